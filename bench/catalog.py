@@ -1,0 +1,258 @@
+"""What each plug-in file declares, read from its source by `ast`: no import, no torch, a broken file hurts only itself.
+
+The file name is the name: `defenses/trades.py` holds exactly one subclass and `trades` finds it. Fields, defaults and
+class constants must be literals, so that the planner can check a spec and make content keys without running anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import annotated_types
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+from bench.core.numbers import Number
+
+Kind = Literal["defenses", "attacks", "models"]
+KINDS: tuple[Kind, ...] = ("defenses", "attacks", "models")
+PACKAGES = {"defenses": "defenses", "attacks": "attacks", "models": "bench.models"}
+_REQUIRED = object()
+_BOUNDS = ("Gt", "Ge", "Lt", "Le")
+# what an annotation may be made of; powers and products, say, could keep the planner busy for ever
+_TYPE_PARTS = (
+    *(ast.Name, ast.Subscript, ast.Tuple, ast.Constant, ast.BinOp, ast.BitOr),
+    *(ast.UnaryOp, ast.USub, ast.List, ast.keyword, ast.Load),
+)
+_NAMES: dict[str, Any] = {
+    **{t.__name__: t for t in (bool, int, float, str, list, tuple, dict)},
+    **{name: getattr(annotated_types, name) for name in _BOUNDS},
+    **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Number": Number, "None": None},
+    # aliases of bench.core that plug-ins use in annotations
+    "AttackLoss": Literal["ce", "cw", "dlr", "kl"],
+    "Start": Literal["uniform", "normal", "zero"],
+    "BatchNormMode": Literal["eval", "train", "train_frozen_stats"],
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting: its type as a Python object, as written, its default, and what the source says about it."""
+
+    name: str
+    type: Any
+    written: str
+    default: Any
+    doc: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plugin:
+    """One plug-in file. `formula` is the first docstring line, `source` the next paragraph, `notes` what follows."""
+
+    kind: Kind
+    name: str
+    path: Path
+    formula: str
+    source: str
+    notes: str
+    fields: tuple[Field, ...]
+    constants: dict[str, Any]
+    sha256: str
+
+    def constant(self, name: str, default: Any) -> Any:
+        """A class constant, or the base class's `default`."""
+        return self.constants.get(name, default)
+
+    def resolve(self, values: dict[str, Any], where: str = "") -> dict[str, Any]:
+        """All settings with defaults filled in, validated. Raises LookupError or ValueError in one line."""
+        known = [field.name for field in self.fields]
+        for name in values:
+            if name not in known:
+                listing = ", ".join(known) or "none"
+                raise LookupError(f"{where}{self.name} has no setting '{name}'.{suggest(name, known)} Known: {listing}")
+        try:
+            # through JSON-like values, so that 6 and 6.0 resolve alike and make one key
+            resolved = _model(self).validate_python(values)
+        except ValidationError as error:
+            raise ValueError(where + describe(error, self.name)) from None
+        return {name: str(v) if isinstance(v, Number) else v for name, v in dict(resolved).items()}
+
+
+def describe(error: ValidationError, owner: str) -> str:
+    """The first problem of a pydantic error as one line: which setting, what is wrong, what was found."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    found = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{owner}.{name}: {message[:1].lower()}{message[1:]}{found}" if name else f"{owner}: {message}"
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """' Did you mean ...?' where something known is near, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def names(kind: Kind) -> list[str]:
+    """Every plug-in of a kind, by file name, sorted."""
+    return sorted(_files(kind))
+
+
+@functools.cache
+def get(kind: Kind, name: str) -> Plugin:
+    """What the file of this name declares. Raises LookupError with the nearest names, ValueError if it is broken."""
+    files = _files(kind)
+    if name not in files:
+        known = sorted(files)
+        raise LookupError(f"no {kind[:-1]} '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
+    return _read(kind, name, files[name])
+
+
+def search_path(kind: Kind) -> list[Path]:
+    """Folders and files that hold plug-ins of a kind: the package, then what `--plugin` (BENCH_PLUGINS) names."""
+    spec = importlib.util.find_spec(PACKAGES[kind])
+    own = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    extra = [Path(p) for p in os.environ.get("BENCH_PLUGINS", "").split(os.pathsep) if p]
+    return own + [p for p in extra if _kind_of(p) == kind]
+
+
+def _kind_of(path: Path) -> Kind:
+    """A plug-in outside the tree says by its base class what it is. Raises ValueError where it says nothing."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read plug-in {path}: {error}") from None
+    for node in tree.body:
+        for base in node.bases if isinstance(node, ast.ClassDef) else []:
+            if isinstance(base, ast.Name) and base.id in ("Defense", "Attack", "Evaluation"):
+                return "defenses" if base.id == "Defense" else "attacks"
+    raise ValueError(f"plug-in {path} holds no class derived from Defense, Attack or Evaluation")
+
+
+def _files(kind: Kind) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for place in search_path(kind):
+        for path in [place] if place.suffix == ".py" else sorted(place.glob("*.py")):
+            # `common` holds what architectures share
+            if path.stem.startswith("_") or (kind == "models" and path.stem == "common"):
+                continue
+            taken = found.setdefault(path.stem, path)
+            if taken != path and not taken.samefile(path):
+                raise ValueError(f"plug-in {path} has the name of {taken}; rename the file")
+    return found
+
+
+def _read(kind: Kind, name: str, path: Path) -> Plugin:
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source, filename=str(path))
+    except SyntaxError as error:
+        raise ValueError(f"{kind}/{path.name}, line {error.lineno}: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {kind}/{path.name}: {error}") from None
+    paragraphs = [" ".join(p.split()) for p in (ast.get_docstring(tree) or "").split("\n\n")] + ["", ""]
+    fields, constants = _of_function(tree, path) if kind == "models" else _of_class(tree, path)
+    return Plugin(
+        kind,
+        name,
+        path,
+        formula=paragraphs[0],
+        source=paragraphs[1],
+        notes="\n\n".join(paragraphs[2:]).strip(),
+        fields=fields,
+        constants=constants,
+        sha256=hashlib.sha256(source.encode()).hexdigest(),
+    )
+
+
+def _of_class(tree: ast.Module, path: Path) -> tuple[tuple[Field, ...], dict[str, Any]]:
+    """Fields and constants of the one public class with bases in a plug-in file."""
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.bases and not n.name.startswith("_")]
+    plugin = [c for c in classes if any(isinstance(d, (ast.Name, ast.Call)) for d in c.decorator_list)]
+    if len(plugin) != 1:
+        raise ValueError(f"{path.parent.name}/{path.name} must hold one @dataclass plug-in, found {len(plugin)}")
+    fields, constants = [], {}
+    body = plugin[0].body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        written = ast.unparse(node.annotation)
+        if written.startswith("ClassVar"):
+            constants[node.target.id] = _literal(node.value, path)
+            continue
+        doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        default = _REQUIRED if node.value is None else _default(node.value, path)
+        fields.append(Field(node.target.id, _type(node.annotation, path), written, default, " ".join(str(doc).split())))
+    return tuple(fields), constants
+
+
+def _of_function(tree: ast.Module, path: Path) -> tuple[tuple[Field, ...], dict[str, Any]]:
+    """Keyword-only settings of an architecture's `build`."""
+    builds = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "build"]
+    if len(builds) != 1:
+        raise ValueError(f"bench/models/{path.name} must define exactly one function build")
+    arguments = builds[0].args
+    fields = [
+        Field(a.arg, _type(a.annotation, path), ast.unparse(a.annotation), _literal(default, path), "")
+        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if a.annotation is not None
+    ]
+    constants = {
+        node.targets[0].id: _literal(node.value, path)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "revision"
+    }
+    return tuple(fields), constants
+
+
+def _literal(node: ast.expr | None, path: Path) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except (ValueError, TypeError):
+        place = f"{path.parent.name}/{path.name}, line {getattr(node, 'lineno', '?')}"
+        raise ValueError(f"{place}: constants and defaults must be literals") from None
+
+
+def _default(node: ast.expr, path: Path) -> Any:
+    """A literal, or field(default_factory=list|dict|lambda: <literal>) for mutable ones."""
+    if isinstance(node, ast.Call) and node.keywords and node.keywords[0].arg == "default_factory":
+        factory = node.keywords[0].value
+        if isinstance(factory, ast.Lambda):
+            return _literal(factory.body, path)
+        if ast.unparse(factory) in ("list", "dict"):
+            return [] if ast.unparse(factory) == "list" else {}
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Number" and len(node.args) == 1:
+        return str(Number(_literal(node.args[0], path)))
+    return _literal(node, path)
+
+
+def _type(node: ast.expr | None, path: Path) -> Any:
+    """The annotation as a type, from a fixed vocabulary; unknown names are refused."""
+    assert node is not None
+    place = f"{path.parent.name}/{path.name}, line {getattr(node, 'lineno', '?')}"
+    for part in ast.walk(node):
+        bound = isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in _BOUNDS
+        if not (bound or isinstance(part, _TYPE_PARTS)):
+            raise ValueError(f"{place}: cannot read the type '{ast.unparse(node)}'")
+        if isinstance(part, ast.Name) and part.id not in _NAMES:
+            raise ValueError(f"{place}: unknown type '{part.id}'; use {', '.join(_NAMES)}")
+    try:
+        # only names of _NAMES, subscripts, unions, literals and bounds are left
+        return eval(compile(ast.Expression(node), str(path), "eval"), {"__builtins__": {}}, dict(_NAMES))  # noqa: S307
+    except TypeError as error:
+        raise ValueError(f"{place}: cannot read the type '{ast.unparse(node)}': {error}") from None
+
+
+@functools.cache
+def _model(plugin: Plugin) -> TypeAdapter[Any]:
+    fields: dict[str, Any] = {f.name: (f.type, ... if f.default is _REQUIRED else f.default) for f in plugin.fields}
+    config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+    return TypeAdapter(create_model(plugin.name, __config__=config, **fields))

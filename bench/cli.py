@@ -1,0 +1,251 @@
+"""The command line: parses and prints. Nothing here imports torch, SciPy or pandas before a command needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.options import Options
+
+app = typer.Typer(
+    name="bench",
+    help="Train, attack, certify and time adversarial defenses under one recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time that --help takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+DEBUG = "--debug" in sys.argv or bool(os.environ.get("BENCH_DEBUG"))
+
+Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
+SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; options change what it says.", show_default=False)]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree.")]
+Text = Annotated[str | None, typer.Option(show_default=False)]
+Many = Annotated[list[str] | None, typer.Option(show_default=False)]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, without a traceback (unless --debug)."""
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except (ValueError, LookupError, OSError) as error:
+        if DEBUG:
+            raise
+        _fail(str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error), 2)
+    except ImportError as error:
+        if DEBUG:
+            raise
+        _fail(f"{error}; run `bench doctor`", 3)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+@app.command()
+def run(
+    spec: SpecFile = None,
+    dataset: Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")] = None,
+    size: Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Architecture; see `bench list models`.")] = None,
+    defense: Annotated[list[str] | None, typer.Option(help="Repeat or separate by commas.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Repeat or separate by commas.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
+    eps: Annotated[list[str] | None, typer.Option(help="Budgets attacked, such as 8/255 or 0.1,0.2.")] = None,
+    train_eps: Annotated[str | None, typer.Option(help="Budget trained at (default: the largest --eps).")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seeds: Annotated[list[str] | None, typer.Option(help="Such as 0,1,2.")] = None,
+    n: Annotated[int | None, typer.Option(help="Test images (default: all).")] = None,
+    train_n: Annotated[int | None, typer.Option(help="Training images (default: all).")] = None,
+    recipe: Annotated[str | None, typer.Option(help="shared (one for all) or paper (each defense's own).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, such as noisy.sigma=0.6.")] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Several values, such as trades.beta=1,6.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Add the defense `standard`, the baseline of every ratio.")] = True,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time (default: one a core or GPU slot).")
+    ] = None,
+    jobs_per_gpu: Annotated[int, typer.Option(min=1)] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    executor: Annotated[str, typer.Option(help="local, or debug (one job after another in this process).")] = "local",
+    results_dir: Results = Path("results"),
+    data_dir: DataDir = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
+) -> None:
+    """Train and evaluate a matrix; the same command again resumes and redoes nothing.
+
+    Example: bench run --defense noisy --eps 8/255
+    """
+    from bench import running
+
+    _plugins(plugin)
+    options = Options(
+        spec, dataset, size, model or [], defense or [], attack or [], norm, eps or [], train_eps, epochs,
+        seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline,
+    )  # fmt: skip
+    if n is not None and n < 1:
+        raise ValueError(f"--n is {n}; expected at least 1 test image")
+    matrix = running.prepare(options, data_dir)
+    mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
+    if dry_run:
+        running.show_plan(matrix, results_dir, workers, device, jobs_per_gpu)
+        return
+    raise typer.Exit(running.run(matrix, results_dir, mode, executor, workers, device, jobs_per_gpu))
+
+
+@app.command()
+def plan(
+    spec: SpecFile = None,
+    dataset: Text = None,
+    model: Many = None,
+    defense: Many = None,
+    attack: Many = None,
+    norm: Text = None,
+    eps: Many = None,
+    seeds: Many = None,
+    set_: Annotated[list[str] | None, typer.Option("--set")] = None,
+    grid: Many = None,
+    baseline: bool = True,
+    results_dir: Results = Path("results"),
+    data_dir: DataDir = None,
+    plugin: Plugin = None,
+) -> None:
+    """Show what a run would do: jobs, what is done already, how long the rest took before. Writes nothing."""
+    from bench import running
+
+    _plugins(plugin)
+    options = Options(
+        spec, dataset, None, model or [], defense or [], attack or [], norm, eps or [], None, None,
+        seeds or [], None, None, None, set_ or [], grid or [], baseline,
+    )  # fmt: skip
+    running.show_plan(running.prepare(options, data_dir), results_dir, None, "auto", 1)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets or models.")] = "all",
+    name: Annotated[str | None, typer.Argument(help="One of them: formula, source, settings.")] = None,
+    plugin: Plugin = None,
+) -> None:
+    """What there is; with a NAME its formula, source, settings and defaults."""
+    from bench import listing
+
+    _plugins(plugin)
+    listing.show(kind, name)
+
+
+@app.command()
+def status(results_dir: Results = Path("results"), spec: SpecFile = None, data_dir: DataDir = None) -> None:
+    """What is done, running and failed in a results folder (also while a run goes on)."""
+    from bench import running
+
+    running.status(results_dir, spec, data_dir)
+
+
+@app.command()
+def leaderboard(
+    results_dir: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is rewritten.")] = Path(
+        "leaderboard.md"
+    ),
+) -> None:
+    """Regenerate leaderboard.md and the CSV tables from the records."""
+    from bench import leaderboard as tables
+    from bench.store import Store
+
+    for path in tables.write_leaderboard(Store(_existing(results_dir)), output, results_dir / "tables"):
+        print(path)
+
+
+@app.command()
+def check(
+    name: Annotated[str | None, typer.Argument(help="A defense or attack.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every plug-in.")] = False,
+    plugin: Plugin = None,
+) -> None:
+    """Run the contract tests of a plug-in: what a defense or attack owes the harness."""
+    from bench import listing
+
+    _plugins(plugin)
+    raise typer.Exit(listing.check(name, everything))
+
+
+@app.command()
+def doctor(results_dir: Results = Path("results"), data_dir: DataDir = None) -> None:
+    """Is this machine ready? Each line OK, WARN or FAIL with what to do."""
+    from bench import listing
+
+    raise typer.Exit(listing.doctor(results_dir, data_dir))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="defense or attack.")],
+    name: Annotated[str, typer.Argument(help="Lower-case name; it becomes the file name.")],
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: this checkout).")] = None,
+) -> None:
+    """Write a new defense or attack and its test; both pass `bench check NAME` as they are."""
+    from bench import scaffold
+
+    for path in scaffold.write(kind, name, folder):
+        print(path)
+
+
+@app.command()
+def worker(
+    key: str,
+    results_dir: Results = Path("results"),
+    data_dir: DataDir = None,
+    device: str = "cpu",
+    plugin: Plugin = None,
+) -> None:
+    """Do one job of a results folder: what every executor starts."""
+    from bench.datasets import data_root
+
+    from bench.store import Store
+
+    _plugins(plugin)
+    Store(results_dir).job(key)  # a bad key is the user's mistake, not the job's
+    from bench.worker import work
+
+    state = work(results_dir, key, data_root(data_dir), device)
+    print(f"{key} {state}")
+    raise typer.Exit(0 if state in ("done", "unsupported") else 1)
+
+
+def _plugins(paths: list[Path] | None) -> None:
+    """Named plug-in files reach the catalog and every worker by the environment."""
+    for path in paths or []:
+        if not path.is_file() or path.suffix != ".py":
+            raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")
+    if paths:
+        os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The base of every defense: the min-max game made visible. Only `loss` is required of a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from bench.core.classifier import Classifier
+from bench.core.threat import Threat
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One minibatch: images `x` (b c h w, [0,1]), labels `y`, their training-set `index`, epoch number and `progress`
+    in [0,1) through the whole training."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    epoch: int
+    progress: float
+
+
+class Updater(Protocol):
+    """What a training step may do to the weights."""
+
+    def descend(self, terms: Terms) -> None:
+        """Minimise the sum of the terms by one optimiser step (scaling, clipping, schedule tick included)."""
+
+
+@dataclass
+class Defense:
+    """Base of a training method. A subclass is one file in `defenses/`; its fields are its hyper-parameters at the
+    paper's values.
+
+    Class constants, literals so that the planner can read them without importing torch: `uses_threat` (does training
+    depend on norm and eps), `deploys` ("deterministic", "randomised" or "smoothed"), `passes` (cost of a step in
+    forward passes F per image), `revision` (raise it when results may change), `recipe` (the paper's optimiser and
+    schedule), `smoke` (cheap settings for the contract tests).
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
+    uses_threat: ClassVar[bool] = True
+    deploys: ClassVar[str] = "deterministic"
+    passes: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    recipe: ClassVar[dict[str, Any]] = {}
+    smoke: ClassVar[dict[str, Any]] = {}
+
+    threat: Threat
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """Add layers or parameters before training. Keeps `net.head`; chooses layers by type, never by name."""
+        return net
+
+    def param_groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """Optimiser groups; `lr_scale` multiplies the recipe's learning rate, `weight_decay` replaces its own."""
+        return [{"params": list(net.parameters())}]
+
+    def inner(self, net: nn.Module, batch: Batch) -> Any:
+        """The inner maximisation: mostly adversarial images, opaque to the engine, handed to `loss`."""
+        return batch.x
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """Named scalar terms whose SUM is minimised; each is logged."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """What adversarial weight perturbation climbs in weight space."""
+        return self.loss(net, batch, adv)
+
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+        """One training step; returns the terms (device tensors, not read here)."""
+        terms = self.loss(net, batch, self.inner(net, batch))
+        updater.descend(terms)
+        return terms
+
+    def deploy(self, net: nn.Module) -> Classifier:
+        """What is attacked and served."""
+        return Classifier(net)
+
+    def metrics(self, net: nn.Module) -> dict[str, Tensor]:
+        """Scalars to log at the end of each epoch beside the terms (a learned sigma, say)."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must survive a kill beside weights and optimiser."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")

@@ -1,0 +1,398 @@
+"""E[h(Z)] and Var[h(Z)] element by element, Z ~ N(mean, var): layer rules, and their run through a network.
+
+Each rule takes `Moments` (independent elements) and gives a `Step`: the moments behind the layer, the transpose of its
+linearised map for backward recursions, and the variance that the linearised map does not explain. Formulas: docs,
+methods 3.2; exact rectified moments as in assumed density filtering (ADF), maximum of two Gaussians after Clark (1961).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Tracer
+from torch.fx.node import map_arg
+from torch.nn.grad import conv2d_input
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+Site = Literal["first", "input"]
+ReluRule = Literal["laplace", "adf"]
+SiteVariance = Callable[[Tensor], Tensor]  # quantity at the site -> its noise variance, broadcastable to it
+Pull = Callable[[Tensor], Tensor]  # rows behind a layer (r b out...) -> rows before it (r b in...)
+
+VAR_MIN = 1e-8  # below it the standardised mean of exact rules overflows in float32
+
+
+class Moments(NamedTuple):
+    """Mean and variance of independent Gaussian elements, both b ..."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class Step(NamedTuple):
+    """A layer's effect: `pulls` (one for each random input) and `innovation`, the variance `out.var` minus what the
+    linearised map carries (>= 0; None where the map is linear)."""
+
+    out: Moments
+    pulls: tuple[Pull, ...]
+    innovation: Tensor | None = None
+
+
+class Propagation(NamedTuple):
+    """A run through a network: moments of the logits, noise-free quantity and noise variance at the site, and the steps
+    from site to logits, each with the nodes it came from."""
+
+    logits: Moments
+    site: Tensor
+    noise: Tensor
+    entry: Node
+    exit: Node
+    steps: list[tuple[Node, list[Node], Step]]
+
+
+def linear(x: Moments, weight: Tensor, bias: Tensor | None = None) -> Step:
+    """W m + b and (W * W) v."""
+    out = Moments(F.linear(x.mean, weight, bias), F.linear(x.var, weight.square()))
+    return Step(out, (lambda rows: rows @ weight,))
+
+
+def conv2d(x: Moments, layer: nn.Conv2d) -> Step:
+    """The convolution, with squared weights for the variance. Raises ValueError for padding other than zeros."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise ValueError(f"moments need explicit zero padding, got {layer.padding!r} {layer.padding_mode}")
+    weight, options = layer.weight, (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def pull(rows: Tensor) -> Tensor:
+        shape = (rows.shape[0] * rows.shape[1], *x.mean.shape[1:])
+        before: Tensor = conv2d_input(shape, weight, rows.flatten(0, 1), *options)  # type: ignore[arg-type]
+        return before.unflatten(0, rows.shape[:2])
+
+    mean = F.conv2d(x.mean, weight, layer.bias, *options)
+    return Step(Moments(mean, F.conv2d(x.var, weight.square(), None, *options)), (pull,))
+
+
+def relu(x: Moments, rule: ReluRule) -> Step:
+    """`laplace`: (max(m, 0), v 1[m > 0]), the noise-free mean and first-order variance. `adf`: exact moments."""
+    if rule == "laplace":
+        gate = (x.mean > 0).to(x.mean.dtype)
+        return Step(Moments(x.mean.relu(), x.var * gate), (lambda rows: rows * gate,))
+    v = x.var.clamp_min(VAR_MIN)
+    s = v.sqrt()
+    a = x.mean / s
+    up, down, density = _phi(a), _phi(-a), _density(a)
+    mean = s * (a * up + density)
+    # E[h^2] - E[h]^2 with the large terms cancelled on paper: float32 loses them from |a| > 5 on
+    var = v * (up + a.square() * up * down + a * density * (down - up) - density.square()).clamp_min(0)
+    return Step(Moments(mean, var), (lambda rows: rows * up,), (var - up.square() * v).clamp_min(0))
+
+
+def clark_max(a: Moments, b: Moments, cov: Tensor | float = 0.0) -> tuple[Moments, Tensor]:
+    """Moments of max(A, B) with covariance `cov`, and P(A > B), the weight of A in the linearised maximum."""
+    theta = (a.var + b.var - 2 * cov).clamp_min(VAR_MIN).sqrt()
+    z = (a.mean - b.mean) / theta
+    first, second, density = _phi(z), _phi(-z), _density(z)
+    # var = weighted variances + spread of the means - what both share; free of E[max^2] - E[max]^2 cancellation
+    mean = a.mean * first + b.mean * second + theta * density
+    gap = a.mean - b.mean
+    spread = gap.square() * first * second + gap * theta * density * (second - first) - (theta * density).square()
+    return Moments(mean, (a.var * first + b.var * second + spread).clamp_min(0)), first
+
+
+def max_pool2d(
+    x: Moments, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, rule: ReluRule
+) -> Step:
+    """`laplace`: the element of largest mean, with its variance. `adf`: Clark's maximum as a tournament.
+
+    Raises ValueError where `adf` meets windows that overlap or are padded.
+    """
+    shape = x.mean.shape
+    if rule == "laplace":
+        mean, index = F.max_pool2d(x.mean, kernel, stride, padding, dilation, return_indices=True)
+        index = index.flatten(2)
+
+        def pull(rows: Tensor) -> Tensor:
+            before = rows.new_zeros(rows.shape[0], *shape).flatten(3)
+            return before.scatter_add(3, index.expand(len(rows), *index.shape), rows.flatten(3)).unflatten(3, shape[2:])
+
+        return Step(Moments(mean, x.var.flatten(2).gather(2, index).view(mean.shape)), (pull,))
+    size = _pair(kernel)
+    if _pair(stride or kernel) != size or _pair(padding) != (0, 0) or _pair(dilation) != (1, 1):
+        raise ValueError(f"exact max-pooling needs disjoint windows, got kernel {kernel}, stride {stride}; use laplace")
+    windows = Moments(_windows(x.mean, size), _windows(x.var, size))
+    out, weights = _tournament(windows)
+    explained = (weights.square() * windows.var).sum(-1)
+    return Step(
+        out, (lambda rows: _unwindow(rows[..., None] * weights, size, shape),), (out.var - explained).clamp_min(0)
+    )
+
+
+def average(x: Moments, mean_of: Pull, count: int) -> Step:
+    """A linear map whose outputs are means of `count` independent elements each: variance mean(v) / count."""
+
+    def pull(rows: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = rows.new_zeros(rows.shape[0] * rows.shape[1], *x.mean.shape[1:]).requires_grad_()
+            (before,) = torch.autograd.grad(mean_of(point), point, rows.flatten(0, 1), create_graph=True)
+        return before.unflatten(0, rows.shape[:2])
+
+    return Step(Moments(mean_of(x.mean), mean_of(x.var) / count), (pull,))
+
+
+def batch_norm(x: Moments, layer: _BatchNorm) -> Step:
+    """Running statistics, or in training those of the batch with its *total* variance Var(m) + mean(v).
+
+    Running buffers are left alone: they must come from the noise-free pass.
+    """
+    shape = (1, -1, *[1] * (x.mean.dim() - 2))
+    centre, spread = layer.running_mean, layer.running_var
+    if layer.training or centre is None or spread is None:
+        axes = [0, *range(2, x.mean.dim())]
+        centre, spread = x.mean.mean(axes), x.mean.var(axes, unbiased=False) + x.var.mean(axes)
+    factor = ((spread + layer.eps).rsqrt() * (1.0 if layer.weight is None else layer.weight)).view(shape)
+    bias = 0.0 if layer.bias is None else layer.bias.view(shape)
+    mean = (x.mean - centre.view(shape)) * factor + bias
+    return Step(Moments(mean, x.var * factor.square()), (lambda rows: rows * factor,))
+
+
+def scale(x: Moments, factor: Tensor | float) -> Step:
+    """c m and c^2 v for a constant c."""
+    return Step(Moments(x.mean * factor, x.var * factor**2), (lambda rows: rows * factor,))
+
+
+def add(a: Any, b: Any, sign: float = 1.0) -> Step:
+    """a + sign b, each Moments or a constant. Two random summands count as independent: in the element-wise variance
+    the covariance of a skip with its branch is dropped. Raises ValueError where a random summand is broadcast."""
+    random = [(part, s) for part, s in ((a, 1.0), (b, sign)) if isinstance(part, Moments)]
+    mean: Tensor = (a.mean if isinstance(a, Moments) else a) + sign * (b.mean if isinstance(b, Moments) else b)
+    if any(part.mean.shape != mean.shape for part, _ in random):
+        raise ValueError(f"moments of a sum need equal shapes, got {[tuple(part.mean.shape) for part, _ in random]}")
+    pulls = tuple(functools.partial(torch.mul, s) for _, s in random)
+    return Step(Moments(mean, torch.stack([part.var for part, _ in random]).sum(0)), pulls)
+
+
+def reshape(x: Moments, mean: Tensor) -> Step:
+    """The same elements in the shape of `mean` (batch first)."""
+    return Step(Moments(mean, x.var.reshape(mean.shape)), (lambda rows: rows.reshape(len(rows), *x.mean.shape),))
+
+
+def propagate(
+    net: nn.Module, x: Tensor, variance: SiteVariance, site: Site = "first", rule: ReluRule = "laplace"
+) -> Propagation:
+    """Run images `x` through the network's torch.fx graph, deterministic before the site and random behind it.
+
+    Buffers do not move. Moments are at least float32, also under autocast. Raises ValueError naming the layer for which
+    there is no rule, and where the network cannot be traced or has no layer for the noise.
+    """
+    graph, values, steps = _graph(net), dict[Node, Any](), list[tuple[Node, list[Node], Step]]()
+    entry = next((node for node in graph.nodes if _is_site(node, net, site)), None)
+    if entry is None:
+        raise ValueError(f"{type(net).__name__} has no Conv2d or Linear layer to put the noise after; use site=input")
+    point, noise = x, x
+    with torch.autocast(x.device.type, enabled=False):
+        for node in graph.nodes:
+            sources = [source for source in _inputs(node) if isinstance(values[source], Moments)]
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "placeholder":
+                values[node] = x if x.dtype == torch.float64 else x.float()
+            elif node.op == "output":
+                return Propagation(args[0], point, noise, entry, node.args[0], steps)
+            elif not sources or node.target in _SHAPE:
+                values[node] = _evaluate(node, net, args, kwargs)
+            else:
+                step = _step(node, net, args, kwargs, rule)
+                values[node] = step.out
+                steps.append((node, sources, step))
+            if node is entry:
+                point = values[node]
+                noise = variance(point).expand_as(point)
+                values[node] = Moments(point, noise)
+    raise AssertionError("a traced graph ends in an output node")
+
+
+_MEANS = (torch.mean, "mean")
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_DIFFERENCES = (operator.sub, torch.sub, "sub")
+_PRODUCTS = (operator.mul, torch.mul, "mul")
+_QUOTIENTS = (operator.truediv, torch.div, "div")
+_POOLS = (F.max_pool2d, torch.max_pool2d)
+_RELUS = (F.relu, torch.relu, "relu", "relu_")
+_SHAPE = (getattr, "size", "dim")
+_RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[bool, Graph]] = WeakKeyDictionary()
+
+
+def _step(node: Node, net: nn.Module, args: Any, kwargs: Any, rule: ReluRule) -> Step:
+    """The rule for a node with random input. `args` hold Moments where the input is random."""
+    target: Any = net.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    x = args[0]
+    match target:
+        case nn.Linear():
+            return linear(x, target.weight, target.bias)
+        case nn.Conv2d():
+            return conv2d(x, target)
+        case _BatchNorm():
+            return batch_norm(x, target)
+        case _DropoutNd():
+            return scale(x, target(torch.ones_like(x.mean)))  # moments given the mask
+        case nn.Identity():
+            return scale(x, 1.0)
+        case nn.ReLU():
+            return relu(x, rule)
+        case nn.MaxPool2d(ceil_mode=False, return_indices=False):
+            return max_pool2d(x, target.kernel_size, target.stride, target.padding, target.dilation, rule=rule)
+        case nn.AvgPool2d(padding=0 | (0, 0), ceil_mode=False, divisor_override=None):
+            return _avg_pool(x, target.kernel_size, target.stride)
+        case nn.AdaptiveAvgPool2d():
+            return _adaptive(x, target.output_size)
+        case nn.Flatten():
+            return reshape(x, target(x.mean))
+    return _functional_step(node, target, args, kwargs, rule)
+
+
+def _functional_step(node: Node, target: Any, args: Any, kwargs: Any, rule: ReluRule) -> Step:
+    """The rule for a function or tensor method; options it does not know make it unknown."""
+    x, rest, random = args[0], args[1:], [isinstance(part, Moments) for part in args]
+    options = {name: value for name, value in kwargs.items() if value is not None and value is not False}
+    if target in _RELUS:
+        return relu(x, rule)
+    if target in _POOLS and not {"ceil_mode", "return_indices"} & options.keys():
+        return max_pool2d(x, *rest, **options, rule=rule)
+    if target is F.avg_pool2d and len(rest) < 3 and options.keys() <= {"kernel_size", "stride"}:
+        return _avg_pool(x, *rest, **options)
+    if target is F.adaptive_avg_pool2d:
+        return _adaptive(x, *rest, **options)
+    if target in _MEANS and options.keys() <= {"dim", "keepdim"}:
+        return _mean(x, *rest, **options)
+    if target in _RESHAPES:
+        call = getattr(Tensor, target if isinstance(target, str) else target.__name__)
+        return reshape(x, call(x.mean, *rest, **options))
+    if target in _SUMS and not options:
+        return add(x, rest[0])
+    if target in _DIFFERENCES and not options:
+        return add(x, rest[0], -1.0)
+    if target in _PRODUCTS and sum(random) == 1:
+        return scale(x, rest[0]) if random[0] else scale(rest[0], x)
+    if target in _QUOTIENTS and random == [True, False] and not options:
+        return scale(x, 1 / rest[0])
+    raise ValueError(f"no moment rule for {node.op} {node.name} ({target}); use structure=jacobian")
+
+
+def _evaluate(node: Node, net: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A node of noise-free value (or one that only asks for a shape)."""
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(net)
+    if node.op == "call_module":
+        layer = net.get_submodule(str(node.target))
+        if isinstance(layer, _BatchNorm):
+            return batch_norm(Moments(args[0], torch.zeros_like(args[0])), layer).out.mean
+        return layer(*args, **kwargs)
+    args = [part.mean if isinstance(part, Moments) else part for part in args]
+    call: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
+    return call(*args, **kwargs)
+
+
+def _graph(net: nn.Module) -> Graph:
+    """The network's traced graph, kept while the network lives; a max-pool behind a ReLU is moved before it.
+
+    Both orders compute the same, but the pre-activations are Gaussian and the rectified ones are not: on a toy CNN the
+    element-wise trace reached .85 of Monte Carlo instead of .50 (methods 3.2).
+    """
+    kept = _GRAPHS.setdefault(net, {})
+    if net.training not in kept:
+        try:
+            graph = Tracer().trace(net)
+        except Exception as error:  # tracing runs the network's own code with symbols, so anything may come out
+            raise ValueError(f"cannot trace {type(net).__name__} ({error}); use structure=jacobian") from error
+        for node in list(graph.nodes):
+            users = list(node.users)
+            if _is(node, net, nn.ReLU, _RELUS) and len(users) == 1 and _is(users[0], net, nn.MaxPool2d, _POOLS):
+                pool, before = users[0], node.args[0]
+                pool.replace_all_uses_with(node)
+                pool.replace_input_with(node, before)
+                node.replace_input_with(before, pool)
+                pool.append(node)
+        graph.lint()
+        kept[net.training] = graph
+    return kept[net.training]
+
+
+def _inputs(node: Node) -> list[Node]:
+    """Arguments in order; one that stands twice (x + x) comes twice, unlike in `all_input_nodes`."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _is(node: Node, net: nn.Module, kind: Any, functions: tuple[Any, ...] = ()) -> bool:
+    if node.op == "call_module":
+        return isinstance(net.get_submodule(str(node.target)), kind)
+    return node.target in functions
+
+
+def _is_site(node: Node, net: nn.Module, site: Site) -> bool:
+    if site == "input":
+        return node.op == "placeholder"
+    return node.op == "call_module" and _is(node, net, (nn.Conv2d, nn.Linear))
+
+
+def _phi(a: Tensor) -> Tensor:
+    """The normal cdf, relatively exact in the lower tail, where float32 `torch.special.ndtr` is off by 1e-8."""
+    return torch.erfc(-a / math.sqrt(2)) / 2
+
+
+def _density(a: Tensor) -> Tensor:
+    return torch.exp(-a.square() / 2) / math.sqrt(2 * math.pi)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _avg_pool(x: Moments, kernel_size: Any, stride: Any = None) -> Step:
+    return average(x, lambda t: F.avg_pool2d(t, kernel_size, stride), math.prod(_pair(kernel_size)))
+
+
+def _adaptive(x: Moments, output_size: Any) -> Step:
+    size, (high, wide) = x.mean.shape[2:], _pair(output_size)
+    if size[0] % high or size[1] % wide:
+        raise ValueError(f"adaptive pooling of {tuple(size)} to {output_size} has unequal windows; no moment rule")
+    return average(x, lambda t: F.adaptive_avg_pool2d(t, output_size), size[0] * size[1] // (high * wide))
+
+
+def _mean(x: Moments, dim: Any, keepdim: bool = False) -> Step:
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    return average(x, lambda t: t.mean(dims, keepdim=keepdim), math.prod(x.mean.shape[d] for d in dims))
+
+
+def _windows(t: Tensor, size: tuple[int, int]) -> Tensor:
+    """b c h w -> b c h/kh w/kw (kh kw), what does not fill a window cut off."""
+    high, wide = t.shape[2] // size[0], t.shape[3] // size[1]
+    t = t[:, :, : high * size[0], : wide * size[1]]
+    return t.unflatten(3, (wide, size[1])).unflatten(2, (high, size[0])).transpose(3, 4).flatten(4)
+
+
+def _unwindow(t: Tensor, size: tuple[int, int], shape: torch.Size) -> Tensor:
+    """The transpose of `_windows` on r b c h/kh w/kw (kh kw), with zeros for what was cut off."""
+    t = t.unflatten(5, size).transpose(4, 5).flatten(5).flatten(3, 4)
+    return F.pad(t, (0, shape[3] - t.shape[4], 0, shape[2] - t.shape[3]))
+
+
+def _tournament(x: Moments) -> tuple[Moments, Tensor]:
+    """The maximum over the last axis by halves, and the weight of each element in it, shape of `x`."""
+    if x.mean.shape[-1] == 1:
+        return Moments(x.mean[..., 0], x.var[..., 0]), torch.ones_like(x.mean)
+    middle = (x.mean.shape[-1] + 1) // 2
+    (left, left_weight), (right, right_weight) = (
+        _tournament(Moments(x.mean[..., half], x.var[..., half])) for half in (slice(middle), slice(middle, None))
+    )
+    out, win = clark_max(left, right)
+    return out, torch.cat([left_weight * win[..., None], right_weight * (1 - win)[..., None]], -1)

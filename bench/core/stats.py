@@ -1,0 +1,75 @@
+"""Intervals and paired tests on per-sample outcomes. SciPy is imported inside the functions that need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+_Z95 = 1.959963984540054
+
+
+def wilson(hits: int, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson score interval of a share (Wilson 1927); at z=1.96 it covers about 95 %.
+
+    Raises ValueError unless 0 <= hits <= n and n > 0.
+    """
+    if n <= 0 or not 0 <= hits <= n:
+        raise ValueError(f"an interval needs 0 <= hits <= n and n > 0, got hits={hits}, n={n}")
+    p, zz = hits / n, z * z
+    centre = (p + zz / (2 * n)) / (1 + zz / n)
+    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n)) / (1 + zz / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
+    """One-sided exact lower bound of a share: holds with probability >= 1 - alpha (Clopper and Pearson 1934)."""
+    if n <= 0 or not 0 <= hits <= n:
+        raise ValueError(f"a bound needs 0 <= hits <= n and n > 0, got hits={hits}, n={n}")
+    if hits == 0:
+        return 0.0
+    from scipy.special import betaincinv
+
+    return float(betaincinv(hits, n - hits + 1, alpha))
+
+
+def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, float]:
+    """Difference of two shares on the *same* images, with its 95 % interval: (mean(a) - mean(b), low, high).
+
+    The interval is Newcombe's hybrid score interval for paired proportions (1998, method 10), which stays inside
+    [-1, 1] and does not collapse when no image differs.
+    """
+    n = len(a)
+    if n == 0 or n != len(b):
+        raise ValueError(f"a paired difference needs two equally long, non-empty samples, got {n} and {len(b)}")
+    both = sum(x and y for x, y in zip(a, b, strict=True))
+    only_a, only_b = sum(map(bool, a)) - both, sum(map(bool, b)) - both
+    neither = n - both - only_a - only_b
+    p1, p2 = (both + only_a) / n, (both + only_b) / n
+    l1, u1 = wilson(both + only_a, n)
+    l2, u2 = wilson(both + only_b, n)
+    margins = (both + only_a) * (neither + only_b) * (both + only_b) * (neither + only_a)
+    phi = 0.0
+    if margins:
+        numerator = both * neither - only_a * only_b
+        phi = (max(numerator - n / 2, 0) if numerator > 0 else numerator) / math.sqrt(margins)
+    d1, d2, e1, e2 = p1 - l1, u2 - p2, u1 - p1, p2 - l2
+    low = math.sqrt(max(0.0, d1 * d1 - 2 * phi * d1 * d2 + d2 * d2))
+    high = math.sqrt(max(0.0, e1 * e1 - 2 * phi * e1 * e2 + e2 * e2))
+    return p1 - p2, max(-1.0, p1 - p2 - low), min(1.0, p1 - p2 + high)
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Exact two-sided McNemar p-value for two classifiers judged on the same images (McNemar 1947)."""
+    from scipy.stats import binomtest
+
+    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation over seeds; the deviation of one value is 0."""
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0

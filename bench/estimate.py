@@ -1,0 +1,70 @@
+"""How long a job will take, from the records of jobs like it. A guess is labelled as one; no record, no number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.plan import Job
+from bench.store import Store
+
+
+class Estimator:
+    """Seconds a job took before: the same method on the same model, per epoch (training) or per image (evaluation)."""
+
+    def __init__(self, store: Store) -> None:
+        self.rates: dict[tuple[str, ...], list[float]] = {}
+        self.jobs: dict[str, Job] = {}
+        past = list(store.records())
+        self.jobs.update((job.key, job) for job, _ in past)
+        for job, record in past:
+            if record["state"] == "done":
+                self.learn(job, record)
+
+    def learn(self, job: Job, record: dict[str, Any]) -> None:
+        """Remember what a finished job took."""
+        self.jobs[job.key] = job
+        seconds = record["metrics"].get("train_seconds", record["metrics"].get("attack_seconds"))
+        if seconds is not None:
+            for likeness in self._likeness(job):
+                self.rates.setdefault(likeness, []).append(seconds / self._size(job))
+
+    def seconds(self, job: Job) -> float | None:
+        """Expected seconds, None where nothing like it was ever run."""
+        self.jobs[job.key] = job
+        for likeness in self._likeness(job):
+            rates = self.rates.get(likeness)
+            if rates:
+                return sum(rates) / len(rates) * self._size(job)
+        return None
+
+    def total(self, jobs: list[Job], workers: int) -> tuple[float, int]:
+        """Seconds for all jobs on so many slots, and the number of jobs nothing is known about."""
+        known = [self.seconds(job) for job in jobs]
+        return sum(s for s in known if s is not None) / max(workers, 1), sum(s is None for s in known)
+
+    def _size(self, job: Job) -> float:
+        what = job.what
+        return float(what["train"]["epochs"] * what["data"]["train"] if job.kind == "train" else what["n"])
+
+    def _likeness(self, job: Job) -> list[tuple[str, ...]]:
+        """From the most to the least alike: method with settings and model, then method and model."""
+        if job.kind == "train":
+            base = job.what
+            name, settings = base["defense"]["name"], str(sorted(base["defense"]["set"].items()))
+        else:
+            trained = self.jobs.get(job.needs[0])
+            if trained is None:
+                return []
+            base = trained.what
+            name, settings = job.what["attack"]["name"], str(sorted(job.what["attack"]["set"].items()))
+            name += "/" + ("sampled" if base["defense"]["name"] == "smoothing" else "plain")
+        where = (job.kind, base["data"]["name"], base["model"]["name"], name)
+        return [(*where, settings), where]
+
+
+def clock(seconds: float) -> str:
+    """1 h 05 min, 3 min 20 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,148 @@
+"""One machine: a process a job, k slots a GPU or one-thread slots on the CPU. Free of torch itself.
+
+Workers fork from a server that has torch loaded (tens of milliseconds a job in place of seconds); the command
+`bench worker KEY` does the same work in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from bench.executors.base import Event, blocker, ended, todo
+from bench.plan import Job
+from bench.store import Store
+
+TICK = 0.5  # seconds between ticks
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one job runs: a device for the worker and the environment that shows it only that device."""
+
+    device: str
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def gpus() -> list[str]:
+    """Indices of the GPUs that may be used, without opening a CUDA context; CUDA_VISIBLE_DEVICES is respected."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(place) for place, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def slots(device: str, workers: int | None, jobs_per_gpu: int) -> list[Slot]:
+    """Slots for `--device auto|cpu|cuda`. Raises ValueError where CUDA is asked for and there is none."""
+    found = gpus() if device in ("auto", "cuda") else []
+    if device == "cuda" and not found:
+        raise ValueError("--device cuda, but no GPU was found; run `bench doctor`, or use --device cpu")
+    if found:
+        places = [Slot("cuda", (("CUDA_VISIBLE_DEVICES", gpu),)) for _ in range(jobs_per_gpu) for gpu in found]
+        return places[:workers] if workers else places
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [Slot("cpu")] * (workers or cores)
+
+
+@dataclass
+class Local:
+    """Local executor. `root`: the data folder; `slots`: where jobs run."""
+
+    root: Path
+    slots: list[Slot]
+
+    def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
+        """See Executor. Closing the iterator kills every worker's process group."""
+        waiting = todo(jobs, store)
+        pending = {job.key for job in waiting}
+        for job in jobs:
+            store.add(job)
+            if job.key not in pending:
+                yield Event("skipped", job)
+        _preload(waiting)
+        running: dict[str, tuple[Job, ForkServerProcess, Slot]] = {}
+        free = list(self.slots)
+        try:
+            while waiting or running:
+                for job in list(waiting):
+                    reason = blocker(job, store, pending)
+                    if reason:
+                        waiting.remove(job)
+                        pending.discard(job.key)
+                        yield Event("blocked", job, reason)
+                    elif free and not any(need in pending for need in job.needs):
+                        slot = free.pop(0)
+                        waiting.remove(job)
+                        running[job.key] = (job, self._start(job, store, slot), slot)
+                        yield Event("started", job)
+                wait([process.sentinel for _, process, _ in running.values()], timeout=TICK)
+                for key, (job, process, slot) in list(running.items()):
+                    if not process.is_alive():
+                        process.join()
+                        del running[key]
+                        pending.discard(key)
+                        free.append(slot)
+                        yield self._ended(job, process, store)
+                yield Event("tick")
+        finally:
+            for _, process, _ in running.values():
+                _kill(process)
+
+    def _start(self, job: Job, store: Store, slot: Slot) -> ForkServerProcess:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy small machine are poison
+        context = multiprocessing.get_context("forkserver")
+        (store.folder(job.key) / "record.json").unlink(missing_ok=True)
+        process = context.Process(
+            target=_child, args=(store.root, job.key, self.root, slot, len(self.slots), os.environ.get("BENCH_PLUGINS"))
+        )
+        process.start()
+        return process
+
+    def _ended(self, job: Job, process: ForkServerProcess, store: Store) -> Event:
+        event = ended(job, store)
+        if event is None:  # the worker catches everything, so it was killed (by the kernel for memory, say)
+            code = process.exitcode or 0
+            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            message = f"the worker died ({name}) without a record"
+            store.put(job, "error", {"error": {"type": "WorkerDied", "message": message}, "metrics": {}, "files": {}})
+            event = Event("error", job, message)
+        return event
+
+
+def _preload(jobs: list[Job]) -> None:
+    """Tell the fork server what to import once for all workers. Without effect on a server that runs already."""
+    modules = ["bench.worker", "bench.cli"]
+    if any(job.kind == "train" for job in jobs):
+        modules.append("torch._dynamo")  # an optimiser's first step imports it, else for seconds in every training
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+
+
+def _child(results: Path, key: str, root: Path, slot: Slot, workers: int, plugins: str | None) -> None:
+    """Body of a worker process: a group of its own, so that it can be killed whole and Ctrl-C stays with the driver."""
+    os.setsid()
+    os.environ.update(dict(slot.environment))
+    if plugins:
+        os.environ["BENCH_PLUGINS"] = plugins
+    from bench.worker import work
+
+    work(results, key, root, slot.device, workers)
+
+
+def _kill(process: ForkServerProcess) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.pid is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join(timeout=5)

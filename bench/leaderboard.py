@@ -1,0 +1,272 @@
+"""Rows -> Markdown and CSV. Text is generated only: equal records give equal bytes, and no time stamps get in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bench import catalog
+from bench.store import Store, write_atomic
+from bench.tables import Cell, Row, failures, frame
+from bench.tables import rows as rows_of
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the markers is replaced, the rest is kept.\n\n"
+INTRO = (
+    "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
+    "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
+    "A cell without a number says why; such a cell never counts as robust."
+)
+SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomised at test time", "smoothed": "Certified"}
+LONGEST_VENUE = 120
+
+
+def escape(text: str) -> str:
+    """Text as one Markdown table cell: nothing in it is syntax, HTML or a line break."""
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
+    marked = re.sub(r"([\\`*_~\[\]|$])", r"\\\1", plain.replace("&", "&amp;"))
+    return marked.replace("<", "&lt;").replace(">", "&gt;").strip()
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table with every cell escaped."""
+    rule = ["---"] * len(header)
+    cells = [[escape(cell) for cell in header], rule, *([escape(cell) for cell in line] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which `cifar10` stands before `cifar100`, and 2 before 10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", text)
+    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p.lower()) for p in parts]
+
+
+def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
+    """Rows by worst case, best first, ties by name; provisional rows have an order of their own, after the others."""
+
+    def order(row: Row) -> tuple[bool, bool, float, str, str]:
+        none = not row.worst.values
+        return bool(row.provisional), none, 0.0 if none else -row.worst.mean, row.method, row.config
+
+    ranks, count = [], {False: 0, True: 0}
+    for row in sorted(rows, key=order):
+        provisional = bool(row.provisional)
+        count[provisional] += 1
+        ranks.append((f"{count[provisional]}†" if provisional else str(count[provisional]), row))
+    return [(rank if row.worst.values else "–", row) for rank, row in ranks]
+
+
+def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
+    """Rows by (dataset, threat), in natural order, and by kind of predictor."""
+
+    def order(row: Row) -> tuple[list[tuple[int, int, str]], str, float]:
+        return natural(row.dataset), row.norm or "", row.eps_value if row.norm else 0.0
+
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in sorted(rows, key=order):
+        threat = f"{row.norm} eps = {row.eps}" if row.norm else "no attack"
+        kinds = found.setdefault((row.dataset, threat), {kind: [] for kind in SECTIONS})
+        kinds[row.deploys if row.deploys in kinds else "deterministic"].append(row)
+    return found
+
+
+def markdown(store: Store) -> str:
+    """The generated part of leaderboard.md, without the markers: a function of the records alone."""
+    table = frame(store)
+    return _block(rows_of(store, table), list(table[table["config"].isna()]["key"]))
+
+
+def write_leaderboard(store: Store, path: Path, csv_dir: Path | None = None) -> list[Path]:
+    """Rewrite the marked part of `path`, and evaluations.csv and leaderboard.csv; gives what was written.
+
+    Raises ValueError where the file's markers are not one pair.
+    """
+    table = frame(store)
+    found = rows_of(store, table)
+    block = _block(found, list(table[table["config"].isna()]["key"]))
+    written = [_write(path, replace_block(path, block))]
+    if csv_dir is not None:
+        filled = table.astype(object).where(table.notna(), None)
+        evaluations = [{str(k): v for k, v in e.items()} for e in filled.to_dict("records")]
+        written.append(_write(csv_dir / "evaluations.csv", csv_text(evaluations)))
+        written.append(_write(csv_dir / "leaderboard.csv", csv_text(flat(found))))
+    return written
+
+
+def _block(rows: list[Row], unreadable: list[str]) -> str:
+    parts = [INTRO, ""]
+    if not rows:
+        parts += ["No evaluations yet.", ""]
+    for (dataset, threat), kinds in sections(rows).items():
+        parts += [f"## {escape(dataset)}, {escape(threat)}", ""]
+        for kind, members in kinds.items():
+            if members:
+                parts += [f"### {SECTIONS[kind]}", "", *_subsection(members)]
+    if unreadable:
+        parts += [f"Job folders that cannot be read and are in no table: {', '.join(unreadable)}.", ""]
+    return "\n".join(parts)
+
+
+def _subsection(rows: list[Row]) -> list[str]:
+    letters: dict[str, str] = {}
+    for row in rows:
+        for reason in row.provisional:
+            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
+    columns = _columns(rows, letters)
+    lines = [[rank, *(show(row) for show in columns.values())] for rank, row in ranked(rows)]
+    parts = [table(["Rank", *columns], lines)]
+    if letters:
+        parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
+    if any(row.shared for row in rows):
+        parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
+    failed = failures(rows)
+    return [*parts, *(f"- {escape(line)}" for line in failed), ""] if failed else parts
+
+
+def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
+    """RobustBench's columns in its order, then ours."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "Method": lambda row: row.method,
+        "Standard accuracy": lambda row: cell_text(row, row.clean),
+        "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
+        "Best known robust accuracy": lambda row: cell_text(row, row.worst),
+        "AA eval. potentially unreliable": lambda row: "not checked",
+        "Extra data": lambda row: "✗",
+        "Architecture": lambda row: row.model,
+        "Venue": lambda row: venue(row.defense),
+        "95 % interval": _interval_text,
+    }
+    # the AutoAttack column has shown its cells already
+    own = {name for row in rows for name, cell in row.attacks.items() if cell is not row.autoattack}
+    for name in sorted(own, key=natural):
+        columns[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
+    for radius in sorted({radius for row in rows for radius in row.certified}):
+        columns[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
+    return columns | {
+        "n": lambda row: str(row.worst.n) if row.worst.values else "–",
+        "Seeds": _seeds_text,
+        "Train eps": lambda row: row.train_eps,
+        "Training s (× standard)": _time_text,
+        "Recipe": lambda row: f"{row.recipe}, {row.epochs} epochs",
+        "Device": lambda row: row.device,
+        "Commit": lambda row: row.commit,
+        "Provisional": lambda row: ", ".join(letters[reason] for reason in row.provisional) or "no",
+    }
+
+
+def venue(defense: str) -> str:
+    """The paper a defense comes from: what its file says before the first colon."""
+    try:
+        return catalog.get("defenses", defense).source.partition(":")[0][:LONGEST_VENUE] or "–"
+    except (LookupError, ValueError):  # records outlive plug-ins
+        return "unknown"
+
+
+def percent(share: float) -> str:
+    """0.4512 -> '45.12'."""
+    return f"{100 * share:.2f}"
+
+
+def cell_text(row: Row, cell: Cell | None) -> str:
+    """The number with all that qualifies it, or why there is none."""
+    if cell is None or not cell.values:
+        return cell.state() if cell else "not run"
+    # against noise AutoAttack runs its suite `rand`, whatever was asked for
+    notes = ["rand"] if cell is row.autoattack and row.deploys != "deterministic" else []
+    notes += [f"std {percent(cell.std)}"] if len(cell.values) > 1 else []
+    if cell.n != row.worst.n or not row.worst.values:
+        notes.append(f"n={cell.n}")
+    if cell is not row.worst and len(cell.values) < len(row.seeds):
+        notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")
+        notes += [cell.state()] if cell.absent else []
+    return percent(cell.mean) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _interval_text(row: Row) -> str:
+    low, high = row.worst.interval()
+    return f"{percent(low)} to {percent(high)}" if row.worst.values else "–"
+
+
+def _seeds_text(row: Row) -> str:
+    """done/planned, the worst case of each seed where there are several, and which seeds collapsed."""
+    text = f"{len(row.worst.values)}/{len(row.seeds)}"
+    if len(row.worst.values) > 1:
+        text += " (" + ", ".join(f"{seed}: {percent(value)}" for seed, value in sorted(row.worst.values.items())) + ")"
+    collapsed = ", ".join(map(str, row.collapsed))
+    return text + (f", {len(row.collapsed)} collapsed (seed {collapsed})" if collapsed else "")
+
+
+def _time_text(row: Row) -> str:
+    if math.isnan(row.train_seconds):
+        return "–"
+    ratio = "" if math.isnan(row.ratio) else f" ({row.ratio:.2f}×)"
+    return f"{row.train_seconds:.1f}{ratio}{' ‡' if row.shared else ''}"
+
+
+def flat(rows: list[Row]) -> list[dict[str, object]]:
+    """Rows for leaderboard.csv: shares in [0,1], or the state as text; `seed_values` are worst cases by seed."""
+    lines: list[dict[str, object]] = []
+    for (dataset, _), kinds in sections(rows).items():
+        for kind, members in kinds.items():
+            for rank, row in ranked(members):
+                low, high = row.worst.interval()
+                seeds = " ".join(f"{seed}:{value}" for seed, value in sorted(row.worst.values.items()))
+                line = {
+                    "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": kind, "rank": rank,
+                    "method": row.method, "model": row.model, "clean": _value(row.clean),
+                    "autoattack": _value(row.autoattack), "worst_case": _value(row.worst), "low": low, "high": high,
+                    "std": row.worst.std, "n": row.worst.n, "seeds_done": len(row.worst.values),
+                    "seeds_planned": len(row.seeds), "seed_values": seeds, "collapsed": len(row.collapsed),
+                    "train_eps": row.train_eps, "train_seconds": row.train_seconds, "ratio_to_standard": row.ratio,
+                    "machine_shared": row.shared, "recipe": row.recipe, "epochs": row.epochs, "device": row.device,
+                    "commit": row.commit, "provisional": "; ".join(row.provisional),
+                }  # fmt: skip
+                attacks = {f"attack {name}": _value(cell) for name, cell in row.attacks.items()}
+                radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in row.certified.items()}
+                lines.append({**line, **attacks, **radii})
+    return lines
+
+
+def _value(cell: Cell) -> float | str:
+    return cell.mean if cell.values else cell.state()
+
+
+def csv_text(lines: list[dict[str, object]]) -> str:
+    """CSV with the union of the columns in order of appearance; no cell starts a spreadsheet formula."""
+    header = list(dict.fromkeys(name for line in lines for name in line))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([_harmless(name) for name in header])
+    writer.writerows([[_harmless(line.get(name)) for name in header] for line in lines])
+    return file.getvalue()
+
+
+def _harmless(value: object) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    text = str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not isinstance(value, (int, float)) else text
+
+
+def replace_block(path: Path, block: str) -> str:
+    """The file's text with `block` between the markers. Raises ValueError where the markers are not one pair."""
+    text = path.read_bytes().decode("utf-8") if path.exists() else HEAD
+    begin, end = text.count(BEGIN), text.count(END)
+    if (begin, end) == (0, 0):
+        text = f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{BEGIN}{END}\n"
+    elif (begin, end) != (1, 1) or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path} must hold one '{BEGIN}' and then one '{END}'; found {begin} and {end}")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{block}{END}{rest.partition(END)[2]}"
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write atomically, making the folder; gives the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda file: file.write(text.encode()))
+    return path

@@ -1,0 +1,137 @@
+"""What a run shows: a live table on a terminal, plain lines elsewhere, JSON events for programs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from bench.estimate import Estimator, clock
+from bench.executors.base import Event
+from bench.plan import Job
+from bench.store import Store
+
+LINE_EVERY = 30.0  # seconds between plain progress lines
+
+
+def title(job: Job, jobs: dict[str, Job]) -> str:
+    """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that tell jobs apart."""
+    from bench.names import defense_label, label
+
+    trained = job if job.kind == "train" else jobs.get(job.needs[0])
+    threat = job.what["threat"]
+    # a results folder may hold an evaluation without its training
+    owner = f"{defense_label(trained.what)} seed {trained.what['seed']}" if trained else f"training {job.needs[0]}"
+    if job.kind == "train":
+        return f"train {owner}"
+    budget = f" {threat['norm']} {threat['eps']}" if threat else ""
+    return f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])}{budget} on {owner}"
+
+
+class View:
+    """Follows the events of a run. `mode`: "live", "plain", "json" or "quiet". Counts what happened."""
+
+    def __init__(self, console: Console, store: Store, jobs: list[Job], mode: str, workers: int) -> None:
+        self.console, self.store, self.mode, self.workers = console, store, mode, workers
+        self.jobs = {job.key: job for job in jobs}
+        self.estimator = Estimator(store)
+        self.running: dict[str, float] = {}
+        self.left = set(self.jobs)
+        self.counts = {"skipped": 0, "ok": 0, "error": 0, "blocked": 0}
+        self.last_line = time.monotonic()
+
+    def follow(self, events: Iterator[Event]) -> None:
+        """Consume all events, showing them as they come."""
+        if self.mode != "live":
+            for event in events:
+                self._take(event)
+            return
+        with Live(self._table(), console=self.console, refresh_per_second=4, transient=True) as live:
+            for event in events:
+                self._take(event)
+                live.update(self._table())
+
+    def _take(self, event: Event) -> None:
+        job = event.job
+        if job is None:
+            self._heartbeat()
+            return
+        if event.kind == "started":
+            self.running[job.key] = time.monotonic()
+        else:
+            self.counts[event.kind] += 1
+            self.left.discard(job.key)
+            self.running.pop(job.key, None)
+            record = self.store.record(job.key) if event.kind == "ok" else None
+            if record is not None and record["state"] == "done":
+                self.estimator.learn(job, record)
+        self._say(event, job)
+
+    def _say(self, event: Event, job: Job) -> None:
+        if self.mode == "json":
+            line = {"event": event.kind, "key": job.key, "kind": job.kind, "message": event.message}
+            print(json.dumps({**line, "job": title(job, self.jobs)}), flush=True)
+        elif event.kind in ("error", "blocked") or (self.mode == "plain" and event.kind in ("ok", "started")):
+            done = len(self.jobs) - len(self.left)
+            name = {"started": "start ", "ok": "done  ", "error": "FAILED", "blocked": "blocked"}[event.kind]
+            style = "red" if event.kind in ("error", "blocked") else ""
+            text = f"[{done}/{len(self.jobs)}] {name} {title(job, self.jobs)} ({job.key})"
+            self.console.print(escape(text + (f": {event.message}" if event.message else "")), style=style)
+
+    def _heartbeat(self) -> None:
+        """A line every 30 s where there is no live table: what runs, how far, how long still."""
+        if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
+            self.last_line = time.monotonic()
+            parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
+            self.console.print(escape(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
+            self.console.print(escape(f"  time left: {self._left()}"))
+
+    def _share(self, key: str) -> float:
+        return float(self.store.progress(key).get("share", 0.0))
+
+    def _left(self) -> str:
+        waiting = [self.jobs[key] for key in self.left if key not in self.running]
+        seconds, unknown = self.estimator.total(waiting, self.workers)
+        for key, began in self.running.items():
+            share, spent = self._share(key), time.monotonic() - began
+            expected = spent / share if share > 0.05 else self.estimator.seconds(self.jobs[key])
+            seconds += max((expected or spent) - spent, 0) / self.workers
+        return f"about {clock(seconds)}" + (f" + {unknown} jobs of unknown length" if unknown else "")
+
+    def _table(self) -> Table:
+        done = len(self.jobs) - len(self.left)
+        table = Table(title=f"{done}/{len(self.jobs)} jobs, {self._left()} left", title_justify="left", box=None)
+        for name in ("job", "progress", "detail", "time"):
+            table.add_column(name, overflow="fold")
+        for key, began in self.running.items():
+            says = self.store.progress(key)
+            row = [escape(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}", escape(_detail(says))]
+            table.add_row(*row, clock(time.monotonic() - began))
+        return table
+
+
+def _detail(says: dict[str, Any]) -> str:
+    parts = []
+    if "epochs" in says:
+        parts.append(f"epoch {says['epoch']}/{says['epochs']}")
+    parts += [f"{name} {says[name]:.3f}" for name in ("loss", "accuracy") if name in says]
+    return ", ".join(parts + ([str(says["note"])] if says.get("note") else []))
+
+
+def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[Any], None], width: int) -> None:
+    """Print a (header, rows, notes) table with rich, notes below it."""
+    header, rows, notes = table
+    shown = Table(header_style="bold", pad_edge=False)
+    for place, name in enumerate(header):
+        shown.add_column(escape(name), justify="left" if place == 0 else "right", overflow="fold", no_wrap=place > 0)
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    echo(shown)
+    for note in notes:
+        echo(escape(note))

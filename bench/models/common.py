@@ -1,0 +1,105 @@
+"""What the architectures share: their inputs, normalisation, and the pre-activation residual net."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Inputs(NamedTuple):
+    """What a net is built for: images `channels x size x size` in [0,1], number of `classes`, and per-channel
+    `mean` and `std` (in units of [0,1]) that the net normalises with."""
+
+    channels: int
+    size: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel, with buffers of shape `1 c 1 1`; the image itself where mean is 0 and std is 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        if not len(inputs.mean) == len(inputs.std) == inputs.channels or min(inputs.std) <= 0:
+            raise ValueError(f"mean {inputs.mean} and std {inputs.std}: expected {inputs.channels} values, std above 0")
+        self.register_buffer("mean", torch.tensor(inputs.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(inputs.std).view(1, -1, 1, 1))
+        # decided once and not from the buffers: a look at them would be a host sync, and would stop a tracer
+        self.identity = all(m == 0 for m in inputs.mean) and all(s == 1 for s in inputs.std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.identity else (x - self.mean) / self.std
+
+
+class PreActBlock(nn.Module):
+    """BN - ReLU - conv - BN - ReLU - conv plus a shortcut; where the shape changes, the shortcut is a 1x1 convolution
+    of the first activation."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        changes = stride != 1 or channels != out
+        self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        skip = x if self.shortcut is None else self.shortcut(active)
+        hidden = F.relu(self.bn2(self.conv1(active)))
+        return self.conv2(hidden) + skip
+
+
+class PreActResNet(nn.Module):
+    """Stem convolution, stages of `blocks` PreActBlocks of the given `widths` (each stage but the first halves the
+    side), BN - ReLU, global average pooling, `head`."""
+
+    def __init__(self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(inputs)
+        self.stem = nn.Conv2d(inputs.channels, stem, 3, padding=1, bias=False)
+        layers, channels = list[nn.Module](), stem
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                layers.append(PreActBlock(channels, width, 2 if stage > 0 and block == 0 else 1))
+                channels = width
+        self.blocks = nn.Sequential(*layers)
+        self.bn = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, inputs.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.blocks(self.stem(self.normalise(x)))))
+        return self.head(x.mean((2, 3)))  # not adaptive_avg_pool2d: its backward pass is not deterministic on CUDA
+
+
+def he_normal(net: nn.Module) -> None:
+    """Convolutions from N(0, 2 / (k k out)) and zero biases of linear layers, as in the Wide ResNet code."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / (height * width * module.out_channels)))
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def require_size(name: str, inputs: Inputs, smallest: int) -> None:
+    """Refuse images too small for this architecture. Raises ValueError in one line."""
+    if inputs.size < smallest:
+        raise ValueError(f"{name} needs images of at least {smallest} x {smallest} pixels, got {inputs.size}")
+
+
+def require_at_least(smallest: int, name: str, **settings: int) -> None:
+    """Refuse settings that are too small. Raises ValueError in one line that names the setting."""
+    for setting, value in settings.items():
+        if value < smallest:
+            raise ValueError(f"{name}: {setting} is {value}; expected at least {smallest}")

@@ -1,0 +1,36 @@
+"""Fully connected ReLU network on the flattened image.
+
+Rosenblatt 1958, Rumelhart, Hinton and Williams 1986 (doi 10.1038/323533a0); as in scikit-learn's digits examples.
+
+`depth` counts hidden layers; 0 is a linear classifier, whose exact margin is known in closed form.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bench.models.common import Inputs, Normalise, require_at_least
+
+
+class MLP(nn.Module):
+    """`depth` hidden layers of `width` units with ReLU, then `head`."""
+
+    def __init__(self, inputs: Inputs, width: int, depth: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(inputs)
+        layers, features = list[nn.Module](), inputs.channels * inputs.size**2
+        for _ in range(depth):
+            layers += [nn.Linear(features, width), nn.ReLU()]
+            features = width
+        self.hidden = nn.Sequential(*layers)
+        self.head = nn.Linear(features, inputs.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(self.normalise(x).flatten(1)))
+
+
+def build(inputs: Inputs, *, width: int = 256, depth: int = 2) -> nn.Module:
+    """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a width below 1 or a negative depth."""
+    require_at_least(1, "mlp", width=width)
+    require_at_least(0, "mlp", depth=depth)
+    return MLP(inputs, width, depth)

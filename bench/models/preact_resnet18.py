@@ -1,0 +1,20 @@
+"""Pre-activation ResNet-18 for small images: 3x3 stem without pooling, four stages of two blocks.
+
+He, Zhang, Ren and Sun 2016 (arXiv:1603.05027)
+
+With a last BatchNorm before pooling, as in the code of Rice, Wong and Kolter 2020 (arXiv:2002.11569). `width` is
+the number of channels of the first stage; each further stage doubles it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.models.common import Inputs, PreActResNet, require_at_least, require_size
+
+
+def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
+    """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
+    require_size("preact_resnet18", inputs, 8)
+    require_at_least(1, "preact_resnet18", width=width)
+    return PreActResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width, 8 * width), blocks=2)

@@ -1,0 +1,170 @@
+"""spec -> jobs. Pure: equal content gives equal keys, so specs share work and resuming means "no record yet"."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import catalog, datasets
+from bench.core.numbers import Number, parse_eps
+from bench.spec import AttackSpec, DefenseSpec, ModelSpec, Spec, recipe
+
+SCHEMA = 1
+# raised when the engine's results may change; a changed comment must not throw away a GPU-week
+TRAIN_REVISION, EVALUATE_REVISION = 1, 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work. `what` has every default resolved and is all that the result depends on beside `needs`."""
+
+    kind: str
+    what: dict[str, Any]
+    needs: tuple[str, ...] = ()
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        text = json.dumps([SCHEMA, self.kind, self.what, self.needs], sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:12])
+
+    def to_json(self) -> dict[str, Any]:
+        """What job.json holds."""
+        return {"schema": SCHEMA, "key": self.key, "kind": self.kind, "what": self.what, "needs": list(self.needs)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Job:
+        """Rebuild a job. Raises ValueError where content and key disagree or the schema is newer than this code."""
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"job has schema {values.get('schema')}, this version reads {SCHEMA}")
+        job = cls(values["kind"], values["what"], tuple(values["needs"]))
+        if job.key != values["key"]:
+            raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")
+        return job
+
+
+def plan(spec: Spec, root: Path) -> list[Job]:
+    """All jobs of a spec, each training before its evaluations. Raises LookupError or ValueError in one line."""
+    facts = datasets.facts(spec.data.name, root, spec.data.size)
+    _check_counts(spec, facts)
+    jobs: dict[str, Job] = {}
+    models = spec.models or [ModelSpec(name=facts.default_model)]
+    for model, entry in itertools.product(models, spec.defenses):
+        budgets: list[Number | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
+        for chosen, train_eps in itertools.product(_combinations(entry), budgets):
+            for place, seed in enumerate(spec.seeds):
+                train = _train_job(spec, facts, model, entry, chosen, train_eps, seed)
+                jobs[train.key] = train
+                for attack in spec.attacks:
+                    if attack.seeds is None or place < attack.seeds:
+                        for job in _evaluate_jobs(spec, facts, attack, train):
+                            jobs[job.key] = job
+    return list(jobs.values())
+
+
+def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
+    asked = [("data.test", spec.data.test)] + [(f"attacks {a.name} n", a.n) for a in spec.attacks]
+    for name, n in asked:
+        if n is not None and n > facts.test:
+            raise ValueError(f"{name} is {n}, but the test set of {facts.name} has {facts.test} images")
+    train = spec.data.train or facts.train
+    if train > facts.train:
+        raise ValueError(f"data.train is {train}, but {facts.name} has {facts.train} training images")
+    if spec.data.validation >= train:
+        raise ValueError(f"data.validation is {spec.data.validation}; expected less than the {train} training images")
+
+
+def _combinations(entry: DefenseSpec | AttackSpec) -> list[dict[str, Any]]:
+    """`grid` multiplies, `set` does not, so a list value is never ambiguous."""
+    both = set(entry.set) & set(entry.grid)
+    if both:
+        raise ValueError(f"{entry.name}: '{min(both)}' is in set and in grid; expected one of them")
+    empty = [name for name, values in entry.grid.items() if not values]
+    if empty:
+        raise ValueError(f"{entry.name}: grid '{empty[0]}' is empty; expected a list of values")
+    return [
+        {**entry.set, **dict(zip(entry.grid, values, strict=True))}
+        for values in itertools.product(*entry.grid.values())
+    ]
+
+
+def _train_job(
+    spec: Spec,
+    facts: datasets.Facts,
+    model: ModelSpec,
+    entry: DefenseSpec,
+    chosen: dict[str, Any],
+    train_eps: Number | None,
+    seed: int,
+) -> Job:
+    defense, architecture = catalog.get("defenses", entry.name), catalog.get("models", model.name)
+    uses_threat = defense.constant("uses_threat", True)
+    training = recipe(spec, facts, defense.constant("recipe", {}))
+    threat = None
+    if uses_threat:
+        eps = parse_eps(train_eps if train_eps is not None else spec.threat.eps[-1], spec.threat.norm)
+        threat = {"norm": spec.threat.norm, "eps": str(eps)}
+    return Job(
+        "train",
+        {
+            "engine": TRAIN_REVISION,
+            "data": {
+                "name": facts.name,
+                "train": spec.data.train or facts.train,
+                "validation": spec.data.validation,
+                "size": facts.size,
+            },
+            "model": {
+                "name": model.name,
+                "set": architecture.resolve(model.set, "models "),
+                "revision": architecture.constant("revision", 1),
+            },
+            "defense": {
+                "name": entry.name,
+                "set": defense.resolve(chosen, "defenses "),
+                "revision": defense.constant("revision", 1),
+            },
+            "threat": threat,
+            "recipe": spec.recipe,
+            "train": training if uses_threat else {**training, "eps_warmup": 0.0},
+            "seed": seed,
+        },
+    )
+
+
+def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: Job) -> list[Job]:
+    """One job a budget; none where the planner already knows that the cell does not exist."""
+    attack = catalog.get("attacks", entry.name)
+    norms = attack.constant("norms", ("Linf", "L2", "L1"))
+    uses_threat = attack.constant("uses_threat", True)
+    if uses_threat and spec.threat.norm not in norms:
+        raise ValueError(f"attack {entry.name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
+    defense = catalog.get("defenses", train.what["defense"]["name"])
+    if attack.constant("needs_smoothed", False) and defense.constant("deploys", "deterministic") != "smoothed":
+        return []
+    budgets: list[dict[str, str] | None] = [None]
+    if uses_threat:
+        budgets = [{"norm": spec.threat.norm, "eps": str(eps)} for eps in spec.threat.eps]
+    return [
+        Job(
+            "evaluate",
+            {
+                "engine": EVALUATE_REVISION,
+                "attack": {
+                    "name": entry.name,
+                    "set": attack.resolve(chosen, "attacks "),
+                    "revision": attack.constant("revision", 1),
+                },
+                "threat": threat,
+                "n": entry.n or spec.data.test or facts.test,
+                "seed": train.what["seed"],
+                "weights": "last",
+            },
+            (train.key,),
+        )
+        for chosen in _combinations(entry)
+        for threat in budgets
+    ]

@@ -1,0 +1,170 @@
+"""The commands run, plan and status: spec -> plan -> executor -> tables."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench import datasets, live
+from bench.estimate import Estimator, clock
+from bench.executors.base import Executor, todo
+from bench.executors.local import Local, slots
+from bench.names import defense_label, label
+from bench.options import Options, to_spec
+from bench.plan import Job, plan
+from bench.spec import Spec
+from bench.store import Store
+
+
+@dataclass
+class Matrix:
+    """A planned run: the spec, its jobs, where the data lies, and what was chosen for the user."""
+
+    spec: Spec
+    jobs: list[Job]
+    root: Path
+    notes: list[str]
+
+
+def prepare(options: Options, data_dir: Path | None) -> Matrix:
+    """Options -> jobs. Everything that can be refused is refused here, before anything is written."""
+    root = datasets.data_root(data_dir)
+    if data_dir is not None and not data_dir.is_dir():
+        raise FileNotFoundError(f"no data folder {data_dir}; --data-dir or BENCH_DATA names an existing one")
+    spec, found, notes = to_spec(options, root)
+    datasets.check(spec.data.name, found, explicit=data_dir is not None)
+    return Matrix(spec, plan(spec, found), found, notes)
+
+
+def describe(matrix: Matrix) -> list[str]:
+    """What a run is about to do, in words."""
+    spec, jobs = matrix.spec, matrix.jobs
+    trains = [job for job in jobs if job.kind == "train"]
+    models = sorted({job.what["model"]["name"] for job in trains})
+    names = list(dict.fromkeys(defense_label(job.what) for job in trains))
+    attacks = list(
+        dict.fromkeys(
+            f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])} n={job.what['n']}"
+            for job in jobs
+            if job.kind == "evaluate"
+        )
+    )
+    budgets = ", ".join(f"{eps} ({float(eps):.4f})" for eps in spec.threat.eps)
+    recipe = trains[0].what["train"]
+    lines = [
+        f"data      {spec.data.name}, models {', '.join(models)}, seeds {', '.join(map(str, spec.seeds))}",
+        f"threat    {spec.threat.norm} eps {budgets}",
+        f"defenses  {'; '.join(names)}",
+        f"attacks   {'; '.join(attacks)}",
+        f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
+        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images",
+    ]
+    return lines + [f"chosen    {note}" for note in matrix.notes]
+
+
+def show_plan(matrix: Matrix, results: Path, workers: int | None, device: str, jobs_per_gpu: int) -> None:
+    """Print the matrix, what is done, and an estimate from past records. Writes nothing."""
+    for line in describe(matrix):
+        print(line)
+    store = Store(results)
+    left = todo(matrix.jobs, store)
+    count = len(slots(device, workers, jobs_per_gpu))
+    trainings = sum(job.kind == "train" for job in matrix.jobs)
+    seconds, unknown = Estimator(store).total(left, count)
+    print(
+        f"jobs      {len(matrix.jobs)}: {trainings} trainings, {len(matrix.jobs) - trainings} evaluations; "
+        f"{len(matrix.jobs) - len(left)} done, {len(left)} to do"
+    )
+    if left:
+        guess = f"about {clock(seconds)} on {count} slots" if unknown < len(left) else "unknown"
+        print(f"time      {guess}" + (f", {unknown} jobs with no past record" if unknown else ""))
+
+
+def run(
+    matrix: Matrix, results: Path, mode: str, executor: str, workers: int | None, device: str, jobs_per_gpu: int
+) -> int:
+    """Run what is missing and print the tables; gives the exit code (0 all done, 1 some jobs failed)."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
+    if executor not in ("local", "debug"):
+        raise ValueError(f"--executor is '{executor}'; expected local or debug")
+    store = Store(results)
+    places = slots(device, workers, jobs_per_gpu)
+    store.prepare()
+    console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
+    if mode in ("live", "plain"):
+        for line in describe(matrix):
+            console.print(escape(line), soft_wrap=True)
+    engine: Executor
+    if executor == "debug":
+        from bench.executors.debug import Debug
+
+        engine = Debug(matrix.root, places[0].device)
+    else:
+        engine = Local(matrix.root, places)
+    view = live.View(console, store, matrix.jobs, mode, len(places))
+    began = time.monotonic()
+    events = engine.run(matrix.jobs, store)
+    try:
+        view.follow(events)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        with contextlib.suppress(Exception):
+            events.close()  # type: ignore[attr-defined]
+        print(f"stopped; nothing finished is lost. Resume with:\n  {resume_line()}", file=sys.stderr)
+        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
+    if mode != "json":
+        tables(store, matrix, console)
+        done = f"{view.counts['ok']} jobs run, {view.counts['skipped']} already done"
+        console.print(escape(f"{done} in {clock(time.monotonic() - began)}; records in {results}/"), soft_wrap=True)
+    failed = view.counts["error"] + view.counts["blocked"]
+    if failed:
+        print(f"{failed} jobs failed or were blocked; see `bench status --results-dir {results}`", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def tables(store: Store, matrix: Matrix, console: Console) -> None:
+    """The defense x attack table of these jobs."""
+    from bench.tables import matrix as table
+
+    live.plain(table(store, [job.key for job in matrix.jobs]), console.print, console.width)
+
+
+def resume_line() -> str:
+    """The command that was typed; the same command resumes."""
+    return shlex.join(["bench", *sys.argv[1:]])
+
+
+def status(results: Path, spec: Path | None, data_dir: Path | None) -> None:
+    """Counts by state, what runs now, and each failure in one line."""
+    if not results.is_dir():
+        raise FileNotFoundError(f"no results folder {results}; run `bench run` first or pass --results-dir")
+    store = Store(results)
+    jobs = {job.key: job for job in prepare(Options(spec=spec), data_dir).jobs} if spec else {}
+    known = {**store.jobs(), **jobs}
+    jobs = jobs or known
+    states: dict[str, list[str]] = {}
+    for key in jobs:
+        record, says = store.record(key), store.progress(key)
+        alive = record is None and time.time() - says.get("now", 0) < 120
+        states.setdefault(record["state"] if record else "running" if alive else "waiting", []).append(key)
+    print(f"{len(jobs)} jobs in {results}: " + ", ".join(f"{len(v)} {k}" for k, v in sorted(states.items())))
+    unreadable = len(set(store.keys()) - set(known))
+    if unreadable:
+        print(f"{unreadable} folders have no readable job.json; `bench run` writes it again")
+    for key in states.get("running", []):
+        print(f"running   {live.title(jobs[key], known)} ({key}) {store.progress(key).get('share', 0):.0%}")
+    for state in ("error", "diverged"):
+        for key in states.get(state, []):
+            record = store.record(key) or {}
+            error = record.get("error", {})
+            print(f"{state:9} {live.title(jobs[key], known)} ({key}): {error.get('type')}: {error.get('message')}")
+    stale = [key for key in states.get("done", []) if (store.record(key) or {})["provenance"].get("dirty")]
+    if stale:
+        print(f"{len(stale)} records were made with uncommitted changes in the code")

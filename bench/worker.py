@@ -1,0 +1,202 @@
+"""One job folder in, one record out. The same command under every executor; the only place that catches everything."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench.data import Data
+from bench.data import load as load_data
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+
+from bench import catalog
+from bench.core.classifier import Classifier
+from bench.evaluate import Unsupported, evaluate
+from bench.plan import Job
+from bench.store import Store, file_hash, write_atomic
+from bench.train import Diverged, build, train
+
+WEIGHTS, IMAGES, SAMPLES = "weights-last.safetensors", "adversarial.safetensors", "samples.npz"
+
+
+def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int = 1) -> str:
+    """Do one job and store its record; gives the record's state. Raises nothing: an exception is state "error"."""
+    store = Store(results)
+    job = store.job(key)
+    folder = store.folder(key)
+    started = time.time()
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {datetime.now(UTC).isoformat()}")
+            try:
+                state, content = "done", _run(store, job, root, torch.device(device))
+            except Unsupported as reason:
+                state, content = "unsupported", {"reason": str(reason)}
+            except Exception as error:
+                traceback.print_exc()
+                state = "diverged" if isinstance(error, Diverged) else "error"
+                content = {"error": {"type": type(error).__name__, "message": str(error)}}
+                content["error"]["traceback"] = _portable(traceback.format_exc())
+            print(f"{state} after {time.time() - started:.1f} s")
+    clock = {
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 3),
+    }
+    about = {"time": clock, "provenance": provenance(job, device, workers), "peak_memory_mb": _peak(device)}
+    store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
+    (folder / "progress.json").unlink(missing_ok=True)
+    return state
+
+
+def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    folder = store.folder(job.key)
+    report = Progress(folder / "progress.json", job)
+    report({"share": 0.0})
+    if job.kind == "train":
+        data = _data(job.what, None, root, device)
+        model, metrics = train(job.what, data, folder / "train.jsonl", report)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
+        write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors_bytes(tensors)))
+        return {"metrics": metrics, "files": {WEIGHTS: file_hash(folder / WEIGHTS)}}
+    trained = store.job(job.needs[0])
+    data = _data(trained.what, job.what["n"], root, device)
+    model = load_model(store, trained, data)
+    columns, images, metrics = evaluate(job.what, model, data, report)
+    arrays = {name: values.numpy() for name, values in columns.items()}
+    import numpy as np
+
+    write_atomic(folder / SAMPLES, lambda file: np.savez_compressed(file, **arrays))
+    files = {SAMPLES: file_hash(folder / SAMPLES)}
+    if images is not None:
+        write_atomic(folder / IMAGES, lambda file: file.write(safetensors_bytes({"x_adv": images.contiguous()})))
+        files[IMAGES] = file_hash(folder / IMAGES)
+    return {"metrics": metrics, "files": files}
+
+
+def load_model(store: Store, trained: Job, data: Data) -> Classifier:
+    """The deployed model of a finished training, weights checked against its record.
+
+    Raises ValueError where the weights are absent (records may come from git without them) or damaged.
+    """
+    path = store.folder(trained.key) / WEIGHTS
+    record = store.record(trained.key)
+    if record is None or record["state"] != "done":
+        raise ValueError(f"training {trained.key} has no finished record")
+    if file_hash(path) != record["files"][WEIGHTS]:
+        raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
+    defense, net = build(trained.what, data)
+    net.load_state_dict(load_file(path), strict=True)
+    return defense.deploy(net.eval())
+
+
+def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.device) -> Data:
+    data = what["data"]
+    return load_data(
+        data["name"],
+        root=root,
+        device=device,
+        size=data["size"],
+        train=data["train"],
+        test=test,
+        validation=data["validation"],
+        seed=what["seed"],
+    )
+
+
+class Progress:
+    """Writes what the live view shows, at most twice a second, by rename."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path, self.last, self.began = path, 0.0, time.time()
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        now = time.time()
+        if now - self.last > 0.5:
+            self.last = now
+            text = json.dumps({**values, "began": self.began, "now": now, "pid": os.getpid()})
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")  # no fsync: losing it costs nothing
+            temporary.replace(self.path)
+
+
+def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
+    """Where a record comes from; no user, host or path names. `workers` > 1: timings shared the machine."""
+    kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
+    plugin = catalog.get(kind, job.what[name]["name"])  # type: ignore[arg-type]
+    return {
+        **_git(),
+        "device": device_name(device),
+        "workers": workers,
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+        "plugin_sha256": plugin.sha256[:16],
+    }
+
+
+@functools.cache
+def _git() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; None where it is no checkout."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changes = git("status", "--porcelain", "--", "bench", "defenses", "attacks")
+    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("defense-bench", "torch", "torchvision", "pyautoattack", "torchattacks", "numpy", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def device_name(device: str) -> str:
+    """The hardware's own name: timings are compared only where it is the same."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return "CPU " + line.partition(":")[2].strip()
+    return f"CPU {platform.processor() or platform.machine()}"
+
+
+def _peak(device: str) -> dict[str, float | None]:
+    """Peak resident set of this process, and peak memory on the GPU, in MB."""
+    import resource
+
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None
+    return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
+
+
+def _portable(text: str) -> str:
+    """A traceback without this machine's paths: records are shared."""
+    for place in sorted({*sys.path, str(Path(__file__).resolve().parent.parent), str(Path.home())}, key=len)[::-1]:
+        if len(place) > 1:
+            text = text.replace(place, "...")
+    return text

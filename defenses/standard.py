@@ -1,0 +1,33 @@
+"""min_w E[ CE(f(x), y) ]
+
+Standard training, empirical risk minimisation (Vapnik 1991): cross-entropy on clean images, the baseline of every
+ratio in the tables.
+
+Recipe of the reference runs: SGD with momentum 0.9, learning rate 0.1 dropped tenfold at 50 % and 75 %, weight decay
+5e-4, crop and flip. An undefended network must come out near 0 % under attack, which makes it a test of the attacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import nn
+
+from bench.core.defense import Batch, Defense, Terms
+
+
+@dataclass
+class Standard(Defense):
+    """No defense. Costs 3 forward passes F an image."""
+
+    uses_threat: ClassVar[bool] = False
+    deploys: ClassVar[str] = "deterministic"
+    passes: ClassVar[str] = "3F"
+    revision: ClassVar[int] = 1
+    smoke: ClassVar[dict[str, Any]] = {}
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """Mean cross-entropy on the clean images."""
+        return {"ce": F.cross_entropy(net(batch.x), batch.y)}

@@ -1,0 +1,72 @@
+"""min_w E[ CE(f(x), y) + beta * max_{x' in B(x, eps)} KL(p(x) || p(x')) ], p = softmax f
+
+TRADES (Zhang et al. 2019, arXiv 1901.08573): clean cross-entropy plus the divergence between clean and adversarial
+output, with x' found by ascent on that divergence from a tiny normal start (its gradient is 0 at x itself).
+
+The clean output is constant during the attack, which runs in eval mode, while the gradient of the loss flows through
+both arguments of KL. The released code makes three train-mode passes (x, x', x again), ours two: the value is the same
+and only BatchNorm's running statistics see the difference. Defaults are its CIFAR-10 setting: beta 6, 10 steps of .007
+at eps .031. Its checkpoints were chosen by test accuracy (stop at epoch 76), which no run here does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from bench.core.ascent import Start, ascend, attack_loss, check_reach, kl
+from bench.core.classifier import BatchNormMode, frozen
+from bench.core.defense import Batch, Defense, Terms
+
+
+@dataclass
+class TRADES(Defense):
+    """Accuracy against divergence. Costs 2 steps + 7 forward passes F an image."""
+
+    uses_threat: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    deploys: ClassVar[str] = "deterministic"
+    passes: ClassVar[str] = "(2 steps + 7) F = 27F"
+    revision: ClassVar[int] = 1
+    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+
+    beta: Annotated[float, Ge(0)] = 6.0
+    """Weight of the divergence (1 / lambda of the paper)."""
+    steps: Annotated[int, Gt(0)] = 10
+    """Gradient steps of the inner maximisation."""
+    rel_step_size: Annotated[float, Gt(0)] = 0.22580645161290322
+    """Step size in units of eps: .007 / .031."""
+    start: Start = "normal"
+    """First iterate: 0.001 N(0,1) around the image, or uniform in the ball. The image itself has no gradient."""
+    attack_bn_mode: BatchNormMode = "eval"
+    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
+
+    def __post_init__(self) -> None:
+        check_reach(self.steps, self.rel_step_size)
+        if self.start == "zero":
+            raise ValueError("the gradient of KL is 0 at the image itself; use start=normal or start=uniform")
+
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Adversarial images: the last iterate of ascent on KL from the clean output, which is computed once."""
+        with frozen(net, self.attack_bn_mode) as target:
+            with torch.no_grad():
+                clean = target(batch.x)
+            objective = attack_loss("kl", batch.y, clean)
+            return ascend(
+                lambda x: objective(target(x)),
+                batch.x,
+                self.threat,
+                steps=self.steps,
+                rel_step_size=self.rel_step_size,
+                start=self.start,
+            )
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """Mean cross-entropy on the clean images, and beta times the mean divergence at `adv`."""
+        clean = net(batch.x)
+        return {"ce": F.cross_entropy(clean, batch.y), "kl": self.beta * kl(clean, net(adv)).mean()}

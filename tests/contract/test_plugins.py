@@ -1,0 +1,156 @@
+"""What every file of attacks/ and defenses/ owes the harness; a new file is tested with no edit here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import catalog, contract
+from bench.core.attack import Attack, Columns, Context, Evaluation
+from bench.core.classifier import Classifier, keep_buffers
+from bench.core.defense import Batch, Defense, Terms
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(p.stem for p in (ROOT / folder).glob("*.py") if not p.stem.startswith("_"))
+
+
+def _failed(results: list[contract.Result]) -> list[str]:
+    return [f"{result.name}: {result.detail}" for result in results if not result.ok]
+
+
+@pytest.mark.parametrize("name", _names("defenses"))
+def test_defense_keeps_the_contract(name: str) -> None:
+    cls = contract.find_class(importlib.import_module(f"defenses.{name}"), Defense)
+    assert _failed(contract.check_defense(cls)) == []
+
+
+@pytest.mark.parametrize("name", _names("attacks"))
+def test_attack_keeps_the_contract(name: str) -> None:
+    if name == "torchattacks" and importlib.util.find_spec("torchattacks") is None:
+        pytest.skip("torchattacks is not installed")
+    cls = contract.find_class(importlib.import_module(f"attacks.{name}"), Evaluation)
+    assert _failed(contract.check_attack(cls)) == []
+
+
+@pytest.mark.parametrize("kind", ["defenses", "attacks"])
+def test_the_catalog_sees_the_same_files(kind: catalog.Kind) -> None:
+    assert set(_names(kind)) <= set(catalog.names(kind))
+
+
+class _LeavesBatchNormMoved(Defense):
+    """Attacks in train mode without saying so."""
+
+    uses_threat = False
+
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        net(batch.x)
+        return batch.x
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        return {"ce": F.cross_entropy(net(adv), batch.y)}
+
+
+class _LeavesTheBall(_LeavesBatchNormMoved):
+    uses_threat = True
+
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        return (batch.x + 2 * self.threat.radius).clamp(0, 1)
+
+
+class _ForgetsTheHead(_LeavesBatchNormMoved):
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        return batch.x
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        net.head.requires_grad_(False)
+        return {"ce": F.cross_entropy(net(adv), batch.y)}
+
+
+class _DrawsOnItsOwn(_ForgetsTheHead):
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        generator = torch.Generator()
+        generator.seed()
+        return {"ce": F.cross_entropy(net(adv + 0.1 * torch.rand(adv.shape, generator=generator)), batch.y)}
+
+
+class _HidesItsNoise(_ForgetsTheHead):
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        return {"ce": F.cross_entropy(net(adv), batch.y)}
+
+    def deploy(self, net: nn.Module) -> Classifier:
+        return Classifier(nn.Sequential(net, nn.Dropout().train()))
+
+
+class _LeavesGradients(_HidesItsNoise):
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        with keep_buffers(net):
+            net(batch.x).sum().backward()
+        return batch.x
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (_LeavesBatchNormMoved, "the inner problem leaves weights, gradients and BatchNorm alone"),
+        (_LeavesGradients, "the inner problem leaves weights, gradients and BatchNorm alone"),
+        (_LeavesTheBall, "adversarial images lie in ball and box"),
+        (_ForgetsTheHead, "training mode and gradient flags survive a step"),
+        (_ForgetsTheHead, "terms are finite scalars and every parameter learns"),
+        (_DrawsOnItsOwn, "same seed, same bits"),
+        (_HidesItsNoise, "deploys what it declares"),
+    ],
+)
+def test_a_broken_defense_is_found(broken: type[Defense], check: str) -> None:
+    assert check in [result.name for result in contract.check_defense(broken) if not result.ok]
+
+
+class _Touching(Attack):
+    """Leaves the model in train mode, a gradient on it, and draws where it should not."""
+
+    norms = ("Linf",)
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+        return x, {}
+
+
+class _Overshooting(_Touching):
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        return (x + 2 * self.threat.radius).clamp(0, 1), {}
+
+
+class _Unseeded(_Touching):
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        generator = torch.Generator()
+        generator.seed()
+        return self.threat.feasible(x, x + torch.rand(x.shape, generator=generator) - 0.5), {}
+
+
+class _Training(_Touching):
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        model.train()
+        model(x)  # BatchNorm's running statistics move
+        return x, {}
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (_Touching, "leaves the model as it was"),
+        (_Training, "leaves the model as it was"),
+        (_Overshooting, "images lie in ball and box"),
+        (_Unseeded, "same seed, same bits"),
+    ],
+)
+def test_a_broken_attack_is_found(broken: type[Attack], check: str) -> None:
+    assert f"{check} (Linf, deterministic)" in [r.name for r in contract.check_attack(broken) if not r.ok]

@@ -1,0 +1,85 @@
+"""The threat model: projection, directions and the feasibility check."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.core.numbers import Number
+from bench.core.threat import NORMS, Norm, Threat
+
+NORM = st.sampled_from(NORMS)
+EPS = st.sampled_from(["8/255", "0.031", "0.5", "3"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(norm=NORM, eps=EPS, seed=st.integers(0, 2**20), scale=st.sampled_from([0.0, 0.01, 1.0, 100.0]))
+def test_projection_lands_in_the_ball_and_stays(norm: Norm, eps: str, seed: int, scale: float) -> None:
+    threat = Threat(norm, Number(eps))
+    delta = scale * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    once = threat.project(delta)
+    assert (threat.size(once) <= threat.radius * (1 + 1e-9)).all()
+    torch.testing.assert_close(threat.project(once), once, rtol=0, atol=1e-9)
+    inside = threat.size(delta) <= threat.radius
+    torch.testing.assert_close(once[inside], delta[inside])
+
+
+@settings(max_examples=40, deadline=None)
+@given(norm=NORM, eps=EPS, seed=st.integers(0, 2**20))
+def test_projection_is_the_nearest_point(norm: Norm, eps: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    threat = Threat(norm, Number(eps))
+    delta = 2 * torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.float64)
+    nearest = threat.project(delta)
+    other = threat.project(torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.float64))
+    far = (delta - other).flatten(1).norm(dim=1)
+    assert ((delta - nearest).flatten(1).norm(dim=1) <= far + 1e-9).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(norm=NORM, eps=EPS, seed=st.integers(0, 2**20))
+def test_feasible_points_pass_the_check(norm: Norm, eps: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    threat = Threat(norm, Number(eps))
+    x = torch.rand(5, 3, 6, 6, generator=generator).round(decimals=1)
+    found = threat.feasible(x, x + torch.randn(x.shape, generator=generator))
+    assert (threat.check(x, found) <= threat.radius + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_samples_and_directions(norm: Norm) -> None:
+    threat = Threat(norm, Number("0.3"))
+    torch.manual_seed(0)
+    x = torch.rand(50, 1, 5, 5, dtype=torch.float64)
+    assert (threat.size(threat.sample(x)) <= 0.3 + 1e-12).all()
+    grad = torch.randn_like(x)
+    step = threat.direction(grad)
+    torch.testing.assert_close(threat.size(step), torch.ones(50, dtype=torch.float64))
+    # steepest ascent: its slope is the dual norm of the gradient, which no other unit step exceeds
+    torch.testing.assert_close((step * grad).flatten(1).sum(1), threat.dual(grad))
+    rival = threat.direction(torch.randn_like(x))
+    assert ((rival * grad).flatten(1).sum(1) <= threat.dual(grad) + 1e-12).all()
+    assert torch.isfinite(threat.direction(torch.zeros_like(x))).all()
+
+
+def test_check_tells_the_worst_numbers() -> None:
+    threat = Threat("Linf", Number("8/255"))
+    x = torch.full((2, 1, 2, 2), 0.5)
+    with pytest.raises(ValueError, match=r"leave the Linf ball: 0\.1 > eps 0\.0313725"):
+        threat.check(x, x + 0.1)
+    with pytest.raises(ValueError, match=r"pixel box \[0,1\]: min -0\.01"):
+        threat.check(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), -0.01))
+    with pytest.raises(ValueError, match="NaN"):
+        threat.check(x, x * float("nan"))
+    with pytest.raises(ValueError, match="shape"):
+        threat.check(x, x[:1])
+
+
+def test_warm_up_scales_the_ball() -> None:
+    threat = Threat("L2", Number("0.5"))
+    assert threat.scaled(0.5).radius == pytest.approx(0.25)
+    assert threat.scaled(2) is threat
+    assert threat.scaled(-1).radius == 0
+    assert str(Threat("Linf", Number("8/255"))) == "Linf 8/255"

@@ -1,0 +1,254 @@
+"""Closed-form and sampled noise injection: the loss by hand, what reaches the optimiser, and deployment."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import catalog
+from bench.core.defense import Batch
+from bench.core.numbers import Number
+from bench.core.threat import Threat
+from defenses.noisy import Noise, Noisy
+from defenses.noisy_sampled import NoisySampled
+
+THREAT = Threat("Linf", Number(0))
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"site": "input"},
+    {"rows": 0, "probes": 0},
+    {"rows": 2, "probes": 3, "target": "softmax"},
+    {"structure": "diag"},
+    {"structure": "diag", "relu": "adf", "rows": 0},
+    {"structure": "adjoint", "relu": "adf"},
+    {"w_mse": 0.0},
+    {"w_prob": 0.0},
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+class Small(nn.Module):
+    """Convolution, BatchNorm, skip, pool, head: every kind of layer that the loss must get through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.block = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        z = F.max_pool2d(F.relu(z + self.bn(self.block(F.relu(z)))), 3)
+        return self.head(z.flatten(1))
+
+
+class Affine(nn.Module):
+    """One linear layer: the site is the logits themselves, so S = sigma^2 I whatever the structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+def batch(n: int = 8, size: int = 6) -> Batch:
+    y = torch.arange(n) % 5
+    return Batch(torch.rand(n, 1, size, size), y, torch.arange(n), epoch=0, progress=0.0)
+
+
+def pair_terms(logits: Tensor, y: Tensor, sigma: float, count: int) -> Tensor:
+    """-sum over the `count` strongest wrong classes of log Phi(d_j / (sigma sqrt 2)), averaged over images."""
+    gaps = logits.gather(1, y[:, None]) - logits
+    wrong = torch.ones_like(gaps, dtype=torch.bool).scatter(1, y[:, None], False)
+    gaps = gaps[wrong].view(len(y), -1).sort(1).values[:, :count]
+    return -torch.special.log_ndtr(gaps / (sigma * 2**0.5)).sum(1).mean()
+
+
+@pytest.mark.parametrize("structure", ["jacobian", "diag", "adjoint"])
+@pytest.mark.parametrize(("rows", "probes"), [(0, 0), (0, 1), (1, 1), (2, 0), (4, 3)])
+def test_loss_of_a_linear_net_by_hand(structure: Any, rows: int, probes: int) -> None:
+    """With S = sigma^2 I every probe gives the exact trace 5 sigma^2 and every pair has q = 2 sigma^2."""
+    defense = Noisy(THREAT, sigma=0.7, structure=structure, rows=rows, probes=probes, w_mse=2.0, w_prob=3.0)
+    net, data = defense.wrap(Affine()), batch(size=3)
+    terms = defense.loss(net, data, None)
+    logits = net(data.x)
+    error = (logits - F.one_hot(data.y, 5)).square().sum(1).mean() + 5 * 0.49
+    torch.testing.assert_close(terms["mse"], 2 * error)
+    torch.testing.assert_close(terms["prob"], 3 * pair_terms(logits, data.y, 0.7, rows or 4))
+
+
+def test_squared_error_equals_sampling_at_the_input() -> None:
+    """E||Y - t||^2 over draws of the noise, for noise at the pixels and a linear net (where it is exact)."""
+    defense = Noisy(THREAT, sigma=0.5, site="input", rows=0)
+    net, data = defense.wrap(Affine()), batch(4, 3)
+    with torch.no_grad():
+        draws = data.x.repeat(50_000, 1, 1, 1)
+        noisy = net(draws + 0.5 * torch.randn_like(draws))
+        sampled = (noisy - F.one_hot(data.y, 5).repeat(50_000, 1)).square().sum(1).mean()
+    assert defense.loss(net, data, None)["mse"].item() == pytest.approx(sampled.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_terms_are_finite_and_reach_every_parameter(settings: dict[str, Any], learn_sigma: bool) -> None:
+    defense = Noisy(THREAT, learn_sigma=learn_sigma, **settings)
+    net = defense.wrap(Small()).train()
+    terms = defense.loss(net, batch(), None)
+    assert set(terms) == {name for name in ("mse", "prob") if settings.get(f"w_{name}", 1)}
+    torch.stack(list(terms.values())).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0 or name == "bn.bias", name
+    assert net.training
+    assert net.bn.num_batches_tracked == 1
+
+
+def test_probes_and_rows_cost_what_they_say_and_agree_with_the_exact_loss() -> None:
+    exact, cheap = Noisy(THREAT, rows=4, probes=0), Noisy(THREAT, rows=4, probes=4000)
+    net, data = exact.wrap(Small().eval()), batch(3)
+    with torch.no_grad():
+        a, b = exact.loss(net, data, None), cheap.loss(net, data, None)
+    torch.testing.assert_close(a["prob"], b["prob"])
+    torch.testing.assert_close(a["mse"], b["mse"], rtol=0.01, atol=0)
+
+
+def test_same_seed_same_loss() -> None:
+    defense = Noisy(THREAT)
+    net, data, values = defense.wrap(Small().eval()), batch(), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        values.append(defense.loss(net, data, None)["mse"])
+    assert torch.equal(values[0], values[1])
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.6, 2.0])
+def test_the_stored_scale_gives_sigma_back(sigma: float) -> None:
+    assert Noise(sigma, learn=False).sigma().item() == pytest.approx(sigma, rel=1e-5)
+
+
+def test_learned_sigma_has_its_own_group_and_a_gradient_that_shrinks_it() -> None:
+    defense = Noisy(THREAT, learn_sigma=True, w_prob=0.0)
+    net = defense.wrap(Small())
+    rest, own = defense.param_groups(net)
+    assert own["lr_scale"] == 0.1
+    assert own["weight_decay"] == 0
+    assert [p is net.noise.rho for p in own["params"]] == [True]
+    assert len(rest["params"]) + 1 == len(list(net.parameters()))
+    defense.loss(net, batch(), None)["mse"].backward()
+    assert net.noise.rho.grad > 0  # tr S grows with sigma, and the mean does not depend on it (methods 3.5)
+
+
+def test_fixed_sigma_is_no_parameter() -> None:
+    defense = Noisy(THREAT)
+    net = defense.wrap(Small())
+    assert len(defense.param_groups(net)) == 1
+    assert not any(name.startswith("noise") for name, _ in net.named_parameters())
+    assert net.head is dict(net.named_children())["head"]
+
+
+@pytest.mark.parametrize(
+    "defense", [Noisy(THREAT, sigma=5.0), NoisySampled(THREAT, sigma=5.0)], ids=["noisy", "sampled"]
+)
+def test_deployment_is_the_noise_free_net(defense: Defense) -> None:
+    net = Small()
+    plain, data = copy.deepcopy(net).eval(), batch()
+    wrapped = defense.wrap(net)
+    defense.loss(wrapped.eval(), data, None)
+    model = defense.deploy(wrapped)
+    assert not model.stochastic
+    assert torch.equal(model(data.x), plain(data.x))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_metrics_tell_sigma_weights_and_signal_to_noise() -> None:
+    for defense in (Noisy(THREAT, sigma=0.5), NoisySampled(THREAT, sigma=0.5)):
+        net, data = defense.wrap(Small()), batch()
+        assert set(defense.metrics(net)) == {"sigma", "w1_norm"}
+        defense.loss(net, data, None)
+        found = defense.metrics(net)
+        assert found["sigma"].item() == pytest.approx(0.5)
+        torch.testing.assert_close(found["w1_norm"], net.conv.weight.detach().norm())
+        torch.testing.assert_close(found["snr"], net.conv(data.x).detach().std() / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"relu": "adf"}, "structure=diag or structure=adjoint"),
+        ({"w_mse": 0.0, "w_prob": 0.0}, "nothing is trained"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Noisy(THREAT, **settings)
+
+
+def test_more_rows_than_competitors_are_refused() -> None:
+    defense = Noisy(THREAT, rows=5)
+    with pytest.raises(ValueError, match="rows=5, but 5 classes leave 4 competitors"):
+        defense.loss(defense.wrap(Small()), batch(), None)
+
+
+def test_the_planner_reads_both_files() -> None:
+    for name in ("noisy", "noisy_sampled"):
+        plugin = catalog.get("defenses", name)
+        assert plugin.constant("uses_threat", True) is False
+        assert plugin.resolve({"site": "input"})["sigma"] == 0.6
+        assert all(field.doc for field in plugin.fields)
+        assert "2312.08877" in plugin.source
+        with pytest.raises(ValueError, match="greater than 0"):
+            plugin.resolve({"sigma": 0})
+
+
+# Sampled noise
+
+
+@pytest.mark.parametrize("site", ["first", "input"])
+def test_sampled_noise_has_the_stated_scale_and_place(site: Any) -> None:
+    defense = NoisySampled(THREAT, sigma=0.3, site=site, draws=200)
+    conv, after = nn.Conv2d(1, 4, 3), nn.Flatten()
+    data, seen = batch(2), {}
+    conv.register_forward_pre_hook(lambda module, args: seen.update(image=args[0]))
+    after.register_forward_pre_hook(lambda module, args: seen.update(z=args[0]))
+    defense.loss(nn.Sequential(conv, after), data, None)
+    image, z = seen["image"], seen["z"]
+    clean = data.x.repeat(200, 1, 1, 1)
+    noise = image - clean if site == "input" else z - conv(clean)
+    quiet = z - conv(image) if site == "input" else image - clean
+    assert noise.std().item() == pytest.approx(0.3, rel=0.02)
+    assert noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert noise[0, 0].sub(noise[2, 0]).abs().max() > 0.1  # two draws of one image differ
+    assert quiet.abs().max() < 1e-6
+
+
+def test_sampled_loss_is_the_mean_cross_entropy_over_draws() -> None:
+    """On a linear net the noise at the site is noise on the logits: compare with drawing it there."""
+    net, data = Affine(), batch(size=3)
+    few = NoisySampled(THREAT, sigma=0.8, draws=3)
+    torch.manual_seed(5)
+    found = few.loss(net, data, None)["ce"]
+    torch.manual_seed(5)
+    noise = torch.randn(24, 5)
+    logits = net(data.x).repeat(3, 1) + 0.8 * noise
+    torch.testing.assert_close(found, F.cross_entropy(logits, data.y.repeat(3)))
+
+
+def test_sampled_noise_moves_batch_norm_once_a_step() -> None:
+    defense = NoisySampled(THREAT, draws=4)
+    net = defense.wrap(Small()).train()
+    defense.loss(net, batch(), None)["ce"].backward()
+    assert net.bn.num_batches_tracked == 1
+    assert all(p.grad is not None for p in net.parameters())

@@ -1,0 +1,210 @@
+"""The catalog reads plug-in files without importing them, refuses what it cannot read, and fills in defaults."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import catalog
+from bench.core.numbers import Number
+
+pytestmark = pytest.mark.usefixtures("fresh_catalog")
+EVERY_FILE = [(kind, name) for kind in catalog.KINDS for name in catalog.names(kind)]
+
+GOOD = '''"""min CE
+
+Paper (2024).
+
+First note.
+
+Second note.
+"""
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+from annotated_types import Gt, Le
+from bench.core.defense import Defense
+
+raise RuntimeError("the catalog must not run this file")
+
+@dataclass
+class Mine(Defense):
+    """A defense."""
+
+    uses_threat: ClassVar[bool] = False
+    norms: ClassVar[tuple[str, ...]] = ("L2",)
+    sigma: Annotated[float, Gt(0), Le(2)] = 0.5
+    """Noise of the
+    inputs."""
+    steps: int = 3
+    level: Number = Number("8/255")
+    mode: Literal["a", "b"] = "a"
+    base: dict[str, Any] = field(default_factory=lambda: {"name": "standard"})
+    many: list[int] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    note: str | None = None
+'''
+
+
+def plug(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: str) -> None:
+    """Write files and name them as `--plugin` does."""
+    paths = []
+    for name, text in files.items():
+        paths.append(folder / f"{name}.py")
+        paths[-1].write_text(text, encoding="utf-8")
+    monkeypatch.setenv("BENCH_PLUGINS", os.pathsep.join(map(str, paths)))
+
+
+def defense(*lines: str) -> str:
+    """A plug-in file with these lines in its class."""
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"@dataclass\nclass Mine(Defense):\n{body}\n"
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_FILE, ids=[f"{kind}/{name}" for kind, name in EVERY_FILE])
+def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name: str) -> None:
+    before = set(sys.modules)
+    plugin = catalog.get(kind, name)
+    module = f"{catalog.PACKAGES[kind]}.{name}"
+    assert module not in set(sys.modules) - before
+    assert plugin.formula
+    assert plugin.path.name == f"{name}.py"
+    required = [field.name for field in plugin.fields if field.default is catalog._REQUIRED]
+    assert required == []  # so that the name alone is a valid entry of a spec
+    assert set(plugin.resolve({})) == {field.name for field in plugin.fields}
+
+
+@pytest.mark.parametrize("kind", catalog.KINDS)
+def test_there_is_something_of_each_kind(kind: catalog.Kind) -> None:
+    assert catalog.names(kind) == sorted(catalog.names(kind)) != []
+
+
+def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plug(monkeypatch, tmp_path, mine=GOOD)
+    assert "mine" in catalog.names("defenses")
+    assert "mine" not in catalog.names("attacks")
+    plugin = catalog.get("defenses", "mine")
+    assert (plugin.formula, plugin.source) == ("min CE", "Paper (2024).")
+    assert plugin.notes == "First note.\n\nSecond note."
+    assert plugin.constants == {"uses_threat": False, "norms": ("L2",)}
+    assert plugin.constant("norms", None) == ("L2",)
+    assert plugin.constant("deploys", "deterministic") == "deterministic"
+    assert plugin.fields[0].doc == "Noise of the inputs."
+    assert plugin.resolve({"sigma": "0.25"}) == {
+        "sigma": 0.25,
+        "steps": 3,
+        "level": "8/255",
+        "mode": "a",
+        "base": {"name": "standard"},
+        "many": [],
+        "extra": {},
+        "note": None,
+    }
+    assert plugin.resolve({"level": 8 / 255})["level"] == "8/255"
+    assert str(Number(plugin.resolve({"level": "0.25"})["level"])) == "0.25"
+
+
+def test_6_and_6_point_0_resolve_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plug(monkeypatch, tmp_path, mine=GOOD)
+    plugin = catalog.get("defenses", "mine")
+    for name in ("sigma", "steps"):
+        assert repr(plugin.resolve({name: 2})[name]) == repr(plugin.resolve({name: 2.0})[name])
+
+
+def test_the_name_of_the_base_class_tells_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    attack = "@dataclass\nclass Theirs(Evaluation):\n    steps: int = 1\n"
+    plug(monkeypatch, tmp_path, mine=defense("sigma: float = 1.0"), theirs=attack)
+    assert "theirs" in catalog.names("attacks")
+    assert "mine" in catalog.names("defenses")
+
+
+def test_a_plugin_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plug(monkeypatch, tmp_path, mine="x = 1\n")
+    with pytest.raises(ValueError, match=r"mine\.py holds no class derived from Defense, Attack or Evaluation"):
+        catalog.names("defenses")
+
+
+@pytest.mark.parametrize("text", ["class (:", "x = '\0'"])
+def test_a_plugin_that_is_no_python_is_refused_by_its_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    plug(monkeypatch, tmp_path, mine=text)
+    with pytest.raises(ValueError, match=r"cannot read plug-in .*mine\.py: "):
+        catalog.names("defenses")
+
+
+def test_a_plugin_cannot_take_a_name_of_the_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plug(monkeypatch, tmp_path, noisy=defense("sigma: float = 1.0"))
+    with pytest.raises(ValueError, match=r"noisy\.py has the name of .*; rename the file"):
+        catalog.get("defenses", "noisy")
+
+
+def test_naming_a_file_of_the_tree_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = catalog.get("defenses", "noisy").path
+    monkeypatch.setenv("BENCH_PLUGINS", str(path))
+    catalog.get.cache_clear()
+    assert catalog.get("defenses", "noisy").path == path
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["sigma: Tensor = 1"], "line 3: unknown type 'Tensor'; use "),
+        (["sigma: torch.dtype = 1"], r"line 3: cannot read the type 'torch\.dtype'"),
+        (["sigma: exit(3) = 1"], r"cannot read the type 'exit\(3\)'"),
+        (["sigma: Literal[9 ** 9 ** 9] = 1"], "cannot read the type"),
+        (["sigma: Annotated[float, lambda: 1] = 1"], "cannot read the type"),
+        (["sigma: int[3] = 1"], r"cannot read the type 'int\[3\]'"),
+        (["sigma: float = math.pi"], "line 3: constants and defaults must be literals"),
+        (["sigma: float = 2 * 3"], "must be literals"),
+        (["sigma: dict = {[]: 1}"], "must be literals"),
+        (["norms: ClassVar[tuple[str, ...]] = NORMS"], "line 3: constants and defaults must be literals"),
+        (["many: list[int] = field(default_factory=set)"], "must be literals"),
+        (["many: list[int] = field(default_factory=lambda: make())"], "must be literals"),
+        (["level: Number = Number()"], "must be literals"),
+        (["level: Number = Number('8 of 255')"], "'8 of 255' is not a number"),
+    ],
+)
+def test_what_the_planner_cannot_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    plug(monkeypatch, tmp_path, mine=defense(*lines))
+    with pytest.raises(ValueError, match=message):
+        catalog.get("defenses", "mine")
+
+
+def test_a_file_holds_one_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    two = defense("a: int = 1") + defense("b: int = 1").replace("Mine", "Yours")
+    plug(monkeypatch, tmp_path, mine=two)
+    with pytest.raises(ValueError, match="must hold one @dataclass plug-in, found 2"):
+        catalog.get("defenses", "mine")
+
+
+def test_a_broken_file_hurts_only_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plug(monkeypatch, tmp_path, broken=defense("sigma: Tensor = 1"), mine=defense("sigma: float = 1"))
+    assert {"broken", "mine", "noisy"} <= set(catalog.names("defenses"))
+    assert catalog.get("defenses", "mine").resolve({}) == {"sigma": 1.0}
+    assert catalog.get("defenses", "noisy").resolve({})["sigma"] == 0.6
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(LookupError, match=r"no defense 'nosy'\. Did you mean 'noisy'\? Known: .*noisy"):
+        catalog.get("defenses", "nosy")
+    with pytest.raises(LookupError, match=r"no attack 'qqqqqq'\. Known: ") as error:
+        catalog.get("attacks", "qqqqqq")
+    assert "Did you mean" not in str(error.value)
+
+
+def test_unknown_settings_are_refused_with_the_nearest() -> None:
+    with pytest.raises(LookupError, match=r"noisy has no setting 'sigm'\. Did you mean 'sigma'\? Known: .*learn_sigma"):
+        catalog.get("defenses", "noisy").resolve({"sigm": 1})
+
+
+@pytest.mark.parametrize("sigma", [0, -1, "0", "nan", "inf", float("inf"), "abc", None, [1]])
+def test_impossible_settings_are_refused_in_one_line(sigma: Any) -> None:
+    with pytest.raises(ValueError, match=r"^defenses noisy\.sigma: input should be .*$") as error:
+        catalog.get("defenses", "noisy").resolve({"sigma": sigma}, "defenses ")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,199 @@
+"""Options become the same spec as a file would give, and every choice made for the user is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.options import Options, to_spec
+from bench.plan import plan
+from bench.spec import Spec
+
+ROOT = Path("no-data-here")
+SPEC = """\
+data: {name: digits, test: 100}
+models: [{name: mlp, set: {}}]
+threat: {norm: Linf, eps: 0.1}
+train: {epochs: 2}
+defenses: [standard, {name: trades, set: {beta: 3, steps: 2}}]
+attacks: [clean, {name: pgd, set: {steps: 5}, n: 50}]
+"""
+pytestmark = pytest.mark.usefixtures("fresh_catalog")
+
+
+def made(**typed: Any) -> Spec:
+    return to_spec(Options(**typed), ROOT)[0]
+
+
+def notes(**typed: Any) -> str:
+    return "\n".join(to_spec(Options(**typed), ROOT)[2])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def entries(spec: Spec, section: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    return [(entry.name, entry.set, entry.grid) for entry in getattr(spec, section)]
+
+
+def test_options_and_file_give_the_same_jobs(file: Path) -> None:
+    typed = made(
+        dataset="digits",
+        n=100,
+        model=["mlp"],
+        norm="linf",
+        eps=["0.1"],
+        epochs=2,
+        defense=["standard,trades"],
+        attack=["clean", "fgsm"],
+        set=["trades.beta=3", "trades.steps=2"],
+    )
+    written = made(spec=file, attack=["clean,fgsm"])
+    assert [job.key for job in plan(typed, ROOT)] == [job.key for job in plan(written, ROOT)]
+
+
+def test_nothing_typed_is_a_whole_matrix_and_says_so() -> None:
+    spec = made()
+    assert (spec.data.name, [str(eps) for eps in spec.threat.eps]) == ("digits", ["0.1"])
+    assert [d.name for d in spec.defenses] == ["standard", "noisy", "pgd_at"]
+    assert [(a.name, a.n) for a in spec.attacks][-1] == ("autoattack", 100)
+    told = notes()
+    for word in (
+        "dataset digits",
+        "defenses standard, noisy, pgd_at",
+        "eps 0.1",
+        "autoattack (n=100)",
+        "pgd (loss=cw)",
+    ):
+        assert word in told
+
+
+def test_the_baseline_is_added_once_and_can_be_left_out() -> None:
+    assert [d.name for d in made(defense=["noisy"]).defenses] == ["standard", "noisy"]
+    assert [d.name for d in made(defense=["noisy,standard"]).defenses] == ["noisy", "standard"]
+    assert [d.name for d in made(defense=["noisy"], baseline=False).defenses] == ["noisy"]
+    assert "baseline" in notes(defense=["noisy"])
+    assert "baseline" not in notes(defense=["noisy"], baseline=False)
+
+
+def test_what_was_typed_is_not_told_back() -> None:
+    assert notes(dataset="digits", defense=["standard"], eps=["0.1"], attack=["clean"]) == ""
+
+
+def test_photographs_get_pixel_budgets() -> None:
+    assert [str(eps) for eps in made(dataset="cifar10").threat.eps] == ["8/255"]
+
+
+def test_certify_comes_with_a_smoothed_defense_only() -> None:
+    assert "certify" in [a.name for a in made(defense=["smoothing"]).attacks]
+    assert "certify" not in [a.name for a in made(defense=["noisy"]).attacks]
+
+
+def test_default_attacks_take_no_more_images_than_there_are(tmp_path: Path) -> None:
+    assert {a.n for a in made(n=16, defense=["smoothing"]).attacks if a.n} == {16}
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            Image.new("L", (14, 14)).save(tmp_path / "pets" / part / name / "1.png")
+    spec, root, _ = to_spec(Options(dataset=f"folder:{tmp_path}/pets"), ROOT)
+    assert {a.n for a in spec.attacks if a.n} == {2}
+    assert (spec.data.name, root) == ("folder:pets", tmp_path)  # records hold no path of this machine
+    assert {job.what["n"] for job in plan(spec, root) if job.kind == "evaluate"} == {2}
+
+
+def test_n_caps_the_attacks_of_a_file(file: Path) -> None:
+    assert [job.what["n"] for job in plan(made(spec=file), ROOT) if job.kind == "evaluate"] == [100, 50] * 2
+    assert [job.what["n"] for job in plan(made(spec=file, n=60), ROOT) if job.kind == "evaluate"] == [60, 50] * 2
+    assert [job.what["n"] for job in plan(made(spec=file, n=16), ROOT) if job.kind == "evaluate"] == [16, 16] * 2
+
+
+def test_options_replace_what_a_file_says(file: Path) -> None:
+    spec = made(
+        spec=file,
+        eps=["0.2,0.3"],
+        train_eps="0.25",
+        seeds=["1,2", "3"],
+        epochs=9,
+        train_n=64,
+        recipe="paper",
+        attack=["fgsm"],
+        norm="l2",
+    )
+    assert ([str(eps) for eps in spec.threat.eps], str(spec.threat.train_eps)) == (["0.2", "0.3"], "0.25")
+    assert (spec.threat.norm, spec.seeds, spec.train.epochs, spec.data.train) == ("L2", [1, 2, 3], 9, 64)
+    assert (spec.recipe, [a.name for a in spec.attacks]) == ("paper", ["fgsm"])
+    assert entries(spec, "defenses")[1] == ("trades", {"beta": 3, "steps": 2}, {})
+    assert [d.name for d in made(spec=file, defense=["noisy"]).defenses] == ["noisy"]  # no baseline beside a file
+
+
+def test_set_reaches_every_entry_of_that_name(file: Path) -> None:
+    spec = made(spec=file, set=["trades.beta=0.5", "pgd.steps=7", "pgd.loss=cw", "mlp.width=8"])
+    assert entries(spec, "defenses")[1] == ("trades", {"beta": "0.5", "steps": 2}, {})
+    assert entries(spec, "attacks")[1] == ("pgd", {"steps": "7", "loss": "cw"}, {})
+    assert spec.models is not None
+    assert spec.models[0].set == {"width": "8"}
+    both = made(attack=["pgd,pgd"], set=["pgd.steps=2"])
+    assert [s for _, s, _ in entries(both, "attacks")] == [{"steps": "2"}] * 2
+
+
+def test_grid_replaces_set(file: Path) -> None:
+    assert entries(made(spec=file, grid=["trades.beta=1,6"]), "defenses")[1] == (
+        "trades",
+        {"steps": 2},
+        {"beta": ["1", "6"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("false", False), ("[1;2]", ["1", "2"]), ("[]", []), ("True", "True"), (" cw ", "cw"), ("", "")],
+)
+def test_values_of_set(text: str, value: Any) -> None:
+    assert entries(made(defense=["noisy"], set=[f"noisy.x={text}"]), "defenses")[1][1] == {"x": value}
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"set": ["noisy"]}, "--set takes NAME.SETTING=VALUE such as noisy.sigma=0.6, got 'noisy'"),
+        ({"set": ["sigma=1"]}, "--set takes NAME.SETTING=VALUE"),
+        ({"set": ["noisy.=1"]}, "--set takes NAME.SETTING=VALUE"),
+        ({"grid": ["noisy.sigma"]}, "--grid takes NAME.SETTING=VALUE"),
+        ({"set": ["nosy.sigma=1"]}, "--set nosy.sigma=1: 'nosy' is not in this run. Did you mean 'noisy'"),
+        ({"set": ["trades.beta=1"]}, "'trades' is not in this run"),
+        ({"seeds": ["0,x"]}, "--seeds takes whole numbers such as 0,1,2, got 'x'"),
+        ({"seeds": [","]}, "seeds is empty; expected at least one entry"),
+        ({"defense": [""]}, "defenses is empty; expected at least one entry"),
+        ({"attack": [","]}, "attacks is empty; expected at least one entry"),
+        ({"eps": ["8"]}, "threat: eps 8 under Linf is larger than the pixel range .* did you mean 8/255"),
+        ({"norm": "L7"}, "threat.norm: Input should be 'Linf', 'L2' or 'L1', got 'L7'"),
+        ({"recipe": "own"}, "recipe: Input should be 'shared' or 'paper', got 'own'"),
+        ({"dataset": "minst"}, "no data set 'minst'; did you mean 'mnist'"),
+        ({"dataset": "folder:none"}, "no image folder .*none"),
+        ({"train_n": 0}, "data.train: Input should be greater than 0, got 0"),
+    ],
+)
+def test_what_means_nothing_is_refused(typed: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, LookupError, FileNotFoundError), match=message) as error:
+        made(**typed)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> None:
+    with pytest.raises(ValueError, match=r"^threat: eps 8 under Linf"):
+        made(spec=file, eps=["8"])
+
+
+def test_a_mistake_in_the_file_is_found_though_options_replace_it(file: Path) -> None:
+    file.write_text(SPEC.replace("eps: 0.1", "eps: 8"))
+    with pytest.raises(ValueError, match=r"mine\.yaml, line 3: threat: eps 8"):
+        made(spec=file, eps=["0.1"])

@@ -1,0 +1,338 @@
+"""Equal content, equal key; what changes a result changes the key, and nothing else does."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import catalog
+from bench import plan as planner
+from bench.plan import Job, plan
+from bench.spec import build, load
+
+ROOT = Path("no-data-here")
+pytestmark = pytest.mark.usefixtures("fresh_catalog")
+
+BASE: dict[str, Any] = {
+    "data": {"name": "digits", "test": 100},
+    "models": ["mlp"],
+    "seeds": [0, 1],
+    "threat": {"norm": "Linf", "eps": ["8/255", "2/255"]},
+    "train": {"epochs": 3},
+    "defenses": ["standard", {"name": "trades", "grid": {"beta": [1, 6]}}, "smoothing"],
+    "attacks": ["clean", "fgsm", {"name": "pgd", "set": {"steps": 5}}, "certify"],
+}
+
+
+def jobs(values: dict[str, Any]) -> list[Job]:
+    """The jobs of a spec given as plain values."""
+    return plan(build(copy.deepcopy(values)), ROOT)
+
+
+def keys(values: dict[str, Any]) -> list[str]:
+    return [job.key for job in jobs(values)]
+
+
+def one(**changed: Any) -> dict[str, Any]:
+    """One defense, one attack, one seed."""
+    return {
+        **BASE,
+        "seeds": [0],
+        "threat": {"norm": "Linf", "eps": "8/255"},
+        "defenses": ["trades"],
+        "attacks": ["fgsm"],
+        **changed,
+    }
+
+
+def trains(values: dict[str, Any]) -> list[Job]:
+    return [job for job in jobs(values) if job.kind == "train"]
+
+
+def evaluations(values: dict[str, Any]) -> list[Job]:
+    return [job for job in jobs(values) if job.kind == "evaluate"]
+
+
+def test_the_order_of_keys_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    def backwards(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: backwards(value[name]) for name in reversed(value)}
+        return [backwards(item) for item in value] if isinstance(value, list) else value
+
+    for name, values in (("a", BASE), ("b", backwards(BASE))):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    texts = [(tmp_path / f"{name}.yaml").read_text() for name in "ab"]
+    assert texts[0] != texts[1]
+    found = [[job.key for job in plan(load(tmp_path / f"{name}.yaml"), ROOT)] for name in "ab"]
+    assert sorted(found[0]) == sorted(found[1])
+
+
+def test_8_255_and_its_float_share_a_key() -> None:
+    def under(eps: Any) -> list[str]:
+        return keys(one(threat={"norm": "Linf", "eps": eps}))
+
+    assert under("8/255") == under(0.03137254901960784) == under(" 16/510 ")
+    assert set(under("8/255")).isdisjoint(under("0.031"))
+
+
+def test_a_default_written_out_changes_nothing() -> None:
+    beta = catalog.get("defenses", "trades").resolve({})["beta"]
+    assert keys(one()) == keys(one(defenses=[{"name": "trades", "set": {"beta": str(beta)}}]))
+    assert keys(one()) == keys(one(data={"name": "digits", "test": 100, "train": 1437}))
+    assert keys(one()) == keys(one(train={"epochs": 3, "optimizer": "adam", "lr": 2e-3}))
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "data set": {"data": {"name": "mnist", "test": 100}, "train": {"epochs": 3, "batch_size": 64, "lr": 2e-3}},
+    "training images": {"data": {"name": "digits", "test": 100, "train": 1000}},
+    "validation images": {"data": {"name": "digits", "test": 100, "validation": 10}},
+    "architecture": {"models": ["small_cnn"]},
+    "seed": {"seeds": [1]},
+    "norm": {"threat": {"norm": "L2", "eps": "8/255"}},
+    "eps": {"threat": {"norm": "Linf", "eps": "4/255"}},
+    "train_eps": {"threat": {"norm": "Linf", "eps": "8/255", "train_eps": "4/255"}},
+    "recipe": {"recipe": "paper"},
+    "epochs": {"train": {"epochs": 4}},
+    "learning rate": {"train": {"epochs": 3, "lr": 0.01}},
+    "eps_warmup": {"train": {"epochs": 3, "eps_warmup": 0.5}},
+    "augmentation": {"train": {"epochs": 3, "augment": True}},
+    "defense": {"defenses": ["pgd_at"]},
+    "setting of the defense": {"defenses": [{"name": "trades", "set": {"beta": 1}}]},
+}
+OF_THE_EVALUATION: dict[str, dict[str, Any]] = {
+    "attack": {"attacks": ["pgd"]},
+    "test images": {"data": {"name": "digits", "test": 99}},
+    "n of the attack": {"attacks": [{"name": "fgsm", "n": 99}]},
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES.values(), ids=CHANGES)
+def test_what_training_depends_on_changes_both_keys(changed: dict[str, Any]) -> None:
+    assert set(keys(one(**changed))).isdisjoint(keys(one()))
+    assert len(keys(one(**changed))) == 2
+
+
+@pytest.mark.parametrize("changed", OF_THE_EVALUATION.values(), ids=OF_THE_EVALUATION)
+def test_what_only_the_evaluation_depends_on_leaves_the_training_alone(changed: dict[str, Any]) -> None:
+    (train, evaluation), (other_train, other) = jobs(one()), jobs(one(**changed))
+    assert train.key == other_train.key
+    assert evaluation.key != other.key
+
+
+def test_the_setting_of_an_attack_changes_its_key() -> None:
+    found = {evaluations(one(attacks=[{"name": "pgd", "set": {"steps": steps}}]))[0].key for steps in (5, 6)}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("constant", ["TRAIN_REVISION", "EVALUATE_REVISION", "SCHEMA"])
+def test_a_raised_revision_of_the_engine_changes_the_key(monkeypatch: pytest.MonkeyPatch, constant: str) -> None:
+    before = keys(one())
+    monkeypatch.setattr(planner, constant, 99)
+    assert keys(one())[1] != before[1]
+    assert (keys(one())[0] == before[0]) == (constant == "EVALUATE_REVISION")
+
+
+def test_a_raised_revision_of_the_plug_in_changes_the_key_and_its_comments_do_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def with_file(text: str) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        catalog.get.cache_clear()
+        return trains(one(defenses=["mine"]))[0].key
+
+    monkeypatch.setenv("BENCH_PLUGINS", str(tmp_path / "mine.py"))
+    text = "@dataclass\nclass Mine(Defense):\n    revision: ClassVar[int] = 1\n    sigma: float = 1.0\n"
+    first = with_file(text)
+    assert with_file(text + "\n# a comment\n") == first
+    assert with_file(text.replace("= 1\n", "= 2\n")) != first
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "another name"},
+        {"defenses": ["trades", "standard"]},
+        {"attacks": ["clean", "fgsm"]},
+        {"seeds": [5, 0]},
+        {"models": ["small_cnn", "mlp"]},
+        {"threat": {"norm": "linf", "eps": ["2/255", "8/255"]}},
+        {"data": {"name": "digits", "test": 100, "size": 8}},
+    ],
+)
+def test_what_no_result_depends_on_leaves_the_keys_alone(changed: dict[str, Any]) -> None:
+    assert set(keys(one())) <= set(keys(one(**changed)))
+
+
+def test_a_defense_without_threat_is_trained_once_for_all_budgets() -> None:
+    few, many = one(defenses=["standard"]), one(defenses=["standard"], threat={"norm": "L2", "eps": [0.5, 1]})
+    warm = one(defenses=["standard"], train={"epochs": 3, "eps_warmup": 0.5})
+    assert trains(few)[0].what["threat"] is None
+    assert trains(few)[0].key == trains(many)[0].key == trains(warm)[0].key
+    assert trains(one())[0].key != trains(one(train={"epochs": 3, "eps_warmup": 0.5}))[0].key
+
+
+def test_training_takes_the_largest_budget_and_train_eps_replaces_it() -> None:
+    def budgets(**changed: Any) -> list[str]:
+        return [job.what["threat"]["eps"] for job in trains(one(**changed))]
+
+    assert budgets(threat={"eps": ["8/255", "2/255", "0.01"]}) == ["8/255"]
+    assert budgets(threat={"eps": "8/255", "train_eps": "0.01"}) == ["0.01"]
+    several = [{"name": "trades", "train_eps": ["2/255", "4/255"]}]
+    assert budgets(threat={"eps": "8/255", "train_eps": "0.01"}, defenses=several) == ["2/255", "4/255"]
+
+
+def test_an_entry_cannot_train_in_pixel_units() -> None:
+    with pytest.raises(ValueError, match="did you mean 8/255"):
+        jobs(one(defenses=[{"name": "trades", "train_eps": 8}]))
+
+
+def test_an_evaluation_without_threat_is_done_once_for_all_budgets() -> None:
+    found = evaluations(one(attacks=["clean", "fgsm"], threat={"eps": ["2/255", "8/255"]}))
+    assert [(job.what["attack"]["name"], job.what["threat"] and job.what["threat"]["eps"]) for job in found] == [
+        ("clean", None),
+        ("fgsm", "2/255"),
+        ("fgsm", "8/255"),
+    ]
+
+
+def test_grid_multiplies_and_set_does_not() -> None:
+    grid = {"name": "trades", "set": {"steps": 2}, "grid": {"beta": [1, 6], "rel_step_size": [0.25, 0.5]}}
+    found = [job.what["defense"]["set"] for job in trains(one(defenses=[grid]))]
+    assert [(s["beta"], s["rel_step_size"], s["steps"]) for s in found] == [
+        (1.0, 0.25, 2),
+        (1.0, 0.5, 2),
+        (6.0, 0.25, 2),
+        (6.0, 0.5, 2),
+    ]
+    attack = {"name": "pgd", "grid": {"steps": [1, 2, 3]}}
+    assert [job.what["attack"]["set"]["steps"] for job in evaluations(one(attacks=[attack]))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "trades", "set": {"beta": 1}, "grid": {"beta": [2]}}, "trades: 'beta' is in set and in grid"),
+        ({"name": "trades", "grid": {"beta": []}}, "trades: grid 'beta' is empty; expected a list of values"),
+        ({"name": "trades", "set": {"beta": [1, 6]}}, r"defenses trades\.beta: input should be a valid number"),
+        ({"name": "trades", "set": {"betta": 1}}, "trades has no setting 'betta'. Did you mean 'beta'"),
+        ({"name": "trads"}, "no defense 'trads'. Did you mean 'trades'"),
+    ],
+)
+def test_entries_that_mean_nothing_are_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, LookupError), match=message):
+        jobs(one(defenses=[entry]))
+
+
+def test_certify_is_planned_for_smoothed_models_only() -> None:
+    found = jobs(BASE)
+    names = {job.key: job.what["defense"]["name"] for job in found if job.kind == "train"}
+    certified = {names[j.needs[0]] for j in found if j.kind == "evaluate" and j.what["attack"]["name"] == "certify"}
+    assert certified == {"smoothing"}
+
+
+def test_an_attack_is_refused_under_a_norm_it_does_not_have() -> None:
+    with pytest.raises(ValueError, match="attack fgsm has no L1 version; its norms: Linf, L2"):
+        jobs(one(threat={"norm": "L1", "eps": 1}))
+
+
+def test_seeds_limits_an_attack_to_the_first_seeds() -> None:
+    found = evaluations(one(seeds=[7, 3, 5], attacks=["clean", {"name": "fgsm", "seeds": 2}]))
+    assert [(job.what["attack"]["name"], job.what["seed"]) for job in found] == [
+        ("clean", 7),
+        ("fgsm", 7),
+        ("clean", 3),
+        ("fgsm", 3),
+        ("clean", 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": {"name": "digits", "test": 361}}, "data.test is 361, but the test set of digits has 360 images"),
+        ({"attacks": [{"name": "fgsm", "n": 361}]}, "attacks fgsm n is 361, but the test set of digits has 360 images"),
+        ({"data": {"name": "digits", "train": 1438}}, "data.train is 1438, but digits has 1437 training images"),
+        ({"data": {"name": "digits", "train": 9, "validation": 9}}, "data.validation is 9; expected less than the 9"),
+        ({"data": {"name": "digit"}}, "no data set 'digit'; did you mean 'digits'"),
+        ({"models": ["mpl"]}, "no model 'mpl'. Did you mean 'mlp'"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, LookupError), match=message):
+        jobs(one(**changed))
+
+
+def test_n_is_the_attack_s_or_the_run_s_or_the_whole_test_set() -> None:
+    attacks = ["clean", {"name": "fgsm", "n": 7}]
+    assert [job.what["n"] for job in evaluations(one(attacks=attacks))] == [100, 7]
+    assert [job.what["n"] for job in evaluations(one(attacks=attacks, data={"name": "digits"}))] == [360, 7]
+
+
+def test_each_training_comes_before_its_evaluations_and_no_job_comes_twice() -> None:
+    twice = {**BASE, "defenses": BASE["defenses"] * 2, "attacks": BASE["attacks"] * 2, "seeds": [0, 1, 0]}
+    found = jobs(twice)
+    assert len({job.key for job in found}) == len(found)
+    assert sorted(keys(BASE)) == sorted(job.key for job in found)
+    seen: set[str] = set()
+    for job in found:
+        assert seen.issuperset(job.needs)
+        assert bool(job.needs) == (job.kind == "evaluate")
+        seen.add(job.key)
+
+
+@settings(max_examples=30, deadline=None)
+@given(*(st.permutations(BASE[name]) for name in ("defenses", "attacks", "seeds")), st.permutations(["8/255", "2/255"]))
+def test_the_plan_is_independent_of_the_order_of_entries(
+    defenses: list[Any], attacks: list[Any], seeds: list[int], eps: list[str]
+) -> None:
+    threat = {"norm": "Linf", "eps": eps}
+    shuffled = {**BASE, "defenses": defenses, "attacks": attacks, "seeds": seeds, "threat": threat}
+    assert sorted(keys(shuffled)) == sorted(keys(BASE))
+
+
+def test_a_plan_leaves_its_spec_alone_and_can_be_written_and_read() -> None:
+    spec = build(copy.deepcopy(BASE))
+    before = spec.model_dump_json()
+    for job in plan(spec, ROOT):
+        again = Job.from_json(json.loads(json.dumps(job.to_json())))
+        assert again == job
+        assert again.key == job.key
+    assert spec.model_dump_json() == before
+
+
+def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    *parents, last = path.split(".")
+
+    def change(values: dict[str, Any]) -> None:
+        for parent in parents:
+            values = values[parent]
+        values[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("what.seed", 1), "was changed: its content hashes to"),
+        (_set("what.defense.set.beta", 1.5), "was changed"),
+        (_set("kind", "evaluate"), "was changed"),
+        (_set("needs", ["0123456789ab"]), "was changed"),
+        (_set("key", "0123456789ab"), "job 0123456789ab was changed"),
+        (_set("schema", 2), "job has schema 2, this version reads 1"),
+        (_set("schema", None), "job has schema None"),
+    ],
+)
+def test_a_changed_job_is_refused(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    values = copy.deepcopy(trains(one())[0].to_json())
+    change(values)
+    with pytest.raises(ValueError, match=message):
+        Job.from_json(values)

@@ -1,0 +1,281 @@
+"""The store: every write is atomic, damage is noticed, no key leaves the folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+
+from bench.plan import Job
+from bench.store import Store, file_hash, write_atomic, write_json
+
+JOB = Job("train", {"seed": 0})
+OTHER = Job("evaluate", {"n": 4}, (JOB.key,))
+EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "results")
+    made.prepare()
+    made.add(JOB)
+    return made
+
+
+def with_samples(store: Store, job: Job = JOB) -> Path:
+    """A finished evaluation with its samples; gives the path of these."""
+    store.add(job)
+    path = store.folder(job.key) / "samples.npz"
+    write_atomic(path, lambda file: np.savez_compressed(file, correct=np.array([True, False])))
+    store.put(job, "done", {"metrics": {}, "files": {"samples.npz": file_hash(path)}})
+    return path
+
+
+@pytest.mark.parametrize("old", [None, b"the old content"])
+def test_a_write_that_dies_leaves_the_old_file_and_no_litter(tmp_path: Path, old: bytes | None) -> None:
+    path = tmp_path / "record.json"
+    if old is not None:
+        path.write_bytes(old)
+
+    def die(file: IO[bytes]) -> None:
+        file.write(b"half of the new")
+        file.flush()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, die)
+    assert (path.read_bytes() if path.exists() else None) == old
+    assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["record.json"])
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path, seen = tmp_path / "record.json", []
+    path.write_bytes(b"old")
+    write_atomic(path, lambda file: (file.write(b"new"), file.flush(), seen.append(path.read_bytes())))
+    assert seen == [b"old"]
+    assert path.read_bytes() == b"new"
+
+
+def test_equal_content_gives_equal_bytes_and_nan_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"a": 1, "b": [1.5, None]})
+    write_json(tmp_path / "b", {"b": [1.5, None], "a": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a", {"a": math.nan})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_job_is_done_once_its_record_stands(store: Store) -> None:
+    assert (store.keys(), store.record(JOB.key), store.done(JOB.key)) == ([JOB.key], None, False)
+    store.put(JOB, "done", {"metrics": {"train_seconds": 1.5}, "files": {}})
+    record = store.record(JOB.key)
+    assert record is not None
+    assert (record["state"], record["metrics"]) == ("done", {"train_seconds": 1.5})
+    assert store.done(JOB.key)
+    assert list(store.records()) == [(JOB, record)]
+    assert store.jobs() == {JOB.key: JOB}
+
+
+@pytest.mark.parametrize(
+    ("state", "done"), [("done", True), ("diverged", True), ("unsupported", True), ("error", False)]
+)
+def test_an_error_is_stored_for_reading_and_tried_again(store: Store, state: str, done: bool) -> None:
+    store.put(JOB, state, EMPTY)
+    assert store.record(JOB.key) is not None
+    assert store.done(JOB.key) == done
+
+
+def test_numbers_that_json_does_not_have_become_null(store: Store) -> None:
+    odd = {"a": math.nan, "b": [1.0, math.inf], "c": {"d": -math.inf}, "e": (2, True, "nan")}
+    store.put(JOB, "done", {"metrics": odd, "files": {}})
+    record = store.record(JOB.key)
+    assert record is not None
+    assert record["metrics"] == {"a": None, "b": [1.0, None], "c": {"d": None}, "e": [2, True, "nan"]}
+
+
+def test_every_flipped_byte_of_a_record_is_noticed(store: Store) -> None:
+    store.put(JOB, "done", {"metrics": {"train_seconds": 1.5}, "files": {"weights": "ab"}})
+    path = store.folder(JOB.key) / "record.json"
+    whole = path.read_bytes()
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        # a flip in white space may leave the very same content behind
+        if store.record(JOB.key) is not None and json.loads(path.read_bytes()) != json.loads(whole):
+            unnoticed.append(place)
+    assert unnoticed == []
+    path.write_bytes(whole)
+    assert store.done(JOB.key)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"', "{}", '{"schema": 1}', "\xff"])
+def test_a_record_that_is_none_is_noticed(store: Store, text: str) -> None:
+    (store.folder(JOB.key) / "record.json").write_bytes(text.encode("latin-1"))
+    assert store.record(JOB.key) is None
+    assert not store.done(JOB.key)
+    assert list(store.records()) == []
+
+
+def test_a_truncated_record_is_noticed(store: Store) -> None:
+    store.put(JOB, "done", EMPTY)
+    path = store.folder(JOB.key) / "record.json"
+    whole = path.read_bytes()
+    for length in range(len(whole.rstrip())):
+        path.write_bytes(whole[:length])
+        assert store.record(JOB.key) is None
+
+
+def test_a_record_counts_in_its_own_folder_only(store: Store) -> None:
+    store.put(JOB, "done", EMPTY)
+    store.add(OTHER)
+    shutil.copy(store.folder(JOB.key) / "record.json", store.folder(OTHER.key))
+    assert store.record(OTHER.key) is None
+
+
+def test_samples_come_back_and_damaged_ones_are_refused(store: Store) -> None:
+    path = with_samples(store)
+    assert store.samples(JOB.key)["correct"].tolist() == [True, False]
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"samples\.npz does not match its record; run the job again"):
+            store.samples(JOB.key)
+    path.unlink()
+    with pytest.raises(ValueError, match="does not match its record"):
+        store.samples(JOB.key)
+
+
+def test_samples_without_a_record_are_refused(store: Store) -> None:
+    path = with_samples(store)
+    store.put(JOB, "done", EMPTY)  # a record that names no samples
+    for missing in (False, True):
+        if missing:
+            path.unlink()
+        with pytest.raises(ValueError, match="does not match its record"):
+            store.samples(JOB.key)
+
+
+def test_samples_are_never_unpickled(store: Store) -> None:
+    class Canary:
+        def __reduce__(self) -> Any:
+            return (os._exit, (3,))
+
+    path = store.folder(JOB.key) / "samples.npz"
+    write_atomic(path, lambda file: np.savez(file, correct=np.array([Canary()], dtype=object)))
+    store.put(JOB, "done", {"metrics": {}, "files": {"samples.npz": file_hash(path)}})
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        store.samples(JOB.key)
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../../etc/pa",
+    "/etc/passwd0",
+    "0123456789a",
+    "0123456789abc",
+    "0123456789AB",
+    "0123456789a\n",
+    "0123456789ab\n",
+    "0123456789a/",
+    "0123456789a\0",
+    "0123456789ag",
+    "..\\..\\012345",
+    "０１２３４５６７８９ab",
+    "~root/012345",
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_no_key_leaves_the_folder(store: Store, key: str) -> None:
+    for method in (store.folder, store.job, store.record, store.done, store.progress, store.samples):
+        with pytest.raises(ValueError, match="is no job key; expected 12 hexadecimal digits"):
+            method(key)
+
+
+def test_a_link_in_place_of_a_folder_is_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (store.root / OTHER.key).symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="is a link; job folders must be real ones"):
+        store.add(OTHER)
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert store.keys() == [JOB.key]
+
+
+def test_other_files_in_the_folder_are_no_jobs(store: Store) -> None:
+    (store.root / "0123456789ab").write_text("a file")
+    (store.root / "notes").mkdir()
+    (store.root / "0123456789AB").mkdir()
+    assert store.keys() == [JOB.key]
+    assert Store(store.root / "none").keys() == []
+
+
+def test_a_job_that_is_not_there_is_named(store: Store) -> None:
+    with pytest.raises(LookupError, match=f"no job {OTHER.key} in "):
+        store.job(OTHER.key)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "kind": 1, "what": 1}', "\xff"])
+def test_a_damaged_job_hurts_only_itself_and_is_written_again(store: Store, text: str) -> None:
+    store.put(JOB, "done", EMPTY)
+    store.add(OTHER)
+    store.put(OTHER, "done", EMPTY)
+    path = store.folder(JOB.key) / "job.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"job\.json is damaged .*; `bench run` writes it again"):
+        store.job(JOB.key)
+    assert [job for job, _ in store.records()] == [OTHER]
+    store.add(JOB)
+    assert store.job(JOB.key) == JOB
+    assert sorted(job.key for job, _ in store.records()) == sorted([JOB.key, OTHER.key])
+
+
+def test_a_job_of_another_folder_is_noticed(store: Store) -> None:
+    store.add(OTHER)
+    shutil.copy(store.folder(OTHER.key) / "job.json", store.folder(JOB.key))
+    with pytest.raises(ValueError, match=f"holds job {OTHER.key}"):
+        store.job(JOB.key)
+
+
+def test_a_standing_job_is_not_written_again(store: Store) -> None:
+    path = store.folder(JOB.key) / "job.json"
+    before = path.stat().st_ino
+    store.add(JOB)
+    assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_half_written_progress_is_no_progress(store: Store, text: str) -> None:
+    assert store.progress(JOB.key) == {}
+    path = store.folder(JOB.key) / "progress.json"
+    path.write_text('{"share": 0.5}')
+    assert store.progress(JOB.key) == {"share": 0.5}
+    path.write_bytes(text.encode("latin-1"))
+    assert store.progress(JOB.key) == {}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "results"):
+        with pytest.raises(OSError, match=f"cannot write results folder {place}: .*; choose --results-dir") as error:
+            Store(place).prepare()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes read-only folders")
+def test_a_read_only_folder_is_refused_and_still_read(store: Store) -> None:
+    store.put(JOB, "done", EMPTY)
+    store.root.chmod(0o555)
+    try:
+        with pytest.raises(OSError, match=r"cannot write results folder .*: Permission denied"):
+            store.prepare()
+        assert [job for job, _ in store.records()] == [JOB]
+    finally:
+        store.root.chmod(0o755)

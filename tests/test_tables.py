@@ -1,0 +1,670 @@
+"""Tables are derived from records and per-sample arrays only; every number here can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import datasets
+from bench.core.stats import paired_difference, wilson
+from bench.leaderboard import BEGIN, END, escape, markdown, venue, write_leaderboard
+from bench.plan import Job
+from bench.store import Store, file_hash, write_atomic
+from bench.tables import COLUMNS, Row, frame, label, matrix, paired, rows
+
+GOLDEN = Path(__file__).parent / "golden" / "leaderboard.md"
+STEPS = {"steps": 40}
+STANDARD = {"version": "standard"}
+# attacks without a file, so that no edit of a plug-in changes these tables: `steep` and `onestep`
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files; no power fails here
+    store = Store(tmp_path / "results")
+    store.prepare()
+    return store
+
+
+def train_job(named: str, seed: int, eps: str | None = "0.1", **other: Any) -> Job:
+    what: dict[str, Any] = {
+        "engine": 1,
+        "data": {"name": "toy", "train": 100, "validation": 0, "size": None},
+        "model": {"name": "tiny", "set": {}, "revision": 1},
+        "defense": {"name": named, "set": {}, "revision": 1},
+        "threat": None if eps is None else {"norm": "Linf", "eps": eps},
+        "recipe": "shared",
+        "train": {"epochs": 2, "lr": 0.1},
+        "seed": seed,
+    }
+    for name, value in other.items():
+        what[name] = {**what[name], **value} if isinstance(what[name], dict) else value
+    return Job("train", what)
+
+
+def trained(store: Store, name: str = "guard", seed: int = 0, state: str = "done", **other: Any) -> Job:
+    seconds, deploys = other.pop("seconds", 10.0), other.pop("deploys", "deterministic")
+    workers, device = other.pop("workers", 1), other.pop("device", "CPU x")
+    job = train_job(name, seed, **other)
+    store.add(job)
+    about = {
+        "files": {},
+        "provenance": {"commit": "abc", "dirty": False, "device": device, "workers": workers},
+        "peak_memory_mb": {"rss": 300.0, "cuda": None},
+    }
+    if state == "done":
+        metrics = {"train_seconds": seconds, "seconds_per_epoch": seconds / 2, "deploys": deploys}
+        metrics["inference_ms_per_image"] = 0.5
+        store.put(job, "done", {"metrics": metrics, **about})
+    elif state != "missing":
+        error = {"type": "Diverged", "message": "loss is NaN", "traceback": ""}
+        store.put(job, state, {"metrics": {}, "error": error, **about})
+    return job
+
+
+def evaluated(
+    store: Store,
+    train: Job,
+    attack: str,
+    correct: list[int] | None = None,
+    settings: dict[str, Any] | None = None,
+    *,
+    eps: str | None = "0.1",
+    state: str = "done",
+    n: int | None = None,
+    revision: int = 1,
+    norm: str = "Linf",
+    test_hash: str = "",
+    columns: dict[str, Any] | None = None,
+) -> str:
+    """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
+    what = {
+        "engine": 1,
+        "attack": {"name": attack, "set": settings or {}, "revision": revision},
+        "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
+        "n": n or len(correct or []),
+        "seed": train.what["seed"],
+        "weights": "last",
+    }
+    job = Job("evaluate", what, (train.key,))
+    store.add(job)
+    provenance = {"commit": "abc", "dirty": False, "device": "CPU x", "workers": 1}
+    if state == "done":
+        arrays = {"index": np.arange(what["n"]), "correct": np.array(correct, dtype=bool), **(columns or {})}
+        path = store.folder(job.key) / "samples.npz"
+        write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        metrics = {"n": what["n"], "test_hash": test_hash or f"hash{what['n']}", "attack_seconds": 2.0}
+        files = {"samples.npz": file_hash(path)}
+        store.put(job, "done", {"metrics": metrics, "files": files, "provenance": provenance})
+    elif state == "unsupported":
+        store.put(job, state, {"metrics": {}, "files": {}, "provenance": provenance, "reason": "needs gradients"})
+    elif state != "missing":
+        error = {"type": "RuntimeError", "message": "out of memory", "traceback": "long"}
+        store.put(job, state, {"metrics": {}, "files": {}, "provenance": provenance, "error": error})
+    return job.key
+
+
+def full(store: Store, train: Job, hits: int, n: int = 1000, eps: str = "0.1") -> list[str]:
+    """Clean, steep and AutoAttack standard; `hits` images survive AutoAttack."""
+    return [
+        evaluated(store, train, "clean", [1] * n),
+        evaluated(store, train, "steep", [1] * (hits + 1) + [0] * (n - hits - 1), STEPS, eps=eps),
+        evaluated(store, train, "autoattack", [1] * hits + [0] * (n - hits), STANDARD, eps=eps),
+    ]
+
+
+def all_rows(store: Store) -> list[Row]:
+    return rows(store, frame(store))
+
+
+def only(store: Store) -> Row:
+    (row,) = all_rows(store)
+    return row
+
+
+def test_worst_case_is_the_minimum_of_each_sample_not_of_means(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1, 1, 1, 1, 1, 0])
+    evaluated(store, train, "steep", [1, 1, 0, 0, 1, 0], STEPS)
+    evaluated(store, train, "onestep", [0, 0, 1, 1, 1, 0])
+    row = only(store)
+    assert row.worst.values == {0: pytest.approx(1 / 6)}
+    assert row.worst.n == 6
+    assert [c.mean for c in row.attacks.values()] == pytest.approx([1 / 2, 1 / 2])
+    assert row.clean.mean == pytest.approx(5 / 6)
+    assert row.worst.interval() == pytest.approx(wilson(1, 6))
+
+
+def test_the_worst_case_is_never_above_any_column(store: Store) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        train = trained(store, name)
+        for attack in ("clean", "steep", "onestep"):
+            evaluated(store, train, attack, rng.integers(0, 2, 50).tolist())
+    for row in all_rows(store):
+        assert row.worst.mean <= min(row.clean.mean, *(cell.mean for cell in row.attacks.values()))
+
+
+def test_clean_errors_count_as_not_robust(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [0, 1, 1, 1])
+    evaluated(store, train, "steep", [1, 1, 0, 1], STEPS)
+    assert only(store).worst.mean == pytest.approx(2 / 4)
+
+
+def test_clean_and_certify_stand_in_every_eps_row(store: Store) -> None:
+    train = trained(store, deploys="smoothed")
+    evaluated(store, train, "clean", [1, 1, 1, 0])
+    radius = {"radius": np.array([0.1, 0.3, 0.6, 2.0], dtype=np.float32)}
+    evaluated(store, train, "certify", [1, 1, 1, 0], columns=radius)
+    evaluated(store, train, "steep", [1, 1, 0, 0], norm="L2", eps="0.5")
+    evaluated(store, train, "steep", [1, 0, 0, 0], norm="L2", eps="2")
+    small, large = all_rows(store)
+    assert (small.eps, large.eps) == ("0.5", "2")
+    assert small.clean == large.clean
+    assert small.worst.mean == 0.5
+    assert large.worst.mean == 0.25
+    # the wrong image with the largest radius is never certified; the eps of an L2 row is a radius too
+    assert {r: c.mean for r, c in small.certified.items()} == {0.0: 0.75, 0.25: 0.5, 0.5: 0.25, 1.0: 0.0}
+    assert list(large.certified) == [0.0, 0.25, 0.5, 1.0, 2.0]
+
+
+def test_certify_never_joins_the_worst_case(store: Store) -> None:
+    train = trained(store, deploys="smoothed")
+    evaluated(store, train, "steep", [1, 1, 1, 1])
+    evaluated(store, train, "certify", [0, 0, 0, 0], columns={"radius": np.zeros(4)})
+    assert only(store).worst.mean == 1.0
+
+
+def test_the_worst_case_runs_over_the_largest_shared_prefix(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1] * 1000)
+    evaluated(store, train, "steep", [1] * 500 + [0] * 500, STEPS)
+    evaluated(store, train, "autoattack", [0] * 20 + [1] * 80, STANDARD)
+    row = only(store)
+    assert row.worst.n == 100
+    assert row.worst.mean == pytest.approx(0.8)
+    assert row.attacks["steep (steps=40)"].n == 1000
+    assert row.attacks["steep (steps=40)"].mean == 0.5
+    assert "50.00 (n=1000)" in markdown(store)
+
+
+def test_a_prefix_ends_at_the_first_gap_and_the_order_in_the_file_does_not_matter(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "steep", [1, 0, 1, 1], columns={"index": np.array([3, 2, 1, 0])})
+    evaluated(store, train, "onestep", [1, 1, 1, 1], columns={"index": np.array([0, 1, 2, 7])})
+    row = only(store)
+    assert row.worst.n == 3
+    assert row.worst.mean == pytest.approx(2 / 3)
+
+
+def test_no_shared_image_is_no_worst_case(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "steep", [1, 1], columns={"index": np.array([5, 6])})
+    row = only(store)
+    assert row.worst.values == {}
+    assert row.worst.state() == "no shared images"
+
+
+def test_seeds_are_kept_apart_and_their_mean_has_the_interval_of_one(store: Store) -> None:
+    for seed, hits in enumerate((4, 5, 6)):
+        evaluated(store, trained(store, seed=seed), "steep", [1] * hits + [0] * (10 - hits), STEPS)
+    row = only(store)
+    assert row.worst.values == {0: 0.4, 1: 0.5, 2: 0.6}
+    assert row.worst.std == pytest.approx(0.1)
+    assert row.worst.interval() == pytest.approx(wilson(5, 10))  # not of 30: seeds share their images
+    assert "50.00 (std 10.00)" in markdown(store)
+    assert "3/3 (0: 40.00, 1: 50.00, 2: 60.00)" in markdown(store)
+    table = frame(store)
+    assert sorted(table["accuracy"]) == [0.4, 0.5, 0.6]
+    assert len(table) == 3
+
+
+def test_only_seeds_with_the_full_attack_set_make_the_headline(store: Store) -> None:
+    for seed in range(3):
+        train = trained(store, seed=seed)
+        evaluated(store, train, "steep", [1] * 9 + [0], STEPS)
+        if seed == 1:
+            evaluated(store, train, "autoattack", [1] * 2 + [0] * 8, STANDARD)
+    row = only(store)
+    assert row.worst.values == {1: 0.2}
+    assert row.seeds == (0, 1, 2)
+    assert row.worst.absent[0] == ("incomplete", f"{label('attacks', 'autoattack', STANDARD)} not planned")
+    assert "| 1/3 |" in markdown(store)
+    assert "20.00 (1/3 seeds)" in markdown(store)
+
+
+@pytest.mark.parametrize("state", ["error", "missing", "diverged", "unsupported"])
+def test_a_cell_without_a_number_says_so_and_is_never_zero_or_robust(store: Store, state: str) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1, 1])
+    evaluated(store, train, "onestep", [1, 0])
+    evaluated(store, train, "steep", state=state, n=2, settings=STEPS)
+    table = frame(store)
+    cell = table[table["attack"] == "steep"].iloc[0]
+    assert cell["state"] == state
+    assert math.isnan(cell["accuracy"])
+    assert math.isnan(cell["low"])
+    row = only(store)
+    assert row.attacks["steep (steps=40)"].state() == state
+    assert row.attacks["steep (steps=40)"].values == {}
+    if state == "unsupported":  # does not apply to this model: the rest is judged
+        assert row.worst.mean == 0.5
+    else:  # the attack might have won: without it there is no worst case
+        assert row.worst.values == {}
+        assert row.worst.state() == "incomplete"
+        assert "no worst case" in row.provisional
+        assert "| – |" in markdown(store)
+    assert f"| {state} |" in markdown(store)
+    reasons = {"error": "out of memory", "diverged": "out of memory", "unsupported": "needs gradients"}
+    assert reasons.get(state, "missing") in markdown(store)
+    header, (line,), notes = matrix(store, list(table["key"]))
+    assert line[header.index("steep (steps=40)")] == state
+    assert state == "missing" or f"guard, seed 0, steep (steps=40): {state}: " in " ".join(notes)
+
+
+@pytest.mark.parametrize("state", ["error", "diverged"])
+def test_a_failed_training_blocks_its_evaluations(store: Store, state: str) -> None:
+    train = trained(store, state=state)
+    key = evaluated(store, train, "steep", state="missing", n=5)
+    entry = frame(store, [train.key, key]).iloc[0]
+    assert (entry["state"], entry["train_state"]) == ("blocked", state)
+    assert entry["reason"] == f"training {state}: Diverged: loss is NaN"
+    assert "| blocked |" in markdown(store)
+    assert "loss is NaN" in markdown(store)
+
+
+def test_an_evaluation_before_its_training_is_missing_not_blocked(store: Store) -> None:
+    key = evaluated(store, trained(store, state="missing"), "steep", state="missing", n=5)
+    entry = frame(store, [key]).iloc[0]
+    assert (entry["state"], entry["train_state"], entry["n"]) == ("missing", "missing", 5)
+
+
+def test_nothing_but_clean_is_not_attacked_rather_than_robust(store: Store) -> None:
+    evaluated(store, trained(store), "clean", [1, 1])
+    row = only(store)
+    assert row.norm is None
+    assert row.worst.values == {}
+    assert row.worst.state() == "not attacked"
+    assert "## toy, no attack" in markdown(store)
+
+
+def test_attacks_that_are_all_unsupported_are_no_attack(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1, 1])
+    evaluated(store, train, "steep", state="unsupported", n=2)
+    assert only(store).worst.state() == "not attacked"
+
+
+def test_damaged_samples_are_no_number(store: Store) -> None:
+    train = trained(store)
+    key = evaluated(store, train, "steep", [1, 1])
+    (store.folder(key) / "samples.npz").write_bytes(b"PK")
+    entry = frame(store).iloc[0]
+    assert entry["state"] == "unreadable"
+    assert math.isnan(entry["accuracy"])
+    assert "match" in entry["reason"]
+    assert only(store).worst.state() == "incomplete"
+    assert "| unreadable |" in markdown(store)
+
+
+def test_a_changed_job_is_named_and_hides_no_other(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "onestep", [1, 0])
+    key = evaluated(store, train, "steep", [1, 1])
+    path = store.folder(key) / "job.json"
+    path.write_text(path.read_text().replace('"n": 2', '"n": 3'))
+    assert set(frame(store)["state"]) == {"done", "unreadable"}
+    assert f"cannot be read and are in no table: {key}" in markdown(store)
+    assert any(key in note for note in matrix(store, [key])[2])
+
+
+def test_a_key_without_a_job_is_unreadable_when_asked_for_and_a_stray_folder_is_passed_over(store: Store) -> None:
+    (store.root / ("0" * 12)).mkdir()
+    assert len(frame(store)) == 0
+    assert frame(store, ["0" * 12]).iloc[0]["state"] == "unreadable"
+
+
+def test_the_certificate_that_is_done_is_shown(store: Store) -> None:
+    train = trained(store, deploys="smoothed")
+    evaluated(store, train, "certify", state="error", n=2, settings={"n": 10})
+    evaluated(store, train, "certify", [1, 1], {"n": 99}, columns={"radius": np.array([0.3, 0.6])})
+    assert only(store).certified[0.5].mean == 0.5
+    assert "## toy, no attack" in markdown(store)
+
+
+def test_evaluations_of_other_test_images_are_not_mixed(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1, 1], test_hash="aaa")
+    evaluated(store, train, "steep", [1, 0], STEPS, test_hash="bbb")
+    row = only(store)
+    assert row.worst.values == {}
+    assert row.worst.state() == "mixed test sets"
+    assert "aaa" in row.worst.absent[0][1]
+    assert "bbb" in row.worst.absent[0][1]
+    assert "| mixed test sets |" in markdown(store)
+
+
+def test_subsets_of_other_sizes_hash_apart_but_their_labels_must_agree(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1] * 4, columns={"label": np.array([3, 1, 4, 1])})
+    evaluated(store, train, "steep", [1, 0], columns={"label": np.array([3, 1])})
+    assert only(store).worst.mean == 0.5
+    evaluated(store, train, "onestep", [1, 1, 1], columns={"label": np.array([3, 2, 4])})
+    assert only(store).worst.state() == "mixed test sets"
+
+
+def test_seeds_with_other_test_images_are_not_averaged(store: Store) -> None:
+    for seed in range(2):
+        evaluated(store, trained(store, seed=seed), "steep", [1, 0], test_hash=f"seed{seed}")
+    row = only(store)
+    assert row.attacks["steep"].state() == row.worst.state() == "mixed test sets"
+
+
+def test_a_larger_run_and_a_newer_revision_replace_a_smaller_and_an_older_one(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "steep", [0] * 2)
+    evaluated(store, train, "steep", [1] * 4)
+    assert only(store).worst.mean == 1.0
+    assert only(store).worst.n == 4
+    evaluated(store, train, "steep", state="error", n=6)  # a failed larger run does not hide what is known
+    assert only(store).worst.n == 4
+    evaluated(store, train, "steep", state="missing", n=4, revision=2)  # but an old revision no longer counts
+    assert only(store).attacks["steep"].state() == "missing"
+
+
+def test_a_collapsed_seed_is_counted_and_stays_in_the_mean(store: Store) -> None:
+    for seed, hits in enumerate((60, 50, 1)):
+        evaluated(store, trained(store, seed=seed), "steep", [1] * hits + [0] * (100 - hits))
+    row = only(store)
+    assert row.collapsed == (2,)
+    assert row.worst.mean == pytest.approx(0.37)
+    assert "1 collapsed (seed 2)" in markdown(store)
+    assert "2: 1.00" in markdown(store)
+
+
+def test_a_constant_predictor_is_collapsed_though_it_is_robust_at_chance(store: Store) -> None:
+    for seed, hits in enumerate((90, 10)):
+        train = trained(store, seed=seed, data={"name": "digits"})
+        evaluated(store, train, "clean", [1] * hits + [0] * (100 - hits))
+        evaluated(store, train, "steep", [1] * min(hits, 30) + [0] * (100 - min(hits, 30)))
+    assert only(store).collapsed == (1,)
+
+
+def test_noise_near_zero_is_no_collapse(store: Store) -> None:
+    for seed, hits in enumerate((2, 0, 1)):
+        evaluated(store, trained(store, seed=seed), "steep", [1] * hits + [0] * (100 - hits))
+    assert only(store).collapsed == ()
+
+
+def test_a_row_is_ranked_with_1000_images_and_autoattack_standard(store: Store) -> None:
+    full(store, trained(store), 300)
+    assert only(store).provisional == ()
+    assert only(store).autoattack.mean == 0.3
+
+
+@pytest.mark.parametrize(
+    ("n", "version", "deploys", "reason"),
+    [
+        (999, "standard", "deterministic", "worst case over 999 images, ranking needs 1000"),
+        (1000, "custom", "deterministic", "AutoAttack standard is not in the attack set"),
+        (1000, "rand", "deterministic", "AutoAttack standard is not in the attack set"),
+        (1000, "standard", "randomised", "randomised protocol not run"),
+        (1000, "standard", "smoothed", "randomised protocol not run"),
+    ],
+)
+def test_a_row_is_provisional_with_the_reason(store: Store, n: int, version: str, deploys: str, reason: str) -> None:
+    train = trained(store, deploys=deploys)
+    evaluated(store, train, "steep", [1] * n)
+    evaluated(store, train, "autoattack", [1] * n, {"version": version})
+    assert only(store).provisional == (reason,)
+    assert f"a = {reason}" in markdown(store)
+    assert "| 1† |" in markdown(store)
+    assert any(reason in note for note in matrix(store, store.keys())[2])
+
+
+def test_a_test_set_under_1000_images_is_ranked_when_whole(store: Store) -> None:
+    name, facts = min(datasets.KNOWN.items(), key=lambda item: item[1].test)
+    needed = min(1000, facts.test)
+    full(store, trained(store, data={"name": name}), 10, needed)
+    assert only(store).provisional == ()
+    full(store, trained(store, "other", data={"name": name}), 10, needed - 1)
+    assert [len(row.provisional) for row in all_rows(store)] == [0, 1]
+
+
+def test_ranked_rows_stand_before_provisional_ones_best_first(store: Store) -> None:
+    full(store, trained(store, "weak"), 100)
+    full(store, trained(store, "strong"), 400)
+    full(store, trained(store, "tied"), 400)
+    full(store, trained(store, "quick"), 9, 10)
+    lines = [line.split(" | ")[:2] for line in markdown(store).splitlines() if line.startswith("| ")]
+    assert [[rank.strip("| "), name] for rank, name in lines[2:]] == [
+        ["1", "strong"], ["2", "tied"], ["3", "weak"], ["1†", "quick"],
+    ]  # fmt: skip
+
+
+def test_randomised_and_certified_rows_have_sections_of_their_own(store: Store) -> None:
+    for deploys in ("deterministic", "randomised", "smoothed"):
+        evaluated(store, trained(store, deploys, deploys=deploys), "steep", [1, 0])
+    text = markdown(store)
+    places = [text.index(f"### {title}") for title in ("Deterministic", "Randomised at test time", "Certified")]
+    assert places == sorted(places)
+
+
+def test_training_time_is_compared_with_standard_on_the_same_footing(store: Store) -> None:
+    for seed, seconds in enumerate((10.0, 20.0)):
+        evaluated(store, trained(store, "standard", seed, seconds=seconds, eps=None), "steep", [1, 0])
+    evaluated(store, trained(store, "guard", seconds=45.0), "steep", [1, 0])
+    evaluated(store, trained(store, "gpu", seconds=45.0, device="H100"), "steep", [1, 0])
+    evaluated(store, trained(store, "longer", seconds=45.0, train={"epochs": 9}), "steep", [1, 0])
+    found = {row.method: row for row in all_rows(store)}
+    assert found["standard"].train_seconds == 15.0
+    assert found["standard"].ratio == 1.0
+    assert found["guard"].ratio == 3.0
+    assert math.isnan(found["gpu"].ratio)
+    assert math.isnan(found["longer"].ratio)
+    assert "45.0 (3.00×)" in markdown(store)
+    assert "| 45.0 |" in markdown(store)
+
+
+def test_times_from_a_shared_machine_are_marked(store: Store) -> None:
+    evaluated(store, trained(store, workers=4), "steep", [1, 0])
+    assert "10.0 ‡" in markdown(store)
+    assert "not comparable" in markdown(store)
+
+
+def test_train_jobs_that_differ_in_more_than_the_seed_are_told_apart(store: Store) -> None:
+    for lr in (0.1, 0.2):
+        evaluated(store, trained(store, train={"lr": lr}), "steep", [1, 0])
+    assert [row.method for row in all_rows(store)] == ["guard [train.lr=0.1]", "guard [train.lr=0.2]"]
+
+
+def test_paired_difference_on_shared_images(store: Store) -> None:
+    a, b = trained(store, "a"), trained(store, "b")
+    keys_a = [evaluated(store, a, "clean", [1, 1, 1, 1, 0, 1]), evaluated(store, a, "steep", [1, 1, 1, 0])]
+    keys_b = [evaluated(store, b, "steep", [1, 0, 0, 0, 1, 1])]
+    found = paired(store, keys_a, keys_b)
+    assert found.n == 4
+    assert found.difference == pytest.approx(0.5)
+    expected = paired_difference([True, True, True, False], [True, False, False, False])
+    assert found[:3] == pytest.approx(expected)
+    row_a, row_b = all_rows(store)
+    assert paired(store, row_a.keys[0], row_b.keys[0]) == found
+    other = evaluated(store, b, "onestep", [1, 1, 1, 1], test_hash="other")
+    with pytest.raises(ValueError, match="saw test images"):
+        paired(store, keys_a, [other])
+
+
+def test_matrix_has_a_line_for_each_defense_and_eps(store: Store) -> None:
+    keys = []
+    for name in ("standard", "guard"):
+        train = trained(store, name, eps=None, seconds=5.0)
+        keys += [train.key, evaluated(store, train, "clean", [1] * 80 + [0] * 20)]
+        for eps in ("0.1", "0.2"):
+            keys.append(evaluated(store, train, "steep", [1] * 50 + [0] * 50, STEPS, eps=eps))
+    header, lines, notes = matrix(store, keys)
+    assert header == ["defense", "eps", "clean", "steep (steps=40)", "worst case", "train s", "× standard"]
+    low, high = wilson(80, 100)
+    clean = f"80.0 ±{50 * (high - low):.1f}"
+    assert clean == "80.0 ±7.8"
+    assert [line[:3] for line in lines] == [
+        ["standard", "Linf 0.1", clean], ["standard", "Linf 0.2", clean],
+        ["guard", "Linf 0.1", clean], ["guard", "Linf 0.2", clean],
+    ]  # fmt: skip
+    assert all(line[-2:] == ["5.0", "1.00"] and line[4].endswith("†") for line in lines)
+    assert notes[0] == "percent ± half a 95 % interval; images: clean 100, steep (steps=40) 100, worst case 100"
+    assert notes[1] == "† worst case over 100 images, ranking needs 1000 (all)"
+
+
+def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
+    keys = []
+    for seed in range(2):
+        train = trained(store, seed=seed, deploys="smoothed")
+        keys.append(evaluated(store, train, "certify", [1, 1, 0, 0], columns={"radius": np.array([0.3, 0.6, 1, 1])}))
+        keys.append(evaluated(store, train, "steep", [1, 1, 1, 0], state="done" if seed else "missing", n=4))
+    header, ((*_, worst, quarter, half, _, _),), notes = matrix(store, keys)
+    assert header[-4:-2] == ["certified 0.25", "certified 0.5"]
+    assert quarter.startswith("50.0 ±")
+    assert half.startswith("25.0 ±")
+    assert worst.endswith(" (1/2)†")
+    assert any(note.startswith("(k/s): ") for note in notes)
+
+
+def test_matrix_keeps_to_the_keys_asked_for(store: Store) -> None:
+    evaluated(store, trained(store, "other"), "steep", [1, 0])
+    key = evaluated(store, trained(store), "steep", [1, 0])
+    assert [line[0] for line in matrix(store, [key])[1]] == ["guard"]
+    assert matrix(store, [])[1] == []
+
+
+def test_frame_has_the_documented_columns_also_when_empty(store: Store) -> None:
+    assert list(frame(store).columns) == list(COLUMNS)
+    assert len(frame(store)) == 0
+    train = trained(store)
+    evaluated(store, train, "clean", [1, 1, 1, 0])
+    entry = frame(store).iloc[0]
+    assert all(name in (frame.__doc__ or "") for name in COLUMNS)
+    assert entry["eps"] is None
+    assert math.isnan(entry["eps_value"])
+    assert entry["train_eps"] == "0.1"
+    assert (entry["low"], entry["high"]) == pytest.approx(wilson(3, 4))
+    assert (entry["peak_memory_mb"], entry["inference_ms"], entry["attack_seconds"]) == (300.0, 0.5, 2.0)
+
+
+def test_labels_of_plugins_that_are_gone_show_all_settings() -> None:
+    assert label("attacks", "no_such_attack", {"steps": 40, "loss": "cw"}) == "no_such_attack (loss=cw, steps=40)"
+
+
+def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store, tmp_path: Path) -> None:
+    full(store, trained(store), 300)
+    path = tmp_path / "docs" / "leaderboard.md"
+    first = write_leaderboard(store, path, tmp_path / "tables")
+    assert [p.name for p in first] == ["leaderboard.md", "evaluations.csv", "leaderboard.csv"]
+    before = [p.read_bytes() for p in first]
+    assert [p.read_bytes() for p in write_leaderboard(store, path, tmp_path / "tables")] == before
+    path.write_bytes(b"# mine\r\n" + path.read_bytes() + b"after\n")
+    write_leaderboard(store, path)
+    assert path.read_bytes() == b"# mine\r\n" + before[0] + b"after\n"
+
+
+def test_markers_are_added_once_and_a_broken_pair_is_refused(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.md"
+    path.write_text("mine")
+    write_leaderboard(store, path)
+    text = path.read_text()
+    assert text.startswith(f"mine\n{BEGIN}\n")
+    assert text.endswith(f"{END}\n")
+    assert "No evaluations yet." in text
+    for broken in (f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}{END}{BEGIN}{END}"):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match="must hold one"):
+            write_leaderboard(store, path)
+        assert path.read_text() == broken
+
+
+HOSTILE = "a|b`c`[x](http://e)<script>*_~~\\|\r\n| 99 | &amp;" + END
+
+
+def test_hostile_names_stay_inside_their_cell(store: Store, tmp_path: Path) -> None:
+    evaluated(store, trained(store, HOSTILE, data={"name": "=cmd|' /C calc'!A0"}), "steep", [1, 0])
+    plain = escape(HOSTILE)
+    assert plain.startswith("a\\|b\\`c\\`\\[x\\](http://e)&lt;script&gt;\\*\\_\\~\\~\\\\\\|")
+    assert "&amp;amp;" in plain
+    path = tmp_path / "leaderboard.md"
+    write_leaderboard(store, path)
+    text = path.read_text()
+    assert text.count(END) == 1
+    assert "<script>" not in text
+    header, _, line = [line for line in text.splitlines() if line.startswith("| ")]
+    unescaped = [re.findall(r"(?<!\\)(?:\\\\)*\|", text) for text in (header, line)]
+    assert len(unescaped[0]) == len(unescaped[1])
+    write_leaderboard(store, path)
+    assert path.read_text() == text
+
+
+def test_csv_cells_start_no_formula(store: Store, tmp_path: Path) -> None:
+    for name in ("=1+1", "+cmd", "-cmd", "@sum"):
+        evaluated(store, trained(store, name, data={"name": f"{name}"}), name, [1, 0])
+    for path in write_leaderboard(store, tmp_path / "l.md", tmp_path)[1:]:
+        with path.open(newline="") as file:
+            cells = [cell for line in csv.reader(file) for cell in line]
+        assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")]
+        assert "'=1+1" in cells
+        assert "'@sum" in cells
+
+
+def test_csv_holds_numbers_and_states(store: Store, tmp_path: Path) -> None:
+    train = trained(store)
+    evaluated(store, train, "steep", [1, 0, 0, 0])
+    evaluated(store, trained(store, seed=1), "steep", state="error", n=4)
+    evaluated(store, trained(store, seed=2, state="missing"), "steep", state="missing", n=4)
+    _, evaluations, board = write_leaderboard(store, tmp_path / "l.md", tmp_path)
+    with evaluations.open(newline="") as file:
+        done, failed, missing = sorted(csv.DictReader(file), key=lambda line: line["state"])
+    assert (done["accuracy"], done["eps"], done["seed"], done["n"]) == ("0.25", "0.1", "0", "4")
+    assert (failed["accuracy"], failed["reason"]) == ("", "RuntimeError: out of memory")
+    assert (missing["state"], missing["dirty"], missing["train_seconds"]) == ("missing", "", "")
+    with board.open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["worst_case"], line["attack steep"], line["seed_values"]) == ("0.25", "0.25", "0:0.25")
+    assert (line["seeds_done"], line["seeds_planned"], line["clean"]) == ("1", "3", "not run")
+
+
+def golden_store(store: Store) -> None:
+    """Two seeds of a ranked defense, `standard`, a smoothed model, a failure and a row of another data set."""
+    for seed in range(2):
+        full(store, trained(store, "guard", seed, seconds=30.0, defense={"set": {"beta": 6.0}}), 450 + 10 * seed)
+    full(store, trained(store, "standard", eps=None), 0)
+    failed = trained(store, "broken_one", state="diverged")
+    evaluated(store, failed, "steep", state="missing", n=1000, settings=STEPS)
+    smooth = trained(store, "smooth", eps=None, deploys="smoothed", workers=2)
+    evaluated(store, smooth, "clean", [1] * 90 + [0] * 10)
+    evaluated(store, smooth, "steep", [1] * 40 + [0] * 60, STEPS)
+    evaluated(store, smooth, "certify", [1] * 80 + [0] * 20, columns={"radius": np.linspace(1, 0, 100)})
+    evaluated(store, trained(store, data={"name": "toy10"}), "steep", [1, 0], eps="8/255")
+
+
+def test_golden_leaderboard(store: Store, tmp_path: Path) -> None:
+    golden_store(store)
+    path = tmp_path / "leaderboard.md"
+    write_leaderboard(store, path)
+    # the paper of `standard` is its own file's business
+    text = path.read_text().replace(f"| tiny | {escape(venue('standard'))} |", "| tiny | VENUE |")
+    text = text.replace("| tiny | unknown |", "| tiny | VENUE |")
+    if os.environ.get("BENCH_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_importing_the_tables_needs_no_pandas() -> None:
+    code = "import sys, bench.tables, bench.leaderboard; assert not {'pandas', 'numpy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
