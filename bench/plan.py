@@ -52,16 +52,16 @@ def plan(spec: Spec, root: Path) -> list[Job]:
     _check_counts(spec, facts)
     jobs: dict[str, Job] = {}
     models = spec.models or [ModelSpec(name=facts.default_model)]
-    for model, entry in itertools.product(models, spec.defenses):
+    # seed by seed: the whole matrix stands once before any of it is repeated
+    for (place, seed), model, entry in itertools.product(enumerate(spec.seeds), models, spec.defenses):
         budgets: list[Number | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
         for chosen, train_eps in itertools.product(_combinations(entry), budgets):
-            for place, seed in enumerate(spec.seeds):
-                train = _train_job(spec, facts, model, entry, chosen, train_eps, seed)
-                jobs[train.key] = train
-                for attack in spec.attacks:
-                    if attack.seeds is None or place < attack.seeds:
-                        for job in _evaluate_jobs(spec, facts, attack, train):
-                            jobs[job.key] = job
+            train = _train_job(spec, facts, model, entry, chosen, train_eps, seed)
+            jobs[train.key] = train
+            for attack in spec.attacks:
+                if attack.seeds is None or place < attack.seeds:
+                    for job in _evaluate_jobs(spec, facts, attack, train):
+                        jobs[job.key] = job
     return list(jobs.values())
 
 

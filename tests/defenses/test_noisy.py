@@ -159,11 +159,9 @@ def test_fixed_sigma_is_no_parameter() -> None:
     assert net.head is dict(net.named_children())["head"]
 
 
-@pytest.mark.parametrize(
-    "defense", [Noisy(THREAT, sigma=5.0), NoisySampled(THREAT, sigma=5.0)], ids=["noisy", "sampled"]
-)
-def test_deployment_is_the_noise_free_net(defense: Defense) -> None:
-    net = Small()
+@pytest.mark.parametrize("kind", [Noisy, NoisySampled])
+def test_deployment_is_the_noise_free_net(kind: type[Any]) -> None:
+    defense, net = kind(THREAT, sigma=5.0), Small()
     plain, data = copy.deepcopy(net).eval(), batch()
     wrapped = defense.wrap(net)
     defense.loss(wrapped.eval(), data, None)
