@@ -197,7 +197,7 @@ class _Training:
         for name, value in recorder.terms.items():
             if value.dim() != 0 or not bool(torch.isfinite(value)):
                 return f"term '{name}' must be a finite scalar, found {value.detach()}"
-        idle = sorted({name for name, p in net.named_parameters() if p.requires_grad} - recorder.moved)
+        idle = sorted({name for name, _ in net.named_parameters()} - recorder.moved)
         return f"no gradient reaches {', '.join(idle)}" if idle else None
 
     def flags_survive(self) -> str | None:

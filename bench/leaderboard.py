@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench import catalog
+from bench.frame import frame
+from bench.rows import Row, failures
+from bench.rows import rows as rows_of
 from bench.store import Store, write_atomic
-from bench.tables import Cell, Row, failures, frame
-from bench.tables import rows as rows_of
+from bench.worst import Cell
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the markers is replaced, the rest is kept.\n\n"

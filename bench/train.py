@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.data import Data, batches
-from bench.models.common import Inputs
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -21,6 +19,8 @@ from bench import plugins
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.rng import scope, seed
+from bench.data import Data, batches
+from bench.models.common import Inputs
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,7 +60,7 @@ def build(what: dict[str, Any], data: Data) -> tuple[Defense, nn.Module]:
         net = defense.wrap(net)
     net = net.to(data.train.x.device)
     if any(isinstance(m, nn.Conv2d) for m in net.modules()):
-        net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return defense, net
 
 

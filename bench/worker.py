@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.data import Data
-from bench.data import load as load_data
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
 from bench import catalog
 from bench.core.classifier import Classifier
+from bench.data import Data
+from bench.data import load as load_data
 from bench.evaluate import Unsupported, evaluate
 from bench.plan import Job
 from bench.store import Store, file_hash, write_atomic
@@ -76,7 +76,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
     data = _data(trained.what, job.what["n"], root, device)
     model = load_model(store, trained, data)
     columns, images, metrics = evaluate(job.what, model, data, report)
-    arrays = {name: values.numpy() for name, values in columns.items()}
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
     import numpy as np
 
     write_atomic(folder / SAMPLES, lambda file: np.savez_compressed(file, **arrays))

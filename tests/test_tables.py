@@ -16,10 +16,14 @@ import pytest
 
 from bench import datasets
 from bench.core.stats import paired_difference, wilson
+from bench.frame import COLUMNS, frame
 from bench.leaderboard import BEGIN, END, escape, markdown, venue, write_leaderboard
+from bench.names import label
 from bench.plan import Job
+from bench.rows import Row, rows
 from bench.store import Store, file_hash, write_atomic
-from bench.tables import COLUMNS, Row, frame, label, matrix, paired, rows
+from bench.tables import matrix
+from bench.worst import paired
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard.md"
 STEPS = {"steps": 40}

@@ -67,7 +67,7 @@ class _LeavesTheBall(_LeavesBatchNormMoved):
         return (batch.x + 2 * self.threat.radius).clamp(0, 1)
 
 
-class _ForgetsTheHead(_LeavesBatchNormMoved):
+class _FreezesTheHead(_LeavesBatchNormMoved):
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         return batch.x
 
@@ -76,14 +76,24 @@ class _ForgetsTheHead(_LeavesBatchNormMoved):
         return {"ce": F.cross_entropy(net(adv), batch.y)}
 
 
-class _DrawsOnItsOwn(_ForgetsTheHead):
+class _ForgetsTheBias(_FreezesTheHead):
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        return {"ce": F.cross_entropy(net(adv) - net.head.bias, batch.y)}
+
+
+class _Explodes(_FreezesTheHead):
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        return {"ce": F.cross_entropy(net(adv) / 0, batch.y)}
+
+
+class _DrawsOnItsOwn(_FreezesTheHead):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         generator = torch.Generator()
         generator.seed()
         return {"ce": F.cross_entropy(net(adv + 0.1 * torch.rand(adv.shape, generator=generator)), batch.y)}
 
 
-class _HidesItsNoise(_ForgetsTheHead):
+class _HidesItsNoise(_FreezesTheHead):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         return {"ce": F.cross_entropy(net(adv), batch.y)}
 
@@ -104,8 +114,9 @@ class _LeavesGradients(_HidesItsNoise):
         (_LeavesBatchNormMoved, "the inner problem leaves weights, gradients and BatchNorm alone"),
         (_LeavesGradients, "the inner problem leaves weights, gradients and BatchNorm alone"),
         (_LeavesTheBall, "adversarial images lie in ball and box"),
-        (_ForgetsTheHead, "training mode and gradient flags survive a step"),
-        (_ForgetsTheHead, "terms are finite scalars and every parameter learns"),
+        (_FreezesTheHead, "training mode and gradient flags survive a step"),
+        (_ForgetsTheBias, "terms are finite scalars and every parameter learns"),
+        (_Explodes, "terms are finite scalars and every parameter learns"),
         (_DrawsOnItsOwn, "same seed, same bits"),
         (_HidesItsNoise, "deploys what it declares"),
     ],

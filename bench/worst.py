@@ -1,0 +1,140 @@
+"""Per-sample outcomes of several evaluations put together: cells, the worst case, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.core.stats import mean_std, paired_difference, wilson
+from bench.frame import Entry
+from bench.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Picked = dict[str, dict[int, Entry]]  # attack label -> seed -> the evaluation that counts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a row: a share in [0,1] for each seed, over `n` images, and (state, reason) of the other seeds."""
+
+    values: dict[int, float]
+    n: int
+    absent: dict[int, tuple[str, str]]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; NaN where there is no value."""
+        return mean_std(list(self.values.values()))[0] if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds, 0 for one seed; NaN where there is no value."""
+        return mean_std(list(self.values.values()))[1] if self.values else math.nan
+
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the mean at n images: seeds share their images, so they do not add to n."""
+        return wilson(round(self.mean * self.n), self.n) if self.values else (math.nan, math.nan)
+
+    def state(self) -> str:
+        """What stands in the table where there is no number."""
+        return ", ".join(sorted({state for state, _ in self.absent.values()})) or "not run"
+
+
+def cell_of(found: dict[int, Entry]) -> Cell:
+    """One attack over its seeds as a Cell; evaluations of equally many but different images give no number."""
+    done = {seed: e for seed, e in sorted(found.items()) if e["state"] == "done"}
+    absent = {seed: (e["state"], e["reason"] or "") for seed, e in found.items() if seed not in done}
+    problem = _mixed((e["n"], e["test_hash"], e["key"]) for e in done.values())
+    if problem:
+        return Cell({}, 0, dict.fromkeys(found, ("mixed test sets", problem)))
+    return Cell({s: e["accuracy"] for s, e in done.items()}, min((e["n"] for e in done.values()), default=0), absent)
+
+
+def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:
+    """What is wrong if evaluations of equally many images saw different ones (subsets of other sizes hash apart)."""
+    seen: dict[int, tuple[str | None, str]] = {}
+    for n, test_hash, key in subsets:
+        other, first = seen.setdefault(n, (test_hash, key))
+        if other != test_hash:
+            return f"{first} saw test images {other}, {key} saw {test_hash}"
+    return None
+
+
+def _prefixes(store: Store, keys: Iterable[str]) -> list[np.ndarray[Any, Any]]:
+    """`correct` of each evaluation on the largest prefix of the test set that all of them share, equally long.
+
+    Raises ValueError where they did not see the same images.
+    """
+    import numpy as np
+
+    found, labels, subsets = [], [], []
+    for key in keys:
+        samples, record = store.samples(key), store.record(key) or {"metrics": {}}
+        subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
+        order = np.argsort(samples["index"], kind="stable")
+        n = int(np.cumprod(samples["index"][order] == np.arange(len(order))).sum())
+        found.append(samples["correct"][order][:n].astype(bool))
+        labels.append((samples["label"][order][:n], key) if "label" in samples else None)
+    n = min(map(len, found))
+    known = [pair for pair in labels if pair]
+    wrong = [key for values, key in known if not np.array_equal(values[:n], known[0][0][:n])]
+    problem = _mixed(subsets) or (f"{known[0][1]} and {wrong[0]} have other labels at the same index" if wrong else "")
+    if problem:
+        raise ValueError(problem)
+    return [correct[:n] for correct in found]
+
+
+def worst_case(store: Store, judged: Picked, seeds: tuple[int, ...]) -> tuple[Cell, dict[int, tuple[str, ...]]]:
+    """Worst case of the seeds that have every attack, and the evaluations it is the minimum of."""
+    asked = {name: by for name, by in judged.items() if any(e["state"] != "unsupported" for e in by.values())}
+    if not any(entry["norm"] for by in asked.values() for entry in by.values()):
+        return Cell({}, 0, dict.fromkeys(seeds, ("not attacked", ""))), {}
+    keys, absent = {}, {}
+    for seed in seeds:
+        states = {name: by[seed]["state"] if seed in by else "not planned" for name, by in sorted(asked.items())}
+        lacking = [f"{name} {state}" for name, state in states.items() if state != "done"]
+        if lacking:
+            absent[seed] = ("incomplete", ", ".join(lacking))
+        else:
+            keys[seed] = tuple(sorted(by[seed]["key"] for by in asked.values()))
+    if not keys:
+        return Cell({}, 0, absent), {}
+    try:
+        columns = _prefixes(store, [key for chosen in keys.values() for key in chosen])
+    except ValueError as problem:
+        return Cell({}, 0, dict.fromkeys(seeds, ("mixed test sets", str(problem)))), {}
+    n, left = len(columns[0]), iter(columns)
+    if n == 0:
+        return Cell({}, 0, dict.fromkeys(seeds, ("no shared images", "no prefix of the test set is shared"))), {}
+    values = {seed: float(_all(next(left) for _ in chosen).mean()) for seed, chosen in keys.items()}
+    return Cell(values, n, absent), keys
+
+
+def _all(columns: Iterable[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    return np.logical_and.reduce(list(columns))
+
+
+class Paired(NamedTuple):
+    """Difference of two worst-case accuracies on the same n images, with its 95 % interval; shares in [0,1]."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
+def paired(store: Store, keys_a: Iterable[str], keys_b: Iterable[str]) -> Paired:
+    """Worst case of evaluations `keys_a` minus that of `keys_b` (`Row.keys` of a seed), image by image.
+
+    Raises ValueError where they share no images or saw different test sets.
+    """
+    a, b = list(keys_a), list(keys_b)
+    columns = _prefixes(store, [*a, *b])
+    first, second = _all(columns[: len(a)]), _all(columns[len(a) :])
+    return Paired(*paired_difference(first.tolist(), second.tolist()), n=len(first))

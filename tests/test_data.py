@@ -1,0 +1,482 @@
+"""Images: loaders, subsets, batches and augmentation, checked against slow and plain counterparts."""
+
+import hashlib
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binomtest, chisquare
+
+from bench import data, datasets, vision
+
+CPU = torch.device("cpu")
+needs_mnist = pytest.mark.skipif(not os.environ.get("BENCH_DATA"), reason="BENCH_DATA names no folder with MNIST")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", root=Path("unused"), device=CPU)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of 2 classes with 6 training and 4 test images each, 10 x 10 pixels, every image another one."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 6), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (10, 10, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pets" / part / name / f"{i}.png")
+    return tmp_path
+
+
+def load_pets(root, **options):
+    return data.load("folder:pets", root=root, device=CPU, **options)
+
+
+# --- augmentation
+
+
+def numbered(n, c=3, side=6):
+    """Images whose every pixel is another number above 0, so that a crop tells where it was taken."""
+    return torch.arange(1, n * c * side * side + 1).view(n, c, side, side)
+
+
+def crops(image, pad):
+    """Every (row, column, mirrored) window of one zero-padded image."""
+    c, h, w = image.shape
+    padded = torch.zeros(c, h + 2 * pad, w + 2 * pad, dtype=image.dtype)
+    padded[:, pad : pad + h, pad : pad + w] = image
+    windows = {}
+    for row in range(2 * pad + 1):
+        for column in range(2 * pad + 1):
+            window = padded[:, row : row + h, column : column + w]
+            windows[row, column, False] = window
+            windows[row, column, True] = window.flip(2)
+    return windows
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_every_augmented_image_is_a_true_crop(flip):
+    torch.manual_seed(0)
+    x = numbered(20)
+    out = data.augment(x, pad=2, flip=flip)
+    assert out.shape == x.shape
+    assert out.dtype == x.dtype
+    for before, after in zip(x, out, strict=True):
+        matches = [key for key, window in crops(before, 2).items() if torch.equal(window, after)]
+        assert len(matches) == 1
+        assert flip or not matches[0][2]
+
+
+def test_offsets_are_uniform_and_half_are_mirrored():
+    torch.manual_seed(1)
+    pad, n = 2, 5000
+    image = numbered(1, c=1, side=5)[0]
+    out = data.augment(image.expand(n, 1, 5, 5), pad=pad, flip=True)
+    windows = crops(image, pad)
+    codes = {window.numpy().tobytes(): key for key, window in windows.items()}
+    found = [codes[image.numpy().tobytes()] for image in out.contiguous()]
+    counts = [sum(key[:2] == (row, column) for key in found) for row in range(5) for column in range(5)]
+    assert chisquare(counts).pvalue > 0.001
+    assert binomtest(sum(key[2] for key in found), n).pvalue > 0.001
+    both = [sum(key == want for key in found) for want in windows]  # mirroring is independent of the offset
+    assert chisquare(both).pvalue > 0.001
+
+
+def test_augment_follows_the_global_generator():
+    x = numbered(30)
+    torch.manual_seed(3)
+    first = data.augment(x, pad=2, flip=True)
+    assert not torch.equal(first, data.augment(x, pad=2, flip=True))
+    torch.manual_seed(3)
+    assert torch.equal(first, data.augment(x, pad=2, flip=True))
+
+
+def test_to_float_is_exact_at_both_ends():
+    x = data.to_float(torch.arange(256, dtype=torch.uint8))
+    assert x.dtype == torch.float32
+    assert x[0] == 0
+    assert x[255] == 1
+    assert torch.equal((x * 255).round().to(torch.uint8), torch.arange(256, dtype=torch.uint8))
+
+
+# --- batches
+
+
+def images(n=50, c=3, side=8):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, c, side, side), dtype=torch.uint8, generator=generator)
+    return data.Images(x, torch.arange(n) % 7)
+
+
+def run(held, batch_size=8, shuffle_seed=1, augment=False, drop_last=False):
+    return list(data.batches(held, batch_size, shuffle_seed=shuffle_seed, augment=augment, drop_last=drop_last))
+
+
+def test_a_pass_gives_every_image_once_with_its_label():
+    held = images()
+    parts = run(held)
+    index = torch.cat([part[2] for part in parts])
+    assert sorted(index.tolist()) == list(range(50))
+    assert index.tolist() != list(range(50))
+    for x, y, i in parts:
+        assert torch.equal(x, data.to_float(held.x[i]))
+        assert torch.equal(y, held.y[i])
+    assert [len(part[1]) for part in parts] == [8] * 6 + [2]
+    assert [len(part[1]) for part in run(held, drop_last=True)] == [8] * 6
+    assert len(run(held, batch_size=50, drop_last=True)) == 1
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_batches_depend_on_their_seed_alone(augment):
+    held = images()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = torch.cat([part[0] for part in run(held, augment=augment)])
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    assert torch.equal(first, torch.cat([part[0] for part in run(held, augment=augment)]))
+    assert torch.equal(first, torch.cat([part[0] for part in run(held, augment=augment, batch_size=13)]))
+    assert not torch.equal(first, torch.cat([part[0] for part in run(held, augment=augment, shuffle_seed=2)]))
+
+
+def test_order_does_not_depend_on_augmentation():
+    order = [torch.cat([part[2] for part in run(images(), augment=augment)]) for augment in (True, False)]
+    assert torch.equal(*order)
+
+
+@pytest.mark.parametrize(("channels", "mirrored"), [(3, True), (1, False)])
+def test_batches_crop_and_mirror_colour_only(channels, mirrored):
+    held = images(n=60, c=channels)
+    seen = set()
+    for x, _, index in run(held, augment=True):
+        for image, i in zip(x, index, strict=True):
+            windows = crops(held.x[i], 1)  # an eighth of 8 pixels
+            seen |= {key for key, window in windows.items() if torch.equal(data.to_float(window), image)}
+    assert {key[:2] for key in seen} == {(row, column) for row in range(3) for column in range(3)}
+    assert any(key[2] for key in seen) is mirrored
+
+
+@pytest.mark.parametrize(("batch_size", "drop_last"), [(0, False), (51, True)])
+def test_batches_that_would_be_none(batch_size, drop_last):
+    with pytest.raises(ValueError, match=f"batch size is {batch_size} for 50 images; expected 1 to 50"):
+        data.batches(images(), batch_size, shuffle_seed=0, augment=False, drop_last=drop_last)
+
+
+def test_blocks_of_test_images(digits):
+    x, y = data.test_block(digits, 100, 130)
+    assert torch.equal(x, data.to_float(digits.test.x[100:130]))
+    assert torch.equal(y, digits.test.y[100:130])
+    for start, stop in ((350, 361), (5, 5), (-1, 4)):
+        with pytest.raises(ValueError, match="lies outside the 360 test images"):
+            data.test_block(digits, start, stop)
+
+
+# --- digits, subsets, hash
+
+
+def test_digits_are_scikit_learns(digits):
+    from sklearn.datasets import load_digits
+
+    held = load_digits()
+    pixels = torch.cat([digits.train.x, digits.test.x])
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels[:, 0], torch.from_numpy(np.round(held.images * 255 / 16)).to(torch.uint8))
+    assert torch.equal(torch.cat([digits.train.y, digits.test.y]), torch.from_numpy(held.target).long())
+    assert (len(digits.train.x), len(digits.validation.x), len(digits.test.x)) == (1437, 0, 360)
+    assert digits.class_names == tuple("0123456789")
+    assert digits.facts == datasets.KNOWN["digits"]
+
+
+def rows(x):
+    return [row.numpy().tobytes() for row in x]
+
+
+def test_subsets_nest_and_ignore_the_seed():
+    small = data.load("digits", root=Path("unused"), device=CPU, train=50, test=20, seed=1)
+    large = data.load("digits", root=Path("unused"), device=CPU, train=200, test=60, seed=2)
+    assert torch.equal(small.test.x, large.test.x[:20])
+    assert torch.equal(small.train.x, large.train.x[:50])
+    assert torch.equal(small.train.y, large.train.y[:50])
+    assert len(set(large.train.y.tolist())) == 10
+    assert small.test_hash != large.test_hash
+
+
+def test_validation_is_taken_from_train(digits):
+    first, again, other = (
+        data.load("digits", root=Path("unused"), device=CPU, train=300, validation=100, seed=s) for s in (0, 0, 1)
+    )
+    whole = data.load("digits", root=Path("unused"), device=CPU, train=300)
+    assert (len(first.train.x), len(first.validation.x)) == (200, 100)
+    assert sorted(rows(first.train.x) + rows(first.validation.x)) == sorted(rows(whole.train.x))
+    assert torch.equal(first.validation.x, again.validation.x)
+    assert not torch.equal(first.validation.x, other.validation.x)
+    assert first.test_hash == other.test_hash == digits.test_hash
+
+
+def test_hash_is_that_of_pixels_and_labels(digits):
+    content = digits.test.x.numpy().tobytes() + digits.test.y.numpy().astype("<i8").tobytes()
+    assert digits.test_hash == hashlib.sha256(content).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"test": 361}, "test is 361, but the data set has 360 test images"),
+        ({"train": 0}, "train is 0, but the data set has 1437 train images"),
+        ({"train": 10, "validation": 10}, "validation is 10; expected 0 or more, and less than the 10"),
+        ({"validation": -1}, "validation is -1"),
+        ({"size": 16}, "size is 16, but digits has 8"),
+    ],
+)
+def test_bad_counts(options, says):
+    with pytest.raises(ValueError, match=says):
+        data.load("digits", root=Path("unused"), device=CPU, **options)
+
+
+# --- image folders
+
+
+def pixels_of(path):
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+
+
+def test_folder_images_and_labels(pets):
+    held = load_pets(pets)
+    assert held.class_names == ("cat", "dog")
+    assert held.train.x.shape == (12, 3, 10, 10)
+    assert held.train.x.is_contiguous()
+    paths = sorted((pets / "pets" / "train").glob("*/*.png"))
+    assert torch.equal(held.train.x, torch.stack([pixels_of(path) for path in paths]))
+    assert held.train.y.tolist() == [0] * 6 + [1] * 6
+    by_pixels = {pixels_of(p).numpy().tobytes(): p.parent.name for p in (pets / "pets" / "test").glob("*/*.png")}
+    assert [by_pixels[row] for row in rows(held.test.x)] == [held.class_names[y] for y in held.test.y]
+    assert sorted(rows(held.test.x)) == sorted(by_pixels)
+
+
+def test_folder_test_subset_nests_and_mixes_classes(pets):
+    whole, part = load_pets(pets), load_pets(pets, test=4, seed=5)
+    assert torch.equal(whole.test.x[:4], part.test.x)
+    assert whole.test.y.tolist() != sorted(whole.test.y.tolist())
+
+
+def test_folder_cache_hit_and_invalidation(pets, own_cache):
+    notes = []
+    first = load_pets(pets, report=notes.append)
+    assert len(notes) == 1
+    assert "decoding 20 images" in notes[0]
+    assert len(list(own_cache.iterdir())) == 1  # and no temporary file
+    assert torch.equal(first.train.x, load_pets(pets, report=notes.append).train.x)
+    assert len(notes) == 1
+    path = pets / "pets" / "test" / "cat" / "0.png"
+    changed = np.array(Image.open(path))
+    changed[3, 4, 1] ^= 1
+    Image.fromarray(changed).save(path)
+    second = load_pets(pets, report=notes.append)
+    assert len(notes) == 2
+    assert second.test_hash != first.test_hash  # one bit of one pixel
+    assert len(list(own_cache.iterdir())) == 1  # the outdated cache is gone
+    load_pets(pets, size=8, report=notes.append)
+    assert len(notes) == 3
+    assert len(list(own_cache.iterdir())) == 2  # another size is not outdated
+
+
+def test_cache_is_what_is_read(pets, own_cache):
+    before = load_pets(pets)
+    (path,) = own_cache.iterdir()
+    with np.load(path, allow_pickle=False) as held:
+        x = held["x"]
+    np.savez(path, x=255 - x)
+    assert torch.equal(load_pets(pets).train.x, 255 - before.train.x)
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:800] + b"\0\1\2" + b[803:], lambda b: b""])
+def test_damaged_cache_is_made_anew(pets, own_cache, spoil):
+    before = load_pets(pets)
+    (path,) = own_cache.iterdir()
+    path.write_bytes(spoil(path.read_bytes()))
+    assert torch.equal(load_pets(pets).train.x, before.train.x)
+
+
+def test_folder_without_a_writable_cache(pets, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file" / "below"))
+    assert len(load_pets(pets).train.x) == 12
+
+
+def test_grey_folder_stays_one_channel(pets):
+    for path in (pets / "pets").glob("*/*/*.png"):
+        Image.open(path).convert("L").save(path)
+    held = load_pets(pets, size=5)
+    assert held.train.x.shape == (12, 1, 5, 5)
+    Image.new("RGB", (10, 10)).save(pets / "pets" / "test" / "dog" / "3.png")
+    with pytest.raises(ValueError, match=r"test/dog/3\.png has mode RGB; expected 8-bit grey as the first image"):
+        load_pets(pets)
+
+
+def test_grey_images_among_coloured_ones(pets):
+    Image.new("L", (10, 10), 77).save(pets / "pets" / "train" / "dog" / "5.png")
+    assert (load_pets(pets).train.x[-1] == 77).all()
+
+
+def test_folder_of_unequal_sizes(pets):
+    Image.new("RGB", (12, 9), (10, 20, 30)).save(pets / "pets" / "train" / "dog" / "5.png")
+    with pytest.raises(ValueError, match=r"dog/5\.png has size \(12, 9\); expected 10 x 10, or give data\.size"):
+        load_pets(pets)
+    held = load_pets(pets, size=7)
+    assert held.facts.size == 7
+    assert torch.equal(held.train.x[-1], torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 7, 7))
+
+
+def test_unreadable_image_is_named(pets):
+    path = pets / "pets" / "test" / "dog" / "2.png"
+    path.write_bytes(path.read_bytes()[:120])
+    with pytest.raises(ValueError, match=r"cannot read image .*test/dog/2\.png") as error:
+        load_pets(pets)
+    assert "\n" not in str(error.value)
+
+
+# --- MNIST, CIFAR, downloads
+
+
+def write_idx(root, labels=10):
+    """Files in MNIST's layout with true headers; image i is i % 251 all over."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 60_000), ("t10k", 10_000)):
+        x = np.repeat((np.arange(n) % 251).astype(np.uint8), 784)
+        y = (np.arange(n) % labels).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, n, 28, 28) + x.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, n) + y.tobytes())
+
+
+def test_idx_files(tmp_path):
+    write_idx(tmp_path)
+    held = data.load("mnist", root=tmp_path, device=CPU, train=100, test=300)
+    assert held.test.x.shape == (300, 1, 28, 28)
+    assert torch.equal(held.test.x[:, 0, 27, 27], (torch.arange(300) % 251).to(torch.uint8))
+    assert torch.equal(held.test.y, torch.arange(300) % 10)
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    os.truncate(path, 5000)
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte is not MNIST: 5000 bytes") as error:
+        data.load("mnist", root=tmp_path, device=CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_impossible_labels(tmp_path):
+    write_idx(tmp_path, labels=12)
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte is damaged: it has the label 11"):
+        data.load("mnist", root=tmp_path, device=CPU)
+
+
+def write_cifar(root, monkeypatch):
+    """A tiny CIFAR-10 in torchvision's layout, its MD5 sums told to torchvision; and its images."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng, sums, pixels = np.random.default_rng(0), {}, {}
+    for path in datasets.FILES["cifar10"]:
+        name = Path(path).name
+        if name == "batches.meta":
+            content = {"label_names": list("abcdefghij")}
+        else:
+            pixels[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+            content = {"data": pixels[name], "labels": [1, 2, 3, 4]}
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    cifar = vision.torchvision_datasets().CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [[n, s] for n, s in sums.items() if n.startswith("data")])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]})
+    return pixels
+
+
+def test_cifar_through_torchvision(tmp_path, monkeypatch):
+    pixels = write_cifar(tmp_path, monkeypatch)
+    raw = vision.read("cifar10", tmp_path, print)
+    assert raw.classes == tuple("abcdefghij")
+    assert raw.train_x.shape == (20, 3, 32, 32)
+    assert raw.test_x.flags.c_contiguous
+    assert np.array_equal(raw.test_x.reshape(4, 3072), pixels["test_batch"])
+    assert raw.test_y.tolist() == [1, 2, 3, 4]
+
+
+class Bomb:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_altered_cifar_is_never_unpickled(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    mark = tmp_path / "unpickled"
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(ValueError, match="cifar10 under .* is damaged"):
+        vision.read("cifar10", tmp_path, print)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+def test_offline_download(tmp_path, monkeypatch, name):
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # built once with the proxies of that time
+    monkeypatch.setattr(vision, "_PAUSES", (0,))
+    notes = []
+    says = rf"cannot download {name} \(offline\?\); put it in torchvision's layout under .* or pass --data-dir"
+    with pytest.raises(ConnectionError, match=says) as error:
+        data.load(name, root=tmp_path / "new", device=CPU, report=notes.append)
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "new").iterdir()) == []  # nothing half done
+    assert notes == [f"downloading {name} to {tmp_path / 'new'}"]
+
+
+def test_download_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="cannot be written"):
+        data.load("mnist", root=tmp_path / "file" / "below", device=CPU)
+
+
+def test_torchvision_and_torchattacks_import_quietly():
+    code = (
+        "from bench import vision; vision.prepare(); import torchvision; state = dict(vars(torchvision));"
+        "vision.prepare(); assert state == vars(torchvision); print(vision.torchvision_datasets().MNIST.__name__);"
+        "import importlib.util as u; u.find_spec('torchattacks') and __import__('torchattacks')"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "MNIST", "")
+
+
+@pytest.mark.data
+@needs_mnist
+def test_true_mnist():
+    root = Path(os.environ["BENCH_DATA"])
+    datasets.check("mnist", root, explicit=True)
+    held = data.load("mnist", root=root, device=CPU, test=1000)
+    assert held.train.y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert held.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    reference = vision.torchvision_datasets().MNIST(str(root), train=False)
+    assert torch.equal(held.test.x[:, 0], reference.data[:1000])
+    assert held.train.x.float().mean() / 255 == pytest.approx(0.1307, abs=1e-4)
