@@ -1,15 +1,18 @@
 """min_w E||f(x; z + s n) - onehot(y)||^2 - sum_j log Phi(d_j / sqrt q_j), n ~ N(0, I), in closed form
 
-Noise-injection stochastic training (2023, arXiv 2312.08877): Gaussian noise on the first layer's pre-activation z in
-training only; its mean and variance are propagated analytically to the logits, and the loss has a mean-squared-error
-term and a term on the probability that the true class wins. The deployed network is the noise-free one.
+Noise-injection stochastic training (Arous et al. 2023, arXiv 2312.08877): Gaussian noise on the first layer's
+pre-activation z in training only; its mean and variance are propagated analytically to the logits, and the loss has a
+mean-squared-error term and a term on the probability that the true class wins. The noise-free network is deployed.
 
-Read (abstract only): noise at the first layer, fixed or learnable s, moment propagation, a Laplace approximation at
-the ReLU, the two ingredients of the loss, withdrawal of the noise. Reconstruction: everything else. The covariance S of
-the logits is s^2 J J^T (`jacobian`: one random probe for its trace, one row for the strongest competitor), element-wise
+Known without the full text: the site, fixed or learnable s, moment propagation, a Laplace approximation at the ReLU,
+the two ingredients of the loss, withdrawal of the noise. Reconstruction: everything else. The covariance S of the
+logits is s^2 J J^T (`jacobian`: one random probe for its trace, one row for the strongest competitor), element-wise
 (`diag`) or by backward recursion (`adjoint`); d_j = m_y - m_j, q_j = S_yy + S_jj - 2 S_yj; loss weights, one-hot
-targets on the logits, the floor of q_j and every default are ours. Since S is s^2 J J^T the mean does not depend on s,
-so a learned s can only be held up by misclassified samples (methods 3.5).
+targets on the logits, the floor of q_j and every default but s = 0.6 are ours.
+
+Under relu=laplace the mean is the noise-free network and does not depend on s, so only misclassified samples can keep
+a learned s up. Under relu=adf the mean that is trained is the noisy network's, and withdrawing the noise can cost
+most of the accuracy (LeNet-5, 4 epochs of MNIST, s = 1.1: 85 % where laplace keeps 98.5 %).
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class Noisy(Defense):
     probes: Annotated[int, Ge(0)] = 1
     """Random probes for the trace in the squared error; 0 = exact. Where rows = 0 it is exact anyway."""
     relu: Literal["laplace", "adf"] = "laplace"
-    """Moments behind a ReLU: Laplace approximation (variance passes where the mean is positive) or exact ones."""
+    """Moments behind a ReLU or max-pool: Laplace approximation (variance passes where the mean does) or exact ones."""
     target: Literal["logits", "softmax"] = "logits"
     """What the squared error compares with the one-hot label."""
     w_mse: Annotated[float, Ge(0)] = 1.0

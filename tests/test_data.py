@@ -357,33 +357,52 @@ def test_unreadable_image_is_named(pets):
 # --- MNIST, CIFAR, downloads
 
 
-def write_idx(root, labels=10):
+@pytest.fixture(scope="module")
+def true_idx(tmp_path_factory):
     """Files in MNIST's layout with true headers; image i is i % 251 all over."""
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
+    raw = tmp_path_factory.mktemp("idx")
     for part, n in (("train", 60_000), ("t10k", 10_000)):
         x = np.repeat((np.arange(n) % 251).astype(np.uint8), 784)
-        y = (np.arange(n) % labels).astype(np.uint8)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, n, 28, 28) + x.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, n) + y.tobytes())
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, n) + labels.tobytes())
+    return raw
 
 
-def test_idx_files(tmp_path):
-    write_idx(tmp_path)
+@pytest.fixture
+def idx(true_idx, tmp_path):
+    """A root of its own with those files; replace them, never write into them."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in true_idx.iterdir():
+        (raw / path.name).symlink_to(path)
+    return raw
+
+
+def replaced(path, content):
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_idx_files(idx, tmp_path):
     held = data.load("mnist", root=tmp_path, device=CPU, train=100, test=300)
     assert held.test.x.shape == (300, 1, 28, 28)
     assert torch.equal(held.test.x[:, 0, 27, 27], (torch.arange(300) % 251).to(torch.uint8))
     assert torch.equal(held.test.y, torch.arange(300) % 10)
-    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    os.truncate(path, 5000)
+
+
+def test_truncated_idx_file(idx, tmp_path):
+    path = idx / "t10k-images-idx3-ubyte"
+    replaced(path, path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte is not MNIST: 5000 bytes") as error:
         data.load("mnist", root=tmp_path, device=CPU)
     assert "\n" not in str(error.value)
 
 
-def test_impossible_labels(tmp_path):
-    write_idx(tmp_path, labels=12)
-    with pytest.raises(ValueError, match="train-labels-idx1-ubyte is damaged: it has the label 11"):
+def test_impossible_labels(idx, tmp_path):
+    path = idx / "t10k-labels-idx1-ubyte"
+    replaced(path, path.read_bytes()[:-1] + b"\x0b")
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is damaged: it has the label 11"):
         data.load("mnist", root=tmp_path, device=CPU)
 
 
@@ -432,7 +451,7 @@ def test_altered_cifar_is_never_unpickled(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     mark = tmp_path / "unpickled"
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(Bomb(mark)))
-    with pytest.raises(ValueError, match="cifar10 under .* is damaged"):
+    with pytest.raises(ValueError, match=r"cifar10 under .* is damaged"):
         vision.read("cifar10", tmp_path, print)
     assert not mark.exists()
 
@@ -441,7 +460,8 @@ def test_altered_cifar_is_never_unpickled(tmp_path, monkeypatch):
 def test_offline_download(tmp_path, monkeypatch, name):
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.delenv("no_proxy", raising=False)
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("urllib.request._opener", None)  # built once with the proxies of that time
     monkeypatch.setattr(vision, "_PAUSES", (0,))
     notes = []
@@ -459,6 +479,39 @@ def test_download_where_nothing_can_be_written(tmp_path):
         data.load("mnist", root=tmp_path / "file" / "below", device=CPU)
 
 
+@pytest.fixture
+def other_torchvision(tmp_path, monkeypatch):
+    """Puts a package of this source in torchvision's place."""
+    away = {name: sys.modules[name] for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
+
+    def write(source):
+        (tmp_path / "torchvision").mkdir()
+        (tmp_path / "torchvision" / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in away:
+            del sys.modules[name]
+
+    yield write
+    sys.modules.pop("torchvision", None)
+    sys.modules.update(away)
+
+
+def test_prepare_changes_nothing_where_torchvision_imports(other_torchvision):
+    other_torchvision("import warnings; warnings.warn('chatty'); here = True")
+    before = list(vision._libraries)
+    vision.prepare()
+    assert sys.modules["torchvision"].here
+    assert vision._libraries == before
+
+
+def test_prepare_passes_other_troubles_on(other_torchvision):
+    other_torchvision("raise RuntimeError('compiled with different CUDA major versions.\\nmore')")
+    with pytest.raises(ImportError, match=r"torchvision does not fit torch .*CUDA major versions.*one build") as error:
+        vision.prepare()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_torchvision_and_torchattacks_import_quietly():
     code = (
         "from bench import vision; vision.prepare(); import torchvision; state = dict(vars(torchvision));"

@@ -261,13 +261,25 @@ def run_until_it_sleeps(plugins: list[object], *prefix: str) -> tuple[subprocess
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and driver.poll() is None:
-        found = states(RESULTS)
-        logs = "".join(path.read_text() for path in RESULTS.glob("*/log.txt"))
-        if {"plain", "plain/clean", "plain/wobble"} <= set(found) and logs.count("train ") == 2:
+        sleeping = [key for key in Store(RESULTS).jobs() if "pid" in Store(RESULTS).progress(key)]
+        if set(states(RESULTS)) == {"plain", "plain/clean", "plain/wobble"} and len(sleeping) == 1:
             return driver, psutil.Process(driver.pid).children(recursive=True)
-        time.sleep(0.05)
+        time.sleep(0.1)
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        child.kill()
     driver.kill()
-    raise AssertionError(f"the run did not get to its sleeping job: {driver.communicate()}")
+    raise AssertionError(f"the run did not get to its sleeping job: {driver.communicate(timeout=10)}")
+
+
+def outliving(children: list[psutil.Process]) -> list[int]:
+    """Processes that are there half a minute after their driver ended; they are killed then."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(alive(child.pid) for child in children):
+        time.sleep(0.05)
+    left = [child for child in children if alive(child.pid)]
+    for child in left:
+        child.kill()
+    return [child.pid for child in left]
 
 
 @pytest.mark.parametrize(
@@ -284,10 +296,7 @@ def test_a_stopped_run_leaves_no_process_and_says_how_to_resume(
     assert driver.returncode == code
     assert "stopped; nothing finished is lost. Resume with:\n  bench run --defense fragile,plain" in err
     assert "Traceback" not in err
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(alive(child.pid) for child in children):
-        time.sleep(0.05)
-    assert [child.pid for child in children if alive(child.pid)] == []
+    assert outliving(children) == []
     assert set(states(RESULTS).values()) == {"done"}
     Path("fragile.todo").unlink()
     again = bench(*tiny(*plugins, defense="fragile,plain"))
@@ -302,11 +311,9 @@ def test_a_killed_driver_loses_nothing_that_was_finished(bench: Bench, plugins: 
     before = written(RESULTS)
     driver.kill()
     driver.communicate(timeout=60)
+    assert outliving(children) == []
     Path("fragile.todo").unlink()
     again = bench(*tiny(*plugins, defense="fragile,plain"))
     assert again.code == 0, again.err
     assert set(states(RESULTS).values()) == {"done"}
     assert {key: written(RESULTS)[key] for key in before} == before
-    for child in children:  # the sleeping worker survives its driver: it is of a group of its own
-        if alive(child.pid):
-            child.kill()

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -132,12 +133,21 @@ def _preload(jobs: list[Job]) -> None:
 def _child(results: Path, key: str, root: Path, slot: Slot, workers: int, plugins: str | None) -> None:
     """Body of a worker process: a group of its own, so that it can be killed whole and Ctrl-C stays with the driver."""
     os.setsid()
+    threading.Thread(target=_die_with_driver, daemon=True).start()
     os.environ.update(dict(slot.environment))
     if plugins:
         os.environ["BENCH_PLUGINS"] = plugins
     from bench.worker import work
 
     work(results, key, root, slot.device, workers)
+
+
+def _die_with_driver() -> None:
+    """A driver that is killed outright leaves no worker behind, which the next one would compete with."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        wait([driver.sentinel])
+        os.killpg(0, signal.SIGKILL)
 
 
 def _kill(process: ForkServerProcess) -> None:

@@ -61,7 +61,7 @@ class Doubled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.conv(x)
-        z = 2 * ((z - self.shift) / self.spread) * 0.5 + 1
+        z = 3 - (2 * ((z - self.shift) / self.spread) * 0.5 + 1)
         return z.mean((2, 3)).view(x.size(0), -1)
 
 
@@ -254,9 +254,11 @@ def test_sums_add_variances_and_signs_reach_the_rows() -> None:
 
 def test_constants_and_means_in_the_graph() -> None:
     net, x = Doubled(), images(2)
-    s = cov.logit_moments(net, x, constant(0.7), structure="diag").covariance()
-    expected = 0.49 / net.spread.flatten() ** 2 / 36
-    torch.testing.assert_close(s, torch.diag(expected).expand(2, 3, 3))
+    expected = torch.diag(0.49 / net.spread.flatten() ** 2 / 36).expand(2, 3, 3)
+    for structure in ("diag", "adjoint"):
+        moments = cov.logit_moments(net, x, constant(0.7), structure=structure)  # type: ignore[arg-type]
+        torch.testing.assert_close(moments.mean, net(x))
+        torch.testing.assert_close(moments.covariance(), expected)
 
 
 def test_the_graph_pools_before_it_rectifies() -> None:

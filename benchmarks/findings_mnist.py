@@ -1,0 +1,67 @@
+"""The figures of docs/findings.md on MNIST, from the records alone: python benchmarks/findings_mnist.py [RESULTS]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bench.frame import frame
+from bench.leaderboard import table
+from bench.rows import Row, rows
+from bench.store import Store
+from bench.worst import paired
+
+CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoattack"
+
+
+def main() -> None:
+    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
+    known = frame(store)
+    known = known[known["dataset"] == "mnist"]
+    found = [row for row in rows(store, known) if row.epochs == 4]
+    for eps in sorted({row.eps for row in found if row.eps}, key=float):
+        group = [row for row in found if row.eps == eps]
+        standard = next(row for row in group if row.defense == "standard")
+        print(f"\n### Linf eps {eps}\n")
+        header = [
+            "defense", "train eps", "clean", "PGD-CE", "PGD margin", "AutoAttack", "worst case",
+            "worst case - standard [95 %]", "PGD-CE - AutoAttack [95 %]", "train s / standard",
+        ]  # fmt: skip
+        order = sorted(group, key=lambda row: -row.worst.mean)
+        print(table(header, [line(store, known, row, standard) for row in order]))
+    devices = {(row.device, row.commit) for row in found}
+    print(f"Device and commit: {'; '.join(f'{device}, {commit}' for device, commit in sorted(devices))}.")
+
+
+def line(store: Store, known, row: Row, standard: Row) -> list[str]:
+    ratio = f"{row.ratio:.1f}"
+    return [
+        row.method, row.train_eps, seeds(row.clean), seeds(row.attacks[CE]), seeds(row.attacks[MARGIN]),
+        seeds(row.attacks[AUTOATTACK]), seeds(row.worst),
+        "-" if row is standard else difference(store, row.keys[0], standard.keys[0]),
+        gap(store, known, row), ratio,
+    ]  # fmt: skip
+
+
+def seeds(cell) -> str:
+    """Mean over seeds and their spread, in percent, and the n it stands on."""
+    values = [100 * v for v in cell.values.values()]
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * cell.mean:.1f}{spread}, n={cell.n}"
+
+
+def difference(store: Store, a: tuple[str, ...], b: tuple[str, ...]) -> str:
+    """Paired difference of two worst cases on the same images, in points."""
+    found = paired(store, a, b)
+    return f"{100 * found.difference:+.0f} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+
+
+def gap(store: Store, known, row: Row) -> str:
+    """How much PGD-CE flatters a row: its accuracy minus AutoAttack's, first seed, on the images both attacked."""
+    mine = known[(known["train_key"] == row.train_key) & (known["eps"] == row.eps)]
+    keys = dict(zip(mine["attack_label"], mine["key"], strict=True))
+    return difference(store, (keys[CE],), (keys[AUTOATTACK],))
+
+
+if __name__ == "__main__":
+    main()
