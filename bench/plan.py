@@ -102,7 +102,7 @@ def _train_job(
 ) -> Job:
     defense, architecture = catalog.get("defenses", entry.name), catalog.get("models", model.name)
     uses_threat = defense.constant("uses_threat", True)
-    training = recipe(spec, facts, defense.constant("recipe", {}))
+    training = recipe(spec, facts, model.name, defense.constant("recipe", {}))
     threat = None
     if uses_threat:
         eps = parse_eps(train_eps if train_eps is not None else spec.threat.eps[-1], spec.threat.norm)

@@ -177,7 +177,7 @@ def test_values_of_set(text: str, value: Any) -> None:
         ({"eps": ["8"]}, "threat: eps 8 under Linf is larger than the pixel range .* did you mean 8/255"),
         ({"norm": "L7"}, "threat.norm: Input should be 'Linf', 'L2' or 'L1', got 'L7'"),
         ({"recipe": "own"}, "recipe: Input should be 'shared' or 'paper', got 'own'"),
-        ({"dataset": "minst"}, "no data set 'minst'; did you mean 'mnist'"),
+        ({"dataset": "minst"}, "no data set 'minst'. Did you mean 'mnist'"),
         ({"dataset": "folder:none"}, "no image folder .*none"),
         ({"train_n": 0}, "data.train: Input should be greater than 0, got 0"),
     ],

@@ -261,7 +261,7 @@ def test_seeds_limits_an_attack_to_the_first_seeds() -> None:
         ({"attacks": [{"name": "fgsm", "n": 361}]}, "attacks fgsm n is 361, but the test set of digits has 360 images"),
         ({"data": {"name": "digits", "train": 1438}}, "data.train is 1438, but digits has 1437 training images"),
         ({"data": {"name": "digits", "train": 9, "validation": 9}}, "data.validation is 9; expected less than the 9"),
-        ({"data": {"name": "digit"}}, "no data set 'digit'; did you mean 'digits'"),
+        ({"data": {"name": "digit"}}, "no data set 'digit'. Did you mean 'digits'"),
         ({"models": ["mpl"]}, "no model 'mpl'. Did you mean 'mlp'"),
     ],
 )
