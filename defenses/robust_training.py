@@ -1,0 +1,64 @@
+"""min_w E[ max_{||d|| <= eps} CE(f(x), y) + <d, grad_x CE(f(x), y)> ] = min_w E[ CE(f(x), y) + eps * ||grad_x CE||_* ]
+
+Robust training with a linearised inner problem (Shaham et al. 2018, arXiv 1511.05432): the maximum over the ball of
+the loss to first order, which is eps times the dual norm of its gradient (Linf -> L1, L2 -> L2, L1 -> Linf).
+
+`alternate` is the paper's scheme, one ascent step to the maximiser d* and one descent step there for each update;
+`penalty` minimises the right-hand side itself, by differentiating the gradient. They agree to O(eps^2), in loss and
+gradient. The norm is taken image by image. d* is clipped to [0,1] in `alternate` only: the penalty knows no box. Where
+BatchNorm trains, the penalty holds the batch's statistics constant (through live ones the gradient of a sum over the
+batch mixes images), which costs a second pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.core.ascent import ascend, attack_loss
+from bench.core.classifier import BatchNormMode, frozen
+from bench.core.covariance import jacobian_moments
+from bench.core.defense import Batch, Defense, Terms
+
+
+@dataclass
+class RobustTraining(Defense):
+    """The first-order worst case. `alternate` costs 5F an image, `penalty` 6F, or 9F where BatchNorm trains."""
+
+    uses_threat: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
+    deploys: ClassVar[str] = "deterministic"
+    passes: ClassVar[str] = "5F"
+    revision: ClassVar[int] = 1
+    smoke: ClassVar[dict[str, Any]] = {}
+
+    variant: Literal["alternate", "penalty"] = "alternate"
+    """Train at the maximiser of the linearised loss, or on the linearised loss itself (double backpropagation)."""
+    attack_bn_mode: BatchNormMode = "eval"
+    """BatchNorm during the ascent step of `alternate`: running statistics (eval), batch statistics (train), or these
+    with no trace left."""
+
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        """x + d*, one full step along the dual vector of the gradient, clipped to the box; x itself for `penalty`."""
+        if self.variant == "penalty":
+            return batch.x
+        objective = attack_loss("ce", batch.y)
+        with frozen(net, self.attack_bn_mode) as target:
+            return ascend(
+                lambda x: objective(target(x)), batch.x, self.threat, steps=1, rel_step_size=1.0, start="zero"
+            )
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """Mean cross-entropy at `adv`; for `penalty` also eps times the mean dual norm of the input gradient."""
+        if self.variant == "alternate":
+            return {"ce": F.cross_entropy(net(adv), batch.y)}
+        moments = jacobian_moments(net, batch.x, lambda z: z.new_ones(()), "input")
+        logits = moments.mean
+        # chain rule: grad_x CE = J^T (p - onehot), one product with the Jacobian of the logits
+        row = logits.softmax(1) - F.one_hot(batch.y, logits.shape[1])
+        ((gradient, _),) = moments.pieces(row[None])
+        size = self.threat.dual(gradient[0])
+        return {"ce": F.cross_entropy(logits, batch.y), "penalty": self.threat.radius * size.mean()}
