@@ -10,13 +10,13 @@ from bench import catalog
 def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
     """`pgd (loss=cw, steps=40)`: the name and the settings that differ from the plug-in's defaults.
 
-    All settings where the plug-in file is gone.
+    All settings where the plug-in file is gone. A base is always named, with its own settings: `awp (base=trades)`.
     """
     try:
         defaults = catalog.get(kind, name).resolve({})
     except (LookupError, ValueError):
         defaults = {}
-    own = {k: v for k, v in settings.items() if k not in defaults or defaults[k] != v}
+    own = {k: v for k, v in settings.items() if k == "base" or k not in defaults or defaults[k] != v}
     text = ", ".join(f"{k}={_short(v)}" for k, v in sorted(own.items()))
     return f"{name} ({text})" if text else name
 
@@ -31,4 +31,6 @@ def defense_label(what: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict) and "name" in value and "set" in value:
+        return label("defenses", value["name"], value["set"])
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -105,6 +105,9 @@ def _train_job(
     training = recipe(spec, facts, model.name, defense.constant("recipe", {}))
     threat = None
     if uses_threat:
+        norms = defense.constant("norms", ("Linf", "L2", "L1"))
+        if spec.threat.norm not in norms:
+            raise ValueError(f"defense {entry.name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
         eps = parse_eps(train_eps if train_eps is not None else spec.threat.eps[-1], spec.threat.norm)
         threat = {"norm": spec.threat.norm, "eps": str(eps)}
     return Job(

@@ -98,7 +98,7 @@ def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPat
         "steps": 3,
         "level": "8/255",
         "mode": "a",
-        "base": {"name": "standard"},
+        "base": {"name": "standard", "set": {}, "revision": 1},
         "many": [],
         "extra": {},
         "note": None,

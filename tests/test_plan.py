@@ -240,6 +240,11 @@ def test_certify_is_planned_for_smoothed_models_only() -> None:
 
 def test_an_attack_is_refused_under_a_norm_it_does_not_have() -> None:
     with pytest.raises(ValueError, match="attack fgsm has no L1 version; its norms: Linf, L2"):
+        jobs(one(threat={"norm": "L1", "eps": 1}, defenses=["standard"]))
+
+
+def test_a_defense_is_refused_under_a_norm_it_does_not_have() -> None:
+    with pytest.raises(ValueError, match="defense trades has no L1 version; its norms: Linf, L2"):
         jobs(one(threat={"norm": "L1", "eps": 1}))
 
 
