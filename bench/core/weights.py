@@ -1,0 +1,80 @@
+"""Weights as variables: shift them and back bit for bit, draw noise of their size, read what reaches the last layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+NoiseKind = Literal["gaussian", "uniform", "laplace"]
+
+
+def layer_weights(net: nn.Module) -> list[nn.Parameter]:
+    """The weight tensors of convolutions and linear layers, each once: chosen by module type, so no BatchNorm scale
+    and no bias is among them."""
+    found = {
+        id(weight): weight
+        for module in net.modules()
+        if isinstance(module, (_ConvNd, nn.Linear)) and (weight := module._parameters.get("weight")) is not None
+    }
+    return list(found.values())
+
+
+@contextmanager
+def shifted(shifts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Inside, each weight w of the pairs (w, v) stands at w + v, in place: no copy of the net, optimiser states stay.
+
+    Afterwards the shift is taken back: w gets its saved value plus what happened to it inside (an optimiser step), so
+    without a step it is the saved value bit for bit, which subtracting v would not give.
+    """
+    with torch.no_grad():
+        saved = [weight.detach().clone() for weight, _ in shifts]
+        for weight, shift in shifts:
+            weight.add_(shift)
+        moved = [weight.detach().clone() for weight, _ in shifts]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (weight, _), before, at in zip(shifts, saved, moved, strict=True):
+                weight.copy_(before + (weight - at))
+
+
+def root_mean_square(weight: Tensor) -> Tensor:
+    """Root of the mean square of a tensor, a scalar without a graph: the size that relative noise refers to."""
+    return weight.detach().square().mean().sqrt()
+
+
+def noise_like(weight: Tensor, kind: NoiseKind = "gaussian") -> Tensor:
+    """Independent draws of mean 0 and standard deviation 1 in the shape of `weight`."""
+    with torch.no_grad():
+        if kind == "gaussian":
+            return torch.randn_like(weight)
+        if kind == "uniform":
+            return torch.empty_like(weight).uniform_(-math.sqrt(3), math.sqrt(3))
+        # the difference of two exponentials is Laplace with variance 2
+        return (torch.empty_like(weight).exponential_() - torch.empty_like(weight).exponential_()) / math.sqrt(2)
+
+
+def head(net: nn.Module) -> nn.Linear:
+    """The last linear layer of the net. Raises ValueError where `net.head` is none."""
+    found = getattr(net, "head", None)
+    if not isinstance(found, nn.Linear):
+        raise ValueError(f"{type(net).__name__} has no linear layer 'head', found {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def head_inputs(net: nn.Module) -> Iterator[list[Tensor]]:
+    """While open, collects the features (b p, with their graph) that reach `net.head`, one tensor a forward pass."""
+    seen: list[Tensor] = []
+    handle = head(net).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
