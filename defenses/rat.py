@@ -1,0 +1,135 @@
+"""min_w E[ CE(f(x), y) + beta (w0 KL + w1 E|<u, grad_W KL>| + w2 E u^T H u / 2) ], KL(p(x) || p(x')), u ~ noise on W
+
+Randomised adversarial training through Taylor expansion (Jin et al. 2023, CVPR, arXiv 2303.10653): TRADES under random
+weights, expanded around the mean weights; x' comes from a noisy copy of the net. Reconstructed from the abstract: the
+full text was not read, and the released code computes something else (see rat_release).
+
+The Taylor terms are taken on the weights W of the last layer, in closed form, so they cost next to nothing: zeroth KL;
+first sigma sqrt(2/pi) ||grad_W KL||, exact for gaussian noise, for the others by the central limit over the entries of
+W; second sigma^2/2 tr H, exact for any independent noise of that variance. So w1 = w2 = 0, w2 = 0 and all three are the
+paper's three settings, and sigma = 0 is TRADES. The KL is the batch mean: u is shared by the batch. Both terms train
+the features too. For x' all convolutions and linear layers are noisy, in place, and restored bit for bit.
+
+sigma is relative to the root mean square of each weight tensor (a constant in the gradient). The released 1e-4 is
+absolute: 0.4 to 1.2 % of a ResNet-18's convolutions at PyTorch's initialisation, but another share in every layer and
+at every stage of training; 0.01 here has its size. At that size the terms are far below KL: see the `share_` metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from bench.core.ascent import Start, kl
+from bench.core.classifier import BatchNormMode
+from bench.core.defense import Batch, Defense, Terms
+from bench.core.weights import head, head_inputs, layer_weights, noise_like, root_mean_square, shifted
+from defenses.trades import TRADES
+
+
+@dataclass
+class RAT(Defense):
+    """TRADES with Taylor terms of randomised weights. Costs 2 steps + 7 forward passes F an image, as TRADES does."""
+
+    uses_threat: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    deploys: ClassVar[str] = "deterministic"
+    passes: ClassVar[str] = "(2 steps + 7) F = 27F"
+    revision: ClassVar[int] = 1
+    recipe: ClassVar[dict[str, Any]] = {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "schedule": "step",
+        "epochs": 200,
+        "batch_size": 128,
+    }
+    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+
+    beta: Annotated[float, Ge(0)] = 6.0
+    """Weight of all Taylor terms together, as of the divergence in TRADES."""
+    w0: Annotated[float, Ge(0)] = 1.0
+    """Weight of the zeroth term, the divergence itself."""
+    w1: Annotated[float, Ge(0)] = 0.2
+    """Weight of the first-order term (eta of the paper)."""
+    w2: Annotated[float, Ge(0)] = 0.2
+    """Weight of the second-order term, whose factor 1/2 is Taylor's and not in here."""
+    sigma: Annotated[float, Ge(0)] = 0.01
+    """Standard deviation of the weight noise, relative to the root mean square of each weight tensor."""
+    noise: Literal["gaussian", "uniform", "laplace"] = "gaussian"
+    """Distribution of the weight noise; all have standard deviation sigma."""
+    first_on: Literal["head", "network"] = "head"
+    """Weights of the first-order term: last layer, or all layers by double backward (5F to 6F more)."""
+    steps: Annotated[int, Gt(0)] = 10
+    """Gradient steps of the inner maximisation."""
+    rel_step_size: Annotated[float, Gt(0)] = 0.25
+    """Step size in units of eps."""
+    start: Start = "normal"
+    """First iterate: 0.001 N(0,1) around the image, or uniform in the ball. The image itself has no gradient."""
+    attack_bn_mode: BatchNormMode = "eval"
+    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
+
+    def __post_init__(self) -> None:
+        self._trades()
+        self._last: Terms = {}  # of the last loss
+
+    def _trades(self) -> TRADES:
+        return TRADES(self.threat, self.beta, self.steps, self.rel_step_size, self.start, self.attack_bn_mode)
+
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Adversarial images of TRADES against one noisy copy of the net."""
+        noisy = layer_weights(net) if self.sigma else []
+        with shifted([(w, self.sigma * root_mean_square(w) * noise_like(w, self.noise)) for w in noisy]):
+            return self._trades().inner(net, batch)
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """Mean cross-entropy on the clean images and the weighted Taylor terms; a term of weight 0 is left out."""
+        with head_inputs(net) as features:
+            clean, moved = net(batch.x), net(adv)
+        divergence = kl(clean, moved).mean()
+        sigma = self.sigma * root_mean_square(head(net).weight)
+        terms = {"ce": F.cross_entropy(clean, batch.y)}
+        if self.w0:
+            terms["kl"] = self.beta * self.w0 * divergence
+        if self.w1:
+            if self.first_on == "head":
+                size = sigma * kl_gradient(clean, moved, *features).norm()
+            else:
+                weights = layer_weights(net)
+                grads = torch.autograd.grad(divergence, weights, create_graph=True)
+                pairs = zip(weights, grads, strict=True)
+                size = torch.stack([self.sigma * root_mean_square(w) * g.norm() for w, g in pairs]).norm()
+            terms["first"] = self.beta * self.w1 * math.sqrt(2 / math.pi) * size
+        if self.w2:
+            terms["second"] = self.beta * self.w2 * 0.5 * sigma.square() * kl_trace(clean, moved, *features)
+        self._last = {name: value.detach() for name, value in terms.items()}
+        return terms
+
+    def metrics(self, net: nn.Module) -> dict[str, Tensor]:
+        """Share of each term in the sum of their sizes, in the last step."""
+        total = sum((value.abs() for value in self._last.values()), torch.tensor(0.0))
+        return {f"share_{name}": value.abs() / total for name, value in self._last.items()}
+
+
+def kl_gradient(clean: Tensor, moved: Tensor, h: Tensor, h_adv: Tensor) -> Tensor:
+    """grad_W of the mean KL(p || p') where W h gave the logits `clean` and W h' `moved` (b k), shape k p."""
+    p, q = clean.softmax(1), moved.softmax(1)
+    ratio = clean.log_softmax(1) - moved.log_softmax(1)
+    slope = p * (ratio - (p * ratio).sum(1, keepdim=True))
+    return (slope.T @ h + (q - p).T @ h_adv) / len(h)
+
+
+def kl_trace(clean: Tensor, moved: Tensor, h: Tensor, h_adv: Tensor) -> Tensor:
+    """Trace of the Hessian in W of the same mean divergence, exactly, from its three diagonal blocks in the logits."""
+    p, q = clean.softmax(1), moved.softmax(1)
+    ratio = clean.log_softmax(1) - moved.log_softmax(1)
+    spread = (p * (1 - p)).sum(1)
+    curved = (p * (1 - 2 * p) * (ratio - (p * ratio).sum(1, keepdim=True))).sum(1) + spread
+    within = curved * h.square().sum(1) + (q * (1 - q)).sum(1) * h_adv.square().sum(1)
+    return (within - 2 * spread * (h * h_adv).sum(1)).mean()
