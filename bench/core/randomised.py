@@ -1,0 +1,108 @@
+"""Networks that stay random when they are deployed: their noise sources, and the classifier that averages draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench.core.classifier import Classifier
+
+
+class NoiseSource(nn.Module):
+    """Base of what draws noise inside a net. `enabled` is a switch of its own: attack libraries force eval mode."""
+
+    enabled: bool = True
+
+    def std(self, signal: Tensor) -> Tensor:
+        """Standard deviation of the (Gaussian, independent) noise on `signal`; broadcasts to its shape."""
+        raise NotImplementedError(f"{type(self).__name__} must define std")
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """The signal under one fresh draw, or the signal itself where switched off."""
+        return signal + self.std(signal) * torch.randn_like(signal) if self.enabled else signal
+
+
+class InputNoise(NoiseSource):
+    """Noise N(0, sigma^2) on what enters a layer; `attach` puts it there as the layer's child `noise`."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def std(self, signal: Tensor) -> Tensor:
+        """sigma, whatever the signal."""
+        return signal.new_full((), self.sigma)  # a fill on the device, no copy from the host
+
+    def attach(self, layer: nn.Module) -> None:
+        """Let every forward pass of `layer` begin with this noise."""
+        layer.noise = self
+        layer.register_forward_pre_hook(_add_noise)
+
+
+def _add_noise(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (layer.noise(args[0]), *args[1:])  # type: ignore[operator]
+
+
+class Site(NamedTuple):
+    """Where a net is noisy: on what enters `layer` ("input") or on its weights ("weight"), and what draws it."""
+
+    layer: nn.Module
+    kind: Literal["input", "weight"]
+    source: NoiseSource
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weights without noise."""
+        if self.kind == "weight":
+            return self.layer.parametrizations.weight.original  # type: ignore[union-attr,return-value]
+        return self.layer.weight  # type: ignore[return-value]
+
+
+def noise_sites(net: nn.Module) -> list[Site]:
+    """Every place where the net draws noise, in module order: what an attack in closed form has to know."""
+    sites = []
+    for layer in net.modules():
+        if isinstance(getattr(layer, "noise", None), NoiseSource):
+            sites.append(Site(layer, "input", layer.noise))  # type: ignore[arg-type]
+        if parametrize.is_parametrized(layer, "weight"):
+            found = layer.parametrizations.weight  # type: ignore[union-attr]
+            sites += [Site(layer, "weight", s) for s in found if isinstance(s, NoiseSource)]  # type: ignore[union-attr]
+    return sites
+
+
+@contextmanager
+def noise_off(net: nn.Module) -> Iterator[None]:
+    """Inside, no noise source of the net draws; each switch is as it was afterwards."""
+    saved = [(source, source.enabled) for source in net.modules() if isinstance(source, NoiseSource)]
+    try:
+        for source, _ in saved:
+            source.enabled = False
+        yield
+    finally:
+        for source, enabled in saved:
+            source.enabled = enabled
+
+
+class Randomised(Classifier):
+    """A net with noise of its own: `forward` is one draw, `predict` the argmax of the mean softmax over `draws`."""
+
+    stochastic = True
+
+    def __init__(self, net: nn.Module, draws: int) -> None:
+        super().__init__(net)
+        if draws < 1:
+            raise ValueError(f"expected at least one draw, got {draws}")
+        self.draws = draws
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Labels of shape b; with one draw the argmax of that draw."""
+        total = self(x).softmax(1)
+        for _ in range(self.draws - 1):
+            total += self(x).softmax(1)
+        return total.argmax(1)
