@@ -65,7 +65,7 @@ class RAT(Defense):
     noise: Literal["gaussian", "uniform", "laplace"] = "gaussian"
     """Distribution of the weight noise; all have standard deviation sigma."""
     first_on: Literal["head", "network"] = "head"
-    """Weights of the first-order term: last layer, or all layers by double backward (5F to 6F more)."""
+    """Weights of the first-order term: last layer, or all layers by double backward (12F more)."""
     steps: Annotated[int, Gt(0)] = 10
     """Gradient steps of the inner maximisation."""
     rel_step_size: Annotated[float, Gt(0)] = 0.25

@@ -1,6 +1,6 @@
 """min_w (1-a) CE(p, y) + a/2 [KL(q1||p') + KL(q1'||p)] + a/4 [KL(q2||p') + KL(q2||p)] + beta KL(p||p'), p' = p(x')
 
-What the released code of RAT computes (Jin et al. 2023, CVPR, arXiv 2303.10653). It holds no Taylor derivative: the
+RAT as released (Jin et al. 2023, CVPR, arXiv 2303.10653): what its code computes. It holds no Taylor derivative; its
 "first and second order" terms are label smoothing with targets that follow the batch's class-wise gradient gaps.
 
 From s[c] = mean_b (p_b[c] - 1[y_b = c]) sum_j h_b[j], the row sums of the last layer's gradient of CE, clean (n) and
