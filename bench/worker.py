@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
     job = store.job(key)
     folder = store.folder(key)
     started = time.time()
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {datetime.now(UTC).isoformat()}")
             try:
@@ -47,7 +48,7 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
             except Exception as error:
                 traceback.print_exc()
                 state = "diverged" if isinstance(error, Diverged) else "error"
-                content = {"error": {"type": type(error).__name__, "message": str(error)}}
+                content = {"error": {"type": type(error).__name__, "message": _portable(str(error))}}
                 content["error"]["traceback"] = _portable(traceback.format_exc())
             print(f"{state} after {time.time() - started:.1f} s")
     clock = {
@@ -63,6 +64,9 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
 def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         torch.set_num_threads(1)
+    # verdicts are fp32; training may use the card's faster convolutions
+    torch.backends.cudnn.allow_tf32 = job.kind == "train"
+    torch.backends.cudnn.benchmark = job.kind == "train"
     folder = store.folder(job.key)
     report = Progress(folder / "progress.json", job)
     report({"share": 0.0})
@@ -195,8 +199,5 @@ def _peak(device: str) -> dict[str, float | None]:
 
 
 def _portable(text: str) -> str:
-    """A traceback without this machine's paths: records are shared."""
-    for place in sorted({*sys.path, str(Path(__file__).resolve().parent.parent), str(Path.home())}, key=len)[::-1]:
-        if len(place) > 1:
-            text = text.replace(place, "...")
-    return text
+    """Text without the folders of absolute paths: records are shared, and say nothing of this machine."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/", ".../", text)

@@ -9,7 +9,7 @@ from importlib import util
 from pathlib import Path
 
 import pytest
-from conftest import Bench
+from harness import Bench
 
 SPEC = """\
 data: {name: digits, test: 20}

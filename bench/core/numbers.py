@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import core_schema
 
-_PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_PLAIN = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,2})?")
 _LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognised in a float
 
 

@@ -514,10 +514,13 @@ def test_moments_are_float32_under_autocast(how: tuple[cov.Structure, mo.ReluRul
     with torch.autocast("cpu", torch.bfloat16):
         moments = cov.logit_moments(net, x, constant(0.7), "first", *how)
         rough = moments.covariance()
+        variances = moments.quadratic(cov.unit_rows(moments.mean)).T
     assert moments.mean.dtype == rough.dtype == torch.float32
     # the network's own passes may be rough, propagated moments may not
     tolerance = 0.1 if how[0] == "jacobian" else 1e-5
-    torch.testing.assert_close(rough, exact, atol=0.3 * tolerance * exact.max().item(), rtol=tolerance)
+    close = {"atol": 0.3 * tolerance * exact.max().item(), "rtol": tolerance}
+    torch.testing.assert_close(rough, exact, **close)
+    torch.testing.assert_close(variances, exact.diagonal(dim1=1, dim2=2), **close)
 
 
 def test_an_in_place_relu_at_the_site_changes_nothing() -> None:
