@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import core_schema
 
-_PLAIN = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,2})?")
+_PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognised in a float
 
 
@@ -63,8 +63,12 @@ def _parse(value: Any) -> Fraction:
     exact = Fraction(top.strip()) / (Fraction(bottom.strip()) if slash else 1)
     if exact < 0:
         raise ValueError(f"'{text}' is negative; expected a number >= 0 such as 8/255")
+    try:
+        value = float(exact)
+    except OverflowError:
+        raise ValueError(_message(text)) from None
     near = exact.limit_denominator(_LARGEST_DENOMINATOR)
-    return near if float(near) == float(exact) else exact
+    return near if float(near) == value else exact
 
 
 def _message(text: str) -> str:
