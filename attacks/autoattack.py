@@ -64,7 +64,7 @@ class AutoAttack(Attack):
 
     def _suite(self, model: nn.Module, x: Tensor, classes: int, seed: int, stochastic: bool) -> Any:
         """The package's ensemble, silenced and fitted to the number of classes. Raises ValueError if there are few."""
-        from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped]
+        from pyautoattack import AutoAttack as Suite
 
         version = "rand" if stochastic and self.version != "custom" else self.version
         suite = Suite(

@@ -229,7 +229,3 @@ def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
     return folder
-
-
-if __name__ == "__main__":
-    main()

@@ -262,7 +262,7 @@ def run_until_it_sleeps(plugins: list[object], *prefix: str) -> tuple[subprocess
     """The driver in a process of its own, once its training hangs; and all processes below it."""
     Path("fragile.todo").write_text("sleep")
     words = [str(word) for word in tiny(*plugins, "--workers", 2, defense="fragile,plain")]
-    command = [sys.executable, "-m", "bench.cli", *words]
+    command = [sys.executable, "-m", "bench", *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     driver = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
