@@ -71,13 +71,13 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
     report = Progress(folder / "progress.json", job)
     report({"share": 0.0})
     if job.kind == "train":
-        data = _data(job.what, None, root, device)
+        data = _data(job.what, None, root, device, report)
         model, metrics = train(job.what, data, folder / "train.jsonl", report)
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
         write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors_bytes(tensors)))
         return {"metrics": metrics, "files": {WEIGHTS: file_hash(folder / WEIGHTS)}}
     trained = store.job(job.needs[0])
-    data = _data(trained.what, job.what["n"], root, device)
+    data = _data(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data)
     columns, images, metrics = evaluate(job.what, model, data, report)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
@@ -107,7 +107,7 @@ def load_model(store: Store, trained: Job, data: Data) -> Classifier:
     return defense.deploy(net.eval())
 
 
-def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.device) -> Data:
+def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Progress) -> Data:
     data = what["data"]
     return load_data(
         data["name"],
@@ -118,6 +118,7 @@ def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.devi
         test=test,
         validation=data["validation"],
         seed=what["seed"],
+        report=lambda note: report({"share": 0.0, "note": note}),
     )
 
 
