@@ -64,7 +64,7 @@ class AutoAttack(Attack):
 
     def _suite(self, model: nn.Module, x: Tensor, classes: int, seed: int, stochastic: bool) -> Any:
         """The package's ensemble, silenced and fitted to the number of classes. Raises ValueError if there are few."""
-        from pyautoattack import AutoAttack as Suite  # type: ignore[import-untyped]
+        from pyautoattack import AutoAttack as Suite
 
         version = "rand" if stochastic and self.version != "custom" else self.version
         suite = Suite(
@@ -97,6 +97,8 @@ class AutoAttack(Attack):
         stage = torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
         for number, name in enumerate(suite.attacks_to_run, start=1):
             standing = (stage < 0).nonzero().squeeze(1)
+            if len(standing) == 0:
+                break
             for rows in standing.split(self.batch_size):
                 found = _run(suite, name, x[rows], y[rows])
                 broken = model(found).argmax(1) != y[rows]
@@ -106,7 +108,7 @@ class AutoAttack(Attack):
         return x_adv, stage
 
     def _gather(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Every attack on every image; the candidate with the highest mean margin over fresh draws is kept."""
+        """Every attack on every image; the candidate most often wrong over fresh draws is kept, ties by mean margin."""
         x_adv, stage = x.clone(), torch.zeros(len(x), dtype=torch.int8, device=x.device)
         best = torch.full((len(x), 2), float("-inf"), device=x.device)
         for number, name in enumerate(suite.attacks_to_run, start=1):

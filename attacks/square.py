@@ -35,7 +35,7 @@ class Square(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """Images found by the search; an image that was not broken comes back unchanged."""
-        from pyautoattack.square import SquareAttack  # type: ignore[import-untyped]
+        from pyautoattack.square import SquareAttack
 
         search = SquareAttack(
             model,

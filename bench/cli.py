@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -27,8 +28,6 @@ Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
 SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; options change what it says.", show_default=False)]
 Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree.")]
-Text = Annotated[str | None, typer.Option(show_default=False)]
-Many = Annotated[list[str] | None, typer.Option(show_default=False)]
 
 
 def main() -> None:
@@ -112,32 +111,18 @@ def run(
     raise typer.Exit(running.run(matrix, results_dir, mode, executor, workers, device, jobs_per_gpu))
 
 
-@app.command()
-def plan(
-    spec: SpecFile = None,
-    dataset: Text = None,
-    model: Many = None,
-    defense: Many = None,
-    attack: Many = None,
-    norm: Text = None,
-    eps: Many = None,
-    seeds: Many = None,
-    set_: Annotated[list[str] | None, typer.Option("--set")] = None,
-    grid: Many = None,
-    baseline: bool = True,
-    results_dir: Results = Path("results"),
-    data_dir: DataDir = None,
-    plugin: Plugin = None,
-) -> None:
-    """Show what a run would do: jobs, what is done already, how long the rest took before. Writes nothing."""
-    from bench import running
+def plan(**options: Any) -> None:
+    """Show what the same `bench run` would do: jobs, what is done, how long the rest took before. Writes nothing."""
+    run(**options, dry_run=True)
 
-    _plugins(plugin)
-    options = Options(
-        spec, dataset, None, model or [], defense or [], attack or [], norm, eps or [], None, None,
-        seeds or [], None, None, None, set_ or [], grid or [], baseline,
-    )  # fmt: skip
-    running.show_plan(running.prepare(options, data_dir), results_dir, None, "auto", 1)
+
+_OF_A_RUN_ONLY = ("dry_run", "quiet", "as_json", "executor")
+_same = inspect.signature(run, eval_str=True)
+plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
+    parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]
+)
+plan.__annotations__ = run.__annotations__
+app.command()(plan)
 
 
 @app.command(name="list")
@@ -220,7 +205,6 @@ def worker(
 ) -> None:
     """Do one job of a results folder: what every executor starts."""
     from bench.datasets import data_root
-
     from bench.store import Store
 
     _plugins(plugin)
@@ -245,7 +229,3 @@ def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
     return folder
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -71,20 +72,26 @@ def find_class(module: ModuleType, base: type[Any]) -> type[Any]:
 def check_defense(cls: type[Defense]) -> list[Result]:
     """All checks of one defense, with its `smoke` settings. An exception in a check is its failure."""
     run = _Training(cls)
-    return [
-        _result("documented and readable without torch", lambda: _readable(cls, "defenses")),
-        _result("terms are finite scalars and every parameter learns", run.learns),
-        _result("training mode and gradient flags survive a step", run.flags_survive),
-        _result("the inner problem leaves weights, gradients and BatchNorm alone", run.inner_is_clean),
-        _result("adversarial images lie in ball and box", run.inner_is_feasible),
-        _result("same seed, same bits", run.repeats),
-        _result("deploys what it declares", run.deploys),
-        _result("its state makes a round trip", run.state_trip),
-    ]
+    with _one_thread():
+        return [
+            _result("documented and readable without torch", lambda: _readable(cls, "defenses")),
+            _result("terms are finite scalars and every parameter learns", run.learns),
+            _result("training mode and gradient flags survive a step", run.flags_survive),
+            _result("the inner problem leaves weights, gradients and BatchNorm alone", run.inner_is_clean),
+            _result("adversarial images lie in ball and box", run.inner_is_feasible),
+            _result("same seed, same bits", run.repeats),
+            _result("deploys what it declares", run.deploys),
+            _result("its state makes a round trip", run.state_trip),
+        ]
 
 
 def check_attack(cls: type[Evaluation]) -> list[Result]:
     """All checks of one evaluation, with its `smoke` settings, for each norm and kind of model it supports."""
+    with _one_thread():
+        return _attack_results(cls)
+
+
+def _attack_results(cls: type[Evaluation]) -> list[Result]:
     results = [_result("documented and readable without torch", lambda: _readable(cls, "attacks"))]
     runs: list[_Judgement] = []
 
@@ -100,6 +107,17 @@ def check_attack(cls: type[Evaluation]) -> list[Result]:
             checks |= {"images lie in ball and box": run.feasible, "eps 0 is clean accuracy": run.no_budget}
         results += [_result(f"{name} ({run.norm}, {run.kind})", check) for name, check in checks.items()]
     return results
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small lose time to threads, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _result(name: str, check: Callable[[], str | None]) -> Result:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench.data import Data, test_block
 from torch import Tensor
 
 from bench import plugins
 from bench.core.attack import Context, Evaluation
 from bench.core.classifier import Classifier
 from bench.core.rng import seed
+from bench.data import Data, test_block
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -57,8 +57,8 @@ def evaluate(
             images.append(outcome.x_adv.detach().cpu())
         right += int(columns["correct"].sum())
     seconds = time.perf_counter() - began
-    names = list(parts[0])
-    columns = {name: torch.cat([_fill(part, name) for part in parts]) for name in names}
+    kinds = {name: values for part in parts for name, values in part.items()}
+    columns = {name: torch.cat([_fill(part, name, like) for part in parts]) for name, like in kinds.items()}
     metrics: dict[str, Any] = {"attack_seconds": seconds, "n": n, "test_hash": data.test_hash}
     for name in ("forwards", "backwards"):
         if name in columns:
@@ -72,8 +72,7 @@ def _tell(
     report({"share": base + width * done / max(total, 1), "note": note, **so_far})
 
 
-def _fill(part: dict[str, Tensor], name: str) -> Tensor:
-    """A block in which no image was attacked lacks the attack's own columns."""
-    if name in part:
-        return part[name]
-    return torch.full((len(part["index"]),), float("nan"))
+def _fill(part: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """A block in which no image was attacked lacks the attack's own columns: NaN there, or 0 for whole numbers."""
+    missing = float("nan") if like.is_floating_point() else 0
+    return part.get(name, torch.full((len(part["index"]), *like.shape[1:]), missing, dtype=like.dtype))

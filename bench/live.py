@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -125,13 +126,27 @@ def _detail(says: dict[str, Any]) -> str:
 
 
 def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[Any], None], width: int) -> None:
-    """Print a (header, rows, notes) table with rich, notes below it."""
+    """Print a (header, rows, notes) table with rich, notes below it.
+
+    Nothing is cut: headers wrap, and what does not fit beside the first two columns goes into a further table.
+    """
     header, rows, notes = table
-    shown = Table(header_style="bold", pad_edge=False)
-    for place, name in enumerate(header):
-        shown.add_column(escape(name), justify="left" if place == 0 else "right", overflow="fold", no_wrap=place > 0)
-    for row in rows:
-        shown.add_row(*(escape(cell) for cell in row))
-    echo(shown)
+    cells = [max((len(row[k]) for row in rows), default=0) for k in range(len(header))]
+    wide = [max(cell, *map(len, name.split())) for cell, name in zip(cells, header, strict=True)]
+    names = [textwrap.fill(name, size, break_long_words=False) for name, size in zip(header, wide, strict=True)]
+    fixed, groups, used = list(range(min(2, len(header)))), [list[int]()], 0
+    for k in range(len(fixed), len(header)):
+        used += wide[k] + 3
+        if groups[-1] and sum(wide[f] + 3 for f in fixed) + used + 1 > width:
+            groups.append([])
+            used = wide[k] + 3
+        groups[-1].append(k)
+    for group in groups:
+        shown = Table(header_style="bold")
+        for k in fixed + group:
+            shown.add_column(escape(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
+        for row in rows:
+            shown.add_row(*(escape(row[k]) for k in fixed + group))
+        echo(shown)
     for note in notes:
         echo(escape(note))

@@ -9,7 +9,6 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from bench.models.common import Inputs
 from pydantic import TypeAdapter
 from torch import nn
 
@@ -18,6 +17,7 @@ from bench.core.attack import Evaluation
 from bench.core.defense import Defense
 from bench.core.numbers import Number
 from bench.core.threat import Threat
+from bench.models.common import Inputs
 
 # what a method that ignores the threat gets in its place
 NO_THREAT = Threat("Linf", Number(0))

@@ -67,6 +67,11 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     notes = [f"percent ± half a 95 % interval; images: {shown}"] if shown else []
     partial = [row for row in found if 0 < len(row.worst.values) < len(row.seeds)]
     notes += ["(k/s): k of s seeds; only seeds with every attack count in the worst case"] if partial else []
+    notes += (
+        ["training times were taken while the machine did other jobs"]
+        if any(r.shared and r.train_seconds > 0 for r in found)
+        else []
+    )
     notes += [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in found if row.collapsed]
     reasons: dict[str, list[str]] = {}
     for row in found:

@@ -178,7 +178,7 @@ def _optimisation(defense: Defense, net: nn.Module, settings: dict[str, Any], st
         optimizer = torch.optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"])
     else:
         optimizer = torch.optim.Adam(groups, lr=settings["lr"])
-    total = steps_per_epoch * settings["epochs"]
+    total = steps_per_epoch * settings["epochs"] * defense.updates_per_batch
     factor = _SCHEDULES[settings["schedule"]]
     # progress counts optimiser steps, so a defense that replays a batch advances the schedule too
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(step / total, 1.0)))

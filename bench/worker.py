@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
     job = store.job(key)
     folder = store.folder(key)
     started = time.time()
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {datetime.now(UTC).isoformat()}")
             try:
@@ -47,7 +48,7 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
             except Exception as error:
                 traceback.print_exc()
                 state = "diverged" if isinstance(error, Diverged) else "error"
-                content = {"error": {"type": type(error).__name__, "message": str(error)}}
+                content = {"error": {"type": type(error).__name__, "message": _portable(str(error))}}
                 content["error"]["traceback"] = _portable(traceback.format_exc())
             print(f"{state} after {time.time() - started:.1f} s")
     clock = {
@@ -63,17 +64,20 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
 def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         torch.set_num_threads(1)
+    # verdicts are fp32; training may use the card's faster convolutions
+    torch.backends.cudnn.allow_tf32 = job.kind == "train"
+    torch.backends.cudnn.benchmark = job.kind == "train"
     folder = store.folder(job.key)
     report = Progress(folder / "progress.json", job)
     report({"share": 0.0})
     if job.kind == "train":
-        data = _data(job.what, None, root, device)
+        data = _data(job.what, None, root, device, report)
         model, metrics = train(job.what, data, folder / "train.jsonl", report)
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
         write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors_bytes(tensors)))
         return {"metrics": metrics, "files": {WEIGHTS: file_hash(folder / WEIGHTS)}}
     trained = store.job(job.needs[0])
-    data = _data(trained.what, job.what["n"], root, device)
+    data = _data(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data)
     columns, images, metrics = evaluate(job.what, model, data, report)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
@@ -103,7 +107,7 @@ def load_model(store: Store, trained: Job, data: Data) -> Classifier:
     return defense.deploy(net.eval())
 
 
-def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.device) -> Data:
+def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Progress) -> Data:
     data = what["data"]
     return load_data(
         data["name"],
@@ -114,6 +118,7 @@ def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.devi
         test=test,
         validation=data["validation"],
         seed=what["seed"],
+        report=lambda note: report({"share": 0.0, "note": note}),
     )
 
 
@@ -195,8 +200,5 @@ def _peak(device: str) -> dict[str, float | None]:
 
 
 def _portable(text: str) -> str:
-    """A traceback without this machine's paths: records are shared."""
-    for place in sorted({*sys.path, str(Path(__file__).resolve().parent.parent), str(Path.home())}, key=len)[::-1]:
-        if len(place) > 1:
-            text = text.replace(place, "...")
-    return text
+    """Text without the folders of absolute paths: records are shared, and say nothing of this machine."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/", ".../", text)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from harness import Bench, Outcome
 
 from bench import catalog, cli
 
@@ -29,17 +29,6 @@ def mnist_root() -> Path:
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip("needs real MNIST: set BENCH_DATA to a folder in torchvision's layout")
     return root
-
-
-class Outcome(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Bench = Callable[..., Outcome]
 
 
 @pytest.fixture

@@ -7,12 +7,25 @@ part of any key, so the same command can fail once and succeed later.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench.store import Store
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Bench = Callable[..., Outcome]
+
 
 _HEAD = '''"""min CE
 

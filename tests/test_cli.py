@@ -9,7 +9,7 @@ from importlib import util
 from pathlib import Path
 
 import pytest
-from conftest import Bench
+from harness import Bench
 
 SPEC = """\
 data: {name: digits, test: 20}
@@ -130,7 +130,7 @@ def test_typer_suggests_the_option_and_the_command(bench: Bench) -> None:
 
 
 def test_a_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.cli", "list", "defenses", "nosy", "--debug"]
+    command = [sys.executable, "-m", "bench", "list", "defenses", "nosy", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from bench import catalog, datasets
 from bench.core.numbers import Number
-from bench.spec import MAX_BYTES, MAX_DEPTH, RECIPES, Spec, TrainSpec, build, load, read, recipe
+from bench.spec import MAX_BYTES, MAX_DEPTH, PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, read, recipe
 
 GOOD = """\
 name: mine
@@ -201,29 +201,38 @@ def made(**changed: Any) -> Spec:
 def test_the_recipe_is_the_user_s_before_the_paper_s_before_the_data_set_s() -> None:
     paper = {"lr": 1, "epochs": 7}
     digits = facts("digits")
-    assert recipe(made(), digits, paper)["lr"] == RECIPES["digits"]["lr"]
-    shown = recipe(made(recipe="paper"), digits, paper)
+    assert recipe(made(), digits, "mlp", paper)["lr"] == RECIPES["digits"]["lr"]
+    shown = recipe(made(recipe="paper"), digits, "mlp", paper)
     assert (shown["lr"], shown["epochs"], shown["batch_size"]) == (1.0, 7, RECIPES["digits"]["batch_size"])
     assert isinstance(shown["lr"], float)
-    own = recipe(made(recipe="paper", train={"lr": 0.5, "epochs": None}), digits, paper)
+    own = recipe(made(recipe="paper", train={"lr": 0.5, "epochs": None}), digits, "mlp", paper)
     assert (own["lr"], own["epochs"]) == (0.5, 7)
 
 
+@pytest.mark.parametrize("model", catalog.names("models"))
 @pytest.mark.parametrize("name", sorted(datasets.KNOWN))
-def test_no_setting_of_a_recipe_is_left_open(name: str) -> None:
-    resolved = recipe(made(), facts(name), {})
+def test_no_setting_of_a_recipe_is_left_open(name: str, model: str) -> None:
+    resolved = recipe(made(), facts(name), model, {})
     assert set(resolved) == set(TrainSpec.model_fields)
     assert None not in resolved.values()
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN_NETS))
+def test_the_nets_of_the_plain_recipe_are_there_and_get_it_on_photographs_only(name: str) -> None:
+    assert name in catalog.names("models")
+    photographs, digits = recipe(made(), facts("cifar10"), name, {}), recipe(made(), facts("digits"), name, {})
+    assert photographs != recipe(made(), facts("cifar10"), "preact_resnet18", {})
+    assert digits == recipe(made(), facts("digits"), "mlp", {})
 
 
 @pytest.mark.parametrize("name", catalog.names("defenses"))
 def test_the_recipe_of_each_defense_fits_the_schema(name: str) -> None:
     paper = catalog.get("defenses", name).constant("recipe", {})
-    assert {**recipe(made(recipe="paper"), facts("cifar10"), paper), **paper} == recipe(
-        made(recipe="paper"), facts("cifar10"), paper
+    assert {**recipe(made(recipe="paper"), facts("cifar10"), "mlp", paper), **paper} == recipe(
+        made(recipe="paper"), facts("cifar10"), "mlp", paper
     )
 
 
 def test_a_recipe_with_an_unknown_key_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^recipe\.epoch: extra inputs are not permitted, got 3$"):
-        recipe(made(recipe="paper"), facts("digits"), {"epoch": 3})
+        recipe(made(recipe="paper"), facts("digits"), "mlp", {"epoch": 3})

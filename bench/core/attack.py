@@ -79,7 +79,8 @@ class Attack(Evaluation):
         """Perturb on the surrogate, check ball and box in float64, score with the model's own prediction rule.
 
         Columns: `correct` (right on the clean image and on the adversarial one), `clean`, `size` (norm of the
-        perturbation), `forwards` and `backwards` (passes per image of the block), and what `perturb` adds.
+        perturbation), `forwards` and `backwards` (passes per image of the block), for a stochastic model
+        `correct_single` (one fresh draw instead of the deployed rule), and what `perturb` adds.
         """
         with frozen(model), scope(seed(ctx.seed, "attack")):
             with torch.no_grad(), scope(seed(ctx.seed, "clean")):
@@ -98,6 +99,9 @@ class Attack(Evaluation):
             if attacked:
                 with torch.no_grad(), scope(seed(ctx.seed, "score")):
                     correct &= model.predict(x_adv) == y
+            if model.stochastic:
+                with torch.no_grad(), scope(seed(ctx.seed, "single")):
+                    extra["correct_single"] = model(x_adv).argmax(1) == y
         passes = {
             name: torch.full_like(size, count / len(x), dtype=torch.float32)
             for name, count in (("forwards", surrogate.forwards), ("backwards", surrogate.backwards))

@@ -1,7 +1,7 @@
 """Mean and covariance of the logits under Gaussian noise at one site, and the losses in closed form made of them.
 
 Noise z -> z + N(0, var) enters at the site: the pre-activation of the first convolution or linear layer, or the image.
-Three structures give the covariance S of the logits (docs: methods 3.3): `jacobian` (S = J var J^T of the noise-free
+Three structures give the covariance S of the logits: `jacobian` (S = J var J^T of the noise-free
 network), `diag` (element-wise variances) and `adjoint` (a backward recursion over the gates of the element-wise pass).
 All are read through `pieces`, so losses and attacks need not know which one made it.
 """
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bench.core.moments import Propagation, ReluRule, Site, SiteVariance, propagate
+from bench.core.moments import ReluRule
+from bench.core.propagation import Propagation, Site, SiteVariance, propagate
 
 Structure = Literal["jacobian", "diag", "adjoint"]
 Target = Literal["logits", "softmax"]
 Piece = tuple[Tensor, Tensor]  # R (r b ...) and w (broadcastable to b ...): one term R diag(w) R^T of A S A^T
 
-Q_MIN = 1e-6  # floor of a pair's variance: below it log Phi saturates at the start of training (methods 3.4)
+Q_MIN = 1e-6  # floor of a pair's variance: below it log Phi saturates at the start of training
 
 
 class LogitMoments(NamedTuple):
@@ -96,7 +97,7 @@ def trace(mean: Tensor, covariance: Tensor, target: Target) -> Tensor:
 
 
 def log_win(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
-    """log Phi(d_j / sqrt q_j), r b: log-probability that the true class beats each rival (methods 3.4, term 2)."""
+    """log Phi(d_j / sqrt q_j), r b: log-probability that the true class beats each rival."""
     gap = (mean.gather(1, y[:, None]) - mean.gather(1, rivals)).T
     return torch.special.log_ndtr(gap / q.clamp_min(Q_MIN).sqrt())
 
@@ -109,7 +110,7 @@ def squared_error(mean: Tensor, trace: Tensor, y: Tensor, target: Target) -> Ten
 
 def first_weight(net: nn.Module) -> Tensor:
     """The weights (detached) of the first Conv2d or Linear in module order, for the log: a fixed noise at its output
-    is escaped by growing them (methods 3.5)."""
+    is escaped by growing them."""
     return next(m.weight.detach() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
 
 
@@ -196,7 +197,7 @@ def logit_moments(
 
 
 def jacobian_moments(net: nn.Module, x: Tensor, variance: SiteVariance, site: Site = "first") -> LogitMoments:
-    """S = J diag(var) J^T with J = d logits / d site of the noise-free network: structure B of methods 3.3.
+    """S = J diag(var) J^T with J = d logits / d site of the noise-free network.
 
     Exact to first order, skips and pools included; a row costs one backward pass. The gradient flows through J. Where
     BatchNorm is in training mode, `mean` comes from one ordinary pass (buffers move once) and J from a second one with
@@ -243,7 +244,7 @@ def propagated_moments(
     structure: Literal["diag", "adjoint"] = "diag",
     rule: ReluRule = "laplace",
 ) -> LogitMoments:
-    """Element-wise moments through the network (structure C of methods 3.3), or with their covariance restored by a
+    """Element-wise moments through the network, or with their covariance restored by a
     backward recursion (D). Running buffers of BatchNorm in training move once, by a noise-free pass of their own."""
     if any(isinstance(m, _BatchNorm) and m.training and m.running_mean is not None for m in net.modules()):
         with torch.no_grad():

@@ -53,6 +53,11 @@ class Defense:
 
     threat: Threat
 
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser steps that one `step` makes; the learning-rate schedule counts them."""
+        return 1
+
     def wrap(self, net: nn.Module) -> nn.Module:
         """Add layers or parameters before training. Keeps `net.head`; chooses layers by type, never by name."""
         return net

@@ -1,31 +1,24 @@
-"""E[h(Z)] and Var[h(Z)] element by element, Z ~ N(mean, var): layer rules, and their run through a network.
+"""E[h(Z)] and Var[h(Z)] element by element, Z ~ N(mean, var): the rule of each layer type.
 
 Each rule takes `Moments` (independent elements) and gives a `Step`: the moments behind the layer, the transpose of its
-linearised map for backward recursions, and the variance that the linearised map does not explain. Formulas: docs,
-methods 3.2; exact rectified moments as in assumed density filtering (ADF), maximum of two Gaussians after Clark (1961).
+linearised map for backward recursions, and the variance that the linearised map does not explain. Exact rectified
+moments as in assumed density filtering (ADF); maximum of two Gaussians after Clark (1961).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Tracer
-from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-Site = Literal["first", "input"]
 ReluRule = Literal["laplace", "adf"]
-SiteVariance = Callable[[Tensor], Tensor]  # quantity at the site -> its noise variance, broadcastable to it
 Pull = Callable[[Tensor], Tensor]  # rows behind a layer (r b out...) -> rows before it (r b in...)
 
 VAR_MIN = 1e-8  # below it the standardised mean of exact rules overflows in float32
@@ -45,18 +38,6 @@ class Step(NamedTuple):
     out: Moments
     pulls: tuple[Pull, ...]
     innovation: Tensor | None = None
-
-
-class Propagation(NamedTuple):
-    """A run through a network: moments of the logits, noise-free quantity and noise variance at the site, and the steps
-    from site to logits, each with the nodes it came from."""
-
-    logits: Moments
-    site: Tensor
-    noise: Tensor
-    entry: Node
-    exit: Node
-    steps: list[tuple[Node, list[Node], Step]]
 
 
 def linear(x: Moments, weight: Tensor, bias: Tensor | None = None) -> Step:
@@ -184,166 +165,6 @@ def reshape(x: Moments, mean: Tensor) -> Step:
     return Step(Moments(mean, x.var.reshape(mean.shape)), (lambda rows: rows.reshape(len(rows), *x.mean.shape),))
 
 
-def propagate(
-    net: nn.Module, x: Tensor, variance: SiteVariance, site: Site = "first", rule: ReluRule = "laplace"
-) -> Propagation:
-    """Run images `x` through the network's torch.fx graph, deterministic before the site and random behind it.
-
-    Buffers do not move. Moments are at least float32, also under autocast. Raises ValueError naming the layer for which
-    there is no rule, and where the network cannot be traced or has no layer for the noise.
-    """
-    graph, values, steps = _graph(net), dict[Node, Any](), list[tuple[Node, list[Node], Step]]()
-    entry = next((node for node in graph.nodes if _is_site(node, net, site)), None)
-    if entry is None:
-        raise ValueError(f"{type(net).__name__} has no Conv2d or Linear layer to put the noise after; use site=input")
-    point, noise = x, x
-    with torch.autocast(x.device.type, enabled=False):
-        for node in graph.nodes:
-            sources = [source for source in _inputs(node) if isinstance(values[source], Moments)]
-            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "placeholder":
-                values[node] = x if x.dtype == torch.float64 else x.float()
-            elif node.op == "output":
-                return Propagation(args[0], point, noise, entry, node.args[0], steps)
-            elif not sources or node.target in _SHAPE:
-                values[node] = _evaluate(node, net, args, kwargs)
-            else:
-                step = _step(node, net, args, kwargs, rule)
-                values[node] = step.out
-                steps.append((node, sources, step))
-            if node is entry:
-                point = values[node]
-                noise = variance(point).expand_as(point)
-                values[node] = Moments(point, noise)
-    raise AssertionError("a traced graph ends in an output node")
-
-
-_MEANS = (torch.mean, "mean")
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_DIFFERENCES = (operator.sub, torch.sub, "sub")
-_PRODUCTS = (operator.mul, torch.mul, "mul")
-_QUOTIENTS = (operator.truediv, torch.div, "div")
-_POOLS = (F.max_pool2d, torch.max_pool2d)
-_RELUS = (F.relu, torch.relu, "relu", "relu_")
-_SHAPE = (getattr, "size", "dim")
-_RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[bool, Graph]] = WeakKeyDictionary()
-
-
-def _step(node: Node, net: nn.Module, args: Any, kwargs: Any, rule: ReluRule) -> Step:
-    """The rule for a node with random input. `args` hold Moments where the input is random."""
-    target: Any = net.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-    x = args[0]
-    match target:
-        case nn.Linear():
-            return linear(x, target.weight, target.bias)
-        case nn.Conv2d():
-            return conv2d(x, target)
-        case _BatchNorm():
-            return batch_norm(x, target)
-        case _DropoutNd():
-            return scale(x, target(torch.ones_like(x.mean)))  # moments given the mask
-        case nn.Identity():
-            return scale(x, 1.0)
-        case nn.ReLU():
-            return relu(x, rule)
-        case nn.MaxPool2d(ceil_mode=False, return_indices=False):
-            return max_pool2d(x, target.kernel_size, target.stride, target.padding, target.dilation, rule=rule)
-        case nn.AvgPool2d(padding=0 | (0, 0), ceil_mode=False, divisor_override=None):
-            return _avg_pool(x, target.kernel_size, target.stride)
-        case nn.AdaptiveAvgPool2d():
-            return _adaptive(x, target.output_size)
-        case nn.Flatten():
-            return reshape(x, target(x.mean))
-    return _functional_step(node, target, args, kwargs, rule)
-
-
-def _functional_step(node: Node, target: Any, args: Any, kwargs: Any, rule: ReluRule) -> Step:
-    """The rule for a function or tensor method; options it does not know make it unknown."""
-    x, rest, random = args[0], args[1:], [isinstance(part, Moments) for part in args]
-    options = {name: value for name, value in kwargs.items() if value is not None and value is not False}
-    if target in _RELUS:
-        return relu(x, rule)
-    if target in _POOLS and not {"ceil_mode", "return_indices"} & options.keys():
-        return max_pool2d(x, *rest, **options, rule=rule)
-    if target is F.avg_pool2d and len(rest) < 3 and options.keys() <= {"kernel_size", "stride"}:
-        return _avg_pool(x, *rest, **options)
-    if target is F.adaptive_avg_pool2d:
-        return _adaptive(x, *rest, **options)
-    if target in _MEANS and options.keys() <= {"dim", "keepdim"}:
-        return _mean(x, *rest, **options)
-    if target in _RESHAPES:
-        call = getattr(Tensor, target if isinstance(target, str) else target.__name__)
-        return reshape(x, call(x.mean, *rest, **options))
-    if target in _SUMS and not options:
-        return add(x, rest[0])
-    if target in _DIFFERENCES and not options:
-        return add(x, rest[0], -1.0)
-    if target in _PRODUCTS and sum(random) == 1:
-        return scale(x, rest[0]) if random[0] else scale(rest[0], x)
-    if target in _QUOTIENTS and random == [True, False] and not options:
-        return scale(x, 1 / rest[0])
-    raise ValueError(f"no moment rule for {node.op} {node.name} ({target}); use structure=jacobian")
-
-
-def _evaluate(node: Node, net: nn.Module, args: Any, kwargs: Any) -> Any:
-    """A node of noise-free value (or one that only asks for a shape)."""
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(net)
-    if node.op == "call_module":
-        layer = net.get_submodule(str(node.target))
-        if isinstance(layer, _BatchNorm):
-            return batch_norm(Moments(args[0], torch.zeros_like(args[0])), layer).out.mean
-        return layer(*args, **kwargs)
-    args = [part.mean if isinstance(part, Moments) else part for part in args]
-    call: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
-    return call(*args, **kwargs)
-
-
-def _graph(net: nn.Module) -> Graph:
-    """The network's traced graph, kept while the network lives; a max-pool behind a ReLU is moved before it.
-
-    Both orders compute the same, but the pre-activations are Gaussian and the rectified ones are not: on a toy CNN the
-    element-wise trace reached .85 of Monte Carlo instead of .50 (methods 3.2).
-    """
-    kept = _GRAPHS.setdefault(net, {})
-    if net.training not in kept:
-        try:
-            graph = Tracer().trace(net)
-        except Exception as error:  # tracing runs the network's own code with symbols, so anything may come out
-            raise ValueError(f"cannot trace {type(net).__name__} ({error}); use structure=jacobian") from error
-        for node in list(graph.nodes):
-            users = list(node.users)
-            if _is(node, net, nn.ReLU, _RELUS) and len(users) == 1 and _is(users[0], net, nn.MaxPool2d, _POOLS):
-                pool, before = users[0], node.args[0]
-                pool.replace_all_uses_with(node)
-                pool.replace_input_with(node, before)
-                node.replace_input_with(before, pool)
-                pool.append(node)
-        graph.lint()
-        kept[net.training] = graph
-    return kept[net.training]
-
-
-def _inputs(node: Node) -> list[Node]:
-    """Arguments in order; one that stands twice (x + x) comes twice, unlike in `all_input_nodes`."""
-    found: list[Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return found
-
-
-def _is(node: Node, net: nn.Module, kind: Any, functions: tuple[Any, ...] = ()) -> bool:
-    if node.op == "call_module":
-        return isinstance(net.get_submodule(str(node.target)), kind)
-    return node.target in functions
-
-
-def _is_site(node: Node, net: nn.Module, site: Site) -> bool:
-    if site == "input":
-        return node.op == "placeholder"
-    return node.op == "call_module" and _is(node, net, (nn.Conv2d, nn.Linear))
-
-
 def _phi(a: Tensor) -> Tensor:
     """The normal cdf, relatively exact in the lower tail, where float32 `torch.special.ndtr` is off by 1e-8."""
     return torch.erfc(-a / math.sqrt(2)) / 2
@@ -355,22 +176,6 @@ def _density(a: Tensor) -> Tensor:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _avg_pool(x: Moments, kernel_size: Any, stride: Any = None) -> Step:
-    return average(x, lambda t: F.avg_pool2d(t, kernel_size, stride), math.prod(_pair(kernel_size)))
-
-
-def _adaptive(x: Moments, output_size: Any) -> Step:
-    size, (high, wide) = x.mean.shape[2:], _pair(output_size)
-    if size[0] % high or size[1] % wide:
-        raise ValueError(f"adaptive pooling of {tuple(size)} to {output_size} has unequal windows; no moment rule")
-    return average(x, lambda t: F.adaptive_avg_pool2d(t, output_size), size[0] * size[1] // (high * wide))
-
-
-def _mean(x: Moments, dim: Any, keepdim: bool = False) -> Step:
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    return average(x, lambda t: t.mean(dims, keepdim=keepdim), math.prod(x.mean.shape[d] for d in dims))
 
 
 def _windows(t: Tensor, size: tuple[int, int]) -> Tensor:

@@ -63,8 +63,12 @@ def _parse(value: Any) -> Fraction:
     exact = Fraction(top.strip()) / (Fraction(bottom.strip()) if slash else 1)
     if exact < 0:
         raise ValueError(f"'{text}' is negative; expected a number >= 0 such as 8/255")
+    try:
+        value = float(exact)
+    except OverflowError:
+        raise ValueError(_message(text)) from None
     near = exact.limit_denominator(_LARGEST_DENOMINATOR)
-    return near if float(near) == float(exact) else exact
+    return near if float(near) == value else exact
 
 
 def _message(text: str) -> str:

@@ -42,7 +42,8 @@ def gpus() -> list[str]:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(place) for place, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+    # MIG parts are listed between the GPUs, indented
+    return [line.split(":")[0].removeprefix("GPU ") for line in done.stdout.splitlines() if line.startswith("GPU ")]
 
 
 def slots(device: str, workers: int | None, jobs_per_gpu: int) -> list[Slot]:

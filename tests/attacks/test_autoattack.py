@@ -68,6 +68,14 @@ def _perturb(attack: AutoAttack | Square, model: Classifier, x: Tensor, y: Tenso
         return attack.perturb(Counted(model), x, y, Context(5))
 
 
+def test_nothing_is_left_to_attack_once_all_are_broken() -> None:
+    model, x, y = _model()
+    attack = _Quick(Threat("Linf", Number(1)))
+    found = attack.evaluate(model, x, y, Context(0)).columns
+    assert set(found["stage"].tolist()) == {1}
+    assert not found["correct"].any()
+
+
 def test_standard_runs_the_four_attacks_of_the_paper() -> None:
     model, x, _ = _model(classes=4)
     attack = AutoAttack(Threat("Linf", Number("1/255")))

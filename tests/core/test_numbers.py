@@ -62,3 +62,8 @@ def test_pixel_units_are_noticed() -> None:
         parse_eps(8, "Linf")
     assert parse_eps(8, "L2") == 8
     assert parse_eps("8/255", "Linf") == Fraction(8, 255)
+
+
+def test_a_number_beyond_floats_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="'1e999' is not a number"):
+        Number("1e999")

@@ -1,0 +1,48 @@
+"""Every defense takes steps on a BatchNorm net with skips and 32x32 colour images, as it will have to on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import catalog, plugins
+from bench.core.defense import Batch, Terms
+from bench.models.common import Inputs
+
+STEPS = 2
+
+
+class Plain:
+    """SGD without a schedule."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def descend(self, terms: Terms) -> None:
+        self.optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        self.optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", catalog.names("defenses"))
+def test_a_narrow_preact_resnet18_trains(name: str) -> None:
+    torch.manual_seed(0)
+    threat = {"norm": "Linf", "eps": "8/255"} if catalog.get("defenses", name).constant("uses_threat", True) else None
+    defense = plugins.make("defenses", name, plugins.load("defenses", name).smoke, threat)
+    net = defense.wrap(plugins.build_model("preact_resnet18", {"width": 8}, Inputs(3, 32, 10, (0.5,) * 3, (0.25,) * 3)))
+    net = net.to(memory_format=torch.channels_last).train()
+    learned = [p for p in net.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in learned]
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8) % 10
+    updater = Plain(net)
+    for step in range(STEPS):
+        terms = defense.step(net, updater, Batch(x, y, torch.arange(8), 0, step / STEPS))
+        assert all(torch.isfinite(term) for term in terms.values()), terms
+    moved = [
+        not torch.equal(a, b) for a, b in zip(before, (p for p in net.parameters() if p.requires_grad), strict=True)
+    ]
+    assert sum(moved) >= 0.95 * len(moved)
+    model = defense.deploy(net.eval())
+    with torch.no_grad():
+        assert model(x).shape == (8, 10)
