@@ -50,6 +50,11 @@ class FreeAT(Defense):
     def __post_init__(self) -> None:
         self._delta: Tensor | None = None
 
+    @property
+    def updates_per_batch(self) -> int:
+        """One a replay, so that the schedule ends with the training."""
+        return self.replays
+
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """The images under the present perturbation, in ball and box."""
         return self.threat.feasible(batch.x, batch.x + self._perturbation(batch.x))

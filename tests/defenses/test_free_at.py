@@ -22,6 +22,7 @@ from toys import (
 
 from bench.core.defense import Terms
 from bench.core.threat import Norm
+from bench.train import _optimisation
 from defenses.free_at import FreeAT
 
 
@@ -124,3 +125,16 @@ def test_an_updater_without_a_backward_pass_is_refused() -> None:
 
     with pytest.raises(ValueError, match="needs its backward pass"):
         FreeAT(threat()).step(net(), Idle(), batch())
+
+
+def test_the_schedule_ends_with_the_training_and_not_after_its_first_replays() -> None:
+    defense = FreeAT(threat("Linf"), replays=4)
+    linear = torch.nn.Linear(2, 3)
+    settings = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "cosine", "epochs": 2}
+    updater = _optimisation(defense, linear, settings, steps_per_epoch=5)
+    rates = []
+    for _ in range(2 * 5 * defense.replays):
+        rates.append(updater.optimizer.param_groups[0]["lr"])
+        updater.descend({"ce": linear(torch.ones(1, 2)).square().sum()})
+    assert rates[len(rates) // 2] == pytest.approx(0.5)
+    assert updater.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
