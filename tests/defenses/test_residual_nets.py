@@ -28,7 +28,9 @@ class Plain:
 @pytest.mark.parametrize("name", catalog.names("defenses"))
 def test_a_narrow_preact_resnet18_trains(name: str) -> None:
     torch.manual_seed(0)
-    threat = {"norm": "Linf", "eps": "8/255"} if catalog.get("defenses", name).constant("uses_threat", True) else None
+    plugin = catalog.get("defenses", name)
+    norm = plugin.constant("norms", ("Linf",))[0]
+    threat = {"norm": norm, "eps": "8/255"} if plugin.constant("uses_threat", True) else None
     defense = plugins.make("defenses", name, plugins.load("defenses", name).smoke, threat)
     net = defense.wrap(plugins.build_model("preact_resnet18", {"width": 8}, Inputs(3, 32, 10, (0.5,) * 3, (0.25,) * 3)))
     net = net.to(memory_format=torch.channels_last).train()
