@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench import catalog
 from bench.plan import Job
 from bench.store import Store
 
@@ -57,9 +58,16 @@ class Estimator:
                 return []
             base = trained.what
             name, settings = job.what["attack"]["name"], str(sorted(job.what["attack"]["set"].items()))
-            name += "/" + ("sampled" if base["defense"]["name"] == "smoothing" else "plain")
+            name += "/" + _deploys(base["defense"]["name"])  # a vote of many draws takes as many passes
         where = (job.kind, base["data"]["name"], base["model"]["name"], name)
         return [(*where, settings), where]
+
+
+def _deploys(defense: str) -> str:
+    try:
+        return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
+    except (LookupError, ValueError):  # records outlive plug-ins
+        return "unknown"
 
 
 def clock(seconds: float) -> str:
