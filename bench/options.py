@@ -86,7 +86,8 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
         notes.append("defense standard beside them, the baseline of every ratio (--no-baseline leaves it out)")
     values["defenses"] = defenses
     if not options.eps:
-        values["threat"] = {"eps": [DEFAULT_EPS.get(data["name"], "8/255")]}
+        linf = str(options.norm or "Linf").lower() == "linf"
+        values["threat"] = {"eps": [DEFAULT_EPS.get(data["name"], "8/255") if linf else "0.5"]}
         notes.append(f"eps {values['threat']['eps'][0]}")
     if options.attack:
         values["attacks"] = _split(options.attack)

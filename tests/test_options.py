@@ -197,3 +197,10 @@ def test_a_mistake_in_the_file_is_found_though_options_replace_it(file: Path) ->
     file.write_text(SPEC.replace("eps: 0.1", "eps: 8"))
     with pytest.raises(ValueError, match=r"mine\.yaml, line 3: threat: eps 8"):
         made(spec=file, eps=["0.1"])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [(None, "0.1"), ("linf", "0.1"), ("L2", "0.5")])
+def test_the_default_budget_belongs_to_the_norm(norm: str | None, eps: str, tmp_path: Path) -> None:
+    spec, _, notes = to_spec(Options(norm=norm), tmp_path)
+    assert [str(each) for each in spec.threat.eps] == [eps]
+    assert f"eps {eps}" in notes
