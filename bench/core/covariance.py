@@ -1,8 +1,8 @@
 """Mean and covariance of the logits under Gaussian noise at one site, and the losses in closed form made of them.
 
 Noise z -> z + N(0, var) enters at the site: the pre-activation of the first convolution or linear layer, or the image.
-Three structures give the covariance S of the logits: `jacobian` (S = J var J^T of the noise-free
-network), `diag` (element-wise variances) and `adjoint` (a backward recursion over the gates of the element-wise pass).
+Three structures give the covariance S of the logits: `jacobian` (S = J var J^T of the noise-free network), `diag`
+(element-wise variances) and `adjoint` (a backward recursion over the gates of the element-wise pass).
 All are read through `pieces`, so losses and attacks need not know which one made it.
 """
 
@@ -244,8 +244,9 @@ def propagated_moments(
     structure: Literal["diag", "adjoint"] = "diag",
     rule: ReluRule = "laplace",
 ) -> LogitMoments:
-    """Element-wise moments through the network, or with their covariance restored by a
-    backward recursion (D). Running buffers of BatchNorm in training move once, by a noise-free pass of their own."""
+    """Element-wise moments through the network, or with their covariance restored by a backward recursion (adjoint).
+
+    Running buffers of BatchNorm in training move once, by a noise-free pass of their own."""
     if any(isinstance(m, _BatchNorm) and m.training and m.running_mean is not None for m in net.modules()):
         with torch.no_grad():
             net(x)
