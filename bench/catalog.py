@@ -72,7 +72,11 @@ class Plugin:
         return self.constants.get(name, default)
 
     def resolve(self, values: dict[str, Any], where: str = "") -> dict[str, Any]:
-        """All settings with defaults filled in, validated. Raises LookupError or ValueError in one line."""
+        """All settings with defaults filled in, validated. Raises LookupError or ValueError in one line.
+
+        A setting named in the constant `added` is left out while it has its default: it is younger than the first
+        records, which stay what they were.
+        """
         known = [field.name for field in self.fields]
         for name in values:
             if name not in known:
@@ -86,6 +90,8 @@ class Plugin:
         except ValidationError as error:
             raise ValueError(where + describe(error, self.name)) from None
         found: dict[str, Any] = {name: str(v) if isinstance(v, Number) else v for name, v in dict(resolved).items()}
+        young = {f.name: f.default for f in self.fields if f.name in self.constant("added", ())}
+        found = {name: value for name, value in found.items() if name not in young or value != young[name]}
         base = found.get("base") if self.kind == "defenses" else None
         return {**found, "base": self._base(base, where)} if isinstance(base, dict) else found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -85,6 +85,9 @@ class TrainSpec(_Strict):
     schedule: Literal["constant", "step", "cosine", "one_cycle"] | None = None
     eps_warmup: Annotated[float, Ge(0), Le(1)] = 0.0
     augment: bool | None = None
+
+    # settings younger than the first records: left out of a job while at their default, so that old keys stay valid
+    added: ClassVar[tuple[str, ...]] = ()
 
 
 class DefenseSpec(_Strict):
@@ -164,7 +167,8 @@ def recipe(spec: Spec, facts: datasets.Facts, model: str, paper: dict[str, Any])
         checked = TrainSpec.model_validate({**base, **(paper if spec.recipe == "paper" else {}), **own})
     except ValidationError as error:
         raise ValueError(describe(error, "recipe")) from None
-    return checked.model_dump()
+    values = checked.model_dump()
+    return {k: v for k, v in values.items() if k not in checked.added or v != TrainSpec.model_fields[k].default}
 
 
 def build(values: dict[str, Any], where: str = "", lines: dict[tuple[Any, ...], int] | None = None) -> Spec:

@@ -74,7 +74,9 @@ def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name:
     assert plugin.path.name == f"{name}.py"
     required = [field.name for field in plugin.fields if field.default is catalog._REQUIRED]
     assert required == []  # so that the name alone is a valid entry of a spec
-    assert set(plugin.resolve({})) == {field.name for field in plugin.fields}
+    names = {field.name for field in plugin.fields}
+    assert set(plugin.constant("added", ())) <= names
+    assert set(plugin.resolve({})) == names - set(plugin.constant("added", ()))
 
 
 @pytest.mark.parametrize("kind", catalog.KINDS)
@@ -112,6 +114,17 @@ def test_6_and_6_point_0_resolve_alike(monkeypatch: pytest.MonkeyPatch, tmp_path
     plugin = catalog.get("defenses", "mine")
     for name in ("sigma", "steps"):
         assert repr(plugin.resolve({name: 2})[name]) == repr(plugin.resolve({name: 2.0})[name])
+
+
+def test_a_young_setting_changes_a_job_only_away_from_its_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    young = '    added: ClassVar[tuple[str, ...]] = ("sigma",)\n    norms:'
+    plug(monkeypatch, tmp_path, mine=GOOD.replace("    norms:", young))
+    plugin = catalog.get("defenses", "mine")
+    assert "sigma" not in plugin.resolve({})
+    assert plugin.resolve({"sigma": "0.5"}) == plugin.resolve({})
+    assert plugin.resolve({"sigma": 1})["sigma"] == 1.0
 
 
 def test_the_name_of_the_base_class_tells_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

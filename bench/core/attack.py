@@ -39,7 +39,8 @@ class Evaluation:
     Class constants, literals so that the planner can read them without importing torch:
     `uses_threat` (is the budget part of the question), `norms` it supports, `kind` ("bounded" by eps or
     "minimal" norm), `needs_smoothed` (only for models that certify), `block` (images evaluated together: the unit of
-    seed and resume), `revision` (raise it when results may change), `smoke` (cheap settings for the contract tests).
+    seed and resume), `revision` (raise it when results may change), `added` (settings younger than the
+    first records, as of a Defense), `smoke` (cheap settings for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -49,6 +50,7 @@ class Evaluation:
     needs_smoothed: ClassVar[bool] = False
     block: ClassVar[int] = 500
     revision: ClassVar[int] = 1
+    added: ClassVar[tuple[str, ...]] = ()
     smoke: ClassVar[dict[str, Any]] = {}
 
     threat: Threat

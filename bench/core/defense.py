@@ -39,8 +39,9 @@ class Defense:
 
     Class constants, literals so that the planner can read them without importing torch: `uses_threat` (does training
     depend on norm and eps), `deploys` ("deterministic", "randomised" or "smoothed"), `passes` (cost of a step in
-    forward passes F per image), `revision` (raise it when results may change), `recipe` (the paper's optimiser and
-    schedule), `smoke` (cheap settings for the contract tests).
+    forward passes F per image), `revision` (raise it when results may change), `added` (settings younger than the first
+    records: left out of a job while at their default, so that old results keep their keys; a new default for one needs
+    a new revision), `recipe` (the paper's optimiser and schedule), `smoke` (cheap settings for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -48,6 +49,7 @@ class Defense:
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = ""
     revision: ClassVar[int] = 1
+    added: ClassVar[tuple[str, ...]] = ()
     recipe: ClassVar[dict[str, Any]] = {}
     smoke: ClassVar[dict[str, Any]] = {}
 
