@@ -110,7 +110,8 @@ class Plugin:
 def describe(error: ValidationError, owner: str) -> str:
     """The first problem of a pydantic error as one line: which setting, what is wrong, what was found."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    # pydantic names the member of a union too, which says nothing to who wrote the value
+    name = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
     found = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{owner}.{name}: {message[:1].lower()}{message[1:]}{found}" if name else f"{owner}: {message}"

@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 
 # what `frame` holds; object columns have None where there is nothing, float64 ones NaN
 COLUMNS: dict[str, str] = {
-    **dict.fromkeys(("key", "train_key", "config", "dataset", "model", "defense", "defense_label"), "object"),
+    **dict.fromkeys(("key", "train_key", "config", "dataset", "split", "model", "defense", "defense_label"), "object"),
     **dict.fromkeys(("attack", "attack_label", "attack_version", "norm", "eps"), "object"),
     "eps_value": "float64",
     **dict.fromkeys(("train_norm", "train_eps"), "object"),
@@ -42,12 +42,13 @@ COLUMNS: dict[str, str] = {
 def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     """One row an evaluation among `keys` (default: all of the store), ended or not; seeds are never averaged here.
 
-    key, train_key; config: hash of the training job apart from its seed, and of the weights attacked; dataset, model,
-    defense, defense_label, attack, attack_label, attack_version (engine.revision); norm, eps (text), eps_value: the
-    budget attacked, None for clean and certify; train_norm, train_eps: the budget trained at, None for a defense that
-    uses none; train_images, n: how many images are asked for; seed; state: done, error, diverged, unsupported, missing
-    (no record), blocked (its training failed) or unreadable (damaged job or samples), and its reason; accuracy, low,
-    high: share in [0,1] and its 95 % Wilson interval, NaN unless done; test_hash; attack_seconds; forwards, backwards:
+    key, train_key; config: hash of the training job apart from its seed, of the weights attacked and of the split they
+    are judged on; dataset; split: test or validation; model, defense, defense_label, attack, attack_label,
+    attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
+    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
+    images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
+    training failed) or unreadable (damaged job or samples), and its reason; accuracy, low, high: share in [0,1]
+    and its 95 % Wilson interval, NaN unless done; test_hash; attack_seconds; forwards, backwards:
     passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of the training, on
     the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1 training times
     shared the machine; recipe, epochs, deploys, train_state.
@@ -75,9 +76,12 @@ def _entry(store: Store, key: str) -> Entry | None:
         return None
     trained, record = store.job(job.needs[0]), store.record(key)
     attack, threat = job.what["attack"], job.what["threat"] or {}
+    split = job.what.get("split", "test")
+    judged = [job.what["weights"], *([split] if split != "test" else [])]
     entry = {
         "key": key,
-        **_of_training(store, trained.key, trained.what, job.what["weights"]),
+        **_of_training(store, trained.key, trained.what, judged),
+        "split": split,
         "attack": attack["name"],
         "attack_label": label("attacks", attack["name"], attack["set"]),
         "attack_version": f"{job.what['engine']}.{attack['revision']}",
@@ -100,10 +104,10 @@ def _entry(store: Store, key: str) -> Entry | None:
     return entry | (_accuracy(store, key) if entry["state"] == "done" else {})
 
 
-def _of_training(store: Store, key: str, what: dict[str, Any], weights: str) -> Entry:
+def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]) -> Entry:
     record = store.record(key) or {}
     metrics, origin, memory = (record.get(part) or {} for part in ("metrics", "provenance", "peak_memory_mb"))
-    config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, weights], sort_keys=True)
+    config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, *judged], sort_keys=True)
     defense, threat = what["defense"], what["threat"] or {}
     deploys = metrics.get("deploys")
     if deploys is None:

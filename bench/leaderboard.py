@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import catalog
 from bench.frame import frame
@@ -16,6 +17,9 @@ from bench.rows import Row, failures
 from bench.rows import rows as rows_of
 from bench.store import Store, write_atomic
 from bench.worst import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the markers is replaced, the rest is kept.\n\n"
@@ -79,8 +83,13 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
-    table = frame(store)
+    table = _tested(frame(store))
     return _block(rows_of(store, table), list(table[table["config"].isna()]["key"]))
+
+
+def _tested(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
+    return table[table["split"].fillna("test") == "test"]
 
 
 def write_leaderboard(store: Store, path: Path, csv_dir: Path | None = None) -> list[Path]:
@@ -89,8 +98,9 @@ def write_leaderboard(store: Store, path: Path, csv_dir: Path | None = None) -> 
     Raises ValueError where the file's markers are not one pair.
     """
     table = frame(store)
-    found = rows_of(store, table)
-    block = _block(found, list(table[table["config"].isna()]["key"]))
+    tested = _tested(table)
+    found = rows_of(store, tested)
+    block = _block(found, list(tested[tested["config"].isna()]["key"]))
     written = [_write(path, replace_block(path, block))]
     if csv_dir is not None:
         filled = table.astype(object).where(table.notna(), None)

@@ -167,5 +167,6 @@ def _value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     if text.startswith("[") and text.endswith("]"):
-        return [_value(part) for part in text[1:-1].split(";") if part.strip()]
+        # --grid has commas between its values, so that a list there needs another separator
+        return [_value(part) for part in text[1:-1].split(";" if ";" in text else ",") if part.strip()]
     return text

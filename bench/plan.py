@@ -66,10 +66,17 @@ def plan(spec: Spec, root: Path) -> list[Job]:
 
 
 def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
-    asked = [("data.test", spec.data.test)] + [(f"attacks {a.name} n", a.n) for a in spec.attacks]
-    for name, n in asked:
-        if n is not None and n > facts.test:
-            raise ValueError(f"{name} is {n}, but the test set of {facts.name} has {facts.test} images")
+    if spec.data.test is not None and spec.data.test > facts.test:
+        raise ValueError(f"data.test is {spec.data.test}, but the test set of {facts.name} has {facts.test} images")
+    held = "test set" if spec.data.split == "test" else "validation split"
+    there = facts.test if spec.data.split == "test" else spec.data.validation
+    if there == 0:
+        raise ValueError("data.split is validation, but data.validation is 0; expected a number of images to hold out")
+    for attack in spec.attacks:
+        if attack.n is not None and attack.n > there:
+            raise ValueError(
+                f"attacks {attack.name} n is {attack.n}, but the {held} of {facts.name} has {there} images"
+            )
     train = spec.data.train or facts.train
     if train > facts.train:
         raise ValueError(f"data.train is {train}, but {facts.name} has {facts.train} training images")
@@ -151,6 +158,7 @@ def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: 
     budgets: list[dict[str, str] | None] = [None]
     if uses_threat:
         budgets = [{"norm": spec.threat.norm, "eps": str(eps)} for eps in spec.threat.eps]
+    held_out = spec.data.split == "validation"
     return [
         Job(
             "evaluate",
@@ -162,9 +170,10 @@ def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: 
                     "revision": attack.constant("revision", 1),
                 },
                 "threat": threat,
-                "n": entry.n or spec.data.test or facts.test,
+                "n": entry.n or (spec.data.validation if held_out else spec.data.test or facts.test),
                 "seed": train.what["seed"],
                 "weights": "last",
+                **({"split": "validation"} if held_out else {}),
             },
             (train.key,),
         )

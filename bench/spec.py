@@ -28,6 +28,7 @@ class _Strict(BaseModel):
 class DataSpec(_Strict):
     """`test` and `train`: how many images (null: all). `validation`: images split off train by a fixed seed.
 
+    `split`: what attacks see; a search over settings belongs on the validation images, which are never ranked.
     `size` resizes a folder's images. `name`: see `bench list datasets`, or `folder:PATH`.
     """
 
@@ -35,6 +36,7 @@ class DataSpec(_Strict):
     test: Annotated[int, Gt(0)] | None = None
     train: Annotated[int, Gt(0)] | None = None
     validation: Annotated[int, Ge(0)] = 0
+    split: Literal["test", "validation"] = "test"
     size: Annotated[int, Ge(4), Le(512)] | None = None
 
 

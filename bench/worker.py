@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from bench import catalog
 from bench.core.classifier import Classifier
-from bench.data import Data
+from bench.data import Data, judged_by_validation
 from bench.data import load as load_data
 from bench.evaluate import Unsupported, evaluate
 from bench.plan import Job
@@ -77,7 +77,10 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
         write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors_bytes(tensors)))
         return {"metrics": metrics, "files": {WEIGHTS: file_hash(folder / WEIGHTS)}}
     trained = store.job(job.needs[0])
-    data = _data(trained.what, job.what["n"], root, device, report)
+    if job.what.get("split") == "validation":
+        data = judged_by_validation(_data(trained.what, None, root, device, report), job.what["n"])
+    else:
+        data = _data(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data)
     columns, images, metrics = evaluate(job.what, model, data, report)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}

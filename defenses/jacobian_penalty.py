@@ -43,7 +43,7 @@ class JacobianPenalty(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean fit, and lam times the mean (estimated) squared norm of the Jacobian."""
-        moments = jacobian_moments(net, batch.x, lambda z: z.new_ones(()), self.site)
+        moments = jacobian_moments(net, batch.x, [lambda z: z.new_ones(())], [self.site])
         logits = moments.mean
         if self.probes:
             norm = moments.quadratic(sign_rows(logits, self.probes)).mean(0)

@@ -22,8 +22,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.covariance import competitors, pair_rows
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.expected import competitors, pair_rows
 
 
 @dataclass

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core.covariance import edit_site, first_weight
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.sites import edit_sites, first_weight
 
 
 @dataclass
@@ -43,12 +43,12 @@ class NoisySampled(Defense):
         self._signal: Tensor | None = None  # std of the noise-free quantity at the site in the last step
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
-        def shake(module: nn.Module, z: Tensor) -> Tensor:
+        def shake(place: int, z: Tensor) -> Tensor:
             self._signal = z.detach().std()
             return z + self.sigma * torch.randn_like(z)
 
         x, y = batch.x.repeat(self.draws, 1, 1, 1), batch.y.repeat(self.draws)
-        with edit_site(net, self.site, shake):
+        with edit_sites(net, [self.site], shake):
             logits = net(x)
         return {"ce": F.cross_entropy(logits, y)}
 

@@ -55,7 +55,7 @@ class RobustTraining(Defense):
         """Mean cross-entropy at `adv`; for `penalty` also eps times the mean dual norm of the input gradient."""
         if self.variant == "alternate":
             return {"ce": F.cross_entropy(net(adv), batch.y)}
-        moments = jacobian_moments(net, batch.x, lambda z: z.new_ones(()), "input")
+        moments = jacobian_moments(net, batch.x, [lambda z: z.new_ones(())], ["input"])
         logits = moments.mean
         # chain rule: grad_x CE = J^T (p - onehot), one product with the Jacobian of the logits
         row = logits.softmax(1) - F.one_hot(batch.y, logits.shape[1])

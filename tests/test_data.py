@@ -533,3 +533,14 @@ def test_true_mnist():
     reference = vision.torchvision_datasets().MNIST(str(root), train=False)
     assert torch.equal(held.test.x[:, 0], reference.data[:1000])
     assert held.train.x.float().mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_validation_images_in_the_place_of_test_images() -> None:
+    loaded = data.load("digits", root=Path("none"), device=torch.device("cpu"), validation=120, seed=3)
+    judged = data.judged_by_validation(loaded, 50)
+    assert torch.equal(judged.test.x, loaded.validation.x[:50])
+    assert torch.equal(judged.test.y, loaded.validation.y[:50])
+    assert torch.equal(judged.train.x, loaded.train.x)
+    assert judged.test_hash not in (loaded.test_hash, data.judged_by_validation(loaded, 49).test_hash)
+    seen = {image.numpy().tobytes() for image in loaded.train.x}
+    assert sum(image.numpy().tobytes() in seen for image in judged.test.x) <= 2  # digits holds a few twins

@@ -341,3 +341,30 @@ def test_a_changed_job_is_refused(change: Callable[[dict[str, Any]], None], mess
     change(values)
     with pytest.raises(ValueError, match=message):
         Job.from_json(values)
+
+
+def test_judging_on_validation_images_makes_other_evaluations_of_the_same_training() -> None:
+    data = {"name": "digits", "validation": 200}
+    tested, held_out = one(data=data), one(data={**data, "split": "validation"})
+    assert [job.key for job in trains(tested)] == [job.key for job in trains(held_out)]
+    (tested_job,), (held_out_job,) = evaluations(tested), evaluations(held_out)
+    assert "split" not in tested_job.what
+    assert held_out_job.what["split"] == "validation"
+    assert held_out_job.what["n"] == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "attack", "message"),
+    [
+        ({"split": "validation"}, "fgsm", "data.validation is 0; expected a number of images to hold out"),
+        (
+            {"split": "validation", "validation": 50},
+            {"name": "fgsm", "n": 51},
+            "attacks fgsm n is 51, but the validation split of digits has 50 images",
+        ),
+        ({}, {"name": "fgsm", "n": 10_000}, "attacks fgsm n is 10000, but the test set of digits has"),
+    ],
+)
+def test_more_images_than_the_split_has_are_refused(data: dict[str, Any], attack: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jobs(one(data={"name": "digits", **data}, attacks=[attack]))

@@ -88,6 +88,7 @@ def evaluated(
     revision: int = 1,
     norm: str = "Linf",
     test_hash: str = "",
+    split: str = "test",
     columns: dict[str, Any] | None = None,
 ) -> str:
     """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
@@ -98,6 +99,7 @@ def evaluated(
         "n": n or len(correct or []),
         "seed": train.what["seed"],
         "weights": "last",
+        **({} if split == "test" else {"split": split}),
     }
     job = Job("evaluate", what, (train.key,))
     store.add(job)
@@ -655,6 +657,20 @@ def golden_store(store: Store) -> None:
     evaluated(store, smooth, "steep", [1] * 40 + [0] * 60, STEPS)
     evaluated(store, smooth, "certify", [1] * 80 + [0] * 20, columns={"radius": np.linspace(1, 0, 100)})
     evaluated(store, trained(store, data={"name": "toy10"}), "steep", [1, 0], eps="8/255")
+
+
+def test_what_was_judged_on_validation_images_is_in_the_frame_but_never_ranked(store: Store, tmp_path: Path) -> None:
+    job = trained(store)
+    evaluated(store, job, "clean", [1] * 90 + [0] * 10)
+    evaluated(store, job, "clean", [1] * 100, split="validation")
+    table = frame(store)
+    assert dict(zip(table["split"], table["accuracy"], strict=True)) == {"test": 0.9, "validation": 1.0}
+    assert table["config"].nunique() == 2  # so that the two are never one row
+    written = markdown(store)
+    assert "90.0" in written
+    assert "100.0" not in written
+    write_leaderboard(store, tmp_path / "board.md", tmp_path)
+    assert "validation" not in (tmp_path / "leaderboard.csv").read_text()
 
 
 def test_golden_leaderboard(store: Store, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Each rule takes `Moments` (independent elements) and gives a `Step`: the moments behind the layer, the transpose of its
 linearised map for backward recursions, and the variance that the linearised map does not explain. Exact rectified
-moments as in assumed density filtering (ADF); maximum of two Gaussians after Clark (1961).
+moments as in assumed density filtering (ADF); maximum of two Gaussians after Clark (1961); smooth activations by
+Gauss-Hermite quadrature.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
 
-ReluRule = Literal["laplace", "adf"]
+ReluRule = Literal["laplace", "adf", "ungated"]
 Pull = Callable[[Tensor], Tensor]  # rows behind a layer (r b out...) -> rows before it (r b in...)
 
+NODES = 9  # of the quadrature: exact for polynomials up to degree 17
 VAR_MIN = 1e-8  # below it the standardised mean of exact rules overflows in float32
 
 
@@ -62,7 +65,10 @@ def conv2d(x: Moments, layer: nn.Conv2d) -> Step:
 
 
 def relu(x: Moments, rule: ReluRule) -> Step:
-    """`laplace`: (max(m, 0), v 1[m > 0]), the noise-free mean and first-order variance. `adf`: exact moments."""
+    """`laplace`: (max(m, 0), v 1[m > 0]), the noise-free mean and first-order variance. `adf`: exact moments.
+    `ungated`: (max(m, 0), v), Laplace's approximation of the truncated Gaussian taken literally."""
+    if rule == "ungated":
+        return Step(Moments(x.mean.relu(), x.var), (_same,))
     if rule == "laplace":
         gate = (x.mean > 0).to(x.mean.dtype)
         return Step(Moments(x.mean.relu(), x.var * gate), (lambda rows: rows * gate,))
@@ -74,6 +80,44 @@ def relu(x: Moments, rule: ReluRule) -> Step:
     # E[h^2] - E[h]^2 with the large terms cancelled on paper: float32 loses them from |a| > 5 on
     var = v * (up + a.square() * up * down + a * density * (down - up) - density.square()).clamp_min(0)
     return Step(Moments(mean, var), (lambda rows: rows * up,), (var - up.square() * v).clamp_min(0))
+
+
+def clip(x: Moments, low: float, high: float, rule: ReluRule) -> Step:
+    """min(max(z, low), high), ReLU6 among them; rules as of `relu`."""
+    if rule != "adf":
+        inside = (x.mean > low) & (x.mean < high)
+        gate = inside.to(x.mean.dtype) if rule == "laplace" else torch.ones_like(x.mean)
+        return Step(Moments(x.mean.clamp(low, high), x.var * gate), (lambda rows: rows * gate,))
+    v = x.var.clamp_min(VAR_MIN)
+    s = v.sqrt()
+    a, b = (low - x.mean) / s, (high - x.mean) / s
+    below, above, at_a, at_b = _phi(a), _phi(-b), _density(a), _density(b)
+    inside = (_phi(b) - below).clamp_min(0)
+    mean = low * below + high * above + x.mean * inside + s * (at_a - at_b)
+    # second moment around the mean itself, so that no large terms cancel
+    d = x.mean - mean
+    middle = (d.square() + v) * inside + 2 * d * s * (at_a - at_b) + v * (a * at_a - b * at_b)
+    var = ((low - mean).square() * below + (high - mean).square() * above + middle).clamp_min(0)
+    return Step(Moments(mean, var), (lambda rows: rows * inside,), (var - inside.square() * v).clamp_min(0))
+
+
+def smooth(x: Moments, function: Callable[[Tensor], Tensor], rule: ReluRule) -> Step:
+    """An element-wise smooth activation h (GELU, SiLU, tanh, ...): `laplace` (h(m), h'(m)^2 v); `ungated` the same
+    without the slope; `adf` E[h], Var[h] and the gate E[h'] by Gauss-Hermite quadrature with NODES nodes."""
+    if rule == "ungated":
+        return Step(Moments(function(x.mean), x.var), (_same,))
+    if rule == "laplace":
+        gate = _slope(function, x.mean)
+        return Step(Moments(function(x.mean), x.var * gate.square()), (lambda rows: rows * gate,))
+    v = x.var.clamp_min(VAR_MIN)
+    nodes, weights = (torch.as_tensor(a, dtype=v.dtype, device=v.device) for a in _hermite())
+    shape = (-1, *[1] * v.dim())
+    points, weights = x.mean + v.sqrt() * nodes.view(shape), weights.view(shape)
+    values = function(points)
+    mean = (weights * values).sum(0)
+    var = (weights * (values - mean).square()).sum(0)
+    gate = (weights * _slope(function, points)).sum(0)
+    return Step(Moments(mean, var), (lambda rows: rows * gate,), (var - gate.square() * v).clamp_min(0))
 
 
 def clark_max(a: Moments, b: Moments, cov: Tensor | float = 0.0) -> tuple[Moments, Tensor]:
@@ -91,12 +135,12 @@ def clark_max(a: Moments, b: Moments, cov: Tensor | float = 0.0) -> tuple[Moment
 def max_pool2d(
     x: Moments, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, rule: ReluRule
 ) -> Step:
-    """`laplace`: the element of largest mean, with its variance. `adf`: Clark's maximum as a tournament.
+    """`adf`: Clark's maximum as a tournament; the other rules: the element of largest mean, with its variance.
 
     Raises ValueError where `adf` meets windows that overlap or are padded.
     """
     shape = x.mean.shape
-    if rule == "laplace":
+    if rule != "adf":
         mean, index = F.max_pool2d(x.mean, kernel, stride, padding, dilation, return_indices=True)
         index = index.flatten(2)
 
@@ -172,6 +216,25 @@ def _phi(a: Tensor) -> Tensor:
 
 def _density(a: Tensor) -> Tensor:
     return torch.exp(-a.square() / 2) / math.sqrt(2 * math.pi)
+
+
+@functools.cache
+def _hermite() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of quadrature under the standard normal density."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    return nodes, weights / math.sqrt(2 * math.pi)
+
+
+def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """h'(at), differentiable again."""
+    with torch.enable_grad():
+        point = at if at.requires_grad else at.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(point).sum(), point, create_graph=True)
+    return slope
+
+
+def _same(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,15 +24,17 @@ from bench.core.moments import (
     add,
     average,
     batch_norm,
+    clip,
     conv2d,
     linear,
     max_pool2d,
     relu,
     reshape,
     scale,
+    smooth,
 )
+from bench.core.sites import Site, absent, layer_number
 
-Site = Literal["first", "input"]
 SiteVariance = Callable[[Tensor], Tensor]  # quantity at the site -> its noise variance, broadcastable to it
 _MEANS = (torch.mean, "mean")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -41,36 +43,38 @@ _PRODUCTS = (operator.mul, torch.mul, "mul")
 _QUOTIENTS = (operator.truediv, torch.div, "div")
 _POOLS = (F.max_pool2d, torch.max_pool2d)
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
+_SMOOTH = (F.gelu, F.silu, F.softplus, F.elu, torch.tanh, torch.sigmoid, "tanh", "sigmoid")
 _SHAPE = (getattr, "size", "dim")
 _RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[bool, Graph]] = WeakKeyDictionary()
 
 
 class Propagation(NamedTuple):
-    """A run through a network: moments of the logits, noise-free quantity and noise variance at the site, and the steps
-    from site to logits, each with the nodes it came from."""
+    """A run through a network: moments of the logits; for each site its node, the mean there and the variance of the
+    noise put on it; and the steps from the first site to the logits, each with the nodes it came from."""
 
     logits: Moments
-    site: Tensor
-    noise: Tensor
-    entry: Node
+    sites: dict[Node, tuple[Tensor, Tensor]]
     exit: Node
     steps: list[tuple[Node, list[Node], Step]]
 
 
 def propagate(
-    net: nn.Module, x: Tensor, variance: SiteVariance, site: Site = "first", rule: ReluRule = "laplace"
+    net: nn.Module,
+    x: Tensor,
+    variances: Sequence[SiteVariance],
+    sites: Sequence[Site] = ("first",),
+    rule: ReluRule = "laplace",
+    post_bn: bool = False,
 ) -> Propagation:
-    """Run images `x` through the network's torch.fx graph, deterministic before the site and random behind it.
+    """Run images `x` through the network's torch.fx graph, deterministic before the first site and random behind it.
 
     Buffers do not move. Moments are at least float32, also under autocast. Raises ValueError naming the layer for which
-    there is no rule, and where the network cannot be traced or has no layer for the noise.
+    there is no rule, and where the network cannot be traced or lacks a site.
     """
     graph, values, steps = _graph(net), dict[Node, Any](), list[tuple[Node, list[Node], Step]]()
-    entry = next((node for node in graph.nodes if _is_site(node, net, site)), None)
-    if entry is None:
-        raise ValueError(f"{type(net).__name__} has no Conv2d or Linear layer to put the noise after; use site=input")
-    point, noise = x, x
+    noise_at = dict(zip(site_nodes(graph, net, sites, post_bn), variances, strict=True))
+    noisy: dict[Node, tuple[Tensor, Tensor]] = {}
     with torch.autocast(x.device.type, enabled=False):
         for node in graph.nodes:
             sources = [source for source in _inputs(node) if isinstance(values[source], Moments)]
@@ -78,18 +82,37 @@ def propagate(
             if node.op == "placeholder":
                 values[node] = x if x.dtype == torch.float64 else x.float()
             elif node.op == "output":
-                return Propagation(args[0], point, noise, entry, node.args[0], steps)
+                return Propagation(args[0], {site: noisy[site] for site in noise_at}, node.args[0], steps)
             elif not sources or node.target in _SHAPE:
                 values[node] = _evaluate(node, net, args, kwargs)
             else:
                 step = _step(node, net, args, kwargs, rule)
                 values[node] = step.out
                 steps.append((node, sources, step))
-            if node is entry:
-                point = values[node]
-                noise = variance(point).expand_as(point)
-                values[node] = Moments(point, noise)
+            if node in noise_at:
+                before = values[node] if sources else Moments(values[node], torch.zeros_like(values[node]))
+                var = noise_at[node](before.mean).expand_as(before.mean)
+                noisy[node] = before.mean, var
+                values[node] = Moments(before.mean, before.var + var)
     raise AssertionError("a traced graph ends in an output node")
+
+
+def site_nodes(graph: Graph, net: nn.Module, sites: Sequence[Site], post_bn: bool) -> list[Node]:
+    """The graph's node for each site. Raises ValueError for one that the network lacks."""
+    layers = [n for n in graph.nodes if n.op == "call_module" and _is(n, net, (nn.Conv2d, nn.Linear))]
+    found = []
+    for site in sites:
+        number = layer_number(site)
+        if number is None:
+            found.append(next(node for node in graph.nodes if node.op == "placeholder"))
+            continue
+        node = layers[number] if number < len(layers) else None
+        if node is not None and post_bn:
+            node = next((n for n in node.users if n.op == "call_module" and _is(n, net, _BatchNorm)), None)
+        if node is None:
+            raise absent(net, site, len(layers), post_bn)
+        found.append(node)
+    return found
 
 
 def _step(node: Node, net: nn.Module, args: Any, kwargs: Any, rule: ReluRule) -> Step:
@@ -109,6 +132,10 @@ def _step(node: Node, net: nn.Module, args: Any, kwargs: Any, rule: ReluRule) ->
             return scale(x, 1.0)
         case nn.ReLU():
             return relu(x, rule)
+        case nn.Hardtanh():  # ReLU6 among them
+            return clip(x, target.min_val, target.max_val, rule)
+        case nn.GELU() | nn.SiLU() | nn.Tanh() | nn.Sigmoid() | nn.Softplus() | nn.ELU():
+            return smooth(x, target, rule)
         case nn.MaxPool2d(ceil_mode=False, return_indices=False):
             return max_pool2d(x, target.kernel_size, target.stride, target.padding, target.dilation, rule=rule)
         case nn.AvgPool2d(padding=0 | (0, 0), ceil_mode=False, divisor_override=None):
@@ -126,6 +153,12 @@ def _functional_step(node: Node, target: Any, args: Any, kwargs: Any, rule: Relu
     options = {name: value for name, value in kwargs.items() if value is not None and value is not False}
     if target in _RELUS:
         return relu(x, rule)
+    if target is F.relu6 or target is F.hardtanh:
+        low, high = (0.0, 6.0) if target is F.relu6 else (*rest, *[-1.0, 1.0][len(rest) :])[:2]
+        return clip(x, options.pop("min_val", low), options.pop("max_val", high), rule)
+    if target in _SMOOTH:
+        call: Any = getattr(torch, target) if isinstance(target, str) else target
+        return smooth(x, lambda t: call(t, *rest, **options), rule)
     if target in _POOLS and not {"ceil_mode", "return_indices"} & options.keys():
         return max_pool2d(x, *rest, **options, rule=rule)
     if target is F.avg_pool2d and len(rest) < 3 and options.keys() <= {"kernel_size", "stride"}:
@@ -198,12 +231,6 @@ def _is(node: Node, net: nn.Module, kind: Any, functions: tuple[Any, ...] = ()) 
     if node.op == "call_module":
         return isinstance(net.get_submodule(str(node.target)), kind)
     return node.target in functions
-
-
-def _is_site(node: Node, net: nn.Module, site: Site) -> bool:
-    if site == "input":
-        return node.op == "placeholder"
-    return node.op == "call_module" and _is(node, net, (nn.Conv2d, nn.Linear))
 
 
 def _avg_pool(x: Moments, kernel_size: Any, stride: Any = None) -> Step:

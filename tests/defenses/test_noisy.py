@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -28,6 +29,15 @@ SETTINGS: list[dict[str, Any]] = [
     {"structure": "adjoint", "relu": "adf"},
     {"w_mse": 0.0},
     {"w_prob": 0.0},
+    {"site": [0, 1]},
+    {"site": ["input", 0], "structure": "adjoint", "relu": "adf", "rows": 0},
+    {"site": [1], "noise_at": "post_bn"},
+    {"scale": "relative", "param": "exp"},
+    {"structure": "ungated"},
+    {"structure": "sampled", "draws": 4, "scale": "relative"},
+    {"joint": "min", "rows": 0},
+    {"joint": "union", "rows": 3},
+    {"w_ece": 1.0, "w_mse": 0.0, "w_prob": 0.0},
 ]
 
 
@@ -106,7 +116,7 @@ def test_terms_are_finite_and_reach_every_parameter(settings: dict[str, Any], le
     defense = Noisy(THREAT, learn_sigma=learn_sigma, **settings)
     net = defense.wrap(Small()).train()
     terms = defense.loss(net, batch(), None)
-    assert set(terms) == {name for name in ("mse", "prob") if settings.get(f"w_{name}", 1)}
+    assert set(terms) == {name for name in ("mse", "prob", "ece") if settings.get(f"w_{name}", name != "ece")}
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -200,6 +210,109 @@ def test_more_rows_than_competitors_are_refused() -> None:
     defense = Noisy(THREAT, rows=5)
     with pytest.raises(ValueError, match="rows=5, but 5 classes leave 4 competitors"):
         defense.loss(defense.wrap(Small()), batch(), None)
+
+
+PULLS = [
+    {},
+    {"rows": 0, "probes": 0, "scale": "relative"},
+    {"site": ["input", 0]},
+    {"structure": "adjoint", "relu": "adf", "probes": 0},
+    {"w_ece": 1.0, "param": "exp"},
+]
+
+
+@pytest.mark.parametrize("settings", PULLS, ids=str)
+def test_the_log_takes_the_pull_on_sigma_apart(settings: dict[str, Any]) -> None:
+    """Over terms and over right and wrong samples it adds up to the derivative of the loss by sigma."""
+    defense = Noisy(THREAT, learn_sigma=True, check_every=0, sigma=0.4, **{"probes": 0, **settings})
+    net, data = defense.wrap(Small()).train(), batch(32)
+    terms = defense.loss(net, data, None)
+    torch.stack(list(terms.values())).sum().backward()
+    found = defense.metrics(net)
+    pulls = {name: value for name, value in found.items() if "_dsigma_" in name}
+    assert len(pulls) == 2 * len(terms)
+    by_rho = 0.4 if defense.param == "exp" else -math.expm1(-0.4)  # d sigma / d rho
+    assert torch.stack(list(pulls.values())).sum().item() == pytest.approx(
+        (net.noise.rho.grad / by_rho).sum().item(), rel=1e-3
+    )
+    if settings.get("relu") != "adf":
+        assert found["dmse_dsigma_correct"] >= 0  # the squared error can only pull it down
+        assert found["dprob_dsigma_correct"] >= 0
+        assert found["dprob_dsigma_wrong"] <= 0
+
+
+def test_a_sigma_of_each_site_has_its_own_name_and_rate() -> None:
+    defense = Noisy(THREAT, site=["input", 0, 1], learn_sigma=True, sigma_lr=0.5)
+    net = defense.wrap(Small())
+    assert net.noise.rho.shape == (3,)
+    assert {"sigma_0", "sigma_1", "sigma_2"} <= set(defense.metrics(net))
+    assert defense.param_groups(net)[1] == {"params": [net.noise.rho], "lr_scale": 0.5, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("param", ["softplus", "exp"])
+def test_sigma_starts_where_it_is_told(param: Any) -> None:
+    for sigma in (0.05, 0.6, 3.0):
+        assert Noise(sigma, True, param).sigma().item() == pytest.approx(sigma, rel=1e-5)
+    noise = Noise(0.05, True, param)
+    noise.sigma().backward()
+    assert noise.rho.grad.item() == pytest.approx(0.05 if param == "exp" else -math.expm1(-0.05), rel=1e-4)
+
+
+def test_looking_at_the_closed_form_changes_nothing_that_is_trained() -> None:
+    defense = Noisy(THREAT, check_every=1)
+    net = defense.wrap(Small()).train()
+    defense.loss(net, batch(), None)
+    before, stream = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    found = defense.metrics(net)
+    assert {"mc_mean_error", "mc_trace_ratio", "mc_win", "mc_win_genz"} <= set(found)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert {n: v.item() for n, v in defense.metrics(net).items()} == {n: v.item() for n, v in found.items()}
+
+
+@pytest.mark.parametrize("structure", ["jacobian", "diag", "adjoint"])
+def test_the_check_finds_no_error_where_the_closed_form_is_exact(structure: Any) -> None:
+    """One linear layer: mean, trace and the probability to win are those of draws, up to their 256."""
+    defense = Noisy(THREAT, structure=structure, sigma=0.3, check_every=1)
+    net, data = defense.wrap(Affine()), batch(64, 3)
+    defense.loss(net, data, None)
+    found = {name: value.item() for name, value in defense.metrics(net).items()}
+    assert found["mc_mean_error"] < 0.1
+    assert found["mc_mean_shift"] < 0.1
+    assert found["mc_trace_ratio"] == pytest.approx(1, abs=0.03)
+    assert found["mc_win_genz"] == pytest.approx(found["mc_win"], abs=0.02)
+    assert found["mc_win_union"] <= found["mc_win_genz"] + 0.01
+    assert found["mc_win_product"] <= found["mc_win_genz"] + 0.01
+    assert found["mc_win_genz"] <= found["mc_win_min"] + 0.01
+
+
+def test_withdrawing_the_noise_shifts_the_mean_of_a_rectified_net() -> None:
+    """The check must see what the laplace rule ignores: behind a ReLU noise moves the mean."""
+    defense = Noisy(THREAT, sigma=2.0, check_every=2)
+    net, data = defense.wrap(Small()).eval(), batch(64)
+    defense.loss(net, data, None)
+    assert not [name for name in defense.metrics(net) if name.startswith("mc_")]  # the first of every two epochs
+    defense.loss(net, Batch(data.x, data.y, data.index, epoch=1, progress=0.5), None)
+    found = defense.metrics(net)
+    assert found["mc_mean_shift"] > 0.1
+    torch.testing.assert_close(found["mc_mean_error"], found["mc_mean_shift"])
+
+
+def test_the_defaults_of_young_settings_are_what_old_records_had() -> None:
+    """These settings are left out of old jobs: another default would change what their keys mean."""
+    young = {name: getattr(Noisy(THREAT), name) for name in Noisy.added}
+    assert young == {
+        "scale": "absolute",
+        "noise_at": "pre_bn",
+        "param": "softplus",
+        "sigma_lr": 0.1,
+        "draws": 16,
+        "joint": "product",
+        "w_ece": 0.0,
+        "check_every": 2,
+    }
 
 
 def test_the_planner_reads_both_files() -> None:

@@ -1,0 +1,105 @@
+"""Losses in closed form from the moments of noisy logits: squared error, probability of winning, cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Target = Literal["logits", "softmax"]
+Joint = Literal["product", "min", "union"]
+
+Q_MIN = 1e-6  # floor of a pair's variance: below it log Phi saturates at the start of training
+
+
+def competitors(mean: Tensor, y: Tensor, count: int) -> Tensor:
+    """The `count` classes j != y of largest mean logit, b `count`, strongest first; 0 means all k - 1."""
+    others = mean.detach().scatter(1, y[:, None], float("-inf"))
+    return others.topk(count or mean.shape[1] - 1, dim=1).indices
+
+
+def pair_rows(mean: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """e_y - e_j for the classes j in `rivals` (b r), shape r b k: their quadratic is the variance of z_y - z_j."""
+    k = mean.shape[1]
+    return (nn.functional.one_hot(y, k)[None] - nn.functional.one_hot(rivals.T, k)).to(mean.dtype)
+
+
+def pair_variance(covariance: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """q_j = S_yy + S_jj - 2 S_yj for j in `rivals` (b r), shape r b, from a full covariance b k k."""
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    row = covariance.gather(1, y[:, None, None].expand(-1, 1, covariance.shape[2])).squeeze(1)
+    return (diagonal.gather(1, y[:, None]) + diagonal.gather(1, rivals) - 2 * row.gather(1, rivals)).T
+
+
+def softmax_rows(mean: Tensor, rows: Tensor) -> Tensor:
+    """Jp v = p * v - p (p . v) for rows v (r b k), with Jp = diag(p) - p p^T the (symmetric) softmax Jacobian."""
+    p = mean.softmax(1)
+    return p * rows - p * (p * rows).sum(2, keepdim=True)
+
+
+def trace(mean: Tensor, covariance: Tensor, target: Target) -> Tensor:
+    """tr S, or tr Jp S Jp for the softmax, shape b, from a full covariance b k k."""
+    if target == "softmax":
+        once = softmax_rows(mean, covariance.transpose(0, 1)).transpose(0, 1)  # S Jp: Jp acts on each row of S
+        covariance = softmax_rows(mean, once.permute(2, 0, 1)).permute(1, 0, 2)  # and on each column of the result
+    return covariance.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def squared_error(mean: Tensor, trace: Tensor, y: Tensor, target: Target) -> Tensor:
+    """E||Y - onehot(y)||^2 = ||mu - onehot||^2 + trace, shape b; `target` says whether Y is logits or softmax."""
+    mu = mean.softmax(1) if target == "softmax" else mean
+    return (mu - nn.functional.one_hot(y, mean.shape[1])).square().sum(1) + trace
+
+
+def log_win(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """log Phi(d_j / sqrt q_j), r b: log-probability that the true class beats each rival."""
+    gap = (mean.gather(1, y[:, None]) - mean.gather(1, rivals)).T
+    return torch.special.log_ndtr(gap / q.clamp_min(Q_MIN).sqrt())
+
+
+def joint_loss(wins: Tensor, joint: Joint) -> Tensor:
+    """-log of the probability P that the true class beats all rivals at once, or of a bound, from log_win (r b): b.
+
+    `product`: sum_j -log Phi_j, exact for independent pairs and an upper bound of -log P where all pairs are positively
+    correlated (Slepian; they share z_y). `min`: -log min_j Phi_j, a lower bound. `union`: the union bound
+    P >= 1 - u, u = sum_j (1 - Phi_j), an upper bound of -log P; it is vacuous from u = 1 on, so from u = 1/2 on its
+    tangent stands in for -log(1 - u).
+    """
+    if joint == "product":
+        return -wins.sum(0)
+    if joint == "min":
+        return -wins.min(0).values
+    u = -wins.expm1().sum(0)
+    return -torch.log1p(-u.clamp_max(0.5)) + 2 * (u - 0.5).clamp_min(0)
+
+
+def cross_entropy_bound(mean: Tensor, covariance: Tensor, y: Tensor) -> Tensor:
+    """The smaller of two upper bounds of the expected cross-entropy of Gaussian logits, shape b (derived; Jensen).
+
+    log E sum_j exp(z_j) - m_y = logsumexp(m + diag(S) / 2) - m_y, and logsumexp_j(m_j - m_y + q_j / 2) with q_j the
+    variance of z_j - z_y (q_y = 0).
+    """
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    own = mean.gather(1, y[:, None])
+    row = covariance.gather(1, y[:, None, None].expand(-1, 1, covariance.shape[2])).squeeze(1)
+    q = diagonal.gather(1, y[:, None]) + diagonal - 2 * row
+    single = torch.logsumexp(mean + diagonal / 2, 1) - own.squeeze(1)
+    return torch.minimum(single, torch.logsumexp(mean - own + q / 2, 1))
+
+
+def joint_probability(mean: Tensor, pair_covariance: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """P(the true class beats every rival), b, by Genz's integration of the joint normal: for reports, not training.
+
+    It draws on NumPy's generator. `pair_covariance` (b r r) is that of the differences z_y - z_j.
+    """
+    from scipy.stats import multivariate_normal
+
+    gaps = mean.gather(1, y[:, None]) - mean.gather(1, rivals)
+    jitter = Q_MIN * torch.eye(gaps.shape[1], dtype=torch.float64)
+    found = []
+    for gap, cov in zip(gaps.detach().double().cpu(), pair_covariance.detach().double().cpu(), strict=True):
+        # the differences fall short of their means by Gaussian noise: P(noise < gap). So few points are good to 0.01.
+        options = {"cov": (cov + jitter).numpy(), "allow_singular": True, "maxpts": 1000}
+        found.append(float(multivariate_normal.cdf(gap.numpy(), **options)))
+    return torch.tensor(found).clamp(0, 1)
