@@ -138,7 +138,7 @@ class Spec(_Strict):
 
 # One shared recipe: small enough for a laptop on digits and MNIST, the field's usual one for BatchNorm nets on 32x32
 # images, and Adam for plain nets there, which a rate of 0.1 makes diverge.
-PLAIN_NETS = ("mlp", "lenet5", "small_cnn")
+PLAIN_NETS = ("mlp", "lenet5", "small_cnn", "vit_tiny")
 _ADAM = {"optimizer": "adam", "weight_decay": 0.0, "schedule": "constant"}
 _SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "epochs": 100, "batch_size": 128}
 _PLAIN = {**_ADAM, "epochs": 20, "batch_size": 128, "lr": 1e-3}

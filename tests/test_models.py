@@ -4,9 +4,22 @@ import pytest
 import torch
 from torch import fx, nn
 
-from bench import catalog
+from bench import catalog, plugins
+from bench.core.defense import Batch
 from bench.datasets import KNOWN
-from bench.models import lenet5, mlp, preact_resnet18, small_cnn, wide_resnet
+from bench.models import (
+    lenet5,
+    mlp,
+    mobilenet_v2,
+    preact_resnet18,
+    resnet18,
+    resnet50,
+    resnet110,
+    small_cnn,
+    vgg11,
+    vit_tiny,
+    wide_resnet,
+)
 from bench.models.common import Inputs, Normalise
 
 SMALL = {
@@ -15,6 +28,12 @@ SMALL = {
     "small_cnn": (small_cnn, {}, 8),
     "preact_resnet18": (preact_resnet18, {"width": 4}, 8),
     "wide_resnet": (wide_resnet, {"depth": 10, "width": 1}, 8),
+    "resnet18": (resnet18, {"width": 4}, 8),
+    "resnet50": (resnet50, {"width": 2}, 8),
+    "resnet110": (resnet110, {"depth": 8, "width": 4}, 8),
+    "vgg11": (vgg11, {"width": 4}, 8),
+    "mobilenet_v2": (mobilenet_v2, {"width": 0.1}, 8),
+    "vit_tiny": (vit_tiny, {"depth": 2, "dim": 12, "patch": 2}, 8),
 }
 
 
@@ -54,8 +73,10 @@ def test_output_head_and_gradients(small):
     net.head.register_forward_hook(lambda module, args, out: seen.append(out))
     assert net(x) is seen[0]  # the head's output is the logits
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
-    dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-9]
-    assert dead == []
+    dead = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-9}
+    if isinstance(net, mobilenet_v2.MobileNetV2):  # only BatchNorm sees the biases of its linear bottlenecks
+        dead = {name for name in dead if not name.endswith(("project.1.bias", "shortcut.1.bias"))}
+    assert dead == set()
 
 
 def test_traceable_by_fx(small):
@@ -94,12 +115,78 @@ def test_no_bias_meets_a_batchnorm(small):
         assert all(m.bias is None for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
-def test_same_seed_same_weights():
-    def weights():
-        torch.manual_seed(7)
-        return preact_resnet18.build(inputs("cifar10"), width=4).state_dict()
+@pytest.mark.parametrize("name", SMALL)
+def test_same_seed_same_weights(name):
+    module, settings, size = SMALL[name]
 
-    assert all(torch.equal(a, b) for a, b in zip(weights().values(), weights().values(), strict=True))
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for p in module.build(inputs("cifar10", size=size), **settings).parameters()])
+
+    assert torch.equal(weights(7), weights(7))
+    assert not torch.equal(weights(7), weights(8))
+
+
+def test_in_eval_mode_no_image_sees_another(small):
+    net, x = small
+    net.eval()
+    assert torch.allclose(net(x)[1:2], net(x[1:2]), atol=1e-5)
+
+
+def test_the_size_of_the_input_gradient_can_be_minimised(small):
+    """Closed-form defenses differentiate a Jacobian by the weights: against a central difference in float64."""
+    net, x = small
+    net.double().eval()
+    x, weights = x.double().requires_grad_(), list(net.parameters())
+    with torch.no_grad():
+        for w in weights:
+            w.add_(torch.randn_like(w), alpha=0.1)  # fresh biases of 0 leave narrow nets exactly at the kink of ReLU
+
+    def size():
+        (slope,) = torch.autograd.grad(net(x)[:, 0].sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    slopes = torch.autograd.grad(size(), weights, allow_unused=True)  # the last bias has no part in a Jacobian
+    way = [torch.randn_like(w) for w in weights]
+    exact = sum((s * d).sum() for s, d in zip(slopes, way, strict=True) if s is not None)
+    sizes = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for w, d in zip(weights, way, strict=True):
+                w.add_(d, alpha=step)
+        sizes.append(size())
+    assert exact.abs() > 0
+    assert torch.allclose((sizes[0] - sizes[1]) / 2e-6, exact, rtol=1e-4)
+
+
+@pytest.mark.slow  # the first use of torch.func imports for seconds
+def test_forward_mode_and_batching_transforms(small):
+    net, x = small
+    net.double().eval()
+    x = x.double()
+    way, weight = torch.randn_like(x), torch.randn(3, 10, dtype=torch.float64)
+    logits, pushed = torch.func.jvp(net, (x,), (way,))
+    (pulled,) = torch.func.vjp(net, x)[1](weight)
+    assert torch.allclose((pushed * weight).sum(), (pulled * way).sum())
+    assert torch.allclose(torch.func.vmap(lambda one: net(one[None])[0])(x), logits)
+
+
+def test_closed_form_noise_trains_it(small):
+    net, x = small
+    defense = plugins.make("defenses", "noisy", {"sigma": 0.3, "structure": "jacobian"}, None)
+    net = defense.wrap(net)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(2):
+        terms = defense.loss(net, Batch(x, torch.tensor([0, 1, 2]), torch.arange(3), 0, step / 2), None)
+        assert all(torch.isfinite(term) for term in terms.values()), terms
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        # a fresh net's Jacobian grows with its depth: without the clip resnet50 and mobilenet_v2 diverge at once
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True)]
+    assert sum(moved) >= 0.8 * len(moved)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +197,63 @@ def test_same_seed_same_weights():
         (small_cnn, "mnist", 467_818),
         (preact_resnet18, "cifar10", 11_172_170),
         (wide_resnet, "cifar10", 46_160_474),
+        (resnet18, "cifar10", 11_173_962),
+        (resnet50, "cifar10", 23_520_842),
+        (resnet110, "cifar10", 1_730_714),  # with zero padding as shortcut it would be 1 727 962
+        (vgg11, "cifar10", 9_231_114 - 2_752),  # the usual form has biases before BatchNorm
+        (mobilenet_v2, "cifar10", 2_296_922),
+        (vit_tiny, "cifar10", 5_362_762),
     ],
 )
 def test_parameter_counts(module, data, expected):
     with torch.device("meta"):
         assert parameters(module.build(inputs(data))) == expected
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(20, 0.27e6), (32, 0.46e6), (44, 0.66e6), (56, 0.85e6)])
+def test_the_smaller_nets_of_the_paper_of_resnet110(depth, expected):
+    with torch.device("meta"):
+        assert parameters(resnet110.build(inputs("cifar10"), depth=depth)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "mobilenet_v2", "resnet18", "resnet50", "resnet110", "vit_tiny"])
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+def test_full_size_nets_take_small_grey_images(name, data):
+    facts = inputs(data)
+    with torch.device("meta"):
+        net = SMALL[name][0].build(facts)
+        assert net(torch.rand(2, facts.channels, facts.size, facts.size)).shape == (2, facts.classes)
+
+
+def test_a_layer_of_vit_tiny_is_the_pre_norm_layer_of_torch():
+    ours = vit_tiny.Layer(12, 3).double()
+    theirs = nn.TransformerEncoderLayer(12, 3, 48, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True).double()
+    pairs = {
+        "norm1": "norm1", "qkv": "self_attn.in_proj_", "project": "self_attn.out_proj",
+        "norm2": "norm2", "fc1": "linear1", "fc2": "linear2",
+    }  # fmt: skip
+    weights = ours.state_dict()
+    named = {
+        f"{b}{'' if b.endswith('_') else '.'}{k}": weights[f"{a}.{k}"]
+        for a, b in pairs.items()
+        for k in ("weight", "bias")
+    }
+    theirs.load_state_dict(named)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    assert torch.allclose(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(("width", "channels"), [(1.0, 1280), (1.4, 1792), (0.5, 1280)])
+def test_the_last_convolution_of_mobilenet_v2_only_grows(width, channels):
+    with torch.device("meta"):
+        assert mobilenet_v2.build(inputs("cifar10"), width=width).head.in_features == channels
+
+
+@pytest.mark.parametrize(("size", "pools"), [(8, 3), (28, 4), (32, 5), (64, 5)])
+def test_vgg11_leaves_out_pools_of_a_single_pixel(size, pools):
+    net = vgg11.build(inputs(size=size), width=1)
+    assert sum(isinstance(m, nn.MaxPool2d) for m in net.modules()) == pools
+    assert net(torch.rand(2, 1, size, size)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("module", [lenet5, small_cnn])
@@ -153,6 +292,22 @@ def test_mlp_without_hidden_layer_is_linear():
         (lambda: wide_resnet.build(inputs(), depth=4), "depth is 4; expected 6n"),
         (lambda: wide_resnet.build(inputs(), width=0), "width is 0; expected at least 1"),
         (lambda: preact_resnet18.build(inputs(), width=0), "width is 0; expected at least 1"),
+        (lambda: resnet18.build(inputs(size=7)), "resnet18 needs images of at least 8 x 8"),
+        (lambda: resnet18.build(inputs(), width=0), "width is 0; expected at least 1"),
+        (lambda: resnet50.build(inputs(size=7)), "resnet50 needs images of at least 8 x 8"),
+        (lambda: resnet50.build(inputs(), width=0), "width is 0; expected at least 1"),
+        (lambda: resnet110.build(inputs(size=7)), "resnet110 needs images of at least 8 x 8"),
+        (lambda: resnet110.build(inputs(), depth=18), "depth is 18; expected 6n"),
+        (lambda: resnet110.build(inputs(), depth=2), "depth is 2; expected 6n"),
+        (lambda: resnet110.build(inputs(), width=0), "width is 0; expected at least 1"),
+        (lambda: vgg11.build(inputs(size=7)), "vgg11 needs images of at least 8 x 8"),
+        (lambda: vgg11.build(inputs(), width=0), "width is 0; expected at least 1"),
+        (lambda: mobilenet_v2.build(inputs(size=7)), "mobilenet_v2 needs images of at least 8 x 8"),
+        (lambda: mobilenet_v2.build(inputs(), width=0.0), r"width is 0\.0; expected a factor above 0"),
+        (lambda: vit_tiny.build(inputs(size=7)), "vit_tiny needs images of at least 8 x 8"),
+        (lambda: vit_tiny.build(inputs(size=30)), "patch is 4; expected a divisor of the image's side, 30"),
+        (lambda: vit_tiny.build(inputs(), dim=16), "dim is 16; expected a multiple of heads, 3"),
+        (lambda: vit_tiny.build(inputs(), depth=0), "depth is 0; expected at least 1"),
         (lambda: mlp.build(inputs(), width=0), "mlp: width is 0"),
         (lambda: mlp.build(inputs(), depth=-1), "depth is -1; expected at least 0"),
     ],

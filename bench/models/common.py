@@ -1,4 +1,4 @@
-"""What the architectures share: their inputs, normalisation, and the pre-activation residual net."""
+"""What the architectures share: inputs, normalisation, and residual nets with activation before or after the sum."""
 
 from __future__ import annotations
 
@@ -80,6 +80,55 @@ class PreActResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.blocks(self.stem(self.normalise(x)))))
         return self.head(x.mean((2, 3)))  # not adaptive_avg_pool2d: its backward pass is not deterministic on CUDA
+
+
+def conv_bn(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution, padded so that only the stride shrinks the side, and BatchNorm. No bias: BatchNorm removes it."""
+    conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or as a `bottleneck` 1x1, 3x3, 1x1 with a quarter of the channels between, each with BN,
+    plus a shortcut, then ReLU. Where the shape changes, the shortcut is a 1x1 convolution with BN (option B)."""
+
+    def __init__(self, channels: int, out: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        if bottleneck:
+            inner = out // 4
+            first = [conv_bn(channels, inner, 1), nn.ReLU(), conv_bn(inner, inner, 3, stride)]
+            self.branch = nn.Sequential(*first, nn.ReLU(), conv_bn(inner, out, 1))
+        else:
+            self.branch = nn.Sequential(conv_bn(channels, out, 3, stride), nn.ReLU(), conv_bn(out, out, 3))
+        changes = stride != 1 or channels != out
+        self.shortcut = conv_bn(channels, out, 1, stride) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(self.branch(x) + skip)
+
+
+class ResNet(nn.Module):
+    """Stem convolution with BN and ReLU, stages of so many `blocks` of the given `widths` (each stage but the first
+    halves the side), global average pooling, `head`."""
+
+    def __init__(
+        self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool = False
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(inputs)
+        self.stem = conv_bn(inputs.channels, stem, 3)
+        layers, channels = list[nn.Module](), stem
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            for block in range(count):
+                layers.append(ResidualBlock(channels, width, 2 if stage > 0 and block == 0 else 1, bottleneck))
+                channels = width
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, inputs.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.stem(self.normalise(x))))
+        return self.head(x.mean((2, 3)))
 
 
 def he_normal(net: nn.Module) -> None:

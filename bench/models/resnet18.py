@@ -1,0 +1,23 @@
+"""ResNet-18 for small images: 3x3 stem without pooling, four stages of two basic blocks, ReLU after each sum.
+
+He, Zhang, Ren and Sun 2016 (arXiv:1512.03385)
+
+Differs from the paper, whose net of 18 layers is for 224x224: the stem is a 3x3 convolution of stride 1 instead of one
+of 7x7 and stride 2 and a max-pool, as usual for 32x32. Shortcuts are the identity, or 1x1 convolutions where the shape
+changes (option B). `width` is the number of channels of the first stage; each further stage doubles it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.models.common import Inputs, ResNet, require_at_least, require_size
+
+revision = 1
+
+
+def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
+    """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
+    require_size("resnet18", inputs, 8)
+    require_at_least(1, "resnet18", width=width)
+    return ResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width, 8 * width), blocks=(2, 2, 2, 2))

@@ -1,0 +1,49 @@
+"""VGG-11 with BatchNorm for small images: eight 3x3 convolutions, five max-pools, one linear layer.
+
+Simonyan and Zisserman 2015 (arXiv:1409.1556, configuration A)
+
+Differs from the paper, whose net is for 224x224: BatchNorm (Ioffe and Szegedy 2015, arXiv:1502.03167) after each
+convolution, one linear layer instead of three, no dropout, as usual for 32x32. Convolutions have no bias, which
+BatchNorm would remove; the usual form keeps these 2 752 parameters. An image below 32 pixels is down to one before the
+last pools, which are left out; from 64 pixels on, what the last pool gives is averaged. Pooling stands before ReLU,
+with which it commutes (see lenet5). `width` is the number of channels of the first convolution.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bench.models.common import Inputs, Normalise, conv_bn, require_at_least, require_size
+
+revision = 1
+
+# channels of each convolution in units of the width, and whether a pool follows
+_LAYERS = ((1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, True))
+
+
+class VGG11(nn.Module):
+    """Convolutions with BatchNorm, max-pool where one follows, and ReLU; the mean over what is left, `head`."""
+
+    def __init__(self, inputs: Inputs, width: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(inputs)
+        layers, channels, side = list[nn.Module](), inputs.channels, inputs.size
+        for multiple, pooled in _LAYERS:
+            layers.append(conv_bn(channels, multiple * width, 3))
+            if pooled and side > 1:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+            layers.append(nn.ReLU())
+            channels = multiple * width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, inputs.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(self.normalise(x)).mean((2, 3)))
+
+
+def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
+    """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
+    require_size("vgg11", inputs, 8)
+    require_at_least(1, "vgg11", width=width)
+    return VGG11(inputs, width)
