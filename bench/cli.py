@@ -86,6 +86,12 @@ def run(
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check", help="Build all models and defenses first (default: a run does, a plan does not)."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
@@ -106,9 +112,9 @@ def run(
     matrix = running.prepare(options, data_dir)
     mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
     if dry_run:
-        running.show_plan(matrix, results_dir, workers, device, jobs_per_gpu)
-        return
-    raise typer.Exit(running.run(matrix, results_dir, mode, executor, workers, device, jobs_per_gpu))
+        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), workers, device, jobs_per_gpu))
+    check = check is not False
+    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, workers, device, jobs_per_gpu))
 
 
 def plan(**options: Any) -> None:

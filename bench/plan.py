@@ -50,6 +50,7 @@ def plan(spec: Spec, root: Path) -> list[Job]:
     """All jobs of a spec, each training before its evaluations. Raises LookupError or ValueError in one line."""
     facts = datasets.facts(spec.data.name, root, spec.data.size)
     _check_counts(spec, facts)
+    _check_certificates(spec)
     jobs: dict[str, Job] = {}
     models = spec.models or [ModelSpec(name=facts.default_model)]
     # seed by seed: the whole matrix stands once before any of it is repeated
@@ -82,6 +83,30 @@ def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
         raise ValueError(f"data.train is {train}, but {facts.name} has {facts.train} training images")
     if spec.data.validation >= train:
         raise ValueError(f"data.validation is {spec.data.validation}; expected less than the {train} training images")
+
+
+def without_cell(spec: Spec) -> dict[str, list[str]]:
+    """For each attack that asks for a smoothed model the defenses that deploy none: these cells do not exist."""
+    others = [name for name in dict.fromkeys(d.name for d in spec.defenses) if not _smoothed(name)]
+    names = dict.fromkeys(attack.name for attack in spec.attacks)
+    return {name: others for name in names if others and _needs_smoothed(name)}
+
+
+def _check_certificates(spec: Spec) -> None:
+    for attack, others in without_cell(spec).items():
+        if len(others) == len({defense.name for defense in spec.defenses}):
+            raise ValueError(
+                f"attack {attack} needs a smoothed defense, found only {', '.join(others)}; "
+                f"add one such as smoothing, or leave {attack} out"
+            )
+
+
+def _smoothed(defense: str) -> bool:
+    return bool(catalog.get("defenses", defense).constant("deploys", "deterministic") == "smoothed")
+
+
+def _needs_smoothed(attack: str) -> bool:
+    return bool(catalog.get("attacks", attack).constant("needs_smoothed", False))
 
 
 def _combinations(entry: DefenseSpec | AttackSpec) -> list[dict[str, Any]]:
@@ -152,8 +177,7 @@ def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: 
     uses_threat = attack.constant("uses_threat", True)
     if uses_threat and spec.threat.norm not in norms:
         raise ValueError(f"attack {entry.name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
-    defense = catalog.get("defenses", train.what["defense"]["name"])
-    if attack.constant("needs_smoothed", False) and defense.constant("deploys", "deterministic") != "smoothed":
+    if _needs_smoothed(entry.name) and not _smoothed(train.what["defense"]["name"]):
         return []
     budgets: list[dict[str, str] | None] = [None]
     if uses_threat:

@@ -18,9 +18,11 @@ from bench.executors.base import Executor, todo
 from bench.executors.local import Local, slots
 from bench.names import defense_label, label
 from bench.options import Options, to_spec
-from bench.plan import Job, plan
+from bench.plan import Job, plan, without_cell
 from bench.spec import Spec
 from bench.store import Store
+
+MOST_PROBLEMS = 5  # mistakes told at a time
 
 
 @dataclass
@@ -66,16 +68,24 @@ def describe(matrix: Matrix) -> list[str]:
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
         f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images",
     ]
-    return lines + [f"chosen    {note}" for note in matrix.notes]
+    absent = [
+        f"absent    {attack} on {', '.join(others)}: it needs a smoothed defense"
+        for attack, others in without_cell(spec).items()
+    ]
+    return lines + absent + [f"chosen    {note}" for note in matrix.notes]
 
 
-def show_plan(matrix: Matrix, results: Path, workers: int | None, device: str, jobs_per_gpu: int) -> None:
-    """Print the matrix, what is done, and an estimate from past records. Writes nothing."""
+def show_plan(matrix: Matrix, results: Path, check: bool, workers: int | None, device: str, jobs_per_gpu: int) -> int:
+    """Print the matrix, what is done, and an estimate from past records; gives the exit code. Writes nothing.
+
+    `check` builds every model and defense too, as a run does.
+    """
     for line in describe(matrix):
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
-    count = len(slots(device, workers, jobs_per_gpu))
+    places = slots(device, workers, jobs_per_gpu)
+    count = len(places)
     trainings = sum(job.kind == "train" for job in matrix.jobs)
     seconds, unknown = Estimator(store).total(left, count)
     print(
@@ -85,18 +95,30 @@ def show_plan(matrix: Matrix, results: Path, workers: int | None, device: str, j
     if left:
         guess = f"about {clock(seconds)} on {count} slots" if unknown < len(left) else "unknown"
         print(f"time      {guess}" + (f", {unknown} jobs with no past record" if unknown else ""))
+    return 2 if check and _refused(Local(matrix.root, places), matrix, store) else 0
 
 
 def run(
-    matrix: Matrix, results: Path, mode: str, executor: str, workers: int | None, device: str, jobs_per_gpu: int
+    matrix: Matrix,
+    results: Path,
+    mode: str,
+    executor: str,
+    check: bool,
+    workers: int | None,
+    device: str,
+    jobs_per_gpu: int,
 ) -> int:
-    """Run what is missing and print the tables; gives the exit code (0 all done, 1 some jobs failed)."""
+    """Run what is missing and print the tables; gives the exit code.
+
+    0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
     if executor not in ("local", "debug"):
         raise ValueError(f"--executor is '{executor}'; expected local or debug")
     store = Store(results)
     places = slots(device, workers, jobs_per_gpu)
+    made = [folder for folder in (results, *results.parents) if not folder.exists()]
     store.prepare()
     console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain"):
@@ -113,6 +135,11 @@ def run(
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
     try:
+        if check and _refused(engine, matrix, store):
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            return 2
         view.follow(events)
     except (KeyboardInterrupt, SystemExit) as stop:
         with contextlib.suppress(Exception):
@@ -127,6 +154,16 @@ def run(
     if failed:
         print(f"{failed} jobs failed or were blocked; see `bench status --results-dir {results}`", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _refused(engine: Executor, matrix: Matrix, store: Store) -> bool:
+    """Print a line for each mistake that would make jobs fail one by one."""
+    found = engine.problems(matrix.jobs, store)
+    for line in found[:MOST_PROBLEMS]:
+        print(f"error: {line}", file=sys.stderr)
+    if len(found) > MOST_PROBLEMS:
+        print(f"and {len(found) - MOST_PROBLEMS} more like these", file=sys.stderr)
+    return bool(found)
 
 
 def tables(store: Store, matrix: Matrix, console: Console) -> None:

@@ -69,6 +69,9 @@ class AWP(Defense):
     def wrap(self, net: nn.Module) -> nn.Module:
         return self._base.wrap(net)
 
+    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
+        self._base.check(net, x, classes)
+
     def param_groups(self, net: nn.Module) -> list[dict[str, Any]]:
         return self._base.param_groups(net)
 

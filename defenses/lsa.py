@@ -47,6 +47,10 @@ class LSA(Defense):
     """BatchNorm during the attack on the image: running statistics (eval), batch statistics (train), or these with no
     trace left."""
 
+    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
+        if self.layer == "head" and not isinstance(getattr(net, "head", None), nn.Module):
+            raise ValueError(f"{type(net).__name__} has no layer 'head' to perturb the input of; use layer=input")
+
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """x + r in ball and box; x itself where the representation is perturbed."""
         if self.layer == "head":

@@ -145,6 +145,11 @@ class Noisy(Defense):
         net.noise = Noise(self.sigma, self.learn_sigma, self.param, len(self._sites))
         return net
 
+    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
+        if self.rows >= classes:
+            raise ValueError(f"rows={self.rows}, but {classes} classes leave {classes - 1} competitors; use 0 for all")
+        self.moments(net, x)  # names a layer without a rule
+
     def param_groups(self, net: nn.Module) -> list[dict[str, Any]]:
         own = list(_noise(net).parameters())
         rest = [p for p in net.parameters() if not any(p is q for q in own)]

@@ -30,7 +30,7 @@ from torch.nn.modules.conv import _ConvNd
 from bench.core.ascent import Start, kl
 from bench.core.classifier import BatchNormMode
 from bench.core.defense import Batch, Defense, Terms
-from bench.core.weights import head_inputs, noise_like, shifted
+from bench.core.weights import head, head_inputs, noise_like, shifted
 from defenses.trades import TRADES
 
 
@@ -81,6 +81,10 @@ class RATRelease(Defense):
 
     def _trades(self) -> TRADES:
         return TRADES(self.threat, self.beta, self.steps, self.rel_step_size, self.start, self.attack_bn_mode)
+
+    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
+        """The formulas are those of a last layer that is linear."""
+        head(net)
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """Adversarial images of TRADES against one copy of the net with noisy convolutions (their biases too)."""

@@ -64,6 +64,12 @@ class Defense:
         """Add layers or parameters before training. Keeps `net.head`; chooses layers by type, never by name."""
         return net
 
+    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
+        """Refuse a net that cannot be trained so, before anything is. Raises ValueError in one line: found, expected.
+
+        `net` is wrapped, untrained, in eval mode and thrown away; `x` is one blank image (1 c h w).
+        """
+
     def param_groups(self, net: nn.Module) -> list[dict[str, Any]]:
         """Optimiser groups; `lr_scale` multiplies the recipe's learning rate, `weight_decay` replaces its own."""
         return [{"params": list(net.parameters())}]

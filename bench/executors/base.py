@@ -26,6 +26,9 @@ class Event:
 class Executor(Protocol):
     """Runs jobs, each after what it needs. Closing the iterator stops every worker."""
 
+    def problems(self, jobs: list[Job], store: Store) -> list[str]:
+        """Why some of the jobs that have to run can never work, a line each (see bench.preflight). Writes nothing."""
+
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """Yield events until every job is over; jobs with a standing record are skipped."""
 

@@ -18,6 +18,12 @@ class Debug:
     root: Path
     device: str = "cpu"
 
+    def problems(self, jobs: list[Job], store: Store) -> list[str]:
+        """See Executor."""
+        from bench.preflight import problems
+
+        return problems(todo(jobs, store), self.root)
+
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor."""
         from bench.worker import work

@@ -7,6 +7,7 @@ Workers fork from a server that has torch loaded (tens of milliseconds a job in 
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -14,8 +15,8 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from bench.executors.base import Event, blocker, ended, todo
@@ -65,6 +66,25 @@ class Local:
     root: Path
     slots: list[Slot]
 
+    def problems(self, jobs: list[Job], store: Store) -> list[str]:
+        """See Executor. Asked in a child, since torch is needed; what its server loads, the workers find loaded."""
+        waiting = todo(jobs, store)
+        if not waiting:
+            return []
+        _preload(waiting)
+        context = _context()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(sender, waiting, self.root, os.environ.get("BENCH_PLUGINS")))
+        process.start()
+        sender.close()
+        try:
+            found: list[str] = receiver.recv()
+            return found
+        except EOFError:  # it was killed, for memory say; that is no mistake of the user's
+            return []
+        finally:
+            _kill(process)
+
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator kills every worker's process group."""
         waiting = todo(jobs, store)
@@ -103,8 +123,7 @@ class Local:
                 _kill(process)
 
     def _start(self, job: Job, store: Store, slot: Slot) -> ForkServerProcess:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy small machine are poison
-        context = multiprocessing.get_context("forkserver")
+        context = _context()
         (store.folder(job.key) / "record.json").unlink(missing_ok=True)
         process = context.Process(
             target=_child, args=(store.root, job.key, self.root, slot, len(self.slots), os.environ.get("BENCH_PLUGINS"))
@@ -123,24 +142,44 @@ class Local:
         return event
 
 
+def _context() -> ForkServerContext:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy small machine are poison
+    return multiprocessing.get_context("forkserver")
+
+
 def _preload(jobs: list[Job]) -> None:
     """Tell the fork server what to import once for all workers. Without effect on a server that runs already."""
-    modules = ["bench.worker", "bench.cli"]
+    modules = ["bench.worker", "bench.cli", "bench.preflight"]
     if any(job.kind == "train" for job in jobs):
         modules.append("torch._dynamo")  # an optimiser's first step imports it, else for seconds in every training
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
 def _child(results: Path, key: str, root: Path, slot: Slot, workers: int, plugins: str | None) -> None:
-    """Body of a worker process: a group of its own, so that it can be killed whole and Ctrl-C stays with the driver."""
-    os.setsid()
-    threading.Thread(target=_die_with_driver, daemon=True).start()
+    """Body of a worker process."""
+    _leave_the_driver(plugins)
     os.environ.update(dict(slot.environment))
-    if plugins:
-        os.environ["BENCH_PLUGINS"] = plugins
     from bench.worker import work
 
     work(results, key, root, slot.device, workers)
+
+
+def _answer(sender: Connection, jobs: list[Job], root: Path, plugins: str | None) -> None:
+    """Body of the process that looks at the jobs first; a plug-in's prints are not the answer."""
+    _leave_the_driver(plugins)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        from bench.preflight import problems
+
+        found = problems(jobs, root)
+    sender.send(found)
+
+
+def _leave_the_driver(plugins: str | None) -> None:
+    """A group of its own, so that it can be killed whole and Ctrl-C stays with the driver, but ends with the driver."""
+    os.setsid()
+    threading.Thread(target=_die_with_driver, daemon=True).start()
+    if plugins:
+        os.environ["BENCH_PLUGINS"] = plugins
 
 
 def _die_with_driver() -> None:
