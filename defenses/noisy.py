@@ -146,9 +146,8 @@ class Noisy(Defense):
         return net
 
     def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
-        if self.rows >= classes:
-            raise ValueError(f"rows={self.rows}, but {classes} classes leave {classes - 1} competitors; use 0 for all")
-        self.moments(net, x)  # names a layer without a rule
+        mean = self.moments(net, x).mean  # names a layer without a rule
+        expected.competitors(mean, mean.argmax(1), self.rows)
 
     def param_groups(self, net: nn.Module) -> list[dict[str, Any]]:
         own = list(_noise(net).parameters())
@@ -184,9 +183,6 @@ class Noisy(Defense):
     ) -> tuple[dict[str, Tensor], Tensor, cov.LogitMoments]:
         """Weighted terms (each b), the pair variances q (r b) and the moments behind them."""
         moments = self._moments(net, x, sigma)
-        classes = moments.mean.shape[1]
-        if self.rows >= classes:
-            raise ValueError(f"rows={self.rows}, but {classes} classes leave {classes - 1} competitors; use 0 for all")
         rivals = expected.competitors(moments.mean, y, self.rows)
         full = self.w_ece > 0 or self.rows == 0 or (self.probes == 0 and self.w_mse > 0)
         covariance = moments.covariance() if full else None

@@ -86,7 +86,7 @@ class Odd(nn.Module):
         super().__init__()
         self.flat = nn.Flatten()
         self.first = nn.Linear(inputs.channels * inputs.size**2, 8)
-        self.smooth = nn.GELU() if smooth else nn.ReLU()
+        self.smooth = nn.Softsign() if smooth else nn.ReLU()
         last = nn.Linear(8, classes or inputs.classes)
         if head == "linear":
             self.head = last
@@ -123,11 +123,11 @@ HEADLESS = "defense {} with odd (head=none) on digits: Odd has no linear layer '
 OF_A_NET: dict[str, tuple[str, str]] = {
     "diag": (
         "--set odd.smooth=true --defense noisy --set noisy.structure=diag",
-        "defense noisy (structure=diag) with odd (smooth=True) on digits: no moment rule for call_module smooth (GELU(",
+        "defense noisy (structure=diag) with odd (smooth=True) on digits: no moment rule for call_module smooth (Softsign(",
     ),
     "adjoint": (
         "--set odd.smooth=true --defense noisy --set noisy.structure=adjoint",
-        "no moment rule for call_module smooth (GELU(approximate='none')); use structure=jacobian",
+        "no moment rule for call_module smooth (Softsign()); use structure=jacobian",
     ),
     "rat": ("--set odd.head=none --defense rat", HEADLESS.format("rat")),
     "rat_release": ("--set odd.head=none --defense rat_release", HEADLESS.format("rat_release")),

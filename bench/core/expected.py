@@ -14,9 +14,15 @@ Q_MIN = 1e-6  # floor of a pair's variance: below it log Phi saturates at the st
 
 
 def competitors(mean: Tensor, y: Tensor, count: int) -> Tensor:
-    """The `count` classes j != y of largest mean logit, b `count`, strongest first; 0 means all k - 1."""
+    """The `count` classes j != y of largest mean logit, b `count`, strongest first; 0 means all k - 1.
+
+    Raises ValueError where there are not so many.
+    """
+    k = mean.shape[1]
+    if count >= k:
+        raise ValueError(f"rows={count}, but {k} classes leave {k - 1} competitors; use 0 for all")
     others = mean.detach().scatter(1, y[:, None], float("-inf"))
-    return others.topk(count or mean.shape[1] - 1, dim=1).indices
+    return others.topk(count or k - 1, dim=1).indices
 
 
 def pair_rows(mean: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
