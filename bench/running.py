@@ -19,7 +19,7 @@ from bench.executors.local import Local, slots
 from bench.names import defense_label, label
 from bench.options import Options, to_spec
 from bench.plan import Job, plan
-from bench.spec import Spec
+from bench.spec import Spec, TrainSpec
 from bench.store import Store
 
 
@@ -64,7 +64,8 @@ def describe(matrix: Matrix) -> list[str]:
         f"defenses  {'; '.join(names)}",
         f"attacks   {'; '.join(attacks)}",
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
-        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images",
+        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images"
+        + "".join(f", {name} {recipe[name]}" for name in TrainSpec.added if name in recipe),
     ]
     return lines + [f"chosen    {note}" for note in matrix.notes]
 
