@@ -73,8 +73,11 @@ def run(
     seeds: Annotated[list[str] | None, typer.Option(help="Such as 0,1,2.")] = None,
     n: Annotated[int | None, typer.Option(help="Test images (default: all).")] = None,
     train_n: Annotated[int | None, typer.Option(help="Training images (default: all).")] = None,
+    validation: Annotated[int | None, typer.Option(help="Training images kept apart to choose an epoch by.")] = None,
     recipe: Annotated[str | None, typer.Option(help="shared (one for all) or paper (each defense's own).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, such as noisy.sigma=0.6.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Such as noisy.sigma=0.6 or train.average=ema.")
+    ] = None,
     grid: Annotated[list[str] | None, typer.Option(help="Several values, such as trades.beta=1,6.")] = None,
     baseline: Annotated[bool, typer.Option(help="Add the defense `standard`, the baseline of every ratio.")] = True,
     workers: Annotated[
@@ -105,7 +108,7 @@ def run(
     _plugins(plugin)
     options = Options(
         spec, dataset, size, model or [], defense or [], attack or [], norm, eps or [], train_eps, epochs,
-        seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline,
+        seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline, validation,
     )  # fmt: skip
     if n is not None and n < 1:
         raise ValueError(f"--n is {n}; expected at least 1 test image")

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from bench.core.numbers import Number
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Norm, Threat
+from bench.optimise import passes_in
 
 CLASSES, CHANNELS, SIZE = 5, 1, 8
 LEARNING_RATE = 1e-3  # losses on moments blow up at the usual 0.05
@@ -82,6 +84,7 @@ def check_defense(cls: type[Defense]) -> list[Result]:
             _result("same seed, same bits", run.repeats),
             _result("deploys what it declares", run.deploys),
             _result("its state makes a round trip", run.state_trip),
+            _result("takes part in what it says it honours, and says so", run.honours),
         ]
 
 
@@ -267,6 +270,27 @@ class _Training:
         if model.stochastic == torch.equal(logits, again):
             return f"two passes {'agree' if model.stochastic else 'differ'}, but stochastic is {model.stochastic}"
         return None
+
+    def honours(self) -> str | None:
+        """Label smoothing must reach the loss exactly where it is declared; declared 16-bit passes must train."""
+        said = self.cls.honours
+        unknown = sorted(set(said) - {"label_smoothing", "bf16", "fp16"})
+        if unknown:
+            return f"honours knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
+        totals = [self._total(smoothing, "fp32") for smoothing in (0.0, 0.5)]
+        if torch.equal(*totals) == ("label_smoothing" in said):
+            return "label_smoothing must be in honours exactly where the loss passes batch.smoothing on"
+        wide = [name for name in ("bf16", "fp16") if name in said]
+        bad = [name for name in wide if not bool(torch.isfinite(self._total(0.0, name)))]
+        return f"the loss of {bad[0]} passes is not finite" if bad else None
+
+    def _total(self, smoothing: float, precision: str) -> Tensor:
+        """The loss of one step."""
+        with scope(2):
+            defense, net = self.fresh()
+            with passes_in(net, precision):
+                terms = defense.step(net, _Recorder(net), replace(self.batch, smoothing=smoothing))
+        return torch.stack(list(terms.values())).sum().detach()
 
     def state_trip(self) -> str | None:
         defense, _, _ = self.trained()

@@ -101,6 +101,11 @@ def to_float(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 255
 
 
+def layout(x: Tensor) -> Tensor:
+    """channels_last images where there is more than one channel to interleave (the nets' weights are already so)."""
+    return x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x
+
+
 def augment(x: Tensor, *, pad: int, flip: bool) -> Tensor:
     """Random crops of the zero-padded images `x` (n c h w, any type), mirrored with probability 1/2 if `flip`.
 

@@ -121,7 +121,8 @@ def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]
         "dataset": what["data"]["name"],
         "model": label("models", what["model"]["name"], what["model"]["set"]),
         "defense": defense["name"],
-        "defense_label": label("defenses", defense["name"], defense["set"]),
+        "defense_label": label("defenses", defense["name"], defense["set"])
+        + ("" if judged[0] == "last" else f" [{judged[0]} epoch by validation]"),
         "train_norm": threat.get("norm"),
         "train_eps": threat.get("eps"),
         "train_images": what["data"]["train"],

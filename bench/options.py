@@ -33,6 +33,7 @@ class Options:
     set: list[str] = field(default_factory=list)
     grid: list[str] = field(default_factory=list)
     baseline: bool = True
+    validation: int | None = None
 
 
 def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
@@ -46,6 +47,7 @@ def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
         values, lines = read(options.spec)
         build(values, str(options.spec), lines)  # the file must stand on its own before options change it
     _section(values, "data", name=options.dataset, test=options.n, size=options.size, train=options.train_n)
+    _section(values, "data", validation=options.validation)
     data = values.setdefault("data", {})
     root = _folder(data, root)
     if options.spec is None:
@@ -138,11 +140,16 @@ def _integer(option: str, text: str) -> int:
 
 
 def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
-    """`noisy.sigma=0.6`: a setting of every entry of that name, among defenses, attacks and models."""
+    """`noisy.sigma=0.6`: a setting of every entry of that name, among defenses, attacks and models; or of `train`."""
     left, equals, right = assignment.partition("=")
     owner, dot, name = left.partition(".")
     if not (equals and dot and name):
         raise ValueError(f"--{target} takes NAME.SETTING=VALUE such as noisy.sigma=0.6, got '{assignment}'")
+    if owner == "train":
+        if target == "grid":
+            raise ValueError(f"--grid {assignment}: settings of train have one value each; use --set {left}=VALUE")
+        values["train"] = {**(values.get("train") or {}), name: _value(right)}
+        return
     found = False
     for section in ("defenses", "attacks", "models"):
         entries: list[dict[str, Any]] = [{"name": e} if isinstance(e, str) else e for e in values.get(section) or []]

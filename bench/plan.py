@@ -135,6 +135,8 @@ def _train_job(
     defense, architecture = catalog.get("defenses", entry.name), catalog.get("models", model.name)
     uses_threat = defense.constant("uses_threat", True)
     training = recipe(spec, facts, model.name, defense.constant("recipe", {}))
+    settings = defense.resolve(chosen, "defenses ")
+    _check_training(spec, training, [entry.name, *_base(settings)])
     threat = None
     if uses_threat:
         norms = defense.constant("norms", ("Linf", "L2", "L1"))
@@ -159,7 +161,7 @@ def _train_job(
             },
             "defense": {
                 "name": entry.name,
-                "set": defense.resolve(chosen, "defenses "),
+                "set": settings,
                 "revision": defense.constant("revision", 1),
             },
             "threat": threat,
@@ -170,8 +172,30 @@ def _train_job(
     )
 
 
+def _base(settings: dict[str, Any]) -> list[str]:
+    """The defense that another one is built around, if there is one."""
+    return [settings["base"]["name"]] if isinstance(settings.get("base"), dict) else []
+
+
+def _check_training(spec: Spec, training: dict[str, Any], defenses: list[str]) -> None:
+    """Refuse a recipe that a defense would quietly not follow, and a choice by validation without images for it."""
+    asked = {"label_smoothing": "label_smoothing" in training, training.get("precision", "fp32"): True}
+    for name in defenses:
+        for wanted in (w for w, on in asked.items() if on and w != "fp32"):
+            if wanted not in catalog.get("defenses", name).constant("honours", ()):
+                setting = "precision" if wanted in ("bf16", "fp16") else wanted
+                raise ValueError(
+                    f"defense {name} does not take part in train.{setting}={training[setting]}; leave that setting "
+                    "out, or run this defense without it"
+                )
+    if training.get("keep") == "best" and not spec.data.validation:
+        raise ValueError(
+            "train.keep is best, but data.validation is 0; expected images to choose by, such as --validation 1000"
+        )
+
+
 def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: Job) -> list[Job]:
-    """One job a budget; none where the planner already knows that the cell does not exist."""
+    """One job a budget and kind of weights; none where the planner already knows that the cell does not exist."""
     attack = catalog.get("attacks", entry.name)
     norms = attack.constant("norms", ("Linf", "L2", "L1"))
     uses_threat = attack.constant("uses_threat", True)
@@ -196,11 +220,12 @@ def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: 
                 "threat": threat,
                 "n": entry.n or (spec.data.validation if held_out else spec.data.test or facts.test),
                 "seed": train.what["seed"],
-                "weights": "last",
+                "weights": weights,
                 **({"split": "validation"} if held_out else {}),
             },
             (train.key,),
         )
+        for weights in (("last", "best") if train.what["train"].get("keep") == "best" else ("last",))
         for chosen in _combinations(entry)
         for threat in budgets
     ]

@@ -19,7 +19,7 @@ from bench.executors.local import Local, slots
 from bench.names import defense_label, label
 from bench.options import Options, to_spec
 from bench.plan import Job, plan, without_cell
-from bench.spec import Spec
+from bench.spec import Spec, TrainSpec
 from bench.store import Store
 
 MOST_PROBLEMS = 5  # mistakes told at a time
@@ -66,7 +66,8 @@ def describe(matrix: Matrix) -> list[str]:
         f"defenses  {'; '.join(names)}",
         f"attacks   {'; '.join(attacks)}",
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
-        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images",
+        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images"
+        + "".join(f", {name} {recipe[name]}" for name in TrainSpec.added if name in recipe),
     ]
     absent = [
         f"absent    {attack} on {', '.join(others)}: it needs a smoothed defense"

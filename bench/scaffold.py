@@ -35,6 +35,7 @@ class {title}(Defense):
 
     uses_threat: ClassVar[bool] = False
     passes: ClassVar[str] = "3F"
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
 
     sigma: Annotated[float, Gt(0)] = 0.1
     """Standard deviation of the noise, in pixel units ([0,1])."""
@@ -42,7 +43,7 @@ class {title}(Defense):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Cross-entropy at the noisy images; `adv` is what `inner` returns (here the clean images)."""
         noisy = batch.x + self.sigma * torch.randn_like(batch.x)
-        return {{"ce": F.cross_entropy(net(noisy), batch.y)}}
+        return {{"ce": F.cross_entropy(net(noisy), batch.y, label_smoothing=batch.smoothing)}}
 '''
 ATTACK = '''"""x' = Pi(x + eps * sign(u)),  u ~ N(0, I)  (replace this line by your attack).
 

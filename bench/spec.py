@@ -75,7 +75,16 @@ class ThreatSpec(_Strict):
 class TrainSpec(_Strict):
     """The shared recipe. A null is filled from the data set's default; `bench plan` prints what came out.
 
-    `eps_warmup` and `lr_warmup` are fractions of training; `lr` is the peak of the schedule.
+    `eps_warmup` and `lr_warmup` are fractions of training in which eps and learning rate rise from 0; `lr` is the peak
+    of the schedule. `weight_decay_on: weights` spares biases and normalisation layers. `grad_clip`: largest L2 norm of
+    the gradient, 0 for none. `label_smoothing`: share of each label spread over all classes. `precision` is that of
+    training passes; weights and evaluations are fp32.
+
+    `average` deploys averaged weights: `ema` over updates (with `ema_decay`), `swa` over the ends of epochs after the
+    fraction `swa_start` of training; `average_bn` gives them the training net's BatchNorm statistics (`live`, the
+    default of ema) or those of one clean pass (`clean`, that of swa). `keep: best` also keeps the weights of the epoch
+    best on the validation images, under PGD-10 at the training budget where the defense has one, looked at every
+    `choose_every` epochs; best and last are both evaluated. `guard` stops and marks a collapsed run.
     """
 
     epochs: Annotated[int, Gt(0)] | None = None
@@ -84,12 +93,34 @@ class TrainSpec(_Strict):
     lr: Annotated[float, Gt(0)] | None = None
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: Annotated[float, Ge(0)] | None = None
-    schedule: Literal["constant", "step", "cosine", "one_cycle"] | None = None
+    schedule: Literal["constant", "step", "cosine", "one_cycle", "cyclic"] | None = None
     eps_warmup: Annotated[float, Ge(0), Le(1)] = 0.0
     augment: bool | None = None
+    lr_warmup: Annotated[float, Ge(0), Le(1)] = 0.0
+    weight_decay_on: Literal["all", "weights"] = "all"
+    grad_clip: Annotated[float, Ge(0)] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    average: Literal["none", "ema", "swa"] = "none"
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.995
+    swa_start: Annotated[float, Ge(0), Lt(1)] = 0.5
+    average_bn: Literal["live", "clean"] | None = None
+    keep: Literal["last", "best"] = "last"
+    choose_every: Annotated[int, Gt(0)] = 1
+    guard: bool = True
 
     # settings younger than the first records: left out of a job while at their default, so that old keys stay valid
-    added: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[tuple[str, ...]] = (
+        *("lr_warmup", "weight_decay_on", "grad_clip", "label_smoothing", "precision"),
+        *("average", "ema_decay", "swa_start", "average_bn", "keep", "choose_every", "guard"),
+    )
+    # settings that do nothing unless another one has one of these values
+    idle: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
+        "ema_decay": ("average", ("ema",)),
+        "swa_start": ("average", ("swa",)),
+        "average_bn": ("average", ("ema", "swa")),
+        "choose_every": ("keep", ("best",)),
+    }
 
 
 class DefenseSpec(_Strict):
@@ -170,6 +201,9 @@ def recipe(spec: Spec, facts: datasets.Facts, model: str, paper: dict[str, Any])
     except ValidationError as error:
         raise ValueError(describe(error, "recipe")) from None
     values = checked.model_dump()
+    for name, (owner, wanted) in checked.idle.items():
+        if values[name] != TrainSpec.model_fields[name].default and values[owner] not in wanted:
+            raise ValueError(f"train.{name} is {values[name]}, but does nothing while train.{owner} is {values[owner]}")
     return {k: v for k, v in values.items() if k not in checked.added or v != TrainSpec.model_fields[k].default}
 
 

@@ -1,7 +1,7 @@
 """results/ on disk <-> records. One folder a job; record.json is written last, by rename, so half-done is not done.
 
-results/<key>/{job.json, log.txt, train.jsonl, progress.json, weights-last.safetensors, adversarial.safetensors,
-samples.npz, record.json}. The record carries checksums of the files beside it.
+results/<key>/{job.json, log.txt, train.jsonl, progress.json, weights-{last,best}.safetensors,
+adversarial.safetensors, samples.npz, record.json}. The record carries checksums of the files beside it.
 """
 
 from __future__ import annotations
@@ -157,6 +157,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def weights_file(which: str) -> str:
+    """Name of the file with a training's `last` weights, or with the `best` ones by validation."""
+    return f"weights-{which}.safetensors"
 
 
 def file_hash(path: Path) -> str | None:

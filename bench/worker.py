@@ -25,11 +25,12 @@ from bench.core.classifier import Classifier
 from bench.data import Data, judged_by_validation
 from bench.data import load as load_data
 from bench.evaluate import Unsupported, evaluate
+from bench.guards import Diverged
 from bench.plan import Job
-from bench.store import Store, file_hash, write_atomic
-from bench.train import Diverged, build, train
+from bench.store import Store, file_hash, weights_file, write_atomic
+from bench.train import build, train
 
-WEIGHTS, IMAGES, SAMPLES = "weights-last.safetensors", "adversarial.safetensors", "samples.npz"
+IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 
 
 def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int = 1) -> str:
@@ -72,16 +73,15 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
     report({"share": 0.0})
     if job.kind == "train":
         data = _data(job.what, None, root, device, report)
-        model, metrics = train(job.what, data, folder / "train.jsonl", report)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
-        write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors_bytes(tensors)))
-        return {"metrics": metrics, "files": {WEIGHTS: file_hash(folder / WEIGHTS)}}
+        trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report)
+        states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
+        return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
     trained = store.job(job.needs[0])
     if job.what.get("split") == "validation":
         data = judged_by_validation(_data(trained.what, None, root, device, report), job.what["n"])
     else:
         data = _data(trained.what, job.what["n"], root, device, report)
-    model = load_model(store, trained, data)
+    model = load_model(store, trained, data, job.what["weights"])
     columns, images, metrics = evaluate(job.what, model, data, report)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
     import numpy as np
@@ -94,16 +94,23 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
     return {"metrics": metrics, "files": files}
 
 
-def load_model(store: Store, trained: Job, data: Data) -> Classifier:
-    """The deployed model of a finished training, weights checked against its record.
+def _save(folder: Path, which: str, state: dict[str, torch.Tensor]) -> str | None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    path = folder / weights_file(which)
+    write_atomic(path, lambda file: file.write(safetensors_bytes(tensors)))
+    return file_hash(path)
+
+
+def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> Classifier:
+    """The deployed model of a finished training with its `last` or `best` weights, checked against its record.
 
     Raises ValueError where the weights are absent (records may come from git without them) or damaged.
     """
-    path = store.folder(trained.key) / WEIGHTS
+    path = store.folder(trained.key) / weights_file(which)
     record = store.record(trained.key)
     if record is None or record["state"] != "done":
         raise ValueError(f"training {trained.key} has no finished record")
-    if file_hash(path) != record["files"][WEIGHTS]:
+    if file_hash(path) != record["files"].get(path.name, ""):
         raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
     defense, net = build(trained.what, data)
     net.load_state_dict(load_file(path), strict=True)

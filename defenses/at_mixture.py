@@ -34,6 +34,7 @@ class ATMixture(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 6) F = 8F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}
 
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5
@@ -81,5 +82,5 @@ class ATMixture(Defense):
             clean, moved = net(torch.cat([batch.x, adv])).chunk(2)
         else:
             clean, moved = net(batch.x), net(adv)
-        ce = self.alpha * F.cross_entropy(clean, batch.y)
-        return {"ce": ce, "ce_adv": (1 - self.alpha) * F.cross_entropy(moved, batch.y)}
+        ce, ce_adv = (F.cross_entropy(z, batch.y, label_smoothing=batch.smoothing) for z in (clean, moved))
+        return {"ce": self.alpha * ce, "ce_adv": (1 - self.alpha) * ce_adv}

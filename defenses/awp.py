@@ -40,6 +40,7 @@ class AWP(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "base + its loss = 33F (trades)"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")  # where the base does too
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,

@@ -8,7 +8,8 @@ the ball: its training images reach (k + 1) eps from x. Both clip to [0,1], befo
 step can overfit within an epoch (100 % under FGSM, 0 % under PGD), so a guard counts accuracy under PGD-5 (steps of
 eps / 4, eval mode, no random start: no draw of training changes) at the first batch of each epoch and after the last
 step. More than `max_drop` below the best so far, the weights of the last good check return and no step follows. Wong's
-code checks in train mode, and against the check before. The rate peaks at 30 % of training, in their code halfway.
+code checks in train mode, and against the check before. The rate peaks at 30 % of training, in their code halfway
+(schedule=cyclic).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class FastAT(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "5F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.2,
@@ -67,6 +69,11 @@ class FastAT(Defense):
         self._loss: Tensor | None = None  # of the weights rolled back to, once stopped
         self._good: dict[str, Tensor] = {}
 
+    @property
+    def rolled_back(self) -> bool:
+        """Has the guard put the last good weights back and stopped?"""
+        return self._loss is not None
+
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """Images one step away from a random start; for n_fgsm these may leave the ball."""
         x, eps, within = batch.x, self.threat.radius, self.variant == "fgsm_rs"
@@ -81,7 +88,7 @@ class FastAT(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy on the adversarial images `adv`."""
-        return {"ce": F.cross_entropy(net(adv), batch.y)}
+        return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
     def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
         """One update; none once the guard has stopped training, whose loss then stays."""

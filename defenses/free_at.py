@@ -6,8 +6,9 @@ pass gives both the gradient that moves the weights and the one that moves the p
 d persists from one minibatch to the next. Give the run 1/m of the usual epochs: one epoch here makes m updates a batch.
 Projected onto the ball alone, d is clipped to [0,1] only where it meets an image, and the gradient is taken at the
 clipped image; the released PyTorch code differentiates through the clip, so d stands still where x + d leaves the box.
-Attack and update share a pass, so BatchNorm is in train mode. The recipe is that code's CIFAR-10 setting, but for its
-cyclic schedule.
+Attack and update share a pass, so BatchNorm is in train mode and d climbs the same soft labels, where the recipe has
+them; fp16 is refused, as the gradient of a step skipped for its overflow would reach d. The recipe is that code's
+CIFAR-10 setting, but for its cyclic schedule (schedule=cyclic).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class FreeAT(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 replays F = 24F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.04,
@@ -68,7 +70,7 @@ class FreeAT(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy on the adversarial images `adv`."""
-        return {"ce": F.cross_entropy(net(adv), batch.y)}
+        return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
     def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
         """All replays of one minibatch; the terms are those of the last."""

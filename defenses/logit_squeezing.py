@@ -30,6 +30,7 @@ class LogitSqueezing(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}
 
     smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1

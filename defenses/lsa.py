@@ -35,6 +35,7 @@ class LSA(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(K + 3) F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}
 
     linearise: Literal["scores", "loss"] = "scores"
@@ -62,7 +63,7 @@ class LSA(Defense):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy at the perturbed images, or with a perturbed representation."""
         if self.layer == "input":
-            return {"ce": F.cross_entropy(net(adv), batch.y)}
+            return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
         head = net.head
         assert isinstance(head, nn.Module)
 
@@ -71,7 +72,7 @@ class LSA(Defense):
 
         handle = head.register_forward_pre_hook(perturb)
         try:
-            return {"ce": F.cross_entropy(net(adv), batch.y)}
+            return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
         finally:
             handle.remove()
 

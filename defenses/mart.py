@@ -33,6 +33,7 @@ class MART(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 6) F = 26F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.01,
@@ -75,6 +76,7 @@ class MART(Defense):
         clean, moved = net(batch.x), net(adv)
         true = batch.y[:, None]
         runner_up = moved.softmax(1).scatter(1, true, -1.0).amax(1)
-        boosted = F.cross_entropy(moved, batch.y) - (1.0001 - runner_up + 1e-12).log().mean()
+        ce = F.cross_entropy(moved, batch.y, label_smoothing=batch.smoothing)
+        boosted = ce - (1.0001 - runner_up + 1e-12).log().mean()
         doubt = 1.0000001 - clean.softmax(1).gather(1, true).squeeze(1)
         return {"bce": boosted, "kl": self.beta * (kl(clean, moved) * doubt).mean()}

@@ -30,6 +30,7 @@ class NoisySampled(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 draws F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {"sigma": 0.3}
 
     sigma: Annotated[float, Gt(0)] = 0.6
@@ -50,7 +51,7 @@ class NoisySampled(Defense):
         x, y = batch.x.repeat(self.draws, 1, 1, 1), batch.y.repeat(self.draws)
         with edit_sites(net, [self.site], shake):
             logits = net(x)
-        return {"ce": F.cross_entropy(logits, y)}
+        return {"ce": F.cross_entropy(logits, y, label_smoothing=batch.smoothing)}
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
         weight = first_weight(net)

@@ -31,6 +31,7 @@ class PGDAT(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 3) F = 23F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     steps: Annotated[int, Gt(0)] = 10
@@ -60,4 +61,4 @@ class PGDAT(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy on the adversarial images `adv`."""
-        return {"ce": F.cross_entropy(net(adv), batch.y)}
+        return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}

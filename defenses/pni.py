@@ -52,6 +52,7 @@ class PNI(Defense):
     deploys: ClassVar[str] = "randomised"
     passes: ClassVar[str] = "(2 steps + 7) F = 21F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -122,10 +123,11 @@ class PNI(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """The two weighted cross-entropies, each under noise of its own; the clean one alone during the warm-up."""
-        clean = F.cross_entropy(net(batch.x), batch.y)
+        clean = F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)
         if adv is None:
             return {"ce": clean}
-        return {"ce": self.clean * clean, "adv": (1 - self.clean) * F.cross_entropy(net(adv), batch.y)}
+        moved = F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)
+        return {"ce": self.clean * clean, "adv": (1 - self.clean) * moved}
 
     def deploy(self, net: nn.Module) -> Randomised:
         """The noisy net; n_draws decide."""

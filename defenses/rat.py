@@ -42,6 +42,7 @@ class RAT(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 7) F = 27F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -98,7 +99,7 @@ class RAT(Defense):
             clean, moved = net(batch.x), net(adv)
         divergence = kl(clean, moved).mean()
         sigma = self.sigma * root_mean_square(head(net).weight)
-        terms = {"ce": F.cross_entropy(clean, batch.y)}
+        terms = {"ce": F.cross_entropy(clean, batch.y, label_smoothing=batch.smoothing)}
         if self.w0:
             terms["kl"] = self.beta * self.w0 * divergence
         if self.w1:

@@ -43,6 +43,7 @@ class RATRelease(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 7) F = 27F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -104,7 +105,7 @@ class RATRelease(Defense):
         first = 0.5 * (_cross(q1, moved) + _cross(q1_mirror, clean))
         second = 0.5 * (_cross(q2, moved) + _cross(q2_clean, clean))
         return {
-            "ce": (1 - self.alpha) * F.cross_entropy(clean, batch.y),
+            "ce": (1 - self.alpha) * F.cross_entropy(clean, batch.y, label_smoothing=batch.smoothing),
             "first": self.alpha * first,
             "second": self.alpha * self.second * second,
             "kl": self.beta * kl(clean, moved).mean(),

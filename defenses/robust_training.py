@@ -33,6 +33,7 @@ class RobustTraining(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "5F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}
 
     variant: Literal["alternate", "penalty"] = "alternate"
@@ -54,11 +55,12 @@ class RobustTraining(Defense):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy at `adv`; for `penalty` also eps times the mean dual norm of the input gradient."""
         if self.variant == "alternate":
-            return {"ce": F.cross_entropy(net(adv), batch.y)}
+            return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
         moments = jacobian_moments(net, batch.x, [lambda z: z.new_ones(())], ["input"])
         logits = moments.mean
         # chain rule: grad_x CE = J^T (p - onehot), one product with the Jacobian of the logits
         row = logits.softmax(1) - F.one_hot(batch.y, logits.shape[1])
         ((gradient, _),) = moments.pieces(row[None])
         size = self.threat.dual(gradient[0])
-        return {"ce": F.cross_entropy(logits, batch.y), "penalty": self.threat.radius * size.mean()}
+        ce = F.cross_entropy(logits, batch.y, label_smoothing=batch.smoothing)  # the adversary keeps the true label
+        return {"ce": ce, "penalty": self.threat.radius * size.mean()}

@@ -31,6 +31,7 @@ class RSE(Defense):
     deploys: ClassVar[str] = "randomised"
     passes: ClassVar[str] = "3F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.01,
@@ -58,7 +59,7 @@ class RSE(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy of one noisy pass."""
-        return {"ce": F.cross_entropy(net(batch.x), batch.y)}
+        return {"ce": F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)}
 
     def deploy(self, net: nn.Module) -> Randomised:
         """The noisy net, which averages the softmax of n_draws passes."""

@@ -47,6 +47,7 @@ class SmoothAdv(Defense):
     deploys: ClassVar[str] = "smoothed"
     passes: ClassVar[str] = "(2 steps + 3) draws F = 14F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -118,7 +119,7 @@ class SmoothAdv(Defense):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy over all draws of the attack."""
         logits = net((adv.x_adv + adv.noise).flatten(0, 1))
-        return {"ce": F.cross_entropy(logits, batch.y.repeat(len(adv.noise)))}
+        return {"ce": F.cross_entropy(logits, batch.y.repeat(len(adv.noise)), label_smoothing=batch.smoothing)}
 
     def deploy(self, net: nn.Module) -> Smoothed:
         """The smoothed classifier with the noise of training."""

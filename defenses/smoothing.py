@@ -29,6 +29,7 @@ class Smoothing(Defense):
     deploys: ClassVar[str] = "smoothed"
     passes: ClassVar[str] = "3F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {"n_vote": 20}
 
     sigma: Annotated[float, Gt(0)] = 0.25
@@ -44,7 +45,7 @@ class Smoothing(Defense):
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy on the noisy images `adv`."""
-        return {"ce": F.cross_entropy(net(adv), batch.y)}
+        return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
     def deploy(self, net: nn.Module) -> Smoothed:
         """The smoothed classifier with the noise of training."""

@@ -26,8 +26,9 @@ class Standard(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy on the clean images."""
-        return {"ce": F.cross_entropy(net(batch.x), batch.y)}
+        return {"ce": F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)}

@@ -33,6 +33,7 @@ class TRADES(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 7) F = 27F"
     revision: ClassVar[int] = 1
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 6.0
@@ -69,4 +70,5 @@ class TRADES(Defense):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """Mean cross-entropy on the clean images, and beta times the mean divergence at `adv`."""
         clean = net(batch.x)
-        return {"ce": F.cross_entropy(clean, batch.y), "kl": self.beta * kl(clean, net(adv)).mean()}
+        ce = F.cross_entropy(clean, batch.y, label_smoothing=batch.smoothing)
+        return {"ce": ce, "kl": self.beta * kl(clean, net(adv)).mean()}

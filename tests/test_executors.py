@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from harness import outcomes, write_plugins
 
-from bench.executors.base import WEIGHTS, Event, blocker, ended, todo
+from bench.executors.base import Event, blocker, ended, todo
 from bench.executors.debug import Debug
 from bench.executors.local import Local, Slot, gpus, slots
 from bench.plan import Job, plan
 from bench.spec import build
-from bench.store import Store, file_hash
+from bench.store import Store, file_hash, weights_file
 
 TRAIN = Job("train", {"seed": 0})
 FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
@@ -35,8 +35,8 @@ def finish(store: Store, job: Job, state: str = "done") -> None:
     """A record as a worker leaves it, with weights where there are any."""
     files = {}
     if job.kind == "train" and state == "done":
-        (store.folder(job.key) / WEIGHTS).write_bytes(b"weights")
-        files = {WEIGHTS: file_hash(store.folder(job.key) / WEIGHTS)}
+        (store.folder(job.key) / weights_file("last")).write_bytes(b"weights")
+        files = {weights_file("last"): file_hash(store.folder(job.key) / weights_file("last"))}
     extra = {"error": {"type": "ValueError", "message": "why"}} if state in ("error", "diverged") else {}
     store.put(job, state, {"metrics": {}, "files": files, **extra})
 
@@ -61,7 +61,7 @@ def test_an_error_is_tried_again_and_a_divergence_is_not(store: Store) -> None:
 def test_lost_weights_are_trained_again_where_an_evaluation_needs_them(store: Store, damage: bytes | None) -> None:
     finish(store, TRAIN)
     finish(store, FIRST)
-    weights = store.folder(TRAIN.key) / WEIGHTS
+    weights = store.folder(TRAIN.key) / weights_file("last")
     weights.unlink()
     if damage is not None:
         weights.write_bytes(damage)

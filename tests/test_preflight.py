@@ -123,7 +123,7 @@ HEADLESS = "defense {} with odd (head=none) on digits: Odd has no linear layer '
 OF_A_NET: dict[str, tuple[str, str]] = {
     "diag": (
         "--set odd.smooth=true --defense noisy --set noisy.structure=diag",
-        "defense noisy (structure=diag) with odd (smooth=True) on digits: no moment rule for call_module smooth (Softsign(",
+        "defense noisy (structure=diag) with odd (smooth=True) on digits: no moment rule for call_module smooth (",
     ),
     "adjoint": (
         "--set odd.smooth=true --defense noisy --set noisy.structure=adjoint",

@@ -15,21 +15,27 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch: images `x` (b c h w, [0,1]), labels `y`, their training-set `index`, epoch number and `progress`
-    in [0,1) through the whole training."""
+    """One minibatch: images `x` (b c h w, [0,1]), labels `y`, their training-set `index`, epoch number, `progress` in
+    [0,1) through the whole training, and `smoothing`: share of each label that the recipe spreads evenly over all
+    classes, in the cross-entropy that the weights minimise (attacks keep the true label)."""
 
     x: Tensor
     y: Tensor
     index: Tensor
     epoch: int
     progress: float
+    smoothing: float = 0.0
 
 
 class Updater(Protocol):
     """What a training step may do to the weights."""
 
     def descend(self, terms: Terms) -> None:
-        """Minimise the sum of the terms by one optimiser step (scaling, clipping, schedule tick included)."""
+        """Minimise the sum of the terms by one optimiser step (scaling, clipping, schedule tick included).
+
+        Averages take the weights when the step of the defense ends, or when the next `descend` in it begins: a defense
+        that perturbs weights takes that back before either.
+        """
 
 
 @dataclass
@@ -41,7 +47,9 @@ class Defense:
     depend on norm and eps), `deploys` ("deterministic", "randomised" or "smoothed"), `passes` (cost of a step in
     forward passes F per image), `revision` (raise it when results may change), `added` (settings younger than the first
     records: left out of a job while at their default, so that old results keep their keys; a new default for one needs
-    a new revision), `recipe` (the paper's optimiser and schedule), `smoke` (cheap settings for the contract tests).
+    a new revision), `honours` (recipe settings that the method must take part in: "label_smoothing", if its loss passes
+    `batch.smoothing` on, and "bf16", "fp16", if its passes may run so; others are refused when planning), `recipe` (the
+    paper's optimiser and schedule), `smoke` (cheap settings for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -50,6 +58,7 @@ class Defense:
     passes: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = ()
+    honours: ClassVar[tuple[str, ...]] = ()
     recipe: ClassVar[dict[str, Any]] = {}
     smoke: ClassVar[dict[str, Any]] = {}
 
@@ -59,6 +68,11 @@ class Defense:
     def updates_per_batch(self) -> int:
         """Optimiser steps that one `step` makes; the learning-rate schedule counts them."""
         return 1
+
+    @property
+    def rolled_back(self) -> bool:
+        """Has the step that just ended put older weights back and trained none? Averages then begin anew at them."""
+        return False
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Add layers or parameters before training. Keeps `net.head`; chooses layers by type, never by name."""

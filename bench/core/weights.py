@@ -71,9 +71,17 @@ def head(net: nn.Module) -> nn.Linear:
 
 @contextmanager
 def head_inputs(net: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, collects the features (b p, with their graph) that reach `net.head`, one tensor a forward pass."""
+    """While open, collects the features (b p, with their graph) that reach `net.head`, one tensor a forward pass.
+
+    Features of a 16-bit pass are given in fp32: formulas on them multiply them with fp32 logits.
+    """
     seen: list[Tensor] = []
-    handle = head(net).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    def collect(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        h = args[0]
+        seen.append(h.float() if h.dtype in (torch.bfloat16, torch.float16) else h)
+
+    handle = head(net).register_forward_pre_hook(collect)
     try:
         yield seen
     finally:

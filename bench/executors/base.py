@@ -9,8 +9,6 @@ from typing import Literal, Protocol
 from bench.plan import Job
 from bench.store import Store, file_hash
 
-WEIGHTS = "weights-last.safetensors"
-
 EventKind = Literal["skipped", "started", "ok", "error", "blocked", "tick"]
 
 
@@ -47,7 +45,10 @@ def todo(jobs: list[Job], store: Store) -> list[Job]:
         for job in jobs
         if job.key in needed - keys
         and (record := store.record(job.key) or {}).get("state") == "done"
-        and record["files"].get(WEIGHTS) != file_hash(store.folder(job.key) / WEIGHTS)
+        and any(
+            name.startswith("weights-") and expected != file_hash(store.folder(job.key) / name)
+            for name, expected in record["files"].items()
+        )
     ]
     again = {job.key for job in missing} | keys
     return [job for job in jobs if job.key in again]

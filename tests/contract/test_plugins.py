@@ -81,6 +81,15 @@ class _ForgetsTheBias(_FreezesTheHead):
         return {"ce": F.cross_entropy(net(adv) - net.head.bias, batch.y)}
 
 
+class _SaysItSmoothsLabels(_FreezesTheHead):
+    honours = ("label_smoothing",)
+
+
+class _SmoothsLabelsInSilence(_FreezesTheHead):
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
+
+
 class _Explodes(_FreezesTheHead):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         return {"ce": F.cross_entropy(net(adv) / 0, batch.y)}
@@ -116,6 +125,8 @@ class _LeavesGradients(_HidesItsNoise):
         (_LeavesTheBall, "adversarial images lie in ball and box"),
         (_FreezesTheHead, "training mode and gradient flags survive a step"),
         (_ForgetsTheBias, "terms are finite scalars and every parameter learns"),
+        (_SaysItSmoothsLabels, "takes part in what it says it honours, and says so"),
+        (_SmoothsLabelsInSilence, "takes part in what it says it honours, and says so"),
         (_Explodes, "terms are finite scalars and every parameter learns"),
         (_DrawsOnItsOwn, "same seed, same bits"),
         (_HidesItsNoise, "deploys what it declares"),

@@ -22,7 +22,8 @@ from toys import (
 
 from bench.core.defense import Terms
 from bench.core.threat import Norm
-from bench.train import _optimisation
+from bench.optimise import optimisation
+from bench.spec import TrainSpec
 from defenses.free_at import FreeAT
 
 
@@ -130,8 +131,8 @@ def test_an_updater_without_a_backward_pass_is_refused() -> None:
 def test_the_schedule_ends_with_the_training_and_not_after_its_first_replays() -> None:
     defense = FreeAT(threat("Linf"), replays=4)
     linear = torch.nn.Linear(2, 3)
-    settings = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "cosine", "epochs": 2}
-    updater = _optimisation(defense, linear, settings, steps_per_epoch=5)
+    recipe = TrainSpec(optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="cosine", epochs=2)
+    updater = optimisation(defense, linear, recipe.model_dump(), steps_per_epoch=5)
     rates = []
     for _ in range(2 * 5 * defense.replays):
         rates.append(updater.optimizer.param_groups[0]["lr"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.numbers import Number
 from bench.core.threat import Norm, Threat
-from bench.train import _counted_step
+from bench.cost import counted_step
 from defenses.standard import Standard
 
 NONE = Threat("Linf", Number(0))
@@ -136,7 +136,7 @@ def cost(defense: Defense, batch_norm: bool = False, data: Batch | None = None) 
 
     handle = model.register_forward_hook(forward)
     updater: Any = Descent(model)
-    _, counted = _counted_step(defense, model, updater, data)
+    _, counted = counted_step(defense, model, updater, data)
     handle.remove()
     return units / len(data.x) - 1, counted["work_per_image_f"]  # the counter makes one pass of its own
 

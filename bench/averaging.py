@@ -1,0 +1,109 @@
+"""Averages of the weights along training, EMA and SWA, and BatchNorm statistics for them. Training never sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bench.core.classifier import keep_buffers
+
+EMA_COPY = 0.025  # share of training at its start in which the moving average is a copy
+
+
+class Average:
+    """A running average of the parameters of `net`.
+
+    `ema` (as Gowal et al. 2020, arXiv 2010.03593): after every update w_a = t w_a + (1 - t) w with t = min(decay,
+    (1 + n) / (10 + n)) at the n-th update, counted from 0 after the first 2.5 % of `total` updates, in which w_a = w.
+    `swa` (Izmailov et al. 2018, arXiv 1803.05407; in adversarial training Chen et al. 2021, ICLR): the equal average of
+    the weights at the end of each epoch that ends after the fraction `start` of training; a copy until then.
+    """
+
+    def __init__(
+        self, net: nn.Module, kind: Literal["ema", "swa"], *, total: int, decay: float = 0.995, start: float = 0.5
+    ) -> None:
+        self.kind, self.decay, self.start = kind, decay, start
+        self._copied = int(EMA_COPY * total)
+        self._live = list(net.parameters())
+        self._mean = [p.detach().clone() for p in self._live]
+        self._updates = 0
+        self.active = 0
+        """Updates (ema) or epochs (swa) that were averaged, not copied."""
+
+    def update(self) -> None:
+        """Take in the weights after an update of training (ema only)."""
+        if self.kind == "ema":
+            n = self._updates - self._copied
+            self._blend(1.0 if n < 0 else 1 - min(self.decay, (1 + n) / (10 + n)))
+            self._updates += 1
+            self.active += n >= 0
+
+    def end_epoch(self, progress: float) -> None:
+        """Take in the weights at the end of an epoch (swa only); `progress` in (0,1] through the training."""
+        if self.kind == "swa":
+            self.active += progress > self.start
+            self._blend(1 / max(self.active, 1))
+
+    def restart(self) -> None:
+        """Begin anew at the present weights: they were put there, training did not reach them."""
+        self._blend(1.0)
+        self.active = 0
+
+    def _blend(self, share: float) -> None:
+        with torch.no_grad():
+            torch._foreach_lerp_(self._mean, [p.detach() for p in self._live], share)
+
+    def install(self) -> None:
+        """Put the average in the place of the net's parameters, for good."""
+        with torch.no_grad():
+            for parameter, mean in zip(self._live, self._mean, strict=True):
+                parameter.copy_(mean)
+
+    @contextmanager
+    def standing(self, net: nn.Module) -> Iterator[None]:
+        """Inside, the net's parameters are the average; afterwards they and all buffers are what they were."""
+        saved = [p.detach().clone() for p in self._live]
+        with keep_buffers(net):
+            try:
+                self.install()
+                yield
+            finally:
+                with torch.no_grad():
+                    for parameter, value in zip(self._live, saved, strict=True):
+                        parameter.copy_(value)
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give every BatchNorm layer of `model` the statistics of one pass over `batches` of images (b c h w).
+
+    Mean and (unbiased) variance are the averages over batches, each weighted by its size b: momentum b / (n + b) after
+    n images. Everything but BatchNorm is in eval mode meanwhile; each module's mode is restored. Without BatchNorm no
+    pass is made.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not layers:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [layer.momentum for layer in layers]
+    seen = 0
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.train()
+        for x in batches:
+            for layer in layers:
+                layer.momentum = len(x) / (seen + len(x))
+            model(x)
+            seen += len(x)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, training in modes:
+            module.training = training

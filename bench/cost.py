@@ -1,0 +1,78 @@
+"""What a training step and a prediction cost: passes, work in units of one forward pass F, milliseconds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from bench.core.classifier import Classifier, keep_buffers
+from bench.core.defense import Batch, Defense, Terms, Updater
+
+
+def inference_ms(model: Classifier, x: Tensor, repeats: int = 5) -> float:
+    """Milliseconds an image of the deployed prediction (all its draws) on `x` (b c h w), best of several passes."""
+    times = []
+    with torch.no_grad():
+        for _ in range(repeats):
+            _synchronise(x.device)
+            started = time.perf_counter()
+            model.predict(x)
+            _synchronise(x.device)
+            times.append(time.perf_counter() - started)
+    return min(times) * 1000 / len(x)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Flops(TorchDispatchMode):
+    """Counts the work of convolutions and matrix products.
+
+    torch's FlopCounterMode does it by module too, with hooks that refuse autograd.grad at a leaf (every attack step).
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and add what the registry of torch says it costs."""
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def counted_step(defense: Defense, net: nn.Module, updater: Updater, batch: Batch) -> tuple[Terms, dict[str, float]]:
+    """A training step with its cost counted: passes through the net, and work in units of one forward pass F.
+
+    F counts every convolution and matrix product, so methods that bypass the net's forward are counted alike.
+    """
+    counts = {"forwards": 0, "backwards": 0}
+
+    def backward(grad: Tensor) -> None:
+        counts["backwards"] += len(batch.x)
+
+    def forward(module: nn.Module, args: Any, logits: Any) -> None:
+        counts["forwards"] += len(args[0])
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(backward)
+
+    handle = net.register_forward_hook(forward)
+    with _Flops() as step:
+        terms = defense.step(net, updater, batch)
+    handle.remove()
+    with _Flops() as single, torch.no_grad(), keep_buffers(net):
+        net(batch.x)
+    n = len(batch.x)
+    return terms, {
+        "forwards_per_image": counts["forwards"] / n,
+        "backwards_per_image": counts["backwards"] / n,
+        "work_per_image_f": step.total / max(single.total, 1),
+    }

@@ -1,0 +1,87 @@
+"""What stops a training and marks it: a loss or weights that are no numbers, and a net that learned nothing or fell.
+
+A marked run has state `diverged`: it is never ranked, and never shown as 0 % or 100 %.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.classifier import Classifier, frozen
+from bench.core.rng import scope, seed
+from bench.data import Data, layout, to_float
+
+PROBE, MIN_STEPS, PATIENCE = 256, 100, 3
+
+
+class Diverged(RuntimeError):
+    """Loss or weights stopped being finite numbers: the run is stopped, marked and never ranked."""
+
+
+class Collapsed(Diverged):
+    """The net answers no better than always with one class: the run is stopped, marked and never ranked."""
+
+
+def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int) -> Diverged | None:
+    """The reason to stop after an epoch whose mean terms, or the weights it left, are not finite; else None."""
+    if not all(math.isfinite(value) for value in terms.values()):
+        return Diverged(f"loss is not finite in epoch {epoch} of {epochs}: {terms}")
+    if not bool(torch.stack([p.detach().isfinite().all() for p in net.parameters()]).all()):
+        return Diverged(f"weights are not finite after epoch {epoch} of {epochs}: {terms}")
+    return None
+
+
+class Watch:
+    """Looks at a deployed net on up to 256 fixed training images without an attack: one pass an epoch.
+
+    Two things count. A net that once beat the most frequent class clearly, and then gives one and the same answer at 3
+    epoch ends in a row, has collapsed and training stops. A net that at the end of training is right no more often
+    than always answering the most frequent class has collapsed too. Being at chance early proves nothing: adversarial
+    training may stay there for epochs and then take off. Nothing is judged before 100 updates, or within a warm-up.
+    """
+
+    def __init__(self, data: Data, run_seed: int) -> None:
+        self._seed = seed(run_seed, "watch")
+        order = torch.randperm(len(data.train.x), generator=torch.Generator().manual_seed(self._seed))
+        chosen = order[:PROBE].to(data.train.x.device)
+        self._x, self._y = layout(to_float(data.train.x[chosen])), data.train.y[chosen]
+        self.majority = int(self._y.bincount().max())
+        self._learned, self._constant = False, 0
+
+    def fallen(self, model: Classifier, epoch: int, epochs: int) -> Collapsed | None:
+        """The reason to stop at this epoch's end, or None."""
+        hits, one_answer = self._look(model)
+        n = len(self._y)
+        self._learned = self._learned or hits > self.majority + 0.2 * (n - self.majority)
+        self._constant = self._constant + 1 if one_answer else 0
+        if not (self._learned and self._constant >= PATIENCE and self.majority < n):
+            return None
+        return Collapsed(
+            f"the net had learned, but gave one and the same answer to all of {n} training images at the end of "
+            f"epochs {epoch - PATIENCE + 1} to {epoch} of {epochs}"
+        )
+
+    def failed(self, model: Classifier, steps: int) -> Collapsed | None:
+        """The reason not to deploy what training ended with after so many updates, or None."""
+        n = len(self._y)
+        if steps < MIN_STEPS or self.majority == n:
+            return None
+        hits, one_answer = self._look(model)
+        if hits > self.majority:
+            return None
+        return Collapsed(
+            f"the trained net is right on {hits} of {n} training images"
+            + (", all with one answer" if one_answer else "")
+            + f"; always answering their most frequent class is right on {self.majority}"
+        )
+
+    @torch.no_grad()
+    def _look(self, model: Classifier) -> tuple[int, bool]:
+        """Right answers in one pass, and whether all answers are the same. Leaves generators and buffers alone."""
+        with frozen(model), scope(self._seed):
+            answers: Tensor = model(self._x).argmax(1)
+        found = torch.stack([(answers == self._y).sum(), (answers == answers[0]).all().long()]).tolist()
+        return found[0], bool(found[1])

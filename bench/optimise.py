@@ -1,0 +1,172 @@
+"""From a loss to new weights: parameter groups, learning-rate schedule, loss scaling, clipping, precision of passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bench.core.defense import Defense, Terms
+
+# learning rate over its peak, from progress in [0,1]
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda p: 1.0,
+    "step": lambda p: 1.0 if p < 0.5 else 0.1 if p < 0.75 else 0.01,
+    "cosine": lambda p: 0.5 * (1 + math.cos(math.pi * p)),
+    "one_cycle": lambda p: max(p / 0.3, 1e-3) if p < 0.3 else max((1 - p) / 0.7, 1e-3),
+    "cyclic": lambda p: 1 - abs(2 * p - 1),  # Wong et al. 2020: 0, the peak halfway, 0
+}
+
+
+@dataclass
+class Optimisation:
+    """The defense's Updater: one optimiser step on the sum of the terms, then one tick of the schedule.
+
+    `factor` maps progress in [0,1], counted in optimiser steps, to the share of each group's peak rate; `total` is the
+    number of steps of the whole training. `clip` is the largest L2 norm of the whole gradient (0: no limit). A `scaler`
+    scales the loss of 16-bit float passes and skips a step whose gradient overflows. `on_update` is told of each
+    update once the weights stand where training left them.
+    """
+
+    optimizer: torch.optim.Optimizer
+    factor: Callable[[float], float]
+    total: int
+    clip: float = 0.0
+    scaler: torch.amp.GradScaler | None = None
+    on_update: Callable[[], None] | None = None
+    steps: int = 0
+    skipped: int = 0
+    _clipped: Tensor | None = field(default=None, repr=False)
+    _pending: bool = False
+
+    def __post_init__(self) -> None:
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._tick()
+
+    def descend(self, terms: Terms) -> None:
+        """Minimise the sum of the terms by one step. Before a second one in a step of the defense, weights must stand
+        unperturbed: the average takes them then."""
+        self.settle()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.stack(list(terms.values())).sum()
+        if self.scaler is None:
+            total.backward()
+            self._clip()
+            self.optimizer.step()
+        else:
+            before = self.scaler.get_scale()
+            self.scaler.scale(total).backward()
+            self.scaler.unscale_(self.optimizer)
+            self._clip()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.skipped += self.scaler.get_scale() < before
+        self.steps += 1
+        self._pending = True
+        self._tick()
+
+    def settle(self) -> None:
+        """Pass the last update on to the average, once: the weights stand where it left them."""
+        if self._pending and self.on_update is not None:
+            self.on_update()
+        self._pending = False
+
+    @property
+    def clipped(self) -> int:
+        """In how many steps the gradient was longer than `clip`. Reads the device: not for every step."""
+        return 0 if self._clipped is None else int(self._clipped)
+
+    def _clip(self) -> None:
+        if self.clip:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
+            active = (norm > self.clip) & norm.isfinite()
+            self._clipped = active.long() if self._clipped is None else self._clipped + active
+
+    def _tick(self) -> None:
+        share = self.factor(min(self.steps / self.total, 1.0))
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+
+
+def optimisation(defense: Defense, net: nn.Module, settings: dict[str, Any], steps_per_epoch: int) -> Optimisation:
+    """Optimiser and schedule of the recipe (all of TrainSpec's settings) over the defense's groups.
+
+    `lr_scale` of a group multiplies the rate; a `weight_decay` of its own replaces the recipe's. Progress counts
+    optimiser steps, so a defense that replays a batch advances the schedule too.
+    """
+    groups = _groups(defense, net, settings)
+    optimizer: torch.optim.Optimizer
+    if settings["optimizer"] == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"])
+    else:
+        optimizer = torch.optim.Adam(groups, lr=settings["lr"])
+    shape, warmup = SCHEDULES[settings["schedule"]], settings["lr_warmup"]
+
+    def factor(progress: float) -> float:
+        return shape(progress) * (progress / warmup if progress < warmup else 1.0)
+
+    total = steps_per_epoch * settings["epochs"] * defense.updates_per_batch
+    scaler = torch.amp.GradScaler(_device(net)) if settings["precision"] == "fp16" else None
+    return Optimisation(optimizer, factor, total, settings["grad_clip"], scaler)
+
+
+def _groups(defense: Defense, net: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The defense's groups with rate and decay; `weight_decay_on: weights` takes biases and scales of normalisation
+    layers out of the recipe's decay, but leaves a group with a decay of its own as it is."""
+    bare = _undecayed(net) if settings["weight_decay_on"] == "weights" else set()
+    groups = []
+    for group in defense.param_groups(net):
+        own = {name: value for name, value in group.items() if name != "lr_scale"}
+        full = {"weight_decay": settings["weight_decay"], **own, "lr": settings["lr"] * group.get("lr_scale", 1)}
+        spared = [p for p in full["params"] if id(p) in bare] if "weight_decay" not in group else []
+        if spared:
+            decayed = [p for p in full["params"] if id(p) not in bare]
+            groups += [{**full, "params": decayed}] if decayed else []
+            full = {**full, "params": spared, "weight_decay": 0.0}
+        groups.append(full)
+    return groups
+
+
+def _undecayed(net: nn.Module) -> set[int]:
+    """Ids of every bias, and of all parameters of normalisation layers, chosen by type."""
+    found = {id(p) for name, p in net.named_parameters() if name.rpartition(".")[2] == "bias"}
+    for module in net.modules():
+        if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+            found |= {id(p) for p in module.parameters(recurse=False)}
+    return found
+
+
+def _device(net: nn.Module) -> str:
+    return next(net.parameters()).device.type
+
+
+@contextmanager
+def passes_in(net: nn.Module, precision: str) -> Iterator[None]:
+    """Inside, each forward pass of `net` runs under autocast to `precision` (bf16, fp16) and gives fp32 logits.
+
+    Only the passes: weights, gradients, losses and what a defense computes from logits stay fp32, and outside the net
+    is as it was. fp32 changes nothing.
+    """
+    if precision == "fp32":
+        yield
+        return
+    plain, device = net.forward, _device(net)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+
+    def forward(*args: Any) -> Tensor:
+        with torch.autocast(device, dtype):
+            logits: Tensor = plain(*args)
+        return logits.float()
+
+    net.forward = forward
+    try:
+        yield
+    finally:
+        del net.forward  # the instance's own: the class's is back
