@@ -26,6 +26,14 @@ class Standard(Defense):
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3F"
     revision: ClassVar[int] = 1
+    recipe: ClassVar[dict[str, Any]] = {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "schedule": "step",
+        "epochs": 200,
+        "batch_size": 128,
+    }
     smoke: ClassVar[dict[str, Any]] = {}
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
