@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import toys
 from torch import Tensor, nn
 
 from bench.core.ascent import kl
@@ -133,12 +135,72 @@ def test_trades_equals_a_reference_from_the_formula() -> None:
     divergence = (p * (p.log() - q.log())).sum() / len(batch.x)
     total = -clean.log_softmax(1)[torch.arange(10), batch.y].mean() + 6 * divergence
     for found, wanted in zip(gradients, torch.autograd.grad(total, list(net.parameters())), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     assert float((terms["ce"] + terms["kl"]).detach()) == pytest.approx(float(total.detach()), rel=1e-12)
     # with a detached target (a common error) the gradient is another one
     detached = F.cross_entropy(net(batch.x), batch.y) + 6 * kl(net(batch.x).detach(), net(adv)).mean()
     wrong = torch.autograd.grad(detached, list(net.parameters()))
     assert any((a - b).abs().max() > 1e-6 for a, b in zip(gradients, wrong, strict=True))
+
+
+def test_trades_in_the_l2_ball_climbs_the_divergence_too() -> None:
+    threat, net, batch = Threat("L2", Number("0.5")), _net(), _batch()
+    torch.manual_seed(7)
+    found = TRADES(threat, steps=4, rel_step_size=0.4).inner(net, batch)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        clean = net(batch.x).softmax(1)
+    adv = (batch.x + 0.001 * torch.randn_like(batch.x)).clamp(0, 1)
+    for _ in range(4):
+        adv = adv.detach().requires_grad_()
+        q = net(adv).log_softmax(1)
+        (grad,) = torch.autograd.grad((clean * (clean.log() - q)).sum(), adv)
+        moved = adv.detach() + 0.2 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1) - batch.x
+        adv = (batch.x + moved * (0.5 / moved.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)).clamp(0, 1)
+    torch.testing.assert_close(found, adv.detach(), rtol=0, atol=1e-6)  # the core adds 1e-10 to each length
+
+
+@pytest.mark.parametrize("kind", [Standard, Smoothing])
+def test_standard_and_smoothing_equal_cross_entropy_in_train_mode(kind: type[Standard | Smoothing]) -> None:
+    defense, net, reference, batch = kind(NONE), _net(batch_norm=True), _net(batch_norm=True), _batch()
+    torch.manual_seed(5)
+    adv = defense.inner(net, batch)
+    torch.manual_seed(5)
+    x = batch.x + (0.25 * torch.randn_like(batch.x) if kind is Smoothing else 0)
+    expected = -reference(x).log_softmax(1)[torch.arange(10), batch.y].mean()
+    toys.assert_loss(defense.loss(net, batch, adv), expected, net, reference)
+    for name, value in reference.state_dict().items():  # one pass has moved the running statistics
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=0, atol=1e-12)
+
+
+def test_the_loss_moves_running_statistics_once_a_pass() -> None:
+    """Clean and adversarial images are batches of their own, in this order, and nothing passes twice."""
+    batch = _batch()
+    adv = (batch.x + 0.1).clamp(0, 1)
+    for defense, passes in ((TRADES(THREAT), (batch.x, adv)), (PGDAT(THREAT), (adv,))):
+        net, reference = _net(batch_norm=True), _net(batch_norm=True)
+        defense.loss(net, batch, adv)
+        for x in passes:
+            reference(x)
+        for name, value in reference.state_dict().items():
+            torch.testing.assert_close(net.state_dict()[name], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        (Standard, {}, 3),
+        (Smoothing, {}, 3),
+        (PGDAT, {}, 23),
+        (PGDAT, {"steps": 7}, 17),
+        (TRADES, {}, 27),
+        (TRADES, {"steps": 5}, 17),
+    ],
+)
+def test_cost(kind: Any, settings: dict[str, int], expected: int) -> None:
+    units, work = toys.cost(kind(THREAT, **settings))
+    assert units == expected
+    assert expected - 0.5 < work < expected  # the first layer needs no input gradient
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -207,6 +269,15 @@ def test_smoothing_noise_is_fresh_unclipped_and_deployed() -> None:
     assert isinstance(model, Smoothed)
     assert (model.sigma, model.n_vote, model.alpha) == (0.5, 7, 0.01)
     assert model.net is net
+
+
+def test_defaults_are_the_papers() -> None:
+    """Published steps at published budgets: 2/255 at 8/255 (Rice), .007 at .031 (TRADES)."""
+    assert (PGDAT(THREAT).steps, PGDAT(THREAT).rel_step_size, PGDAT(THREAT).attack_bn_mode) == (10, 0.25, "train")
+    trades = TRADES(THREAT)
+    assert (trades.steps, trades.beta, trades.start, trades.attack_bn_mode) == (10, 6, "normal", "eval")
+    assert trades.rel_step_size * 0.031 == pytest.approx(0.007)
+    assert (Smoothing(NONE).sigma, Smoothing(NONE).alpha) == (0.25, 0.001)
 
 
 def test_weak_inner_attacks_are_refused() -> None:

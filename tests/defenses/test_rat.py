@@ -162,6 +162,18 @@ def test_costs_what_trades_costs() -> None:
     assert work == pytest.approx(trades, rel=0.03)  # the head is a large part of this net
 
 
+def test_the_first_order_on_all_layers_costs_a_double_backward() -> None:
+    _, head = toys.cost(RAT(THREAT, w2=0.0))
+    _, network = toys.cost(RAT(THREAT, w2=0.0, first_on="network"))
+    assert 10 < network - head <= 12
+
+
+def test_defaults_are_the_released_attack_and_its_weight() -> None:
+    rat = RAT(THREAT)
+    assert (rat.beta, rat.w0, rat.w1, rat.w2, rat.noise) == (6, 1, 0.2, 0.2, "gaussian")
+    assert (rat.steps, rat.rel_step_size, rat.start, rat.attack_bn_mode) == (10, 0.25, "normal", "eval")
+
+
 def test_divergence_of_the_reference_is_the_one_of_the_core() -> None:
     net, data, adv = tiny()
     torch.testing.assert_close(divergence(net, data.x, adv, net.head.weight), kl(net(data.x), net(adv)).mean())

@@ -38,9 +38,10 @@ def divergence(q: Tensor, p: Tensor) -> Tensor:
     return torch.stack(parts).sum() / len(p)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"fix_q2": True}, {"smoothing": "uniform"}, {"cc": 0.3, "second": 0.4}])
-def test_loss_and_gradients_equal_a_reference_from_the_description(settings: dict[str, Any]) -> None:
-    defense, model, data = RATRelease(THREAT, alpha=0.3, beta=5.0, **settings), toys.net(), toys.batch()
+def test_loss_and_gradients_equal_a_reference_from_the_description(settings: dict[str, Any], batch_norm: bool) -> None:
+    defense, model, data = RATRelease(THREAT, alpha=0.3, beta=5.0, **settings), toys.net(batch_norm), toys.batch()
     adv = (data.x + 0.2 * torch.rand_like(data.x)).clamp(0, 1)
     slopes = []
     for x in (data.x, adv):  # two extra backward passes to read the last layer's gradient, as released
@@ -132,6 +133,13 @@ def test_awp_climbs_plain_trades() -> None:
     adv = data.x + 0.01
     ascent = RATRelease(THREAT, beta=5.0).ascent_loss(model, data, adv)
     toys.assert_loss(ascent, sum(TRADES(THREAT, beta=5.0).loss(model, data, adv).values()), model)  # type: ignore[arg-type]
+
+
+def test_defaults_are_the_released_ones() -> None:
+    one = RATRelease(THREAT)
+    assert (one.beta, one.alpha, one.second, one.noise_std) == (6, 0.2, 0.5, 1e-4)
+    assert (one.steps, one.rel_step_size, one.start, one.attack_bn_mode) == (10, 0.25, "normal", "eval")
+    assert (one.smoothing, one.fix_q2) == ("gap", False)
 
 
 def test_costs_what_trades_costs() -> None:
