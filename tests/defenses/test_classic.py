@@ -264,20 +264,12 @@ def test_smoothing_noise_is_fresh_unclipped_and_deployed() -> None:
     assert one.min() < 0
     assert one.max() > 1
     assert float((one - batch.x).std()) == pytest.approx(0.5, rel=0.03)
-    assert (one - batch.x).flatten(1).unique(dim=0).shape[0] == 200
+    noise = (one - batch.x).flatten(1)
+    assert float((noise[1:] - noise[:-1]).abs().amax(1).min()) > 0.1  # each image has a draw of its own
     model = defense.deploy(net)
     assert isinstance(model, Smoothed)
     assert (model.sigma, model.n_vote, model.alpha) == (0.5, 7, 0.01)
     assert model.net is net
-
-
-def test_defaults_are_the_papers() -> None:
-    """Published steps at published budgets: 2/255 at 8/255 (Rice), .007 at .031 (TRADES)."""
-    assert (PGDAT(THREAT).steps, PGDAT(THREAT).rel_step_size, PGDAT(THREAT).attack_bn_mode) == (10, 0.25, "train")
-    trades = TRADES(THREAT)
-    assert (trades.steps, trades.beta, trades.start, trades.attack_bn_mode) == (10, 6, "normal", "eval")
-    assert trades.rel_step_size * 0.031 == pytest.approx(0.007)
-    assert (Smoothing(NONE).sigma, Smoothing(NONE).alpha) == (0.25, 0.001)
 
 
 def test_weak_inner_attacks_are_refused() -> None:

@@ -96,12 +96,6 @@ def test_no_budget_is_boosted_cross_entropy(batch_norm: bool) -> None:
     assert_same(one, other)
 
 
-def test_defaults_are_the_papers() -> None:
-    mart = MART(threat())
-    assert (mart.beta, mart.steps, mart.start, mart.attack_bn_mode) == (5, 10, "normal", "eval")
-    assert mart.rel_step_size * 0.031 == pytest.approx(0.007)
-
-
 def test_cost() -> None:
     hooks, work = cost(MART(threat()))
     assert hooks == 26

@@ -168,12 +168,6 @@ def test_the_first_order_on_all_layers_costs_a_double_backward() -> None:
     assert 10 < network - head <= 12
 
 
-def test_defaults_are_the_released_attack_and_its_weight() -> None:
-    rat = RAT(THREAT)
-    assert (rat.beta, rat.w0, rat.w1, rat.w2, rat.noise) == (6, 1, 0.2, 0.2, "gaussian")
-    assert (rat.steps, rat.rel_step_size, rat.start, rat.attack_bn_mode) == (10, 0.25, "normal", "eval")
-
-
 def test_divergence_of_the_reference_is_the_one_of_the_core() -> None:
     net, data, adv = tiny()
     torch.testing.assert_close(divergence(net, data.x, adv, net.head.weight), kl(net(data.x), net(adv)).mean())

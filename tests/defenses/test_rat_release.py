@@ -135,13 +135,6 @@ def test_awp_climbs_plain_trades() -> None:
     toys.assert_loss(ascent, sum(TRADES(THREAT, beta=5.0).loss(model, data, adv).values()), model)  # type: ignore[arg-type]
 
 
-def test_defaults_are_the_released_ones() -> None:
-    one = RATRelease(THREAT)
-    assert (one.beta, one.alpha, one.second, one.noise_std) == (6, 0.2, 0.5, 1e-4)
-    assert (one.steps, one.rel_step_size, one.start, one.attack_bn_mode) == (10, 0.25, "normal", "eval")
-    assert (one.smoothing, one.fix_q2) == ("gap", False)
-
-
 def test_costs_what_trades_costs() -> None:
     units, work = toys.cost(RATRelease(THREAT))
     _, trades = toys.cost(TRADES(THREAT))

@@ -65,7 +65,7 @@ def test_noise_has_its_size_and_is_fresh_for_each_image_and_not_clipped() -> Non
     net(x)
     noise = seen[0] - x
     assert float(noise.std()) == pytest.approx(0.2, rel=0.03)
-    assert noise.flatten(1).unique(dim=0).shape[0] == 500
+    assert float((noise[1:] - noise[:-1]).abs().flatten(1).amax(1).min()) > 0.05  # each image has a draw of its own
     assert float(seen[0].min()) < 0
 
 
