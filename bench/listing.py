@@ -9,6 +9,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from bench import catalog, datasets
 
@@ -47,7 +48,7 @@ def _line(plugin: catalog.Plugin) -> str:
         middle = "/".join(plugin.constant("norms", ("Linf", "L2", "L1")))
     source = plugin.source or plugin.formula
     brief = source[: source.find(")") + 1] or source
-    return f"  {plugin.name:16} {middle:{0 if plugin.kind == 'models' else 24}} {brief}"
+    return f"  {plugin.name:16} {middle:{0 if plugin.kind == 'models' else 30}} {brief}"
 
 
 def _dataset_lines() -> None:
@@ -73,7 +74,7 @@ def _one(kind: str, name: str) -> None:
         print(f"\n{plugin.notes}")
     print("\nsettings" if plugin.fields else "\nno settings")
     for field in plugin.fields:
-        print(f"  {field.name} = {_shown(field.default)}  [{_plain_type(field.written)}]")
+        print(f"  {field.name} = {_shown(field.default)}  [{_plain_type(field)}]")
         if field.doc:
             print(f"      {field.doc}")
     facts_ = {k: v for k, v in plugin.constants.items() if k in ("norms", "kind", "uses_threat", "deploys", "passes")}
@@ -88,17 +89,17 @@ def _shown(value: object) -> str:
     return "required" if value is catalog._REQUIRED else repr(value)
 
 
-def _plain_type(written: str) -> str:
-    """`Annotated[float, Gt(0)]` -> `float > 0`, `Literal['a', 'b']` -> `a | b`."""
-    inner = written
+def _plain_type(field: catalog.Field) -> str:
+    """`Annotated[float, Gt(0)]` is `float > 0`; `Literal['a', 'b']`, or an alias, `a | b`; `| None`, `or null`."""
+    inner, empty = field.written.removesuffix(" | None"), " or null" if field.written.endswith(" | None") else ""
+    if get_origin(field.type) is Literal:
+        return " | ".join(map(str, get_args(field.type)))
     if inner.startswith("Annotated[") and inner.endswith("]"):
         first, *bounds = inner[len("Annotated[") : -1].split(", ")
         for word, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
             bounds = [b.replace(f"{word}(", f"{sign} ").rstrip(")") if b.startswith(word) else b for b in bounds]
-        return f"{first} {', '.join(bounds)}"
-    if inner.startswith("Literal["):
-        return inner[len("Literal[") : -1].replace("'", "").replace(", ", " | ")
-    return inner
+        return f"{first} {', '.join(bounds)}{empty}"
+    return inner + empty
 
 
 def check(name: str | None, everything: bool) -> int:

@@ -31,8 +31,11 @@ from torch import Tensor, nn
 
 from bench import catalog, plugins
 from bench.core.defense import Batch, Defense
+from bench.cost import counted_step
+from bench.data import layout as laid_out
 from bench.models.common import Inputs
-from bench.train import _counted_step, _layout, _optimisation
+from bench.optimise import optimisation
+from bench.spec import TrainSpec
 from bench.worker import _git, device_name
 
 HERE = Path(__file__).resolve().parent
@@ -111,8 +114,8 @@ class Ours:
     def __init__(self, arch: str, name: str, settings: dict[str, Any], recipe: dict[str, Any], x: Tensor, y: Tensor):
         self.defense = make_defense(name, settings)
         self.net = make_net(arch, x.device, self.defense)
-        self.updater = _optimisation(self.defense, self.net, recipe, 1000)
-        self.batch = Batch(_layout(x), y, torch.arange(len(x), device=x.device), 0, 0.5)
+        self.updater = optimisation(self.defense, self.net, TrainSpec(**recipe).model_dump(), 1000)
+        self.batch = Batch(laid_out(x), y, torch.arange(len(x), device=x.device), 0, 0.5)
         self.x_adv: Any = None
         inner = self.defense.inner
 
@@ -131,7 +134,7 @@ class Ours:
         whole = self.batch
         part = replace(whole, x=whole.x[:count], y=whole.y[:count], index=whole.index[:count])
         with forwards(self.net) as seen:
-            terms, cost = _counted_step(self.defense, self.net, self.updater, part)
+            terms, cost = counted_step(self.defense, self.net, self.updater, part)
         loss = float(sum(value.detach() for value in terms.values()))
         return {**cost, "forwards_per_image": seen[0] / len(part.x) - 1, "loss": loss}
 
@@ -159,7 +162,7 @@ class Plain:
 
         part = Batch(self.x[:count], self.y[:count], self.y[:count], 0, 0.5)
         with forwards(self.net) as seen:
-            terms, cost = _counted_step(Counted(), self.net, None, part)  # type: ignore[arg-type]
+            terms, cost = counted_step(Counted(), self.net, None, part)  # type: ignore[arg-type]
         return {**cost, "forwards_per_image": seen[0] / len(part.x) - 1, "loss": float(terms["loss"])}
 
 

@@ -5,11 +5,11 @@ N-FGSM (de Jorge et al. 2022, arXiv 2202.01181).
 
 `n_fgsm` draws d0 from U(-k eps, k eps), k = 2, takes a step of eps and, as published, does *not* project the sum onto
 the ball: its training images reach (k + 1) eps from x. Both clip to [0,1], before the gradient is taken and after. One
-step can overfit within an epoch (100 % under FGSM, 0 % under PGD), so a guard counts accuracy under PGD-5 (steps of
-eps / 4, eval mode, no random start: no draw of training changes) at the first batch of each epoch and after the last
-step. More than `max_drop` below the best so far, the weights of the last good check return and no step follows. Wong's
-code checks in train mode, and against the check before. The rate peaks at 30 % of training, in their code halfway
-(schedule=cyclic).
+step can overfit within an epoch (100 % under FGSM, 0 % under PGD), so a guard counts accuracy under PGD-5 (steps of eps
+/ 4, eval mode, no random start: no draw of training changes) at the first batch of each epoch and after the last step.
+More than `max_drop` below the best so far, the weights of the last good check return and no step follows. Wong's code
+checks in train mode, and against the check before. The recipe is Wong's but that the rate peaks at 30 % of training,
+not halfway (schedule=cyclic); N-FGSM took 30 epochs.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class FastAT(Defense):
         self._best = torch.zeros(())  # accuracy under PGD-5
         self._loss: Tensor | None = None  # of the weights rolled back to, once stopped
         self._good: dict[str, Tensor] = {}
+        self._checks = self._skipped = 0
 
     @property
     def rolled_back(self) -> bool:
@@ -97,6 +98,7 @@ class FastAT(Defense):
         stride = batch.progress - self._progress  # of one batch, from the second one on
         self._epoch, self._progress = batch.epoch, batch.progress
         if self._loss is not None:
+            self._skipped += 1
             return {"ce": self._loss}
         terms = super().step(net, updater, batch)
         if self.guard and stride > 0 and batch.progress + 1.5 * stride > 1:
@@ -107,6 +109,7 @@ class FastAT(Defense):
         """Save the weights, or bring back the saved ones and stop, by the accuracy under PGD-5 on this batch."""
         if self._loss is not None:
             return
+        self._checks += 1
         objective = attack_loss("ce", batch.y)
         with frozen(net) as target:
             adv = ascend(
@@ -123,17 +126,22 @@ class FastAT(Defense):
         self._good = {name: value.detach().clone() for name, value in net.state_dict().items()}
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
-        """Has the guard stopped training, and the best accuracy under PGD-5 that it saw."""
-        return {"guard_stopped": torch.tensor(float(self._loss is not None)), "guard_best": self._best}
+        """Has the guard stopped training, the best accuracy under PGD-5 that it saw, how often it looked, and how many
+        steps it left out."""
+        own = {"stopped": self._loss is not None, "checks": self._checks, "skipped_steps": self._skipped}
+        found = {f"guard_{name}": torch.tensor(float(value)) for name, value in own.items()}
+        return {**found, "guard_best": self._best}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The guard: place in training, best accuracy, last good weights, and whether it has stopped."""
+        """The guard: place in training, counts, best accuracy, last good weights, and whether it has stopped."""
         place = {"epoch": torch.tensor(self._epoch), "progress": torch.tensor(self._progress, dtype=torch.float64)}
+        place["counts"] = torch.tensor([self._checks, self._skipped])
         stopped = {} if self._loss is None else {"stopped": self._loss}
         return {**place, "best": self._best, **stopped, **{_GOOD + n: v for n, v in self._good.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
         self._epoch, self._progress = int(state["epoch"]), float(state["progress"])
+        self._checks, self._skipped = state["counts"].tolist()
         self._best, self._loss = state["best"], state.get("stopped")
         self._good = {n.removeprefix(_GOOD): v for n, v in state.items() if n.startswith(_GOOD)}

@@ -4,10 +4,10 @@ MART, misclassification-aware adversarial training (Wang et al. 2020, ICLR): a b
 images found by ascent on cross-entropy, and a divergence that counts more where the clean image is not yet right.
 
 Gradient flows through the weight 1 - p_y and through both arguments of KL, as in the released code, whose constants
-(1.0001, 1.0000001, 1e-12) keep the logarithms finite. Its clean and adversarial batches are separate for BatchNorm; the
-attack runs in eval mode from a tiny normal start. Defaults are its ResNet-18 setting (beta 5; WideResNet: beta 6, lr
-.1, decay 7e-4, 90 epochs), with 10 steps of .007 at eps .031. The recipe drops the rate at half and three quarters; the
-code at epochs 75, 90 and 100 of 120.
+(1.0001, 1.0000001, 1e-12) keep the logarithms finite; in KL ours are exact, where it has log(p' + 1e-12). Its clean and
+adversarial batches are separate for BatchNorm; the attack runs in eval mode from a tiny normal start. Defaults are its
+ResNet-18 setting (beta 5; WideResNet: beta 6, lr .1, decay 7e-4, 90 epochs), with 10 steps of .007 at eps .031. The
+recipe drops the rate at half and three quarters; the code at epochs 75, 90 and 100 of 120.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 PGD adversarial training (Madry et al. 2018, arXiv 1706.06083): the inner maximum by projected gradient ascent from a
 uniform random start, the weights trained on adversarial images alone.
 
-Defaults follow the recipe of Rice et al. (2020, arXiv 2002.11569): 10 steps of eps / 4 (2/255 at 8/255), the network in
-train mode during the attack, so that batch statistics are used and each attack step also moves the running ones.
-Madry's MNIST runs took 40 steps of eps / 30. Training on a mixture of clean and adversarial images is another method.
+Defaults and `recipe` follow Rice et al. (2020, arXiv 2002.11569): 10 steps of eps / 4 (2/255 at 8/255), the network in
+train mode during the attack, so that batch statistics are used and each attack step also moves the running ones; their
+L2 step is 15/128 of eps. Madry's MNIST runs took 40 steps of eps / 30, his CIFAR-10 model decay 2e-4. Training on a
+mixture of clean and adversarial images is another method.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ class PGDAT(Defense):
     passes: ClassVar[str] = "(2 steps + 3) F = 23F"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    recipe: ClassVar[dict[str, Any]] = {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "schedule": "step",
+        "epochs": 200,
+        "batch_size": 128,
+    }
     smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     steps: Annotated[int, Gt(0)] = 10

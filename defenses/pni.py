@@ -7,7 +7,8 @@ The noise is fresh in each forward pass and shared by the batch; std(w_l) is tha
 draw, a constant in the gradient; a_l has no weight decay, and may change its sign. Noise has its own switch and does
 not follow train or eval mode. x' maximises the loss against the prediction at x, as released (no label leaking), and
 the adversarial term starts after 5 of 160 epochs (a fraction here). The released code takes that prediction from its
-training pass; ours comes from a pass of its own, in eval mode, for one F more.
+training pass (label=training); the default is a pass of its own, in eval mode as the attack, for one F more. Their
+Nesterov momentum is plain here.
 
 One draw decides, as in the paper (n_draws = 1); more average the softmax. The published accuracies are of the
 checkpoint best on test images under PGD without averaging over the noise, so expect less here.
@@ -16,7 +17,7 @@ checkpoint best on test images under PGD without averaging over the noise, so ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +44,16 @@ class WeightNoise(NoiseSource):
         return self.a * signal.detach().std()
 
 
+class Attacked(NamedTuple):
+    """Adversarial images (b c h w), and the logits (b k) of the training pass whose prediction they lead away from."""
+
+    x_adv: Tensor
+    clean: Tensor
+
+
 @dataclass
 class PNI(Defense):
-    """Adversarial training with learnable weight noise. Costs 2 steps + 7 forward passes F an image (6 with y)."""
+    """Adversarial training with learnable weight noise. Costs 2 steps + 7 forward passes F an image, or one less."""
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
@@ -71,8 +79,9 @@ class PNI(Defense):
     """Weight of the clean cross-entropy; the adversarial one has the rest."""
     warmup: Annotated[float, Ge(0), Le(1)] = 0.03125
     """Fraction of training at its start without adversarial images."""
-    label: Literal["prediction", "true"] = "prediction"
-    """Label that the attack leads away from: the net's prediction at the clean image, or the true one."""
+    label: Literal["prediction", "training", "true"] = "prediction"
+    """Label that the attack leads away from: the net's prediction at the clean image in a pass of its own, that of the
+    training pass, or the true one; the last two save one F."""
     steps: Annotated[int, Gt(0)] = 7
     """Gradient steps of the inner maximisation; each sees fresh noise."""
     rel_step_size: Annotated[float, Gt(0)] = 0.3225806451612903
@@ -102,17 +111,21 @@ class PNI(Defense):
         rest = [p for p in net.parameters() if id(p) not in own]
         return [{"params": rest}, {"params": list(own.values()), "weight_decay": 0.0}]
 
-    def inner(self, net: nn.Module, batch: Batch) -> Tensor | None:
-        """Adversarial images against the noisy net, None during the warm-up."""
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor | Attacked | None:
+        """Adversarial images against the noisy net, None during the warm-up; for label=training with its logits."""
         active = batch.progress >= self.warmup
         self._steps, self._adversarial = self._steps + 1, self._adversarial + active
         if not active:
             return None
+        clean = net(batch.x) if self.label == "training" else None  # its graph waits for the loss
         with frozen(net, self.attack_bn_mode) as target:
-            with torch.no_grad():
-                label = batch.y if self.label == "true" else target(batch.x).argmax(1)
+            if self.label == "true":
+                label = batch.y
+            else:
+                with torch.no_grad():
+                    label = (target(batch.x) if clean is None else clean).argmax(1)
             objective = attack_loss("ce", label)
-            return ascend(
+            x_adv = ascend(
                 lambda x: objective(target(x)),
                 batch.x,
                 self.threat,
@@ -120,13 +133,15 @@ class PNI(Defense):
                 rel_step_size=self.rel_step_size,
                 start=self.start,
             )
+        return x_adv if clean is None else Attacked(x_adv, clean)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """The two weighted cross-entropies, each under noise of its own; the clean one alone during the warm-up."""
-        clean = F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)
-        if adv is None:
+        x_adv, logits = adv if isinstance(adv, Attacked) else (adv, net(batch.x))
+        clean = F.cross_entropy(logits, batch.y, label_smoothing=batch.smoothing)
+        if x_adv is None:
             return {"ce": clean}
-        moved = F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)
+        moved = F.cross_entropy(net(x_adv), batch.y, label_smoothing=batch.smoothing)
         return {"ce": self.clean * clean, "adv": (1 - self.clean) * moved}
 
     def deploy(self, net: nn.Module) -> Randomised:
@@ -134,10 +149,11 @@ class PNI(Defense):
         return Randomised(net, self.n_draws)
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
-        """Mean and largest size of the noise over layers, and the share of steps so far with adversarial images."""
+        """Mean and largest size of the noise over layers; steps so far with adversarial images, and their share."""
         sizes = torch.stack([size.detach().abs().mean() for size in noise_sizes(net)])
-        share = torch.tensor(self._adversarial / max(self._steps, 1))
-        return {"noise_mean": sizes.mean(), "noise_max": sizes.max(), "adv_share": share}
+        own = {"adv_steps": self._adversarial, "adv_share": self._adversarial / max(self._steps, 1)}
+        active = {name: torch.tensor(float(value)) for name, value in own.items()}
+        return {"noise_mean": sizes.mean(), "noise_max": sizes.max(), **active}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"steps": torch.tensor([self._steps, self._adversarial])}

@@ -2,7 +2,11 @@
 
 Randomised adversarial training through Taylor expansion (Jin et al. 2023, CVPR, arXiv 2303.10653): TRADES under random
 weights, expanded around the mean weights; x' comes from a noisy copy of the net. Reconstructed from the abstract: the
-full text was not read, and the released code computes something else (see rat_release).
+full text was not read.
+
+Paper against release: the released code (rat_release) holds no derivative of the weights. Its first and second order
+are soft labels that follow gradient gaps between classes, its noise is absolute, on convolutions and for x' alone, and
+its AWP variant has none and climbs plain TRADES (awp on this defense climbs the whole loss).
 
 The Taylor terms are taken on the weights W of the last layer, in closed form, so they cost next to nothing: zeroth KL;
 first sigma sqrt(2/pi) ||grad_W KL||, exact for gaussian noise, for the others by the central limit over the entries of

@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
@@ -75,7 +75,7 @@ class SmoothAdv(Defense):
     """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
     n_vote: Annotated[int, Gt(0)] = 100
     """Draws of the deployed vote."""
-    alpha: Annotated[float, Ge(0), Lt(1)] = 0.001
+    alpha: Annotated[float, Gt(0), Lt(1)] = 0.001
     """Probability that the deployed vote answers with another class than the ideal vote."""
 
     def __post_init__(self) -> None:

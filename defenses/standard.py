@@ -27,6 +27,14 @@ class Standard(Defense):
     passes: ClassVar[str] = "3F"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    recipe: ClassVar[dict[str, Any]] = {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "schedule": "step",
+        "epochs": 200,
+        "batch_size": 128,
+    }
     smoke: ClassVar[dict[str, Any]] = {}
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import sys
 from importlib import util
@@ -187,6 +188,23 @@ def test_lists_name_everything_and_details_show_the_settings(bench: Bench) -> No
     assert "  sigma = 0.6  [float > 0]" in shown.splitlines()
     assert "bench run --defense noisy --set noisy.sigma=..." in shown.splitlines()
     assert bench("list", "datasets", "digits").out.startswith("digits: ")
+    for line in bench("list", "defenses").out.splitlines():  # cost and paper of each
+        assert re.search(r"F\b.*\b(19|20)\d\d\b", line), line
+
+
+def test_details_of_a_defense_show_formula_defaults_and_what_differs(bench: Bench) -> None:
+    shown = bench("list", "defenses", "rat").out
+    assert shown.splitlines()[1].startswith("  min_w E[ CE(f(x), y) + beta (w0 KL")
+    assert "Paper against release: " in shown
+    for line in (
+        "  beta = 6.0  [float >= 0]",
+        "  noise = 'gaussian'  [gaussian | uniform | laplace]",
+        "  start = 'normal'  [uniform | normal | zero]",
+        "  attack_bn_mode = 'eval'  [eval | train | train_frozen_stats]",
+        "passes: (2 steps + 7) F = 27F",
+    ):
+        assert line in shown.splitlines()
+    assert "  cc = None  [float >= 0, <= 1 or null]" in bench("list", "defenses", "rat_release").out.splitlines()
 
 
 def test_a_broken_plug_in_is_listed_as_broken(bench: Bench) -> None:

@@ -35,7 +35,7 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "defense pgd_at (steps=3): steps x step_size is 0.75 eps, less than the budget; expected",
     ),
     "start": ("--defense trades --set trades.start=zero", "the gradient of KL is 0 at the image itself; use start="),
-    "deployment": ("--norm L2 --defense smoothadv --set smoothadv.alpha=0", "expected sigma > 0, n_vote >= 1, 0 < "),
+    "deployment": ("--norm L2 --defense smoothadv --set smoothadv.alpha=0", "defenses smoothadv.alpha: input should be greater than 0"),
     "image": ("--model lenet5", "model lenet5 on digits: lenet5 needs images of at least 14 x 14 pixels, got 8"),
     "depth": ("--model wide_resnet --set wide_resnet.depth=9", "model wide_resnet (depth=9) on digits: depth is 9; "),
     "attack": ("--attack autoattack --set autoattack.version=custom", "attack autoattack (version=custom): attacks_to"),

@@ -21,6 +21,7 @@ from bench.names import label
 from bench.plan import plan
 from bench.spec import build
 from defenses.awp import AWP
+from defenses.mart import MART
 from defenses.pgd_at import PGDAT
 from defenses.rat import RAT
 from defenses.rat_release import RATRelease
@@ -78,6 +79,7 @@ def proxy_step(model: nn.Module, updater: Any, base: Defense, gamma: float, rate
     [
         ("trades", TRADES(THREAT, **CHEAP)),  # type: ignore[arg-type]
         ("pgd_at", PGDAT(THREAT, **CHEAP)),  # type: ignore[arg-type]
+        ("mart", MART(THREAT, **CHEAP)),  # type: ignore[arg-type]
         ("rat", RAT(THREAT, sigma=0.3, **CHEAP)),  # type: ignore[arg-type]
         ("rat_release", RATRelease(THREAT, noise_std=0.0, **CHEAP)),  # type: ignore[arg-type]
     ],
@@ -183,10 +185,11 @@ def test_a_warm_up_of_the_budget_reaches_the_base() -> None:
 
 
 def test_costs() -> None:
-    for base, expected in (("pgd_at", 26), ("trades", 33), ("rat_release", 33), ("standard", 6)):
+    bases = {"pgd_at": 26, "trades": 33, "mart": 32, "rat": 33, "rat_release": 33, "standard": 6}
+    for base, expected in bases.items():
         units, work = toys.cost(AWP(THREAT, base={"name": base}, warmup=0.0))
         assert units == expected
-        assert work <= expected + 0.2
+        assert work <= expected + (1.2 if base == "rat" else 0.2)  # the head is a large part of this net
 
 
 class NoLoss(Defense):

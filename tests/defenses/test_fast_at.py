@@ -128,7 +128,8 @@ def test_the_guard_rolls_back_and_stops() -> None:
     assert updater.steps == steps
     for name, value in model.state_dict().items():
         assert torch.equal(value, saved[name]), name
-    assert defense.metrics(model)["guard_stopped"] == 1
+    found = {name: float(value) for name, value in defense.metrics(model).items()}
+    assert found == {"guard_stopped": 1, "guard_best": 1, "guard_checks": 9, "guard_skipped_steps": 10}
     assert all(float(t["ce"]) == float(terms[0]["ce"]) and not t["ce"].requires_grad for t in terms)
     assert [m.training for m in model.modules()] == modes
     assert all(p.requires_grad for p in model.parameters())
@@ -138,6 +139,7 @@ def test_the_guard_rolls_back_and_stops() -> None:
     before = _state(model)
     assert float(_epochs(fresh, model, updater, 11, 12)[0]["ce"]) == float(terms[0]["ce"])
     assert updater.steps == steps
+    assert fresh.metrics(model)["guard_skipped_steps"] == 15
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

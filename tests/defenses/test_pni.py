@@ -20,9 +20,9 @@ CHEAP: dict[str, Any] = {"steps": 3, "rel_step_size": 0.4}
 LAYERS = ("first", "second", "head")
 
 
-def noisy(**settings: Any) -> tuple[PNI, nn.Module]:
+def noisy(batch_norm: bool = False, **settings: Any) -> tuple[PNI, nn.Module]:
     defense = PNI(THREAT, **{**CHEAP, **settings})
-    return defense, defense.wrap(toys.net())
+    return defense, defense.wrap(toys.net(batch_norm))
 
 
 def draw_by_hand(net: nn.Module, sizes: list[Tensor], x: Tensor) -> Tensor:
@@ -36,10 +36,11 @@ def draw_by_hand(net: nn.Module, sizes: list[Tensor], x: Tensor) -> Tensor:
     return torch.func.functional_call(net, weights, (x,))
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("per", ["layer", "channel", "element"])
-def test_loss_and_gradients_equal_a_reference_from_the_formula(per: Any) -> None:
-    defense, net = noisy(per=per, clean=0.3)
-    plain, data = toys.net(), toys.batch()
+def test_loss_and_gradients_equal_a_reference_from_the_formula(per: Any, batch_norm: bool) -> None:
+    defense, net = noisy(batch_norm, per=per, clean=0.3)
+    plain, data = toys.net(batch_norm), toys.batch()
     adv = (data.x + 0.1).clamp(0, 1)
     shapes = {"layer": [()] * 3, "channel": [(3, 1, 1, 1), (8, 1, 1, 1), (4, 1)]}
     shape = shapes.get(per, [tuple(plain.get_parameter(f"{name}.weight").shape) for name in LAYERS])
@@ -110,10 +111,11 @@ def test_stored_weights_make_the_round_trip() -> None:
     assert noise_sites(twin)[0].source is not noise_sites(net)[0].source
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("label", ["prediction", "true"])
-def test_the_attack_leads_away_from_the_prediction_under_fresh_noise(label: Any) -> None:
-    defense, net = noisy(label=label)
-    plain, data = toys.net(), toys.batch()
+def test_the_attack_leads_away_from_the_prediction_under_fresh_noise(label: Any, batch_norm: bool) -> None:
+    defense, net = noisy(batch_norm, label=label)
+    plain, data = toys.net(batch_norm).eval(), toys.batch()
     sizes = [torch.tensor(0.25, dtype=torch.float64)] * 3
     torch.manual_seed(6)
     found = defense.inner(net, data)
@@ -128,13 +130,44 @@ def test_the_attack_leads_away_from_the_prediction_under_fresh_noise(label: Any)
     toys.assert_leaves_no_trace(lambda model: defense.inner(model, data))
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_prediction_can_be_that_of_the_training_pass(batch_norm: bool) -> None:
+    """As released: clean pass in train mode, attack in eval mode, adversarial pass; each draws once, in this order."""
+    defense, net = noisy(batch_norm, label="training")
+    plain, data = toys.net(batch_norm), toys.batch()
+    sizes = [torch.tensor(0.25, dtype=torch.float64, requires_grad=True) for _ in LAYERS]
+    torch.manual_seed(6)
+    terms = defense.loss(net, data, defense.inner(net, data))
+    torch.manual_seed(6)
+    clean = draw_by_hand(plain, sizes, data.x)
+    adv = (data.x + THREAT.sample(data.x)).clamp(0, 1)
+    plain.eval()
+    for _ in range(3):
+        adv.requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(draw_by_hand(plain, sizes, adv), clean.argmax(1)), adv)
+        adv = (data.x + (adv.detach() + 0.02 * grad.sign() - data.x).clamp(-0.05, 0.05)).clamp(0, 1)
+    plain.train()
+    moved = draw_by_hand(plain, sizes, adv)
+    expected = 0.5 * F.cross_entropy(clean, data.y) + 0.5 * F.cross_entropy(moved, data.y)
+    found = torch.stack(list(terms.values())).sum()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    originals = [net.get_submodule(name).parametrizations.weight.original for name in LAYERS]
+    wanted = torch.autograd.grad(expected, [plain.get_parameter(f"{n}.weight") for n in LAYERS] + sizes)
+    toys.assert_same(list(torch.autograd.grad(found, [*originals, *noise_sizes(net)])), list(wanted))
+    for name, value in plain.named_buffers():
+        torch.testing.assert_close(net.get_buffer(name), value, rtol=0, atol=1e-12)
+    early = toys.batch(progress=0.0)
+    assert set(defense.loss(net, early, defense.inner(net, early))) == {"ce"}
+
+
 def test_before_its_time_training_is_clean_and_the_record_says_so() -> None:
     defense, net = noisy(warmup=0.3)
     early, late = toys.batch(progress=0.2), toys.batch(progress=0.4)
     assert defense.inner(net, early) is None
     assert set(defense.loss(net, early, None)) == {"ce"}
     defense.step(net, toys.Descent(net), late)
-    assert float(defense.metrics(net)["adv_share"]) == 0.5
+    found = defense.metrics(net)
+    assert (float(found["adv_steps"]), float(found["adv_share"])) == (1, 0.5)
     again = PNI(THREAT)
     again.load_state_dict(defense.state_dict())
     assert float(again.metrics(net)["adv_share"]) == 0.5
@@ -160,7 +193,7 @@ def test_one_draw_decides_or_the_mean_softmax() -> None:
 
 
 def test_costs() -> None:
-    for label, expected in (("prediction", 21), ("true", 20)):
+    for label, expected in (("prediction", 21), ("training", 20), ("true", 20)):
         units, work = toys.cost(PNI(THREAT, label=label))  # type: ignore[arg-type]
         assert units == expected
         assert work <= expected + 0.2

@@ -162,6 +162,12 @@ def test_costs_what_trades_costs() -> None:
     assert work == pytest.approx(trades, rel=0.03)  # the head is a large part of this net
 
 
+def test_the_first_order_on_all_layers_costs_a_double_backward() -> None:
+    _, head = toys.cost(RAT(THREAT, w2=0.0))
+    _, network = toys.cost(RAT(THREAT, w2=0.0, first_on="network"))
+    assert 10 < network - head <= 12
+
+
 def test_divergence_of_the_reference_is_the_one_of_the_core() -> None:
     net, data, adv = tiny()
     torch.testing.assert_close(divergence(net, data.x, adv, net.head.weight), kl(net(data.x), net(adv)).mean())

@@ -38,9 +38,10 @@ def divergence(q: Tensor, p: Tensor) -> Tensor:
     return torch.stack(parts).sum() / len(p)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"fix_q2": True}, {"smoothing": "uniform"}, {"cc": 0.3, "second": 0.4}])
-def test_loss_and_gradients_equal_a_reference_from_the_description(settings: dict[str, Any]) -> None:
-    defense, model, data = RATRelease(THREAT, alpha=0.3, beta=5.0, **settings), toys.net(), toys.batch()
+def test_loss_and_gradients_equal_a_reference_from_the_description(settings: dict[str, Any], batch_norm: bool) -> None:
+    defense, model, data = RATRelease(THREAT, alpha=0.3, beta=5.0, **settings), toys.net(batch_norm), toys.batch()
     adv = (data.x + 0.2 * torch.rand_like(data.x)).clamp(0, 1)
     slopes = []
     for x in (data.x, adv):  # two extra backward passes to read the last layer's gradient, as released

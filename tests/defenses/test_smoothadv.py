@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from bench.core.smoothing import Smoothed
@@ -151,6 +152,13 @@ def test_costs() -> None:
             units, work = toys.cost(SmoothAdv(THREAT, attack=attack, steps=steps, draws=draws))  # type: ignore[arg-type]
             assert units == (2 * steps + 3) * draws
             assert work <= units + 0.1
+
+
+def test_what_the_deployed_vote_would_refuse_is_refused_before_training() -> None:
+    for kind in (SmoothAdv, Smoothing):
+        for alpha in (0, 1):
+            with pytest.raises(ValueError, match="alpha"):
+                TypeAdapter(kind).validate_python({"threat": THREAT, "alpha": alpha})
 
 
 def test_another_norm_is_refused() -> None:
