@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.rng import normal_like
 from bench.core.sites import edit_sites, first_weight
 
 
@@ -29,7 +29,7 @@ class NoisySampled(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 draws F"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {"sigma": 0.3}
 
@@ -46,7 +46,7 @@ class NoisySampled(Defense):
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         def shake(place: int, z: Tensor) -> Tensor:
             self._signal = z.detach().std()
-            return z + self.sigma * torch.randn_like(z)
+            return z + self.sigma * normal_like(z)
 
         x, y = batch.x.repeat(self.draws, 1, 1, 1), batch.y.repeat(self.draws)
         with edit_sites(net, [self.site], shake):

@@ -6,9 +6,9 @@ Gaussian noise of learnable size a_l to its weights, in training and at predicti
 The noise is fresh in each forward pass and shared by the batch; std(w_l) is that of the whole tensor and, like the
 draw, a constant in the gradient; a_l has no weight decay, and may change its sign. Noise has its own switch and does
 not follow train or eval mode. x' maximises the loss against the prediction at x, as released (no label leaking), and
-the adversarial term starts after 5 of 160 epochs (a fraction here). The released code takes that prediction from its
-training pass (label=training); the default is a pass of its own, in eval mode as the attack, for one F more. Their
-Nesterov momentum is plain here.
+the adversarial term starts after 5 of 160 epochs (a fraction here). That prediction comes from the training pass, as
+there; label=prediction is a pass of its own, in eval mode as the attack, for one F more. Their Nesterov momentum is
+plain here.
 
 One draw decides, as in the paper (n_draws = 1); more average the softmax. The published accuracies are of the
 checkpoint best on test images under PGD without averaging over the noise, so expect less here.
@@ -17,7 +17,7 @@ checkpoint best on test images under PGD without averaging over the noise, so ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 
 from bench.core.ascent import Start, ascend, attack_loss, check_reach
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Terms, Updater
 from bench.core.randomised import NoiseSource, Randomised, noise_sites
 
 
@@ -44,22 +44,15 @@ class WeightNoise(NoiseSource):
         return self.a * signal.detach().std()
 
 
-class Attacked(NamedTuple):
-    """Adversarial images (b c h w), and the logits (b k) of the training pass whose prediction they lead away from."""
-
-    x_adv: Tensor
-    clean: Tensor
-
-
 @dataclass
 class PNI(Defense):
-    """Adversarial training with learnable weight noise. Costs 2 steps + 7 forward passes F an image, or one less."""
+    """Adversarial training with learnable weight noise. Costs 2 steps + 6 forward passes F an image."""
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     deploys: ClassVar[str] = "randomised"
-    passes: ClassVar[str] = "(2 steps + 7) F = 21F"
-    revision: ClassVar[int] = 1
+    passes: ClassVar[str] = "(2 steps + 6) F = 20F"
+    revision: ClassVar[int] = 2
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
@@ -79,9 +72,9 @@ class PNI(Defense):
     """Weight of the clean cross-entropy; the adversarial one has the rest."""
     warmup: Annotated[float, Ge(0), Le(1)] = 0.03125
     """Fraction of training at its start without adversarial images."""
-    label: Literal["prediction", "training", "true"] = "prediction"
+    label: Literal["prediction", "training", "true"] = "training"
     """Label that the attack leads away from: the net's prediction at the clean image in a pass of its own, that of the
-    training pass, or the true one; the last two save one F."""
+    training pass, or the true one; the first costs one F more."""
     steps: Annotated[int, Gt(0)] = 7
     """Gradient steps of the inner maximisation; each sees fresh noise."""
     rel_step_size: Annotated[float, Gt(0)] = 0.3225806451612903
@@ -96,6 +89,7 @@ class PNI(Defense):
     def __post_init__(self) -> None:
         check_reach(self.steps, self.rel_step_size)
         self._steps = self._adversarial = 0
+        self._clean: Tensor | None = None  # logits of the step's clean training pass, while it runs
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The same net, whose convolutions and linear layers draw their weights."""
@@ -111,21 +105,28 @@ class PNI(Defense):
         rest = [p for p in net.parameters() if id(p) not in own]
         return [{"params": rest}, {"params": list(own.values()), "weight_decay": 0.0}]
 
-    def inner(self, net: nn.Module, batch: Batch) -> Tensor | Attacked | None:
-        """Adversarial images against the noisy net, None during the warm-up; for label=training with its logits."""
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+        """As of any defense, but for label=training the clean pass comes first: its prediction guides the attack."""
         active = batch.progress >= self.warmup
         self._steps, self._adversarial = self._steps + 1, self._adversarial + active
-        if not active:
+        self._clean = net(batch.x) if active and self.label == "training" else None
+        try:
+            return super().step(net, updater, batch)
+        finally:
+            self._clean = None
+
+    def inner(self, net: nn.Module, batch: Batch) -> Tensor | None:
+        """Adversarial images against the noisy net; None during the warm-up."""
+        if batch.progress < self.warmup:
             return None
-        clean = net(batch.x) if self.label == "training" else None  # its graph waits for the loss
         with frozen(net, self.attack_bn_mode) as target:
             if self.label == "true":
                 label = batch.y
             else:
                 with torch.no_grad():
-                    label = (target(batch.x) if clean is None else clean).argmax(1)
+                    label = (target(batch.x) if self._clean is None else self._clean).argmax(1)
             objective = attack_loss("ce", label)
-            x_adv = ascend(
+            return ascend(
                 lambda x: objective(target(x)),
                 batch.x,
                 self.threat,
@@ -133,15 +134,14 @@ class PNI(Defense):
                 rel_step_size=self.rel_step_size,
                 start=self.start,
             )
-        return x_adv if clean is None else Attacked(x_adv, clean)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
         """The two weighted cross-entropies, each under noise of its own; the clean one alone during the warm-up."""
-        x_adv, logits = adv if isinstance(adv, Attacked) else (adv, net(batch.x))
+        logits = net(batch.x) if self._clean is None else self._clean
         clean = F.cross_entropy(logits, batch.y, label_smoothing=batch.smoothing)
-        if x_adv is None:
+        if adv is None:
             return {"ce": clean}
-        moved = F.cross_entropy(net(x_adv), batch.y, label_smoothing=batch.smoothing)
+        moved = F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)
         return {"ce": self.clean * clean, "adv": (1 - self.clean) * moved}
 
     def deploy(self, net: nn.Module) -> Randomised:

@@ -22,8 +22,8 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "defense awp (base=free_at): base 'free_at' must be one defense with a loss of its own and the ordinary step",
     ),
     "awp around noise": (
-        "--defense awp --set awp.base=pni",
-        "defense awp (base=pni): base 'pni' deploys a randomised model; expected a deterministic one",
+        "--defense awp --set awp.base=rse",
+        "defense awp (base=rse): base 'rse' deploys a randomised model; expected a deterministic one",
     ),
     "rows": (
         "--defense noisy --set noisy.rows=10",
@@ -35,7 +35,10 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "defense pgd_at (steps=3): steps x step_size is 0.75 eps, less than the budget; expected",
     ),
     "start": ("--defense trades --set trades.start=zero", "the gradient of KL is 0 at the image itself; use start="),
-    "deployment": ("--norm L2 --defense smoothadv --set smoothadv.alpha=0", "defenses smoothadv.alpha: input should be greater than 0"),
+    "deployment": (
+        "--norm L2 --defense smoothadv --set smoothadv.alpha=0",
+        "defenses smoothadv.alpha: input should be greater than 0",
+    ),
     "image": ("--model lenet5", "model lenet5 on digits: lenet5 needs images of at least 14 x 14 pixels, got 8"),
     "depth": ("--model wide_resnet --set wide_resnet.depth=9", "model wide_resnet (depth=9) on digits: depth is 9; "),
     "attack": ("--attack autoattack --set autoattack.version=custom", "attack autoattack (version=custom): attacks_to"),

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.core.moments import ReluRule
 from bench.core.propagation import Propagation, SiteVariance, propagate
+from bench.core.rng import normal_like
 from bench.core.sites import Site, edit_sites
 
 Structure = Literal["jacobian", "diag", "adjoint", "ungated", "sampled"]
@@ -38,7 +39,8 @@ class LogitMoments(NamedTuple):
         """a^T S a for each row a, shape r b: the variance of the combination a . logits."""
         total = rows.new_zeros(rows.shape[:2], dtype=self.mean.dtype)
         for r, w in self.pieces(rows):
-            total = total + (r.square() * w).flatten(2).sum(2)
+            # row by row: all squares at once would be the peak of a training step's memory
+            total = total + torch.stack([(row.square() * w).flatten(1).sum(1) for row in r])
         return total
 
     def covariance(self) -> Tensor:
@@ -191,7 +193,7 @@ def draw_logits(
 
     def shake(place: int, z: Tensor) -> Tensor:
         seen[place] = z
-        return z + variances[place](z).sqrt() * torch.randn_like(z)
+        return z + variances[place](z).sqrt() * normal_like(z)
 
     with _separated(net, x), edit_sites(net, sites, shake, post_bn):
         logits = _full_precision(net(x.repeat(draws, *[1] * (x.dim() - 1))))

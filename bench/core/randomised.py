@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.core.classifier import Classifier
+from bench.core.rng import normal_like
 
 
 class NoiseSource(nn.Module):
@@ -24,7 +25,7 @@ class NoiseSource(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """The signal under one fresh draw, or the signal itself where switched off."""
-        return signal + self.std(signal) * torch.randn_like(signal) if self.enabled else signal
+        return signal + self.std(signal) * normal_like(signal) if self.enabled else signal
 
 
 class InputNoise(NoiseSource):

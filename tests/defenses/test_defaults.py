@@ -28,7 +28,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "smoothing": {"sigma": 0.25, "alpha": 0.001},
     "smoothadv": {"sigma": 0.25, "attack": "pgd", "steps": 2, "gamma": 0.05, "init_norm": 1, "alpha": 0.001},
     "pni": {
-        **{"per": "layer", "initial": 0.25, "clean": 0.5, "warmup": Fraction(5, 160), "label": "prediction"},
+        **{"per": "layer", "initial": 0.25, "clean": 0.5, "warmup": Fraction(5, 160), "label": "training"},
         **{"steps": 7, "rel_step_size": Fraction(10, 31), "start": "uniform", "attack_bn_mode": "eval", "n_draws": 1},
     },
     "rse": {"sigma_init": 0.2, "sigma_inner": 0.1},

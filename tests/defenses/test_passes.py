@@ -36,7 +36,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("free_at", {}, 8, 8, 24),
     ("robust_training", {}, 2, 2, 5),
     ("lsa", {}, 2, 4, 7),  # K + 3
-    ("pni", {}, 10, 9, 21),
+    ("pni", {}, 9, 9, 20),
     ("smoothadv", {}, 6, 3, 14),  # two draws an image; a backward pass counts once for both
     ("jacobian_penalty", {}, 1, 2, 6),
     ("noisy", {}, 1, 3, 9),  # 3 (1 + probe + row)

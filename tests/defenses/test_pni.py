@@ -130,6 +130,13 @@ def test_the_attack_leads_away_from_the_prediction_under_fresh_noise(label: Any,
     toys.assert_leaves_no_trace(lambda model: defense.inner(model, data))
 
 
+class Standing:
+    """An updater that leaves the weights where they are."""
+
+    def descend(self, terms: dict[str, torch.Tensor]) -> None:
+        pass
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_the_prediction_can_be_that_of_the_training_pass(batch_norm: bool) -> None:
     """As released: clean pass in train mode, attack in eval mode, adversarial pass; each draws once, in this order."""
@@ -137,7 +144,7 @@ def test_the_prediction_can_be_that_of_the_training_pass(batch_norm: bool) -> No
     plain, data = toys.net(batch_norm), toys.batch()
     sizes = [torch.tensor(0.25, dtype=torch.float64, requires_grad=True) for _ in LAYERS]
     torch.manual_seed(6)
-    terms = defense.loss(net, data, defense.inner(net, data))
+    terms = defense.step(net, Standing(), data)
     torch.manual_seed(6)
     clean = draw_by_hand(plain, sizes, data.x)
     adv = (data.x + THREAT.sample(data.x)).clamp(0, 1)
@@ -156,15 +163,14 @@ def test_the_prediction_can_be_that_of_the_training_pass(batch_norm: bool) -> No
     toys.assert_same(list(torch.autograd.grad(found, [*originals, *noise_sizes(net)])), list(wanted))
     for name, value in plain.named_buffers():
         torch.testing.assert_close(net.get_buffer(name), value, rtol=0, atol=1e-12)
-    early = toys.batch(progress=0.0)
-    assert set(defense.loss(net, early, defense.inner(net, early))) == {"ce"}
+    assert set(defense.step(net, Standing(), toys.batch(progress=0.0))) == {"ce"}
 
 
 def test_before_its_time_training_is_clean_and_the_record_says_so() -> None:
     defense, net = noisy(warmup=0.3)
     early, late = toys.batch(progress=0.2), toys.batch(progress=0.4)
     assert defense.inner(net, early) is None
-    assert set(defense.loss(net, early, None)) == {"ce"}
+    assert set(defense.step(net, toys.Descent(net), early)) == {"ce"}
     defense.step(net, toys.Descent(net), late)
     found = defense.metrics(net)
     assert (float(found["adv_steps"]), float(found["adv_share"])) == (1, 0.5)
