@@ -75,8 +75,16 @@ class Plugin:
         """All settings with defaults filled in, validated. Raises LookupError or ValueError in one line.
 
         A setting named in the constant `added` is left out while it has its default: it is younger than the first
-        records, which stay what they were.
+        records, which stay what they were. `preset` names a set of values in the constant `presets`; others given
+        beside it go before them.
         """
+        presets = self.constant("presets", {})
+        if presets and "preset" in values:
+            chosen = str(values["preset"])
+            if chosen not in presets:
+                hint = f"{suggest(chosen, [*presets])} Known: {', '.join(presets)}"
+                raise LookupError(f"{where}{self.name} has no preset '{chosen}'.{hint}")
+            values = {**presets[chosen], **{k: v for k, v in values.items() if k != "preset"}}
         known = [field.name for field in self.fields]
         for name in values:
             if name not in known:

@@ -142,6 +142,8 @@ def _readable(cls: type[Any], kind: catalog.Kind) -> str | None:
     if bare:
         return f"setting '{bare[0]}' has no docstring line below it (meaning and unit)"
     plugin.resolve(plugin.constant("smoke", {}))
+    for preset in plugin.constant("presets", {}):
+        plugin.resolve({"preset": preset})
     return None
 
 

@@ -77,6 +77,8 @@ def _one(kind: str, name: str) -> None:
         print(f"  {field.name} = {_shown(field.default)}  [{_plain_type(field)}]")
         if field.doc:
             print(f"      {field.doc}")
+    for preset, values in plugin.constant("presets", {}).items():
+        print(f"  preset={preset} stands for {', '.join(f'{k}={v}' for k, v in values.items())}")
     facts_ = {k: v for k, v in plugin.constants.items() if k in ("norms", "kind", "uses_threat", "deploys", "passes")}
     for key, value in facts_.items():
         print(f"{key}: {', '.join(value) if isinstance(value, tuple) else value}")

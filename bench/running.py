@@ -67,6 +67,7 @@ def describe(matrix: Matrix) -> list[str]:
         f"attacks   {'; '.join(attacks)}",
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
         f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images"
+        + (f" less {spec.data.validation} for validation" if spec.data.validation else "")
         + "".join(f", {name} {recipe[name]}" for name in TrainSpec.added if name in recipe),
     ]
     absent = [

@@ -127,6 +127,18 @@ def test_a_young_setting_changes_a_job_only_away_from_its_default(
     assert plugin.resolve({"sigma": 1})["sigma"] == 1.0
 
 
+def test_a_preset_stands_for_settings_and_others_go_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    preset = """    presets: ClassVar[dict[str, dict[str, Any]]] = {"loud": {"sigma": 2, "steps": 9}}\n    norms:"""
+    plug(monkeypatch, tmp_path, mine=GOOD.replace("    norms:", preset))
+    plugin = catalog.get("defenses", "mine")
+    assert plugin.resolve({"preset": "loud"}) == plugin.resolve({"sigma": 2, "steps": 9})
+    assert plugin.resolve({"preset": "loud", "steps": 3}) == plugin.resolve({"sigma": 2})
+    with pytest.raises(LookupError, match=r"mine has no preset 'lod'. Did you mean 'loud'\? Known: loud"):
+        plugin.resolve({"preset": "lod"})
+    with pytest.raises(LookupError, match="trades has no setting 'preset'"):
+        catalog.get("defenses", "trades").resolve({"preset": "loud"})
+
+
 def test_the_name_of_the_base_class_tells_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     attack = "@dataclass\nclass Theirs(Evaluation):\n    steps: int = 1\n"
     plug(monkeypatch, tmp_path, mine=defense("sigma: float = 1.0"), theirs=attack)

@@ -48,8 +48,9 @@ class Defense:
     forward passes F per image), `revision` (raise it when results may change), `added` (settings younger than the first
     records: left out of a job while at their default, so that old results keep their keys; a new default for one needs
     a new revision), `honours` (recipe settings that the method must take part in: "label_smoothing", if its loss passes
-    `batch.smoothing` on, and "bf16", "fp16", if its passes may run so; others are refused when planning), `recipe` (the
-    paper's optimiser and schedule), `smoke` (cheap settings for the contract tests).
+    `batch.smoothing` on, and "bf16", "fp16", if its passes may run so; others are refused when planning), `presets`
+    (named sets of settings, chosen by preset=NAME), `recipe` (the paper's optimiser and schedule), `smoke` (cheap
+    settings for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -59,6 +60,7 @@ class Defense:
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = ()
     honours: ClassVar[tuple[str, ...]] = ()
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
     recipe: ClassVar[dict[str, Any]] = {}
     smoke: ClassVar[dict[str, Any]] = {}
 
