@@ -12,6 +12,7 @@ from bench import datasets
 from bench.core.numbers import Number
 from bench.core.stats import wilson
 from bench.frame import Entry
+from bench.spec import TrainSpec
 from bench.store import Store
 from bench.worst import Cell, Picked, cell_of, worst_case
 
@@ -227,8 +228,10 @@ def _told_apart(store: Store, found: list[Row]) -> list[Row]:
         shown = (row.dataset, row.norm, row.eps, row.method, row.model, row.train_eps, row.recipe, row.epochs)
         alike.setdefault(shown, []).append(row)
     names = {}
+    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.added}
     for group in alike.values():
-        flat = [dict(_flat(store.job(row.train_key).what)) for row in group]
+        # a young setting stands in a job only away from its default
+        flat = [{**young, **dict(_flat(store.job(row.train_key).what))} for row in group]
         differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
         for row, facts in zip(group, flat, strict=True):
             if differ:

@@ -494,6 +494,12 @@ def test_train_jobs_that_differ_in_more_than_the_seed_are_told_apart(store: Stor
     assert [row.method for row in all_rows(store)] == ["guard [train.lr=0.1]", "guard [train.lr=0.2]"]
 
 
+def test_a_young_setting_that_a_job_leaves_out_reads_as_its_default(store: Store) -> None:
+    for train in ({}, {"average": "ema"}):
+        evaluated(store, trained(store, train=train), "steep", [1, 0])
+    assert [row.method for row in all_rows(store)] == ["guard [train.average=ema]", "guard [train.average=none]"]
+
+
 def test_paired_difference_on_shared_images(store: Store) -> None:
     a, b = trained(store, "a"), trained(store, "b")
     keys_a = [evaluated(store, a, "clean", [1, 1, 1, 1, 0, 1]), evaluated(store, a, "steep", [1, 1, 1, 0])]
