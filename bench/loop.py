@@ -65,7 +65,8 @@ class Loop:
             for place, (x, y, index) in enumerate(loader):
                 progress = (epoch + place / self.steps_per_epoch) / settings["epochs"]
                 batch = Batch(layout(x), y, index, epoch, progress, settings["label_smoothing"])
-                for name, value in self._step(batch).items():
+                last = epoch + 1 == settings["epochs"] and place + 1 == self.steps_per_epoch
+                for name, value in self._step(batch, last).items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
                 if place % 50 == 0:
                     self.report({"epoch": epoch + 1, "epochs": settings["epochs"], "share": progress})
@@ -74,12 +75,15 @@ class Loop:
             self.average.end_epoch((epoch + 1) / settings["epochs"])
         return {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
-        """The defense's step under the budget of this moment, and what has to be told of it."""
+    def _step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """The defense's step under the budget of this moment, and what has to be told of it.
+
+        The last one is counted: every warm-up is over then, which makes the first steps of some methods cheaper.
+        """
         warmup, before = self.settings["eps_warmup"], self.updater.steps
         if warmup:
             self.defense.threat = self.threat.scaled(batch.progress / warmup)
-        if not self.cost:
+        if last:
             terms, self.cost = counted_step(self.defense, self.net, self.updater, batch)
         else:
             terms = self.defense.step(self.net, self.updater, batch)

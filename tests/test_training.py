@@ -207,6 +207,13 @@ def test_a_record_says_in_how_many_steps_each_mechanism_was_active(tmp_path: Pat
     assert done.metrics["active_steps"] == {"eps_warmup": 18, "ema": 36}
 
 
+def test_the_cost_of_a_step_is_that_after_every_warm_up(tmp_path: Path) -> None:
+    """The first step of AWP (warm-up) is a plain TRADES step, 27F with the image layer's gradient; later ones are 33F."""
+    awp = {"name": "awp", "set": {"warmup": 0.5}}
+    work = [trained(tmp_path, name)[0].metrics["work_per_image_f"] for name in (awp, "trades")]
+    assert work[0] - work[1] == pytest.approx(6, abs=0.5)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_training_in_16_bits_keeps_fp32_weights_and_learns(tmp_path: Path, precision: str) -> None:
     done, lines, data = trained(tmp_path, "trades", precision=precision, epochs=8)
