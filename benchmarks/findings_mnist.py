@@ -10,7 +10,9 @@ from pathlib import Path
 
 from bench.frame import frame
 from bench.leaderboard import table
+from bench.plan import plan
 from bench.rows import Row, rows
+from bench.spec import load
 from bench.store import Store
 from bench.worst import paired
 
@@ -32,8 +34,8 @@ seed, with Newcombe's 95 % interval for paired shares. Training times were taken
 def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
     known = frame(store)
-    known = known[known["dataset"] == "mnist"]
-    found = [row for row in rows(store, known) if row.epochs == 4 and 0 in row.keys]
+    known = known[known["key"].isin({job.key for job in plan(load(DOCS.parent / "specs" / "mnist.yaml"), DOCS)})]
+    found = [row for row in rows(store, known) if 0 in row.keys]
     header = [
         "defense", "train eps", "clean", "PGD-CE", "PGD margin", "AutoAttack", "worst case",
         "worst case - standard [95 %]", "PGD margin - standard, each seed", "PGD-CE - AutoAttack [95 %]",

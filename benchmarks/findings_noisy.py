@@ -6,20 +6,16 @@ specs/noisy_sigma.yaml, specs/noisy_search.yaml, specs/noisy_search_recipe.yaml 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench.core.stats import wilson
+from records import DOCS, ROOT, Training, trainings
+
 from bench.leaderboard import table
-from bench.names import label
-from bench.plan import Job, plan
-from bench.spec import load
 from bench.store import Store
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
+EPS = "0.1"
 ATTACKS = {"clean": "clean", "ce": "PGD-20 CE", "cw": "PGD-40 margin", "autoattack": "AutoAttack"}
 HEAD = """# Closed-form noise on MNIST: sigma, and the best form
 
@@ -31,54 +27,6 @@ as counted; times are not shown, since several jobs shared the machine (`docs/pe
 """
 
 
-class Training:
-    """One finished training of a spec with its evaluations."""
-
-    def __init__(self, store: Store, job: Job, jobs: list[Job]) -> None:
-        self.settings: dict[str, Any] = job.what["defense"]["set"]
-        self.name = label("defenses", job.what["defense"]["name"], self.settings)
-        self.defense, self.train = job.what["defense"]["name"], job.what["train"]
-        self.metrics = (store.record(job.key) or {"metrics": {}})["metrics"]
-        log = store.folder(job.key) / "train.jsonl"
-        self.epochs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        self.hits: dict[str, tuple[int, int]] = {}
-        for other in jobs:
-            record = store.record(other.key) if other.needs == (job.key,) else None
-            if record is not None and record["state"] == "done":
-                attack = other.what["attack"]
-                kind = attack["name"] if attack["name"] in ATTACKS else attack["set"].get("loss", "")
-                correct = store.samples(other.key)["correct"]
-                self.hits[kind] = int(correct.sum()), len(correct)
-
-    def accuracy(self, kind: str) -> float:
-        hits, n = self.hits.get(kind, (0, 0))
-        return 100 * hits / n if n else float("nan")
-
-    def cell(self, kind: str) -> str:
-        if kind not in self.hits:
-            return "-"
-        hits, n = self.hits[kind]
-        low, high = wilson(hits, n)
-        return f"{100 * hits / n:.1f} [{100 * low:.1f}, {100 * high:.1f}], n={n}"
-
-    @property
-    def work(self) -> str:
-        """Work of a step, and of the whole training in forward passes over the training images."""
-        step = self.metrics.get("work_per_image_f")
-        return "-" if step is None else f"{step:.1f}"
-
-    @property
-    def total(self) -> float:
-        return float(self.metrics.get("work_per_image_f", float("nan"))) * float(self.train["epochs"])
-
-
-def trainings(store: Store, spec: str, data: Path) -> list[Training]:
-    """The finished trainings of a spec, in its order."""
-    jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), data)
-    found = [Training(store, job, jobs) for job in jobs if job.kind == "train"]
-    return [training for training in found if training.metrics]
-
-
 def number(value: Any) -> str:
     return "-" if value is None else f"{value:.3g}"
 
@@ -86,7 +34,8 @@ def number(value: Any) -> str:
 def sweep(found: list[Training]) -> str:
     """Accuracies against a fixed or learned sigma, what pulls it, and how near the closed form is to draws."""
     rows = [
-        [t.name, number(t.metrics["defense"].get("sigma")), *(t.cell(kind) for kind in ATTACKS), t.work] for t in found
+        [t.name, number(t.metrics["defense"].get("sigma")), *(t.cell(*at(kind)) for kind in ATTACKS), t.work]
+        for t in found
     ]
     text = "\n## Sigma at the first layer, fixed and learned\n\n"
     text += table(["defense", "sigma at the end", *ATTACKS.values(), "work, F"], rows)
@@ -118,10 +67,11 @@ def search(found: list[Training], title: str, note: str) -> str:
     """Every form tried, best under AutoAttack first."""
     if not found:
         return ""
-    found = sorted(found, key=lambda t: -t.accuracy("autoattack"))
-    kinds = [kind for kind in ATTACKS if any(kind in t.hits for t in found)]
+    found = sorted(found, key=lambda t: -t.accuracy("autoattack", EPS))
+    kinds = [kind for kind in ATTACKS if any(at(kind) in t.hits for t in found)]
     rows = [
-        [t.name, *(t.cell(kind) for kind in kinds), t.work, str(t.train["epochs"]), f"{t.total:.0f}"] for t in found
+        [t.name, *(t.cell(*at(kind)) for kind in kinds), t.work, str(t.train["epochs"]), f"{t.total:.0f}"]
+        for t in found
     ]
     header = ["defense", *(ATTACKS[kind] for kind in kinds), "work, F a step", "epochs", "F in all"]
     return f"\n## {title}\n\n{note}\n\n" + table(header, rows)
@@ -139,14 +89,14 @@ def draw(found: list[Training], path: Path) -> None:
     learned = [t for t in found if t.defense == "noisy" and t.settings["learn_sigma"]]
     for (kind, name), colour in zip(ATTACKS.items(), plt.cm.tab10.colors, strict=False):
         for group, style in ((fixed, "o-"), (learned, "*")):
-            points = [(t.metrics["defense"]["sigma"], *bars(t, kind)) for t in group if kind in t.hits]
+            points = [(t.metrics["defense"]["sigma"], *bars(t, kind)) for t in group if at(kind) in t.hits]
             if points:
                 xs, ys, low, high = zip(*sorted(points), strict=True)
                 known = {"label": name} if group is fixed else {}
                 left.errorbar(xs, ys, yerr=[low, high], fmt=style, color=colour, capsize=2, markersize=6, **known)
-        base = next((t for t in found if t.defense == "standard" and kind in t.hits), None)
+        base = next((t for t in found if t.defense == "standard" and at(kind) in t.hits), None)
         if base is not None:
-            left.axhline(base.accuracy(kind), color=colour, linestyle=":", linewidth=1)
+            left.axhline(base.accuracy(*at(kind)), color=colour, linestyle=":", linewidth=1)
     left.set(xlabel="sigma at the end of training", ylabel="accuracy [%]", ylim=(0, 102))
     left.set_title("line: fixed sigma, stars: learned, dotted: standard; bars: 95 % Wilson", fontsize=9)
     left.legend(fontsize=8)
@@ -156,7 +106,8 @@ def draw(found: list[Training], path: Path) -> None:
         right.plot(*zip(*points, strict=True), "o-", label=f"from {start:g}")
     right.set(xlabel="epoch", ylabel="learned sigma", ylim=(0, None))
     right.set_title("a learned sigma (source's setting, its rate raised to 10 times the weights')", fontsize=9)
-    right.legend(fontsize=8)
+    if learned:
+        right.legend(fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.tight_layout()
@@ -164,32 +115,32 @@ def draw(found: list[Training], path: Path) -> None:
 
 
 def bars(t: Training, kind: str) -> tuple[float, float, float]:
-    hits, n = t.hits[kind]
-    low, high = wilson(hits, n)
-    share = hits / n
-    return 100 * share, 100 * (share - low), 100 * (high - share)
+    share, low, high = t.share(*at(kind)) or (float("nan"),) * 3
+    return share, max(share - low, 0), max(high - share, 0)
+
+
+def at(kind: str) -> tuple[str, str]:
+    return kind, "" if kind == "clean" else EPS
 
 
 def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results"))
-    # the planner needs to know of MNIST only how many images it has
-    data = Path("no-data-needed")
-    sigma = trainings(store, "noisy_sigma", data)
+    sigma = trainings(store, "noisy_sigma")
     text = HEAD + sweep(sigma)
     text += search(
-        trainings(store, "noisy_search", data),
+        trainings(store, "noisy_search"),
         "The search: forms, on validation images",
         "4 epochs of Adam at a constant rate, as everything in `specs/mnist.yaml`; judged on 5000 images held out of "
         "training (AutoAttack on 200 of them), never on test images. The source's setting is `noisy`.",
     )
     text += search(
-        trainings(store, "noisy_search_recipe", data),
+        trainings(store, "noisy_search_recipe"),
         "The search: recipe, on validation images",
         "The best form with a rate that rises to 4e-3 and falls again, and 7 epochs: still less work than 4 epochs of "
         "PGD-AT.",
     )
     text += search(
-        trainings(store, "noisy_best", data),
+        trainings(store, "noisy_best"),
         "The preset, on test images",
         "`noisy` with `preset=input` beside the source's setting and PGD-AT, under the recipe that the search chose.",
     )

@@ -1,0 +1,71 @@
+"""The finished trainings of a spec with their evaluations, read from the records: what pages in docs/ are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.core.stats import wilson
+from bench.names import defense_label
+from bench.plan import Job, plan
+from bench.spec import load
+from bench.store import Store
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+class Training:
+    """One finished training of a spec with its evaluations."""
+
+    def __init__(self, store: Store, job: Job, jobs: list[Job]) -> None:
+        self.settings: dict[str, Any] = job.what["defense"]["set"]
+        self.name = defense_label(job.what)
+        self.defense, self.train = job.what["defense"]["name"], job.what["train"]
+        self.metrics = (store.record(job.key) or {"metrics": {}})["metrics"]
+        log = store.folder(job.key) / "train.jsonl"
+        self.epochs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        self.hits: dict[tuple[str, str], tuple[int, int]] = {}
+        for other in jobs:
+            record = store.record(other.key) if other.needs == (job.key,) else None
+            if record is not None and record["state"] == "done":
+                attack = other.what["attack"]
+                kind = attack["set"]["loss"] if attack["name"] == "pgd" else attack["name"]
+                eps = (other.what["threat"] or {}).get("eps", "")
+                correct = store.samples(other.key)["correct"]
+                self.hits[kind, eps] = int(correct.sum()), len(correct)
+
+    def share(self, kind: str, eps: str = "") -> tuple[float, float, float] | None:
+        """Accuracy in percent and the ends of its 95 % Wilson interval, None where there is no record."""
+        if (kind, eps) not in self.hits:
+            return None
+        hits, n = self.hits[kind, eps]
+        low, high = wilson(hits, n)
+        return 100 * hits / n, 100 * low, 100 * high
+
+    def accuracy(self, kind: str, eps: str = "") -> float:
+        found = self.share(kind, eps)
+        return float("nan") if found is None else found[0]
+
+    def cell(self, kind: str, eps: str = "") -> str:
+        found = self.share(kind, eps)
+        return "-" if found is None else "{:.1f} [{:.1f}, {:.1f}], n={}".format(*found, self.hits[kind, eps][1])
+
+    @property
+    def work(self) -> str:
+        """Work of a step, and of the whole training in forward passes over the training images."""
+        step = self.metrics.get("work_per_image_f")
+        return "-" if step is None else f"{step:.1f}"
+
+    @property
+    def total(self) -> float:
+        return float(self.metrics.get("work_per_image_f", float("nan"))) * float(self.train["epochs"])
+
+
+def trainings(store: Store, spec: str) -> list[Training]:
+    """The finished trainings of a spec, in its order."""
+    # the planner needs to know of a data set only how many images it has
+    jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), Path("no-data-needed"))
+    found = [Training(store, job, jobs) for job in jobs if job.kind == "train"]
+    return [training for training in found if training.metrics]
