@@ -37,6 +37,7 @@ from bench.models.common import Inputs
 from bench.optimise import optimisation
 from bench.spec import TrainSpec
 from bench.worker import _git, device_name
+from defenses.noisy import Noisy
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs" / "performance.md"
@@ -63,17 +64,16 @@ PAIRS: dict[str, tuple[str, dict[str, Any], Any, float]] = {
 # rows of the first table beside the defaults of every defense
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "awp": [{"warmup": 0.0}],
-    "noisy": [{}, {"structure": "diag"}, {"structure": "adjoint"}, {"structure": "adjoint", "rows": 4}],
+    "noisy": [
+        {},
+        {"site": "input", "sigma": 1.5, "w_mse": 0.0, "probes": 0},  # preset=input
+        {"structure": "diag"},
+        {"structure": "adjoint"},
+        {"structure": "adjoint", "rows": 4},
+    ],
 }
-# passes in F where the declaration of the defense is a formula without a number: (defense, structure, rows)
-NEEDED = {
-    ("noisy", "jacobian", 1): 9.0,  # 3 (1 + probe + row)
-    ("noisy", "diag", 1): 6.0,  # mean and variance
-    ("noisy", "adjoint", 1): 12.0,  # diag, and a probe and a row pulled back
-    ("noisy", "adjoint", 4): 21.0,  # diag, and a probe and 4 rows
-    ("noisy_sampled", None, None): 3.0,  # 3 draws
-    ("lsa", None, None): 13.0,  # K + 3
-}
+# passes in F where the declaration of the defense is a formula without a number
+NEEDED = {"noisy_sampled": 3.0, "lsa": 13.0}  # 3 draws; K + 3
 
 
 def inputs(arch: str) -> Inputs:
@@ -272,9 +272,11 @@ def in_ball(defense: Defense, x: Tensor, x_adv: Tensor) -> bool:
 
 def needed(name: str, defense: Defense) -> float:
     """F a step by the defense's own declaration, at these settings."""
-    key = (name, getattr(defense, "structure", None), getattr(defense, "rows", None))
-    declared = defense.passes.rpartition("=")[2].partition("F")[0]
-    return NEEDED[key] if key in NEEDED else float(declared)
+    if isinstance(defense, Noisy):
+        # mean and variance, or the net itself; 3 more for each probe and each row, but for diag
+        pulled = 3.0 * ((defense.probes if defense.w_mse else 0) + defense.rows)
+        return {"jacobian": 3.0 + pulled, "diag": 6.0, "adjoint": 6.0 + pulled}[defense.structure]
+    return NEEDED[name] if name in NEEDED else float(defense.passes.rpartition("=")[2].partition("F")[0])
 
 
 def against_standard(arch: str, batch: int, device: torch.device, pairs: int = 5) -> list[dict[str, Any]]:
