@@ -27,6 +27,7 @@ class Training:
         log = store.folder(job.key) / "train.jsonl"
         self.epochs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         self.hits: dict[tuple[str, str], tuple[int, int]] = {}
+        self.keys: dict[tuple[str, str], str] = {}
         for other in jobs:
             record = store.record(other.key) if other.needs == (job.key,) else None
             if record is not None and record["state"] == "done":
@@ -35,6 +36,7 @@ class Training:
                 eps = (other.what["threat"] or {}).get("eps", "")
                 correct = store.samples(other.key)["correct"]
                 self.hits[kind, eps] = int(correct.sum()), len(correct)
+                self.keys[kind, eps] = other.key
 
     def share(self, kind: str, eps: str = "") -> tuple[float, float, float] | None:
         """Accuracy in percent and the ends of its 95 % Wilson interval, None where there is no record."""
