@@ -63,10 +63,9 @@ def differences(store: Store, found: dict[str, Training]) -> str:
             pair = paired(store, (found[a].keys["cw", eps],), (found[b].keys["cw", eps],))
             cells.append(f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]")
         rows.append(cells)
-    text = (
-        "\n## Differences on the same images\n\nPGD-40 margin, 1000 images, one net each: first minus second in "
-        "points, with Newcombe's 95 % interval for paired shares. It holds for these two nets; another seed makes others.\n\n"
-    )
+    text = "\n## Differences on the same images\n\n"
+    text += "PGD-40 margin, 1000 images, one net each: first minus second in points, with Newcombe's 95 % interval for "
+    text += "paired shares. It holds for these two nets; another seed makes others.\n\n"
     return text + table(["first", "second", *(f"eps {eps}" for eps in BUDGETS)], rows)
 
 
