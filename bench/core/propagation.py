@@ -90,10 +90,11 @@ def propagate(
                 values[node] = step.out
                 steps.append((node, sources, step))
             if node in noise_at:
-                before = values[node] if sources else Moments(values[node], torch.zeros_like(values[node]))
-                var = noise_at[node](before.mean).expand_as(before.mean)
-                noisy[node] = before.mean, var
-                values[node] = Moments(before.mean, before.var + var)
+                before = values[node]
+                mean = before.mean if isinstance(before, Moments) else before
+                var = noise_at[node](mean).expand_as(mean)
+                noisy[node] = mean, var
+                values[node] = Moments(mean, before.var + var if isinstance(before, Moments) else var)
     raise AssertionError("a traced graph ends in an output node")
 
 
