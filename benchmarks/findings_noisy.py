@@ -1,7 +1,8 @@
 """What sigma does to closed-form noise, and which form of it is best, from the records alone.
 
 python benchmarks/findings_noisy.py [RESULTS] writes docs/noisy.md and draws docs/noisy_sigma.png, from the runs of
-specs/noisy_sigma.yaml, specs/noisy_search.yaml, specs/noisy_search_recipe.yaml and specs/noisy_best.yaml.
+specs/noisy_sigma.yaml, noisy_search.yaml, noisy_search_recipe.yaml, noisy_search_batch.yaml, noisy_best.yaml and
+noisy_best_batch.yaml.
 """
 
 from __future__ import annotations
@@ -140,9 +141,19 @@ def main() -> None:
         "PGD-AT.",
     )
     text += search(
+        trainings(store, "noisy_search_batch"),
+        "The search: batch, on validation images",
+        "The same with half the batch: twice the updates for the same work.",
+    )
+    text += search(
         trainings(store, "noisy_best"),
         "The preset, on test images",
-        "`noisy` with `preset=input` beside the source's setting and PGD-AT, under the recipe that the search chose.",
+        "`noisy` with `preset=input` beside the source's setting and PGD-AT, under the recipe of the second search.",
+    )
+    text += search(
+        trainings(store, "noisy_best_batch"),
+        "The preset with half the batch, on test images",
+        "As the third search has it.",
     )
     DOCS.mkdir(exist_ok=True)
     (DOCS / "noisy.md").write_text(text)

@@ -66,8 +66,8 @@ class Training:
 
 
 def trainings(store: Store, spec: str) -> list[Training]:
-    """The finished trainings of a spec, in its order."""
-    # the planner needs to know of a data set only how many images it has
+    """The finished trainings of a spec on a data set that the project knows, in its order."""
+    # the planner needs to know of such a data set only how many images it has
     jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), Path("no-data-needed"))
     found = [Training(store, job, jobs) for job in jobs if job.kind == "train"]
     return [training for training in found if training.metrics]
