@@ -83,8 +83,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give every BatchNorm layer of `model` the statistics of one pass over `batches` of images (b c h w).
 
     Mean and (unbiased) variance are the averages over batches, each weighted by its size b: momentum b / (n + b) after
-    n images. Everything but BatchNorm is in eval mode meanwhile; each module's mode is restored. Without BatchNorm no
-    pass is made.
+    n images. A single image behind other batches is left out: at one position it has no variance. Everything but
+    BatchNorm is in eval mode meanwhile; each module's mode is restored. Without BatchNorm no pass is made.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
@@ -98,6 +98,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
             layer.reset_running_stats()
             layer.train()
         for x in batches:
+            if seen and len(x) == 1:
+                continue
             for layer in layers:
                 layer.momentum = len(x) / (seen + len(x))
             model(x)

@@ -207,6 +207,7 @@ def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: 
     if uses_threat:
         budgets = [{"norm": spec.threat.norm, "eps": str(eps)} for eps in spec.threat.eps]
     held_out = spec.data.split == "validation"
+    there = spec.data.validation if held_out else facts.test
     return [
         Job(
             "evaluate",
@@ -218,7 +219,7 @@ def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: 
                     "revision": attack.constant("revision", 1),
                 },
                 "threat": threat,
-                "n": entry.n or (spec.data.validation if held_out else spec.data.test or facts.test),
+                "n": entry.n or min(spec.data.test or there, there),
                 "seed": train.what["seed"],
                 "weights": weights,
                 **({"split": "validation"} if held_out else {}),

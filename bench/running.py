@@ -64,7 +64,7 @@ def describe(matrix: Matrix) -> list[str]:
         f"data      {spec.data.name}, models {', '.join(models)}, seeds {', '.join(map(str, spec.seeds))}",
         f"threat    {spec.threat.norm} eps {budgets}",
         f"defenses  {'; '.join(names)}",
-        f"attacks   {'; '.join(attacks)}",
+        f"attacks   {'; '.join(attacks)}" + ("" if spec.data.split == "test" else ", on validation images"),
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
         f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images"
         + (f" less {spec.data.validation} for validation" if spec.data.validation else "")

@@ -28,7 +28,8 @@ class _Strict(BaseModel):
 class DataSpec(_Strict):
     """`test` and `train`: how many images (null: all). `validation`: images split off train by a fixed seed.
 
-    `split`: what attacks see; a search over settings belongs on the validation images, which are never ranked.
+    `split`: what attacks see; a search over settings belongs on the validation images, which are never ranked (`test`
+    then counts those).
     `size` resizes a folder's images. `name`: see `bench list datasets`, or `folder:PATH`.
     """
 

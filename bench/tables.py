@@ -24,7 +24,14 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
     columns = _matrix_columns(found, list(dict.fromkeys(known[known["norm"].notna()]["attack_label"])))
     lines = [[show(row) for show in columns.values()] for row in found]
     unreadable = table[table["config"].isna()]
-    notes = [*_matrix_notes(found), *(f"{key}: unreadable: {why}" for key, why in unreadable[["key", "reason"]].values)]
+    held_out = (
+        ["judged on validation images: nothing here is a test result"] if "validation" in set(table["split"]) else []
+    )
+    notes = [
+        *held_out,
+        *_matrix_notes(found),
+        *(f"{key}: unreadable: {why}" for key, why in unreadable[["key", "reason"]].values),
+    ]
     return list(columns), lines, notes
 
 

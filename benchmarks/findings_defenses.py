@@ -41,7 +41,7 @@ PAIRS = [
 
 def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results"))
-    found = sorted(trainings(store, "mnist_defenses"), key=lambda t: -t.accuracy("autoattack", "0.2"))
+    found = sorted(trainings(store, "mnist_defenses"), key=lambda t: t.worse("autoattack", "0.2"))
     text = HEAD
     for eps in BUDGETS:
         rows = [

@@ -68,7 +68,7 @@ def search(found: list[Training], title: str, note: str) -> str:
     """Every form tried, best under AutoAttack first."""
     if not found:
         return ""
-    found = sorted(found, key=lambda t: -t.accuracy("autoattack", EPS))
+    found = sorted(found, key=lambda t: t.worse("autoattack", EPS))
     kinds = [kind for kind in ATTACKS if any(at(kind) in t.hits for t in found)]
     rows = [
         [t.name, *(t.cell(*at(kind)) for kind in kinds), t.work, str(t.train["epochs"]), f"{t.total:.0f}"]

@@ -7,8 +7,10 @@ set -euo pipefail
 piece=${1:?tests, speed or train}
 out=${2:?a folder for what comes out}
 data=${3:-}
-cd "$(dirname "$0")/.."
 mkdir -p "$out"
+out=$(realpath "$out")
+data=${data:+$(realpath "$data")}
+cd "$(dirname "$0")/.."
 case $piece in
   tests)
     python -m pytest -m gpu tests 2>&1 | tee "$out/tests.log"

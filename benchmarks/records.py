@@ -30,7 +30,8 @@ class Training:
         self.keys: dict[tuple[str, str], str] = {}
         for other in jobs:
             record = store.record(other.key) if other.needs == (job.key,) else None
-            if record is not None and record["state"] == "done":
+            # the pages tell nothing of weights chosen by validation
+            if record is not None and record["state"] == "done" and other.what["weights"] == "last":
                 attack = other.what["attack"]
                 kind = attack["set"]["loss"] if attack["name"] == "pgd" else attack["name"]
                 eps = (other.what["threat"] or {}).get("eps", "")
@@ -49,6 +50,11 @@ class Training:
     def accuracy(self, kind: str, eps: str = "") -> float:
         found = self.share(kind, eps)
         return float("nan") if found is None else found[0]
+
+    def worse(self, kind: str, eps: str = "") -> float:
+        """Sort key that puts the best accuracy first, and what has no record last."""
+        found = self.share(kind, eps)
+        return 1.0 if found is None else -found[0]
 
     def cell(self, kind: str, eps: str = "") -> str:
         found = self.share(kind, eps)

@@ -106,3 +106,13 @@ def test_recalibrated_statistics_are_averages_over_batches_weighted_by_size() ->
     torch.testing.assert_close(model[3].running_mean, second.detach(), rtol=0, atol=1e-12)
     assert [m.training for m in model.modules()] == modes
     assert (model[0].momentum, model[3].momentum) == (0.3, 0.1)
+
+
+def test_a_single_image_left_over_does_not_end_the_training() -> None:
+    """At one position per channel it has no variance, and BatchNorm refuses it."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 8), nn.BatchNorm2d(2))
+    batches = list(torch.rand(9, 1, 8, 8).split(4))
+    recalibrate(model, batches)
+    found = model[1].running_mean.clone()
+    recalibrate(model, batches[:2])
+    torch.testing.assert_close(found, model[1].running_mean)

@@ -176,6 +176,8 @@ def test_the_plan_shows_the_matrix_and_writes_nothing(bench: Bench) -> None:
     ):
         assert line in outcome.out.splitlines()
     assert sorted(Path().rglob("*")) == [Path("mine.yaml")]
+    Path("mine.yaml").write_text(SPEC.replace("test: 20", "validation: 30, split: validation"))
+    assert "attacks   clean n=9, on validation images" in bench("plan", "mine.yaml", "--n", "9").out.splitlines()
 
 
 def test_lists_name_everything_and_details_show_the_settings(bench: Bench) -> None:

@@ -351,6 +351,8 @@ def test_judging_on_validation_images_makes_other_evaluations_of_the_same_traini
     assert "split" not in tested_job.what
     assert held_out_job.what["split"] == "validation"
     assert held_out_job.what["n"] == 200
+    (limited,) = evaluations(one(data={**data, "split": "validation", "test": 50}))
+    assert limited.what["n"] == 50
 
 
 @pytest.mark.parametrize(

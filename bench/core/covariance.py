@@ -193,7 +193,8 @@ def draw_logits(
 
     def shake(place: int, z: Tensor) -> Tensor:
         seen[place] = z
-        return z + variances[place](z).sqrt() * normal_like(z)
+        # the root has no slope at 0, which a scale relative to a constant channel gives
+        return z + variances[place](z).clamp_min(torch.finfo(z.dtype).tiny).sqrt() * normal_like(z)
 
     with _separated(net, x), edit_sites(net, sites, shake, post_bn):
         logits = _full_precision(net(x.repeat(draws, *[1] * (x.dim() - 1))))

@@ -97,7 +97,8 @@ def cross_entropy_bound(mean: Tensor, covariance: Tensor, y: Tensor) -> Tensor:
 def joint_probability(mean: Tensor, pair_covariance: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
     """P(the true class beats every rival), b, by Genz's integration of the joint normal: for reports, not training.
 
-    It draws on NumPy's generator. `pair_covariance` (b r r) is that of the differences z_y - z_j.
+    It draws on NumPy's generator. `pair_covariance` (b r r) is that of the differences z_y - z_j. One that is not
+    semi-definite by rounding is made so, and one that holds no numbers gives NaN: a report must not end a training.
     """
     from scipy.stats import multivariate_normal
 
@@ -105,7 +106,14 @@ def joint_probability(mean: Tensor, pair_covariance: Tensor, y: Tensor, rivals: 
     jitter = Q_MIN * torch.eye(gaps.shape[1], dtype=torch.float64)
     found = []
     for gap, cov in zip(gaps.detach().double().cpu(), pair_covariance.detach().double().cpu(), strict=True):
+        if not (gap.isfinite().all() and cov.isfinite().all()):
+            found.append(float("nan"))
+            continue
+        cov = cov + jitter
+        values, vectors = torch.linalg.eigh(cov)
+        if values[0] < 0:
+            cov = vectors * values.clamp_min(Q_MIN) @ vectors.T
         # the differences fall short of their means by Gaussian noise: P(noise < gap). So few points are good to 0.01.
-        options = {"cov": (cov + jitter).numpy(), "allow_singular": True, "maxpts": 1000}
+        options = {"cov": cov.numpy(), "allow_singular": True, "maxpts": 1000}
         found.append(float(multivariate_normal.cdf(gap.numpy(), **options)))
     return torch.tensor(found).clamp(0, 1)

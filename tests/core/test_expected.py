@@ -90,3 +90,19 @@ def test_the_cross_entropy_bound_by_hand() -> None:
     assert ex.cross_entropy_bound(mean, common, y).item() == pytest.approx(math.log(1 + math.exp(-1)))
     apart = torch.diag_embed(torch.tensor([[0.0, 2.0]]))
     assert ex.cross_entropy_bound(mean, apart, y).item() == pytest.approx(math.log(math.e + math.e) - 1)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_a_joint_probability_never_ends_a_training(size: float) -> None:
+    """Float32 covariances without full rank have negative eigenvalues by rounding, and a diverged net has none."""
+    mean, y = torch.randn(3, 10) * math.sqrt(size), torch.zeros(3, dtype=torch.long)
+    rivals = ex.competitors(mean, y, 0)
+    root = torch.randn(3, 9, 2) * math.sqrt(size)
+    pairs = root @ root.transpose(1, 2)
+    pairs[2, 0, 0] = float("nan")
+    found = ex.joint_probability(mean, pairs, y, rivals)
+    assert found.isnan().tolist() == [False, False, True]
+    gaps = (mean.gather(1, y[:, None]) - mean.gather(1, rivals))[:2]
+    noise = torch.einsum("bjr,dbr->dbj", root[:2], torch.randn(DRAWS, 2, 2))
+    truth = (noise < gaps).all(2).float().mean(0)
+    torch.testing.assert_close(found[:2], truth, atol=0.03, rtol=0)

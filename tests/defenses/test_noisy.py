@@ -365,3 +365,14 @@ def test_sampled_noise_moves_batch_norm_once_a_step() -> None:
     defense.loss(net, batch(), None)["ce"].backward()
     assert net.bn.num_batches_tracked == 1
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("structure", ["jacobian", "diag", "adjoint", "sampled"])
+def test_a_channel_without_a_signal_leaves_the_gradient_of_relative_noise_finite(structure: Any) -> None:
+    defense = Noisy(THREAT, structure=structure, scale="relative", learn_sigma=True)
+    net = defense.wrap(Small()).train()
+    with torch.no_grad():
+        net.conv.weight[0] = 0  # its output is its bias, whatever the image
+    sum(defense.loss(net, batch(), None).values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    assert net.noise.rho.grad is not None
