@@ -71,6 +71,8 @@ def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
         raise ValueError(f"data.test is {spec.data.test}, but the test set of {facts.name} has {facts.test} images")
     held = "test set" if spec.data.split == "test" else "validation split"
     there = facts.test if spec.data.split == "test" else spec.data.validation
+    if spec.data.split == "validation" and len(spec.seeds) > 1:
+        raise ValueError(f"data.split is validation, whose images depend on the seed; expected one, got {spec.seeds}")
     if there == 0:
         raise ValueError("data.split is validation, but data.validation is 0; expected a number of images to hold out")
     for attack in spec.attacks:

@@ -25,7 +25,9 @@ case $piece in
     mkdir -p "$out/results"
     # ended from outside before the limit, so that everything finished is written down
     timeout --signal=TERM 560 python -m bench run specs/cifar10_gpu.yaml --dataset "$name" --data-dir "$data" \
-      --results-dir "$out/results" --device cuda || true
+      --results-dir "$out/results" --device cuda || ended=$?
+    # 124: time was up; 1: some jobs failed, and the table says which
+    case ${ended:-0} in 0 | 1 | 124) ;; *) exit "$ended" ;; esac
     python -m bench leaderboard --results-dir "$out/results" --output "$out/leaderboard.md"
     ;;
   *)

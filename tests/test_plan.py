@@ -370,3 +370,9 @@ def test_judging_on_validation_images_makes_other_evaluations_of_the_same_traini
 def test_more_images_than_the_split_has_are_refused(data: dict[str, Any], attack: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         jobs(one(data={"name": "digits", **data}, attacks=[attack]))
+
+
+def test_validation_images_of_several_seeds_are_refused() -> None:
+    data = {"name": "digits", "validation": 50, "split": "validation"}
+    with pytest.raises(ValueError, match=r"whose images depend on the seed; expected one, got \[0, 1\]"):
+        jobs(one(data=data, seeds=[0, 1]))
