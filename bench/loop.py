@@ -52,8 +52,9 @@ class Loop:
         self.net.train()
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training images; the mean of each term. The only host sync is at its end."""
-        settings, sums = self.settings, dict[str, Tensor]()
+        """One pass over the training images; the mean of each term over the steps that had it. The only host sync is
+        at its end."""
+        settings, sums, counts = self.settings, dict[str, Tensor](), Counter[str]()
         loader = batches(
             self.data.train,
             min(settings["batch_size"], len(self.data.train.x)),
@@ -68,12 +69,13 @@ class Loop:
                 last = epoch + 1 == settings["epochs"] and place + 1 == self.steps_per_epoch
                 for name, value in self._step(batch, last).items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+                    counts[name] += 1
                 if place % 50 == 0:
                     self.report({"epoch": epoch + 1, "epochs": settings["epochs"], "share": progress})
         self.defense.threat = self.threat
         if self.average is not None:
             self.average.end_epoch((epoch + 1) / settings["epochs"])
-        return {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
+        return {name: float(value) / counts[name] for name, value in sums.items()}
 
     def _step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """The defense's step under the budget of this moment, and what has to be told of it.

@@ -55,7 +55,8 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report) -> Traine
     """Train from scratch.
 
     One line of train.jsonl an epoch: terms (mean over its steps), metrics of the defense, seconds, validation accuracy
-    where it is taken. `train_seconds` leaves out what guards and validation took (`check_seconds`).
+    where it is taken. `train_seconds` leaves out what guards, validation and the defense's own metrics took
+    (`check_seconds`).
     Raises Diverged when an epoch's loss or weights are not finite, Collapsed when the net fell to chance.
     """
     loop = Loop(*build(what, data), what, data, report)
@@ -66,7 +67,9 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report) -> Traine
             started = time.perf_counter()
             terms = loop.epoch(epoch)
             seconds.append(time.perf_counter() - started)
+            looking = time.perf_counter()
             own = {name: float(value) for name, value in loop.defense.metrics(loop.net).items()}
+            loop.check_seconds += time.perf_counter() - looking
             found, problem = loop.check(epoch, terms)
             line = {"epoch": epoch + 1, "seconds": round(seconds[-1], 4), **terms, **own, **found}
             lines.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
