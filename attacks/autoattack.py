@@ -35,6 +35,7 @@ class AutoAttack(Attack):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     block: ClassVar[int] = 500
     revision: ClassVar[int] = 1
+    added: ClassVar[tuple[str, ...]] = ("block_size",)
     smoke: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}
 
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
@@ -47,6 +48,8 @@ class AutoAttack(Attack):
     """Images attacked together; each batch starts from the same seed, as in the package."""
     eot: Annotated[int, Gt(0)] = 20
     """Gradients averaged at each step of APGD in version rand and for stochastic models."""
+    block_size: Annotated[int, Gt(0)] = 500
+    """Images of a block, the unit of seeds and shards; attacks go over all that stand of a block in batches."""
 
     def __post_init__(self) -> None:
         if (self.version == "custom") != bool(self.attacks_to_run):
@@ -92,27 +95,37 @@ class AutoAttack(Attack):
         return suite
 
     def _cascade(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Each attack in turn on what still stands."""
-        x_adv = x.clone()
-        stage = torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
-        for number, name in enumerate(suite.attacks_to_run, start=1):
-            standing = (stage < 0).nonzero().squeeze(1)
-            if len(standing) == 0:
+        """Each attack in turn on what still stands; what stands after a batch is kept against a kill."""
+        names = suite.attacks_to_run
+        state = ctx.saved or {"x_adv": x.clone(), "stage": _minus_ones(x), "next": torch.tensor([1, 0])}
+        x_adv, stage = state["x_adv"], state["stage"]
+        for number, name in enumerate(names, start=1):
+            stood = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack
+            if len(stood) == 0:
                 break
-            for rows in standing.split(self.batch_size):
+            for batch, rows in enumerate(stood.split(self.batch_size)):
+                if [number, batch] < state["next"].tolist():
+                    continue
                 found = _run(suite, name, x[rows], y[rows])
                 broken = model(found).argmax(1) != y[rows]
                 x_adv[rows[broken]] = found[broken].to(x)
                 stage[rows[broken]] = number
-            ctx.report(number, len(suite.attacks_to_run), f"{name}: {int((stage < 0).sum())} of {len(x)} stand")
+                ctx.save({**state, "next": torch.tensor([number, batch + 1])})
+                done = number - 1 + (batch + 1) * self.batch_size / len(stood)
+                ctx.report(int(100 * done), 100 * len(names), f"{name}: {int((stage < 0).sum())} of {len(x)} stand")
         return x_adv, stage
 
     def _gather(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """Every attack on every image; the candidate most often wrong over fresh draws is kept, ties by mean margin."""
-        x_adv, stage = x.clone(), torch.zeros(len(x), dtype=torch.int8, device=x.device)
+        names = suite.attacks_to_run
         best = torch.full((len(x), 2), float("-inf"), device=x.device)
-        for number, name in enumerate(suite.attacks_to_run, start=1):
-            for rows in torch.arange(len(x), device=x.device).split(self.batch_size):
+        fresh = {"x_adv": x.clone(), "stage": _minus_ones(x) + 1, "best": best, "next": torch.tensor([1, 0])}
+        state = ctx.saved or fresh
+        x_adv, stage, best = state["x_adv"], state["stage"], state["best"]
+        for number, name in enumerate(names, start=1):
+            for batch, rows in enumerate(torch.arange(len(x), device=x.device).split(self.batch_size)):
+                if [number, batch] < state["next"].tolist():
+                    continue
                 for found in _candidates(suite, name, x[rows], y[rows]):
                     draws = torch.stack([margin(model(found), y[rows]) for _ in range(self.eot)])
                     score = torch.stack([(draws > 0).float().mean(0), draws.mean(0).float()], dim=1)
@@ -120,8 +133,13 @@ class AutoAttack(Attack):
                     better = (score[:, 0] > old[:, 0]) | ((score[:, 0] == old[:, 0]) & (score[:, 1] > old[:, 1]))
                     kept = rows[better]
                     x_adv[kept], best[kept], stage[kept] = found[better].to(x), score[better], number
-            ctx.report(number, len(suite.attacks_to_run), f"{name}: wrong in {float(best[:, 0].mean()):.0%} of draws")
+                ctx.save({**state, "next": torch.tensor([number, batch + 1])})
+            ctx.report(number, len(names), f"{name}: wrong in {float(best[:, 0].mean()):.0%} of draws")
         return x_adv, stage
+
+
+def _minus_ones(x: Tensor) -> Tensor:
+    return torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
 
 
 def _run(suite: Any, name: str, x: Tensor, y: Tensor) -> Tensor:

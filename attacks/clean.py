@@ -4,7 +4,7 @@ Clean accuracy, the natural accuracy of Madry et al. (2018, arXiv 1706.06083): t
 unperturbed image. No budget is part of the question.
 
 For a stochastic model `correct` follows its own rule (vote of all its draws, abstention counts as an error), and
-`correct_single` says whether one further draw alone was right.
+the columns of `bench.core.attack.draw_columns` say how single further draws judge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.core.attack import Context, Evaluation, Outcome
+from bench.core.attack import Context, Evaluation, Outcome, draw_columns
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
 
@@ -29,9 +29,10 @@ class Clean(Evaluation):
     smoke: ClassVar[dict[str, Any]] = {}
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
-        """Columns `correct` and, for a stochastic model, `correct_single`, both bool of shape b."""
-        with frozen(model), torch.no_grad(), scope(seed(ctx.seed, "clean")):
-            columns = {"correct": model.predict(x) == y}
+        """Column `correct`, bool of shape b, and for a stochastic model those of `draw_columns`."""
+        with frozen(model), torch.no_grad():
+            with scope(seed(ctx.seed, "clean")):
+                columns = {"correct": model.predict(x) == y}
             if model.stochastic:
-                columns["correct_single"] = model(x).argmax(1) == y
+                columns |= draw_columns(model, x, y, ctx.seed)
         return Outcome(columns)

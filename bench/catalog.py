@@ -90,29 +90,36 @@ class Plugin:
             if name not in known:
                 listing = ", ".join(known) or "none"
                 raise LookupError(f"{where}{self.name} has no setting '{name}'.{suggest(name, known)} Known: {listing}")
-        if self.kind == "defenses" and isinstance(values.get("base"), str):
+        if self.kind != "models" and isinstance(values.get("base"), str):
             values = {**values, "base": {"name": values["base"]}}  # the short form
         try:
             # through JSON-like values, so that 6 and 6.0 resolve alike and make one key
             resolved = _model(self).validate_python(values)
         except ValidationError as error:
             raise ValueError(where + describe(error, self.name)) from None
-        found: dict[str, Any] = {name: str(v) if isinstance(v, Number) else v for name, v in dict(resolved).items()}
+        found: dict[str, Any] = {name: _plain(v) for name, v in dict(resolved).items()}
         young = {f.name: f.default for f in self.fields if f.name in self.constant("added", ())}
         found = {name: value for name, value in found.items() if name not in young or value != young[name]}
-        base = found.get("base") if self.kind == "defenses" else None
+        base = found.get("base") if self.kind != "models" else None
         return {**found, "base": self._base(base, where)} if isinstance(base, dict) else found
 
     def _base(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
-        """The defense that a setting `base` names, with its own defaults and revision, as both change the result."""
+        """What a setting `base` names, with its own defaults and revision, as both change the result."""
         name, settings = entry.get("name"), entry.get("set", {})
         if set(entry) - {"name", "set"} or not isinstance(name, str) or not isinstance(settings, dict):
             raise ValueError(f"{where}{self.name}.base: expected {{name: ..., set: {{...}}}}, got {entry}")
         if name == self.name:
             raise ValueError(f"{where}{self.name}.base: '{name}' cannot be its own base")
-        base = get("defenses", name)
+        base = get(self.kind, name)
         revision = base.constant("revision", 1)
         return {"name": name, "set": base.resolve(settings, f"{where}{self.name}.base: "), "revision": revision}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as text, which is exact."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Number) else value
 
 
 def describe(error: ValidationError, owner: str) -> str:

@@ -95,6 +95,7 @@ def run(
             "--check/--no-check", help="Build all models and defenses first (default: a run does, a plan does not)."
         ),
     ] = None,
+    checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
@@ -108,7 +109,7 @@ def run(
     _plugins(plugin)
     options = Options(
         spec, dataset, size, model or [], defense or [], attack or [], norm, eps or [], train_eps, epochs,
-        seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline, validation,
+        seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline, validation, checks,
     )  # fmt: skip
     if n is not None and n < 1:
         raise ValueError(f"--n is {n}; expected at least 1 test image")

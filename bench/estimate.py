@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench import catalog
-from bench.plan import Job
+from bench.job import Job
 from bench.store import Store
 
 
@@ -24,7 +24,10 @@ class Estimator:
     def learn(self, job: Job, record: dict[str, Any]) -> None:
         """Remember what a finished job took."""
         self.jobs[job.key] = job
-        seconds = record["metrics"].get("train_seconds", record["metrics"].get("attack_seconds"))
+        metrics = record["metrics"]
+        seconds = metrics.get("train_seconds", metrics.get("attack_seconds"))
+        if job.kind == "audit":
+            seconds = record["time"]["seconds"]
         if seconds is not None:
             for likeness in self._likeness(job):
                 self.rates.setdefault(likeness, []).append(seconds / self._size(job))
@@ -45,7 +48,10 @@ class Estimator:
 
     def _size(self, job: Job) -> float:
         what = job.what
-        return float(what["train"]["epochs"] * what["data"]["train"] if job.kind == "train" else what["n"])
+        if job.kind == "train":
+            return float(what["train"]["epochs"] * what["data"]["train"])
+        first, last = what.get("images", (0, what["n"]))
+        return float(last - first) if not job.parts else 1e-3  # shards put together take no time
 
     def _likeness(self, job: Job) -> list[tuple[str, ...]]:
         """From the most to the least alike: method with settings and model, then method and model."""
@@ -57,9 +63,11 @@ class Estimator:
             if trained is None:
                 return []
             base = trained.what
-            name, settings = job.what["attack"]["name"], str(sorted(job.what["attack"]["set"].items()))
+            attack = job.what.get("attack") or {"name": job.what["part"], "set": {"level": job.what["level"]}}
+            name, settings = attack["name"], str(sorted(attack["set"].items()))
             name += "/" + _deploys(base["defense"]["name"])  # a vote of many draws takes as many passes
-        where = (job.kind, base["data"]["name"], base["model"]["name"], name)
+        kind = "evaluate" if job.kind == "shard" else job.kind
+        where = (kind, base["data"]["name"], base["model"]["name"], name)
         return [(*where, settings), where]
 
 

@@ -1,69 +1,144 @@
-"""The evaluation loop: fixed blocks of image indices through one evaluation of one deployed model."""
+"""The evaluation loop: fixed blocks of image indices through one evaluation of one deployed model.
+
+Each block that is over is kept on disk, and a long attack keeps its state within a block, so that a kill costs no more
+than the work since; the outcome is that of an uninterrupted run.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import plugins
-from bench.core.attack import Context, Evaluation
+from bench import checkpoint, plugins
+from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data import Data, test_block
 
 Report = Callable[[dict[str, Any]], None]
+IMAGES = "x_adv"  # name of the images among the tensors kept of a block
 
 
 class Unsupported(Exception):
     """This model cannot be judged so; the cell says why. No failure, and no result either."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where the work of one evaluation is kept while it runs. `origin` names the code: work of another is not used."""
+
+    folder: Path
+    origin: str
+
+    def read(self, name: str, device: torch.device) -> tuple[dict[str, Tensor], float]:
+        """Tensors kept under this name and the seconds they took; empty where there are none of this code."""
+        found = checkpoint.read(self.folder / f"{name}.safetensors", device)
+        if found is None or found[1].get("origin") != self.origin:
+            return {}, 0.0
+        return found[0], float(found[1]["seconds"])
+
+    def write(self, name: str, tensors: dict[str, Tensor], seconds: float) -> None:
+        """Keep tensors and the seconds of work in them."""
+        facts = {"origin": self.origin, "seconds": repr(seconds)}
+        checkpoint.write(self.folder / f"{name}.safetensors", tensors, facts)
+
+    def drop(self, name: str) -> None:
+        """Forget what was kept under this name."""
+        (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
 def evaluate(
-    what: dict[str, Any], model: Classifier, data: Data, report: Report
+    what: dict[str, Any],
+    model: Classifier,
+    data: Data,
+    report: Report,
+    kept: Kept | None = None,
+    others: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
     """Per-sample columns (on the CPU), adversarial images where there are any, and metrics.
 
     Each block has a seed of its own (run seed, attack, first index), so that sharding, a kill or another order of
-    blocks changes no verdict. Raises Unsupported with the reason.
+    blocks changes no verdict. `what["images"]`: the range [first, last) of a shard; default all n. `others`: images
+    that other evaluations made from the first n, by name. Raises Unsupported with the reason.
     """
     judge: Evaluation = plugins.make("attacks", what["attack"]["name"], what["attack"]["set"], what["threat"])
     # a threat-free evaluation carries a stand-in threat, whose norm is nobody's business
     reason = judge.supports(model)
     if reason:
         raise Unsupported(reason)
-    n, block = what["n"], judge.block
+    first, last = what.get("images", (0, what["n"]))
     parts: list[dict[str, Tensor]] = []
     images: list[Tensor] = []
-    right, began = 0, time.perf_counter()
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        x, y = test_block(data, start, stop)
-
-        so_far = {"accuracy": right / start} if start else {}
-        tell = functools.partial(_tell, report, start / n, (stop - start) / n, so_far)
+    right, seconds = 0, 0.0
+    block = getattr(judge, "block_size", judge.block)
+    for start in range(first, last, block):
+        stop = min(start + block, last)
+        so_far = {"accuracy": right / (start - first)} if start > first else {}
+        base, width = (start - first) / (last - first), (stop - start) / (last - first)
+        tell = functools.partial(_tell, report, base, width, so_far)
         tell(0, 1, "")
-        outcome = judge.evaluate(model, x, y, Context(seed(what["seed"], what["attack"]["name"], start), tell))
-        columns = {name: values.detach().cpu() for name, values in outcome.columns.items()}
-        wrong = [name for name, values in columns.items() if len(values) != len(x)]
-        if wrong:
-            raise ValueError(f"column '{wrong[0]}' has {len(columns[wrong[0]])} values for {len(x)} images")
-        parts.append({"index": torch.arange(start, stop), "label": y.cpu(), **columns})
-        if outcome.x_adv is not None:
-            images.append(outcome.x_adv.detach().cpu())
-        right += int(columns["correct"].sum())
-    seconds = time.perf_counter() - began
+        part, spent = _block(judge, what, model, test_block(data, start, stop), start, tell, kept, others or {})
+        seconds += spent
+        if IMAGES in part:
+            images.append(part.pop(IMAGES))
+        parts.append({"index": torch.arange(start, stop), **part})
+        right += int(part["correct"].sum())
     kinds = {name: values for part in parts for name, values in part.items()}
     columns = {name: torch.cat([_fill(part, name, like) for part in parts]) for name, like in kinds.items()}
-    metrics: dict[str, Any] = {"attack_seconds": seconds, "n": n, "test_hash": data.test_hash}
+    metrics: dict[str, Any] = {"attack_seconds": seconds, "n": last - first, "test_hash": data.test_hash}
     for name in ("forwards", "backwards"):
         if name in columns:
             metrics[f"{name}_per_image"] = float(columns[name].mean())
     return columns, torch.cat(images) if images else None, metrics
+
+
+def _block(
+    judge: Evaluation,
+    what: dict[str, Any],
+    model: Classifier,
+    batch: tuple[Tensor, Tensor],
+    start: int,
+    tell: Callable[[int, int, str], None],
+    kept: Kept | None,
+    others: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], float]:
+    """Columns, `label` and images of one block (on the CPU), and the seconds it took, over all its attempts."""
+    (x, y), name = batch, f"block-{start:06d}"
+    finished, seconds = kept.read(name, torch.device("cpu")) if kept else ({}, 0.0)
+    if finished:
+        return finished, seconds
+    saved, before = kept.read(f"{name}-state", x.device) if kept else ({}, 0.0)
+    began = time.perf_counter()
+
+    def save(tensors: dict[str, Tensor]) -> None:
+        if kept:
+            kept.write(f"{name}-state", tensors, before + time.perf_counter() - began)
+
+    theirs = tuple((source, found[start : start + len(x)].to(x.device)) for source, found in others.items())
+    context = Context(seed(what["seed"], what["attack"]["name"], start), tell, saved, save, theirs)
+    part = _checked(judge.evaluate(model, x, y, context), y)
+    seconds = before + time.perf_counter() - began
+    if kept:
+        kept.write(name, part, seconds)
+        kept.drop(f"{name}-state")
+    return part, seconds
+
+
+def _checked(outcome: Outcome, y: Tensor) -> dict[str, Tensor]:
+    """The outcome of a block as plain tensors on the CPU. Raises ValueError for a column of another length."""
+    columns = {name: values.detach().cpu() for name, values in outcome.columns.items()}
+    wrong = [name for name, values in columns.items() if len(values) != len(y)]
+    if wrong:
+        raise ValueError(f"column '{wrong[0]}' has {len(columns[wrong[0]])} values for {len(y)} images")
+    images = {} if outcome.x_adv is None else {IMAGES: outcome.x_adv.detach().cpu()}
+    return {"label": y.cpu(), **columns, **images}
 
 
 def _tell(

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench.estimate import Estimator, clock
 from bench.executors.base import Event
-from bench.plan import Job
+from bench.job import Job
 from bench.store import Store
 
 LINE_EVERY = 30.0  # seconds between plain progress lines
@@ -26,13 +26,16 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
     from bench.names import defense_label, label
 
     trained = job if job.kind == "train" else jobs.get(job.needs[0])
-    threat = job.what["threat"]
     # a results folder may hold an evaluation without its training
     owner = f"{defense_label(trained.what)} seed {trained.what['seed']}" if trained else f"training {job.needs[0]}"
     if job.kind == "train":
         return f"train {owner}"
+    if job.kind == "audit":
+        return f"soundness checks of the {job.what['part']} of {owner}"
+    threat, images = job.what["threat"], job.what.get("images")
     budget = f" {threat['norm']} {threat['eps']}" if threat else ""
-    return f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])}{budget} on {owner}"
+    shard = f" images {images[0]} to {images[1] - 1}" if images else ""
+    return f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])}{budget}{shard} on {owner}"
 
 
 class View:

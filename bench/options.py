@@ -34,6 +34,7 @@ class Options:
     grid: list[str] = field(default_factory=list)
     baseline: bool = True
     validation: int | None = None
+    checks: str | None = None
 
 
 def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
@@ -64,8 +65,9 @@ def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
                 entry["n"] = min(int(entry["n"]), options.n)
     if options.seeds:
         values["seeds"] = [_integer("--seeds", s) for s in _split(options.seeds)]
-    if options.recipe:
-        values["recipe"] = options.recipe
+    for name in ("recipe", "checks"):
+        if getattr(options, name):
+            values[name] = getattr(options, name)
     _section(values, "threat", norm=options.norm, eps=_split(options.eps) or None, train_eps=options.train_eps)
     _section(values, "train", epochs=options.epochs)
     for target, assignments in (("set", options.set), ("grid", options.grid)):

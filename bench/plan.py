@@ -2,68 +2,78 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import catalog, datasets
+from bench import catalog, cells, datasets
 from bench.core.numbers import Number, parse_eps
+from bench.job import Job
 from bench.spec import AttackSpec, DefenseSpec, ModelSpec, Spec, recipe
 
-SCHEMA = 1
 # raised when the engine's results may change; a changed comment must not throw away a GPU-week
-TRAIN_REVISION, EVALUATE_REVISION = 1, 1
-
-
-@dataclass(frozen=True)
-class Job:
-    """One unit of work. `what` has every default resolved and is all that the result depends on beside `needs`."""
-
-    kind: str
-    what: dict[str, Any]
-    needs: tuple[str, ...] = ()
-    key: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        text = json.dumps([SCHEMA, self.kind, self.what, self.needs], sort_keys=True, separators=(",", ":"))
-        object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:12])
-
-    def to_json(self) -> dict[str, Any]:
-        """What job.json holds."""
-        return {"schema": SCHEMA, "key": self.key, "kind": self.kind, "what": self.what, "needs": list(self.needs)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Job:
-        """Rebuild a job. Raises ValueError where content and key disagree or the schema is newer than this code."""
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"job has schema {values.get('schema')}, this version reads {SCHEMA}")
-        job = cls(values["kind"], values["what"], tuple(values["needs"]))
-        if job.key != values["key"]:
-            raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")
-        return job
+TRAIN_REVISION = 1
 
 
 def plan(spec: Spec, root: Path) -> list[Job]:
-    """All jobs of a spec, each training before its evaluations. Raises LookupError or ValueError in one line."""
+    """All jobs of a spec, each after what it needs. Raises LookupError or ValueError in one line."""
     facts = datasets.facts(spec.data.name, root, spec.data.size)
     _check_counts(spec, facts)
     _check_certificates(spec)
+    for entry in spec.attacks:
+        cells.check_norm(spec, entry.name)
     jobs: dict[str, Job] = {}
-    models = spec.models or [ModelSpec(name=facts.default_model)]
     # seed by seed: the whole matrix stands once before any of it is repeated
-    for (place, seed), model, entry in itertools.product(enumerate(spec.seeds), models, spec.defenses):
-        budgets: list[Number | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
-        for chosen, train_eps in itertools.product(_combinations(entry), budgets):
-            train = _train_job(spec, facts, model, entry, chosen, train_eps, seed)
-            jobs[train.key] = train
-            for attack in spec.attacks:
-                if attack.seeds is None or place < attack.seeds:
-                    for job in _evaluate_jobs(spec, facts, attack, train):
-                        jobs[job.key] = job
+    for place, seed in enumerate(spec.seeds):
+        for model in spec.models or [ModelSpec(name=facts.default_model)]:
+            jobs.update((job.key, job) for job in _group(spec, facts, model, seed, place))
     return list(jobs.values())
+
+
+def _group(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, place: int) -> Iterator[Job]:
+    """All jobs of one architecture and seed: the rows that meet each other's adversarial images."""
+    attacks = [entry for entry in spec.attacks if entry.seeds is None or place < entry.seeds]
+    trains = list({job.key: job for job in _trainings(spec, facts, model, seed)}.values())
+    made: list[Job] = []
+    for train in trains:
+        own = [job for entry in attacks for job in cells.evaluations(spec, facts, entry, train)]
+        made += own
+        yield train
+        yield from own
+    meeting = [entry for entry in attacks if cells.needs_images(entry.name)]
+    if meeting:
+        extra = list(_shown_by_others(spec, facts, model, seed, trains))
+        yield from extra
+        for entry in meeting:
+            found = cells.transfers(spec, facts, entry, trains, [*made, *extra])
+            made += found
+            yield from found
+    for train in trains:
+        yield from cells.audits(spec, facts, train, made)
+
+
+def _trainings(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int) -> Iterator[Job]:
+    for entry in spec.defenses:
+        budgets: list[Number | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
+        for chosen, train_eps in itertools.product(cells.combinations(entry), budgets):
+            yield _train_job(spec, facts, model, entry, chosen, train_eps, seed)
+
+
+def _shown_by_others(
+    spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, trains: list[Job]
+) -> Iterator[Job]:
+    """What `transfer` needs beside the matrix: the undefended twin, and attacks that the spec does not list."""
+    lacking = [AttackSpec(name=name) for name in cells.sources_of(spec)]
+    for train in trains:
+        for entry in lacking:
+            yield from cells.evaluations(spec, facts, entry, train)
+    if not any(train.what["defense"]["name"] == cells.TWIN for train in trains):
+        twin = _train_job(spec, facts, model, DefenseSpec(name=cells.TWIN), {}, None, seed)
+        yield twin
+        for name in cells.all_sources(spec):
+            for entry in [e for e in spec.attacks if e.name == name] or [AttackSpec(name=name)]:
+                yield from cells.evaluations(spec, facts, entry, twin)
 
 
 def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
@@ -91,7 +101,7 @@ def without_cell(spec: Spec) -> dict[str, list[str]]:
     """For each attack that asks for a smoothed model the defenses that deploy none: these cells do not exist."""
     others = [name for name in dict.fromkeys(d.name for d in spec.defenses) if not _smoothed(name)]
     names = dict.fromkeys(attack.name for attack in spec.attacks)
-    return {name: others for name in names if others and _needs_smoothed(name)}
+    return {name: others for name in names if others and cells.needs_smoothed(name)}
 
 
 def _check_certificates(spec: Spec) -> None:
@@ -105,24 +115,6 @@ def _check_certificates(spec: Spec) -> None:
 
 def _smoothed(defense: str) -> bool:
     return bool(catalog.get("defenses", defense).constant("deploys", "deterministic") == "smoothed")
-
-
-def _needs_smoothed(attack: str) -> bool:
-    return bool(catalog.get("attacks", attack).constant("needs_smoothed", False))
-
-
-def _combinations(entry: DefenseSpec | AttackSpec) -> list[dict[str, Any]]:
-    """`grid` multiplies, `set` does not, so a list value is never ambiguous."""
-    both = set(entry.set) & set(entry.grid)
-    if both:
-        raise ValueError(f"{entry.name}: '{min(both)}' is in set and in grid; expected one of them")
-    empty = [name for name, values in entry.grid.items() if not values]
-    if empty:
-        raise ValueError(f"{entry.name}: grid '{empty[0]}' is empty; expected a list of values")
-    return [
-        {**entry.set, **dict(zip(entry.grid, values, strict=True))}
-        for values in itertools.product(*entry.grid.values())
-    ]
 
 
 def _train_job(
@@ -194,41 +186,3 @@ def _check_training(spec: Spec, training: dict[str, Any], defenses: list[str]) -
         raise ValueError(
             "train.keep is best, but data.validation is 0; expected images to choose by, such as --validation 1000"
         )
-
-
-def _evaluate_jobs(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: Job) -> list[Job]:
-    """One job a budget and kind of weights; none where the planner already knows that the cell does not exist."""
-    attack = catalog.get("attacks", entry.name)
-    norms = attack.constant("norms", ("Linf", "L2", "L1"))
-    uses_threat = attack.constant("uses_threat", True)
-    if uses_threat and spec.threat.norm not in norms:
-        raise ValueError(f"attack {entry.name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
-    if _needs_smoothed(entry.name) and not _smoothed(train.what["defense"]["name"]):
-        return []
-    budgets: list[dict[str, str] | None] = [None]
-    if uses_threat:
-        budgets = [{"norm": spec.threat.norm, "eps": str(eps)} for eps in spec.threat.eps]
-    held_out = spec.data.split == "validation"
-    there = spec.data.validation if held_out else facts.test
-    return [
-        Job(
-            "evaluate",
-            {
-                "engine": EVALUATE_REVISION,
-                "attack": {
-                    "name": entry.name,
-                    "set": attack.resolve(chosen, "attacks "),
-                    "revision": attack.constant("revision", 1),
-                },
-                "threat": threat,
-                "n": entry.n or min(spec.data.test or there, there),
-                "seed": train.what["seed"],
-                "weights": weights,
-                **({"split": "validation"} if held_out else {}),
-            },
-            (train.key,),
-        )
-        for weights in (("last", "best") if train.what["train"].get("keep") == "best" else ("last",))
-        for chosen in _combinations(entry)
-        for threat in budgets
-    ]

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from bench import catalog, datasets, plugins
 from bench.core.defense import Defense
 from bench.core.rng import scope
+from bench.job import Job
 from bench.models.common import Inputs
 from bench.names import label
-from bench.plan import Job
 
 
 def problems(jobs: list[Job], root: Path) -> list[str]:
@@ -32,7 +32,7 @@ def problems(jobs: list[Job], root: Path) -> list[str]:
         if job.kind == "train":
             place = _text(what["model"], what["data"]["name"], what["data"]["size"])
             architectures.setdefault(place, {})[_text(what["defense"], what["threat"])] = job
-        else:
+        elif job.kind == "evaluate":
             attacks[_text(what["attack"], what["threat"])] = job
     found: dict[str, None] = {}  # a defense that no architecture can help is told once
     with scope(0), torch.no_grad():

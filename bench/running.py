@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from bench import datasets, live
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
 from bench.executors.local import Local, slots
+from bench.job import Job
 from bench.names import defense_label, label
 from bench.options import Options, to_spec
-from bench.plan import Job, plan, without_cell
+from bench.plan import plan, without_cell
 from bench.spec import Spec, TrainSpec
 from bench.store import Store
 
@@ -88,12 +90,11 @@ def show_plan(matrix: Matrix, results: Path, check: bool, workers: int | None, d
     left = todo(matrix.jobs, store)
     places = slots(device, workers, jobs_per_gpu)
     count = len(places)
-    trainings = sum(job.kind == "train" for job in matrix.jobs)
+    kinds = Counter(job.kind for job in matrix.jobs)
+    names = {"train": "trainings", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}
+    counted = ", ".join(f"{kinds[kind]} {name}" for kind, name in names.items() if kinds[kind])
     seconds, unknown = Estimator(store).total(left, count)
-    print(
-        f"jobs      {len(matrix.jobs)}: {trainings} trainings, {len(matrix.jobs) - trainings} evaluations; "
-        f"{len(matrix.jobs) - len(left)} done, {len(left)} to do"
-    )
+    print(f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do")
     if left:
         guess = f"about {clock(seconds)} on {count} slots" if unknown < len(left) else "unknown"
         print(f"time      {guess}" + (f", {unknown} jobs with no past record" if unknown else ""))

@@ -139,17 +139,24 @@ class DefenseSpec(_Strict):
 
 
 class AttackSpec(_Strict):
-    """`n`: images of the test set (default: data.test). `seeds`: only the first so many of the run's seeds."""
+    """`n`: images of the test set (default: data.test). `seeds`: only the first so many of the run's seeds.
+
+    `shards`: cut the images into so many jobs, whose results are put together; no verdict depends on it.
+    """
 
     name: Name
     set: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     n: Annotated[int, Gt(0)] | None = None
     seeds: Annotated[int, Gt(0)] | None = None
+    shards: Annotated[int, Gt(0)] | None = None
 
 
 class Spec(_Strict):
-    """A matrix of defenses against attacks on one data set under one norm."""
+    """A matrix of defenses against attacks on one data set under one norm.
+
+    `checks`: soundness checks of every trained model: quick (256 images), full (1000) or off.
+    """
 
     name: str = "run"
     data: DataSpec = DataSpec()
@@ -160,6 +167,7 @@ class Spec(_Strict):
     train: TrainSpec = TrainSpec()
     defenses: Annotated[list[DefenseSpec], Len(1)]
     attacks: Annotated[list[AttackSpec], Len(1)]
+    checks: Literal["off", "quick", "full"] = "off"
 
     @field_validator("models", "defenses", "attacks", mode="before")
     @classmethod

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bench.plan import SCHEMA, Job
+from bench.job import SCHEMA, Job
 
+IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 KEY = re.compile(r"[0-9a-f]{12}")
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 
@@ -53,12 +54,14 @@ class Store:
         return sorted(p.name for p in folders if KEY.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
     def add(self, job: Job) -> None:
-        """Write down what a job is, once (and again where the file is damaged)."""
+        """Write down what a job is, once (again where the file is damaged, or names other shards)."""
         folder = self.folder(job.key)
         folder.mkdir(exist_ok=True)
         try:
-            self.job(job.key)
+            known = self.job(job.key) == job
         except (LookupError, ValueError):
+            known = False
+        if not known:
             write_json(folder / "job.json", job.to_json())
 
     def job(self, key: str) -> Job:
@@ -124,9 +127,9 @@ class Store:
         """Per-sample columns of an evaluation as NumPy arrays. Raises ValueError if the file is damaged."""
         import numpy as np
 
-        path = self.folder(key) / "samples.npz"
+        path = self.folder(key) / SAMPLES
         record = self.record(key)
-        expected = record["files"].get("samples.npz") if record is not None else None
+        expected = record["files"].get(SAMPLES) if record is not None else None
         if expected is None or expected != file_hash(path):
             raise ValueError(f"{path} does not match its record; run the job again")
         with np.load(path, allow_pickle=False) as arrays:

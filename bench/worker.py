@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,13 +25,12 @@ from bench import catalog
 from bench.core.classifier import Classifier
 from bench.data import Data, judged_by_validation
 from bench.data import load as load_data
-from bench.evaluate import Unsupported, evaluate
+from bench.evaluate import Unsupported
 from bench.guards import Diverged
-from bench.plan import Job
-from bench.store import Store, file_hash, weights_file, write_atomic
+from bench.job import Job
+from bench.judge import assemble, judge
+from bench.store import IMAGES, SAMPLES, Store, file_hash, weights_file, write_atomic
 from bench.train import build, train
-
-IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 
 
 def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int = 1) -> str:
@@ -59,6 +59,8 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
     about = {"time": clock, "provenance": provenance(job, device, workers), "peak_memory_mb": _peak(device)}
     store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
     (folder / "progress.json").unlink(missing_ok=True)
+    if state != "error":  # what was done before an error is not done again
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
     return state
 
 
@@ -76,18 +78,28 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
         trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
         return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
+    if job.parts:
+        return _stored(folder, *assemble(store, job))
     trained = store.job(job.needs[0])
     if job.what.get("split") == "validation":
         data = judged_by_validation(_data(trained.what, None, root, device, report), job.what["n"])
     else:
         data = _data(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data, job.what["weights"])
-    columns, images, metrics = evaluate(job.what, model, data, report)
-    arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
-    import numpy as np
+    return _stored(folder, *judge(store, job, model, data, report))
 
-    write_atomic(folder / SAMPLES, lambda file: np.savez_compressed(file, **arrays))
-    files = {SAMPLES: file_hash(folder / SAMPLES)}
+
+def _stored(
+    folder: Path, columns: dict[str, torch.Tensor], images: torch.Tensor | None, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of a record, once columns and images are on disk."""
+    files = {}
+    if columns:
+        import numpy as np
+
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
+        write_atomic(folder / SAMPLES, lambda file: np.savez_compressed(file, **arrays))
+        files[SAMPLES] = file_hash(folder / SAMPLES)
     if images is not None:
         write_atomic(folder / IMAGES, lambda file: file.write(safetensors_bytes({"x_adv": images.contiguous()})))
         files[IMAGES] = file_hash(folder / IMAGES)
@@ -151,14 +163,16 @@ class Progress:
 def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
     """Where a record comes from; no user, host or path names. `workers` > 1: timings shared the machine."""
     kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
-    plugin = catalog.get(kind, job.what[name]["name"])  # type: ignore[arg-type]
+    plugin = {}
+    if name in job.what:
+        plugin = {"plugin_sha256": catalog.get(kind, job.what[name]["name"]).sha256[:16]}  # type: ignore[arg-type]
     return {
         **_git(),
         "device": device_name(device),
         "workers": workers,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
-        "plugin_sha256": plugin.sha256[:16],
+        **plugin,
     }
 
 

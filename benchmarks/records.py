@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.stats import wilson
+from bench.job import Job
 from bench.names import defense_label
-from bench.plan import Job, plan
+from bench.plan import plan
 from bench.spec import load
 from bench.store import Store
 

@@ -13,7 +13,8 @@ from harness import outcomes, write_plugins
 from bench.executors.base import Event, blocker, ended, todo
 from bench.executors.debug import Debug
 from bench.executors.local import Local, Slot, gpus, slots
-from bench.plan import Job, plan
+from bench.job import Job
+from bench.plan import plan
 from bench.spec import build
 from bench.store import Store, file_hash, weights_file
 
@@ -138,6 +139,7 @@ def tiny_jobs(fresh_catalog: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         "train": {"epochs": 1},
         "defenses": ["fragile", "plain"],
         "attacks": ["wobble", "picky"],
+        "checks": "off",
     }
     yield plan(build(spec), tmp_path)
     for name in [name for name in sys.modules if name.startswith("bench_plugin_")]:

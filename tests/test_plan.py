@@ -13,9 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import catalog
+from bench import catalog, cells
+from bench import job as job_module
 from bench import plan as planner
-from bench.plan import Job, plan
+from bench.job import Job
+from bench.plan import plan
 from bench.spec import build, load
 
 ROOT = Path("no-data-here")
@@ -29,6 +31,7 @@ BASE: dict[str, Any] = {
     "train": {"epochs": 3},
     "defenses": ["standard", {"name": "trades", "grid": {"beta": [1, 6]}}, "smoothing"],
     "attacks": ["clean", "fgsm", {"name": "pgd", "set": {"steps": 5}}, "certify"],
+    "checks": "off",
 }
 
 
@@ -132,10 +135,14 @@ def test_the_setting_of_an_attack_changes_its_key() -> None:
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("constant", ["TRAIN_REVISION", "EVALUATE_REVISION", "SCHEMA"])
-def test_a_raised_revision_of_the_engine_changes_the_key(monkeypatch: pytest.MonkeyPatch, constant: str) -> None:
+@pytest.mark.parametrize(
+    ("constant", "owner"), [("TRAIN_REVISION", planner), ("EVALUATE_REVISION", cells), ("SCHEMA", job_module)]
+)
+def test_a_raised_revision_of_the_engine_changes_the_key(
+    monkeypatch: pytest.MonkeyPatch, constant: str, owner: Any
+) -> None:
     before = keys(one())
-    monkeypatch.setattr(planner, constant, 99)
+    monkeypatch.setattr(owner, constant, 99)
     assert keys(one())[1] != before[1]
     assert (keys(one())[0] == before[0]) == (constant == "EVALUATE_REVISION")
 
@@ -245,7 +252,7 @@ def test_an_attack_is_refused_under_a_norm_it_does_not_have() -> None:
 
 def test_a_defense_is_refused_under_a_norm_it_does_not_have() -> None:
     with pytest.raises(ValueError, match="defense trades has no L1 version; its norms: Linf, L2"):
-        jobs(one(threat={"norm": "L1", "eps": 1}))
+        jobs(one(threat={"norm": "L1", "eps": 1}, attacks=["clean"]))
 
 
 def test_seeds_limits_an_attack_to_the_first_seeds() -> None:

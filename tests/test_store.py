@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from bench.plan import Job
+from bench.job import Job
 from bench.store import Store, file_hash, write_atomic, write_json
 
 JOB = Job("train", {"seed": 0})

@@ -17,9 +17,9 @@ import pytest
 from bench import datasets
 from bench.core.stats import paired_difference, wilson
 from bench.frame import COLUMNS, frame
+from bench.job import Job
 from bench.leaderboard import BEGIN, END, escape, markdown, venue, write_leaderboard
 from bench.names import label
-from bench.plan import Job
 from bench.rows import Row, rows
 from bench.store import Store, file_hash, write_atomic
 from bench.tables import matrix

@@ -24,8 +24,9 @@ from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data import Data, batches, load, to_float
 from bench.guards import Collapsed
+from bench.job import Job
 from bench.optimise import optimisation
-from bench.plan import Job, plan
+from bench.plan import plan
 from bench.plugins import make
 from bench.spec import TrainSpec, build
 from bench.store import Store

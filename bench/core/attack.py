@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -23,13 +23,25 @@ class Outcome(NamedTuple):
     x_adv: Tensor | None = None
 
 
+# Fresh draws that judge an image made against a randomised model; as many others choose between attacks.
+DRAWS = 100
+
+
 @dataclass
 class Context:
     """What an evaluation may use beside model and images. `seed` belongs to one block of image indices, so that batch
-    size, sharding and a kill change nothing; `report(done, total, note)` feeds the live view."""
+    size, sharding and a kill change nothing; `report(done, total, note)` feeds the live view.
+
+    A long attack calls `save(tensors)` when a part of its work stands and finds in `saved`, after a kill, what it saved
+    last for this block (empty at first). `others`: name and adversarial images of other evaluations on these very
+    images, for an attack with `needs_images`.
+    """
 
     seed: int
     report: Callable[[int, int, str], None] = field(default=lambda done, total, note: None)
+    saved: dict[str, Tensor] = field(default_factory=dict)
+    save: Callable[[dict[str, Tensor]], None] = field(default=lambda tensors: None)
+    others: tuple[tuple[str, Tensor], ...] = ()
 
 
 @dataclass
@@ -38,9 +50,12 @@ class Evaluation:
 
     Class constants, literals so that the planner can read them without importing torch:
     `uses_threat` (is the budget part of the question), `norms` it supports, `kind` ("bounded" by eps or
-    "minimal" norm), `needs_smoothed` (only for models that certify), `block` (images evaluated together: the unit of
-    seed and resume), `revision` (raise it when results may change), `added` (settings younger than the
-    first records, as of a Defense), `smoke` (cheap settings for the contract tests).
+    "minimal" norm), `needs_smoothed` (only for models that certify), `needs_images` (it works on adversarial images
+    that the evaluations of the attack named by its setting `source` made of other rows), `uses_budgets` (one job for
+    all budgets, which the planner puts into its setting `budgets`), `block` (images evaluated together: the unit of
+    seed and resume, and a shard holds whole ones; a setting `block_size` takes its place), `revision` (raise it when
+    results may change), `added` (settings younger than the first records, as of a Defense), `smoke` (cheap settings
+    for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -48,6 +63,8 @@ class Evaluation:
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["bounded", "minimal"]] = "bounded"
     needs_smoothed: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
+    uses_budgets: ClassVar[bool] = False
     block: ClassVar[int] = 500
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = ()
@@ -81,8 +98,9 @@ class Attack(Evaluation):
         """Perturb on the surrogate, check ball and box in float64, score with the model's own prediction rule.
 
         Columns: `correct` (right on the clean image and on the adversarial one), `clean`, `size` (norm of the
-        perturbation), `forwards` and `backwards` (passes per image of the block), for a stochastic model
-        `correct_single` (one fresh draw instead of the deployed rule), and what `perturb` adds.
+        perturbation), `forwards` and `backwards` (passes per image of the block), and what `perturb` adds. For a
+        stochastic model `correct` is the deployed rule on the adversarial image alone, since a clean image that was
+        wrong once is no fact, and the columns of `draw_columns` stand beside it.
         """
         with frozen(model), scope(seed(ctx.seed, "attack")):
             with torch.no_grad(), scope(seed(ctx.seed, "clean")):
@@ -91,19 +109,20 @@ class Attack(Evaluation):
             todo = torch.ones_like(clean) if model.stochastic else clean
             x_adv, extra = x.clone(), {}
             surrogate = Counted(model.surrogate())
+            inner = _resumable(ctx, surrogate, todo)
             attacked = self.threat.radius > 0 and bool(todo.any())
             if attacked:
-                found, columns = self.perturb(surrogate, x[todo], y[todo], ctx)
+                found, columns = self.perturb(surrogate, x[todo], y[todo], inner)
                 x_adv[todo] = found.detach()
                 extra = {name: _spread(values, todo) for name, values in columns.items()}
             size = self._size(x, x_adv)
             correct = clean.clone()  # without a budget it is clean accuracy, for a stochastic model too
             if attacked:
                 with torch.no_grad(), scope(seed(ctx.seed, "score")):
-                    correct &= model.predict(x_adv) == y
+                    right = model.predict(x_adv) == y
+                correct = right if model.stochastic else correct & right
             if model.stochastic:
-                with torch.no_grad(), scope(seed(ctx.seed, "single")):
-                    extra["correct_single"] = model(x_adv).argmax(1) == y
+                extra |= draw_columns(model, x_adv, y, ctx.seed)
         passes = {
             name: torch.full_like(size, count / len(x), dtype=torch.float32)
             for name, count in (("forwards", surrogate.forwards), ("backwards", surrogate.backwards))
@@ -112,6 +131,49 @@ class Attack(Evaluation):
 
     def _size(self, x: Tensor, x_adv: Tensor) -> Tensor:
         return self.threat.check(x, x_adv).float()
+
+
+@torch.no_grad()
+def draw_columns(model: nn.Module, x: Tensor, y: Tensor, seed_: int, draws: int = DRAWS) -> Columns:
+    """How single draws of a stochastic model judge images `x`; every draw is fresh, and none was seen by an attack.
+
+    `select`: share of `draws` draws that are right, by which a worst case chooses between attacks; and on as many
+    *other* draws, so that choosing adds no luck, `share`, `vote` (the majority is right) and `always` (all are).
+    """
+    with scope(seed(seed_, "select")):
+        select = _votes(model, x, draws)
+    with scope(seed(seed_, "single")):
+        counts = _votes(model, x, draws)
+    hits = counts.gather(1, y[:, None]).squeeze(1)
+    return {
+        "select": select.gather(1, y[:, None]).squeeze(1).float() / draws,
+        "share": hits.float() / draws,
+        "vote": counts.argmax(1) == y,
+        "always": hits == draws,
+    }
+
+
+def _votes(model: nn.Module, x: Tensor, draws: int) -> Tensor:
+    """How many of `draws` draws gave each class, int64 `b k`."""
+    counts: Tensor | None = None
+    for _ in range(draws):
+        logits = model(x)
+        counts = torch.zeros(logits.shape, dtype=torch.int64, device=x.device) if counts is None else counts
+        counts.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones_like(counts[:, :1]))
+    assert counts is not None
+    return counts
+
+
+def _resumable(ctx: Context, counted: Counted, todo: Tensor) -> Context:
+    """The context for `perturb`, which sees the images `todo` only; passes made before a kill count as well."""
+    passes = ctx.saved.get("passes", torch.zeros(2, dtype=torch.int64)).tolist()
+    counted.forwards, counted.backwards = int(passes[0]), int(passes[1])
+
+    def save(tensors: Columns) -> None:
+        ctx.save({**tensors, "passes": torch.tensor([counted.forwards, counted.backwards])})
+
+    own = {name: values for name, values in ctx.saved.items() if name != "passes"}
+    return replace(ctx, saved=own, save=save, others=tuple((name, images[todo]) for name, images in ctx.others))
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bench.plan import Job
+from bench.job import Job
 from bench.store import Store, file_hash
 
 EventKind = Literal["skipped", "started", "ok", "error", "blocked", "tick"]
@@ -32,26 +32,37 @@ class Executor(Protocol):
 
 
 def todo(jobs: list[Job], store: Store) -> list[Job]:
-    """What has to run: jobs without a standing record, and trainings whose weights a pending evaluation needs.
+    """What has to run: jobs without a standing record, and those whose files a pending job needs and cannot find.
 
-    Records may come from git without weights, and weights may be damaged; then the training runs again, since nothing
-    else can give them back.
+    Records may come from git without weights and images, and files may be damaged; then the job runs again, since
+    nothing else can give them back. Shards of an evaluation that stands are not run.
     """
-    pending = [job for job in jobs if not store.done(job.key)]
-    needed = {need for job in pending for need in job.needs}
-    keys = {job.key for job in pending}
-    missing = [
-        job
-        for job in jobs
-        if job.key in needed - keys
-        and (record := store.record(job.key) or {}).get("state") == "done"
-        and any(
-            name.startswith("weights-") and expected != file_hash(store.folder(job.key) / name)
-            for name, expected in record["files"].items()
-        )
-    ]
-    again = {job.key for job in missing} | keys
-    return [job for job in jobs if job.key in again]
+    known = {job.key: job for job in jobs}
+    standing = {job.key for job in jobs if store.done(job.key)}
+    idle = {part for job in jobs if job.key in standing for part in job.parts}
+    pending = {key for key in known if key not in standing and key not in idle}
+    found = list(pending)
+    while found:
+        job = known[found.pop()]
+        for key in job.waits:
+            if key in known and key not in pending and _lacks(store, known[key], job):
+                pending.add(key)
+                found.append(key)
+    return [job for job in jobs if job.key in pending]
+
+
+def _lacks(store: Store, need: Job, job: Job) -> bool:
+    """Is a file that `job` will read of the finished `need` absent or damaged?"""
+    record = store.record(need.key)
+    if record is None:  # a shard that was never run, of an evaluation that stood until now
+        return True
+    if record["state"] != "done" or (job.kind == "audit" and need.kind != "train"):
+        return False  # an audit takes the images that are there
+    wanted = "weights-" if need.kind in ("train", "import") else "samples" if need.key in job.parts else "adversarial"
+    return any(
+        name.startswith(wanted) and expected != file_hash(store.folder(need.key) / name)
+        for name, expected in record["files"].items()
+    )
 
 
 def ended(job: Job, store: Store) -> Event | None:
@@ -65,9 +76,12 @@ def ended(job: Job, store: Store) -> Event | None:
 
 
 def blocker(job: Job, store: Store, running: set[str]) -> str | None:
-    """Why a job can never start: something it needs ended without weights. None while it may still start."""
-    for need in job.needs:
+    """Why a job can never start: its training ended without weights, or a shard without samples. None while it may.
+
+    Other evaluations whose images it takes only have to end: one collapsed defense must not blank a whole column.
+    """
+    for need in (*job.needs[:1], *job.parts):
         record = store.record(need)
         if need not in running and record is not None and record["state"] != "done":
-            return f"training {need} ended as {record['state']}"
+            return f"{'training' if need in job.needs else 'shard'} {need} ended as {record['state']}"
     return None

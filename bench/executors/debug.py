@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.executors.base import Event, blocker, ended, todo
-from bench.plan import Job
+from bench.job import Job
 from bench.store import Store
 
 

@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from bench.executors.base import Event, blocker, ended, todo
-from bench.plan import Job
+from bench.job import Job
 from bench.store import Store
 
 TICK = 0.5  # seconds between ticks
@@ -104,7 +104,7 @@ class Local:
                         waiting.remove(job)
                         pending.discard(job.key)
                         yield Event("blocked", job, reason)
-                    elif free and not any(need in pending for need in job.needs):
+                    elif free and not any(key in pending for key in job.waits):
                         slot = free.pop(0)
                         waiting.remove(job)
                         running[job.key] = (job, self._start(job, store, slot), slot)

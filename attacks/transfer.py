@@ -1,0 +1,55 @@
+"""x' = the image, made against another model g of the matrix, that breaks f at x
+
+Transfer attack (Papernot et al. 2016, arXiv 1605.07277) with images that already lie on disk: those which the
+evaluations of the attack `source` made against the undefended twin and against every other row of the same model, seed
+and budget. They need no gradient of f, so a masked one cannot stop them, and cost one forward pass each.
+
+A row whose worst case they lower was not attacked well by its own gradients (check C14). The planner adds the twin
+where the matrix has none. For a stochastic model the image kept is the one most often wrong over `draws` draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from bench.core.attack import Attack, Columns, Context
+from bench.core.classifier import Classifier
+
+
+@dataclass
+class Transfer(Attack):
+    """Images of other rows. Column `source`: place of the evaluation in the record's `sources`, -1 where none broke."""
+
+    needs_images: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
+    smoke: ClassVar[dict[str, Any]] = {"draws": 2}
+
+    source: str = "pgd"
+    """Attack whose images are shown to the other rows; all its settings in the matrix count."""
+    draws: Annotated[int, Gt(0)] = 20
+    """Fresh draws that judge each image where the model is stochastic."""
+
+    def supports(self, model: Classifier) -> str | None:
+        if self.source == "transfer":
+            return "source=transfer would wait for itself; name another attack"
+        return super().supports(model)
+
+    @torch.no_grad()
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        """For each image the one of `ctx.others` that is most often wrong, itself where none ever is."""
+        draws = self.draws if bool(getattr(model, "stochastic", False)) else 1
+        x_adv, most = x.clone(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        source = torch.full((len(x),), -1, dtype=torch.int16, device=x.device)
+        for place, (_, images) in enumerate(ctx.others):
+            wrong = torch.zeros_like(most)
+            for _ in range(draws):
+                wrong += model(images).argmax(1) != y
+            better = wrong > most
+            x_adv[better], most[better], source[better] = images[better].to(x), wrong[better], place
+            ctx.report(place + 1, len(ctx.others), f"{int((most > 0).sum())} of {len(x)} broken")
+        return x_adv, {"source": source}
