@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from bench import catalog
 from bench.core.numbers import Number
 from bench.core.stats import wilson
+from bench.job import Job
 from bench.names import label
 from bench.store import Store
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 Entry = dict[str, Any]
@@ -61,19 +63,34 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
         if keys is None and not (store.folder(key) / "job.json").exists():
             continue  # an empty folder: nothing was written down, so nothing is known to be missing
         try:
-            entry = _entry(store, key)
+            entries += _entries(store, key)
         except (LookupError, ValueError) as problem:
-            entry = {"key": key, "state": "unreadable", "reason": str(problem)}
-        if entry is not None:
-            entries.append(entry)
+            entries.append({"key": key, "state": "unreadable", "reason": str(problem)})
     entries.sort(key=lambda e: (e.get("dataset") or "", e.get("defense_label") or "", e.get("seed") or 0, e["key"]))
     return pd.DataFrame({c: pd.Series([e.get(c) for e in entries], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
 
 
-def _entry(store: Store, key: str) -> Entry | None:
+def _entries(store: Store, key: str) -> list[Entry]:
+    """The evaluation of this key; one that walks through several budgets is as many entries, none if it is no such."""
     job = store.job(key)
     if job.kind != "evaluate":
-        return None
+        return []
+    budgets = job.what["attack"]["set"].get("budgets")
+    if not budgets:
+        threat = job.what["threat"] or {}
+        return [_entry(store, key, job, threat.get("eps"))]
+    return [_entry(store, key, job, eps) for eps in budgets]
+
+
+def right_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
+    """Which images (bool) are right at a budget: of a security curve those that broke above it only."""
+    if "broken_at" in samples:
+        found: np.ndarray[Any, Any] = samples["broken_at"] > eps
+        return found
+    return samples["correct"].astype(bool)  # type: ignore[no-any-return]
+
+
+def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
     trained, record = store.job(job.needs[0]), store.record(key)
     attack, threat = job.what["attack"], job.what["threat"] or {}
     split = job.what.get("split", "test")
@@ -83,11 +100,11 @@ def _entry(store: Store, key: str) -> Entry | None:
         **_of_training(store, trained.key, trained.what, judged),
         "split": split,
         "attack": attack["name"],
-        "attack_label": label("attacks", attack["name"], attack["set"]),
+        "attack_label": label("attacks", attack["name"], {k: v for k, v in attack["set"].items() if k != "budgets"}),
         "attack_version": f"{job.what['engine']}.{attack['revision']}",
         "norm": threat.get("norm"),
-        "eps": threat.get("eps"),
-        "eps_value": float(Number(threat["eps"])) if threat else None,
+        "eps": eps,
+        "eps_value": float(Number(eps)) if eps is not None else None,
         "n": job.what["n"],
         "state": record["state"] if record else "missing",
         "reason": _reason(record),
@@ -101,7 +118,7 @@ def _entry(store: Store, key: str) -> Entry | None:
     entry |= {name: metrics.get(name) for name in ("attack_seconds", "test_hash")}
     entry |= {name: metrics.get(f"{name}_per_image") for name in ("forwards", "backwards")}
     entry |= {name: origin.get(name) for name in ("device", "commit", "dirty")}
-    return entry | (_accuracy(store, key) if entry["state"] == "done" else {})
+    return entry | (_accuracy(store, key, entry["eps_value"] or 0.0) if entry["state"] == "done" else {})
 
 
 def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]) -> Entry:
@@ -148,9 +165,9 @@ def _reason(record: dict[str, Any] | None) -> str | None:
     return record.get("reason") or ": ".join(error[part] for part in ("type", "message") if error.get(part)) or None
 
 
-def _accuracy(store: Store, key: str) -> Entry:
+def _accuracy(store: Store, key: str, eps: float) -> Entry:
     try:
-        correct = store.samples(key)["correct"]
+        correct = right_at(store.samples(key), eps)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)
     except (LookupError, OSError, ValueError) as problem:  # damaged evidence is no number

@@ -147,6 +147,7 @@ def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Ro
         "Standard accuracy": lambda row: cell_text(row, row.clean),
         "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
         "Best known robust accuracy": lambda row: cell_text(row, row.worst),
+        **({"Single draw": lambda row: cell_text(row, row.single)} if any(r.single.values for r in rows) else {}),
         "AA eval. potentially unreliable": lambda row: "not checked",
         "Extra data": lambda row: "✗",
         "Architecture": lambda row: row.model,
@@ -231,7 +232,8 @@ def flat(rows: list[Row]) -> list[dict[str, object]]:
                 line = {
                     "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": kind, "rank": rank,
                     "method": row.method, "model": row.model, "clean": _value(row.clean),
-                    "autoattack": _value(row.autoattack), "worst_case": _value(row.worst), "low": low, "high": high,
+                    "autoattack": _value(row.autoattack), "worst_case": _value(row.worst),
+                    "single_draw": row.single.mean, "low": low, "high": high,
                     "std": row.worst.std, "n": row.worst.n, "seeds_done": len(row.worst.values),
                     "seeds_planned": len(row.seeds), "seed_values": seeds, "collapsed": len(row.collapsed),
                     "train_eps": row.train_eps, "train_seconds": row.train_seconds, "ratio_to_standard": row.ratio,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RADII = (0.0, 0.25, 0.5, 1.0)
 RANKED_N = 1000
+PROTOCOL = ("eot", "closed_form", "transfer")  # what a claim about a randomised model needs (evaluation protocol)
 LONGEST_REASON = 200
 
 
@@ -29,7 +30,8 @@ class Row:
     """One trained configuration (all seeds together) under one budget.
 
     `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done). `worst`
-    has values for those of `seeds` that have the full attack set; `keys` are the evaluations in it. `collapsed` seeds
+    has values for those of `seeds` that have the full attack set, `single` (randomised models) the same with single
+    draws in place of the deployed rule; `keys` are the evaluations in it. `collapsed` seeds
     stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
     the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
     as in `frame`, of the first seed.
@@ -50,6 +52,7 @@ class Row:
     autoattack: Cell
     attacks: dict[str, Cell]
     worst: Cell
+    single: Cell
     certified: dict[float, Cell]
     seeds: tuple[int, ...]
     keys: dict[int, tuple[str, ...]]
@@ -93,7 +96,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     certify = [found for name, found in sorted(picked.items()) if not _any(found)["norm"] and name not in clean]
     certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
     cells = {name: cell_of(found) for name, found in attacks.items()}
-    worst, keys = worst_case(store, clean | attacks, seeds)
+    worst, single, keys = worst_case(store, clean | attacks, seeds, first["eps_value"] if first["norm"] else 0.0)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
     seconds = {e["train_key"]: e["train_seconds"] for e in entries if not math.isnan(e["train_seconds"])}
@@ -107,6 +110,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         autoattack=next((cell for cell in suites if cell.values), suites[0] if suites else Cell({}, 0, {})),
         attacks=cells,
         worst=worst,
+        single=single,
         certified={radius: _certified(store, certify[0], radius) for radius in _radii(first)} if certify else {},
         seeds=seeds,
         keys=keys,
@@ -191,10 +195,17 @@ def _provisional(row: Row) -> tuple[str, ...]:
     if row.worst.values and row.worst.n < needed:
         reasons.append(f"worst case over {row.worst.n} images, ranking needs {needed}")
     if row.deploys != "deterministic":
-        reasons.append("randomised protocol not run")
+        lacking = [name for name in PROTOCOL if not _has(row, name)]
+        reasons += [f"randomised protocol lacks {', '.join(lacking)}"] if lacking else []
     elif not row.autoattack.values:
         reasons.append("AutoAttack standard is not in the attack set")
     return tuple(reasons)
+
+
+def _has(row: Row, attack: str) -> bool:
+    """Is an attack of this name in the row, done or found not to apply?"""
+    cells = [cell for name, cell in row.attacks.items() if name.split(" ")[0] == attack]
+    return any(cell.values or cell.state() == "unsupported" for cell in cells)
 
 
 def _time_class(entry: Entry) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.core.stats import mean_std, paired_difference, wilson
-from bench.frame import Entry
+from bench.frame import Entry, right_at
 from bench.store import Store
 
 if TYPE_CHECKING:
@@ -64,35 +64,54 @@ def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:
     return None
 
 
-def _prefixes(store: Store, keys: Iterable[str]) -> list[np.ndarray[Any, Any]]:
-    """`correct` of each evaluation on the largest prefix of the test set that all of them share, equally long.
+class Judged(NamedTuple):
+    """One evaluation of a prefix of the test set: `correct` (bool); for a model that draws at test time the share of
+    draws that are right, on draws that choose between attacks (`select`) and on others (`share`), else None."""
+
+    correct: np.ndarray[Any, Any]
+    select: np.ndarray[Any, Any] | None
+    share: np.ndarray[Any, Any] | None
+
+
+def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]:
+    """Each evaluation, at a budget, on the largest prefix of the test set that all of them share, equally long.
 
     Raises ValueError where they did not see the same images.
     """
     import numpy as np
 
-    found, labels, subsets = [], [], []
-    for key in keys:
+    found: list[Judged] = []
+    labels, subsets = [], []
+    for key, eps in wanted:
         samples, record = store.samples(key), store.record(key) or {"metrics": {}}
         subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
         order = np.argsort(samples["index"], kind="stable")
         n = int(np.cumprod(samples["index"][order] == np.arange(len(order))).sum())
-        found.append(samples["correct"][order][:n].astype(bool))
+        draws = (_ordered(samples, name, order) for name in ("select", "share"))
+        found.append(Judged(right_at(samples, eps)[order][:n], *draws))
         labels.append((samples["label"][order][:n], key) if "label" in samples else None)
-    n = min(map(len, found))
+    n = min(len(column.correct) for column in found)
     known = [pair for pair in labels if pair]
     wrong = [key for values, key in known if not np.array_equal(values[:n], known[0][0][:n])]
     problem = _mixed(subsets) or (f"{known[0][1]} and {wrong[0]} have other labels at the same index" if wrong else "")
     if problem:
         raise ValueError(problem)
-    return [correct[:n] for correct in found]
+    return [Judged(c.correct[:n], *(None if d is None else d[:n] for d in (c.select, c.share))) for c in found]
 
 
-def worst_case(store: Store, judged: Picked, seeds: tuple[int, ...]) -> tuple[Cell, dict[int, tuple[str, ...]]]:
-    """Worst case of the seeds that have every attack, and the evaluations it is the minimum of."""
+def _ordered(samples: dict[str, Any], name: str, order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    return samples[name][order] if name in samples else None
+
+
+def worst_case(
+    store: Store, judged: Picked, seeds: tuple[int, ...], eps: float
+) -> tuple[Cell, Cell, dict[int, tuple[str, ...]]]:
+    """Worst case of the seeds that have every attack, under the deployed rule and over single draws (no values for a
+    deterministic model), and the evaluations it is the minimum of."""
     asked = {name: by for name, by in judged.items() if any(e["state"] != "unsupported" for e in by.values())}
+    none = Cell({}, 0, {})
     if not any(entry["norm"] for by in asked.values() for entry in by.values()):
-        return Cell({}, 0, dict.fromkeys(seeds, ("not attacked", ""))), {}
+        return Cell({}, 0, dict.fromkeys(seeds, ("not attacked", ""))), none, {}
     keys, absent = {}, {}
     for seed in seeds:
         states = {name: by[seed]["state"] if seed in by else "not planned" for name, by in sorted(asked.items())}
@@ -102,22 +121,34 @@ def worst_case(store: Store, judged: Picked, seeds: tuple[int, ...]) -> tuple[Ce
         else:
             keys[seed] = tuple(sorted(by[seed]["key"] for by in asked.values()))
     if not keys:
-        return Cell({}, 0, absent), {}
+        return Cell({}, 0, absent), none, {}
     try:
-        columns = _prefixes(store, [key for chosen in keys.values() for key in chosen])
+        columns = _prefixes(store, [(key, eps) for chosen in keys.values() for key in chosen])
     except ValueError as problem:
-        return Cell({}, 0, dict.fromkeys(seeds, ("mixed test sets", str(problem)))), {}
-    n, left = len(columns[0]), iter(columns)
+        return Cell({}, 0, dict.fromkeys(seeds, ("mixed test sets", str(problem)))), none, {}
+    n, left = len(columns[0].correct), iter(columns)
     if n == 0:
-        return Cell({}, 0, dict.fromkeys(seeds, ("no shared images", "no prefix of the test set is shared"))), {}
-    values = {seed: float(_all(next(left) for _ in chosen).mean()) for seed, chosen in keys.items()}
-    return Cell(values, n, absent), keys
+        return Cell({}, 0, dict.fromkeys(seeds, ("no shared images", "no prefix of the test set is shared"))), none, {}
+    worst = {seed: _worst([next(left) for _ in chosen]) for seed, chosen in keys.items()}
+    single = {seed: float(share.mean()) for seed, (_, share) in worst.items() if share is not None}
+    return Cell({s: float(right.mean()) for s, (right, _) in worst.items()}, n, absent), Cell(single, n, {}), keys
 
 
-def _all(columns: Iterable[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _worst(columns: list[Judged]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """Which images stand under all evaluations, and the share of single draws that are right under the worst one.
+
+    Where the model draws, the evaluation that counts for an image is the one with the fewest right draws among those
+    kept for this choice; it is judged on other draws. The minimum itself would take randomness for success: a coin
+    would have to come up heads under every attack.
+    """
     import numpy as np
 
-    return np.logical_and.reduce(list(columns))
+    choosing = [column.select for column in columns if column.select is not None]
+    shares = [column.share for column in columns if column.share is not None]
+    if len(choosing) < len(columns) or len(shares) < len(columns):
+        return np.logical_and.reduce([column.correct for column in columns]), None
+    chosen, place = np.argmin(np.stack(choosing), axis=0), np.arange(len(choosing[0]))
+    return np.stack([column.correct for column in columns])[chosen, place], np.stack(shares)[chosen, place]
 
 
 class Paired(NamedTuple):
@@ -129,12 +160,13 @@ class Paired(NamedTuple):
     n: int
 
 
-def paired(store: Store, keys_a: Iterable[str], keys_b: Iterable[str]) -> Paired:
+def paired(store: Store, keys_a: Iterable[str], keys_b: Iterable[str], eps: float = 0.0) -> Paired:
     """Worst case of evaluations `keys_a` minus that of `keys_b` (`Row.keys` of a seed), image by image.
 
-    Raises ValueError where they share no images or saw different test sets.
+    `eps`: the budget, asked of security curves alone. Raises ValueError where they share no images or saw different
+    test sets.
     """
     a, b = list(keys_a), list(keys_b)
-    columns = _prefixes(store, [*a, *b])
-    first, second = _all(columns[: len(a)]), _all(columns[len(a) :])
+    columns = _prefixes(store, [(key, eps) for key in (*a, *b)])
+    (first, _), (second, _) = _worst(columns[: len(a)]), _worst(columns[len(a) :])
     return Paired(*paired_difference(first.tolist(), second.tolist()), n=len(first))

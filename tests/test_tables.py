@@ -150,6 +150,49 @@ def test_worst_case_is_the_minimum_of_each_sample_not_of_means(store: Store) -> 
     assert row.worst.interval() == pytest.approx(wilson(1, 6))
 
 
+def draws(select: list[float], share: list[float]) -> dict[str, Any]:
+    return {"select": np.array(select, dtype=np.float32), "share": np.array(share, dtype=np.float32)}
+
+
+def test_against_noise_the_attack_is_chosen_by_some_draws_and_judged_by_others(store: Store) -> None:
+    train = trained(store, deploys="randomised")
+    evaluated(store, train, "clean", [1, 1, 1, 0], columns=draws([0.9, 0.9, 0.9, 0.9], [0.8, 0.8, 0.8, 0.8]))
+    evaluated(store, train, "steep", [0, 1, 1, 1], columns=draws([0.5, 0.4, 0.9, 1.0], [0.6, 0.5, 0.9, 0.1]))
+    evaluated(store, train, "onestep", [1, 1, 0, 0], columns=draws([0.6, 0.6, 0.8, 1.0], [0.1, 0.2, 0.4, 0.0]))
+    row = only(store)
+    # chosen: steep, steep, onestep, clean; the minimum of `correct` would be 1 of 4, of `share` 0.175
+    assert row.worst.values == {0: 0.25}
+    assert row.worst.values[0] == np.mean([0, 1, 0, 0])
+    assert row.single.values[0] == pytest.approx(np.mean([0.6, 0.5, 0.4, 0.8]))
+    assert "| Single draw |" in markdown(store)
+    assert "57.50" in markdown(store)
+
+
+def test_a_coin_scores_about_half_however_many_attacks_there_are(store: Store) -> None:
+    rng, n = np.random.default_rng(0), 1000
+    train = trained(store, deploys="randomised")
+    for attack in ("clean", "steep", "onestep", "third", "fourth", "fifth"):
+        shares = draws(list(rng.binomial(100, 0.5, n) / 100), list(rng.binomial(100, 0.5, n) / 100))
+        evaluated(store, train, attack, list(rng.integers(0, 2, n)), columns=shares)
+    row = only(store)
+    assert 0.45 < row.worst.mean < 0.55
+    assert 0.49 < row.single.mean < 0.51
+
+
+def test_a_security_curve_is_a_column_of_every_budget_it_walks_through(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1, 1, 1, 0])
+    evaluated(store, train, "steep", [1, 1, 0, 0], eps="0.2")
+    broken = {"broken_at": np.array([np.inf, 0.2, 0.1, 0.0])}
+    key = evaluated(store, train, "curve", [1, 0, 0, 0], {"budgets": ["0", "0.1", "0.2"]}, eps="0.2", columns=broken)
+    table = frame(store)
+    assert table[table.key == key].set_index("eps").accuracy.to_dict() == {"0": 0.75, "0.1": 0.5, "0.2": 0.25}
+    found = {row.eps: row for row in all_rows(store)}
+    assert {eps: row.worst.mean for eps, row in found.items()} == {"0": 0.75, "0.1": 0.5, "0.2": 0.25}
+    assert list(found["0.1"].attacks) == ["curve"]
+    assert paired(store, [key], [key], eps=0.1).n == 4
+
+
 def test_the_worst_case_is_never_above_any_column(store: Store) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c"):
@@ -424,8 +467,8 @@ def test_a_row_is_ranked_with_1000_images_and_autoattack_standard(store: Store) 
         (999, "standard", "deterministic", "worst case over 999 images, ranking needs 1000"),
         (1000, "custom", "deterministic", "AutoAttack standard is not in the attack set"),
         (1000, "rand", "deterministic", "AutoAttack standard is not in the attack set"),
-        (1000, "standard", "randomised", "randomised protocol not run"),
-        (1000, "standard", "smoothed", "randomised protocol not run"),
+        (1000, "standard", "randomised", "randomised protocol lacks eot, closed_form, transfer"),
+        (1000, "standard", "smoothed", "randomised protocol lacks eot, closed_form, transfer"),
     ],
 )
 def test_a_row_is_provisional_with_the_reason(store: Store, n: int, version: str, deploys: str, reason: str) -> None:
@@ -433,7 +476,7 @@ def test_a_row_is_provisional_with_the_reason(store: Store, n: int, version: str
     evaluated(store, train, "steep", [1] * n)
     evaluated(store, train, "autoattack", [1] * n, {"version": version})
     assert only(store).provisional == (reason,)
-    assert f"a = {reason}" in markdown(store)
+    assert f"a = {escape(reason)}" in markdown(store)
     assert "| 1† |" in markdown(store)
     assert any(reason in note for note in matrix(store, store.keys())[2])
 
