@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bench.core.ascent import margin
 from bench.core.attack import Attack, Columns, Context
+from bench.core.rng import scope, seed
 
 
 @dataclass
@@ -59,13 +60,23 @@ class AutoAttack(Attack):
         """Images of the first attack that broke each, and `stage`; unbroken images come back unchanged."""
         stochastic = bool(getattr(model, "stochastic", False))
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-            suite = self._suite(model, x, classes, ctx.seed % 2**31, stochastic)
+            state = ctx.saved or self._nothing(x, model(x[:1]).shape[1])
+            suite = self._suite(model, x, int(state["classes"]), ctx.seed % 2**31, stochastic)
             run = self._gather if stochastic else self._cascade
-            x_adv, stage = run(suite, model, x, y, ctx)
-        return x_adv, {"stage": stage}
+            run(suite, model, x, y, ctx, state)
+        return state["x_adv"], {"stage": state["stage"]}
 
-    def _suite(self, model: nn.Module, x: Tensor, classes: int, seed: int, stochastic: bool) -> Any:
+    def _nothing(self, x: Tensor, classes: int) -> Columns:
+        """The state before the first attack: `next` is the place in the list and the batch that come next."""
+        return {
+            "classes": torch.tensor(classes),
+            "x_adv": x.clone(),
+            "stage": torch.full((len(x),), -1, dtype=torch.int8, device=x.device),
+            "best": torch.full((len(x), 2), float("-inf"), device=x.device),
+            "next": torch.tensor([1, 0]),
+        }
+
+    def _suite(self, model: nn.Module, x: Tensor, classes: int, number: int, stochastic: bool) -> Any:
         """The package's ensemble, silenced and fitted to the number of classes. Raises ValueError if there are few."""
         from pyautoattack import AutoAttack as Suite
 
@@ -76,7 +87,7 @@ class AutoAttack(Attack):
             device=x.device,
             eps=self.threat.radius,
             norm=self.threat.norm,
-            seed=seed,
+            seed=number,
             version=version,
         )
         for name, needed in (("apgd-t", 4), ("fab-t", 4), ("apgd-dlr", 3)):
@@ -94,11 +105,9 @@ class AutoAttack(Attack):
         suite.apgd.logger = suite.apgd_targeted.logger = mute
         return suite
 
-    def _cascade(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _cascade(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
         """Each attack in turn on what still stands; what stands after a batch is kept against a kill."""
-        names = suite.attacks_to_run
-        state = ctx.saved or {"x_adv": x.clone(), "stage": _minus_ones(x), "next": torch.tensor([1, 0])}
-        x_adv, stage = state["x_adv"], state["stage"]
+        names, stage = suite.attacks_to_run, state["stage"]
         for number, name in enumerate(names, start=1):
             stood = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack
             if len(stood) == 0:
@@ -108,38 +117,34 @@ class AutoAttack(Attack):
                     continue
                 found = _run(suite, name, x[rows], y[rows])
                 broken = model(found).argmax(1) != y[rows]
-                x_adv[rows[broken]] = found[broken].to(x)
+                state["x_adv"][rows[broken]] = found[broken].to(x)
                 stage[rows[broken]] = number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
-                done = number - 1 + (batch + 1) * self.batch_size / len(stood)
+                done = number - 1 + min(1.0, (batch + 1) * self.batch_size / len(stood))
                 ctx.report(int(100 * done), 100 * len(names), f"{name}: {int((stage < 0).sum())} of {len(x)} stand")
-        return x_adv, stage
 
-    def _gather(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _gather(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
         """Every attack on every image; the candidate most often wrong over fresh draws is kept, ties by mean margin."""
-        names = suite.attacks_to_run
-        best = torch.full((len(x), 2), float("-inf"), device=x.device)
-        fresh = {"x_adv": x.clone(), "stage": _minus_ones(x) + 1, "best": best, "next": torch.tensor([1, 0])}
-        state = ctx.saved or fresh
-        x_adv, stage, best = state["x_adv"], state["stage"], state["best"]
+        names, best = suite.attacks_to_run, state["best"]
         for number, name in enumerate(names, start=1):
             for batch, rows in enumerate(torch.arange(len(x), device=x.device).split(self.batch_size)):
                 if [number, batch] < state["next"].tolist():
                     continue
-                for found in _candidates(suite, name, x[rows], y[rows]):
-                    draws = torch.stack([margin(model(found), y[rows]) for _ in range(self.eot)])
-                    score = torch.stack([(draws > 0).float().mean(0), draws.mean(0).float()], dim=1)
-                    old = best[rows]
-                    better = (score[:, 0] > old[:, 0]) | ((score[:, 0] == old[:, 0]) & (score[:, 1] > old[:, 1]))
-                    kept = rows[better]
-                    x_adv[kept], best[kept], stage[kept] = found[better].to(x), score[better], number
+                with scope(seed(ctx.seed, name, batch)):  # the same draws before and after a kill
+                    for found in _candidates(suite, name, x[rows], y[rows]):
+                        score = self._score(model, found, y[rows])
+                        old = best[rows]
+                        better = (score[:, 0] > old[:, 0]) | ((score[:, 0] == old[:, 0]) & (score[:, 1] > old[:, 1]))
+                        kept = rows[better]
+                        state["x_adv"][kept], best[kept] = found[better].to(x), score[better]
+                        state["stage"][kept] = number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
             ctx.report(number, len(names), f"{name}: wrong in {float(best[:, 0].mean()):.0%} of draws")
-        return x_adv, stage
 
-
-def _minus_ones(x: Tensor) -> Tensor:
-    return torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
+    def _score(self, model: nn.Module, found: Tensor, y: Tensor) -> Tensor:
+        """Share of fresh draws that are wrong, and mean margin, shape b 2."""
+        draws = torch.stack([margin(model(found), y) for _ in range(self.eot)])
+        return torch.stack([(draws > 0).float().mean(0), draws.mean(0).float()], dim=1)
 
 
 def _run(suite: Any, name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class MeanOfDraws(nn.Module):
 class EOT(Attack):
     """A gradient attack on averages over draws. Columns `draws` (S of the image kept), `hit` (share of draws wrong)."""
 
+    needs_draws: ClassVar[bool] = True
     revision: ClassVar[int] = 1
     smoke: ClassVar[dict[str, Any]] = {"draws": [1, 2], "judge": 4, "base": {"name": "fgsm"}}
 
@@ -65,9 +66,7 @@ class EOT(Attack):
         self._bases = {s: _build(self.threat, self.base, s) for s in self.draws}
 
     def supports(self, model: Classifier) -> str | None:
-        if not model.stochastic:
-            return "averages over draws; this model is deterministic"
-        return next(iter(self._bases.values()))[0].supports(model)
+        return super().supports(model) or next(iter(self._bases.values()))[0].supports(model)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The image most often wrong over fresh draws, of those that all values of S gave."""

@@ -37,9 +37,7 @@ def evaluations(spec: Spec, facts: datasets.Facts, entry: AttackSpec, train: Job
     other rows (see `transfers`).
     """
     attack = catalog.get("attacks", entry.name)
-    if needs_smoothed(entry.name) and deploys(train) != "smoothed":
-        return []
-    if attack.constant("needs_images", False):
+    if not exists(entry.name, deploys(train)) or attack.constant("needs_images", False):
         return []
     jobs: list[Job] = []
     for which, chosen, threat in itertools.product(_weights(train), combinations(entry), _budgets(spec, entry)):
@@ -129,9 +127,19 @@ def deploys(train: Job) -> str:
     return str(catalog.get("defenses", train.what["defense"]["name"]).constant("deploys", "deterministic"))
 
 
-def needs_smoothed(attack: str) -> bool:
-    """Is this evaluation for smoothed models only?"""
-    return bool(catalog.get("attacks", attack).constant("needs_smoothed", False))
+def exists(attack: str, kind: str) -> bool:
+    """Can this evaluation judge a model of this kind (deterministic, randomised, smoothed) at all?"""
+    return kind in wants(attack)
+
+
+def wants(attack: str) -> tuple[str, ...]:
+    """The kinds of models that an evaluation can judge."""
+    plugin = catalog.get("attacks", attack)
+    if plugin.constant("needs_smoothed", False):
+        return ("smoothed",)
+    if plugin.constant("needs_draws", False):
+        return ("randomised", "smoothed")
+    return ("deterministic", "randomised", "smoothed")
 
 
 def needs_images(attack: str) -> bool:

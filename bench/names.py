@@ -17,7 +17,7 @@ def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
     except (LookupError, ValueError):
         defaults = {}
     own = {k: v for k, v in settings.items() if k == "base" or k not in defaults or defaults[k] != v}
-    text = ", ".join(f"{k}={_short(v)}" for k, v in sorted(own.items()))
+    text = ", ".join(f"{k}={_short(kind, v)}" for k, v in sorted(own.items()))
     return f"{name} ({text})" if text else name
 
 
@@ -30,7 +30,7 @@ def defense_label(what: dict[str, Any]) -> str:
     return f"{text[:-1]}, {budget})" if text.endswith(")") else f"{text} ({budget})"
 
 
-def _short(value: Any) -> str:
+def _short(kind: catalog.Kind, value: Any) -> str:
     if isinstance(value, dict) and "name" in value and "set" in value:
-        return label("defenses", value["name"], value["set"])
+        return label(kind, value["name"], value["set"])
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -98,23 +98,25 @@ def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
 
 
 def without_cell(spec: Spec) -> dict[str, list[str]]:
-    """For each attack that asks for a smoothed model the defenses that deploy none: these cells do not exist."""
-    others = [name for name in dict.fromkeys(d.name for d in spec.defenses) if not _smoothed(name)]
+    """For each attack that not every kind of model can be judged by, the defenses it has no cell for."""
     names = dict.fromkeys(attack.name for attack in spec.attacks)
-    return {name: others for name in names if others and cells.needs_smoothed(name)}
+    defenses = dict.fromkeys(d.name for d in spec.defenses)
+    others = {name: [d for d in defenses if not cells.exists(name, _deploys(d))] for name in names}
+    return {name: found for name, found in others.items() if found}
 
 
 def _check_certificates(spec: Spec) -> None:
     for attack, others in without_cell(spec).items():
         if len(others) == len({defense.name for defense in spec.defenses}):
+            wanted = " or ".join(cells.wants(attack))
             raise ValueError(
-                f"attack {attack} needs a smoothed defense, found only {', '.join(others)}; "
+                f"attack {attack} needs a {wanted} defense, found only {', '.join(others)}; "
                 f"add one such as smoothing, or leave {attack} out"
             )
 
 
-def _smoothed(defense: str) -> bool:
-    return bool(catalog.get("defenses", defense).constant("deploys", "deterministic") == "smoothed")
+def _deploys(defense: str) -> str:
+    return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
 
 
 def _train_job(

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench import datasets, live
+from bench.cells import wants
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
 from bench.executors.local import Local, slots
@@ -73,7 +74,7 @@ def describe(matrix: Matrix) -> list[str]:
         + "".join(f", {name} {recipe[name]}" for name in TrainSpec.added if name in recipe),
     ]
     absent = [
-        f"absent    {attack} on {', '.join(others)}: it needs a smoothed defense"
+        f"absent    {attack} on {', '.join(others)}: it needs a {' or '.join(wants(attack))} defense"
         for attack, others in without_cell(spec).items()
     ]
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]

@@ -50,12 +50,12 @@ class Evaluation:
 
     Class constants, literals so that the planner can read them without importing torch:
     `uses_threat` (is the budget part of the question), `norms` it supports, `kind` ("bounded" by eps or
-    "minimal" norm), `needs_smoothed` (only for models that certify), `needs_images` (it works on adversarial images
-    that the evaluations of the attack named by its setting `source` made of other rows), `uses_budgets` (one job for
-    all budgets, which the planner puts into its setting `budgets`), `block` (images evaluated together: the unit of
-    seed and resume, and a shard holds whole ones; a setting `block_size` takes its place), `revision` (raise it when
-    results may change), `added` (settings younger than the first records, as of a Defense), `smoke` (cheap settings
-    for the contract tests).
+    "minimal" norm), `needs_smoothed` (only for models that certify), `needs_draws` (only for models that draw at test
+    time), `needs_images` (it works on adversarial images that the evaluations of the attack named by its setting
+    `source` made of other rows), `uses_budgets` (one job for all budgets, which the planner puts into its setting
+    `budgets`), `block` (images evaluated together: the unit of seed and resume, and a shard holds whole ones; a
+    setting `block_size` takes its place), `revision` (raise it when results may change), `added` (settings younger
+    than the first records, as of a Defense), `smoke` (cheap settings for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -63,6 +63,7 @@ class Evaluation:
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["bounded", "minimal"]] = "bounded"
     needs_smoothed: ClassVar[bool] = False
+    needs_draws: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
     uses_budgets: ClassVar[bool] = False
     block: ClassVar[int] = 500
@@ -78,6 +79,8 @@ class Evaluation:
             return f"no {self.threat.norm} version; norms: {', '.join(self.norms)}"
         if self.needs_smoothed and not model.smoothed:
             return "needs a smoothed classifier"
+        if self.needs_draws and not model.stochastic:
+            return "needs a model that draws at test time; this one is deterministic"
         return None
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
