@@ -9,6 +9,12 @@ from typing import Any
 from bench import catalog, datasets
 from bench.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build, read
 
+# what a claim about a model that draws at test time needs beside the default attacks
+PROTOCOL_ATTACKS: tuple[dict[str, Any], ...] = (
+    {"name": "eot", "n": 100},
+    {"name": "closed_form", "n": 100},
+    {"name": "transfer", "n": 100},
+)
 CERTIFY = {"name": "certify", "n": 100, "set": {"n": 10_000}}
 
 
@@ -98,8 +104,13 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
     else:
         limit = options.n or datasets.facts(data["name"], root, data.get("size")).test
         attacks = [{**a, "n": min(a["n"], limit)} if "n" in a else dict(a) for a in DEFAULT_ATTACKS]
-        if any(_deploys(name) == "smoothed" for name in defenses):
+        kinds = {_deploys(name) for name in defenses}
+        if kinds != {"deterministic"}:
+            attacks += [{**a, "n": min(a["n"], limit)} for a in PROTOCOL_ATTACKS]
+        if "smoothed" in kinds:
             attacks.append({**CERTIFY, "n": min(100, limit)})
+        if len(_split(options.eps)) > 1:
+            attacks.append({"name": "curve"})
         values["attacks"] = attacks
         notes.append("attacks " + ", ".join(_told(a) for a in attacks))
 
