@@ -23,7 +23,7 @@ from bench.core.ascent import AttackLoss, Start, attack_loss, check_reach, start
 from bench.core.attack import Attack, Columns, Context
 
 
-class _Best:
+class Best:
     """The strongest iterate of each sample so far."""
 
     def __init__(self, x: Tensor) -> None:
@@ -66,28 +66,44 @@ class PGD(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The strongest iterate of each sample over all restarts; no further columns."""
+        best = Best(x)
+        self.strengthen(model, x, y, ctx, best)
+        return best.x_adv, {}
+
+    def strengthen(
+        self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, best: Best, warm: Tensor | None = None
+    ) -> None:
+        """Offer `best` what the restarts meet, and before them what a climb from `warm` (in the ball) meets."""
         clean_logits = None
         if self.loss == "kl":
             with torch.no_grad():
                 clean_logits = model(x)
-        best = _Best(x)
         lucky = bool(getattr(model, "stochastic", False))
-        for restart in range(self.restarts):
+        starts = [None] * self.restarts if warm is None else [warm, *[None] * self.restarts]
+        for done, begin in enumerate(starts, start=1):
             rows = torch.arange(len(x), device=x.device) if lucky else (~best.wrong).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             logits = None if clean_logits is None else clean_logits[rows]
-            self._climb(model, x[rows], y[rows], logits, best, rows, lucky)
-            ctx.report(restart + 1, self.restarts, f"{int(best.wrong.sum())} of {len(x)} broken")
-        return best.x_adv, {}
+            first = None if begin is None else begin[rows]
+            self._climb(model, x[rows], y[rows], logits, best, rows, lucky, first)
+            ctx.report(done, len(starts), f"{int(best.wrong.sum())} of {len(x)} broken")
 
     def _climb(
-        self, model: nn.Module, x: Tensor, y: Tensor, clean: Tensor | None, best: _Best, rows: Tensor, last_only: bool
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        clean: Tensor | None,
+        best: Best,
+        rows: Tensor,
+        last_only: bool,
+        first: Tensor | None = None,
     ) -> None:
         """One restart on the samples `rows`, offering every iterate (or the last one) to `best`."""
         objective = attack_loss(self.loss, y, clean)
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
-        x_adv = threat.feasible(x, x + start_delta(self.start, x, threat))
+        x_adv = first.clone() if first is not None else threat.feasible(x, x + start_delta(self.start, x, threat))
         for step in range(self.steps + 1):
             last = step == self.steps
             x_adv.requires_grad_(not last)

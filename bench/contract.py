@@ -106,7 +106,7 @@ def _attack_results(cls: type[Evaluation]) -> list[Result]:
     for run in runs:
         checks = {"leaves the model as it was": run.traceless, "columns are per-sample": run.columns}
         checks["same seed, same bits"] = run.repeats
-        if issubclass(cls, Attack):
+        if issubclass(cls, Attack) or getattr(cls, "uses_budgets", False):
             checks |= {"images lie in ball and box": run.feasible, "eps 0 is clean accuracy": run.no_budget}
         results += [_result(f"{name} ({run.norm}, {run.kind})", check) for name, check in checks.items()]
     return results

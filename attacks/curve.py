@@ -1,0 +1,112 @@
+"""broken_at = min {eps in budgets: predict(x_eps) != y},  x_eps = PGD in the ball of eps, begun also at x_e with e < eps
+
+Security curve (Biggio and Roli 2018, arXiv 1712.03141): accuracy as a function of the budget, all budgets in one job.
+Each climb is PGD (Madry et al. 2018, arXiv 1706.06083).
+
+Budgets are attacked in rising order, with step sizes in units of each. The strongest point of a budget lies in the
+ball of the next one and is a start there, beside the random ones; an image that is broken stays broken. So accuracy,
+the share with broken_at > eps, never rises with eps. Budget 0 is the clean image.
+
+What breaks an image is the deployed rule. For a stochastic model it draws afresh, the *same* noise at every budget and
+none that the attack has seen: with fresh noise at each, a model that guesses would lose a share of its accuracy to
+luck at every budget. There every image is attacked up to the largest budget, since one that was wrong once may be
+right under other draws; elsewhere a broken image stays as it was at the budget that broke it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from attacks.pgd import PGD, Best
+from bench.core.ascent import AttackLoss, Start
+from bench.core.attack import Context, Evaluation, Outcome
+from bench.core.classifier import Classifier, Counted, frozen
+from bench.core.numbers import Number, parse_eps
+from bench.core.rng import scope, seed
+from bench.core.threat import Threat
+
+
+@dataclass
+class Curve(Evaluation):
+    """PGD at a list of budgets, each begun where the one before ended. Costs, for an image that holds, at each budget
+    restarts + 1 (at the first restarts) climbs of 2 steps + 1 passes, and one verdict."""
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    uses_budgets: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
+    smoke: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
+
+    budgets: list[Number] = field(default_factory=list)
+    """Every eps at which accuracy is wanted, up to that of the threat, which is always among them."""
+    steps: Annotated[int, Gt(0)] = 20
+    """Gradient steps of each climb."""
+    rel_step_size: Annotated[float, Gt(0)] = 0.1
+    """Step size in units of the budget."""
+    restarts: Annotated[int, Gt(0)] = 1
+    """Random starts at each budget, beside the start from the budget before."""
+    loss: AttackLoss = "cw"
+    """What is climbed: cross-entropy, margin of the logits, difference-of-logits ratio, or KL from the clean output."""
+    start: Start = "uniform"
+    """First iterate of a restart: uniform in the ball, 0.001 N(0,1) around the image, or the image itself."""
+
+    def __post_init__(self) -> None:
+        asked = {parse_eps(eps, self.threat.norm) for eps in self.budgets}
+        if asked and max(asked) > self.threat.eps:
+            raise ValueError(
+                f"curve: budget {max(asked)} is above the eps {self.threat.eps} of the threat; "
+                "expected the largest budget to be that eps"
+            )
+        self._budgets = sorted({*asked, self.threat.eps})
+        self._pgd(self.threat)  # weak settings are refused here
+
+    def _pgd(self, threat: Threat) -> PGD:
+        return PGD(
+            threat,
+            steps=self.steps,
+            rel_step_size=self.rel_step_size,
+            restarts=self.restarts,
+            loss=self.loss,
+            start=self.start,
+        )
+
+    def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
+        """Raise the budget from clean to the largest; every image is checked in float64 against its budget's ball.
+
+        Columns: `broken_at` (float64, the smallest budget that breaks the image, 0 where the clean one is wrong, inf
+        where none does), `correct` (none does), `clean`, `size`, `forwards` and `backwards` as of an Attack.
+        """
+        surrogate = Counted(model.surrogate())
+        with frozen(model), scope(seed(ctx.seed, "attack")):
+            clean = _right(model, x, y, ctx)
+            broken_at = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            broken_at[clean] = float("inf")
+            x_adv, size, warm = x.clone(), torch.zeros_like(broken_at), False
+            for place, eps in enumerate(self._budgets):
+                todo = torch.ones_like(clean) if model.stochastic else broken_at.isinf()
+                if eps == 0 or not bool(todo.any()):
+                    continue
+                threat = Threat(self.threat.norm, eps)
+                best, first = Best(x[todo]), x_adv[todo] if warm else None
+                self._pgd(threat).strengthen(surrogate, x[todo], y[todo], Context(ctx.seed), best, first)
+                x_adv[todo], warm = best.x_adv.detach(), True
+                size[todo] = threat.check(x[todo], x_adv[todo])
+                broken_at[~_right(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
+                ctx.report(place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} hold")
+        passes = {
+            name: torch.full((len(x),), count / len(x), device=x.device)
+            for name, count in (("forwards", surrogate.forwards), ("backwards", surrogate.backwards))
+        }
+        columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **passes}
+        return Outcome(columns, x_adv)
+
+
+@torch.no_grad()
+def _right(model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+    """Is the deployed decision on each image right? A stochastic model draws the same noise at every call."""
+    with scope(seed(ctx.seed, "score")):
+        return model.predict(x) == y
