@@ -1,4 +1,4 @@
-"""broken_at = min {eps in budgets: predict(x_eps) != y},  x_eps = PGD in the ball of eps, begun also at x_e with e < eps
+"""broken_at = min {eps: predict(x_eps) != y},  x_eps = PGD in the ball of eps, begun at x_e with e < eps too
 
 Security curve (Biggio and Roli 2018, arXiv 1712.03141): accuracy as a function of the budget, all budgets in one job.
 Each climb is PGD (Madry et al. 2018, arXiv 1706.06083).

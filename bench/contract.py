@@ -350,8 +350,10 @@ class _Judgement:
         return self.first[1]
 
     def columns(self) -> str | None:
-        columns = self.first[0].columns
-        if "correct" not in columns or columns["correct"].dtype != torch.bool:
+        columns, measured = self.first[0].columns, self.cls.measures
+        if measured and ("correct" in columns or measured not in columns):
+            return f"it measures '{measured}': that column is owed, and none named 'correct'"
+        if not measured and ("correct" not in columns or columns["correct"].dtype != torch.bool):
             return "a bool column 'correct' is missing"
         for name, values in columns.items():
             if values.shape[:1] != (len(self.x),):

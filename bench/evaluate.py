@@ -80,7 +80,7 @@ def evaluate(
     block = getattr(judge, "block_size", judge.block)
     for start in range(first, last, block):
         stop = min(start + block, last)
-        so_far = {"accuracy": right / (start - first)} if start > first else {}
+        so_far = {"accuracy": right / (start - first)} if start > first and not judge.measures else {}
         base, width = (start - first) / (last - first), (stop - start) / (last - first)
         tell = functools.partial(_tell, report, base, width, so_far)
         tell(0, 1, "")
@@ -89,10 +89,12 @@ def evaluate(
         if IMAGES in part:
             images.append(part.pop(IMAGES))
         parts.append({"index": torch.arange(start, stop), **part})
-        right += int(part["correct"].sum())
+        right += 0 if judge.measures else int(part["correct"].sum())
     kinds = {name: values for part in parts for name, values in part.items()}
     columns = {name: torch.cat([_fill(part, name, like) for part in parts]) for name, like in kinds.items()}
     metrics: dict[str, Any] = {"attack_seconds": seconds, "n": last - first, "test_hash": data.test_hash}
+    if judge.measures:
+        metrics["measures"] = judge.measures  # a record says so itself, as it may outlive the plug-in
     for name in ("forwards", "backwards"):
         if name in columns:
             metrics[f"{name}_per_image"] = float(columns[name].mean())

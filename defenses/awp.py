@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Terms, Updater
 from bench.core.threat import Threat
-from bench.core.weights import layer_weights, shifted
+from bench.core.weights import layer_weights, shifted, uphill
 
 
 @dataclass
@@ -93,11 +93,7 @@ class AWP(Defense):
         with keep_buffers(net):
             climbed = torch.stack(list(self._current().ascent_loss(net, batch, adv).values())).sum()
             grads = torch.autograd.grad(climbed, weights, allow_unused=True)
-        return [
-            (weight, grad * (self.gamma * weight.detach().norm() / (grad.norm() + 1e-20)))
-            for weight, grad in zip(weights, grads, strict=True)
-            if grad is not None
-        ]
+        return uphill(weights, grads, self.gamma)
 
     def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
         """The base's step at perturbed weights, or its plain one during the warm-up."""

@@ -55,7 +55,9 @@ class Evaluation:
     `source` made of other rows), `uses_budgets` (one job for all budgets, which the planner puts into its setting
     `budgets`), `block` (images evaluated together: the unit of seed and resume, and a shard holds whole ones; a
     setting `block_size` takes its place), `revision` (raise it when results may change), `added` (settings younger
-    than the first records, as of a Defense), `smoke` (cheap settings for the contract tests).
+    than the first records, as of a Defense), `smoke` (cheap settings for the contract tests), `measures` (the column
+    whose mean it is about, for an evaluation that judges no robustness: it has no column `correct`, and stands outside
+    accuracies, worst case and rank).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -70,6 +72,7 @@ class Evaluation:
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = ()
     smoke: ClassVar[dict[str, Any]] = {}
+    measures: ClassVar[str] = ""
 
     threat: Threat
 
@@ -84,7 +87,8 @@ class Evaluation:
         return None
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
-        """Judge the model on images `x` (b c h w, in [0,1]) with labels `y`; at least the column `correct`."""
+        """Judge the model on images `x` (b c h w, in [0,1]) with labels `y`; at least the column `correct`, or the one
+        that it `measures`."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate")
 
 

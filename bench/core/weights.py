@@ -1,4 +1,4 @@
-"""Weights as variables: shift them and back bit for bit, draw noise of their size, read what reaches the last layer."""
+"""Weights as variables: shift them and back bit for bit, noise and directions of their size, what reaches the head."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from bench.core.rng import normal_like
 
 NoiseKind = Literal["gaussian", "uniform", "laplace"]
+Shifts = Sequence[tuple[Tensor, Tensor]]  # weights and what is added to each
 
 
 def layer_weights(net: nn.Module) -> list[nn.Parameter]:
@@ -25,8 +29,19 @@ def layer_weights(net: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
+def noiseless_weights(net: nn.Module) -> list[nn.Parameter]:
+    """`layer_weights`, and of a layer whose weights are noisy (a parametrisation) those that the noise is added to."""
+    found: dict[int, nn.Parameter] = {}
+    for module in net.modules():
+        if isinstance(module, (_ConvNd, nn.Linear)):
+            noisy = parametrize.is_parametrized(module, "weight")
+            weight = module.parametrizations.weight.original if noisy else module.weight  # type: ignore[union-attr]
+            found[id(weight)] = weight  # type: ignore[assignment]
+    return list(found.values())
+
+
 @contextmanager
-def shifted(shifts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+def shifted(shifts: Shifts) -> Iterator[None]:
     """Inside, each weight w of the pairs (w, v) stands at w + v, in place: no copy of the net, optimiser states stay.
 
     Afterwards the shift is taken back: w gets its saved value plus what happened to it inside (an optimiser step), so
@@ -43,6 +58,45 @@ def shifted(shifts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
         with torch.no_grad():
             for (weight, _), before, at in zip(shifts, saved, moved, strict=True):
                 weight.copy_(before + (weight - at))
+
+
+@contextmanager
+def visiting(shifts: Shifts) -> Iterator[None]:
+    """As `shifted`, for a mere look: w gets its saved value back whatever happened, also where w + v is not finite."""
+    with torch.no_grad():
+        saved = [weight.detach().clone() for weight, _ in shifts]
+        for weight, shift in shifts:
+            weight.add_(shift)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (weight, _), before in zip(shifts, saved, strict=True):
+                weight.copy_(before)
+
+
+def uphill(weights: Sequence[Tensor], grads: Sequence[Tensor | None], gamma: float) -> list[tuple[Tensor, Tensor]]:
+    """Pairs (w, v) with v along the gradient of w and ||v|| = gamma ||w||, for each weight that has a gradient."""
+    return [
+        (weight, grad * (gamma * weight.detach().norm() / (grad.norm() + 1e-20)))
+        for weight, grad in zip(weights, grads, strict=True)
+        if grad is not None
+    ]
+
+
+def within(weight: Tensor, shift: Tensor, gamma: float) -> Tensor:
+    """The nearest shift v with ||v|| <= gamma ||w||."""
+    return shift * (gamma * weight.detach().norm() / (shift.norm() + 1e-20)).clamp_max(1.0)
+
+
+def filter_direction(weight: Tensor) -> Tensor:
+    """A Gaussian direction whose every filter has the norm of that filter of `weight` (Li et al. 2018).
+
+    A filter is what makes one output: a slice along the first axis. Where it is 0 so is the direction.
+    """
+    drawn = normal_like(weight.detach())
+    sizes = weight.detach().flatten(1).norm(dim=1) / (drawn.flatten(1).norm(dim=1) + 1e-20)
+    return drawn * sizes.view(-1, *[1] * (weight.dim() - 1))
 
 
 def root_mean_square(weight: Tensor) -> Tensor:
