@@ -29,6 +29,8 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(("train_images", "seed", "n"), "Int64"),
     **dict.fromkeys(("state", "reason"), "object"),
     **dict.fromkeys(("accuracy", "low", "high"), "float64"),
+    "measures": "object",
+    "measured": "float64",
     "test_hash": "object",
     **dict.fromkeys(("attack_seconds", "forwards", "backwards", "train_seconds", "seconds_per_epoch"), "float64"),
     **dict.fromkeys(("inference_ms", "peak_memory_mb"), "float64"),
@@ -50,10 +52,11 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
     images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
     training failed) or unreadable (damaged job or samples), and its reason; accuracy, low, high: share in [0,1]
-    and its 95 % Wilson interval, NaN unless done; test_hash; attack_seconds; forwards, backwards:
-    passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of the training, on
-    the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1 training times
-    shared the machine; recipe, epochs, deploys, train_state.
+    and its 95 % Wilson interval, NaN unless done; measures, measured: for an evaluation that judges no robustness the
+    column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds; forwards,
+    backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of the
+    training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1 training
+    times shared the machine; recipe, epochs, deploys, train_state.
     """
     import pandas as pd
 
@@ -106,6 +109,7 @@ def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
         "eps": eps,
         "eps_value": float(Number(eps)) if eps is not None else None,
         "n": job.what["n"],
+        "measures": _measures(attack["name"], record),
         "state": record["state"] if record else "missing",
         "reason": _reason(record),
     }
@@ -118,7 +122,10 @@ def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
     entry |= {name: metrics.get(name) for name in ("attack_seconds", "test_hash")}
     entry |= {name: metrics.get(f"{name}_per_image") for name in ("forwards", "backwards")}
     entry |= {name: origin.get(name) for name in ("device", "commit", "dirty")}
-    return entry | (_accuracy(store, key, entry["eps_value"] or 0.0) if entry["state"] == "done" else {})
+    if entry["state"] != "done":
+        return entry
+    measures = entry["measures"]
+    return entry | (_measured(store, key, measures) if measures else _accuracy(store, key, entry["eps_value"] or 0.0))
 
 
 def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]) -> Entry:
@@ -163,6 +170,23 @@ def _reason(record: dict[str, Any] | None) -> str | None:
         return None
     error = record.get("error") or {}
     return record.get("reason") or ": ".join(error[part] for part in ("type", "message") if error.get(part)) or None
+
+
+def _measures(attack: str, record: dict[str, Any] | None) -> str | None:
+    """What an evaluation measures instead of robustness; a record knows it where the plug-in is gone."""
+    if record and record["state"] == "done":
+        return record["metrics"].get("measures")
+    try:
+        return catalog.get("attacks", attack).constant("measures", "") or None
+    except (LookupError, ValueError):
+        return None
+
+
+def _measured(store: Store, key: str, column: str) -> Entry:
+    try:
+        return {"measured": float(store.samples(key)[column].mean())}
+    except (LookupError, OSError, ValueError) as problem:
+        return {"state": "unreadable", "reason": str(problem)}
 
 
 def _accuracy(store: Store, key: str, eps: float) -> Entry:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import catalog
+from bench import catalog, measures
 from bench.frame import frame
 from bench.rows import Row, failures
 from bench.rows import rows as rows_of
@@ -93,7 +93,8 @@ def _tested(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_leaderboard(store: Store, path: Path, csv_dir: Path | None = None) -> list[Path]:
-    """Rewrite the marked part of `path`, and evaluations.csv and leaderboard.csv; gives what was written.
+    """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv and a table of each evaluation that measures
+    something else than robustness; gives what was written.
 
     Raises ValueError where the file's markers are not one pair.
     """
@@ -107,6 +108,8 @@ def write_leaderboard(store: Store, path: Path, csv_dir: Path | None = None) -> 
         evaluations = [{str(k): v for k, v in e.items()} for e in filled.to_dict("records")]
         written.append(_write(csv_dir / "evaluations.csv", csv_text(evaluations)))
         written.append(_write(csv_dir / "leaderboard.csv", csv_text(flat(found))))
+        for name, lines in measures.by_attack(store, table).items():
+            written.append(_write(csv_dir / f"{name}.csv", csv_text(lines)))
     return written
 
 

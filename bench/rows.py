@@ -75,7 +75,8 @@ def rows(store: Store, table: pd.DataFrame) -> list[Row]:
     done; an attack that no seed supports is left out of the set and shown as unsupported.
     """
     groups: dict[str, list[Entry]] = {}
-    for entry in table[table["config"].notna()].to_dict("records"):
+    judged = table["config"].notna() & table["measures"].isna()  # a measurement is no verdict, wherever it stands
+    for entry in table[judged].to_dict("records"):
         groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
     times = _standard_times([entry for group in groups.values() for entry in group])
     found = []

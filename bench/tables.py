@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from bench import measures
 from bench.frame import frame
 from bench.rows import Row, failures, rows
 from bench.store import Store
@@ -21,7 +22,8 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
     known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))
     order = {config: k for k, config in enumerate(dict.fromkeys(known["config"]))}
     found = sorted(rows(store, table), key=lambda row: (order[row.config], row.norm or "", row.eps_value))
-    columns = _matrix_columns(found, list(dict.fromkeys(known[known["norm"].notna()]["attack_label"])))
+    judged = known["norm"].notna() & known["measures"].isna()
+    columns = _matrix_columns(found, list(dict.fromkeys(known[judged]["attack_label"])))
     lines = [[show(row) for show in columns.values()] for row in found]
     unreadable = table[table["config"].isna()]
     held_out = (
@@ -30,6 +32,7 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
     notes = [
         *held_out,
         *_matrix_notes(found),
+        *measures.notes(table),
         *(f"{key}: unreadable: {why}" for key, why in unreadable[["key", "reason"]].values),
     ]
     return list(columns), lines, notes
