@@ -24,7 +24,7 @@ from torch import Tensor
 
 from attacks.pgd import PGD, Best
 from bench.core.ascent import AttackLoss, Start
-from bench.core.attack import Context, Evaluation, Outcome
+from bench.core.attack import Columns, Context, Evaluation, Outcome, draw_columns
 from bench.core.classifier import Classifier, Counted, frozen
 from bench.core.numbers import Number, parse_eps
 from bench.core.rng import scope, seed
@@ -78,7 +78,9 @@ class Curve(Evaluation):
         """Raise the budget from clean to the largest; every image is checked in float64 against its budget's ball.
 
         Columns: `broken_at` (float64, the smallest budget that breaks the image, 0 where the clean one is wrong, inf
-        where none does), `correct` (none does), `clean`, `size`, `forwards` and `backwards` as of an Attack.
+        where none does), `correct` (none does), `clean`, `size`, `forwards` and `backwards` as of an Attack. For a
+        stochastic model those of `draw_columns` at the largest budget, and two at all, `select_at` and `share_at`
+        (b x budgets).
         """
         surrogate = Counted(model.surrogate())
         with frozen(model), scope(seed(ctx.seed, "attack")):
@@ -86,23 +88,25 @@ class Curve(Evaluation):
             broken_at = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             broken_at[clean] = float("inf")
             x_adv, size, warm = x.clone(), torch.zeros_like(broken_at), False
+            draws: list[Columns] = []
             for place, eps in enumerate(self._budgets):
                 todo = torch.ones_like(clean) if model.stochastic else broken_at.isinf()
-                if eps == 0 or not bool(todo.any()):
-                    continue
-                threat = Threat(self.threat.norm, eps)
-                best, first = Best(x[todo]), x_adv[todo] if warm else None
-                self._pgd(threat).strengthen(surrogate, x[todo], y[todo], Context(ctx.seed), best, first)
-                x_adv[todo], warm = best.x_adv.detach(), True
-                size[todo] = threat.check(x[todo], x_adv[todo])
-                broken_at[~_right(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
+                if eps > 0 and bool(todo.any()):
+                    threat = Threat(self.threat.norm, eps)
+                    best, first = Best(x[todo]), x_adv[todo] if warm else None
+                    self._pgd(threat).strengthen(surrogate, x[todo], y[todo], Context(ctx.seed), best, first)
+                    x_adv[todo], warm = best.x_adv.detach(), True
+                    size[todo] = threat.check(x[todo], x_adv[todo])
+                    broken_at[~_right(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
+                draws += [draw_columns(model, x_adv, y, ctx.seed)] if model.stochastic else []
                 ctx.report(place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} hold")
         passes = {
             name: torch.full((len(x),), count / len(x), device=x.device)
             for name, count in (("forwards", surrogate.forwards), ("backwards", surrogate.backwards))
         }
         columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **passes}
-        return Outcome(columns, x_adv)
+        at = {f"{name}_at": torch.stack([d[name] for d in draws], 1) for name in ("select", "share") if draws}
+        return Outcome({**columns, **at, **(draws[-1] if draws else {})}, x_adv)
 
 
 @torch.no_grad()

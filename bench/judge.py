@@ -69,6 +69,7 @@ def assemble(store: Store, job: Job) -> Judged:
         "shards": list(job.parts),
     }
     metrics |= {f"{name}_per_image": float(whole[name].mean()) for name in ("forwards", "backwards") if name in whole}
+    metrics |= {name: records[0]["metrics"][name] for name in ("measures",) if name in records[0]["metrics"]}
     return whole, torch.cat(images) if len(images) == len(columns) else None, metrics
 
 

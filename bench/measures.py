@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +35,22 @@ def notes(table: pd.DataFrame) -> list[str]:
         groups.setdefault(tuple(entry[k] for k in ("config", "attack_label", "norm", "eps")), []).append(entry)
     lines = []
     for entries in groups.values():
-        first, values = entries[0], [e["measured"] for e in entries if e["state"] == "done"]
+        first, values = entries[0], [e["measured"] for e in entries if math.isfinite(e["measured"])]
         where = f"{first['defense_label']}: {first['attack_label']}"
         budget = f" at {first['norm']} {first['eps']}" if first["norm"] else ""
         if values:
             mean, std = mean_std(values)
             spread = f" (std {std:.3g} over {len(values)} seeds)" if len(values) > 1 else ""
             lines.append(f"{where}{budget}: mean {first['measures']} {mean:.4g}{spread}")
-        lines += [
-            f"{where}, seed {e['seed']}: {e['state']}" + (f": {e['reason']}" if e["reason"] else "")
-            for e in entries
-            if e["state"] != "done"
-        ]
+        lines += [f"{where}{budget}, seed {e['seed']}: {_why(e)}" for e in entries if not math.isfinite(e["measured"])]
     return lines
+
+
+def _why(entry: Entry) -> str:
+    """What stands where there is no number."""
+    if entry["state"] == "done":
+        return f"{entry['measures']} is not finite"
+    return ": ".join(part for part in (entry["state"], entry["reason"]) if part)
 
 
 def _entries(table: pd.DataFrame) -> Iterator[Entry]:

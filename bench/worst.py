@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.core.numbers import Number
 from bench.core.stats import mean_std, paired_difference, wilson
 from bench.frame import Entry, right_at
 from bench.store import Store
@@ -87,8 +88,8 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
         subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
         order = np.argsort(samples["index"], kind="stable")
         n = int(np.cumprod(samples["index"][order] == np.arange(len(order))).sum())
-        draws = (_ordered(samples, name, order) for name in ("select", "share"))
-        found.append(Judged(right_at(samples, eps)[order][:n], *draws))
+        draws = (_drawn(store, key, samples, name, eps) for name in ("select", "share"))
+        found.append(Judged(right_at(samples, eps)[order][:n], *(None if d is None else d[order] for d in draws)))
         labels.append((samples["label"][order][:n], key) if "label" in samples else None)
     n = min(len(column.correct) for column in found)
     known = [pair for pair in labels if pair]
@@ -99,8 +100,14 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
     return [Judged(c.correct[:n], *(None if d is None else d[:n] for d in (c.select, c.share))) for c in found]
 
 
-def _ordered(samples: dict[str, Any], name: str, order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-    return samples[name][order] if name in samples else None
+def _drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
+    """Shares of draws under this name, of a security curve those at the budget; None for a deterministic model."""
+    if f"{name}_at" not in samples:
+        return samples.get(name)
+    what = store.job(key).what
+    budgets = sorted({float(Number(each)) for each in (*what["attack"]["set"]["budgets"], what["threat"]["eps"])})
+    column: np.ndarray[Any, Any] = samples[f"{name}_at"][:, budgets.index(eps)]
+    return column
 
 
 def worst_case(

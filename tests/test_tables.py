@@ -193,6 +193,18 @@ def test_a_security_curve_is_a_column_of_every_budget_it_walks_through(store: St
     assert paired(store, [key], [key], eps=0.1).n == 4
 
 
+def test_a_curve_of_a_randomised_model_has_draws_of_its_own_at_every_budget(store: Store) -> None:
+    train = trained(store, deploys="randomised")
+    evaluated(store, train, "clean", [1, 1], columns=draws([0.9, 0.8], [0.9, 0.8]))
+    at = np.array([[0.85, 0.5, 0.1], [0.85, 0.7, 0.3]])
+    columns = {"broken_at": np.array([np.inf, 0.2]), "select_at": at, "share_at": at + 0.01}
+    settings = {"budgets": ["0.1", "0"]}  # in any order; that of the threat is always among them
+    evaluated(store, train, "curve", [1, 0], settings, eps="0.2", columns={**columns, **draws([0.1] * 2, [0.1] * 2)})
+    found = {row.eps: row.single.mean for row in all_rows(store)}
+    assert found["0"] == pytest.approx((0.86 + 0.8) / 2)  # the second image is worse without the attack
+    assert found["0.1"] == pytest.approx((0.51 + 0.71) / 2)
+
+
 def test_the_worst_case_is_never_above_any_column(store: Store) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c"):

@@ -249,6 +249,11 @@ def test_a_noisy_model_is_judged_by_its_own_rule(trained: nn.Module) -> None:
     assert 0 < held <= found.columns["clean"].float().mean()
     assert abs(held - fresh) < 0.1
     assert found.columns["size"].min() > 0.1
+    shares = found.columns["share_at"]
+    assert shares.shape == found.columns["select_at"].shape == (100, 4)
+    assert torch.equal(shares[:, -1], found.columns["share"])
+    steps = shares.mean(0).diff()
+    assert bool((steps < -0.005).all())
 
 
 def test_bad_budgets_are_refused_in_one_line() -> None:

@@ -1,0 +1,158 @@
+"""An evaluation that measures something else than robustness: in a table of its own, and in no accuracy."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import Bench, tiny
+
+from bench import catalog
+from bench.frame import frame
+from bench.job import Job
+from bench.judge import assemble
+from bench.leaderboard import markdown, write_leaderboard
+from bench.measures import by_attack, notes
+from bench.rows import rows
+from bench.store import Store, file_hash
+from bench.tables import matrix
+
+pytest.importorskip("torch")
+RESULTS = Path("results")
+CHEAP = [f"flatness.{s}" for s in ("directions=2", "steps=2", "rel_step_size=0.5", "weight_steps=2")]
+
+
+@pytest.fixture(scope="module")
+def cache() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def ran(bench: Bench, cache: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two defenses judged by `clean` and `fgsm` and measured by `flatness`, at one of two seeds each; a copy."""
+    if "results" not in cache:
+        folder = tmp_path_factory.mktemp("measured") / "results"
+        words = tiny("--eps", "0.1", "--seeds", "0,1", defense="standard,logit_squeezing", attack="clean,fgsm,flatness")
+        sets = [word for setting in CHEAP for word in ("--set", setting)]
+        outcome = bench(*words, *sets, "--results-dir", folder, "--executor", "debug")
+        assert outcome.code == 0, outcome.err
+        assert "standard: flatness (" in outcome.out
+        assert "mean adversarial_rise" in outcome.out
+        cache["results"] = folder
+    shutil.copytree(cache["results"], RESULTS)
+    return Store(RESULTS)
+
+
+def flat_keys(store: Store) -> list[str]:
+    return [k for k, j in store.jobs().items() if j.kind == "evaluate" and j.what["attack"]["name"] == "flatness"]
+
+
+def without_flatness(store: Store) -> Store:
+    other = Store(Path("without"))
+    shutil.copytree(RESULTS, other.root)
+    for key in flat_keys(other):
+        shutil.rmtree(other.folder(key))
+    return other
+
+
+def test_rows_and_ranks_are_what_they_are_without_it(ran: Store) -> None:
+    plain = without_flatness(ran)
+    assert len(flat_keys(ran)) == 4
+    assert rows(ran, frame(ran)) == rows(plain, frame(plain))
+    assert rows(ran, frame(ran))[0].worst.values
+    assert markdown(ran) == markdown(plain)
+    header, lines, said = matrix(ran, list(ran.jobs()))
+    assert (header, lines) == matrix(plain, list(plain.jobs()))[:2]
+    assert len(said) == len(matrix(plain, list(plain.jobs()))[2]) + 2
+
+
+def test_its_table_holds_the_mean_of_every_column_and_one_number_stands_beside_the_others(ran: Store) -> None:
+    written = {path.name: path for path in write_leaderboard(ran, Path("board.md"), Path("tables"))}
+    assert set(written) == {"board.md", "evaluations.csv", "leaderboard.csv", "flatness.csv"}
+    lines = list(csv.DictReader(written["flatness.csv"].open()))
+    assert [(line["defense_label"], line["seed"]) for line in lines] == [
+        ("logit_squeezing", "0"), ("logit_squeezing", "1"), ("standard", "0"), ("standard", "1"),
+    ]  # fmt: skip
+    every = {line["key"]: line for line in csv.DictReader(written["evaluations.csv"].open())}
+    for key in flat_keys(ran):
+        samples, entry = ran.samples(key), every[key]
+        assert "correct" not in samples
+        assert samples["adversarial_loss_0.25"].shape == (16, 2)
+        (line,) = [x for x in lines if x["defense_label"] == entry["defense_label"] and x["seed"] == entry["seed"]]
+        for name, values in samples.items():
+            if name not in ("index", "label", "forwards", "backwards"):
+                assert float(line[name]) == pytest.approx(values.mean())
+        assert entry["measures"] == "adversarial_rise"
+        assert float(entry["measured"]) == pytest.approx(samples["adversarial_rise"].mean())
+        assert (entry["accuracy"], entry["low"], entry["high"]) == ("", "", "")
+    assert {e["measured"] for k, e in every.items() if k not in flat_keys(ran)} == {""}
+
+
+def test_a_missing_or_failed_measurement_makes_no_row_incomplete(ran: Store) -> None:
+    before = rows(ran, frame(ran))
+    missing, failed, *_ = flat_keys(ran)
+    (ran.folder(missing) / "record.json").unlink()
+    error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}
+    ran.put(ran.job(failed), "error", {"metrics": {}, "files": {}, "provenance": {}, "error": error})
+    table = frame(ran)
+    assert rows(ran, table) == before
+    assert {line["state"] for line in by_attack(ran, table)["flatness"]} == {"done", "missing", "error"}
+    said = notes(table)
+    assert [line for line in said if line.endswith("error: RuntimeError: out of memory")]
+    assert [line for line in said if line.endswith("missing")]
+
+
+def test_a_record_says_what_it_measures_where_the_plug_in_is_gone(ran: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(kind: str, name: str) -> catalog.Plugin:
+        if name == "flatness":
+            raise LookupError("no attack 'flatness'")
+        return here(kind, name)  # type: ignore[arg-type]
+
+    before, here = rows(ran, frame(ran)), catalog.get
+    monkeypatch.setattr(catalog, "get", gone)
+    table = frame(ran)
+    assert (table["measures"] == "adversarial_rise").sum() == 4
+    assert rows(ran, table) == before
+
+
+def test_losses_that_are_not_finite_are_counted(ran: Store) -> None:
+    key = flat_keys(ran)[0]
+    samples = ran.samples(key)
+    samples["adversarial_loss_0.5"][3, 1] = np.inf
+    samples["adversarial_rise"][:2] = np.nan
+    path = ran.folder(key) / "samples.npz"
+    np.savez(path, **samples)
+    record = ran.record(key)
+    assert record is not None
+    ran.put(ran.job(key), "done", {**record, "files": {"samples.npz": file_hash(path)}})
+    table = frame(ran)
+    lines = by_attack(ran, table)["flatness"]
+    assert [line["adversarial_loss_0.5"] for line in lines if isinstance(line["adversarial_loss_0.5"], str)] == [
+        "1 of 32 not finite"
+    ]
+    assert [line["adversarial_rise"] for line in lines if isinstance(line["adversarial_rise"], str)] == [
+        "2 of 16 not finite"
+    ]
+    assert [line for line in notes(table) if line.endswith("adversarial_rise is not finite")]
+
+
+def test_a_measurement_in_shards_is_put_together_with_its_name(ran: Store) -> None:
+    key = flat_keys(ran)[0]
+    whole, samples, record = ran.job(key), ran.samples(key), ran.record(key)
+    assert record is not None
+    shards = []
+    for first, last in ((0, 10), (10, 16)):
+        shard = Job("shard", {**whole.what, "images": [first, last]}, whole.needs)
+        ran.add(shard)
+        path = ran.folder(shard.key) / "samples.npz"
+        np.savez(path, **{name: values[first:last] for name, values in samples.items()})
+        about = {name: record[name] for name in ("metrics", "provenance")}
+        ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
+        shards.append(shard.key)
+    columns, images, metrics = assemble(ran, Job(whole.kind, whole.what, whole.needs, tuple(shards)))
+    assert images is None
+    assert metrics["measures"] == "adversarial_rise"
+    assert all(np.array_equal(columns[name], values) for name, values in samples.items())
