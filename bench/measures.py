@@ -31,7 +31,7 @@ def by_attack(store: Store, table: pd.DataFrame) -> dict[str, list[dict[str, obj
 def notes(table: pd.DataFrame) -> list[str]:
     """One line for each configuration, evaluation and budget: mean over seeds, or why there is none."""
     groups: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in _entries(table):
+    for entry in sorted(_entries(table), key=lambda e: (e["defense_label"], e["attack_label"], e["eps_value"])):
         groups.setdefault(tuple(entry[k] for k in ("config", "attack_label", "norm", "eps")), []).append(entry)
     lines = []
     for entries in groups.values():
