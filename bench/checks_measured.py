@@ -120,8 +120,8 @@ MEASURED: tuple[Check, ...] = (
     Check(
         "C10",
         "The attack has converged",
-        "PGD with twice the steps and with twice the restarts; share of robust images whose best loss rose by more "
-        "than 5 % in the last 10 steps",
+        "PGD with twice the steps and with twice the restarts; share of robust images whose best loss gained more than "
+        "5 % of its range in the last 10 steps",
         "at most 0.5 pp lower each; at most 5 % of the robust images",
         "F",
         "model",
@@ -170,8 +170,8 @@ MEASURED: tuple[Check, ...] = (
         "The model takes images in [0,1]",
         "accuracy on raw images in [0,1] against the claimed one, and against the same images in other scales "
         "(0 to 255, -1 to 1, mean 0 and deviation 1)",
-        "1 pp below the claim beyond the 95 % interval: X; another scale better by more than 5 pp and its interval: X; "
-        "an Linf budget below half a grey level (1/510): F",
+        "1 pp below the claim, beyond the 99.9 % interval: X; another scale better by more than 10 pp and three "
+        "deviations: X; an Linf budget below half a grey level (1/510): F",
         "X",
         "model",
         "Budgets are in units of [0,1]. A model that expects another scale is attacked with a budget that is wrong by "
@@ -195,7 +195,7 @@ MEASURED: tuple[Check, ...] = (
     Check(
         "C29",
         "The loss is smooth at small scale",
-        "mean relative change of the loss under 100 random moves of a twentieth of the budget, at the attack's points",
+        "mean relative change of the margin under 100 random moves of a twentieth of the budget from the images",
         "0.1",
         "F",
         "model",
