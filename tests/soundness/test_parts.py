@@ -121,7 +121,7 @@ def test_the_planted_point_is_adversarial_and_no_other_is(
     with torch.no_grad():
         assert bool((head(planted).argmax(1) == 1)[holds].all())
         for point in (x, *points):
-            assert bool((head(point).argmax(1) == 0).all())
+            assert bool((head(point).argmax(1) == 0)[holds].all())
 
 
 def test_features_are_the_input_of_the_last_linear_layer(
