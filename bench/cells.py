@@ -13,7 +13,7 @@ from bench.spec import AttackSpec, DefenseSpec, Spec
 # draws that judge an image are apart from those that choose between attacks.
 EVALUATE_REVISION, RANDOMISED_REVISION, AUDIT_REVISION = 1, 2, 1
 TWIN = "standard"  # the undefended net whose adversarial images every other row is shown
-AUDITED = {"quick": 256, "full": 1000}  # images an audit looks at
+AUDITED = {"quick": 256, "full": 1000}  # images an audit of a model looks at
 
 
 def combinations(entry: DefenseSpec | AttackSpec) -> list[dict[str, Any]]:
@@ -105,12 +105,14 @@ def audits(spec: Spec, facts: datasets.Facts, train: Job, jobs: list[Job]) -> li
             "level": spec.checks,
             "threats": budgets,
             "weights": which,
-            "n": min(AUDITED[spec.checks], spec.data.test or facts.test),
             "seed": train.what["seed"],
         }
-        keys = sorted(job.key for job in own if job.what["weights"] == which)
-        made.append(Job("audit", {**what, "part": "model"}, (train.key,)))
-        made.append(Job("audit", {**what, "part": "images"}, (train.key, *keys)))
+        n = min(AUDITED[spec.checks], spec.data.test or facts.test)
+        made.append(Job("audit", {**what, "part": "model", "n": n}, (train.key,)))
+        judged = [job for job in own if job.what["weights"] == which]
+        most = max(job.what["n"] for job in judged)  # their blocks are judged whole, as they were made
+        keys = sorted(job.key for job in judged)
+        made.append(Job("audit", {**what, "part": "images", "n": most}, (train.key, *keys)))
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ def _audit(store: Store, job: Job, model: Classifier, data: Data, report: Report
     metrics: dict[str, Any] = {"n": job.what["n"], "test_hash": data.test_hash}
     if job.what["part"] == "images":
         return {}, None, {**metrics, "findings": [f.to_json() for f in recheck.images(store, job, model, data, tell)]}
-    soundness = importlib.import_module("bench.soundness")
+    from bench import soundness
 
     threats = [Threat(threat["norm"], Number(threat["eps"])) for threat in job.what["threats"]]
     trained = store.record(job.needs[0]) or {"metrics": {}}

@@ -17,11 +17,12 @@ from bench.data import Data, test_block
 from bench.job import Job
 from bench.store import IMAGES, Store, file_hash
 
+LEAST = {"quick": 256, "full": 10**9}  # images re-checked, rounded up to whole blocks
 Tell = Callable[[int, int, str], None]
 
 
 def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) -> list[Finding]:
-    """One finding for each evaluation the audit names: its first n images, whole blocks of them.
+    """One finding for each evaluation the audit names: its first images, whole blocks of them, up to `LEAST`.
 
     A perturbation is measured in float64 against ball and box; for a deterministic model the verdict of every image
     has to come out as it is stored. Value: images for which something is wrong.
@@ -29,7 +30,7 @@ def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) ->
     found = []
     for place, key in enumerate(job.needs[1:]):
         tell(place, len(job.needs) - 1, key)
-        found.append(_images_of(store, key, job.what["n"], model, data))
+        found.append(_images_of(store, key, LEAST[job.what["level"]], model, data))
     return found
 
 

@@ -167,7 +167,7 @@ class Spec(_Strict):
     train: TrainSpec = TrainSpec()
     defenses: Annotated[list[DefenseSpec], Len(1)]
     attacks: Annotated[list[AttackSpec], Len(1)]
-    checks: Literal["off", "quick", "full"] = "off"
+    checks: Literal["off", "quick", "full"] = "quick"
 
     @field_validator("models", "defenses", "attacks", mode="before")
     @classmethod

@@ -1,0 +1,209 @@
+"""The parts of an audit by themselves: counters, watches, planted heads, snapshots, and the catalogue."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+from nets import EPS, Split
+from torch import Tensor, nn
+
+from attacks.pgd import PGD
+from bench.check_texts import CHECKS
+from bench.core.attack import Context
+from bench.core.classifier import Classifier
+from bench.core.numbers import Number
+from bench.core.threat import Norm, Threat
+from bench.soundness.curve import _rise
+from bench.soundness.inner import autograd_calls, layer_runs
+from bench.soundness.planted import _Head, border, last_linear
+from bench.soundness.state import Audit, NotMeasured, scaled, whole_box
+from bench.soundness.trace import Snapshot
+from bench.soundness.watched import WatchedPGD
+
+
+def _ways() -> dict[str, object]:
+    def backward() -> None:
+        (torch.ones(2, requires_grad=True) ** 2).sum().backward()
+
+    def grad() -> None:
+        x = torch.ones(2, requires_grad=True)
+        torch.autograd.grad((x**2).sum(), x)
+
+    square = lambda x: (x**2).sum()  # noqa: E731
+    return {
+        "backward": backward,
+        "grad": grad,
+        "func.grad": lambda: torch.func.grad(square)(torch.ones(2)),
+        "func.vjp": lambda: torch.func.vjp(square, torch.ones(2))[1](torch.ones(())),
+        "func.jacrev": lambda: torch.func.jacrev(square)(torch.ones(2)),
+        "func.jvp": lambda: torch.func.jvp(square, (torch.ones(2),), (torch.ones(2),)),
+        "functional.jacobian": lambda: torch.autograd.functional.jacobian(square, torch.ones(2)),
+    }
+
+
+@pytest.mark.parametrize("way", _ways())
+def test_every_way_to_a_derivative_is_counted_and_put_back(way: str) -> None:
+    before = torch.autograd.grad, torch.autograd.backward, torch.autograd._engine_run_backward
+    with torch.enable_grad(), autograd_calls() as calls:
+        _ways()[way]()  # type: ignore[operator]
+    assert calls[0] >= 1
+    assert before == (torch.autograd.grad, torch.autograd.backward, torch.autograd._engine_run_backward)
+
+
+def test_a_reference_taken_earlier_is_counted_as_well() -> None:
+    from torch.autograd import grad
+
+    taken = torch.func.grad(lambda x: (x**2).sum())
+    with autograd_calls() as calls:
+        x = torch.ones(2, requires_grad=True)
+        grad((x**2).sum(), x)
+        assert calls[0] == 1
+        taken(torch.ones(2))
+        assert calls[0] == 2
+
+
+def test_layers_are_counted_once_a_run(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
+    net = nets["batchnorm"]
+    with torch.no_grad(), layer_runs(net) as runs:
+        net(digits[1].x[:2])
+        net(digits[1].x[:2])
+    assert set(runs.values()) == {2}
+    assert len(runs) == 5
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_watched_attack_is_pgd_and_says_what_it_met(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
+    model, (x, y), threat = Classifier(nets["standard"]), digits[1], Threat("Linf", EPS)
+    plain = PGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
+    watched = WatchedPGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
+    assert torch.equal(plain.x_adv, watched.x_adv)  # type: ignore[arg-type]
+    met, clean = watched.columns["met"], watched.columns["clean"]
+    assert torch.equal(met & clean, clean & ~watched.columns["correct"])
+    assert 0 < int((met & clean).sum()) < int(clean.sum())
+    with pytest.raises(ValueError, match="one restart"):
+        WatchedPGD(threat, restarts=2).evaluate(model, x, y, Context(1))
+
+
+def test_the_loss_that_still_moves_is_told_from_the_one_that_stands(
+    nets: dict[str, nn.Module], digits: tuple[Split, Split]
+) -> None:
+    model, (x, y), threat = Classifier(nets["adversarial"]), digits[1], Threat("Linf", EPS)
+    share = {}
+    for steps, rel in ((20, 0.05), (100, 0.1)):
+        columns = WatchedPGD(threat, steps=steps, rel_step_size=rel).evaluate(model, x, y, Context(1)).columns
+        share[steps] = float((columns["moved"][columns["correct"]] > 0.05).float().mean())
+        assert bool((columns["moved"][columns["clean"]] <= 1 + 1e-6).all())
+    assert share[20] > 0.9
+    assert share[100] < 0.05
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_the_planted_point_is_adversarial_and_no_other_is(
+    norm: Norm, nets: dict[str, nn.Module], digits: tuple[Split, Split]
+) -> None:
+    x, net = digits[1].x, nets["adversarial"]
+    threat = Threat(norm, Number({"Linf": "0.1", "L2": "0.5", "L1": "2"}[norm]))
+    layer = last_linear(net, x[:1])
+    assert layer is net.head
+    head = _Head(net, layer)
+    torch.manual_seed(0)
+    points = [threat.feasible(x, x + threat.sample(x)) for _ in range(32)]
+    planted = border(x, threat)
+    threat.check(x, planted)
+    assert float((threat.size(planted - x) / threat.radius).median()) > 0.5
+    torch.manual_seed(0)  # fit draws the same points
+    holds = head.fit(x, threat)
+    assert float(holds.float().mean()) > 0.9
+    with torch.no_grad():
+        assert bool((head(planted).argmax(1) == 1)[holds].all())
+        for point in (x, *points):
+            assert bool((head(point).argmax(1) == 0)[holds].all())
+
+
+def test_features_are_the_input_of_the_last_linear_layer(
+    nets: dict[str, nn.Module], digits: tuple[Split, Split]
+) -> None:
+    net, x = nets["standard"], digits[1].x[:4]
+    features = _Head(net, net.head).features(x)  # type: ignore[arg-type]
+    assert torch.equal(net.head(features), net(x))  # type: ignore[operator]
+    with pytest.raises(NotMeasured, match="no linear layer"):
+        last_linear(nn.Flatten(), x)
+
+
+def test_a_rise_is_measured_from_the_lowest_point_before_it() -> None:
+    curve = [torch.arange(100) < hits for hits in (90, 60, 50, 53, 55, 20)]
+    rise, place = _rise(curve)
+    assert rise == pytest.approx(0.05)
+    assert place == 4
+    assert _rise([torch.arange(100) < hits for hits in (90, 60, 60, 20)])[0] == 0
+
+
+def test_budgets_scale_exactly_and_the_box_fits_the_ball() -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    assert scaled(Threat("Linf", Number("8/255")), Fraction(4)).eps == Fraction(32, 255)
+    assert scaled(Threat("Linf", Number("0.3")), Fraction(4)).eps == 1
+    assert scaled(Threat("L2", Number("0.5")), Fraction(4)).eps == 2
+    assert whole_box(Threat("Linf", Number("8/255")), x).eps == 1
+    assert 192**0.5 <= whole_box(Threat("L2", Number("0.5")), x).radius <= 192**0.5 + 1
+    assert whole_box(Threat("L1", Number("2")), x).eps == 192
+
+
+def test_a_snapshot_names_what_changed_and_puts_it_back() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    snapshot = Snapshot(net)
+    assert snapshot.changes() == []
+    with torch.no_grad():
+        net[0].weight[0, 0] += 1e-6
+    net[1].running_mean += 1  # type: ignore[operator]
+    net[1].train()
+    net[0].bias.requires_grad_(False)
+    net[0].weight.grad = torch.zeros(2, 2)
+    assert snapshot.changes() == [
+        "weights changed",
+        "buffers changed",
+        "train or eval mode changed",
+        "requires_grad changed",
+        "gradients left on weights",
+    ]
+    snapshot.restore()
+    assert snapshot.changes() == []
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net[0].weight.grad is None
+
+
+def test_a_norm_without_an_attack_is_not_checked(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
+    class NoNorm(PGD):
+        norms = ()
+
+    state = _state(nets["standard"], digits[1])
+    with pytest.raises(NotMeasured, match="odd has no Linf version"):
+        state.run("odd@0.1", NoNorm(Threat("Linf", EPS)))
+
+
+def test_a_crash_is_not_robustness(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
+    class Crashes(PGD):
+        def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, dict[str, Tensor]]:
+            raise RuntimeError("out of luck")
+
+    state = _state(nets["standard"], digits[1])
+    with pytest.raises(NotMeasured, match=r"odd@0\.1 failed: out of luck"):
+        state.run("odd@0.1", Crashes(Threat("Linf", EPS)))
+    assert "odd@0.1" not in state.columns()
+
+
+def _state(net: nn.Module, data: Split) -> Audit:
+    return Audit(Classifier(net), data.x, data.y, [Threat("Linf", EPS)], "quick", 0, None)
+
+
+def test_the_catalogue_is_complete_and_free_of_torch() -> None:
+    assert list(CHECKS) == [f"C{i}" for i in range(1, 30)]
+    for check in CHECKS.values():
+        for text in (check.title, check.measures, check.threshold, check.why, check.todo):
+            assert len(text) > 3, check.code
+    code = "import sys, bench.check_texts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
