@@ -22,8 +22,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from attacks.pgd import PGD, Best
-from bench.core.ascent import AttackLoss, Start
+from attacks.pgd import PGD
+from bench.core.ascent import AttackLoss, Best, Start
 from bench.core.attack import Columns, Context, Evaluation, Outcome, draw_columns
 from bench.core.classifier import Classifier, Counted, frozen
 from bench.core.numbers import Number, parse_eps

@@ -32,6 +32,7 @@ from bench.core import covariance as cov
 from bench.core import expected
 from bench.core.classifier import frozen, keep_buffers
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.known_noise import KnownNoise, Withdrawn
 from bench.core.propagation import SiteVariance
 from bench.core.rng import scope, seed
 from bench.core.sites import Site, first_weight, signal_scale
@@ -142,6 +143,11 @@ class Noisy(Defense):
         self._floored: Tensor | None = None  # share of pairs in the last step whose variance was at its floor
 
     @property
+    def _full(self) -> bool:
+        """Do the terms need the whole covariance?"""
+        return self.w_ece > 0 or self.rows == 0 or (self.probes == 0 and self.w_mse > 0)
+
+    @property
     def _sites(self) -> Sequence[Site]:
         return self.site if isinstance(self.site, list) else [self.site]
 
@@ -188,8 +194,7 @@ class Noisy(Defense):
         """Weighted terms (each b), the pair variances q (r b) and the moments behind them."""
         moments = self._moments(net, x, sigma)
         rivals = expected.competitors(moments.mean, y, self.rows)
-        full = self.w_ece > 0 or self.rows == 0 or (self.probes == 0 and self.w_mse > 0)
-        covariance = moments.covariance() if full else None
+        covariance = moments.covariance() if self._full else None
         trace, q = self._variances(moments, covariance, y, rivals)
         terms = {}
         if self.w_mse:
@@ -213,6 +218,21 @@ class Noisy(Defense):
         pairs = expected.pair_rows(mean, y, rivals if self.w_prob else rivals[:, :0])
         variances = moments.quadratic(torch.cat([probes, pairs]))
         return variances[: len(probes)].mean(0), variances[len(probes) :]
+
+    def deploy(self, net: nn.Module) -> Withdrawn:
+        """The noise-free net, which still tells an adaptive attack what noise and which loss it was trained on."""
+        return Withdrawn(net, self)
+
+    def known_noise(self, net: nn.Module) -> KnownNoise:
+        """The noise at its present scales."""
+        return KnownNoise(net, self._variance_at(_noise(net).sigma()), self._sites, self.noise_at == "post_bn")
+
+    def closed_form_loss(self, net: nn.Module, x: Tensor, y: Tensor, factor: float) -> tuple[Tensor, cov.Passes]:
+        """The sum of the weighted terms for each image, with `factor` times the noise, and what it costs."""
+        terms, _, moments = self._terms(net, x, y, factor * _noise(net).sigma())
+        own = (self.probes if self.w_mse else 0) + (self.rows if self.w_prob else 0)
+        rows = moments.mean.shape[1] if self._full else own
+        return torch.stack(list(terms.values())).sum(0), cov.passes(self.structure, rows, draws=self.draws)
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
         """At the end of an epoch, on 64 images of its last batch: sigma (sigma_0, ... of several sites), the norm of

@@ -81,6 +81,21 @@ def ascend(
     return x_adv.detach()
 
 
+class Best:
+    """The strongest iterate of each sample so far."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x_adv = x.clone()
+        self.loss = torch.full((len(x),), float("-inf"), device=x.device, dtype=x.dtype)
+        self.wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def update(self, x_adv: Tensor, loss: Tensor, wrong: Tensor, rows: Tensor) -> None:
+        """Offer iterates for the samples `rows`; a NaN loss replaces nothing that is broken already."""
+        better = (wrong & ~self.wrong[rows]) | ((wrong == self.wrong[rows]) & (loss > self.loss[rows]))
+        kept = rows[better]
+        self.x_adv[kept], self.loss[kept], self.wrong[kept] = x_adv[better], loss[better].to(self.loss), wrong[better]
+
+
 def check_reach(steps: int, rel_step_size: float) -> None:
     """Refuse an ascent that cannot cross the ball: steps x step_size < eps silently weakens the attack."""
     if steps * rel_step_size < 1:

@@ -98,6 +98,11 @@ class Counted(nn.Module):
             logits.register_hook(self._count_backward)
         return logits
 
+    def spend(self, forwards: int, backwards: int) -> None:
+        """Count passes (in images) that were made through the parts of the model, past this wrapper."""
+        self.forwards += forwards
+        self.backwards += backwards
+
     def _count_backward(self, grad: Tensor) -> None:
         self.backwards += len(grad)
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bench.core.deployed_noise import on_weight, watch, weight_piece
 from bench.core.moments import ReluRule
-from bench.core.propagation import Propagation, SiteVariance, propagate
+from bench.core.propagation import Place, Propagation, SiteVariance, propagate
+from bench.core.randomised import Site as OwnSite
 from bench.core.rng import normal_like
 from bench.core.sites import Site, edit_sites
 
@@ -51,6 +53,14 @@ class LogitMoments(NamedTuple):
             for r, w in self.pieces(unit_rows(self.mean)):
                 total = total + torch.einsum("rbn,sbn->brs", (r * w).flatten(2), r.flatten(2))
         return total
+
+
+class Passes(NamedTuple):
+    """Passes an image: forward and backward ones for the value of a loss, backward ones for its gradient in images."""
+
+    forwards: int
+    value: int
+    gradient: int
 
 
 def unit_rows(mean: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ def logit_moments(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Site] = ("first",),
+    sites: Sequence[Place] = ("first",),
     structure: Structure = "jacobian",
     rule: ReluRule = "laplace",
     *,
@@ -120,10 +130,29 @@ def logit_moments(
             raise ValueError(f"relu={rule} needs propagated variances; use structure=diag or structure=adjoint")
         return jacobian_moments(net, x, variances, sites, post_bn)
     if structure == "sampled":
-        return sampled_moments(net, x, variances, sites, draws, post_bn)
+        added = [site for site in sites if not isinstance(site, OwnSite)]
+        if len(added) < len(sites):
+            raise ValueError("structure=sampled draws noise that is added, not the net's own; use another structure")
+        return sampled_moments(net, x, variances, added, draws, post_bn)
     if structure == "ungated":
         rule, structure = "ungated", "adjoint"
     return propagated_moments(net, x, variances, sites, structure, rule, post_bn)
+
+
+def passes(structure: Structure, rows: int, noisy_weights: bool = False, draws: int = 16) -> Passes:
+    """Cost of a loss that reads the covariance along `rows` rows, by the work of its convolutions and matrix products.
+
+    Element-wise variances are a second map beside that of the means, a forward pass more, and noise on the weights is
+    another (in adjoint two). A row is a backward pass, which the gradient differentiates at the cost of two; where the
+    weights are noisy it is multiplied with each layer's input besides, which costs as much again."""
+    row = 2 if noisy_weights else 1
+    if structure == "jacobian":
+        return Passes(1, row * rows, 1 + 2 * row * rows)
+    if structure == "sampled":
+        return Passes(draws, 0, draws)
+    if structure == "diag":
+        return Passes(1 + row, 0, 1 + row)
+    return Passes(2 * row, row * rows, 2 * row + 2 * row * rows)
 
 
 @contextmanager
@@ -144,7 +173,7 @@ def jacobian_moments(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Site] = ("first",),
+    sites: Sequence[Place] = ("first",),
     post_bn: bool = False,
 ) -> LogitMoments:
     """S = sum of J diag(var) J^T over the sites, J = d logits / d site of the noise-free network.
@@ -159,9 +188,23 @@ def jacobian_moments(
         reached[place] = z if z.requires_grad else z.detach().requires_grad_()
         return reached[place].clone()  # an in-place ReLU must not overwrite what we differentiate by
 
-    with torch.enable_grad(), _separated(net, x) as ordinary, edit_sites(net, sites, capture, post_bn):
-        logits = net(x)
+    added = [(place, site) for place, site in enumerate(sites) if not isinstance(site, OwnSite)]
+    own = [(place, site) for place, site in enumerate(sites) if isinstance(site, OwnSite)]
+
+    def edit(number: int, z: Tensor) -> Tensor:
+        return capture(added[number][0], z)
+
+    with torch.enable_grad(), _separated(net, x) as ordinary, watch(own, capture) as inputs:
+        with edit_sites(net, [site for _, site in added], edit, post_bn):
+            logits = net(x)
     at = [reached[place] for place in range(len(sites))]
+
+    def piece(place: int, products: Tensor) -> Piece:
+        site, variance = sites[place], variances[place]
+        if on_weight(site):
+            spread = variance(site.weight).expand_as(site.weight)
+            return weight_piece(products, _full_precision(inputs[place]), site.layer, spread)
+        return products, _full_precision(variance(at[place]))
 
     def pieces(rows: Tensor) -> list[Piece]:
         # one product after the other: on CPU the batched (vmap) backward took 1.4 to 2.6 times as long. Samples are
@@ -169,10 +212,8 @@ def jacobian_moments(
         rows = rows.to(logits.dtype)
         with torch.enable_grad():
             products = [torch.autograd.grad(logits, at, row, create_graph=True) for row in rows]
-        return [
-            (_full_precision(torch.stack(parts)), _full_precision(variance(z)))
-            for parts, variance, z in zip(zip(*products, strict=True), variances, at, strict=True)
-        ]
+        parts = zip(*products, strict=True)
+        return [piece(place, _full_precision(torch.stack(part))) for place, part in enumerate(parts)]
 
     return LogitMoments(_full_precision(logits if ordinary is None else ordinary), at, pieces)
 
@@ -226,7 +267,7 @@ def propagated_moments(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Site] = ("first",),
+    sites: Sequence[Place] = ("first",),
     structure: Literal["diag", "adjoint"] = "diag",
     rule: ReluRule = "laplace",
     post_bn: bool = False,
@@ -259,6 +300,8 @@ def _adjoint(run: Propagation, rows: Tensor) -> list[Piece]:
                 pieces.append((r, run.sites[node][1]))
             if step.innovation is not None:
                 pieces.append((r, step.innovation))
+            if step.further is not None:
+                pieces += step.further(r)
             for source, pull in zip(sources, step.pulls, strict=True):
                 before = pull(r)
                 back[source] = back[source] + before if source in back else before

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 Target = Literal["logits", "softmax"]
 Joint = Literal["product", "min", "union"]
 
+FAR = 5.0  # from here on -log Phi(t) equals Phi(-t) to 1e-7, relatively
 Q_MIN = 1e-6  # floor of a pair's variance: below it log Phi saturates at the start of training
 
 
@@ -60,8 +61,7 @@ def squared_error(mean: Tensor, trace: Tensor, y: Tensor, target: Target) -> Ten
 
 def log_win(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
     """log Phi(d_j / sqrt q_j), r b: log-probability that the true class beats each rival."""
-    gap = (mean.gather(1, y[:, None]) - mean.gather(1, rivals)).T
-    return torch.special.log_ndtr(gap / q.clamp_min(Q_MIN).sqrt())
+    return torch.special.log_ndtr(_gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt())
 
 
 def joint_loss(wins: Tensor, joint: Joint) -> Tensor:
@@ -78,6 +78,26 @@ def joint_loss(wins: Tensor, joint: Joint) -> Tensor:
         return -wins.min(0).values
     u = -wins.expm1().sum(0)
     return -torch.log1p(-u.clamp_max(0.5)) + 2 * (u - 0.5).clamp_min(0)
+
+
+def log_joint_loss(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """log of `joint_loss(log_win(...), "product")`, shape b, for an attack: it rises with it, so it has the same
+    directions, but -log Phi(t) and its gradient are 0 in float32 from t = 13 on, and this is not: there -log Phi(t) is
+    Phi(-t), whose logarithm is exact."""
+    t = _gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt()
+    near = torch.log(-torch.special.log_ndtr(t.clamp_max(FAR)))
+    return torch.where(t < FAR, near, torch.special.log_ndtr(-t.clamp_min(FAR))).logsumexp(0)
+
+
+def margin_ratio(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """max_j (m_j - m_y) / sqrt q_j, shape b: the expected margin in units of its standard deviation. Phi of it is the
+    probability to lose against the rival that wins most often."""
+    return (-_gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt()).amax(0)
+
+
+def _gap(mean: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """m_y - m_j, r b."""
+    return (mean.gather(1, y[:, None]) - mean.gather(1, rivals)).T
 
 
 def cross_entropy_bound(mean: Tensor, covariance: Tensor, y: Tensor) -> Tensor:

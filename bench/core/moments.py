@@ -36,11 +36,13 @@ class Moments(NamedTuple):
 
 class Step(NamedTuple):
     """A layer's effect: `pulls` (one for each random input) and `innovation`, the variance `out.var` minus what the
-    linearised map carries (>= 0; None where the map is linear)."""
+    linearised map carries (>= 0; None where the map is linear). Where the layer itself is random, `further` maps rows
+    at its output to its terms R diag(w) R^T of their covariance."""
 
     out: Moments
     pulls: tuple[Pull, ...]
     innovation: Tensor | None = None
+    further: Callable[[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
 
 def linear(x: Moments, weight: Tensor, bias: Tensor | None = None) -> Step:

@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from bench.core.deployed_noise import insert_sources, on_weight, weight_step
 from bench.core.moments import (
     Moments,
     ReluRule,
@@ -33,9 +34,12 @@ from bench.core.moments import (
     scale,
     smooth,
 )
+from bench.core.randomised import NoiseSource
+from bench.core.randomised import Site as OwnSite
 from bench.core.sites import Site, absent, layer_number
 
-SiteVariance = Callable[[Tensor], Tensor]  # quantity at the site -> its noise variance, broadcastable to it
+Place = Site | OwnSite  # added from outside, or the net's own noise, whose switch must be off here
+SiteVariance = Callable[[Tensor], Tensor]  # quantity (weights) at the site -> its noise variance, broadcastable to it
 _MEANS = (torch.mean, "mean")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _DIFFERENCES = (operator.sub, torch.sub, "sub")
@@ -50,8 +54,9 @@ _GRAPHS: WeakKeyDictionary[nn.Module, dict[bool, Graph]] = WeakKeyDictionary()
 
 
 class Propagation(NamedTuple):
-    """A run through a network: moments of the logits; for each site its node, the mean there and the variance of the
-    noise put on it; and the steps from the first site to the logits, each with the nodes it came from."""
+    """A run through a network: moments of the logits; for each site on activations its node, the mean there and the
+    variance of the noise put on it; and the steps from the first site to the logits, each with the nodes it came
+    from."""
 
     logits: Moments
     sites: dict[Node, tuple[Tensor, Tensor]]
@@ -63,7 +68,7 @@ def propagate(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Site] = ("first",),
+    sites: Sequence[Place] = ("first",),
     rule: ReluRule = "laplace",
     post_bn: bool = False,
 ) -> Propagation:
@@ -73,7 +78,9 @@ def propagate(
     there is no rule, and where the network cannot be traced or lacks a site.
     """
     graph, values, steps = _graph(net), dict[Node, Any](), list[tuple[Node, list[Node], Step]]()
-    noise_at = dict(zip(site_nodes(graph, net, sites, post_bn), variances, strict=True))
+    places = list(zip(site_nodes(graph, net, sites, post_bn), sites, variances, strict=True))
+    noise_at = {node: variance for node, site, variance in places if not on_weight(site)}
+    spreads = {node: variance(site.weight).expand_as(site.weight) for node, site, variance in places if on_weight(site)}
     noisy: dict[Node, tuple[Tensor, Tensor]] = {}
     with torch.autocast(x.device.type, enabled=False):
         for node in graph.nodes:
@@ -83,10 +90,13 @@ def propagate(
                 values[node] = x if x.dtype == torch.float64 else x.float()
             elif node.op == "output":
                 return Propagation(args[0], {site: noisy[site] for site in noise_at}, node.args[0], steps)
-            elif not sources or node.target in _SHAPE:
+            elif (not sources and node not in spreads) or node.target in _SHAPE:
                 values[node] = _evaluate(node, net, args, kwargs)
             else:
-                step = _step(node, net, args, kwargs, rule)
+                if node in spreads:
+                    step = weight_step(args[0], net.get_submodule(str(node.target)), spreads[node])
+                else:
+                    step = _step(node, net, args, kwargs, rule)
                 values[node] = step.out
                 steps.append((node, sources, step))
             if node in noise_at:
@@ -98,11 +108,14 @@ def propagate(
     raise AssertionError("a traced graph ends in an output node")
 
 
-def site_nodes(graph: Graph, net: nn.Module, sites: Sequence[Site], post_bn: bool) -> list[Node]:
+def site_nodes(graph: Graph, net: nn.Module, sites: Sequence[Place], post_bn: bool) -> list[Node]:
     """The graph's node for each site. Raises ValueError for one that the network lacks."""
     layers = [n for n in graph.nodes if n.op == "call_module" and _is(n, net, (nn.Conv2d, nn.Linear))]
     found = []
     for site in sites:
+        if isinstance(site, OwnSite):
+            found.append(_own_node(graph, net, site))
+            continue
         number = layer_number(site)
         if number is None:
             found.append(next(node for node in graph.nodes if node.op == "placeholder"))
@@ -114,6 +127,16 @@ def site_nodes(graph: Graph, net: nn.Module, sites: Sequence[Site], post_bn: boo
             raise absent(net, site, len(layers), post_bn)
         found.append(node)
     return found
+
+
+def _own_node(graph: Graph, net: nn.Module, site: OwnSite) -> Node:
+    """The one node of the net's own noise. Raises ValueError where it has none or several, whose draws differ."""
+    module = site.layer if on_weight(site) else site.source
+    nodes = [n for n in graph.nodes if n.op == "call_module" and net.get_submodule(str(n.target)) is module]
+    if len(nodes) != 1:
+        name = type(site.layer).__name__
+        raise ValueError(f"{site.kind} noise of a {name} stands at {len(nodes)} places of the graph; expected 1")
+    return nodes[0]
 
 
 def _step(node: Node, net: nn.Module, args: Any, kwargs: Any, rule: ReluRule) -> Step:
@@ -129,7 +152,7 @@ def _step(node: Node, net: nn.Module, args: Any, kwargs: Any, rule: ReluRule) ->
             return batch_norm(x, target)
         case _DropoutNd():
             return scale(x, target(torch.ones_like(x.mean)))  # moments given the mask
-        case nn.Identity():
+        case nn.Identity() | NoiseSource():  # whose noise is added where it is a site
             return scale(x, 1.0)
         case nn.ReLU():
             return relu(x, rule)
@@ -190,6 +213,8 @@ def _evaluate(node: Node, net: nn.Module, args: Any, kwargs: Any) -> Any:
         layer = net.get_submodule(str(node.target))
         if isinstance(layer, _BatchNorm):
             return batch_norm(Moments(args[0], torch.zeros_like(args[0])), layer).out.mean
+        if isinstance(layer, NoiseSource):
+            return args[0]
         return layer(*args, **kwargs)
     args = [part.mean if isinstance(part, Moments) else part for part in args]
     call: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
@@ -216,6 +241,7 @@ def _graph(net: nn.Module) -> Graph:
                 pool.replace_input_with(node, before)
                 node.replace_input_with(before, pool)
                 pool.append(node)
+        insert_sources(graph, net)
         graph.lint()
         kept[net.training] = graph
     return kept[net.training]
