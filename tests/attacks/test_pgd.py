@@ -92,6 +92,8 @@ def test_an_l1_step_moves_the_largest_coordinates_by_the_same(sparsity: float, m
     towards = torch.where(y[:, None] == 0, -w.sign(), w.sign())
     chosen = torch.zeros_like(w).index_fill_(0, w.abs().topk(moved).indices, threat.radius / moved)
     torch.testing.assert_close(change, towards * chosen, rtol=0, atol=1e-7)
+    steps = attack._direction(torch.randn_like(x), x)  # before any projection
+    torch.testing.assert_close(threat.size(steps), torch.ones(len(x)))
 
 
 class _Scripted(Classifier):
@@ -132,6 +134,7 @@ def test_eot_changes_nothing_for_a_deterministic_model(norm: Norm) -> None:
     assert one.x_adv is not None
     assert other.x_adv is not None
     assert torch.equal(one.x_adv, other.x_adv)
+    assert torch.equal(one.columns["forwards"], other.columns["forwards"])
     assert 0 < one.columns["correct"].float().mean() < 1
 
 
