@@ -50,14 +50,14 @@ class TorchAttacks(Attack):
             raise ValueError(f"torchattacks has no attack '{self.method}'{hint}")
         if self.method not in REFUSED:
             check(self.method, self.kwargs)
+            # each method has norms of its own; the class names all of them for the planner, which reads its source
+            vars(self)["norms"] = BOUNDED.get(self.method) or MINIMAL[self.method]
 
     def supports(self, model: Classifier) -> str | None:
         if self.method in REFUSED:
             return f"{self.method} {REFUSED[self.method]}"
-        native = BOUNDED.get(self.method) or MINIMAL[self.method]
-        if self.threat.norm not in native:
-            return f"{self.method} has no {self.threat.norm} version; norms: {', '.join(native)}"
-        return super().supports(model)
+        reason = super().supports(model)
+        return f"{self.method}: {reason}" if reason else None
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """What the attack returns; for minimal-norm ones only what lies inside the ball, and `distance`."""
