@@ -55,9 +55,9 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     and its 95 % Wilson interval, NaN unless done; median_distance: from images right when clean to what a minimal-norm
     attack found, inf if it found nothing for half of them; measures, measured: for an evaluation that judges no
     robustness the column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds;
-    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of the
-    training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1 training
-    times shared the machine; recipe, epochs, deploys, train_state.
+    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of
+    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1
+    training times shared the machine; recipe, epochs, deploys, train_state.
     """
     import pandas as pd
 
