@@ -8,6 +8,11 @@ sample (a misclassified one beats any other, then the higher loss), which lowers
 stochastic model success by a single noisy pass is luck, so there the last iterate counts. Later restarts attack only
 what still stands. `cw` is the plain margin of the logits (Carlini and Wagner 2017, arXiv 1608.04644, without the
 relu, which never clips in practice), `dlr` that of Croce and Hein (2020, arXiv 2003.01690), `kl` that of TRADES.
+
+Under L1 a step moves the share 1 - `sparsity` of the coordinates with the largest gradient, all by the same amount, as
+the sparse descent of Tramer and Boneh (2019, arXiv 1904.13000); a coordinate at the edge of the box whose gradient
+points outwards is passed over, as it would use up the step and not move. `eot` averages the gradient over fresh draws
+of a stochastic model (Athalye et al. 2018, arXiv 1707.07397).
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bench.core.ascent import AttackLoss, Best, Start, attack_loss, check_reach, start_delta
@@ -25,10 +30,11 @@ from bench.core.attack import Attack, Columns, Context
 
 @dataclass
 class PGD(Attack):
-    """Projected gradient attack. Costs 2 steps + 1 passes an image and restart."""
+    """Projected gradient attack. Costs 2 steps + 1 passes an image and restart, 2 eot steps + 1 if stochastic."""
 
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     revision: ClassVar[int] = 1
+    added: ClassVar[tuple[str, ...]] = ("sparsity", "eot")
     smoke: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 
     steps: Annotated[int, Gt(0)] = 20
@@ -41,6 +47,10 @@ class PGD(Attack):
     """What is climbed: cross-entropy, margin of the logits, difference-of-logits ratio, or KL from the clean output."""
     start: Start = "uniform"
     """First iterate: uniform in the ball, 0.001 N(0,1) around the image, or the image itself."""
+    sparsity: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Share of the coordinates that a step leaves alone, for L1 only."""
+    eot: Annotated[int, Gt(0)] = 1
+    """Draws of a stochastic model whose gradients are averaged at each step; a deterministic one needs no second."""
 
     def __post_init__(self) -> None:
         check_reach(self.steps, self.rel_step_size)
@@ -88,17 +98,33 @@ class PGD(Attack):
         """One restart on the samples `rows`, offering every iterate (or the last one) to `best`."""
         objective = attack_loss(self.loss, y, clean)
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
+        draws = self.eot if last_only else 1
         x_adv = first.clone() if first is not None else threat.feasible(x, x + start_delta(self.start, x, threat))
         for step in range(self.steps + 1):
             last = step == self.steps
             x_adv.requires_grad_(not last)
-            with torch.set_grad_enabled(not last):
-                logits = model(x_adv)
-                loss = objective(logits)
+            grads: list[Tensor] = []
+            for _ in range(1 if last else draws):
+                with torch.set_grad_enabled(not last):
+                    logits = model(x_adv)
+                    loss = objective(logits)
+                if not last:
+                    # the projection stays outside the graph: a clip inside kills the gradient of pixels at the edge
+                    grads += torch.autograd.grad(loss.sum(), x_adv)
             point = x_adv.detach()
             if last or not last_only:
                 best.update(point, loss.detach(), logits.detach().argmax(1) != y, rows)
             if not last:
-                # the projection stays outside the graph: a clip inside kills the gradient of pixels at the box's edge
-                (grad,) = torch.autograd.grad(loss.sum(), x_adv)
-                x_adv = threat.feasible(x, point + step_size * threat.direction(grad))
+                grad = grads[0] if draws == 1 else torch.stack(grads).mean(0)
+                x_adv = threat.feasible(x, point + step_size * self._direction(grad, point))
+
+    def _direction(self, grad: Tensor, point: Tensor) -> Tensor:
+        """The unit step from `point`: steepest ascent, for L1 spread over the largest coordinates that can move."""
+        if self.threat.norm != "L1":
+            return self.threat.direction(grad)
+        stuck = ((point <= 0) & (grad < 0)) | ((point >= 1) & (grad > 0))
+        flat = grad.masked_fill(stuck, 0.0).flatten(1)
+        count = max(1, round((1 - self.sparsity) * flat.shape[1]))
+        top = flat.abs().topk(count, dim=1).indices
+        signs = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign())
+        return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)

@@ -4,56 +4,37 @@ Torchattacks (Kim 2020, arXiv 2010.01950), version 3.5: any image attack of that
 our own. Each counts as what it is there: some bound the perturbation by eps, some look for the smallest one.
 
 Differs from calling the package: eps is the threat's; `alpha`, fixed there for 8/255, becomes 2.5 eps / steps unless
-given; the attack's own seed and number of classes are set; the training mode of every submodule is restored (the
-package leaves all of them in train mode); prints are muted. A minimal-norm attack is scored as accuracy at eps: an
-image found outside the ball counts as not broken. Its AutoAttack, APGD, FAB and Square are not those of their authors:
-`autoattack` here runs the latter.
+given, and SPSA's `lr` is at least 2.5 eps / nb_iter; seed and number of classes are set, JSMA's target class too; the
+mode of every submodule is restored (the package leaves all in train mode); prints are muted. Grey images go as the
+first of three channels where a kernel has three. CW starts 1e-6 inside the box, where its gradient is not 0, and CW and
+EAD see logits shifted to be positive, which they take for granted. A minimal-norm attack is scored as accuracy at eps:
+an image found outside the ball is not broken; those that count pixels (L0) are measured in the threat's norm. Its
+AutoAttack, APGD, FAB and Square are not those of their authors, which `autoattack` runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from attacks._torchattacks import BOUNDED, L0, MINIMAL, POSITIVE, REFUSED, THREE, Seen, build, check, modes_kept
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier
-from bench.core.threat import Threat
-
-# the norms each method knows, where eps bounds it
-_BOUNDED: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "UPGD", "DIFGSM"), ("Linf",)),
-    **dict.fromkeys(("TIFGSM", "Jitter", "NIFGSM", "PGDRS", "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA"), ("Linf",)),
-    **dict.fromkeys(("PIFGSM", "PIFGSMPP"), ("Linf",)),
-    **dict.fromkeys(("PGDL2", "PGDRSL2"), ("L2",)),
-    **dict.fromkeys(("APGD", "APGDT", "FAB", "Square", "AutoAttack"), ("Linf", "L2")),
-}
-# methods that look for the smallest perturbation, and what they measure
-_MINIMAL: dict[str, tuple[str, ...]] = {"CW": ("L2",), "DeepFool": ("L2",), "EADEN": ("L1", "L2"), "EADL1": ("L1",)}
-_REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        ("OnePixel", "Pixle", "JSMA", "SparseFool"), "counts changed pixels (L0), which none of our norms bounds"
-    ),
-    "GN": "adds noise of any size, bounded by no norm",
-    "VANILA": "is no attack: it leaves the image as it is",
-    "MultiAttack": "combines other attacks: list them one by one",
-    "LGV": "needs to train models of its own",
-}
 
 
 @dataclass
 class TorchAttacks(Attack):
-    """One attack of torchattacks. Column `distance` (minimal-norm methods): size of what was found, else inf."""
+    """One attack of torchattacks. Column `distance` (minimal-norm methods): size of what was found, else inf; and
+    `pixels` (those that count pixels): how many of them changed, else inf."""
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     smoke: ClassVar[dict[str, Any]] = {"method": "MIFGSM", "kwargs": {"steps": 2}}
 
     method: str = "MIFGSM"
@@ -62,74 +43,59 @@ class TorchAttacks(Attack):
     """Arguments of its constructor other than model, norm and eps; the package's defaults otherwise."""
 
     def __post_init__(self) -> None:
-        known = [*_BOUNDED, *_MINIMAL, *_REFUSED]
+        known = [*BOUNDED, *MINIMAL, *REFUSED]
         if self.method not in known:
             near = difflib.get_close_matches(self.method.upper(), known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
             raise ValueError(f"torchattacks has no attack '{self.method}'{hint}")
+        if self.method not in REFUSED:
+            check(self.method, self.kwargs)
+            # each method has norms of its own; the class names all of them for the planner, which reads its source
+            vars(self)["norms"] = BOUNDED.get(self.method) or MINIMAL[self.method]
 
     def supports(self, model: Classifier) -> str | None:
-        if self.method in _REFUSED:
-            return f"{self.method} {_REFUSED[self.method]}"
-        native = _BOUNDED.get(self.method) or _MINIMAL[self.method]
-        if self.threat.norm not in native:
-            return f"{self.method} has no {self.threat.norm} version; norms: {', '.join(native)}"
-        return super().supports(model)
+        if self.method in REFUSED:
+            return f"{self.method} {REFUSED[self.method]}"
+        reason = super().supports(model)
+        return f"{self.method}: {reason}" if reason else None
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """What the attack returns; for minimal-norm ones only what lies inside the ball, and `distance`."""
-        reason = _REFUSED.get(self.method)
+        reason = REFUSED.get(self.method)
         if reason:
             raise ValueError(f"{self.method} {reason}")
-        with _modes_kept(model), contextlib.redirect_stdout(io.StringIO()):
+        with modes_kept(model), contextlib.redirect_stdout(io.StringIO()):
             with torch.no_grad():
                 classes = model(x[:1]).shape[1]
-            attack = _build(self.method, self.kwargs, model, self.threat, ctx.seed % 2**31, classes, x.shape[1])
-            attack.set_device(x.device)
-            found = attack(x.clone(), y).detach()
-            if self.method not in _MINIMAL:
+            found = self._found(model, x, y, classes, ctx.seed % 2**31)
+            if self.method not in MINIMAL:
                 return found, {}
             with torch.no_grad():
                 broken = model(found).argmax(1) != y
         size = self.threat.size(found - x)
+        broken &= size.isfinite()
         inside = broken & (size <= self.threat.radius)
         x_adv = torch.where(inside.view(-1, *[1] * (x.dim() - 1)), found, x)
-        return x_adv, {"distance": torch.where(broken, size, float("inf"))}
+        columns = {"distance": torch.where(broken, size, float("inf"))}
+        if self.method in L0:
+            pixels = (found != x).any(1).flatten(1).sum(1).to(size)
+            columns["pixels"] = torch.where(broken, pixels, float("inf"))
+        return x_adv, columns
 
-
-def _build(
-    method: str, given: dict[str, Any], model: nn.Module, threat: Threat, seed: int, classes: int, channels: int
-) -> Any:
-    """The package's attack object. Raises ImportError without the package, ValueError for a setting it lacks."""
-    try:
-        import torchattacks
-    except ImportError:
-        raise ImportError("torchattacks is not installed; pip install --no-deps torchattacks") from None
-    if method in ("TIFGSM", "PIFGSM", "PIFGSMPP") and channels != 3:  # their kernels are written for three
-        raise ValueError(f"{method} needs images of 3 channels, got {channels}")
-    maker = getattr(torchattacks, method)
-    accepted = inspect.signature(maker).parameters
-    free = [name for name in accepted if name not in ("model", "norm", "eps", "max_epsilon")]
-    for name in given:
-        if name not in free:
-            known = ", ".join(free)
-            raise ValueError(f"{method} has no setting '{name}' (norm and eps are the threat's); known: {known}")
-    eps = threat.radius
-    steps = given.get("steps", accepted["steps"].default if "steps" in accepted else 2)
-    # PIFGSM's constructor calls eps max_epsilon
-    own = {"eps": eps, "max_epsilon": eps, "norm": threat.norm, "seed": seed, "n_classes": classes}
-    own["alpha"] = 2.5 * eps / float(steps)
-    settings = {name: value for name, value in own.items() if name in accepted}
-    return maker(model, **{**settings, **given})
-
-
-@contextlib.contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, which the package expects, and each submodule's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    def _found(self, model: nn.Module, x: Tensor, y: Tensor, classes: int, seed: int) -> Tensor:
+        """What the package gives for the model and images as this method needs them."""
+        grey = self.method in THREE and x.shape[1] == 1
+        if self.method in THREE and x.shape[1] not in (1, 3):
+            raise ValueError(f"{self.method} needs images of 1 or 3 channels, got {x.shape[1]}")
+        seen = Seen(model, grey, self.method in POSITIVE).eval()
+        eps = self.threat.radius
+        if self.method in MINIMAL:  # of those only FAB takes eps, as the largest that it reports
+            eps = self.threat.size(torch.ones_like(x[:1])).item()
+        attack = build(self.method, self.kwargs, seen, self.threat.norm, eps, seed, classes)
+        attack.set_device(x.device)
+        if self.method == "JSMA":  # the class after the true one of ten is what it aims at by itself
+            attack.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % classes, quiet=True)
+        images = x.expand(-1, 3, -1, -1) if grey else x
+        images = images.clamp(1e-6, 1 - 1e-6) if self.method == "CW" else images.clone()
+        found: Tensor = attack(images, y).detach()
+        return found[:, :1] if grey else found

@@ -118,10 +118,18 @@ def audits(spec: Spec, facts: datasets.Facts, train: Job, jobs: list[Job]) -> li
 
 def check_norm(spec: Spec, name: str) -> None:
     """Raise ValueError for an attack that cannot measure in the spec's norm."""
-    attack = catalog.get("attacks", name)
-    norms = attack.constant("norms", ("Linf", "L2", "L1"))
-    if attack.constant("uses_threat", True) and spec.threat.norm not in norms:
-        raise ValueError(f"attack {name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
+    norms = _norms(name)
+    if spec.threat.norm not in norms:
+        fit = dict.fromkeys(other.name for other in spec.attacks if spec.threat.norm in _norms(other.name))
+        advice = f"; leave it out: {', '.join(fit)} can stay" if fit else ""
+        raise ValueError(f"attack {name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}{advice}")
+
+
+def _norms(name: str) -> tuple[str, ...]:
+    """The norms of an attack; all of them for one that has no threat."""
+    attack, every = catalog.get("attacks", name), ("Linf", "L2", "L1")
+    found: tuple[str, ...] = attack.constant("norms", every) if attack.constant("uses_threat", True) else every
+    return found
 
 
 def deploys(train: Job) -> str:

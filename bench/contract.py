@@ -20,6 +20,7 @@ from bench.core.attack import Attack, Context, Evaluation, Outcome
 from bench.core.classifier import Classifier
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.numbers import Number
+from bench.core.randomised import InputNoise, Randomised
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Norm, Threat
@@ -303,18 +304,23 @@ class _Training:
 
 
 def _model(kind: str) -> tuple[Classifier, nn.Module]:
-    """A toy model in eval mode, deterministic or smoothed, and its BatchNorm layer left in train mode as a trap."""
+    """A toy model in eval mode and its BatchNorm layer, which is left in train mode as a trap."""
     with scope(5):
         net = Toy()
         net(torch.rand(64, CHANNELS, SIZE, SIZE))  # running statistics
     net.eval()
-    return (Smoothed(net, sigma=0.1, n_vote=20) if kind == "smoothed" else Classifier(net)), net.norm
+    if kind == "smoothed":
+        return Smoothed(net, sigma=0.1, n_vote=20), net.norm
+    if kind == "randomised":
+        InputNoise(0.1).attach(net.conv)
+        return Randomised(net, draws=5), net.norm
+    return Classifier(net), net.norm
 
 
 def _cases(cls: type[Evaluation]) -> list[_Judgement]:
     """Norms and kinds of model that the evaluation supports; one norm is enough where it ignores the threat."""
     norms: tuple[Norm, ...] = cls.norms if cls.uses_threat else ("Linf",)  # type: ignore[assignment]
-    pairs = [(norm, kind) for norm in norms for kind in ("deterministic", "smoothed")]
+    pairs = [(norm, kind) for norm in norms for kind in ("deterministic", "randomised", "smoothed")]
     return [_Judgement(cls, n, k) for n, k in pairs if cls(_threat(n), **cls.smoke).supports(_model(k)[0]) is None]
 
 

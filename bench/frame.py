@@ -28,7 +28,7 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(("train_norm", "train_eps"), "object"),
     **dict.fromkeys(("train_images", "seed", "n"), "Int64"),
     **dict.fromkeys(("state", "reason"), "object"),
-    **dict.fromkeys(("accuracy", "low", "high"), "float64"),
+    **dict.fromkeys(("accuracy", "low", "high", "median_distance"), "float64"),
     "measures": "object",
     "measured": "float64",
     "test_hash": "object",
@@ -52,11 +52,12 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
     images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
     training failed) or unreadable (damaged job or samples), and its reason; accuracy, low, high: share in [0,1]
-    and its 95 % Wilson interval, NaN unless done; measures, measured: for an evaluation that judges no robustness the
-    column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds; forwards,
-    backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of the
-    training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1 training
-    times shared the machine; recipe, epochs, deploys, train_state.
+    and its 95 % Wilson interval, NaN unless done; median_distance: from images right when clean to what a minimal-norm
+    attack found, inf if it found nothing for half of them; measures, measured: for an evaluation that judges no
+    robustness the column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds;
+    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of
+    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1
+    training times shared the machine; recipe, epochs, deploys, train_state.
     """
     import pandas as pd
 
@@ -191,9 +192,21 @@ def _measured(store: Store, key: str, column: str) -> Entry:
 
 def _accuracy(store: Store, key: str, eps: float) -> Entry:
     try:
-        correct = right_at(store.samples(key), eps)
+        samples = store.samples(key)
+        correct = right_at(samples, eps)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)
+        distance = _median_distance(samples)
     except (LookupError, OSError, ValueError) as problem:  # damaged evidence is no number
         return {"state": "unreadable", "reason": str(problem)}
-    return {"accuracy": hits / n, "low": low, "high": high}
+    return {"accuracy": hits / n, "low": low, "high": high, "median_distance": distance}
+
+
+def _median_distance(samples: dict[str, Any]) -> float | None:
+    """Of the images that are right without an attack; one that a minimal-norm attack never broke is infinitely far."""
+    import numpy as np
+
+    if "distance" not in samples:
+        return None
+    asked = samples["clean"].astype(bool) & ~np.isnan(samples["distance"])
+    return float(np.median(samples["distance"][asked])) if asked.any() else None

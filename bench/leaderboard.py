@@ -16,7 +16,7 @@ from bench.frame import frame
 from bench.rows import Row, failures
 from bench.rows import rows as rows_of
 from bench.store import Store, write_atomic
-from bench.worst import Cell
+from bench.worst import MEDIAN, Cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +139,8 @@ def _subsection(rows: list[Row]) -> list[str]:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
     if any(row.shared for row in rows):
         parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
+    if any(cell.distance for row in rows for cell in row.attacks.values()):
+        parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
     failed = failures(rows)
     return [*parts, *(f"- {escape(line)}" for line in failed), ""] if failed else parts
 
@@ -194,6 +196,7 @@ def cell_text(row: Row, cell: Cell | None) -> str:
         return cell.state() if cell else "not run"
     # against noise AutoAttack runs its suite `rand`, whatever was asked for
     notes = ["rand"] if cell is row.autoattack and row.deploys != "deterministic" else []
+    notes += [cell.median()] if cell.distance else []
     notes += [f"std {percent(cell.std)}"] if len(cell.values) > 1 else []
     if cell.n != row.worst.n or not row.worst.values:
         notes.append(f"n={cell.n}")

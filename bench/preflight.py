@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from bench import catalog, datasets, plugins
+from bench.core.attack import Evaluation
 from bench.core.defense import Defense
 from bench.core.rng import scope
 from bench.job import Job
@@ -76,7 +77,10 @@ def _of_attack(job: Job) -> Iterator[str]:
     """An evaluation that cannot be made. Whether it supports a model is told in the cell, and no mistake."""
     name, settings = job.what["attack"]["name"], job.what["attack"]["set"]
     try:
-        plugins.make("attacks", name, settings, job.what["threat"])
+        judge: Evaluation = plugins.make("attacks", name, settings, job.what["threat"])
+        norm = (job.what["threat"] or {}).get("norm")
+        if norm and norm not in judge.norms:  # a setting, such as the method of a package, may narrow its norms
+            raise ValueError(f"no {norm} version; norms: {', '.join(judge.norms)}")
     except Exception as error:
         yield f"attack {label('attacks', name, settings)}: {_line(error, name)}"
 

@@ -9,7 +9,7 @@ from bench import measures
 from bench.frame import frame
 from bench.rows import Row, failures, rows
 from bench.store import Store
-from bench.worst import Cell
+from bench.worst import MEDIAN, Cell
 
 MATRIX_RADII = (0.25, 0.5)
 
@@ -62,7 +62,8 @@ def _short(row: Row, cell: Cell | None) -> str:
         return cell.state() if cell else "not run"
     (low, high), done, planned = cell.interval(), len(cell.values), len(row.seeds)
     seeds = f" ({done}/{planned})" if done < planned else ""
-    return f"{100 * cell.mean:.1f} ±{50 * (high - low):.1f}{seeds}"
+    median = f" ({cell.median()})" if cell.distance else ""
+    return f"{100 * cell.mean:.1f} ±{50 * (high - low):.1f}{median}{seeds}"
 
 
 def _matrix_notes(found: list[Row]) -> list[str]:
@@ -83,6 +84,7 @@ def _matrix_notes(found: list[Row]) -> list[str]:
         else []
     )
     notes += [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in found if row.collapsed]
+    notes += [MEDIAN] if any(cell.distance for row in found for cell in row.attacks.values()) else []
     reasons: dict[str, list[str]] = {}
     for row in found:
         for reason in row.provisional:

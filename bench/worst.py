@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.core.numbers import Number
@@ -15,16 +16,19 @@ from bench.store import Store
 if TYPE_CHECKING:
     import numpy as np
 
+MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
 Picked = dict[str, dict[int, Entry]]  # attack label -> seed -> the evaluation that counts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a row: a share in [0,1] for each seed, over `n` images, and (state, reason) of the other seeds."""
+    """One entry of a row: a share in [0,1] for each seed, over `n` images, and (state, reason) of the other seeds; of a
+    minimal-norm attack the median `distance` of each seed too."""
 
     values: dict[int, float]
     n: int
     absent: dict[int, tuple[str, str]]
+    distance: dict[int, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -40,6 +44,10 @@ class Cell:
         """95 % Wilson interval of the mean at n images: seeds share their images, so they do not add to n."""
         return wilson(round(self.mean * self.n), self.n) if self.values else (math.nan, math.nan)
 
+    def median(self) -> str:
+        """`median 0.43`, mean over seeds, for a minimal-norm attack; else nothing."""
+        return f"median {fmean(self.distance.values()):.3g}" if self.distance else ""
+
     def state(self) -> str:
         """What stands in the table where there is no number."""
         return ", ".join(sorted({state for state, _ in self.absent.values()})) or "not run"
@@ -52,7 +60,9 @@ def cell_of(found: dict[int, Entry]) -> Cell:
     problem = _mixed((e["n"], e["test_hash"], e["key"]) for e in done.values())
     if problem:
         return Cell({}, 0, dict.fromkeys(found, ("mixed test sets", problem)))
-    return Cell({s: e["accuracy"] for s, e in done.items()}, min((e["n"] for e in done.values()), default=0), absent)
+    distance = {s: d for s, e in done.items() if not math.isnan(d := e["median_distance"])}
+    n = min((e["n"] for e in done.values()), default=0)
+    return Cell({s: e["accuracy"] for s, e in done.items()}, n, absent, distance)
 
 
 def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:

@@ -29,6 +29,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "eps negative": ("--eps -1", "'-1' is negative; expected a number >= 0 such as 8/255"),
     "eps a word": ("--eps small", "'small' is not a number; expected one such as 8/255, 0.03 or 8e-3"),
     "norm the attack lacks": ("--norm L1 --attack fgsm", "attack fgsm has no L1 version; its norms: Linf, L2"),
+    "one attack of two lacks the norm": ("--norm L1 --attack clean,square,pgd", "leave it out: clean, pgd can stay"),
     "unknown norm": ("--norm L7", "threat.norm: Input should be 'Linf', 'L2' or 'L1', got 'L7'"),
     "no data folder": ("--data-dir none", "no data folder none; --data-dir or BENCH_DATA names an existing one"),
     "n zero": ("--n 0", "--n is 0; expected at least 1 test image"),

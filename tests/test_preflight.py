@@ -47,6 +47,10 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "depth": ("--model wide_resnet --set wide_resnet.depth=9", "model wide_resnet (depth=9) on digits: depth is 9; "),
     "attack": ("--attack autoattack --set autoattack.version=custom", "attack autoattack (version=custom): attacks_to"),
     "reach of an attack": ("--attack pgd --set pgd.steps=2", "attack pgd (steps=2): steps x step_size is "),
+    "norm of a method": (
+        "--norm L2 --attack torchattacks --set torchattacks.method=EADL1",
+        "attack torchattacks (method=EADL1): no L2 version; norms: L1",
+    ),
     "draws": (
         "--attack certify --defense smoothing --set certify.n=5",
         "attack certify (n=5): n=5 draws at alpha=0.001 can certify nothing",

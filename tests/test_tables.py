@@ -752,3 +752,35 @@ def test_golden_leaderboard(store: Store, tmp_path: Path) -> None:
 def test_importing_the_tables_needs_no_pandas() -> None:
     code = "import sys, bench.tables, bench.leaderboard; assert not {'pandas', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_minimal_norm_attack_shows_its_median_distance(store: Store) -> None:
+    nan, inf = float("nan"), float("inf")
+    for seed, distance in ((0, [0.05, 0.2, 0.4, inf, nan]), (1, [0.05, 0.2, 0.6, inf, 0.01])):
+        train = trained(store, seed=seed)
+        evaluated(store, train, "clean", [1, 1, 1, 1, 0])
+        evaluated(store, train, "pgd", [0, 1, 1, 1, 0], STEPS)
+        columns = {"distance": np.array(distance, np.float32), "clean": np.array([1, 1, 1, 1, 0], bool)}
+        evaluated(store, train, "torchattacks", [0, 1, 1, 1, 0], {"method": "FAB"}, columns=columns)
+    table = frame(store)
+    by = table.set_index(["attack", "seed"])["median_distance"]
+    assert by[("torchattacks", 0)] == pytest.approx(0.3)
+    assert by[("torchattacks", 1)] == pytest.approx(0.4)
+    assert by[["pgd", "clean"]].isna().all()
+    header, (line,), notes = matrix(store, list(table["key"]))
+    shown = dict(zip(header, line, strict=True))
+    (name,) = [name for name in header if name.startswith("torchattacks")]
+    assert "(median 0.35)" in shown[name]
+    assert "median" not in "".join(cell for other, cell in shown.items() if other != name)
+    assert any(note.startswith("median: distance") for note in notes)
+    text = markdown(store)
+    assert "60.00 (median 0.35, std 0.00)" in text
+    assert "Median: distance in the norm of eps" in text
+
+
+def test_nothing_found_is_infinitely_far(store: Store) -> None:
+    train = trained(store)
+    columns = {"distance": np.array([np.inf, np.inf, 0.1], np.float32), "clean": np.ones(3, bool)}
+    evaluated(store, train, "torchattacks", [1, 1, 0], {"method": "CW"}, columns=columns)
+    assert frame(store)["median_distance"].tolist() == [np.inf]
+    assert "(median inf" in markdown(store)

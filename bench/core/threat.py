@@ -50,21 +50,27 @@ class Threat:
         return self._project_l1(delta)
 
     def _project_l1(self, delta: Tensor) -> Tensor:
-        """Projection onto the L1 ball by sorting (Duchi et al. 2008)."""
-        flat = delta.flatten(1)
+        """Projection onto the L1 ball by sorting (Duchi et al. 2008); sums of thousands of pixels need float64."""
+        flat = delta.flatten(1).double()
         magnitude, _ = flat.abs().sort(1, descending=True)
         excess = magnitude.cumsum(1) - self.radius
         rank = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
         kept = (magnitude * rank > excess).sum(1, keepdim=True).clamp_min(1)
         threshold = (excess.gather(1, kept - 1) / kept).clamp_min(0)
-        return (flat.sign() * (flat.abs() - threshold).clamp_min(0)).view_as(delta)
+        return (flat.sign() * (flat.abs() - threshold).clamp_min(0)).to(delta.dtype).view_as(delta)
 
     def feasible(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The point of ball and box reached from `x_adv`: project around `x`, then clip to [0,1].
 
-        Clipping only moves towards `x` (which lies in the box), so the result is inside both sets.
+        Clipping only moves towards `x` (which lies in the box), so the result is inside both sets. Rounding moves
+        either way: in L1 that adds up over thousands of pixels, so there it is turned towards `x`.
         """
-        return (x + self.project(x_adv - x)).clamp(0, 1)
+        delta = self.project(x_adv - x)
+        moved = x + delta
+        if self.norm == "L1":
+            beyond = (moved.double() - x.double()).abs() > delta.double().abs()
+            moved = torch.where(beyond, moved.nextafter(x), moved)
+        return moved.clamp(0, 1)
 
     def direction(self, grad: Tensor) -> Tensor:
         """Steepest ascent of unit norm: the sign (Linf), the normalised gradient (L2), one coordinate (L1)."""

@@ -32,9 +32,10 @@ class Linear(nn.Module):
     def __init__(self, pixels: int) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.randn(pixels))
+        self.origin = torch.full((pixels,), 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        score = (x.flatten(1) - 0.5) @ self.w / 2
+        score = (x.flatten(1) - self.origin) @ self.w / 2
         return torch.stack([score, -score, torch.full_like(score, -100.0)], dim=1)
 
 
@@ -50,7 +51,7 @@ def _linear(norm: Norm) -> tuple[Classifier, Tensor, Tensor, Tensor]:
         return model, x, model.predict(x), distance
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("loss", ["ce", "cw", "dlr"])
 def test_pgd_fails_just_below_the_margin_and_succeeds_just_above(norm: Norm, loss: AttackLoss) -> None:
     model, x, y, distance = _linear(norm)
@@ -61,6 +62,80 @@ def test_pgd_fails_just_below_the_margin_and_succeeds_just_above(norm: Norm, los
             found = attack.evaluate(model, x[i : i + 1], y[i : i + 1], Context(0))
             assert found.columns["correct"].item() is not broken
             assert found.columns["size"].item() <= threat.radius + 1e-6
+
+
+def test_l1_steps_pass_over_pixels_that_cannot_move() -> None:
+    torch.manual_seed(2)
+    net = Linear(64)
+    model, x = Classifier(net), 0.5 + 0.04 * torch.randn(1, 1, 8, 8)
+    label = torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        net.w[:8] *= 20  # the pixels that count most stand at the edge already, the gradient pointing out of the box
+        x.view(-1)[:8] = (net.w[:8] < 0).float()
+        net.origin = x.flatten() - 0.4 * net.w / net.w.square().sum()
+        score = (x.flatten(1) - net.origin) @ net.w
+        distance = float(score) / float(net.w[8:].abs().max())
+    for share, broken in ((0.97, False), (1.03, True)):
+        attack = PGD(Threat("L1", Number(share * distance)), steps=20, rel_step_size=0.25)
+        assert attack.evaluate(model, x, label, Context(0)).columns["correct"].item() is not broken
+
+
+@pytest.mark.parametrize(("sparsity", "moved"), [(0.0, 64), (0.75, 16), (0.99, 1)])
+def test_an_l1_step_moves_the_largest_coordinates_by_the_same(sparsity: float, moved: int) -> None:
+    model, x, y, distance = _linear("L1")
+    threat = Threat("L1", Number(float(distance.min()) / 2))
+    attack = PGD(threat, steps=1, rel_step_size=1.0, start="zero", sparsity=sparsity)
+    found = attack.evaluate(model, x, y, Context(0))
+    assert found.x_adv is not None
+    change = (found.x_adv - x).flatten(1)
+    w = model.net.w.detach()
+    towards = torch.where(y[:, None] == 0, -w.sign(), w.sign())
+    chosen = torch.zeros_like(w).index_fill_(0, w.abs().topk(moved).indices, threat.radius / moved)
+    torch.testing.assert_close(change, towards * chosen, rtol=0, atol=1e-7)
+    steps = attack._direction(torch.randn_like(x), x)  # before any projection
+    torch.testing.assert_close(threat.size(steps), torch.ones(len(x)))
+
+
+class _Scripted(Classifier):
+    """Two linear logits whose weight is another one at each pass, in a known order."""
+
+    stochastic = True
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__(nn.Identity())
+        self.weights, self.passes = weights, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x.flatten(1) - 0.5) @ self.weights[self.passes % len(self.weights)]
+        self.passes += 1
+        return torch.stack([score, -score], dim=1)
+
+
+def test_eot_climbs_the_mean_gradient_of_fresh_draws() -> None:
+    torch.manual_seed(0)
+    weights, x = torch.randn(6, 16), 0.5 + 0.01 * torch.randn(5, 1, 4, 4)
+    y = torch.tensor([0, 1, 0, 1, 1])
+    threat = Threat("L2", Number("0.1"))
+    for eot in (1, 3, 6):
+        model = _Scripted(weights)
+        attack = PGD(threat, steps=1, rel_step_size=1.0, start="zero", loss="cw", eot=eot)
+        found, _ = attack.perturb(model, x, y, Context(0))
+        assert model.passes == eot + 1
+        mean = weights[:eot].mean(0)
+        change = torch.where(y[:, None] == 0, -1, 1) * 0.1 * mean / mean.norm()
+        torch.testing.assert_close((found - x).flatten(1), change, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_eot_changes_nothing_for_a_deterministic_model(norm: Norm) -> None:
+    x, y = blobs(30)
+    model, threat = Classifier(_conv()), Threat(norm, Number({"Linf": "0.1", "L2": "0.6", "L1": "3"}[norm]))
+    one, other = (PGD(threat, steps=8, rel_step_size=0.25, eot=n).evaluate(model, x, y, Context(0)) for n in (1, 3))
+    assert one.x_adv is not None
+    assert other.x_adv is not None
+    assert torch.equal(one.x_adv, other.x_adv)
+    assert torch.equal(one.columns["forwards"], other.columns["forwards"])
+    assert 0 < one.columns["correct"].float().mean() < 1
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -184,7 +259,7 @@ def test_weak_settings_are_refused() -> None:
         PGD(threat, start="zero", restarts=2)
     with pytest.raises(ValueError, match="gradient of loss=kl is 0"):
         PGD(threat, start="zero", loss="kl")
-    assert PGD(Threat("L1", Number(1))).supports(Classifier(_conv())) == "no L1 version; norms: Linf, L2"
+    assert FGSM(Threat("L1", Number(1))).supports(Classifier(_conv())) == "no L1 version; norms: Linf, L2"
 
 
 def _mnist(root: Path, train: bool, count: int) -> tuple[Tensor, Tensor]:

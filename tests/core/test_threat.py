@@ -48,6 +48,19 @@ def test_feasible_points_pass_the_check(norm: Norm, eps: str, seed: int) -> None
     assert (threat.check(x, found) <= threat.radius + 1e-6).all()
 
 
+@pytest.mark.parametrize("pixels", [784, 3072, 150_528])
+@pytest.mark.parametrize("eps", ["2", "12", "255"])
+def test_rounding_does_not_leave_a_wide_l1_ball(pixels: int, eps: str) -> None:
+    # differences on the grid of float32 less one threshold round the same way everywhere: 3e-5 beyond eps at 3072
+    threat, generator = Threat("L1", Number(eps)), torch.Generator().manual_seed(0)
+    x = 0.4 + 0.2 * torch.rand(2, 1, 1, pixels, generator=generator)
+    for spread in (0.002, 0.008, 0.1):
+        moved = x + 0.001 + spread * torch.randn(x.shape, generator=generator)
+        size = threat.check(x, threat.feasible(x, moved))
+        outside = threat.size(moved.double() - x.double()) > threat.radius
+        torch.testing.assert_close(size[outside], torch.full_like(size[outside], threat.radius), rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_samples_and_directions(norm: Norm) -> None:
     threat = Threat(norm, Number("0.3"))
