@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import plain_loops
 import torch
 from memory import activations
+from paired import bar, bar_table, conditions, heading, ranged, seconds, spread, store, table, write_docs
 from torch import Tensor, nn
 
 from bench import catalog, plugins
@@ -36,11 +34,8 @@ from bench.data import layout as laid_out
 from bench.models.common import Inputs
 from bench.optimise import optimisation
 from bench.spec import TrainSpec
-from bench.worker import _git, device_name
 from defenses.noisy import Noisy
 
-HERE = Path(__file__).resolve().parent
-RESULTS, DOCS = HERE / "results", HERE.parent / "docs" / "performance.md"
 EPS = "0.1"
 TOLERANCE = 0.01  # of the loss, over all steps
 COUNTED = 8  # images of the counted first step on a CPU; a GPU counts, and warms up, on the whole batch
@@ -200,25 +195,6 @@ def same_draws() -> Iterator[None]:
         torch.randn_like, Tensor.uniform_ = randn_like, uniform  # type: ignore[method-assign]
 
 
-def seconds(step: Callable[[], Tensor], device: torch.device, seed: int, repeats: int = 1) -> tuple[float, Tensor]:
-    """Time of a step, mean over repeats, and its loss, read after the clock."""
-    clock = time.process_time
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        clock = time.perf_counter
-    torch.manual_seed(seed)
-    started = clock()
-    for _ in range(repeats):
-        loss = step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (clock() - started) / repeats, loss
-
-
-def spread(ratios: list[float]) -> dict[str, Any]:
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "pairs": ratios}
-
-
 def against_plain(
     label: str, arch: str, batch: int, steps: int, device: torch.device, layout: torch.memory_format
 ) -> dict[str, Any]:
@@ -331,11 +307,7 @@ def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
     rows = {(row["defense"], json.dumps(row["set"], sort_keys=True)): row for row in record["steps"]}
     for loop in record["loops"]:
         if (loop["label"], loop["arch"], loop["plain_layout"]) == ("PGD-AT", "lenet5", "contiguous"):
-            value = loop["ratio"]
-            met = value is not None and value >= 1.5
-            found.append(
-                {"bar": "PGD-AT on lenet5 at least 1.5 times as fast as the plain loop", "value": value, "met": met}
-            )
+            found.append(bar("PGD-AT on lenet5 at least 1.5 times as fast as the plain loop", loop["ratio"], 1.5))
     if rows:
         worst = max(row["work_per_image_f"] / row["needed_f"] for row in rows.values())
         found.append({"bar": "no defense above its needed passes (work / needed)", "value": worst, "met": worst <= 1.0})
@@ -357,13 +329,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     cases = {arch: (args.batch or batch, args.steps or steps) for arch, (batch, steps) in cases.items()}
     began, used = time.perf_counter(), time.process_time()
     record: dict[str, Any] = {
-        "benchmark": "p1_train",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": device_name(args.device),
-        "clock": "wall, synchronised" if device.type == "cuda" else "process CPU time",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        **_git(),
+        **conditions("p1_train", args.device),
         "eps": EPS,
         "steps": [],
         "loops": [],
@@ -380,34 +346,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def rounded(value: Any) -> Any:
-    """Floats to five significant digits: what is stored is what is meant."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    return [rounded(inner) for inner in value] if isinstance(value, list) else value
-
-
-def table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines]) + "\n"
-
-
-def ranged(row: dict[str, Any]) -> str:
-    if row["ratio"] is None:
-        return "gate failed"
-    return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-
-
 def written(record: dict[str, Any]) -> str:
     """The generated part of the document for one record."""
-    about = f"{record['device']}, torch {record['torch']}, {record['threads']} thread, {record['clock']}"
-    text = (
-        f"### {about}\n\nCommit {record['commit']}, {record['date']}; {record['took_s']['cpu']:.0f} s of CPU time.\n\n"
-    )
-    lines = [[bar["bar"], "-" if bar["value"] is None else f"{bar['value']:.2f}", "yes" if bar["met"] else "no"]
-             for bar in bars(record)]  # fmt: skip
-    text += table(["bar", "measured", "met"], lines)
+    text = heading(record) + bar_table(bars(record))
     text += "\nAgainst plain loops, from the same weights and draws:\n\n"
     header = ["method", "net", "batch", "plain loop's layout", "F ours", "F plain", "forwards ours / plain",
               "loss off by at most", "ms ours", "ms plain", "plain / ours"]  # fmt: skip
@@ -435,16 +376,6 @@ def written(record: dict[str, Any]) -> str:
     return text + table(header, lines)
 
 
-def write_docs() -> None:
-    """Replace what stands between the markers of docs/performance.md by the tables of all stored records."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("p1_train*.json"))]
-    start, end = "<!-- p1_train: written by benchmarks/p1_train.py -->", "<!-- p1_train: end -->"
-    head, _, rest = DOCS.read_text().partition(start)
-    _, _, tail = rest.partition(end)
-    body = "\n".join(written(record) for record in records)
-    DOCS.write_text(f"{head}{start}\n\n{body}\n{end}{tail}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -455,12 +386,9 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if not args.write_docs:
-        RESULTS.mkdir(exist_ok=True)
-        record = rounded(measure(args))
-        (RESULTS / args.output).write_text(json.dumps(record, indent=1) + "\n")
-        for bar in bars(record):
-            print(json.dumps(bar))
-    write_docs()
+        for one in bars(store(measure(args), args.output)):
+            print(json.dumps(one))
+    write_docs("p1_train", written)
 
 
 if __name__ == "__main__":
