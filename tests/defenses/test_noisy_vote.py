@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-import toys
 import torch
+import toys
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
