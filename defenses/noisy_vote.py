@@ -1,7 +1,7 @@
 """argmax_c P(f(x; W1 x + b + s n) = c), n ~ N(0, I), trained by noisy's closed form; R = s Phi^-1(p) / ||W1||_2
 
-Noise-injection stochastic training (Arous et al. 2023, arXiv 2312.08877) whose noise stays when the net is deployed, as
-a vote with the certificate of randomised smoothing (Cohen et al. 2019, arXiv 1902.02918).
+Noise injection (Arous et al. 2023, arXiv 2312.08877) kept at prediction (Cohen et al. 2019, arXiv 1902.02918): the
+training of the one, the vote and the certificate of the other.
 
 Not a published method. Training is `noisy`, bit for bit, at equal settings. The paper withdraws the noise; here the
 prediction is the vote of n_vote draws, which abstains where its leader is not sure. The noise at the first layer's
