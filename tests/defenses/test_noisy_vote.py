@@ -81,7 +81,7 @@ def test_the_noise_is_where_the_training_had_it() -> None:
 
 def test_the_learned_scale_is_the_one_deployed_also_in_a_copy() -> None:
     net, _ = steps(NoisyVote(toys.NONE, learn_sigma=True, sigma=0.3, w_prob=0.0, sigma_lr=5.0))
-    learned = float(net.noise.sigma())
+    learned = float(net.noise.sigma().detach())
     assert learned < 0.29
     twin = copy.deepcopy(net)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_the_learned_scale_is_the_one_deployed_also_in_a_copy() -> None:
     (mine,), (copied,) = noise_sites(net), noise_sites(twin)
     assert mine.source.sigma == pytest.approx(learned)
     assert float(mine.source.std(torch.zeros(1))) == pytest.approx(learned)
-    assert copied.source.sigma == pytest.approx(float(twin.noise.sigma()))
+    assert copied.source.sigma == pytest.approx(float(twin.noise.sigma().detach()))
     assert copied.source.sigma > 2
 
 
@@ -159,5 +159,5 @@ def test_attacks_and_vote_see_the_noise() -> None:
         y = model(x).argmax(1)
     attack = PGD(Threat("L2", Number("0.5")), steps=5, rel_step_size=0.3)
     columns = attack.evaluate(model, x, y, Context(0)).columns
-    assert "correct_single" in columns
+    assert "share" in columns  # it was judged as a randomised model
     assert columns["backwards"].min() > 0
