@@ -5,7 +5,8 @@ draws bound its probability; where the bound does not exceed 1/2 the classifier 
 
 With probability at least 1 - alpha for each image, no perturbation of L2 size below `radius` changes the prediction.
 The certified accuracy at r is the share with `correct` and radius >= r; the radius is that of the *predicted* class,
-right or wrong. Counting runs on the device instead of in a Python loop; guarantees and sample numbers are the paper's.
+right or wrong. The draws of a block's images are one stream of batches, counted on the device, instead of a Python loop
+over each image's; guarantees and sample numbers are the paper's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
-from bench.core.smoothing import Smoothed, check_certifiable
+from bench.core.smoothing import Vote, check_certifiable
 
 
 @dataclass
@@ -39,14 +40,18 @@ class Certify(Evaluation):
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.001
     """Probability, for each image, that its certificate is wrong."""
     batch_size: Annotated[int, Gt(0)] = 1000
-    """Draws of one image in a forward pass."""
+    """Most draws in a forward pass; several images may share one."""
 
     def __post_init__(self) -> None:
         check_certifiable(self.n, self.alpha)
 
+    def supports(self, model: Classifier) -> str | None:
+        """A smoothed model may still have its noise where no certificate holds."""
+        return super().supports(model) or cast(Vote, model).uncertifiable()
+
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Columns `correct` (the label was predicted), `radius` and `prediction` (0 and -1 where abstaining)."""
-        smoothed = cast(Smoothed, model)
+        smoothed = cast(Vote, model)
         with frozen(model), scope(seed(ctx.seed, "certify")):
             found = smoothed.certify(
                 x,

@@ -162,12 +162,15 @@ def leaderboard(
     output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is rewritten.")] = Path(
         "leaderboard.md"
     ),
+    radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
 ) -> None:
     """Regenerate leaderboard.md and the CSV tables from the records."""
     from bench import leaderboard as tables
+    from bench.core.numbers import Number
     from bench.store import Store
 
-    for path in tables.write_leaderboard(Store(_existing(results_dir)), output, results_dir / "tables"):
+    at = [float(Number(part)) for part in radii.split(",")]
+    for path in tables.write_leaderboard(Store(_existing(results_dir)), output, results_dir / "tables", at):
         print(path)
 
 

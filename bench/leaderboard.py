@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench import catalog, measures
 from bench.frame import frame
-from bench.rows import Row, failures
+from bench.rows import RADII, Row, failures
 from bench.rows import rows as rows_of
 from bench.store import Store, write_atomic
 from bench.worst import MEDIAN, Cell
@@ -92,15 +92,18 @@ def _tested(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["split"].fillna("test") == "test"]
 
 
-def write_leaderboard(store: Store, path: Path, csv_dir: Path | None = None) -> list[Path]:
+def write_leaderboard(
+    store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
+) -> list[Path]:
     """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv and a table of each evaluation that measures
     something else than robustness; gives what was written.
 
+    `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
     """
     table = frame(store)
     tested = _tested(table)
-    found = rows_of(store, tested)
+    found = rows_of(store, tested, radii)
     block = _block(found, list(tested[tested["config"].isna()]["key"]))
     written = [_write(path, replace_block(path, block))]
     if csv_dir is not None:
@@ -165,6 +168,8 @@ def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Ro
         columns[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
     for radius in sorted({radius for row in rows for radius in row.certified}):
         columns[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
+    if any(row.certified for row in rows):
+        columns["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
     return columns | {
         "n": lambda row: str(row.worst.n) if row.worst.values else "–",
         "Seeds": _seeds_text,
@@ -190,20 +195,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def cell_text(row: Row, cell: Cell | None) -> str:
+def cell_text(row: Row, cell: Cell | None, show: Callable[[float], str] = percent) -> str:
     """The number with all that qualifies it, or why there is none."""
     if cell is None or not cell.values:
         return cell.state() if cell else "not run"
     # against noise AutoAttack runs its suite `rand`, whatever was asked for
     notes = ["rand"] if cell is row.autoattack and row.deploys != "deterministic" else []
     notes += [cell.median()] if cell.distance else []
-    notes += [f"std {percent(cell.std)}"] if len(cell.values) > 1 else []
+    notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
     if cell.n != row.worst.n or not row.worst.values:
         notes.append(f"n={cell.n}")
     if cell is not row.worst and len(cell.values) < len(row.seeds):
         notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")
         notes += [cell.state()] if cell.absent else []
-    return percent(cell.mean) + (f" ({', '.join(notes)})" if notes else "")
+    return show(cell.mean) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _interval_text(row: Row) -> str:
@@ -248,7 +253,8 @@ def flat(rows: list[Row]) -> list[dict[str, object]]:
                 }  # fmt: skip
                 attacks = {f"attack {name}": _value(cell) for name, cell in row.attacks.items()}
                 radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in row.certified.items()}
-                lines.append({**line, **attacks, **radii})
+                acr = {"average certified L2 radius": _value(row.acr)} if row.certified else {}
+                lines.append({**line, **attacks, **radii, **acr})
     return lines
 
 

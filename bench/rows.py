@@ -29,9 +29,10 @@ LONGEST_REASON = 200
 class Row:
     """One trained configuration (all seeds together) under one budget.
 
-    `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done). `worst`
-    has values for those of `seeds` that have the full attack set, `single` (randomised models) the same with single
-    draws in place of the deployed rule; `keys` are the evaluations in it. `collapsed` seeds
+    `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done); `acr` is
+    its average certified radius in pixel units, in which a wrong image counts as 0. `worst` has values for those of
+    `seeds` that have the full attack set, `single` (randomised models) the same with single draws in place of the
+    deployed rule; `keys` are the evaluations in it. `collapsed` seeds
     stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
     the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
     as in `frame`, of the first seed.
@@ -54,6 +55,7 @@ class Row:
     worst: Cell
     single: Cell
     certified: dict[float, Cell]
+    acr: Cell
     seeds: tuple[int, ...]
     keys: dict[int, tuple[str, ...]]
     collapsed: tuple[int, ...]
@@ -67,8 +69,10 @@ class Row:
     config: str
 
 
-def rows(store: Store, table: pd.DataFrame) -> list[Row]:
+def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> list[Row]:
     """One Row for each trained configuration and budget of a `frame`, ordered by method.
+
+    `radii`: L2 radii at which certified accuracy is taken; the budget of an L2 row is one beside them.
 
     Worst case of a seed: share of images right under clean *and* every attack at this budget, over the largest prefix
     of the test set that all of them, in all counted seeds, share. A seed counts if it has every attack of the row
@@ -79,16 +83,17 @@ def rows(store: Store, table: pd.DataFrame) -> list[Row]:
     for entry in table[judged].to_dict("records"):
         groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
     times = _standard_times([entry for group in groups.values() for entry in group])
-    found = []
+    found, asked = [], tuple(radii)
     for group in groups.values():
         budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
         for budget in sorted(budgets, key=lambda b: (b[0] or "", Number(b[1] or 0))):
             # clean and certify do not depend on the budget: they stand in every row
-            found.append(_row(store, [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget], times))
+            entries = [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget]
+            found.append(_row(store, entries, times, asked))
     return sorted(_told_apart(store, found), key=lambda row: (row.method, row.config))
 
 
-def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]) -> Row:
+def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:
     picked = _pick(entries)
     first = min(entries, key=lambda e: (e["norm"] is None, e["seed"], e["key"]))
     seeds = tuple(sorted({e["seed"] for e in entries}))
@@ -96,6 +101,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     clean = {name: found for name, found in picked.items() if _any(found)["attack"] == "clean"}
     certify = [found for name, found in sorted(picked.items()) if not _any(found)["norm"] and name not in clean]
     certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
+    certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
     cells = {name: cell_of(found) for name, found in attacks.items()}
     worst, single, keys = worst_case(store, clean | attacks, seeds, first["eps_value"] if first["norm"] else 0.0)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
@@ -112,7 +118,8 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         attacks=cells,
         worst=worst,
         single=single,
-        certified={radius: _certified(store, certify[0], radius) for radius in _radii(first)} if certify else {},
+        certified=certified,
+        acr=acr,
         seeds=seeds,
         keys=keys,
         collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
@@ -155,8 +162,8 @@ def _train_eps(entry: Entry) -> str:
     return str(entry["train_eps"]) if same else f"{entry['train_norm']} {entry['train_eps']}"
 
 
-def _radii(entry: Entry) -> list[float]:
-    return sorted({*RADII, *([entry["eps_value"]] if entry["norm"] == "L2" else [])})
+def _radii(entry: Entry, radii: tuple[float, ...]) -> list[float]:
+    return sorted({*radii, *([entry["eps_value"]] if entry["norm"] == "L2" else [])})
 
 
 def _is_autoattack(store: Store, entry: Entry) -> bool:
@@ -165,15 +172,21 @@ def _is_autoattack(store: Store, entry: Entry) -> bool:
     return entry["attack"] == "autoattack" and version in ("standard", "plus")
 
 
-def _certified(store: Store, found: dict[int, Entry], radius: float) -> Cell:
-    """Share of images that are right with a certificate of at least this radius."""
-    cell, values = cell_of(found), {}
+def _certified(store: Store, found: dict[int, Entry], radii: list[float]) -> tuple[dict[float, Cell], Cell]:
+    """Share of images that are right with a certificate of at least each radius, and mean radius x [right]."""
+    cell = cell_of(found)
+    shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
+    means = dict[int, float]()
     for seed in cell.values:
         samples = store.samples(found[seed]["key"])
         if "radius" not in samples:
-            return Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
-        values[seed] = float((samples["correct"].astype(bool) & (samples["radius"] >= radius)).mean())
-    return replace(cell, values=values)
+            none = Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
+            return dict.fromkeys(radii, none), none
+        right, reach = samples["correct"].astype(bool), samples["radius"]
+        for radius in radii:
+            shares[radius][seed] = float((right & (reach >= radius)).mean())
+        means[seed] = float((right * reach).mean())
+    return {radius: replace(cell, values=values) for radius, values in shares.items()}, replace(cell, values=means)
 
 
 def _collapsed(dataset: str, clean: Cell, cells: list[Cell], seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -52,6 +52,8 @@ def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[
     columns["worst case"] = lambda row: _short(row, row.worst) + ("†" if row.provisional else "")
     for radius in MATRIX_RADII if any(row.certified for row in found) else ():
         columns[f"certified {radius:g}"] = lambda row, r=radius: _certificate(row, r)  # type: ignore[misc]
+    if any(row.certified for row in found):
+        columns["ACR"] = lambda row: f"{row.acr.mean:.3f}" if row.acr.values else _certificate(row, MATRIX_RADII[0])
     seconds = {"train s": lambda row: "–" if math.isnan(row.train_seconds) else f"{row.train_seconds:.1f}"}
     ratio = {"× standard": lambda row: "–" if math.isnan(row.ratio) else f"{row.ratio:.2f}"}
     return columns | seconds | ratio
@@ -76,6 +78,8 @@ def _matrix_notes(found: list[Row]) -> list[str]:
                 sizes.setdefault(name, set()).add(cell.n)
     shown = ", ".join(f"{name} {'/'.join(map(str, sorted(n)))}" for name, n in sizes.items())
     notes = [f"percent ± half a 95 % interval; images: {shown}"] if shown else []
+    if any(row.acr.values for row in found):
+        notes.append("ACR: average certified L2 radius in pixel units, 0 where the vote is wrong or abstains")
     partial = [row for row in found if 0 < len(row.worst.values) < len(row.seeds)]
     notes += ["(k/s): k of s seeds; only seeds with every attack count in the worst case"] if partial else []
     notes += (

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import Bench
 
 from bench import datasets
 from bench.core.stats import paired_difference, wilson
@@ -237,6 +238,27 @@ def test_clean_and_certify_stand_in_every_eps_row(store: Store) -> None:
     # the wrong image with the largest radius is never certified; the eps of an L2 row is a radius too
     assert {r: c.mean for r, c in small.certified.items()} == {0.0: 0.75, 0.25: 0.5, 0.5: 0.25, 1.0: 0.0}
     assert list(large.certified) == [0.0, 0.25, 0.5, 1.0, 2.0]
+    assert small.acr.mean == large.acr.mean == pytest.approx((0.1 + 0.3 + 0.6) / 4)
+
+
+def test_certified_accuracy_at_radii_of_ones_own(store: Store, tmp_path: Path, bench: Bench) -> None:
+    for seed, last in ((0, 0.82), (1, 0.4)):
+        train = trained(store, seed=seed, deploys="smoothed")
+        columns = {"radius": np.array([0.1, 0.502, last, 3.0], dtype=np.float64)}
+        evaluated(store, train, "certify", [1, 1, 1, 0], columns=columns)
+    outcome = bench("leaderboard", "--results-dir", store.root, "--radii", "0.45,128/255", "--output", "board.md")
+    assert outcome.code == 0, outcome.err
+    (line,) = csv.DictReader((store.root / "tables" / "leaderboard.csv").read_text().splitlines())
+    shown = {name: float(value) for name, value in line.items() if "ertified" in name}
+    mean = (0.1 + 0.502 + (0.82 + 0.4) / 2) / 4
+    wanted = {"certified L2 0.45": 0.375, "certified L2 0.501961": 0.375, "average certified L2 radius": mean}
+    assert shown == pytest.approx(wanted)
+    board = Path("board.md").read_text()
+    assert "| certified at L2 0.45 | certified at L2 0.501961 | average certified L2 radius |" in board
+    assert "0.303 (std 0.074, n=4)" in board
+    refusal = bench("leaderboard", "--results-dir", store.root, "--radii", "0.25,far")
+    assert (refusal.code, refusal.err.count("\n")) == (2, 1)
+    assert "'far' is not a number" in refusal.err
 
 
 def test_certify_never_joins_the_worst_case(store: Store) -> None:
@@ -598,8 +620,10 @@ def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
         train = trained(store, seed=seed, deploys="smoothed")
         keys.append(evaluated(store, train, "certify", [1, 1, 0, 0], columns={"radius": np.array([0.3, 0.6, 1, 1])}))
         keys.append(evaluated(store, train, "steep", [1, 1, 1, 0], state="done" if seed else "missing", n=4))
-    header, ((*_, worst, quarter, half, _, _),), notes = matrix(store, keys)
-    assert header[-4:-2] == ["certified 0.25", "certified 0.5"]
+    header, ((*_, worst, quarter, half, acr, _, _),), notes = matrix(store, keys)
+    assert header[-5:-2] == ["certified 0.25", "certified 0.5", "ACR"]
+    assert acr == "0.225"  # (0.3 + 0.6 + 0 + 0) / 4: a wrong image's radius is worth nothing
+    assert any(note.startswith("ACR: average certified L2 radius in pixel units") for note in notes)
     assert quarter.startswith("50.0 ±")
     assert half.startswith("25.0 ±")
     assert worst.endswith(" (1/2)†")

@@ -19,6 +19,11 @@ class NoiseSource(nn.Module):
 
     enabled: bool = True
 
+    @property
+    def sigma(self) -> float | None:
+        """Standard deviation where it is one number whatever the signal and the batch, else None."""
+        return None
+
     def std(self, signal: Tensor) -> Tensor:
         """Standard deviation of the (Gaussian, independent) noise on `signal`; broadcasts to its shape."""
         raise NotImplementedError(f"{type(self).__name__} must define std")
@@ -27,33 +32,49 @@ class NoiseSource(nn.Module):
         """The signal under one fresh draw, or the signal itself where switched off."""
         return signal + self.std(signal) * normal_like(signal) if self.enabled else signal
 
+    def attach(self, layer: nn.Module, kind: Literal["input", "output"] = "input") -> None:
+        """Let every forward pass of `layer` put this noise on what enters it, or on what it puts out. The source
+        becomes the layer's child `noise_input` or `noise_output`."""
+        layer.register_module(f"noise_{kind}", self)
+        if kind == "input":
+            layer.register_forward_pre_hook(_on_input)
+        else:
+            layer.register_forward_hook(_on_output)
+
 
 class InputNoise(NoiseSource):
-    """Noise N(0, sigma^2) on what enters a layer; `attach` puts it there as the layer's child `noise`."""
+    """Noise N(0, sigma^2), the same everywhere."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        self.sigma = sigma
+        self._sigma = sigma
+
+    @property
+    def sigma(self) -> float:
+        """Its standard deviation."""
+        return self._sigma
 
     def std(self, signal: Tensor) -> Tensor:
         """sigma, whatever the signal."""
         return signal.new_full((), self.sigma)  # a fill on the device, no copy from the host
 
-    def attach(self, layer: nn.Module) -> None:
-        """Let every forward pass of `layer` begin with this noise."""
-        layer.noise = self
-        layer.register_forward_pre_hook(_add_noise)
+
+# functions of the module, not closures: a copy of the net must draw from its own sources
+def _on_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (layer.noise_input(args[0]), *args[1:])  # type: ignore[operator]
 
 
-def _add_noise(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (layer.noise(args[0]), *args[1:])  # type: ignore[operator]
+def _on_output(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    noisy: Tensor = layer.noise_output(out)  # type: ignore[operator]
+    return noisy
 
 
 class Site(NamedTuple):
-    """Where a net is noisy: on what enters `layer` ("input") or on its weights ("weight"), and what draws it."""
+    """Where a net is noisy: on what enters `layer` ("input"), on what it puts out ("output") or on its weights
+    ("weight"), and what draws it."""
 
     layer: nn.Module
-    kind: Literal["input", "weight"]
+    kind: Literal["input", "output", "weight"]
     source: NoiseSource
 
     @property
@@ -66,10 +87,11 @@ class Site(NamedTuple):
 
 def noise_sites(net: nn.Module) -> list[Site]:
     """Every place where the net draws noise, in module order: what an attack in closed form has to know."""
-    sites = []
+    sites = list[Site]()
     for layer in net.modules():
-        if isinstance(getattr(layer, "noise", None), NoiseSource):
-            sites.append(Site(layer, "input", layer.noise))  # type: ignore[arg-type]
+        for kind in ("input", "output"):
+            source = getattr(layer, f"noise_{kind}", None)
+            sites += [Site(layer, kind, source)] if isinstance(source, NoiseSource) else []  # type: ignore[arg-type]
         if parametrize.is_parametrized(layer, "weight"):
             found = layer.parametrizations.weight  # type: ignore[union-attr]
             sites += [Site(layer, "weight", s) for s in found if isinstance(s, NoiseSource)]  # type: ignore[union-attr]

@@ -43,6 +43,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("noisy", {"rows": 2, "probes": 0, "w_mse": 0.0}, 1, 3, 9),
     ("noisy", {"structure": "diag"}, 0, 0, 6),
     ("noisy", {"structure": "adjoint"}, 0, 0, 12),  # diag, and 3F a probe and a row
+    ("noisy_vote", {}, 1, 3, 9),  # as noisy
 ]
 DEFENSES = sorted(p.stem for p in (Path(__file__).parents[2] / "defenses").glob("*.py") if not p.stem.startswith("_"))
 
