@@ -126,6 +126,8 @@ def check_norm(spec: Spec, name: str) -> None:
 
 def deploys(train: Job) -> str:
     """deterministic, randomised or smoothed: what kind of model a training gives."""
+    if train.kind == "import":
+        return "randomised" if train.what["randomised"] else "deterministic"
     return str(catalog.get("defenses", train.what["defense"]["name"]).constant("deploys", "deterministic"))
 
 
