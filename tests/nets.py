@@ -27,11 +27,11 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return loading.to_float(found.train.x), found.train.y, x, y
 
 
-def mlp(width: int = 64) -> nn.Module:
+def mlp(width: int = 64, depth: int = 1) -> nn.Module:
     """The architecture of bench, without any training."""
     with scope(0):
         inputs = Inputs(FACTS.channels, FACTS.size, FACTS.classes, FACTS.mean, FACTS.std)
-        return build_model("mlp", {"width": width, "depth": 1}, inputs)
+        return build_model("mlp", {"width": width, "depth": depth}, inputs)
 
 
 def fit(net: nn.Module, change: Callable[[Tensor], Tensor] = lambda x: x, steps: int = 150) -> nn.Module:
