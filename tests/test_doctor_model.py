@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.diagnosis import Line, examine
+from bench.rivals import relabelled
 
 
 class Around(nn.Module):
@@ -71,7 +72,7 @@ def coloured(x: Tensor) -> Tensor:
     return (x - 0.5) / 0.25
 
 
-ORDER = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+ORDER = torch.tensor([3, 5, 4, 1, 7, 9, 2, 6, 0, 8])  # no two are swapped: the inverse is right for no class
 
 FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
     "0 to 255": (
@@ -240,6 +241,13 @@ def test_normalisation_is_that_of_the_data_set_where_it_has_one(
     found = {line.check: line for line in examine(net, x, y, facts, False)}["input"]
     assert found.state == "FAIL"
     assert found.todo.startswith(f"{best} is right and x is not; {todo}")
+
+
+def test_a_renaming_of_classes_is_found_on_images_it_is_not_judged_on() -> None:
+    draws = torch.Generator().manual_seed(0)
+    guess, labels = torch.randint(0, 50, (2, 200), generator=draws)
+    assert float((relabelled(guess, labels, 50) == labels).double().mean()) < 0.06
+    assert torch.equal(relabelled(ORDER[labels % 10], labels % 10, 10), labels % 10)
 
 
 def test_batch_norm_in_train_mode_is_named_wherever_it_shows() -> None:

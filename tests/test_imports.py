@@ -299,7 +299,10 @@ def test_attacks_start_only_when_the_clean_accuracy_is_as_claimed(bench: Bench, 
     assert sorted(job.kind for job, _ in Store(Path("other")).records()) == ["evaluate", "import"]
 
 
-def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval() -> None:
+def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     from rich.console import Console
 
     from bench.importing import _clean
@@ -373,6 +376,8 @@ def test_a_changed_model_file_is_another_model(bench: Bench) -> None:
     assert sorted(kinds) == ["evaluate", "evaluate", "import", "import"]
     one, two = (load_file(path) for path in Path("results").glob("*/weights-last.safetensors"))
     assert not torch.equal(one["1.weight"], two["1.weight"])
+    Path("other.py").write_text(MINE)  # workers are forked from a server that an earlier command started
+    assert evaluate(bench, "other.py:build").code == 0
 
 
 def test_a_checkpoint_goes_into_a_model_file(bench: Bench) -> None:
