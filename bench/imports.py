@@ -173,7 +173,10 @@ def jobs(model: Model, spec: Spec, facts: datasets.Facts) -> list[Job]:
             raise ValueError(f"attack {entry.name} takes images made against other rows; `bench eval` has one model")
         made = cells.evaluations(spec, facts, entry, imported)
         if not made:
-            raise ValueError(f"attack {entry.name} needs a smoothed model; an imported one is taken as it answers")
+            raise ValueError(
+                f"attack {entry.name} is for {' or '.join(cells.wants(entry.name))} models, and this one is "
+                f"{cells.deploys(imported)}; leave it out"
+            )
         evaluations += made
     return [imported, *evaluations, *cells.audits(spec, facts, imported, evaluations)]
 
