@@ -134,6 +134,8 @@ def _norms(name: str) -> tuple[str, ...]:
 
 def deploys(train: Job) -> str:
     """deterministic, randomised or smoothed: what kind of model a training gives."""
+    if train.kind == "import":
+        return "randomised" if train.what["randomised"] else "deterministic"
     return str(catalog.get("defenses", train.what["defense"]["name"]).constant("deploys", "deterministic"))
 
 

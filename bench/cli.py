@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bench import model_commands
+from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins
 from bench.options import Options
 
 app = typer.Typer(
@@ -24,10 +26,7 @@ app = typer.Typer(
 )
 DEBUG = "--debug" in sys.argv or bool(os.environ.get("BENCH_DEBUG"))
 
-Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
 SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; options change what it says.", show_default=False)]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree.")]
 
 
 def main() -> None:
@@ -61,8 +60,8 @@ def _terminate(number: int, frame: Any) -> None:
 @app.command()
 def run(
     spec: SpecFile = None,
-    dataset: Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")] = None,
-    size: Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")] = None,
+    dataset: Dataset = None,
+    size: Size = None,
     model: Annotated[list[str] | None, typer.Option(help="Architecture; see `bench list models`.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="Repeat or separate by commas.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Repeat or separate by commas.")] = None,
@@ -106,7 +105,7 @@ def run(
     """
     from bench import running
 
-    _plugins(plugin)
+    plugins(plugin)
     options = Options(
         spec, dataset, size, model or [], defense or [], attack or [], norm, eps or [], train_eps, epochs,
         seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline, validation, checks,
@@ -144,7 +143,7 @@ def list_(
     """What there is; with a NAME its formula, source, settings and defaults."""
     from bench import listing
 
-    _plugins(plugin)
+    plugins(plugin)
     listing.show(kind, name)
 
 
@@ -183,16 +182,12 @@ def check(
     """Run the contract tests of a plug-in: what a defense or attack owes the harness."""
     from bench import listing
 
-    _plugins(plugin)
+    plugins(plugin)
     raise typer.Exit(listing.check(name, everything))
 
 
-@app.command()
-def doctor(results_dir: Results = Path("results"), data_dir: DataDir = None) -> None:
-    """Is this machine ready? Each line OK, WARN or FAIL with what to do."""
-    from bench import listing
-
-    raise typer.Exit(listing.doctor(results_dir, data_dir))
+app.command(name="eval")(model_commands.eval_)
+app.command()(model_commands.doctor)
 
 
 @app.command()
@@ -220,22 +215,13 @@ def worker(
     from bench.datasets import data_root
     from bench.store import Store
 
-    _plugins(plugin)
+    plugins(plugin)
     Store(results_dir).job(key)  # a bad key is the user's mistake, not the job's
     from bench.worker import work
 
     state = work(results_dir, key, data_root(data_dir), device)
     print(f"{key} {state}")
     raise typer.Exit(0 if state in ("done", "unsupported") else 1)
-
-
-def _plugins(paths: list[Path] | None) -> None:
-    """Named plug-in files reach the catalog and every worker by the environment."""
-    for path in paths or []:
-        if not path.is_file() or path.suffix != ".py":
-            raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")
-    if paths:
-        os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)
 
 
 def _existing(folder: Path) -> Path:

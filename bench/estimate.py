@@ -55,6 +55,8 @@ class Estimator:
 
     def _likeness(self, job: Job) -> list[tuple[str, ...]]:
         """From the most to the least alike: method with settings and model, then method and model."""
+        if job.kind == "import":
+            return []
         if job.kind == "train":
             base = job.what
             name, settings = base["defense"]["name"], str(sorted(base["defense"]["set"].items()))

@@ -175,11 +175,15 @@ def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Ro
         "Seeds": _seeds_text,
         "Train eps": lambda row: row.train_eps,
         "Training s (× standard)": _time_text,
-        "Recipe": lambda row: f"{row.recipe}, {row.epochs} epochs",
+        "Recipe": _recipe,
         "Device": lambda row: row.device,
         "Commit": lambda row: row.commit,
         "Provisional": lambda row: ", ".join(letters[reason] for reason in row.provisional) or "no",
     }
+
+
+def _recipe(row: Row) -> str:
+    return row.recipe if row.recipe == "imported" else f"{row.recipe}, {row.epochs} epochs"
 
 
 def venue(defense: str) -> str:

@@ -25,11 +25,11 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
     """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that tell jobs apart."""
     from bench.names import defense_label, label
 
-    trained = job if job.kind == "train" else jobs.get(job.needs[0])
+    trained = job if job.kind in ("train", "import") else jobs.get(job.needs[0])
     # a results folder may hold an evaluation without its training
     owner = f"{defense_label(trained.what)} seed {trained.what['seed']}" if trained else f"training {job.needs[0]}"
-    if job.kind == "train":
-        return f"train {owner}"
+    if job.kind in ("train", "import"):
+        return f"{job.kind} {owner}"
     if job.kind == "audit":
         return f"soundness checks of the {job.what['part']} of {owner}"
     threat, images = job.what["threat"], job.what.get("images")

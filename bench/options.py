@@ -126,12 +126,17 @@ def _deploys(name: str) -> str:
 
 def _folder(data: dict[str, Any], root: Path) -> Path:
     """`folder:PATH` becomes `folder:NAME` under its parent, so that records hold no path of this machine."""
-    name = str(data.get("name", ""))
-    if name.startswith("folder:"):
-        place = Path(name.removeprefix("folder:")).expanduser()
-        if place.is_dir():
-            data["name"], root = f"folder:{place.resolve().name}", place.resolve().parent
+    if "name" in data:
+        data["name"], root = place(str(data["name"]), root)
     return root
+
+
+def place(name: str, root: Path) -> tuple[str, Path]:
+    """Name and data root of a data set as typed."""
+    folder = Path(name.removeprefix("folder:")).expanduser()
+    if name.startswith("folder:") and folder.is_dir():
+        return f"folder:{folder.resolve().name}", folder.resolve().parent
+    return name, root
 
 
 def _section(values: dict[str, Any], section: str, **given: Any) -> None:
@@ -161,7 +166,7 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
     if owner == "train":
         if target == "grid":
             raise ValueError(f"--grid {assignment}: settings of train have one value each; use --set {left}=VALUE")
-        values["train"] = {**(values.get("train") or {}), name: _value(right)}
+        values["train"] = {**(values.get("train") or {}), name: value(right)}
         return
     found = False
     for section in ("defenses", "attacks", "models"):
@@ -170,8 +175,8 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
         for entry in entries:
             if entry["name"] == owner:
                 found = True
-                value: Any = [_value(part) for part in right.split(",")] if target == "grid" else _value(right)
-                entry.setdefault(target, {})[name] = value
+                given: Any = [value(part) for part in right.split(",")] if target == "grid" else value(right)
+                entry.setdefault(target, {})[name] = given
                 if target == "grid":
                     entry.get("set", {}).pop(name, None)
         if section == "models" and not entries:
@@ -181,12 +186,12 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
         raise LookupError(f"--{target} {assignment}: '{owner}' is not in this run.{catalog.suggest(owner, known)}")
 
 
-def _value(text: str) -> Any:
+def value(text: str) -> Any:
     """true and false are booleans, [a,b] a list; numbers stay text and are read by the setting's type."""
     text = text.strip()
     if text in ("true", "false"):
         return text == "true"
     if text.startswith("[") and text.endswith("]"):
         # --grid has commas between its values, so that a list there needs another separator
-        return [_value(part) for part in text[1:-1].split(";" if ";" in text else ",") if part.strip()]
+        return [value(part) for part in text[1:-1].split(";" if ";" in text else ",") if part.strip()]
     return text

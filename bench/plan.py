@@ -19,7 +19,7 @@ TRAIN_REVISION = 1
 def plan(spec: Spec, root: Path) -> list[Job]:
     """All jobs of a spec, each after what it needs. Raises LookupError or ValueError in one line."""
     facts = datasets.facts(spec.data.name, root, spec.data.size)
-    _check_counts(spec, facts)
+    check_counts(spec, facts)
     _check_certificates(spec)
     for entry in spec.attacks:
         cells.check_norm(spec, entry.name)
@@ -76,7 +76,8 @@ def _shown_by_others(
                 yield from cells.evaluations(spec, facts, entry, twin)
 
 
-def _check_counts(spec: Spec, facts: datasets.Facts) -> None:
+def check_counts(spec: Spec, facts: datasets.Facts) -> None:
+    """Refuse more images than there are. Raises ValueError in one line."""
     if spec.data.test is not None and spec.data.test > facts.test:
         raise ValueError(f"data.test is {spec.data.test}, but the test set of {facts.name} has {facts.test} images")
     held = "test set" if spec.data.split == "test" else "validation split"

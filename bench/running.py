@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from bench import datasets, live
+from bench import datasets, imports, live
 from bench.cells import wants
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
@@ -36,6 +36,7 @@ class Matrix:
     jobs: list[Job]
     root: Path
     notes: list[str]
+    told: bool = False  # was it described already?
 
 
 def prepare(options: Options, data_dir: Path | None) -> Matrix:
@@ -52,6 +53,8 @@ def describe(matrix: Matrix) -> list[str]:
     """What a run is about to do, in words."""
     spec, jobs = matrix.spec, matrix.jobs
     trains = [job for job in jobs if job.kind == "train"]
+    if not trains:
+        return imports.describe(spec, jobs, matrix.notes)
     models = sorted({job.what["model"]["name"] for job in trains})
     names = list(dict.fromkeys(defense_label(job.what) for job in trains))
     attacks = list(
@@ -92,14 +95,14 @@ def show_plan(matrix: Matrix, results: Path, check: bool, workers: int | None, d
     places = slots(device, workers, jobs_per_gpu)
     count = len(places)
     kinds = Counter(job.kind for job in matrix.jobs)
-    names = {"train": "trainings", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}
+    names = {"train": "trainings", "import": "imports", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}
     counted = ", ".join(f"{kinds[kind]} {name}" for kind, name in names.items() if kinds[kind])
     seconds, unknown = Estimator(store).total(left, count)
     print(f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do")
     if left:
         guess = f"about {clock(seconds)} on {count} slots" if unknown < len(left) else "unknown"
         print(f"time      {guess}" + (f", {unknown} jobs with no past record" if unknown else ""))
-    return 2 if check and _refused(Local(matrix.root, places), matrix, store) else 0
+    return 2 if check and refused(Local(matrix.root, places), matrix, store) else 0
 
 
 def run(
@@ -125,7 +128,7 @@ def run(
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     store.prepare()
     console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
-    if mode in ("live", "plain"):
+    if mode in ("live", "plain") and not matrix.told:
         for line in describe(matrix):
             console.print(escape(line), soft_wrap=True)
     engine: Executor
@@ -139,7 +142,7 @@ def run(
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
     try:
-        if check and _refused(engine, matrix, store):
+        if check and refused(engine, matrix, store):
             for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -160,7 +163,7 @@ def run(
     return 1 if failed else 0
 
 
-def _refused(engine: Executor, matrix: Matrix, store: Store) -> bool:
+def refused(engine: Executor, matrix: Matrix, store: Store) -> bool:
     """Print a line for each mistake that would make jobs fail one by one."""
     found = engine.problems(matrix.jobs, store)
     for line in found[:MOST_PROBLEMS]:

@@ -78,6 +78,8 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
         trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
         return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
+    if job.kind == "import":
+        return _import(folder, job, root, device, report)
     if job.parts:
         return _stored(folder, *assemble(store, job))
     trained = store.job(job.needs[0])
@@ -87,6 +89,20 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
         data = _data(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data, job.what["weights"])
     return _stored(folder, *judge(store, job, model, data, report))
+
+
+def _import(folder: Path, job: Job, root: Path, device: torch.device, report: Progress) -> dict[str, Any]:
+    """A model of the user's, loaded strictly; from here on its weights are those of any training."""
+    from bench import datasets, imports, loading
+
+    about = job.what["data"]
+    there = datasets.facts(about["name"], root, about["size"]).test
+    data = _data(job.what, min(imports.CLEAN_N, there), root, device, report)
+    source = folder / imports.SOURCE if job.what["checkpoint"] else None
+    net, metrics = loading.measure(job.what, data, source)
+    # tied weights share memory, which the format refuses
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    return {"metrics": metrics, "files": {weights_file("last"): _save(folder, "last", state)}}
 
 
 def _stored(
@@ -124,6 +140,10 @@ def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> C
         raise ValueError(f"training {trained.key} has no finished record")
     if file_hash(path) != record["files"].get(path.name, ""):
         raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
+    if trained.kind == "import":
+        from bench import loading
+
+        return loading.reloaded(trained.what, load_file(path), data)
     defense, net = build(trained.what, data)
     net.load_state_dict(load_file(path), strict=True)
     return defense.deploy(net.eval())

@@ -6,8 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
+import nets
 import pytest
+import torch
 from harness import Bench
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 LINES = [
@@ -16,6 +19,7 @@ LINES = [
     for line in block.splitlines()
     if line.startswith("bench ")
 ]
+MODELS = [line for line in LINES if line.startswith("bench eval") or re.match(r"bench doctor \w+\.", line)]
 RUNS = [line for line in LINES if line.startswith("bench run") and not re.search("FOLDER|PATH|my_method", line)]
 
 
@@ -27,8 +31,28 @@ def test_a_run_of_the_readme_can_be_planned(line: str, bench: Bench) -> None:
     assert "to do" in outcome.out
 
 
+@pytest.mark.parametrize("line", MODELS)
+def test_a_model_of_the_readme_can_be_loaded(line: str, bench: Bench) -> None:
+    net = nets.mlp(width=256, depth=2)
+    save_file(net.state_dict(), "net.safetensors")
+    torch.save(net.state_dict(), "net.pt")
+    torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).state_dict(), "linear.pt")
+    Path("my.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    words = shlex.split(line)[1:]
+    if words[0] == "doctor":
+        outcome = bench(*words)
+        assert (outcome.code, outcome.err) == (4, "")  # these weights were never trained
+        assert "OK    loading: net.safetensors" in outcome.out
+        return
+    outcome = bench(*words, "--dry-run")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "to do" in outcome.out
+
+
 def test_every_command_of_the_readme_exists(bench: Bench) -> None:
     named = {line.split()[1] for line in LINES}
-    assert {"run", "plan", "status", "leaderboard", "list", "doctor", "new", "check"} <= named
+    assert {"run", "plan", "status", "leaderboard", "list", "doctor", "new", "check", "eval"} <= named
     known = bench("--help").out
     assert [name for name in named if f" {name} " not in known] == []

@@ -23,6 +23,7 @@ from bench.executors.base import Event, blocker, ended, todo
 from bench.job import Job
 from bench.store import Store
 
+CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # what names files of the user's to workers
 TICK = 0.5  # seconds between ticks
 
 
@@ -74,7 +75,7 @@ class Local:
         _preload(waiting)
         context = _context()
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(sender, waiting, self.root, os.environ.get("BENCH_PLUGINS")))
+        process = context.Process(target=_answer, args=(sender, waiting, self.root, carried()))
         process.start()
         sender.close()
         try:
@@ -126,7 +127,7 @@ class Local:
         context = _context()
         (store.folder(job.key) / "record.json").unlink(missing_ok=True)
         process = context.Process(
-            target=_child, args=(store.root, job.key, self.root, slot, len(self.slots), os.environ.get("BENCH_PLUGINS"))
+            target=_child, args=(store.root, job.key, self.root, slot, len(self.slots), carried())
         )
         process.start()
         return process
@@ -142,6 +143,11 @@ class Local:
         return event
 
 
+def carried() -> dict[str, str]:
+    """The part of the environment that workers need and a fork server may not have."""
+    return {name: os.environ[name] for name in CARRIED if name in os.environ}
+
+
 def _context() -> ForkServerContext:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy small machine are poison
     return multiprocessing.get_context("forkserver")
@@ -155,18 +161,18 @@ def _preload(jobs: list[Job]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
-def _child(results: Path, key: str, root: Path, slot: Slot, workers: int, plugins: str | None) -> None:
+def _child(results: Path, key: str, root: Path, slot: Slot, workers: int, files: dict[str, str]) -> None:
     """Body of a worker process."""
-    _leave_the_driver(plugins)
+    _leave_the_driver(files)
     os.environ.update(dict(slot.environment))
     from bench.worker import work
 
     work(results, key, root, slot.device, workers)
 
 
-def _answer(sender: Connection, jobs: list[Job], root: Path, plugins: str | None) -> None:
+def _answer(sender: Connection, jobs: list[Job], root: Path, files: dict[str, str]) -> None:
     """Body of the process that looks at the jobs first; a plug-in's prints are not the answer."""
-    _leave_the_driver(plugins)
+    _leave_the_driver(files)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from bench.preflight import problems
 
@@ -174,12 +180,13 @@ def _answer(sender: Connection, jobs: list[Job], root: Path, plugins: str | None
     sender.send(found)
 
 
-def _leave_the_driver(plugins: str | None) -> None:
+def _leave_the_driver(files: dict[str, str]) -> None:
     """A group of its own, so that it can be killed whole and Ctrl-C stays with the driver, but ends with the driver."""
     os.setsid()
     threading.Thread(target=_die_with_driver, daemon=True).start()
-    if plugins:
-        os.environ["BENCH_PLUGINS"] = plugins
+    for name in CARRIED:  # the fork server may have been started by another command
+        os.environ.pop(name, None)
+    os.environ.update(files)
 
 
 def _die_with_driver() -> None:

@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree.")]
+Dataset = Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")]
+Size = Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")]
+
+# how a model of the user's is named
+Model = Annotated[
+    str | None, typer.Argument(help="A checkpoint (.safetensors, .pt, .pth) or FILE.py:FUNCTION.", show_default=False)
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a weights-only .pt.")]
+Arch = Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`.")]
+ArchSet = Annotated[list[str] | None, typer.Option(help="A setting of the architecture, such as width=32.")]
+ModelFile = Annotated[
+    str | None, typer.Option(help="FILE.py:FUNCTION; the function returns a net from [0,1] images to logits.")
+]
+Normalised = Annotated[
+    str | None, typer.Option(help="none, dataset or MEAN/STD (default: the checkpoint's, else the data set's).")
+]
+Randomised = Annotated[bool, typer.Option("--randomised", help="The model draws noise at test time.")]
+
+
+def plugins(paths: list[Path] | None) -> None:
+    """Named plug-in files reach the catalog and every worker by the environment."""
+    for path in paths or []:
+        if not path.is_file() or path.suffix != ".py":
+            raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")
+    if paths:
+        os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)

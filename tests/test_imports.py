@@ -1,0 +1,442 @@
+"""A model of the user's as a row: loaded strictly or refused in one line, measured first, then attacked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nets
+import pytest
+import torch
+from harness import Bench, Outcome, written
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.frame import frame
+from bench.rows import rows
+from bench.store import Store
+
+ARCH = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")
+FAST = ("--attack", "clean", "--n", 20, "--checks", "off", "--device", "cpu")
+MINE = """\
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def wide():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
+
+def broken():
+    raise RuntimeError("out of luck")
+
+def nothing():
+    return 3
+
+def colour():
+    return nn.Conv2d(3, 10, 8)
+"""
+
+
+def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the normalisation that only architectures of bench have."""
+    return {name: value for name, value in state.items() if not name.startswith("normalise.")}
+
+
+def evaluate(bench: Bench, *words: object) -> Outcome:
+    return bench("eval", *words, *FAST)
+
+
+def imported(results: Path = Path("results")) -> tuple[str, dict[str, Any]]:
+    """Key and record of the only import in a results folder."""
+    found = [(job.key, record) for job, record in Store(results).records() if job.kind == "import"]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    save_file(nets.weights(), path)
+    return path
+
+
+def test_own_weights_imported_get_the_very_verdicts_of_the_run_that_trained_them(bench: Bench) -> None:
+    chosen = ("--attack", "clean,pgd", "--n", 40, "--checks", "off", "--device", "cpu")
+    run = bench("run", "--defense", "standard", "--epochs", 4, "--train-n", 400, *chosen, "--results-dir", "a")
+    assert run.code == 0
+    weights = next(Path("a").glob("*/weights-last.safetensors"))
+    assert bench("eval", weights, "--arch", "mlp", *chosen, "--results-dir", "b").code == 0
+    found: list[dict[str, Any]] = []
+    for name in ("a", "b"):
+        store = Store(Path(name))
+        jobs = {job.what["attack"]["name"]: job.key for job in store.jobs().values() if job.kind == "evaluate"}
+        found.append({attack: store.samples(key) for attack, key in jobs.items()})
+    assert found[0].keys() == found[1].keys() == {"clean", "pgd"}
+    for attack, columns in found[0].items():
+        assert columns.keys() == found[1][attack].keys()
+        for column, values in columns.items():
+            assert values.tobytes() == found[1][attack][column].tobytes(), (attack, column)
+    assert 0 < found[0]["pgd"]["correct"].sum() < found[0]["clean"]["correct"].sum()
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "plain": lambda state: state,
+    "without our buffers": ours,
+    "DataParallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "compiled and parallel": lambda state: {f"_orig_mod.module.{name}": value for name, value in ours(state).items()},
+    "wrapped": lambda state: {f"net.model.{name}": value for name, value in ours(state).items()},
+    "state_dict": lambda state: {"state_dict": ours(state), "epoch": 3},
+    "model": lambda state: {"epoch": 3, "model": {f"module.{name}": value for name, value in state.items()}},
+    "half": lambda state: {name: value.half() for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_every_usual_form_of_a_checkpoint_gives_the_same_weights(form: str, bench: Bench) -> None:
+    torch.save(WRAPPED[form](nets.weights()), "net.pt")
+    assert evaluate(bench, "net.pt", *ARCH).code == 0
+    key, record = imported()
+    stored = load_file(Path("results") / key / "weights-last.safetensors")
+    for name, value in nets.weights().items():
+        expected = value.half().float() if form == "half" else value
+        assert torch.equal(stored[name], expected), name
+    assert record["metrics"]["clean_accuracy"] > 0.85
+    assert record["metrics"]["parameters"] == sum(v.numel() for v in ours(nets.weights()).values())
+    assert not (Path("results") / key / "blocks").exists()
+
+
+class Evil:
+    """A pickle that writes a file when it is loaded by a loader that runs what it finds."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("pwned"),)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(bench: Bench) -> None:
+    torch.save({"state_dict": Evil()}, "evil.pt")
+    Path("old.pt").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "old.pt"):
+        for command in ("eval", "doctor"):
+            outcome = bench(command, name, *ARCH)
+            assert outcome.code == 2
+            assert outcome.err.count("\n") == 1
+            assert f"error: {name} is no weights-only checkpoint (" in outcome.err
+            assert "nothing in it was run" in outcome.err
+            assert not Path("pwned").exists()
+    assert not Path("results").exists()
+    torch.load("evil.pt", weights_only=False)  # the attack is real
+    assert Path("pwned").exists()
+
+
+def _save(state: dict[str, Tensor]) -> None:
+    torch.save(state, "bad.pt")
+
+
+def _without(name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in nets.weights().items() if key != name}
+
+
+def _classes(k: int) -> dict[str, Tensor]:
+    return {**nets.weights(), "head.weight": torch.zeros(k, 64), "head.bias": torch.zeros(k)}
+
+
+BAD: dict[str, tuple[Callable[[], object], str, str]] = {
+    "absent": (lambda: None, "bad.pt --arch mlp", "no checkpoint bad.pt"),
+    "folder": (lambda: Path("bad.pt").mkdir(), "bad.pt --arch mlp", "checkpoint bad.pt is a folder; expected a file"),
+    "empty": (lambda: Path("bad.pt").touch(), "bad.pt --arch mlp", "checkpoint bad.pt is empty"),
+    "text": (
+        lambda: Path("bad.pt").write_text("weights: none\n"),
+        "bad.pt --arch mlp",
+        "bad.pt is no weights-only checkpoint (UnpicklingError)",
+    ),
+    "damaged safetensors": (
+        lambda: Path("bad.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{}"),
+        "bad.safetensors --arch mlp",
+        "bad.safetensors is a damaged safetensors file: ",
+    ),
+    "whole model": (
+        lambda: torch.save(nets.mlp(), "bad.pt"),
+        "bad.pt --arch mlp",
+        "bad.pt is no weights-only checkpoint (holds bench.models.mlp.MLP); nothing in it was run. Save the weights",
+    ),
+    "no tensors": (
+        lambda: torch.save({"epoch": 3, "lr": 0.1}, "bad.pt"),
+        "bad.pt --arch mlp",
+        "bad.pt holds a dict with epoch, lr; expected tensors by name, at the top or in state_dict, model_state_dict",
+    ),
+    "a list": (lambda: torch.save([1, 2], "bad.pt"), "bad.pt --arch mlp", "bad.pt holds list; expected tensors"),
+    "another architecture": (
+        lambda: _save(nets.weights()),
+        "bad.pt --arch lenet5 --dataset mnist",
+        "bad.pt does not fit this architecture: 8 missing (first: conv1.weight), 2 unexpected (first: hidden.0.weight) "
+        "of 12 keys",
+    ),
+    "missing": (
+        lambda: _save(_without("head.bias")),
+        "bad.pt ARCH",
+        "bad.pt does not fit this architecture: 1 missing (first: head.bias) of 6 keys",
+    ),
+    "unexpected": (
+        lambda: _save({**nets.weights(), "noise.sigma": torch.ones(1)}),
+        "bad.pt ARCH",
+        "bad.pt does not fit this architecture: 1 unexpected (first: noise.sigma) of 6 keys",
+    ),
+    "classes": (lambda: _save(_classes(100)), "bad.pt ARCH", "bad.pt has 100 classes at head.weight, digits has 10"),
+    "shape": (
+        lambda: _save(nets.weights()),
+        "bad.pt --arch mlp --arch-set depth=1",
+        "bad.pt has shape (64, 64) at hidden.0.weight; this architecture has (256, 64) there",
+    ),
+    "not finite": (
+        lambda: _save({**nets.weights(), "head.bias": torch.full((10,), torch.nan)}),
+        "bad.pt ARCH",
+        "bad.pt holds values at head.bias that are not finite numbers",
+    ),
+    "two normalisations": (
+        lambda: _save(nets.weights()),
+        "bad.pt ARCH --normalise 0.3/0.4",
+        "the checkpoint holds its own normalisation (mean 0, std 1); leave --normalise out",
+    ),
+    "no architecture": (lambda: _save(nets.weights()), "bad.pt", "which architecture is bad.pt? Add --arch, one of "),
+    "architecture": (lambda: _save(nets.weights()), "bad.pt --arch mpl", "no model 'mpl'. Did you mean 'mlp'?"),
+    "setting": (
+        lambda: _save(nets.weights()),
+        "bad.pt --arch mlp --arch-set widht=3",
+        "models mlp has no setting 'widht'. Did you mean 'width'?",
+    ),
+    "setting form": (
+        lambda: _save(nets.weights()),
+        "bad.pt --arch mlp --arch-set width",
+        "--arch-set takes SETTING=VALUE such as width=32, got 'width'",
+    ),
+    "suffix": (lambda: None, "net.h5 --arch mlp", "MODEL is 'net.h5'; expected a checkpoint (.safetensors, .pt, .pth)"),
+    "nothing": (lambda: None, "", "no model named; give a checkpoint"),
+    "two": (lambda: _save({}), "bad.pt --checkpoint other.pt --arch mlp", "two checkpoints, bad.pt and other.pt"),
+    "function form": (lambda: None, "my.py", "model file 'my.py'; expected FILE.py:FUNCTION, such as my.py:build"),
+    "no file": (lambda: None, "your.py:build", "no model file your.py"),
+    "no function": (
+        lambda: None,
+        "my.py:biuld",
+        "my.py: LookupError: no function 'biuld'. Did you mean 'build'? Known: build, wide, broken, nothing, colour",
+    ),
+    "raises": (lambda: None, "my.py:broken", "my.py: RuntimeError: out of luck"),
+    "no module": (lambda: None, "my.py:nothing", "my.py: TypeError: nothing() gave int; expected a torch.nn.Module"),
+    "file classes": (
+        lambda: None,
+        "my.py:wide",
+        "my.py:wide gives (2, 12) for 2 images of digits; expected logits of shape (2, 10)",
+    ),
+    "file images": (lambda: None, "my.py:colour", "my.py:colour cannot take digits images: RuntimeError: "),
+    "file with arch": (lambda: None, "my.py:build --arch mlp", "--arch and --arch-set choose an architecture of bench"),
+    "syntax": (
+        lambda: Path("bad.py").write_text("def build(:\n"),
+        "bad.py:build",
+        "bad.py: SyntaxError: invalid syntax",
+    ),
+    "normalise": (lambda: None, "my.py:build --normalise 0.5", "--normalise is '0.5'; expected none, dataset or MEAN"),
+    "channels": (lambda: None, "my.py:build --normalise 0,0/1,1", "digits has 1 channels"),
+    "std": (lambda: None, "my.py:build --normalise 0/0", "finite numbers, STD above 0"),
+}
+ONLY_EVAL: dict[str, tuple[str, str]] = {
+    "name": ("my.py:build --name pgd_at", "--name is 'pgd_at', which is a defense of bench; choose another"),
+    "empty name": ("my.py:build --name |", "--name is '|'; expected up to 80 letters"),
+    "claim": ("my.py:build --expect-clean 84.2", "--expect-clean is '84.2'; expected a share from 0 to 1"),
+    "claim a word": ("my.py:build --expect-clean high", "--expect-clean is 'high'; expected a share from 0 to 1"),
+    "set of a defense": ("my.py:build --set standard.beta=1", "--set of `bench eval` is for attacks"),
+    "set of training": ("my.py:build --set train.lr=1", "--set of `bench eval` is for attacks"),
+    "set of nothing": ("my.py:build --set pdg.steps=4", "'pdg' is not in this run. Did you mean 'pgd'?"),
+    "attack": ("my.py:build --attack pdg", "no attack 'pdg'. Did you mean 'pgd'?"),
+    "attack on others' images": ("my.py:build --attack transfer", "attack transfer takes images made against other"),
+    "certify": (
+        "my.py:build --attack certify --norm L2 --eps 0.5",
+        "attack certify is for smoothed models, and this one is deterministic",
+    ),
+    "n": ("my.py:build --n 361", "data.test is 361, but the test set of digits has 360 images"),
+}
+
+
+def refused(outcome: Outcome, message: str) -> None:
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_model_is_one_line_for_eval_and_doctor(case: str, bench: Bench) -> None:
+    Path("my.py").write_text(MINE)
+    make, words, message = BAD[case]
+    make()
+    given = words.replace("ARCH", " ".join(ARCH)).split()
+    refused(bench("eval", *given), message)
+    assert not Path("results").exists()
+    if "mnist" not in words and not case.startswith("file ") and words:
+        refused(bench("doctor", *given), message)
+
+
+@pytest.mark.parametrize("case", ONLY_EVAL)
+def test_a_bad_option_is_one_line(case: str, bench: Bench) -> None:
+    Path("my.py").write_text(MINE)
+    words, message = ONLY_EVAL[case]
+    refused(bench("eval", *words.split()), message)
+    assert not Path("results").exists()
+
+
+def test_attacks_start_only_when_the_clean_accuracy_is_as_claimed(bench: Bench, checkpoint: Path) -> None:
+    evaluate(bench, checkpoint, *ARCH)
+    found = imported()[1]["metrics"]["clean_accuracy"]
+    wrong = evaluate(bench, checkpoint, *ARCH, "--expect-clean", 0.5, "--results-dir", "other")
+    assert wrong.code == 4
+    assert wrong.err.count("\n") == 1
+    assert f"clean accuracy is {found:.4f} on 360 images, expected 0.5 (tolerance 0.01 or the interval" in wrong.err
+    assert "`bench doctor`" in wrong.err
+    assert [job.kind for job, _ in Store(Path("other")).records()] == ["import"]
+    near = f"{min(found + 0.0099, 1):.4f}"
+    assert evaluate(bench, checkpoint, *ARCH, "--expect-clean", near, "--results-dir", "other").code == 0
+    assert sorted(job.kind for job, _ in Store(Path("other")).records()) == ["evaluate", "import"]
+
+
+def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    from rich.console import Console
+
+    from bench.importing import _clean
+    from bench.imports import job, named
+
+    Path("my.py").write_text(MINE)
+    what = job(named("my.py:build", None, None, [], None, None, False, None, nets.FACTS), nets.FACTS)
+    for n, accuracy, claim, fits in (
+        (100_000, 0.8, 0.81, True),  # the interval is 0.5 points wide, the tolerance a point
+        (100_000, 0.8, 0.8101, False),
+        (100_000, 0.8, 0.7899, False),
+        (100, 0.8, 0.86, True),  # 0.711 to 0.867
+        (100, 0.8, 0.868, False),
+        (100, 0.8, 0.71, False),
+    ):
+        said = _clean(what, {"clean_accuracy": accuracy, "clean_n": n}, claim, Console(quiet=True), "quiet")
+        assert (said is None) == fits, (n, claim, said)
+
+
+def test_the_same_command_resumes_and_lost_weights_are_imported_again(bench: Bench, checkpoint: Path) -> None:
+    assert evaluate(bench, checkpoint, *ARCH).code == 0
+    before = written(Path("results"))
+    assert evaluate(bench, checkpoint, *ARCH).code == 0
+    assert written(Path("results")) == before
+    key, record = imported()
+    (Path("results") / key / "weights-last.safetensors").unlink()
+    more = ("--attack", "clean,fgsm", "--n", 20, "--checks", "off", "--device", "cpu")
+    assert bench("eval", checkpoint, *ARCH, *more).code == 0
+    after = written(Path("results"))
+    assert {k for k in before if after[k] == before[k]} == set(before) - {key}
+    assert imported()[1]["files"] == record["files"]
+    assert len(after) == 3
+
+
+def test_what_cannot_be_loaded_by_the_worker_is_a_failed_job_and_no_attack(bench: Bench, checkpoint: Path) -> None:
+    assert evaluate(bench, checkpoint, *ARCH, "--dry-run").code == 0
+    assert not Path("results").exists()
+    evaluate(bench, checkpoint, *ARCH)
+    key, _ = imported()
+    (Path("results") / key / "record.json").unlink()
+    (Path("results") / key / "weights-last.safetensors").unlink()
+    outcome = bench("worker", key)  # the checkpoint is not beside the job any more
+    assert outcome.code == 1
+    assert (
+        f"checkpoint {Store(Path('results')).job(key).what['checkpoint']['sha256'][:12]} of this job; run the"
+        in str(imported()[1]["error"]["message"])
+    )
+
+
+def test_records_hold_hashes_and_base_names_but_no_path(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "my secret folder"
+    folder.mkdir()
+    (folder / "my.py").write_text(
+        "from neighbour import size\n" + MINE.replace("nn.Linear(64, 10)", "nn.Linear(size, 10)")
+    )
+    (folder / "neighbour.py").write_text("size = 64\n")
+    assert evaluate(bench, f"{folder / 'my.py'}:build").code == 0
+    key, _ = imported()
+    what = Store(Path("results")).job(key).what
+    assert what["model"]["name"] == "my.py:build"
+    for path in Path("results").rglob("*"):
+        assert not path.is_file() or b"secret" not in path.read_bytes(), path
+
+
+def test_a_changed_model_file_is_another_model(bench: Bench) -> None:
+    Path("my.py").write_text(MINE)
+    assert evaluate(bench, "my.py:build").code == 0
+    Path("my.py").write_text(MINE.replace("manual_seed(0)", "manual_seed(1)"))
+    assert evaluate(bench, "my.py:build").code == 0
+    kinds = [job.kind for job, _ in Store(Path("results")).records()]
+    assert sorted(kinds) == ["evaluate", "evaluate", "import", "import"]
+    one, two = (load_file(path) for path in Path("results").glob("*/weights-last.safetensors"))
+    assert not torch.equal(one["1.weight"], two["1.weight"])
+    Path("other.py").write_text(MINE)  # workers are forked from a server that an earlier command started
+    assert evaluate(bench, "other.py:build").code == 0
+
+
+def test_a_checkpoint_goes_into_a_model_file(bench: Bench) -> None:
+    Path("my.py").write_text(MINE)
+    state = {"module.1.weight": torch.randn(10, 64), "module.1.bias": torch.randn(10)}
+    torch.save(state, "linear.pt")
+    assert evaluate(bench, "my.py:build", "--checkpoint", "linear.pt", "--normalise", "0.3/0.4").code == 0
+    key, _ = imported()
+    stored = load_file(Path("results") / key / "weights-last.safetensors")
+    assert torch.equal(stored["1.1.weight"], state["module.1.weight"])
+    assert stored["0.mean"].flatten().tolist() == pytest.approx([0.3])
+
+
+def test_normalisation_is_the_one_typed_the_checkpoints_or_the_data_sets(bench: Bench) -> None:
+    scaled = nets.fit(nets.mlp(), lambda x: (x - 0.7) / 0.1).state_dict()
+    save_file(ours(scaled), "scaled.safetensors")
+    chosen = (*ARCH, "--normalise", "0.7/0.1")
+    outcome = evaluate(bench, "scaled.safetensors", *chosen, "--results-dir", "typed")
+    assert "normalisation mean 0.7, std 0.1" in outcome.out
+    assert evaluate(bench, "scaled.safetensors", *ARCH, "--results-dir", "default").code == 0
+    found = {name: imported(Path(name))[1]["metrics"]["clean_accuracy"] for name in ("typed", "default")}
+    assert found["typed"] > 0.85 > found["default"] + 0.1
+    held = next(Path("typed").glob("*/weights-last.safetensors"))
+    evaluate(bench, held, *ARCH, "--results-dir", "held")
+    assert imported(Path("held"))[1]["metrics"]["clean_accuracy"] == found["typed"]
+
+
+def test_a_row_of_its_own_in_every_table(bench: Bench, checkpoint: Path) -> None:
+    assert evaluate(bench, checkpoint, *ARCH, "--name", "Mine (2026)").code == 0
+    (row,) = rows(Store(Path("results")), frame(Store(Path("results"))))
+    assert (row.method, row.recipe, row.deploys) == ("Mine (2026)", "imported", "deterministic")
+    assert bench("leaderboard", "--output", "lb.md").code == 0
+    assert "Mine (2026)" in Path("lb.md").read_text()
+    status = bench("status")
+    assert (status.code, status.err) == (0, "")
+    assert "2 done" in status.out
+
+
+def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
+    noisy = MINE.replace("return nn.Sequential(nn.Flatten()", "return nn.Sequential(Noise(), nn.Flatten()", 1)
+    noise = "class Noise(nn.Module):\n    def forward(self, x):\n        return x + torch.randn_like(x)\n\n"
+    Path("my.py").write_text(noisy.replace("def build", noise + "def build", 1))
+    assert evaluate(bench, "my.py:build", "--randomised").code == 0
+    store = Store(Path("results"))
+    (row,) = rows(store, frame(store))
+    assert row.deploys == "randomised"
+    (job,) = [job for job in store.jobs().values() if job.kind == "evaluate"]
+    from bench.cells import RANDOMISED_REVISION
+
+    assert job.what["engine"] == RANDOMISED_REVISION
+
+
+def test_json_events_tell_the_clean_accuracy_first(bench: Bench, checkpoint: Path) -> None:
+    outcome = evaluate(bench, checkpoint, *ARCH, "--json", "--expect-clean", "0.9")
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    names = [(event["event"], event.get("kind")) for event in events]
+    assert names[:3] == [("started", "import"), ("ok", "import"), ("clean", None)]
+    assert events[2]["n"] == 360
+    assert names[-1] == ("ok", "evaluate")
