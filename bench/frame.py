@@ -191,7 +191,7 @@ def _measured(store: Store, key: str, column: str) -> Entry:
 
 def _accuracy(store: Store, key: str, eps: float) -> Entry:
     try:
-        correct = right_at(store.samples(key), eps)
+        correct = right_at(store.samples(key, ("correct", "broken_at")), eps)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)
     except (LookupError, OSError, ValueError) as problem:  # damaged evidence is no number

@@ -70,6 +70,7 @@ class Noisy(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 (1 + probes + rows) F"
+    adaptive: ClassVar[str] = "closed_form"
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = (
         "scale",
