@@ -839,3 +839,11 @@ def test_a_weak_model_that_loses_much_to_both_is_not_overfitted_to_one_step(stor
 def test_a_margin_that_is_weaker_than_cross_entropy_disagrees_too(store: Store) -> None:
     sound(store, attacks={"cw": ("pgd", {**FLOOR, **CW}, right(0.6))})
     assert (finding(only(store), "C15").level, finding(only(store), "C15").value) == ("F", pytest.approx(0.08))
+
+
+def test_square_is_not_credited_with_clean_errors(store: Store) -> None:
+    train = trained(store, "pgd_at")
+    evaluated(store, train, "clean", [0] * 100 + [1] * 900)
+    attacked(store, train, {"autoattack": None, "square": ("square", {}, [0] * 100 + [1] * 900)})
+    found = finding(only(store), "C13")
+    assert (found.level, found.value) == ("ok", 0.0)
