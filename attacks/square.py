@@ -11,7 +11,7 @@ rests on one draw a query, which makes it weak there: use EOT attacks beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Gt
@@ -24,6 +24,7 @@ from bench.core.attack import Attack, Columns, Context
 class Square(Attack):
     """Black-box random search. Costs up to n_queries + 3 forward passes an image; broken images stop early."""
 
+    access: ClassVar[Literal["gradients", "scores"]] = "scores"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     revision: ClassVar[int] = 1
     smoke: ClassVar[dict[str, Any]] = {"n_queries": 20}

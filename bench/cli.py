@@ -95,6 +95,9 @@ def run(
         ),
     ] = None,
     checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 4 if a row of this run is UNSOUND or INVALID.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
@@ -117,7 +120,7 @@ def run(
     if dry_run:
         raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), workers, device, jobs_per_gpu))
     check = check is not False
-    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, workers, device, jobs_per_gpu))
+    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, workers, device, jobs_per_gpu, gate))
 
 
 def plan(**options: Any) -> None:
@@ -125,7 +128,7 @@ def plan(**options: Any) -> None:
     run(**options, dry_run=True)
 
 
-_OF_A_RUN_ONLY = ("dry_run", "quiet", "as_json", "executor")
+_OF_A_RUN_ONLY = ("dry_run", "quiet", "as_json", "executor", "gate")
 _same = inspect.signature(run, eval_str=True)
 plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
     parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]
@@ -171,6 +174,18 @@ def leaderboard(
     at = [float(Number(part)) for part in radii.split(",")]
     for path in tables.write_leaderboard(Store(_existing(results_dir)), output, results_dir / "tables", at):
         print(path)
+
+
+@app.command()
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(help="Such as C8; without it all are listed.", show_default=False)
+    ] = None,
+) -> None:
+    """What a soundness check means: measure, threshold, why it matters, what to do."""
+    from bench import explain as checks
+
+    checks.show(code)
 
 
 @app.command()

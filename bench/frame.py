@@ -192,7 +192,7 @@ def _measured(store: Store, key: str, column: str) -> Entry:
 
 def _accuracy(store: Store, key: str, eps: float) -> Entry:
     try:
-        samples = store.samples(key)
+        samples = store.samples(key, ("correct", "broken_at", "distance", "clean"))
         correct = right_at(samples, eps)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from bench import catalog, measures
 from bench.frame import frame
+from bench.marks import checks_lines, flags, hide_invalid, legend, ranked, reasons, unreliable
 from bench.rows import RADII, Row, failures
 from bench.rows import rows as rows_of
 from bench.store import Store, write_atomic
+from bench.verdicts import judged
 from bench.worst import MEDIAN, Cell
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the marker
 INTRO = (
     "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
     "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
-    "A cell without a number says why; such a cell never counts as robust."
+    "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
+    "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
+    "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
 )
 SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomised at test time", "smoothed": "Certified"}
 LONGEST_VENUE = 120
@@ -52,21 +56,6 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p.lower()) for p in parts]
 
 
-def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
-    """Rows by worst case, best first, ties by name; provisional rows have an order of their own, after the others."""
-
-    def order(row: Row) -> tuple[bool, bool, float, str, str]:
-        none = not row.worst.values
-        return bool(row.provisional), none, 0.0 if none else -row.worst.mean, row.method, row.config
-
-    ranks, count = [], {False: 0, True: 0}
-    for row in sorted(rows, key=order):
-        provisional = bool(row.provisional)
-        count[provisional] += 1
-        ranks.append((f"{count[provisional]}†" if provisional else str(count[provisional]), row))
-    return [(rank if row.worst.values else "–", row) for rank, row in ranks]
-
-
 def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
     """Rows by (dataset, threat), in natural order, and by kind of predictor."""
 
@@ -84,7 +73,7 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
     table = _tested(frame(store))
-    return _block(rows_of(store, table), list(table[table["config"].isna()]["key"]))
+    return _block(judged(store, rows_of(store, table)), list(table[table["config"].isna()]["key"]))
 
 
 def _tested(table: pd.DataFrame) -> pd.DataFrame:
@@ -103,16 +92,17 @@ def write_leaderboard(
     """
     table = frame(store)
     tested = _tested(table)
-    found = rows_of(store, tested, radii)
+    found = judged(store, rows_of(store, tested, radii))
     block = _block(found, list(tested[tested["config"].isna()]["key"]))
     written = [_write(path, replace_block(path, block))]
     if csv_dir is not None:
         filled = table.astype(object).where(table.notna(), None)
         evaluations = [{str(k): v for k, v in e.items()} for e in filled.to_dict("records")]
-        written.append(_write(csv_dir / "evaluations.csv", csv_text(evaluations)))
-        written.append(_write(csv_dir / "leaderboard.csv", csv_text(flat(found))))
-        for name, lines in measures.by_attack(store, table).items():
-            written.append(_write(csv_dir / f"{name}.csv", csv_text(lines)))
+        hide_invalid(evaluations, found)
+        placed = [(d, kind, row) for (d, _), kinds in sections(found).items() for kind in kinds for row in kinds[kind]]
+        tables = {"evaluations": evaluations, "leaderboard": flat(found), "checks": checks_lines(placed)}
+        tables |= measures.by_attack(store, table)
+        written += [_write(csv_dir / f"{name}.csv", csv_text(content)) for name, content in tables.items()]
     return written
 
 
@@ -144,8 +134,10 @@ def _subsection(rows: list[Row]) -> list[str]:
         parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
     if any(cell.distance for row in rows for cell in row.attacks.values()):
         parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
-    failed = failures(rows)
-    return [*parts, *(f"- {escape(line)}" for line in failed), ""] if failed else parts
+    asked = [f"- {escape(line)}" for line in legend(rows)]
+    parts += ["Flagged checks and what they ask for (`bench explain CODE` says more):", "", *asked, ""] if asked else []
+    notes = [*reasons(rows), *failures(rows)]
+    return [*parts, *(f"- {escape(line)}" for line in notes), ""] if notes else parts
 
 
 def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
@@ -156,10 +148,12 @@ def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Ro
         "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
         "Best known robust accuracy": lambda row: cell_text(row, row.worst),
         **({"Single draw": lambda row: cell_text(row, row.single)} if any(r.single.values for r in rows) else {}),
-        "AA eval. potentially unreliable": lambda row: "not checked",
+        "AA eval. potentially unreliable": unreliable,
         "Extra data": lambda row: "✗",
         "Architecture": lambda row: row.model,
         "Venue": lambda row: venue(row.defense),
+        "Verdict": lambda row: row.verdict,
+        "Flags": flags,
         "95 % interval": _interval_text,
     }
     # the AutoAttack column has shown its cells already
@@ -222,6 +216,8 @@ def _interval_text(row: Row) -> str:
 
 def _seeds_text(row: Row) -> str:
     """done/planned, the worst case of each seed where there are several, and which seeds collapsed."""
+    if row.verdict == "INVALID":
+        return "–"
     text = f"{len(row.worst.values)}/{len(row.seeds)}"
     if len(row.worst.values) > 1:
         text += " (" + ", ".join(f"{seed}: {percent(value)}" for seed, value in sorted(row.worst.values.items())) + ")"
@@ -251,6 +247,7 @@ def flat(rows: list[Row]) -> list[dict[str, object]]:
                     "single_draw": row.single.mean, "low": low, "high": high,
                     "std": row.worst.std, "n": row.worst.n, "seeds_done": len(row.worst.values),
                     "seeds_planned": len(row.seeds), "seed_values": seeds, "collapsed": len(row.collapsed),
+                    "verdict": row.verdict, "flags": flags(row), "aa_unreliable": unreliable(row),
                     "train_eps": row.train_eps, "train_seconds": row.train_seconds, "ratio_to_standard": row.ratio,
                     "machine_shared": row.shared, "recipe": row.recipe, "epochs": row.epochs, "device": row.device,
                     "commit": row.commit, "provisional": "; ".join(row.provisional),

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench import datasets
+from bench.checks import Finding, Verdict
 from bench.core.numbers import Number
 from bench.core.stats import wilson
 from bench.frame import Entry
@@ -35,7 +36,8 @@ class Row:
     deployed rule; `keys` are the evaluations in it. `collapsed` seeds
     stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
     the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
-    as in `frame`, of the first seed.
+    as in `frame`, of the first seed. `entries`: for each attack label and seed the evaluation that counts.
+    `findings` and `verdict` are filled in by `bench.verdicts`: the gravest of each check over the seeds.
     """
 
     dataset: str
@@ -67,6 +69,9 @@ class Row:
     provisional: tuple[str, ...]
     train_key: str
     config: str
+    entries: Picked
+    findings: tuple[Finding, ...] = ()
+    verdict: Verdict = "NOT CHECKED"
 
 
 def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> list[Row]:
@@ -129,6 +134,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
         commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
         provisional=(),
+        entries=picked,
     )
     return replace(row, provisional=_provisional(row))
 

@@ -114,10 +114,12 @@ def run(
     workers: int | None,
     device: str,
     jobs_per_gpu: int,
+    gate: bool = False,
 ) -> int:
     """Run what is missing and print the tables; gives the exit code.
 
-    0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written.
+    0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written,
+    4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
@@ -160,7 +162,23 @@ def run(
     failed = view.counts["error"] + view.counts["blocked"]
     if failed:
         print(f"{failed} jobs failed or were blocked; see `bench status --results-dir {results}`", file=sys.stderr)
-    return 1 if failed else 0
+    if failed:
+        return 1
+    return 4 if gate and _unsound(store, matrix) else 0
+
+
+def _unsound(store: Store, matrix: Matrix) -> bool:
+    """Say which rows of this run no gate lets pass."""
+    from bench.frame import frame
+    from bench.marks import reasons
+    from bench.rows import rows
+    from bench.verdicts import judged
+
+    keys = [job.key for job in matrix.jobs]
+    found = reasons(judged(store, rows(store, frame(store, keys)), keys))
+    for line in found:
+        print(f"gate: {line}", file=sys.stderr)
+    return bool(found)
 
 
 def refused(engine: Executor, matrix: Matrix, store: Store) -> bool:

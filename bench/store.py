@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,8 +123,11 @@ class Store:
             return {}
         return values if isinstance(values, dict) else {}
 
-    def samples(self, key: str) -> dict[str, Any]:
-        """Per-sample columns of an evaluation as NumPy arrays. Raises ValueError if the file is damaged."""
+    def samples(self, key: str, only: Container[str] | None = None) -> dict[str, Any]:
+        """Per-sample columns of an evaluation, or those named in `only`, as NumPy arrays.
+
+        Raises ValueError if the file is damaged.
+        """
         import numpy as np
 
         path = self.folder(key) / SAMPLES
@@ -133,7 +136,7 @@ class Store:
         if expected is None or expected != file_hash(path):
             raise ValueError(f"{path} does not match its record; run the job again")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {name: arrays[name] for name in arrays.files if only is None or name in only}
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 
 from bench import measures
 from bench.frame import frame
+from bench.marks import reasons, titles, verdict_text
 from bench.rows import Row, failures, rows
 from bench.store import Store
+from bench.verdicts import judged
 from bench.worst import MEDIAN, Cell
 
 MATRIX_RADII = (0.25, 0.5)
@@ -21,9 +23,10 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
     place = {key: k for k, key in enumerate(asked)}
     known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))
     order = {config: k for k, config in enumerate(dict.fromkeys(known["config"]))}
-    found = sorted(rows(store, table), key=lambda row: (order[row.config], row.norm or "", row.eps_value))
-    judged = known["norm"].notna() & known["measures"].isna()
-    columns = _matrix_columns(found, list(dict.fromkeys(known[judged]["attack_label"])))
+    found = judged(store, rows(store, table), asked)
+    found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
+    accuracies = known["norm"].notna() & known["measures"].isna()
+    columns = _matrix_columns(found, list(dict.fromkeys(known[accuracies]["attack_label"])))
     lines = [[show(row) for show in columns.values()] for row in found]
     unreadable = table[table["config"].isna()]
     held_out = (
@@ -50,6 +53,7 @@ def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[
     for name in attacks:
         columns[name] = lambda row, name=name: _short(row, row.attacks.get(name))  # type: ignore[misc]
     columns["worst case"] = lambda row: _short(row, row.worst) + ("†" if row.provisional else "")
+    columns["verdict"] = verdict_text
     for radius in MATRIX_RADII if any(row.certified for row in found) else ():
         columns[f"certified {radius:g}"] = lambda row, r=radius: _certificate(row, r)  # type: ignore[misc]
     if any(row.certified for row in found):
@@ -89,14 +93,14 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     )
     notes += [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in found if row.collapsed]
     notes += [MEDIAN] if any(cell.distance for row in found for cell in row.attacks.values()) else []
-    reasons: dict[str, list[str]] = {}
+    lacking: dict[str, list[str]] = {}
     for row in found:
         for reason in row.provisional:
-            reasons.setdefault(reason, []).append(row.method)
-    for reason, methods in reasons.items():
+            lacking.setdefault(reason, []).append(row.method)
+    for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
-    return [*notes, *failures(found)]
+    return [*notes, *titles(found), *reasons(found), *failures(found)]
 
 
 def _certificate(row: Row, radius: float) -> str:

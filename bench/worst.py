@@ -75,6 +75,9 @@ def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:
     return None
 
 
+_NEEDED = ("index", "label", "correct", "broken_at", "select", "share", "select_at", "share_at")
+
+
 class Judged(NamedTuple):
     """One evaluation of a prefix of the test set: `correct` (bool); for a model that draws at test time the share of
     draws that are right, on draws that choose between attacks (`select`) and on others (`share`), else None."""
@@ -94,11 +97,11 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
     found: list[Judged] = []
     labels, subsets = [], []
     for key, eps in wanted:
-        samples, record = store.samples(key), store.record(key) or {"metrics": {}}
+        samples, record = store.samples(key, _NEEDED), store.record(key) or {"metrics": {}}
         subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
         order = np.argsort(samples["index"], kind="stable")
         n = int(np.cumprod(samples["index"][order] == np.arange(len(order))).sum())
-        draws = (_drawn(store, key, samples, name, eps) for name in ("select", "share"))
+        draws = (drawn(store, key, samples, name, eps) for name in ("select", "share"))
         found.append(Judged(right_at(samples, eps)[order][:n], *(None if d is None else d[order] for d in draws)))
         labels.append((samples["label"][order][:n], key) if "label" in samples else None)
     n = min(len(column.correct) for column in found)
@@ -110,7 +113,7 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
     return [Judged(c.correct[:n], *(None if d is None else d[:n] for d in (c.select, c.share))) for c in found]
 
 
-def _drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
+def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
     """Shares of draws under this name, of a security curve those at the budget; None for a deterministic model."""
     if f"{name}_at" not in samples:
         return samples.get(name)

@@ -39,6 +39,7 @@ class AWP(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "base + its loss = 33F (trades)"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")  # where the base does too
     recipe: ClassVar[dict[str, Any]] = {

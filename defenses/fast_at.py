@@ -37,6 +37,7 @@ class FastAT(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "5F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

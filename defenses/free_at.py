@@ -32,6 +32,7 @@ class FreeAT(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 replays F = 24F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16")
     recipe: ClassVar[dict[str, Any]] = {

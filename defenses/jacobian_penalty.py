@@ -29,6 +29,7 @@ class JacobianPenalty(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 (probes + 1) F = 6F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     smoke: ClassVar[dict[str, Any]] = {"lam": 0.1}
 

@@ -29,6 +29,7 @@ class LogitSqueezing(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}

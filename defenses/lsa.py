@@ -34,6 +34,7 @@ class LSA(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(K + 3) F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}

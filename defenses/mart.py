@@ -32,6 +32,7 @@ class MART(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "(2 steps + 6) F = 26F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from bench.core import covariance as cov
 from bench.core import expected
-from bench.core.classifier import frozen, keep_buffers
+from bench.core.classifier import Classifier, frozen, keep_buffers
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.known_noise import KnownNoise, Withdrawn
 from bench.core.propagation import SiteVariance
@@ -71,6 +71,7 @@ class Noisy(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 (1 + probes + rows) F"
+    adaptive: ClassVar[str] = "closed_form"
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = (
         "scale",
@@ -219,7 +220,7 @@ class Noisy(Defense):
         variances = moments.quadratic(torch.cat([probes, pairs]))
         return variances[: len(probes)].mean(0), variances[len(probes) :]
 
-    def deploy(self, net: nn.Module) -> Withdrawn:
+    def deploy(self, net: nn.Module) -> Classifier:
         """The noise-free net, which still tells an adaptive attack what noise and which loss it was trained on."""
         return Withdrawn(net, self)
 

@@ -29,6 +29,7 @@ class NoisySampled(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3 draws F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: its noise acts in training only"
     revision: ClassVar[int] = 2
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {"sigma": 0.3}

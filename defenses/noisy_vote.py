@@ -57,6 +57,7 @@ class NoisyVote(Noisy):
 
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "smoothed"
+    adaptive: ClassVar[str] = "closed_form, eot"
     passes: ClassVar[str] = "3 (1 + probes + rows) F"
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = ()

@@ -52,6 +52,7 @@ class PNI(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     deploys: ClassVar[str] = "randomised"
     passes: ClassVar[str] = "(2 steps + 6) F = 20F"
+    adaptive: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 2
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

@@ -32,6 +32,7 @@ class RobustTraining(Defense):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "5F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     smoke: ClassVar[dict[str, Any]] = {}

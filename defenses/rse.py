@@ -30,6 +30,7 @@ class RSE(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "randomised"
     passes: ClassVar[str] = "3F"
+    adaptive: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 2
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

@@ -46,6 +46,7 @@ class SmoothAdv(Defense):
     norms: ClassVar[tuple[str, ...]] = ("L2",)
     deploys: ClassVar[str] = "smoothed"
     passes: ClassVar[str] = "(2 steps + 3) draws F = 14F"
+    adaptive: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

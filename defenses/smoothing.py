@@ -29,6 +29,7 @@ class Smoothing(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "smoothed"
     passes: ClassVar[str] = "3F"
+    adaptive: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

@@ -25,6 +25,7 @@ class Standard(Defense):
     uses_threat: ClassVar[bool] = False
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = "3F"
+    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {

@@ -58,6 +58,7 @@ def train_job(named: str, seed: int, eps: str | None = "0.1", **other: Any) -> J
 
 def trained(store: Store, name: str = "guard", seed: int = 0, state: str = "done", **other: Any) -> Job:
     seconds, deploys = other.pop("seconds", 10.0), other.pop("deploys", "deterministic")
+    own = other.pop("metrics", {})
     workers, device = other.pop("workers", 1), other.pop("device", "CPU x")
     job = train_job(name, seed, **other)
     store.add(job)
@@ -68,7 +69,7 @@ def trained(store: Store, name: str = "guard", seed: int = 0, state: str = "done
     }
     if state == "done":
         metrics = {"train_seconds": seconds, "seconds_per_epoch": seconds / 2, "deploys": deploys}
-        metrics["inference_ms_per_image"] = 0.5
+        metrics |= {"inference_ms_per_image": 0.5, **own}
         store.put(job, "done", {"metrics": metrics, **about})
     elif state != "missing":
         error = {"type": "Diverged", "message": "loss is NaN", "traceback": ""}
@@ -90,7 +91,9 @@ def evaluated(
     norm: str = "Linf",
     test_hash: str = "",
     split: str = "test",
+    weights: str = "last",
     columns: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
 ) -> str:
     """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
     what = {
@@ -99,7 +102,7 @@ def evaluated(
         "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
         "n": n or len(correct or []),
         "seed": train.what["seed"],
-        "weights": "last",
+        "weights": weights,
         **({} if split == "test" else {"split": split}),
     }
     job = Job("evaluate", what, (train.key,))
@@ -109,7 +112,8 @@ def evaluated(
         arrays = {"index": np.arange(what["n"]), "correct": np.array(correct, dtype=bool), **(columns or {})}
         path = store.folder(job.key) / "samples.npz"
         write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-        metrics = {"n": what["n"], "test_hash": test_hash or f"hash{what['n']}", "attack_seconds": 2.0}
+        own = {"n": what["n"], "test_hash": test_hash or f"hash{what['n']}", "attack_seconds": 2.0}
+        metrics = {**own, **(metrics or {})}
         files = {"samples.npz": file_hash(path)}
         store.put(job, "done", {"metrics": metrics, "files": files, "provenance": provenance})
     elif state == "unsupported":
@@ -601,7 +605,7 @@ def test_matrix_has_a_line_for_each_defense_and_eps(store: Store) -> None:
         for eps in ("0.1", "0.2"):
             keys.append(evaluated(store, train, "steep", [1] * 50 + [0] * 50, STEPS, eps=eps))
     header, lines, notes = matrix(store, keys)
-    assert header == ["defense", "eps", "clean", "steep (steps=40)", "worst case", "train s", "× standard"]
+    assert header == ["defense", "eps", "clean", "steep (steps=40)", "worst case", "verdict", "train s", "× standard"]
     low, high = wilson(80, 100)
     clean = f"80.0 ±{50 * (high - low):.1f}"
     assert clean == "80.0 ±7.8"
@@ -620,7 +624,7 @@ def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
         train = trained(store, seed=seed, deploys="smoothed")
         keys.append(evaluated(store, train, "certify", [1, 1, 0, 0], columns={"radius": np.array([0.3, 0.6, 1, 1])}))
         keys.append(evaluated(store, train, "steep", [1, 1, 1, 0], state="done" if seed else "missing", n=4))
-    header, ((*_, worst, quarter, half, acr, _, _),), notes = matrix(store, keys)
+    header, ((*_, worst, _, quarter, half, acr, _, _),), notes = matrix(store, keys)
     assert header[-5:-2] == ["certified 0.25", "certified 0.5", "ACR"]
     assert acr == "0.225"  # (0.3 + 0.6 + 0 + 0) / 4: a wrong image's radius is worth nothing
     assert any(note.startswith("ACR: average certified L2 radius in pixel units") for note in notes)
@@ -659,7 +663,7 @@ def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store,
     full(store, trained(store), 300)
     path = tmp_path / "docs" / "leaderboard.md"
     first = write_leaderboard(store, path, tmp_path / "tables")
-    assert [p.name for p in first] == ["leaderboard.md", "evaluations.csv", "leaderboard.csv"]
+    assert [p.name for p in first] == ["leaderboard.md", "evaluations.csv", "leaderboard.csv", "checks.csv"]
     before = [p.read_bytes() for p in first]
     assert [p.read_bytes() for p in write_leaderboard(store, path, tmp_path / "tables")] == before
     path.write_bytes(b"# mine\r\n" + path.read_bytes() + b"after\n")
@@ -718,7 +722,7 @@ def test_csv_holds_numbers_and_states(store: Store, tmp_path: Path) -> None:
     evaluated(store, train, "steep", [1, 0, 0, 0])
     evaluated(store, trained(store, seed=1), "steep", state="error", n=4)
     evaluated(store, trained(store, seed=2, state="missing"), "steep", state="missing", n=4)
-    _, evaluations, board = write_leaderboard(store, tmp_path / "l.md", tmp_path)
+    _, evaluations, board, _ = write_leaderboard(store, tmp_path / "l.md", tmp_path)
     with evaluations.open(newline="") as file:
         done, failed, missing = sorted(csv.DictReader(file), key=lambda line: line["state"])
     assert (done["accuracy"], done["eps"], done["seed"], done["n"]) == ("0.25", "0.1", "0", "4")

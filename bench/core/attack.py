@@ -49,18 +49,20 @@ class Evaluation:
     """Base of all that judges a deployed model. A subclass is one file in `attacks/`; its fields are its settings.
 
     Class constants, literals so that the planner can read them without importing torch:
-    `uses_threat` (is the budget part of the question), `norms` it supports, `kind` ("bounded" by eps or
-    "minimal" norm), `needs_smoothed` (only for models that certify), `needs_draws` (only for models that draw at test
-    time), `needs_images` (it works on adversarial images that the evaluations of the attack named by its setting
-    `source` made of other rows), `uses_budgets` (one job for all budgets, which the planner puts into its setting
-    `budgets`), `block` (images evaluated together: the unit of seed and resume, and a shard holds whole ones; a
-    setting `block_size` takes its place), `revision` (raise it when results may change), `added` (settings younger
-    than the first records, as of a Defense), `smoke` (cheap settings for the contract tests), `measures` (the column
-    whose mean it is about, for an evaluation that judges no robustness: it has no column `correct`, and stands outside
-    accuracies, worst case and rank).
+    `access` (what it sees of the model: "gradients", or "scores" for a search without them), `uses_threat` (is the
+    budget part of the question), `norms` it supports, `kind` ("bounded" by eps or "minimal" norm), `needs_smoothed`
+    (only for models that certify), `needs_draws` (only for models that draw at test time), `needs_images` (it works on
+    adversarial images that the evaluations of the attack named by its setting `source` made of other rows),
+    `uses_budgets` (one job for all budgets, which the planner puts into its setting `budgets`), `block` (images
+    evaluated together: the unit of seed and resume, and a shard holds whole ones; a setting `block_size` takes its
+    place), `revision` (raise it when results may change), `added` (settings younger than the first records, as of a
+    Defense), `smoke` (cheap settings for the contract tests), `measures` (the column whose mean it is about, for an
+    evaluation that judges no robustness: it has no column `correct`, and stands outside accuracies, worst case and
+    rank).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
+    access: ClassVar[Literal["gradients", "scores"]] = "gradients"
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["bounded", "minimal"]] = "bounded"

@@ -45,18 +45,20 @@ class Defense:
 
     Class constants, literals so that the planner can read them without importing torch: `uses_threat` (does training
     depend on norm and eps), `deploys` ("deterministic", "randomised" or "smoothed"), `passes` (cost of a step in
-    forward passes F per image), `revision` (raise it when results may change), `added` (settings younger than the first
-    records: left out of a job while at their default, so that old results keep their keys; a new default for one needs
-    a new revision), `honours` (recipe settings that the method must take part in: "label_smoothing", if its loss passes
-    `batch.smoothing` on, and "bf16", "fp16", if its passes may run so; others are refused when planning), `presets`
-    (named sets of settings, chosen by preset=NAME), `recipe` (the paper's optimiser and schedule), `smoke` (cheap
-    settings for the contract tests).
+    forward passes F per image), `adaptive` (the attacks adapted to it by file name, separated by commas, one of which a
+    row needs, or a sentence that says why a standard attack is adaptive already), `revision` (raise it when results may
+    change), `added` (settings younger than the first records: left out of a job while at their default, so that old
+    results keep their keys; a new default for one needs a new revision), `honours` (recipe settings that the method
+    must take part in: "label_smoothing", if its loss passes `batch.smoothing` on, and "bf16", "fp16", if its passes may
+    run so; others are refused when planning), `presets` (named sets of settings, chosen by preset=NAME), `recipe` (the
+    paper's optimiser and schedule), `smoke` (cheap settings for the contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
     uses_threat: ClassVar[bool] = True
     deploys: ClassVar[str] = "deterministic"
     passes: ClassVar[str] = ""
+    adaptive: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     added: ClassVar[tuple[str, ...]] = ()
     honours: ClassVar[tuple[str, ...]] = ()
