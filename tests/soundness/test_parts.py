@@ -18,7 +18,7 @@ from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.threat import Norm, Threat
-from bench.soundness import effort
+from bench.soundness import effort, gradients
 from bench.soundness.curve import _rise
 from bench.soundness.inner import autograd_calls, layer_runs
 from bench.soundness.planted import _Head, border, last_linear
@@ -250,3 +250,15 @@ def test_the_catalogue_is_complete_and_free_of_torch() -> None:
             assert len(text) > 3, check.code
     code = "import sys, bench.check_texts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_gradient_is_zero_only_where_every_pixel_is() -> None:
+    state = _crafted()
+    with torch.no_grad():
+        state.model.net[1].weight[:, :8] = 0.0  # type: ignore[index,union-attr]
+        state.y = state.model(state.x).argmax(1)
+    for loss in ("ce", "cw", "dlr"):
+        assert not bool(gradients.input_gradients(state, loss).zero.any())  # type: ignore[arg-type]
+    with torch.no_grad():
+        state.model.net[1].weight.zero_()  # type: ignore[index,union-attr]
+    assert bool(gradients.input_gradients(state, "ce").zero.all())
