@@ -49,7 +49,7 @@ DERIVED: tuple[Check, ...] = (
         "images",
         "An image outside ball or box is no adversarial example, and one clipped afterwards is another image than the "
         "one that was scored. A number that cannot be recomputed is no result (DEEPSEC, its issues).",
-        "Run the cell again (`bench run --refresh stale`); where it returns, report the attack that made the images.",
+        "Run the cell again (delete its folder under results/); if it returns, report the attack that made them.",
     ),
     Check(
         "C20",

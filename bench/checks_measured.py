@@ -196,7 +196,7 @@ MEASURED: tuple[Check, ...] = (
         "C29",
         "The loss is smooth at small scale",
         "mean relative change of the margin under 100 random moves of a twentieth of the budget from the images",
-        "0.1",
+        "at most 0.1",
         "F",
         "model",
         "Where a tiny random move changes the loss much, one gradient says little about the next step, and attacks "

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from attacks.pgd import PGD
 from bench.check_texts import CHECKS
+from bench.checks import Finding
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.threat import Norm, Threat
+from bench.soundness import effort, gradients
 from bench.soundness.curve import _rise
 from bench.soundness.inner import autograd_calls, layer_runs
 from bench.soundness.planted import _Head, border, last_linear
-from bench.soundness.state import Audit, NotMeasured, scaled, whole_box
+from bench.soundness.state import Audit, NotMeasured, Run, scaled, whole_box
 from bench.soundness.trace import Snapshot
 from bench.soundness.watched import WatchedPGD
 
@@ -200,6 +202,47 @@ def _state(net: nn.Module, data: Split) -> Audit:
     return Audit(Classifier(net), data.x, data.y, [Threat("Linf", EPS)], "quick", 0, None)
 
 
+def _crafted(**right: range) -> Audit:
+    """An audit of 100 images whose attacks are over: `right` by attack, as ranges of image numbers."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), torch.rand(100, 1, 8, 8)
+    with torch.no_grad():
+        state = Audit(Classifier(net), x, net(x).argmax(1), [Threat("Linf", EPS)], "quick", 0, None)
+    for name, images in right.items():
+        mask = torch.zeros(100, dtype=torch.bool)
+        mask[list(images)] = True
+        if name == "noise":
+            state.drawn["noise@0.1"] = mask
+        else:
+            met = torch.zeros(100, dtype=torch.bool)
+            met[mask.nonzero()[-2:]] = name == "pgd_ce"  # the last two that are right were broken on the way
+            state._runs[f"{name.replace('_', '-')}@0.1"] = Run(mask, x, {"met": met})
+    return state
+
+
+def _levels(found: list[Finding]) -> dict[str | None, tuple[str, float | None]]:
+    return {f.attack: (f.level, None if f.value is None else round(f.value, 4)) for f in found}
+
+
+def test_one_fooled_attack_flags_and_a_fooled_set_is_unsound() -> None:
+    one = _crafted(fgsm=range(50), pgd_ce=range(60), pgd_cw=range(51), noise=range(49))
+    assert _levels(effort.one_step(one)) == {"pgd-ce": ("F", 0.1), "pgd-cw": ("ok", 0.01), None: ("ok", 0.01)}
+    assert _levels(effort.noise(one)) == {"pgd-ce": ("F", 0.11), "pgd-cw": ("F", 0.02), None: ("ok", 0.01)}
+    both = _crafted(fgsm=range(50, 100), pgd_ce=range(60), pgd_cw=range(52), noise=range(48))
+    assert _levels(effort.one_step(both))[None] == ("U", 0.02)
+    assert _levels(effort.noise(both))[None] == ("ok", -0.46)  # FGSM is in the set, and sees through the two others
+    apart = _crafted(fgsm=range(30), pgd_ce=range(40), pgd_cw=range(20, 60), noise=range(8))
+    assert _levels(effort.one_step(apart))[None] == ("ok", -0.1)
+    assert _levels(effort.noise(apart))[None] == ("U", 0.02)
+
+
+def test_a_point_met_and_not_returned_counts_for_the_set_where_no_attack_returned_one() -> None:
+    lost = _crafted(fgsm=range(100), pgd_ce=range(60), pgd_cw=range(70))
+    assert _levels(effort.silent_success(lost)) == {"pgd-ce": ("F", 2), "pgd-cw": ("ok", 0), None: ("F", 2)}
+    found = _crafted(fgsm=range(100), pgd_ce=range(60), pgd_cw=range(59))
+    assert _levels(effort.silent_success(found))[None] == ("F", 1)
+
+
 def test_the_catalogue_is_complete_and_free_of_torch() -> None:
     assert list(CHECKS) == [f"C{i}" for i in range(1, 30)]
     for check in CHECKS.values():
@@ -207,3 +250,15 @@ def test_the_catalogue_is_complete_and_free_of_torch() -> None:
             assert len(text) > 3, check.code
     code = "import sys, bench.check_texts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_gradient_is_zero_only_where_every_pixel_is() -> None:
+    state = _crafted()
+    with torch.no_grad():
+        state.model.net[1].weight[:, :8] = 0.0  # type: ignore[index,union-attr]
+        state.y = state.model(state.x).argmax(1)
+    for loss in ("ce", "cw", "dlr"):
+        assert not bool(gradients.input_gradients(state, loss).zero.any())  # type: ignore[arg-type]
+    with torch.no_grad():
+        state.model.net[1].weight.zero_()  # type: ignore[index,union-attr]
+    assert bool(gradients.input_gradients(state, "ce").zero.all())
