@@ -132,7 +132,9 @@ def test_chance_is_not_success_on_a_coin_flip() -> None:
 def _gathered(attack: AutoAttack, coin: _Coin, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     suite = attack._suite(coin, x, 5, 0, stochastic=True)
     suite.apgd.n_iter = 3
-    return attack._gather(suite, coin, x, y, Context(0))
+    state = attack._nothing(x, 5)
+    attack._gather(suite, coin, x, y, Context(0), state)
+    return state["x_adv"], state["stage"]
 
 
 class _Shaky(Classifier):

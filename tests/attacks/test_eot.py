@@ -69,7 +69,7 @@ def _attack(model: Classifier, attack: EOT | PGD) -> Outcome:
 
 def test_more_draws_find_what_one_does_not() -> None:
     model = _Stochastic(_NoisyGradient(10.0))
-    base = {"name": "pgd", "set": {"steps": 2, "rel_step_size": 0.5}}
+    base = {"name": "pgd", "set": {"steps": 2, "rel_step_size": 0.5, "loss": "cw"}}
     one, many = (_attack(model, EOT(THREAT, base=base, draws=draws)) for draws in ([1], [256]))
     honest = Classifier(_NoisyGradient(0.0))
     assert one.x_adv is not None
