@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.core.attack import Context, Evaluation, Outcome, draw_columns
 from bench.core.classifier import Classifier, frozen
-from bench.core.rng import scope, seed
+from bench.core.rng import scope
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Clean(Evaluation):
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Column `correct`, bool of shape b, and for a stochastic model those of `draw_columns`."""
         with frozen(model), torch.no_grad():
-            with scope(seed(ctx.seed, "clean")):
+            with scope(ctx.clean_draws()):
                 columns = {"correct": model.predict(x) == y}
             if model.stochastic:
                 columns |= draw_columns(model, x, y, ctx.seed)

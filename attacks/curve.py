@@ -111,6 +111,6 @@ class Curve(Evaluation):
 
 @torch.no_grad()
 def _right(model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-    """Is the deployed decision on each image right? A stochastic model draws the same noise at every call."""
-    with scope(seed(ctx.seed, "score")):
+    """Is the deployed decision on each image right? A stochastic model draws the clean images' noise at every call."""
+    with scope(ctx.clean_draws()):
         return model.predict(x) == y

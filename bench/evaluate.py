@@ -124,7 +124,8 @@ def _block(
             kept.write(f"{name}-state", tensors, before + time.perf_counter() - began)
 
     theirs = tuple((source, found[start : start + len(x)].to(x.device)) for source, found in others.items())
-    context = Context(seed(what["seed"], what["attack"]["name"], start), tell, saved, save, theirs)
+    own, clean = (seed(what["seed"], name, start) for name in (what["attack"]["name"], "clean"))
+    context = Context(own, tell, saved, save, theirs, clean)
     part = _checked(judge.evaluate(model, x, y, context), y)
     seconds = before + time.perf_counter() - began
     if kept:

@@ -30,7 +30,8 @@ DRAWS = 100
 @dataclass
 class Context:
     """What an evaluation may use beside model and images. `seed` belongs to one block of image indices, so that batch
-    size, sharding and a kill change nothing; `report(done, total, note)` feeds the live view.
+    size, sharding and a kill change nothing; `clean_seed` likewise, the same for every attack, so that all of them see
+    the clean images under the same draws (default: `seed`). `report(done, total, note)` feeds the live view.
 
     A long attack calls `save(tensors)` when a part of its work stands and finds in `saved`, after a kill, what it saved
     last for this block (empty at first). `others`: name and adversarial images of other evaluations on these very
@@ -42,6 +43,11 @@ class Context:
     saved: dict[str, Tensor] = field(default_factory=dict)
     save: Callable[[dict[str, Tensor]], None] = field(default=lambda tensors: None)
     others: tuple[tuple[str, Tensor], ...] = ()
+    clean_seed: int | None = None
+
+    def clean_draws(self) -> int:
+        """The seed under which clean images are judged."""
+        return seed(self.seed if self.clean_seed is None else self.clean_seed, "clean")
 
 
 @dataclass
@@ -112,7 +118,7 @@ class Attack(Evaluation):
         wrong once is no fact, and the columns of `draw_columns` stand beside it.
         """
         with frozen(model), scope(seed(ctx.seed, "attack")):
-            with torch.no_grad(), scope(seed(ctx.seed, "clean")):
+            with torch.no_grad(), scope(ctx.clean_draws()):
                 clean = model.predict(x) == y
             # A wrong clean image is lost already; where prediction is random, "wrong" is not a fact, so attack all.
             todo = torch.ones_like(clean) if model.stochastic else clean
