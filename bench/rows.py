@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class Row:
     provisional: tuple[str, ...]
     train_key: str
     config: str
-    entries: Picked
+    entries: Picked = field(compare=False, repr=False)
     findings: tuple[Finding, ...] = ()
     verdict: Verdict = "NOT CHECKED"
 

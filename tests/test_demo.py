@@ -27,7 +27,7 @@ def test_the_demo_runs_once_and_resumes_to_nothing(tmp_path: Path) -> None:
     first = bench("run", str(SPEC), "--json", cwd=tmp_path)
     assert (first.returncode, first.stderr) == (0, "")
     events = [json.loads(line)["event"] for line in first.stdout.splitlines()]
-    assert events.count("ok") == 31
+    assert events.count("ok") == 41  # 5 trainings, 26 evaluations, 10 audits
     assert set(events) == {"started", "ok"}
 
     again = bench("run", str(SPEC), "--json", cwd=tmp_path)
