@@ -30,7 +30,8 @@ class Training:
         self.hits: dict[tuple[str, str], tuple[int, int]] = {}
         self.keys: dict[tuple[str, str], str] = {}
         for other in jobs:
-            record = store.record(other.key) if other.needs == (job.key,) else None
+            judged = other.kind == "evaluate" and other.needs == (job.key,)
+            record = store.record(other.key) if judged else None
             # the pages tell nothing of weights chosen by validation
             if record is not None and record["state"] == "done" and other.what["weights"] == "last":
                 attack = other.what["attack"]
