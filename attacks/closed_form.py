@@ -43,6 +43,7 @@ class ClosedForm(Attack):
     """Projected gradient attack on the closed form of a model's noise."""
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    sees_noise: ClassVar[bool] = True
     revision: ClassVar[int] = 1
     smoke: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 

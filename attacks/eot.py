@@ -112,7 +112,8 @@ def _build(threat: Threat, entry: dict[str, Any], draws: int) -> tuple[Attack, b
         raise ValueError(f"eot: base '{name}' is no file of attacks/")
     kinds = vars(importlib.import_module(place)).values()
     found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Attack) and k.__module__ == place]
-    if len(found) != 1 or found[0] is EOT or found[0].needs_images or found[0].kind != "bounded":
+    refused = len(found) != 1 or found[0] is EOT or found[0].kind != "bounded"
+    if refused or found[0].needs_images or found[0].sees_noise:
         raise ValueError(f"eot: base '{name}' is no gradient attack within a budget")
     averages = "eot" in found[0].__dataclass_fields__
     if averages:

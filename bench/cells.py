@@ -76,15 +76,20 @@ def transfers(spec: Spec, facts: datasets.Facts, entry: AttackSpec, trains: list
 
 
 def all_sources(spec: Spec) -> list[str]:
-    """Attacks whose images the spec's transfer attacks use."""
-    return list(
-        dict.fromkeys(
-            catalog.get("attacks", entry.name).resolve(chosen, "attacks ")["source"]
-            for entry in spec.attacks
-            if needs_images(entry.name)
-            for chosen in combinations(entry)
-        )
+    """Attacks whose images the spec's transfer attacks use. Raises ValueError for one that makes none."""
+    found = dict.fromkeys(
+        catalog.get("attacks", entry.name).resolve(chosen, "attacks ")["source"]
+        for entry in spec.attacks
+        if needs_images(entry.name)
+        for chosen in combinations(entry)
     )
+    for name in found:
+        source = catalog.get("attacks", name)
+        if not source.constant("uses_threat", True) or source.constant("measures", "") or needs_images(name):
+            raise ValueError(
+                f"transfer.source is {name}, which makes no adversarial images of its own; expected pgd, say"
+            )
+    return list(found)
 
 
 def sources_of(spec: Spec) -> list[str]:

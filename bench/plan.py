@@ -47,6 +47,11 @@ def _group(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, place
         yield from extra
         for entry in meeting:
             found = cells.transfers(spec, facts, entry, trains, [*made, *extra])
+            if not found:
+                raise ValueError(
+                    f"attack {entry.name} shows a row the images made against others, but there is no other row than "
+                    f"{trains[0].what['defense']['name']}; add a defense, or leave {entry.name} out"
+                )
             made += found
             yield from found
     for train in trains:

@@ -103,7 +103,7 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         EOT(THREAT, draws=[4, 1])
     with pytest.raises(ValueError, match="base 'nothing' is no file of attacks/"):
         EOT(THREAT, base={"name": "nothing"})
-    for name in ("eot", "transfer", "clean"):
+    for name in ("eot", "transfer", "clean", "closed_form"):
         with pytest.raises(ValueError, match="is no gradient attack within a budget"):
             EOT(THREAT, base={"name": name})
     assert "deterministic" in (EOT(THREAT).supports(Classifier(_NoisyGradient(1.0))) or "")

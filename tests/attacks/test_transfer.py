@@ -111,6 +111,19 @@ def test_the_undefended_twin_and_an_unlisted_source_are_added() -> None:
     assert [trained[job.needs[0]] for job in of(jobs, "clean")] == ["smoothing"]  # the twin is no row of its own
 
 
+@pytest.mark.usefixtures("fresh_catalog")
+@pytest.mark.parametrize("source", ["clean", "certify", "transfer", "flatness"])
+def test_a_source_without_images_is_refused(source: str) -> None:
+    with pytest.raises(ValueError, match=f"transfer.source is {source}, which makes no adversarial images of its own"):
+        plan(build({**SPEC, "attacks": [{"name": "transfer", "set": {"source": source}}]}), ROOT)
+
+
+@pytest.mark.usefixtures("fresh_catalog")
+def test_a_row_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no other row than standard; add a defense"):
+        plan(build({**SPEC, "defenses": ["standard"], "attacks": ["transfer"]}), ROOT)
+
+
 def test_a_row_without_images_blanks_no_other_and_lost_images_are_made_again(bench: Bench, tmp_path: Path) -> None:
     import yaml
 
