@@ -60,17 +60,17 @@ class Loop:
     def epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images, or what is left of it after a kill; the mean of each term over the steps
         that had it. The only host sync is at its end."""
-        settings, sums = self.settings, self._sums
+        settings, sums, first = self.settings, self._sums, self.place
         loader = batches(
             self.data.train,
             min(settings["batch_size"], len(self.data.train.x)),
             shuffle_seed=seed(self.seed, "order", epoch),
             augment=settings["augment"],
             drop_last=True,
-            first=self.place,
+            first=first,
         )
         with passes_in(self.net, settings["precision"]):
-            for place, (x, y, index) in enumerate(loader, self.place):
+            for place, (x, y, index) in enumerate(loader, first):
                 progress = (epoch + place / self.steps_per_epoch) / settings["epochs"]
                 batch = Batch(layout(x), y, index, epoch, progress, settings["label_smoothing"])
                 last = epoch + 1 == settings["epochs"] and place + 1 == self.steps_per_epoch
@@ -78,7 +78,7 @@ class Loop:
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
                     self._counts[name] += 1
                 self.place = place + 1
-                if place % 50 == 0:
+                if place % 50 == 0 or place == first:
                     self.report({"epoch": epoch + 1, "epochs": settings["epochs"], "share": progress})
                 if self.place < self.steps_per_epoch:
                     self.on_step()

@@ -32,7 +32,7 @@ from bench.train import Trained, train
 RESULTS, ROOT = Path("results"), Path("no-data-here")
 CPU = torch.device("cpu")
 SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 16, "epochs": 3, "weight_decay": 1e-3, "schedule": "cosine"}
-WARM = {"schedule": "one_cycle", "eps_warmup": 0.4, "lr_warmup": 0.3, "label_smoothing": 0.1, "grad_clip": 0.5}
+WARM = {"schedule": "one_cycle", "eps_warmup": 0.4, "lr_warmup": 0.3, "label_smoothing": 0.1, "grad_clip": 0.1}
 STEPS = 4  # in an epoch
 TIMES = {"now", "seconds", "keeping", "checks", "_began", "resumed", "lines"}
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "fast_at-ema": (FAST, {"lr": 0.6, "epochs": 6, "average": "ema", "schedule": "constant", "guard": False}),
     "trades-warm": ({"name": "trades", "set": {"steps": 2, "rel_step_size": 0.5}}, WARM),
     "pgd_at-best-swa": ("pgd_at", {"keep": "best", "validation": 32, "average": "swa", "swa_start": 0.2}),
-    "pgd_at-best-fp16": ("pgd_at", {"keep": "best", "validation": 32, "precision": "fp16", "grad_clip": 0.5}),
+    "pgd_at-best-fp16": ("pgd_at", {"keep": "best", "validation": 32, "precision": "fp16", "grad_clip": 0.1}),
 }
 
 
@@ -152,7 +152,10 @@ def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatc
         tensors, rest = timeless(path)
         assert rest == last[1]
         assert [n for n in tensors if not torch.equal(tensors[n], last[0][n])] == [], f"save {place}"
-    if case == "fast_at-ema":
+    active = plain.metrics["active_steps"]
+    if case != "fast_at-ema":
+        assert all(active[name] > 0 for name in active if name != "skipped_for_overflow")
+    else:
         guard = plain.metrics["defense"]  # it stopped and rolled back: the average began anew
         assert guard["guard_skipped_steps"] == 2 * STEPS
 
@@ -183,6 +186,24 @@ def test_killed_after_every_step(case: str, tmp_path: Path, monkeypatch: pytest.
     assert told(done) == told(plain)
     assert log_of(tmp_path) == log
     assert done.metrics["resumed"] == 3 * STEPS
+
+
+def test_what_is_told_first_names_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, write, steps = job_of("standard"), checkpoint.write, 0
+    data, kept, told_first = data_of(job), always(tmp_path / "kept" / "one"), []
+
+    def bomb(*args: Any) -> None:
+        nonlocal steps
+        write(*args)
+        steps += 1
+        if steps == STEPS + 2:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "write", bomb)
+    with pytest.raises(Killed):
+        run(job, data, tmp_path, kept)
+    train(job.what, data, tmp_path / "train.jsonl", told_first.append, kept)
+    assert told_first[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
 
 
 def test_what_other_code_kept_or_what_is_damaged_is_not_used(tmp_path: Path) -> None:
