@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from harness import Bench, outcomes
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import checkpoint, worker
+from bench.core.classifier import Classifier
 from bench.core.rng import scope
 from bench.data import Data, load
+from bench.guards import Watch
 from bench.job import Job
 from bench.plan import plan
 from bench.resume import PLACE, Clock, Kept, origin_of, pack, random_streams, restore_streams, unpack
@@ -137,6 +139,7 @@ def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatc
     assert log_of(tmp_path) == log
     assert len(saves) == job.what["train"]["epochs"] * STEPS
     last = timeless(tmp_path / "kept" / "whole")
+    assert {"net", "defense", "updater", "watch", "choice"} < set(last[1]["loop"])
     for place, saved in enumerate(saves):
         path = tmp_path / "kept" / "again"
         shutil.copy(saved, path)
@@ -188,7 +191,7 @@ def test_killed_after_every_step(case: str, tmp_path: Path, monkeypatch: pytest.
     assert done.metrics["resumed"] == 3 * STEPS
 
 
-def test_what_is_told_first_names_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, write, steps = job_of("standard"), checkpoint.write, 0
     data, kept, told_first = data_of(job), always(tmp_path / "kept" / "one"), []
 
@@ -202,7 +205,13 @@ def test_what_is_told_first_names_the_epoch(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(checkpoint, "write", bomb)
     with pytest.raises(Killed):
         run(job, data, tmp_path, kept)
-    train(job.what, data, tmp_path / "train.jsonl", told_first.append, kept)
+    monkeypatch.setattr(checkpoint, "write", write)
+    state = kept.read(CPU)
+    assert state is not None
+    state["_began"] -= 300
+    kept.write(state)
+    done = train(job.what, data, tmp_path / "train.jsonl", told_first.append, kept)
+    assert 100 < done.metrics["seconds_per_epoch"] < 120
     assert told_first[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
 
 
@@ -326,7 +335,20 @@ def test_short_trainings_keep_nothing_and_do_not_ask_for_an_origin(tmp_path: Pat
     assert not (tmp_path / "kept").exists()
 
 
-def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(tmp_path: Path) -> None:
+def test_the_guard_remembers_what_it_saw() -> None:
+    data = data_of(job_of("standard"))
+    silent = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(silent[1].weight)
+    fresh, again = Watch(data, 0), Watch(data, 0)
+    again.load_state_dict({"learned": True, "constant": 2})
+    assert again.state_dict() == {"learned": True, "constant": 2}
+    assert fresh.fallen(Classifier(silent), 3, 5) is None
+    assert again.fallen(Classifier(silent), 3, 5) is not None  # the third time, after it had learned
+
+
+def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = job_of("standard")
     data, path = data_of(job), tmp_path / "kept" / "one"
     whole = run(job, data, tmp_path, always(path)).metrics
@@ -339,6 +361,14 @@ def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(tmp_path: Pat
     found = run(job, data, tmp_path, kept).metrics
     assert 1000 < found["train_seconds"] + found["check_seconds"] < 1000 + 10
     assert found["seconds_per_epoch"] == whole["seconds_per_epoch"]
+    write = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *args: (time.sleep(0.1), write(*args)))
+    began = time.perf_counter()
+    slow = run(job, data, tmp_path, always(tmp_path / "kept" / "slow")).metrics
+    elapsed = time.perf_counter() - began
+    assert slow["keep_seconds"] >= 3 * STEPS * 0.1
+    assert slow["train_seconds"] + slow["check_seconds"] < elapsed - 3 * STEPS * 0.1
+    assert slow["seconds_per_epoch"] < (elapsed - 3 * STEPS * 0.1) / 3
     clock = Clock()
     clock.set(5.0)
     assert 5.0 <= clock.now() < 6.0
