@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,14 @@ class Average:
         """Begin anew at the present weights: they were put there, training did not reach them."""
         self._blend(1.0)
         self.active = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and what was counted for it."""
+        return {"mean": self._mean, "updates": self._updates, "active": self.active}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._mean, self._updates, self.active = state["mean"], state["updates"], state["active"]
 
     def _blend(self, share: float) -> None:
         with torch.no_grad():

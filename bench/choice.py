@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,14 @@ class Choice:
             self.state = {name: value.detach().clone() for name, value in state.items()}
         elif self.dropped is None and accuracy < self.best - DROP:
             self.dropped = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was offered so far, the weights of the best epoch included."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        vars(self).update(state)
 
     def metrics(self) -> dict[str, float | int | None]:
         """What a record says of the choice; `sudden_drop_epoch`: the first one 20 points below the best, or None."""

@@ -85,6 +85,7 @@ def check_defense(cls: type[Defense]) -> list[Result]:
             _result("same seed, same bits", run.repeats),
             _result("deploys what it declares", run.deploys),
             _result("its state makes a round trip", run.state_trip),
+            _result("with its state put back it goes on bit for bit", run.goes_on),
             _result("takes part in what it says it honours, and says so", run.honours),
         ]
 
@@ -301,6 +302,23 @@ class _Training:
         fresh, _ = self.fresh()
         fresh.load_state_dict(state)
         return _same(state, fresh.state_dict())
+
+    def goes_on(self) -> str | None:
+        """What a step depends on beside weights and random streams must be in the state: training may be killed."""
+        defense, net, _ = self.trained()
+        with scope(2):
+            fresh, other = self.fresh()
+        other.load_state_dict(net.state_dict())
+        fresh.load_state_dict({name: value.clone() for name, value in defense.state_dict().items()})
+        found = []
+        for one, its in ((defense, net), (fresh, other)):
+            with scope(6):
+                terms = one.step(its, _Recorder(its), self.batch)
+            told = {**terms, **one.metrics(its)}
+            values = {f"'{name}' of the next step": value.detach().nan_to_num(-7.0) for name, value in told.items()}
+            found.append({**_copy(its), **values})
+        wrong = _same(*found)
+        return wrong and f"{wrong}; state_dict must hold what a step depends on"
 
 
 def _model(kind: str) -> tuple[Classifier, nn.Module]:

@@ -19,15 +19,16 @@ def inference_ms(model: Classifier, x: Tensor, repeats: int = 5) -> float:
     times = []
     with torch.no_grad():
         for _ in range(repeats):
-            _synchronise(x.device)
+            synchronise(x.device)
             started = time.perf_counter()
             model.predict(x)
-            _synchronise(x.device)
+            synchronise(x.device)
             times.append(time.perf_counter() - started)
     return min(times) * 1000 / len(x)
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

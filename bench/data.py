@@ -118,18 +118,20 @@ def augment(x: Tensor, *, pad: int, flip: bool) -> Tensor:
 
 
 def batches(
-    images: Images, batch_size: int, *, shuffle_seed: int, augment: bool, drop_last: bool
+    images: Images, batch_size: int, *, shuffle_seed: int, augment: bool, drop_last: bool, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One shuffled pass: images (float in [0,1], b c h w), labels, and their indices in `images`, all on its device.
 
     Order and augmentation depend on `shuffle_seed` only: not on the global generator, the device or the batch size.
+    `first`: so many batches are left out at the start, at no cost.
     `augment` pads by an eighth of the side (4 pixels of 32) and crops; colour images are mirrored too, grey ones are
     not, as they are mostly digits. Raises ValueError where no batch would come out.
     """
     n = len(images.x)
     if batch_size < 1 or n == 0 or (drop_last and batch_size > n):
         raise ValueError(f"batch size is {batch_size} for {n} images; expected 1 to {n}")
-    return _pass(images, batch_size, shuffle_seed, augment, n - n % batch_size if drop_last else n)
+    places = range(first * batch_size, n - n % batch_size if drop_last else n, batch_size)
+    return _pass(images, places, shuffle_seed, augment)
 
 
 def test_block(data: Data, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +141,7 @@ def test_block(data: Data, start: int, stop: int) -> tuple[Tensor, Tensor]:
     return to_float(data.test.x[start:stop]), data.test.y[start:stop]
 
 
-def _pass(images: Images, size: int, seed: int, augmented: bool, stop: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _pass(images: Images, places: range, seed: int, augmented: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     # All random numbers of the epoch are drawn here at once: on the CPU, so that every device sees the same ones, and
     # moved in one go, so that no batch waits for a transfer.
     n, channels, side = images.x.shape[:3]
@@ -149,8 +151,8 @@ def _pass(images: Images, size: int, seed: int, augmented: bool, stop: int) -> I
     offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
     mirror = torch.randint(0, 2 if channels == 3 else 1, (n,), generator=generator)
     index, dy, dx, flip = torch.stack([order, offsets[0], offsets[1], mirror]).to(images.x.device)
-    for start in range(0, stop, size):
-        part = slice(start, min(start + size, stop))
+    for start in places:
+        part = slice(start, min(start + places.step, places.stop))
         x = images.x[index[part]]
         if augmented:
             x = _crop(x, dy[part], dx[part], flip[part], pad)

@@ -6,6 +6,7 @@ A marked run has state `diverged`: it is never ranked, and never shown as 0 % or
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,14 @@ class Watch:
             + (", all with one answer" if one_answer else "")
             + f"; always answering their most frequent class is right on {self.majority}"
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {"learned": self._learned, "constant": self._constant}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._learned, self._constant = state["learned"], state["constant"]
 
     @torch.no_grad()
     def _look(self, model: Classifier) -> tuple[int, bool]:

@@ -20,6 +20,7 @@ from bench.cost import counted_step
 from bench.data import Data, batches, layout, to_float
 from bench.guards import MIN_STEPS, Diverged, Watch, not_finite
 from bench.optimise import optimisation, passes_in
+from bench.resume import random_streams, restore_streams
 from bench.spec import TrainSpec
 
 
@@ -48,34 +49,65 @@ class Loop:
         self.threat = self.defense.threat
         self.watch, self.choice, self.check_seconds = Watch(data, self.seed), Choice(), 0.0
         self.cost: dict[str, float] = {}
-        self._active = Counter[str]()
+        self.place = 0
+        """Steps made in the epoch that is under way."""
+        self.on_step: Callable[[], None] = lambda: None
+        """Called between two steps of an epoch."""
+        self._active, self._counts = Counter[str](), Counter[str]()
+        self._sums: dict[str, Tensor] = {}
         self.net.train()
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training images; the mean of each term over the steps that had it. The only host sync is
-        at its end."""
-        settings, sums, counts = self.settings, dict[str, Tensor](), Counter[str]()
+        """One pass over the training images, or what is left of it after a kill; the mean of each term over the steps
+        that had it. The only host sync is at its end."""
+        settings, sums, first = self.settings, self._sums, self.place
         loader = batches(
             self.data.train,
             min(settings["batch_size"], len(self.data.train.x)),
             shuffle_seed=seed(self.seed, "order", epoch),
             augment=settings["augment"],
             drop_last=True,
+            first=first,
         )
         with passes_in(self.net, settings["precision"]):
-            for place, (x, y, index) in enumerate(loader):
+            for place, (x, y, index) in enumerate(loader, first):
                 progress = (epoch + place / self.steps_per_epoch) / settings["epochs"]
                 batch = Batch(layout(x), y, index, epoch, progress, settings["label_smoothing"])
                 last = epoch + 1 == settings["epochs"] and place + 1 == self.steps_per_epoch
                 for name, value in self._step(batch, last).items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-                    counts[name] += 1
-                if place % 50 == 0:
+                    self._counts[name] += 1
+                self.place = place + 1
+                if place % 50 == 0 or place == first:
                     self.report({"epoch": epoch + 1, "epochs": settings["epochs"], "share": progress})
+                if self.place < self.steps_per_epoch:
+                    self.on_step()
         self.defense.threat = self.threat
         if self.average is not None:
             self.average.end_epoch((epoch + 1) / settings["epochs"])
-        return {name: float(value) / counts[name] for name, value in sums.items()}
+        terms = {name: float(value) / self._counts[name] for name, value in sums.items()}
+        self.place, self._sums, self._counts = 0, {}, Counter()
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step or the end of an epoch changes, random streams included, between two steps."""
+        parts = {name: part.state_dict() for name, part in self._parts()}
+        counts = {"active": dict(self._active), "counts": dict(self._counts), "sums": self._sums, "cost": self.cost}
+        return {**parts, **counts, "place": self.place, "checks": self.check_seconds, "random": random_streams()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave: what is left of the training then gives the bits that it would have given."""
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+        self._active, self._counts = Counter(state["active"]), Counter(state["counts"])
+        self._sums, self.cost = state["sums"], state["cost"]
+        self.place, self.check_seconds = state["place"], state["checks"]
+        restore_streams(state["random"])
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        parts = {"net": self.net, "defense": self.defense, "updater": self.updater}
+        watching = {"watch": self.watch, "choice": self.choice}
+        return [*parts.items(), *watching.items(), *([("average", self.average)] if self.average is not None else [])]
 
     def _step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """The defense's step under the budget of this moment, and what has to be told of it.

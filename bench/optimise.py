@@ -83,6 +83,21 @@ class Optimisation:
         """In how many steps the gradient was longer than `clip`. Reads the device: not for every step."""
         return 0 if self._clipped is None else int(self._clipped)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from step to step, between two of them. Rates follow from the number of steps."""
+        inner = {str(place): values for place, values in self.optimizer.state_dict()["state"].items()}
+        counts = {"steps": self.steps, "skipped": self.skipped, "clipped": self._clipped}
+        return {"optimizer": inner, "scaler": self.scaler and self.scaler.state_dict(), **counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        inner = {int(place): values for place, values in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": inner})
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.steps, self.skipped, self._clipped = state["steps"], state["skipped"], state["clipped"]
+        self._tick()
+
     def _clip(self) -> None:
         if self.clip:
             norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)

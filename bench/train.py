@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,11 @@ from bench.choice import content_hash
 from bench.core.classifier import Classifier
 from bench.core.defense import Defense
 from bench.core.rng import scope, seed
-from bench.cost import inference_ms
+from bench.cost import inference_ms, synchronise
 from bench.data import Data, layout, to_float
 from bench.loop import Loop
 from bench.models.common import Inputs
+from bench.resume import Clock, Kept
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -51,47 +51,98 @@ def build(what: dict[str, Any], data: Data) -> tuple[Defense, nn.Module]:
     return defense, net
 
 
-def train(what: dict[str, Any], data: Data, log: Path, report: Report) -> Trained:
-    """Train from scratch.
+class Course:
+    """How far a training is: epochs that are over with their lines of train.jsonl, and the seconds of work.
+
+    With `kept` it goes on where an earlier attempt was kept, and is kept itself from time to time.
+    """
+
+    def __init__(self, loop: Loop, log: Path, kept: Kept | None) -> None:
+        self.loop, self.log, self.kept, self.clock = loop, log, kept, Clock()
+        self.lines: list[str] = []
+        self.seconds: list[float] = []
+        self.terms: dict[str, float] = {}
+        self.own: dict[str, float] = {}
+        self.resumed, self.keeping = 0, 0.0
+        self._began: float | None = None  # of the epoch under way, by the clock
+        state = kept.read(loop.data.train.x.device) if kept is not None else None
+        if state is not None:
+            self._restore(state)
+        log.write_text("".join(self.lines), encoding="utf-8")  # a line that was not kept will be written once more
+        loop.on_step = self.keep
+
+    def epoch(self, epoch: int) -> None:
+        """One epoch, or the rest of it, with all that is looked at after it. Raises Diverged or Collapsed."""
+        loop, clock = self.loop, self.clock
+        self._began = clock.now() if self._began is None else self._began
+        self.terms = loop.epoch(epoch)
+        looking = clock.now()
+        self.seconds.append(looking - self._began)
+        self._began = None
+        self.own = {name: float(value.detach()) for name, value in loop.defense.metrics(loop.net).items()}
+        loop.check_seconds += clock.now() - looking
+        found, problem = loop.check(epoch, self.terms)
+        line = {"epoch": epoch + 1, "seconds": round(self.seconds[-1], 4), **self.terms, **self.own, **found}
+        self.lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+        with self.log.open("a", encoding="utf-8") as lines:
+            lines.write(self.lines[-1])
+        if problem is not None:
+            raise problem
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep all of it, where it is time to. The clock stands still meanwhile."""
+        if self.kept is None or not self.kept.due(epoch_over=self._began is None):
+            return
+        synchronise(self.loop.data.train.x.device)
+        now = self.clock.now()
+        own = {name: getattr(self, name) for name in _KEPT}
+        self.keeping += self.kept.write({"loop": self.loop.state_dict(), "now": now, **own})
+        self.clock.set(now)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self.resumed += 1
+        self.loop.load_state_dict(state["loop"])
+        self.clock.set(state["now"])
+
+
+_KEPT = ("lines", "seconds", "terms", "own", "resumed", "keeping", "_began")
+
+
+def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kept | None = None) -> Trained:
+    """Train from scratch, or from where an earlier attempt was kept: the weights are the same bit for bit.
 
     One line of train.jsonl an epoch: terms (mean over its steps), metrics of the defense, seconds, validation accuracy
-    where it is taken. `train_seconds` leaves out what guards, validation and the defense's own metrics took
-    (`check_seconds`).
+    where it is taken. `train_seconds` is the work of all attempts (what a kill lost does not count) without what
+    guards, validation and the defense's own metrics took (`check_seconds`), or keeping it (`keep_seconds`).
     Raises Diverged when an epoch's loss or weights are not finite, Collapsed when the net fell to chance.
     """
     loop = Loop(*build(what, data), what, data, report)
-    epochs, seconds = loop.settings["epochs"], []
-    began = time.perf_counter()
-    with log.open("w", encoding="utf-8") as lines, scope(seed(what["seed"], "inner")):
-        for epoch in range(epochs):
-            started = time.perf_counter()
-            terms = loop.epoch(epoch)
-            seconds.append(time.perf_counter() - started)
-            looking = time.perf_counter()
-            own = {name: float(value) for name, value in loop.defense.metrics(loop.net).items()}
-            loop.check_seconds += time.perf_counter() - looking
-            found, problem = loop.check(epoch, terms)
-            line = {"epoch": epoch + 1, "seconds": round(seconds[-1], 4), **terms, **own, **found}
-            lines.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-            lines.flush()
-            if problem is not None:
-                raise problem
-            share = (epoch + 1) / epochs
-            report({"epoch": epoch + 1, "epochs": epochs, "share": share, "loss": sum(terms.values())})
+    epochs = loop.settings["epochs"]
+    with scope(seed(what["seed"], "inner")):
+        course = Course(loop, log, kept)
+        for epoch in range(len(course.lines), epochs):
+            course.epoch(epoch)
+            share, loss = (epoch + 1) / epochs, sum(course.terms.values())
+            report({"epoch": epoch + 1, "epochs": epochs, "share": share, "loss": loss})
     model = loop.deploy()
-    elapsed = time.perf_counter() - began - loop.check_seconds
+    elapsed = course.clock.now() - loop.check_seconds
     return Trained(
         model,
         loop.choice.state or None,
         {
             "train_seconds": elapsed,
             "check_seconds": loop.check_seconds,
-            "seconds_per_epoch": sum(seconds) / len(seconds),
+            "keep_seconds": course.keeping,
+            "resumed": course.resumed,
+            "seconds_per_epoch": sum(course.seconds) / epochs,
             "epochs": epochs,
             "steps": loop.updater.steps,
             "active_steps": loop.active(),
-            "final_terms": terms,
-            "defense": {name: value for name, value in own.items() if math.isfinite(value)},
+            "final_terms": course.terms,
+            "defense": {name: value for name, value in course.own.items() if math.isfinite(value)},
             "parameters": sum(p.numel() for p in loop.net.parameters()),
             "inference_ms_per_image": inference_ms(model, layout(to_float(data.test.x[:64]))),
             "deploys": loop.defense.deploys,

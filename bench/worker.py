@@ -29,6 +29,7 @@ from bench.evaluate import Unsupported
 from bench.guards import Diverged
 from bench.job import Job
 from bench.judge import assemble, judge
+from bench.resume import PLACE, Kept, origin_of
 from bench.store import IMAGES, SAMPLES, Store, file_hash, weights_file, write_atomic
 from bench.train import build, train
 
@@ -75,7 +76,8 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
     report({"share": 0.0})
     if job.kind == "train":
         data = _data(job.what, None, root, device, report)
-        trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report)
+        kept = Kept(folder / PLACE, functools.partial(origin_of, job.what, data))
+        trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report, kept)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
         return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
     if job.kind == "import":

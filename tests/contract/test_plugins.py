@@ -110,6 +110,29 @@ class _HidesItsNoise(_FreezesTheHead):
         return Classifier(nn.Sequential(net, nn.Dropout().train()))
 
 
+class _ForgetsItsCount(_FreezesTheHead):
+    """Counts its steps in an attribute that a kill takes away."""
+
+    steps = 0
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        self.steps += 1
+        return {"ce": F.cross_entropy(net(adv), batch.y) * (1 + self.steps)}
+
+
+class _LogsWhatItForgets(_HidesItsNoise):
+    """Trains the same, but logs another number."""
+
+    steps = 0
+
+    def step(self, net: nn.Module, updater: Any, batch: Batch) -> Terms:
+        self.steps += 1
+        return super().step(net, updater, batch)
+
+    def metrics(self, net: nn.Module) -> dict[str, Tensor]:
+        return {"steps": torch.tensor(float(self.steps))}
+
+
 class _LeavesGradients(_HidesItsNoise):
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         with keep_buffers(net):
@@ -130,6 +153,8 @@ class _LeavesGradients(_HidesItsNoise):
         (_Explodes, "terms are finite scalars and every parameter learns"),
         (_DrawsOnItsOwn, "same seed, same bits"),
         (_HidesItsNoise, "deploys what it declares"),
+        (_ForgetsItsCount, "with its state put back it goes on bit for bit"),
+        (_LogsWhatItForgets, "with its state put back it goes on bit for bit"),
     ],
 )
 def test_a_broken_defense_is_found(broken: type[Defense], check: str) -> None:
