@@ -59,11 +59,12 @@ class Evaluation:
     budget part of the question), `norms` it supports, `kind` ("bounded" by eps or "minimal" norm), `needs_smoothed`
     (only for models that certify), `needs_draws` (only for models that draw at test time), `needs_images` (it works on
     adversarial images that the evaluations of the attack named by its setting `source` made of other rows),
-    `sees_noise` (it reads the noise of the model itself, so that no average over draws can stand in), `uses_budgets` (one job for all budgets, which the planner puts into its setting `budgets`), `block` (images
-    evaluated together: the unit of seed and resume, and a shard holds whole ones; a setting `block_size` takes its
-    place), `revision` (raise it when results may change), `added` (settings younger than the first records, as of a
-    Defense), `smoke` (cheap settings for the contract tests), `measures` (the column whose mean it is about, for an
-    evaluation that judges no robustness: it has no column `correct`, and stands outside accuracies, worst case and
+    `sees_noise` (it reads the noise of the model itself, so that no average over draws can stand in), `uses_budgets`
+    (one job for all budgets, which the planner puts into its setting `budgets`), `block` (images evaluated together:
+    the unit of seed and resume, and a shard holds whole ones; a setting `block_size` takes its place), `revision`
+    (raise it when results may change), `added` (settings younger than the first records, as of a Defense), `smoke`
+    (cheap settings for the contract tests), `measures` (the column whose mean it is about, for an evaluation that
+    judges no robustness: it has no column `correct`, and stands outside accuracies, worst case and
     rank).
     """
 
