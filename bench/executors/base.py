@@ -75,6 +75,14 @@ def ended(job: Job, store: Store) -> Event | None:
     return Event("ok", job, record.get("reason", ""))
 
 
+def elsewhere(job: Job, store: Store) -> Event:
+    """The event of a job that another driver did while this one ran."""
+    event = ended(job, store)
+    if event is None or event.kind == "ok":
+        return Event("skipped", job, "done by another run")
+    return event
+
+
 def blocker(job: Job, store: Store, running: set[str]) -> str | None:
     """Why a job can never start: its training ended without weights, or a shard without samples. None while it may.
 

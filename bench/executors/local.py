@@ -19,8 +19,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from bench.executors.base import Event, blocker, ended, todo
+from bench.executors.base import Event, blocker, elsewhere, ended, todo
 from bench.job import Job
+from bench.leases import Claims
 from bench.store import Store
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # what names files of the user's to workers
@@ -88,6 +89,7 @@ class Local:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator kills every worker's process group."""
+        claims = Claims(store, [job.key for job in jobs])
         waiting = todo(jobs, store)
         pending = {job.key for job in waiting}
         for job in jobs:
@@ -106,22 +108,36 @@ class Local:
                         pending.discard(job.key)
                         yield Event("blocked", job, reason)
                     elif free and not any(key in pending for key in job.waits):
-                        slot = free.pop(0)
+                        took = claims.take(job.key)
+                        if took == "held":
+                            continue
                         waiting.remove(job)
+                        if took == "over":
+                            pending.discard(job.key)
+                            yield elsewhere(job, store)
+                            continue
+                        slot = free.pop(0)
                         running[job.key] = (job, self._start(job, store, slot), slot)
                         yield Event("started", job)
                 wait([process.sentinel for _, process, _ in running.values()], timeout=TICK)
                 for key, (job, process, slot) in list(running.items()):
-                    if not process.is_alive():
+                    if process.is_alive() and not claims.lost(key):
+                        continue
+                    del running[key]
+                    free.append(slot)
+                    if claims.lost(key):
+                        _kill(process)
+                        waiting.append(job)
+                    else:
                         process.join()
-                        del running[key]
                         pending.discard(key)
-                        free.append(slot)
                         yield self._ended(job, process, store)
+                    claims.release(key)
                 yield Event("tick")
         finally:
             for _, process, _ in running.values():
                 _kill(process)
+            claims.close()
 
     def _start(self, job: Job, store: Store, slot: Slot) -> ForkServerProcess:
         context = _context()
