@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 1  # of job.json and record.json
+KEYS = 1  # part of every key: another one says that no older outcome counts
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from the schema named to the next
+
+
+class NewerSchemaError(OSError):
+    """A newer version of bench wrote this: no damage (so no ValueError), and nothing to write over."""
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """What a job.json or record.json says, in the present schema. Raises ValueError where it has none that is known."""
+    schema = values.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError(f"schema {schema}, this version reads {SCHEMA}")
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"results have schema {schema}, this version reads up to {SCHEMA}; update bench")
+    while schema < SCHEMA:
+        values = MIGRATIONS[schema](values)
+        schema += 1
+    return {**values, "schema": SCHEMA}
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,7 @@ class Job:
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        text = json.dumps([SCHEMA, self.kind, self.what, self.needs], sort_keys=True, separators=(",", ":"))
+        text = json.dumps([KEYS, self.kind, self.what, self.needs], sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:12])
 
     @property
@@ -43,8 +63,7 @@ class Job:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Job:
         """Rebuild a job. Raises ValueError where content and key disagree or the schema is newer than this code."""
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"job has schema {values.get('schema')}, this version reads {SCHEMA}")
+        values = upgraded(values)
         job = cls(values["kind"], values["what"], tuple(values["needs"]), tuple(values.get("parts", ())))
         if job.key != values["key"]:
             raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")

@@ -1,8 +1,8 @@
 """Who does a job: a lease file in its folder, created exclusively and kept alive by a heartbeat. No file locks (NFS).
 
-results/<key>/lease-<generation>.json. A claim creates the next generation, which one process alone can do; the loser
-looks again later and never overwrites. A lease is dead when its process is gone (asked on the same machine), or when
-nobody has touched the file for STALE seconds by the clock of the file system, so that clocks need not agree.
+A claim creates the next results/<key>/lease-<generation>.json; the loser looks again later and never overwrites. A
+lease is dead when its process is gone (asked on the same machine) or silent for STALE seconds, by the file system's
+clock, so that clocks need not agree.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class Holder:
     @property
     def generation(self) -> int:
         """The number in its name; the next claim takes the next one."""
-        number = self.path.stem.removeprefix("lease-")
-        return int(number) if number.isdecimal() else 0
+        return int("0" + "".join(filter(str.isdecimal, self.path.stem)))
 
 
 class Lease:
@@ -97,6 +96,7 @@ class Claims:
             lease.release()
             return "over"
         self._leases[key] = lease
+        self.store.reopen(key)
         return "run"
 
     def lost(self, key: str) -> bool:
@@ -147,7 +147,7 @@ def claim(store: Store, key: str) -> Lease | None:
 
 
 def holder_of(store: Store, key: str) -> Holder | None:
-    """Who does a job now, by this machine's clock; for showing, since it writes nothing."""
+    """Who does a job now, by this machine's clock: writes nothing."""
     return next((holder for holder in holders(store.folder(key), time.time()) if holder.alive), None)
 
 
@@ -213,8 +213,8 @@ def _runs(pid: int, began: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass  # another user's
+    except PermissionError:  # another user's
+        pass
     state, since = _facts(pid)
     return state not in ("Z", "X") and since == began
 

@@ -1,7 +1,8 @@
 """results/ on disk <-> records. One folder a job; record.json is written last, by rename, so half-done is not done.
 
 results/<key>/{job.json, log.txt, train.jsonl, progress.json, weights-{last,best}.safetensors,
-adversarial.safetensors, samples.npz, record.json}. The record carries checksums of the files beside it.
+adversarial.safetensors, samples.npz, record.json}. The record carries checksums of the files beside it. What is damaged
+is moved to results/quarantine/ with the reason when its job is done again, never deleted and never used.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
+import secrets
 import tempfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from bench.job import SCHEMA, Job
+from bench.atomic import file_hash as file_hash
+from bench.atomic import write_atomic as write_atomic
+from bench.atomic import write_json as write_json
+from bench.job import SCHEMA, Job, NewerSchemaError, upgraded
 
 IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
+RECORD, JOB, RETRIES, QUARANTINE = "record.json", "job.json", "retries.json", "quarantine"
 KEY = re.compile(r"[0-9a-f]{12}")
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 
@@ -31,7 +36,13 @@ class Store:
         self.root = root
 
     def prepare(self) -> None:
-        """Create the folder and prove that it can be written. Raises OSError in one line."""
+        """Create the folder and prove that it can be written. Raises OSError in one line.
+
+        Raises NewerSchemaError, before anything is written, where a newer version wrote any of it.
+        """
+        for key in self.keys():
+            self.record(key)
+            self._known(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -57,20 +68,30 @@ class Store:
         """Write down what a job is, once (again where the file is damaged, or names other shards)."""
         folder = self.folder(job.key)
         folder.mkdir(exist_ok=True)
+        if self._known(job.key) == job:
+            return
+        if (folder / JOB).exists() and self._known(job.key) is None:
+            self.set_aside(job.key, JOB, "damaged, or of another job")
+        write_json(folder / JOB, job.to_json())
+
+    def _known(self, key: str) -> Job | None:
         try:
-            known = self.job(job.key) == job
+            return self.job(key)
         except (LookupError, ValueError):
-            known = False
-        if not known:
-            write_json(folder / "job.json", job.to_json())
+            return None
 
     def job(self, key: str) -> Job:
         """The job of a key. Raises LookupError where there is none, ValueError where job.json is damaged."""
-        path = self.folder(key) / "job.json"
+        path = self.folder(key) / JOB
         if not path.is_file():
             raise LookupError(f"no job {key} in {self.root}")
         try:
             job = Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except NewerSchemaError as error:
+            if self.record(key) is None:
+                raise
+            # a record of today stands beside it, so the number is damage
+            raise ValueError(f"{path} is damaged ({error}); `bench run` writes it again") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); `bench run` writes it again") from None
         if job.key != key:
@@ -79,32 +100,78 @@ class Store:
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a job that ended, whatever its state; None while there is none or it is damaged."""
-        path = self.folder(key) / "record.json"
+        path = self.folder(key) / RECORD
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             return None
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("key") != key:
+        if not isinstance(record, dict) or record.get("key") != key or record.get("checksum") != checksum(record):
             return None
-        return record if record.get("checksum") == _checksum(record) else None
+        with contextlib.suppress(ValueError):
+            return upgraded(record)
+        return None
 
     def done(self, key: str) -> bool:
         """Is there a complete record that stands (errors do not: they are stored for reading and tried again)?"""
         record = self.record(key)
         return record is not None and record["state"] in FINISHED
 
+    def intact(self, key: str) -> bool:
+        """Does a record stand whose samples lie there undamaged? (Weights and images may be left out of a copy.)"""
+        record = self.record(key)
+        if record is None or record["state"] not in FINISHED:
+            return False
+        return SAMPLES not in record["files"] or record["files"][SAMPLES] == file_hash(self.folder(key) / SAMPLES)
+
+    def reopen(self, key: str) -> None:
+        """Before a job is done again: set aside what is damaged, count what had failed, take the record away."""
+        path, record = self.folder(key) / RECORD, self.record(key)
+        if record is None:
+            if path.exists():
+                self.set_aside(key, RECORD, "its content does not match its checksum")
+            return
+        for name in damaged(self.folder(key), record):
+            self.set_aside(key, name, "its SHA-256 is not the one in record.json")
+        if record["state"] != "done":
+            write_json(self.folder(key) / RETRIES, {"count": self._retries(key) + 1})
+        path.unlink(missing_ok=True)
+
+    def set_aside(self, key: str, name: str, reason: str) -> None:
+        """Move a damaged file of a job to a place of its own in results/quarantine/."""
+        place = self.root / QUARANTINE / f"{key}-{secrets.token_hex(4)}"
+        place.mkdir(parents=True)
+        write_json(place / "reason.json", {"key": key, "file": name, "reason": reason})
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder(key) / name).replace(place / name)
+
+    def quarantined(self) -> list[dict[str, str]]:
+        """What was set aside: key, file and reason of each."""
+        found = []
+        for path in sorted((self.root / QUARANTINE).glob("*/reason.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+        return found
+
+    def _retries(self, key: str) -> int:
+        try:
+            return int(json.loads((self.folder(key) / RETRIES).read_text(encoding="utf-8"))["count"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
     def put(self, job: Job, state: str, content: dict[str, Any]) -> None:
         """Write record.json, last and by rename: from here on the job is over."""
         about = {"schema": SCHEMA, "key": job.key, "kind": job.kind, "state": state}
-        record = _finite({**about, **content})
-        write_json(self.folder(job.key) / "record.json", {**record, "checksum": _checksum(record)})
+        retries = self._retries(job.key)
+        record = _finite({**about, **content, **({"retries": retries} if retries else {})})
+        write_json(self.folder(job.key) / RECORD, {**record, "checksum": checksum(record)})
 
     def jobs(self) -> dict[str, Job]:
         """Every readable job by key: a damaged job.json hurts only itself."""
         found: dict[str, Job] = {}
         for key in self.keys():
-            with contextlib.suppress(LookupError, ValueError):
-                found[key] = self.job(key)
+            job = self._known(key)
+            if job is not None:
+                found[key] = job
         return found
 
     def records(self) -> Iterator[tuple[Job, dict[str, Any]]]:
@@ -139,44 +206,15 @@ class Store:
             return {name: arrays[name] for name in arrays.files if only is None or name in only}
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Sorted, indented JSON by write_atomic, so that equal content gives equal bytes."""
-    text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the whole new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def damaged(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Names of the files of a record that lie there with another content than it says."""
+    found = {name: file_hash(folder / name) for name in record["files"]}
+    return sorted(name for name, has in found.items() if has not in (None, record["files"][name]))
 
 
 def weights_file(which: str) -> str:
     """Name of the file with a training's `last` weights, or with the `best` ones by validation."""
     return f"weights-{which}.safetensors"
-
-
-def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
 
 
 def _finite(values: Any) -> Any:
@@ -188,6 +226,7 @@ def _finite(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _checksum(record: dict[str, Any]) -> str:
+def checksum(record: dict[str, Any]) -> str:
+    """Over all that a record says, but for the checksum itself."""
     content = {name: value for name, value in record.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -12,8 +13,9 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from bench.job import Job
-from bench.store import Store, file_hash, write_atomic, write_json
+from bench import job as job_module
+from bench.job import Job, NewerSchemaError
+from bench.store import Store, checksum, file_hash, write_atomic, write_json
 
 JOB = Job("train", {"seed": 0})
 OTHER = Job("evaluate", {"n": 4}, (JOB.key,))
@@ -279,3 +281,129 @@ def test_a_read_only_folder_is_refused_and_still_read(store: Store) -> None:
         assert [job for job, _ in store.records()] == [JOB]
     finally:
         store.root.chmod(0o755)
+
+
+def set_aside(store: Store) -> list[tuple[str, bytes]]:
+    """Name and content of what was quarantined, and each has its reason beside it."""
+    found = []
+    for says in store.quarantined():
+        assert says["reason"]
+        places = [p for p in (store.root / "quarantine").glob(f"{says['key']}-*/{says['file']}") if p.is_file()]
+        found += [(says["file"], place.read_bytes()) for place in places]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b'{"schema": 1}'])
+def test_a_damaged_record_is_kept_aside_before_its_job_is_done_again(store: Store, text: bytes) -> None:
+    path = store.folder(JOB.key) / "record.json"
+    path.write_bytes(text)
+    store.reopen(JOB.key)
+    assert not path.exists()
+    assert set_aside(store) == [("record.json", text)]
+    store.put(JOB, "done", EMPTY)
+    record = store.record(JOB.key)
+    assert record is not None
+    assert "retries" not in record  # damage is no failure
+
+
+def test_damaged_files_are_kept_aside_and_whole_ones_stay(store: Store) -> None:
+    path = with_samples(store)
+    weights = store.folder(JOB.key) / "weights-last.safetensors"
+    weights.write_bytes(b"weights")
+    files = {"samples.npz": file_hash(path), weights.name: file_hash(weights), "weights-best.safetensors": "0" * 64}
+    store.put(JOB, "done", {"metrics": {}, "files": files})
+    assert store.intact(JOB.key)
+    weights.write_bytes(b"weightS")
+    assert store.intact(JOB.key)  # weights may be left out of a copy, so they are asked for where they are needed
+    path.write_bytes(b"")
+    assert not store.intact(JOB.key)
+    store.reopen(JOB.key)
+    assert set_aside(store) == [("samples.npz", b""), ("weights-last.safetensors", b"weightS")]
+    assert sorted(p.name for p in store.folder(JOB.key).iterdir()) == ["job.json"]
+    assert len(store.quarantined()) == 2
+
+
+def test_lost_samples_are_noticed_too(store: Store) -> None:
+    with_samples(store).unlink()
+    assert store.done(JOB.key)
+    assert not store.intact(JOB.key)
+    store.reopen(JOB.key)
+    assert store.quarantined() == []
+
+
+def test_a_damaged_job_file_is_kept_aside(store: Store) -> None:
+    path = store.folder(JOB.key) / "job.json"
+    path.write_bytes(b"{")
+    store.add(JOB)
+    assert set_aside(store) == [("job.json", b"{")]
+    assert store.job(JOB.key) == JOB
+
+
+def test_what_failed_and_is_done_again_says_how_often(store: Store) -> None:
+    for count in (1, 2):
+        store.put(JOB, "error", EMPTY)
+        store.reopen(JOB.key)
+        store.reopen(JOB.key)  # nothing there any more, nothing counted
+        store.put(JOB, "done", EMPTY)
+        record = store.record(JOB.key)
+        assert record is not None
+        assert record["retries"] == count
+        store.reopen(JOB.key)  # done again for its weights, say: no retry
+
+
+def newer(store: Store, name: str) -> Path:
+    """A job.json or record.json as a later version may leave it."""
+    path = store.folder(JOB.key) / name
+    values = {**json.loads(path.read_text()), "schema": 2, "later": True}
+    if name == "record.json":
+        values["checksum"] = checksum(values)
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("name", ["job.json", "record.json"])
+def test_what_a_newer_version_wrote_is_refused_and_not_touched(store: Store, name: str) -> None:
+    if name == "record.json":
+        store.put(JOB, "done", EMPTY)
+    path = newer(store, name)
+    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+    for action in (store.prepare, lambda: store.add(JOB), lambda: list(store.records())):
+        if name == "record.json" and action != store.prepare:
+            action = functools.partial(store.reopen, JOB.key)
+        with pytest.raises(NewerSchemaError, match="results have schema 2, this version reads up to 1; update bench"):
+            action()
+    assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
+    assert path.exists()
+
+
+def test_a_number_of_the_schema_that_was_flipped_is_damage(store: Store) -> None:
+    """Not a newer version's: the rest of the file, or the record beside it, says so."""
+    store.put(JOB, "done", EMPTY)
+    for name in ("job.json", "record.json"):
+        path = store.folder(JOB.key) / name
+        whole = path.read_text()
+        path.write_text(whole.replace('"schema": 1', '"schema": 9'))
+        store.prepare()
+        if name == "record.json":
+            assert store.record(JOB.key) is None
+        else:
+            store.add(JOB)
+            assert path.read_text() == whole
+        path.write_text(whole)
+
+
+def test_an_older_schema_is_brought_up_step_by_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put(JOB, "done", {"metrics": {"seconds": 2}, "files": {}})
+
+    def to_2(values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "metrics": {name: 1000 * value for name, value in values.get("metrics", {}).items()}}
+
+    def to_3(values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "metrics": {name: value + 1 for name, value in values.get("metrics", {}).items()}}
+
+    monkeypatch.setattr(job_module, "SCHEMA", 3)
+    monkeypatch.setattr(job_module, "MIGRATIONS", {1: to_2, 2: to_3})
+    assert store.job(JOB.key) == JOB  # keys hold: what was done stays done
+    record = store.record(JOB.key)
+    assert record is not None
+    assert (record["schema"], record["metrics"]) == (3, {"seconds": 2001})

@@ -38,7 +38,7 @@ def todo(jobs: list[Job], store: Store) -> list[Job]:
     nothing else can give them back. Shards of an evaluation that stands are not run.
     """
     known = {job.key: job for job in jobs}
-    standing = {job.key for job in jobs if store.done(job.key)}
+    standing = {job.key for job in jobs if store.intact(job.key)}
     idle = {part for job in jobs if job.key in standing for part in job.parts}
     pending = {key for key in known if key not in standing and key not in idle}
     found = list(pending)

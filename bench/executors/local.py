@@ -141,7 +141,6 @@ class Local:
 
     def _start(self, job: Job, store: Store, slot: Slot) -> ForkServerProcess:
         context = _context()
-        (store.folder(job.key) / "record.json").unlink(missing_ok=True)
         process = context.Process(
             target=_child, args=(store.root, job.key, self.root, slot, len(self.slots), carried())
         )
