@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands
+from bench import model_commands, store_commands
 from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins
 from bench.options import Options
 
@@ -151,14 +151,6 @@ def list_(
 
 
 @app.command()
-def status(results_dir: Results = Path("results"), spec: SpecFile = None, data_dir: DataDir = None) -> None:
-    """What is done, running and failed in a results folder (also while a run goes on)."""
-    from bench import running
-
-    running.status(results_dir, spec, data_dir)
-
-
-@app.command()
 def leaderboard(
     results_dir: Results = Path("results"),
     output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is rewritten.")] = Path(
@@ -203,6 +195,8 @@ def check(
 
 app.command(name="eval")(model_commands.eval_)
 app.command()(model_commands.doctor)
+for command in ("status", "logs", "retry", "merge", "verify", "gc"):
+    app.command()(getattr(store_commands, command))
 
 
 @app.command()

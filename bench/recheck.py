@@ -30,11 +30,12 @@ def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) ->
     found = []
     for place, key in enumerate(job.needs[1:]):
         tell(place, len(job.needs) - 1, key)
-        found.append(_images_of(store, key, LEAST[job.what["level"]], model, data))
+        found.append(again(store, key, LEAST[job.what["level"]], model, data))
     return found
 
 
-def _images_of(store: Store, key: str, n: int, model: Classifier, data: Data) -> Finding:
+def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Finding:
+    """The first `n` stored images of one evaluation, whole blocks of them."""
     made, record = store.job(key), store.record(key)
     threat = Threat(made.what["threat"]["norm"], Number(made.what["threat"]["eps"]))
     finding = functools.partial(Finding, "C16", eps=str(threat.eps), attack=key)

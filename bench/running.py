@@ -1,4 +1,4 @@
-"""The commands run, plan and status: spec -> plan -> executor -> tables."""
+"""The commands run and plan: spec -> plan -> executor -> tables."""
 
 from __future__ import annotations
 
@@ -201,32 +201,3 @@ def tables(store: Store, matrix: Matrix, console: Console) -> None:
 def resume_line() -> str:
     """The command that was typed; the same command resumes."""
     return shlex.join(["bench", *sys.argv[1:]])
-
-
-def status(results: Path, spec: Path | None, data_dir: Path | None) -> None:
-    """Counts by state, what runs now, and each failure in one line."""
-    if not results.is_dir():
-        raise FileNotFoundError(f"no results folder {results}; run `bench run` first or pass --results-dir")
-    store = Store(results)
-    jobs = {job.key: job for job in prepare(Options(spec=spec), data_dir).jobs} if spec else {}
-    known = {**store.jobs(), **jobs}
-    jobs = jobs or known
-    states: dict[str, list[str]] = {}
-    for key in jobs:
-        record, says = store.record(key), store.progress(key)
-        alive = record is None and time.time() - says.get("now", 0) < 120
-        states.setdefault(record["state"] if record else "running" if alive else "waiting", []).append(key)
-    print(f"{len(jobs)} jobs in {results}: " + ", ".join(f"{len(v)} {k}" for k, v in sorted(states.items())))
-    unreadable = len(set(store.keys()) - set(known))
-    if unreadable:
-        print(f"{unreadable} folders have no readable job.json; `bench run` writes it again")
-    for key in states.get("running", []):
-        print(f"running   {live.title(jobs[key], known)} ({key}) {store.progress(key).get('share', 0):.0%}")
-    for state in ("error", "diverged"):
-        for key in states.get(state, []):
-            record = store.record(key) or {}
-            error = record.get("error", {})
-            print(f"{state:9} {live.title(jobs[key], known)} ({key}): {error.get('type')}: {error.get('message')}")
-    stale = [key for key in states.get("done", []) if (store.record(key) or {})["provenance"].get("dirty")]
-    if stale:
-        print(f"{len(stale)} records were made with uncommitted changes in the code")

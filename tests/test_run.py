@@ -102,7 +102,8 @@ def test_a_killed_worker_costs_one_job_and_a_rerun_repairs_it(bench: Bench, plug
         "message": "the worker died (SIGKILL) without a record",
     }
     status = bench("status", "--results-dir", RESULTS)
-    assert status.out.startswith("6 jobs in results: 3 done, 1 error, 2 waiting\nerror     train fragile seed 0 (")
+    assert status.out.startswith("6 jobs in results: 3 done, 1 error, 2 waiting\n")
+    assert "\nerror     train fragile seed 0 (" in status.out
     before = written(RESULTS)
     Path("fragile.todo").unlink()
     again = bench(*tiny(*plugins, defense="fragile,plain"))

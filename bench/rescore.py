@@ -1,0 +1,40 @@
+"""Stored adversarial images of one evaluation judged once more: the expensive half of `bench verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data import Data, judged_by_validation
+from bench.data import load as load_data
+from bench.recheck import again
+from bench.store import Store
+from bench.worker import load_model
+
+
+def rescore(store: Store, key: str, root: Path) -> str:
+    """What does not come out as stored; empty where all does. Anything that stops it is said, not passed over."""
+    job = store.job(key)
+    trained = store.job(job.needs[0])
+    n = job.what["n"]
+    try:
+        if job.what.get("split") == "validation":
+            data = judged_by_validation(_data(trained.what, None, root), n)
+        else:
+            data = _data(trained.what, n, root)
+        if data.test_hash != (store.record(key) or {"metrics": {}})["metrics"].get("test_hash"):
+            return "its test images are not those in this data folder"
+        model = load_model(store, trained, data, job.what["weights"])
+        found = again(store, key, n, model, data)
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        return f"could not be judged again: {error}"
+    return "" if found.level in ("ok", "n/a") else found.note
+
+
+def _data(what: dict[str, Any], test: int | None, root: Path) -> Data:
+    """The images that a training saw, on the CPU, with so many test images."""
+    data, cpu = what["data"], torch.device("cpu")
+    sizes = {"size": data["size"], "train": data["train"], "test": test, "validation": data["validation"]}
+    return load_data(data["name"], root=root, device=cpu, seed=what["seed"], report=lambda note: None, **sizes)

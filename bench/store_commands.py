@@ -1,0 +1,90 @@
+"""The commands about a results folder: status, logs, retry, merge, verify, gc. Free of torch until one needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.arguments import DataDir, Results
+from bench.store import Store
+
+SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; only its jobs are shown.", show_default=False)]
+Keys = Annotated[list[str] | None, typer.Argument(help="Job keys, or how they begin.", show_default=False)]
+
+
+def status(
+    results_dir: Results = Path("results"),
+    spec: SpecFile = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What is done, running and failed in a results folder (also while a run goes on)."""
+    from bench import running
+    from bench import status as survey
+    from bench.options import Options
+
+    planned = running.prepare(Options(spec=spec), data_dir).jobs if spec else []
+    survey.status(_existing(results_dir), planned, as_json)
+
+
+def logs(
+    key: Annotated[str, typer.Argument(help="A job key, or how it begins.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    results_dir: Results = Path("results"),
+) -> None:
+    """The log of a job: everything it printed, and the traceback where it failed."""
+    from bench import keeping
+
+    keeping.logs(Store(_existing(results_dir)), key, follow)
+
+
+def retry(
+    keys: Keys = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Every job that failed.")] = False,
+    results_dir: Results = Path("results"),
+) -> None:
+    """Let the same run do failed jobs again: diverged and out of memory too, which it would leave alone."""
+    from bench import keeping
+
+    raise typer.Exit(keeping.retry(Store(_existing(results_dir)), keys or [], failed))
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Results folders of other machines.")],
+    results_dir: Results = Path("results"),
+) -> None:
+    """Copy the records of other results folders; conflicts are named, and then nothing is copied (exit code 1)."""
+    from bench import merge as merging
+
+    raise typer.Exit(merging.merge(sources, results_dir))
+
+
+def verify(
+    sample: Annotated[float, typer.Option(help="Share of the evaluations with images to judge again.")] = 0.01,
+    full: Annotated[bool, typer.Option("--full", help="Judge all of them again.")] = False,
+    results_dir: Results = Path("results"),
+    data_dir: DataDir = None,
+) -> None:
+    """Checksums of all records and files, and stored adversarial images judged again (exit code 4: tampered)."""
+    from bench import verify as verifying
+    from bench.datasets import data_root
+
+    raise typer.Exit(verifying.verify(Store(_existing(results_dir)), sample, full, data_root(data_dir)))
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    results_dir: Results = Path("results"),
+) -> None:
+    """Remove temporary files, work in progress of finished jobs, and images kept twice. Never a record."""
+    from bench import keeping
+
+    keeping.gc(Store(_existing(results_dir)), dry_run)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
+    return folder
