@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -18,7 +22,21 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the whole new one."""
+    """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the whole new one.
+
+    Raises OSError that names path and free space where the disk is full.
+    """
+    try:
+        _write_atomic(path, write)
+    except OSError as error:
+        if error.errno not in FULL or not path.parent.is_dir():
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        what = f"cannot write {path}: {os.strerror(error.errno)}; {free:.0f} MB are free there"
+        raise OSError(error.errno, f"{what}. Make room and run the same command again") from error
+
+
+def _write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bench.atomic import FULL
 from bench.store import Store
 
 BEAT, STALE = 15.0, 60.0  # seconds
@@ -124,8 +125,8 @@ def claim(store: Store, key: str) -> Lease | None:
     folder, token = store.folder(key), secrets.token_hex(8)
     draft = folder / f".lease.{token}"
     says = {"token": token, "machine": _machine(), "pid": os.getpid(), "began": _facts(os.getpid())[1]}
-    draft.write_text(json.dumps(says), encoding="utf-8")
     try:
+        draft.write_text(json.dumps(says), encoding="utf-8")
         now = draft.stat().st_mtime  # the file system's clock, which made the times of the others too
         found = holders(folder, now)
         if any(holder.alive for holder in found):
@@ -166,8 +167,10 @@ def _create(draft: Path, path: Path) -> bool:
         os.link(draft, path)
     except FileExistsError:
         return draft.stat().st_nlink == 2  # NFS may lose the answer to a link that was made
-    except OSError:  # no hard links here; a file torn by a kill counts as a lease until it is STALE
-        try:
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        try:  # no hard links here; a file torn by a kill counts as a lease until it is STALE
             with path.open("x", encoding="utf-8") as file:
                 file.write(draft.read_text(encoding="utf-8"))
         except FileExistsError:
@@ -213,8 +216,8 @@ def _runs(pid: int, began: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        pass
+    except PermissionError:
+        pass  # another user's
     state, since = _facts(pid)
     return state not in ("Z", "X") and since == began
 

@@ -14,8 +14,8 @@ from bench.store import Store
 from bench.worker import load_model
 
 
-def rescore(store: Store, key: str, root: Path) -> str:
-    """What does not come out as stored; empty where all does. Anything that stops it is said, not passed over."""
+def rescore(store: Store, key: str, root: Path) -> tuple[bool, str]:
+    """Is anything other than stored, and what; where it cannot be asked (no such data here), why."""
     job = store.job(key)
     trained = store.job(job.needs[0])
     n = job.what["n"]
@@ -24,13 +24,15 @@ def rescore(store: Store, key: str, root: Path) -> str:
             data = judged_by_validation(_data(trained.what, None, root), n)
         else:
             data = _data(trained.what, n, root)
-        if data.test_hash != (store.record(key) or {"metrics": {}})["metrics"].get("test_hash"):
-            return "its test images are not those in this data folder"
-        model = load_model(store, trained, data, job.what["weights"])
-        found = again(store, key, n, model, data)
+    except (ValueError, LookupError, OSError) as error:
+        return False, f"not judged again: {error}"
+    if data.test_hash != (store.record(key) or {"metrics": {}})["metrics"].get("test_hash"):
+        return False, "not judged again: the data folder holds other test images"
+    try:
+        found = again(store, key, n, load_model(store, trained, data, job.what["weights"]), data)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
-        return f"could not be judged again: {error}"
-    return "" if found.level in ("ok", "n/a") else found.note
+        return True, f"cannot be judged again: {error}"
+    return found.level not in ("ok", "n/a"), found.note
 
 
 def _data(what: dict[str, Any], test: int | None, root: Path) -> Data:

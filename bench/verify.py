@@ -41,9 +41,11 @@ def verify(store: Store, share: float, full: bool, root: Path) -> int:
     if chosen:
         from bench.rescore import rescore
 
-        notes = [rescore(store, key, root) for key in chosen]
-        found.problems += [f"{key}: {note}" for key, note in zip(chosen, notes, strict=True) if note]
-        print(f"{len(chosen)} of {len(found.scorable)} evaluations with images and weights judged again")
+        for key in chosen:
+            wrong, note = rescore(store, key, root)
+            print(f"{key}: {note}")
+            found.problems += [f"{key}: {note}"] * wrong
+        print(f"{len(chosen)} of {len(found.scorable)} evaluations with images and weights looked at again")
     elif found.records:
         print(f"no images judged again: {len(found.scorable)} evaluations have images and weights here")
     for line in found.problems[:MOST]:

@@ -1,0 +1,280 @@
+"""status, logs, retry, merge, verify and gc: what they say, what they change, and what they never touch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import N, contents, matrix, npz, run
+from harness import Bench
+
+from bench.job import Job
+from bench.leases import claim
+from bench.store import IMAGES, SAMPLES, Store, checksum, file_hash, write_json
+
+RESULTS = Path("results")
+JOBS = matrix(2, 3)
+TRAIN, CLEAN, STEEP = JOBS[:3]
+
+
+@pytest.fixture
+def store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A finished matrix in ./results."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    run(RESULTS, JOBS)
+    return Store(RESULTS)
+
+
+def fail(store: Store, job: Job, state: str = "error") -> None:
+    (store.folder(job.key) / "record.json").unlink()
+    error = {"type": "RuntimeError", "message": "no luck", "traceback": "long"}
+    store.put(job, state, {"metrics": {}, "files": {}, "error": error})
+
+
+def change(store: Store, job: Job, **values: Any) -> None:
+    """Another record with a right checksum: what a forger writes."""
+    record = {**(store.record(job.key) or {}), **values}
+    write_json(store.folder(job.key) / "record.json", {**record, "checksum": checksum(record)})
+
+
+def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> None:
+    fail(store, STEEP, "diverged")
+    (store.folder(CLEAN.key) / "record.json").unlink()
+    write_json(store.folder(CLEAN.key) / "progress.json", {"share": 0.25, "began": time.time() - 100, "now": 0})
+    (store.folder(JOBS[5].key) / "record.json").write_text("{")
+    store.reopen(JOBS[5].key)
+    before = contents(RESULTS)
+    lease = claim(store, CLEAN.key)
+    assert lease is not None
+    out = bench("status").out
+    assert out.startswith("8 jobs in results: 1 diverged, 5 done, 1 running, 1 waiting\n")
+    assert "\n  evaluate  1 diverged, 3 done, 1 running, 1 waiting\n" in out
+    assert f"running   clean on guard (train_eps=0.1) seed 0 ({CLEAN.key}) 25%, about 5 min " in out
+    assert f"diverged  steep Linf 0.1 on guard (train_eps=0.1) seed 0 ({STEEP.key}): RuntimeError: no luck" in out
+    assert "1 damaged files set aside in results/quarantine/" in out
+    says = json.loads(bench("status", "--json").out)
+    assert says["kinds"]["evaluate"] == {"diverged": 1, "done": 3, "running": 1, "waiting": 1}
+    assert [one["key"] for one in says["running"]] == [CLEAN.key]
+    assert [(one["key"], one["reason"]) for one in says["failed"]] == [(STEEP.key, "RuntimeError: no luck")]
+    assert says["quarantined"][0]["file"] == "record.json"
+    lease.release()
+    assert bench("status").out.startswith("8 jobs in results: 1 diverged, 5 done, 2 waiting\n")
+    assert contents(RESULTS) == before
+
+
+def test_logs_take_the_beginning_of_a_key(store: Store, bench: Bench) -> None:
+    (store.folder(CLEAN.key) / "log.txt").write_text("one\ntwo\n")
+    assert bench("logs", CLEAN.key[:8]).out == "one\ntwo\n"
+    assert bench("logs", STEEP.key).out == f"no log of {STEEP.key}: it was not run here\n"
+    twin = store.root / (CLEAN.key[:11] + ("0" if CLEAN.key[11] != "0" else "1"))
+    twin.mkdir()
+    both = ", ".join(sorted([CLEAN.key, twin.name]))
+    outcome = bench("logs", CLEAN.key[:11])
+    assert (outcome.code, outcome.err) == (2, f"error: 2 jobs begin with {CLEAN.key[:11]}: {both}; give more digits\n")
+    for nothing in ("zz", "", "../results"):
+        assert bench("logs", nothing).code == 2
+
+
+def test_logs_follow_until_the_job_has_ended(store: Store, bench: Bench) -> None:
+    record, log = store.folder(CLEAN.key) / "record.json", store.folder(CLEAN.key) / "log.txt"
+    record.rename("aside")
+    log.write_text("one\n")
+
+    def go_on() -> None:
+        time.sleep(0.7)
+        with log.open("a") as file:
+            file.write("two\n")
+        time.sleep(0.7)
+        with log.open("a") as file:
+            file.write("three\n")
+        Path("aside").rename(record)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert bench("logs", "-f", CLEAN.key).out == "one\ntwo\nthree\n"
+    thread.join()
+
+
+def test_retry_lets_the_same_run_do_failed_jobs_again(store: Store, bench: Bench) -> None:
+    fail(store, STEEP, "diverged")
+    fail(store, CLEAN)
+    assert run(RESULTS, JOBS)["ok"] == 1  # the error, and not what diverged
+    outcome = bench("retry", STEEP.key[:6])
+    assert outcome.code == 0
+    assert f"{STEEP.key} was diverged; the same `bench run` does it again\n1 records removed" in outcome.out
+    assert run(RESULTS, JOBS)["ok"] == 1
+    for job in (STEEP, CLEAN):
+        record = store.record(job.key)
+        assert record is not None
+        assert (record["state"], record["retries"]) == ("done", 1)
+    assert "2 records come from a job that had failed before" in bench("status").out
+
+
+def test_retry_of_all_that_failed_leaves_the_rest(store: Store, bench: Bench) -> None:
+    fail(store, STEEP, "diverged")
+    before = contents(RESULTS)
+    outcome = bench("retry", "--failed")
+    assert outcome.code == 0
+    gone = {f"{STEEP.key}/record.json"}
+    assert {k: v for k, v in before.items() if k not in gone} == {
+        k: v for k, v in contents(RESULTS).items() if k != f"{STEEP.key}/retries.json"
+    }
+    for words in ((CLEAN.key,), (), ("--failed", CLEAN.key), (CLEAN.key, STEEP.key)):
+        assert bench("retry", *words).code == 2
+    assert (store.folder(CLEAN.key) / "record.json").exists()
+
+
+def test_retry_leaves_alone_what_another_process_does(store: Store, bench: Bench) -> None:
+    fail(store, STEEP)
+    lease = claim(store, STEEP.key)
+    outcome = bench("retry", "--failed")
+    assert (outcome.code, lease is not None and lease.beat()) == (1, True)
+    assert f"{STEEP.key} is being done by another process" in outcome.out
+    assert store.record(STEEP.key) is not None
+
+
+@pytest.fixture
+def halves(store: Store) -> list[Path]:
+    """Two machines with the first and the last five jobs, so two of them on both."""
+    for name, keys in (("one", JOBS[:5]), ("two", JOBS[3:])):
+        for job in keys:
+            shutil.copytree(RESULTS / job.key, Path(name) / job.key)
+    return [Path("one"), Path("two")]
+
+
+def test_merge_brings_machines_together(store: Store, halves: list[Path], bench: Bench) -> None:
+    (halves[0] / STEEP.key / IMAGES).unlink()  # weights and images may be left out
+    (halves[1] / "0123456789ab").mkdir()
+    outcome = bench("merge", *halves, "--results-dir", "all")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == "8 records copied, 2 equal ones skipped, 1 unfinished jobs left out\n"
+    whole = {name: content for name, content in contents(RESULTS).items() if name != f"{STEEP.key}/{IMAGES}"}
+    assert contents(Path("all")) == whole
+    assert "0 records copied, 10 equal ones skipped" in bench("merge", *halves, "--results-dir", "all").out
+    assert run(Path("all"), JOBS) == {"skipped": 8}
+
+
+@pytest.mark.parametrize("how", ["samples", "state", "record", "file", "absent", "job"])
+def test_merge_names_conflicts_and_damage_and_copies_nothing(
+    store: Store, halves: list[Path], bench: Bench, how: str
+) -> None:
+    theirs, both = Store(halves[1]), next(job for job in JOBS[3:5] if job.kind == "evaluate")
+    path = halves[1] / both.key / SAMPLES
+    if how == "samples":
+        path.write_bytes(npz(index=list(range(N)), correct=[True] * N))
+        change(theirs, both, files={SAMPLES: file_hash(path)})
+    if how == "state":
+        fail(theirs, both)
+    if how == "record":
+        (halves[1] / both.key / "record.json").write_text("{}")
+    if how == "file":
+        path.write_bytes(b"other")
+    if how == "absent":
+        path.unlink()
+    if how == "job":
+        (halves[1] / both.key / "job.json").write_text("{")
+    outcome = bench("merge", *halves, "--results-dir", "all")
+    assert outcome.code == 1
+    kind = "conflict: " if how in ("samples", "state") else "damaged: "
+    assert outcome.out.startswith(kind)
+    assert both.key in outcome.out.splitlines()[0]
+    assert not Path("all").exists()
+    before = contents(RESULTS)
+    assert bench("merge", halves[1]).code == 1  # against what lies there already
+    assert contents(RESULTS) == before
+
+
+def test_equal_samples_in_other_bytes_are_no_conflict(store: Store, halves: list[Path], bench: Bench) -> None:
+    np = pytest.importorskip("numpy")
+    theirs, both = Store(halves[1]), next(job for job in JOBS[3:5] if job.kind == "evaluate")
+    columns = theirs.samples(both.key)
+    path = halves[1] / both.key / SAMPLES
+    np.savez_compressed(path, **columns)
+    files = {**(theirs.record(both.key) or {})["files"], SAMPLES: file_hash(path)}
+    change(theirs, both, files=files)
+    assert bench("merge", *halves, "--results-dir", "all").code == 0
+
+
+def test_verify_finds_every_change(store: Store, bench: Bench) -> None:
+    assert "8 records and 12 files match their checksums\n" in bench("verify", "--sample", 0).out
+    before = contents(RESULTS)
+    for name, whole in before.items():
+        path = RESULTS / name
+        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        outcome = bench("verify", "--sample", 0)
+        assert (outcome.code, outcome.out.count("WRONG  ")) == (4, 1), name
+        path.write_bytes(whole)
+    (RESULTS / TRAIN.key / "weights-last.safetensors").unlink()
+    absent = bench("verify", "--sample", 0)
+    assert absent.code == 0
+    assert "1 x weights-last.safetensors not in this copy: not checked" in absent.out
+    (RESULTS / CLEAN.key / SAMPLES).unlink()
+    assert bench("verify").code == 4
+
+
+@pytest.mark.parametrize("how", ["n", "index", "length", "kind"])
+def test_verify_derives_what_it_can_again(store: Store, bench: Bench, how: str) -> None:
+    """A forger who writes right checksums has to make all of it agree."""
+    record = store.record(CLEAN.key) or {}
+    columns = {
+        "index": [*range(1, N + 1)] if how == "index" else [*range(N)],
+        "correct": [True] * (N - 1 if how == "length" else N),
+    }
+    (RESULTS / CLEAN.key / SAMPLES).write_bytes(npz(**columns))
+    files = {SAMPLES: file_hash(RESULTS / CLEAN.key / SAMPLES)}
+    metrics = {**record["metrics"], "n": N + 1} if how == "n" else record["metrics"]
+    change(store, CLEAN, files=files, metrics=metrics, kind="train" if how == "kind" else "evaluate")
+    outcome = bench("verify", "--sample", 0)
+    assert (outcome.code, outcome.out.count("WRONG  ")) == (4, 1), outcome.out
+
+
+def test_gc_removes_what_nobody_reads_and_no_record(store: Store, bench: Bench) -> None:
+    folder = RESULTS / CLEAN.key
+    (folder / "blocks").mkdir()
+    (folder / "blocks" / "block-000000.safetensors").write_bytes(b"1234")
+    (folder / "weights-best.safetensors").write_bytes(b"56")
+    for name, age in ((".record.json.abcd", 7200), (".samples.npz.abcd", 0), ("notes.txt", 7200)):
+        (folder / name).write_bytes(b"7")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    whole = Job("evaluate", {**STEEP.what, "n": 2 * N}, STEEP.needs, (STEEP.key,))
+    store.add(whole)
+    before = contents(RESULTS)
+    dry = bench("gc", "--dry-run")
+    assert contents(RESULTS) == before
+    assert "3 files or folders, 7 bytes would be freed" in dry.out
+    outcome = bench("gc")
+    assert "3 files or folders, 7 bytes were freed; no record was touched" in outcome.out
+    gone = {f"{CLEAN.key}/weights-best.safetensors", f"{CLEAN.key}/.record.json.abcd"}
+    assert set(before) - set(contents(RESULTS)) == gone
+    assert not (folder / "blocks").exists()
+    files = {SAMPLES: file_hash(RESULTS / STEEP.key / SAMPLES)}
+    shutil.copy(RESULTS / STEEP.key / SAMPLES, RESULTS / whole.key)
+    store.put(whole, "done", {"metrics": {}, "files": files})
+    assert IMAGES in bench("gc").out  # its images lie in the whole evaluation now
+    assert store.intact(STEEP.key)
+
+
+def test_gc_leaves_a_job_alone_that_runs_or_has_to(store: Store, bench: Bench) -> None:
+    folder = RESULTS / CLEAN.key
+    (folder / "blocks").mkdir()
+    lease = claim(store, CLEAN.key)
+    assert "0 files or folders" in bench("gc").out
+    assert lease is not None
+    lease.release()
+    fail(store, CLEAN)  # an error is tried again and goes on from its blocks
+    assert "0 files or folders" in bench("gc").out
+    assert (folder / "blocks").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "logs x", "retry --failed", "verify", "gc", "merge none"])
+def test_a_folder_that_is_not_there_is_named(bench: Bench, command: str) -> None:
+    outcome = bench(*command.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: no results folder ")
+    assert not RESULTS.exists()
