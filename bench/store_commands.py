@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.arguments import DataDir, Results
+from bench.arguments import DataDir, Plugin, Results, plugins
 from bench.store import Store
 
 SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; only its jobs are shown.", show_default=False)]
@@ -66,11 +66,13 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Judge all of them again.")] = False,
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
+    plugin: Plugin = None,
 ) -> None:
     """Checksums of all records and files, and stored adversarial images judged again (exit code 4: tampered)."""
     from bench import verify as verifying
     from bench.datasets import data_root
 
+    plugins(plugin)
     raise typer.Exit(verifying.verify(Store(_existing(results_dir)), sample, full, data_root(data_dir)))
 
 

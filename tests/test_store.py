@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+from harness import Bench
 
 from bench import job as job_module
 from bench.job import Job, NewerSchemaError
@@ -176,6 +177,23 @@ def test_samples_are_never_unpickled(store: Store) -> None:
 
 
 HOSTILE = [
+    *("a/../../b", "..\\..\\x", "%2e%2e%2f%2e%2e", "....//....//ab", "/0123456789a", "./0123456789", "0123456789ab/.."),
+    *(
+        "con",
+        "nul",
+        "aux.txt",
+        "-rf",
+        "--help",
+        "$(touch x)",
+        "`touch x`",
+        "a;touch x",
+        "a|b",
+        "a&b",
+        "*",
+        "?",
+        "\u202e",
+    ),
+    *("a" * 255, "0123456789ab" * 30, "\u212a123456789ab", "\t0123456789ab"),
     "",
     ".",
     "..",
@@ -193,6 +211,20 @@ HOSTILE = [
     "０１２３４５６７８９ab",
     "~root/012345",
 ]
+
+
+def test_forty_hostile_names() -> None:
+    assert len(set(HOSTILE)) == 40
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+@pytest.mark.parametrize("command", [("logs",), ("retry",), ("worker",)])
+def test_no_command_follows_a_hostile_key(store: Store, bench: Bench, command: tuple[str], key: str) -> None:
+    before = sorted(store.root.parent.rglob("*"))
+    outcome = bench(*command, "--results-dir", store.root, "--", key)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert sorted(store.root.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize("key", HOSTILE)
@@ -407,3 +439,21 @@ def test_an_older_schema_is_brought_up_step_by_step(store: Store, monkeypatch: p
     record = store.record(JOB.key)
     assert record is not None
     assert (record["schema"], record["metrics"]) == (3, {"seconds": 2001})
+
+
+FIXTURE = Path(__file__).parent / "fixtures" / "store_v1"
+
+
+def test_f21_the_store_of_schema_1_is_read_for_ever(tmp_path: Path) -> None:
+    """Kept as it was written: files, jobs, records and values."""
+    told = json.loads((FIXTURE.parent / "store_v1.json").read_text())
+    shutil.copytree(FIXTURE, tmp_path / "results")
+    store = Store(tmp_path / "results")
+    store.prepare()
+    found = {
+        job.key: [job.kind, record["state"], record["metrics"], record.get("retries", 0)]
+        for job, record in store.records()
+    }
+    assert found == told["records"]
+    assert {key: {n: v.tolist() for n, v in store.samples(key).items()} for key in told["samples"]} == told["samples"]
+    assert all(store.intact(key) == (about[1] in ("done", "unsupported", "diverged")) for key, about in found.items())

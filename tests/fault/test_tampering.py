@@ -1,0 +1,86 @@
+"""S12: whoever changes a stored value and writes right checksums over it is found by judging the images again."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import Bench, tiny, write_plugins
+
+from bench.store import IMAGES, SAMPLES, Store, checksum, file_hash, write_json
+
+TAMPERED = 20
+RESULTS = Path("results")
+
+pytestmark = pytest.mark.fault
+pytest.importorskip("torch")
+
+
+def forge(store: Store, key: str, **values: Any) -> None:
+    """Another record with the right checksum and the hashes of the files that lie there."""
+    record = {**(store.record(key) or {}), **values}
+    record["files"] = {name: file_hash(store.folder(key) / name) for name in record["files"]}
+    write_json(store.folder(key) / "record.json", {**record, "checksum": checksum(record)})
+
+
+def tamper(store: Store, key: str, number: int, draw: random.Random) -> str:
+    """One value: a verdict, an image, a weight or a metric; gives what."""
+    from safetensors.torch import load_file, save_file
+
+    folder = store.folder(key)
+    if number % 4 < 2:
+        columns = store.samples(key)
+        columns["correct"][draw.randrange(16)] ^= True
+        np.savez_compressed(folder / SAMPLES, **columns)
+        forge(store, key)
+        return "a verdict"
+    if number % 4 == 2:
+        images = load_file(folder / IMAGES)["x_adv"]
+        place = draw.randrange(16)
+        images[place] = (images[place] + 0.6) % 1.0
+        save_file({"x_adv": images}, folder / IMAGES)
+        forge(store, key)
+        return "an image"
+    record = store.record(key) or {}
+    metrics = {**record["metrics"], "n": 15}
+    forge(store, key, metrics=metrics)
+    return "a metric"
+
+
+def test_s12_every_tampered_value_is_found(bench: Bench, tmp_path: Path) -> None:
+    plugins = write_plugins(tmp_path)
+    assert bench(*tiny(*plugins, "--executor", "debug", attack="wobble")).code == 0
+    store, draw, missed = Store(RESULTS), random.Random(0), []
+    key = next(job.key for job in store.jobs().values() if job.kind == "evaluate")
+    honest = {path: path.read_bytes() for path in store.folder(key).iterdir()}
+    verify = ("verify", "--full")
+    outcome = verified(bench, plugins, *verify)
+    assert outcome.code == 0, outcome.out
+    assert "1 of 1 evaluations with images and weights looked at again" in outcome.out
+    for number in range(TAMPERED):
+        what = tamper(store, key, number, draw)
+        outcome = verified(bench, plugins, *verify)
+        missed += [f"{what} ({number}): {outcome.out}"] * (outcome.code != 4)
+        for path, content in honest.items():
+            path.write_bytes(content)
+    assert missed == []
+    assert verified(bench, plugins, *verify).code == 0
+
+
+def verified(bench: Bench, plugins: list[object], *words: object) -> Any:
+    """Files of plug-ins reach a verification as they reach any other command."""
+    return bench(*words, *plugins)
+
+
+def test_what_is_not_in_this_copy_is_said_and_no_failure(bench: Bench, tmp_path: Path) -> None:
+    plugins = write_plugins(tmp_path)
+    assert bench(*tiny(*plugins, "--executor", "debug", attack="wobble")).code == 0
+    (image,) = RESULTS.glob(f"*/{IMAGES}")
+    image.unlink()
+    outcome = verified(bench, plugins, "verify")
+    assert outcome.code == 0
+    assert f"1 x {IMAGES} not in this copy: not checked" in outcome.out
+    assert "no images judged again: 0 evaluations" in outcome.out
