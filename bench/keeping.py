@@ -78,16 +78,15 @@ def gc(store: Store, dry_run: bool) -> None:
     total = count = 0
     whole = _assembled(store)
     for key in store.keys():
-        found = orphans(store, key, key in whole)
+        found = [(path, why, _size(path)) for path, why in orphans(store, key, key in whole)]
         lease = claim(store, key) if found and not dry_run else None
         if found and not dry_run and lease is None:
             continue  # somebody began it meanwhile
-        for path, why in found:
-            size = _size(path)
+        for path, why, size in found:
             print(f"{'would remove' if dry_run else 'removed'} {path} ({size} bytes): {why}")
             total, count = total + size, count + 1
             if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # a claim ends dead leases
         if lease is not None:
             lease.release()
     print(f"{count} files or folders, {total} bytes {'would be' if dry_run else 'were'} freed; no record was touched")
@@ -100,6 +99,8 @@ def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:
         return []
     found = []
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("lease-"):
+            found.append((path, "of a process that is gone"))
         if LEFT_OVER.fullmatch(path.name) and now - path.stat().st_mtime > FRESH:
             found.append((path, "left by a write that was killed"))
         if record is None or record["state"] not in FINISHED:

@@ -8,6 +8,7 @@ clock, so that clocks need not agree.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -41,9 +42,8 @@ class Holder:
     @property
     def alive(self) -> bool:
         """May its job be going on? On the same machine its process is asked, elsewhere only the heartbeat."""
-        if self.token and self.machine == _machine() and not _runs(self.pid, self.began):
-            return False
-        return self.age < STALE
+        gone = self.token and self.machine == _machine() and not _runs(self.pid, self.began)
+        return self.age < STALE and not gone
 
     @property
     def generation(self) -> int:
@@ -110,8 +110,8 @@ class Claims:
 
     def close(self) -> None:
         """Give up whatever is left."""
-        for key in list(self._leases):
-            self.release(key)
+        while self._leases:
+            self._leases.popitem()[1].release()
 
     def _stamp(self, key: str) -> tuple[int, int] | None:
         with contextlib.suppress(OSError):
@@ -141,9 +141,9 @@ def claim(store: Store, key: str) -> Lease | None:
     if any(holder.alive for holder in holders(folder, now) if holder.path != path):
         lease.release()
         return None
+    _beating.add(lease)
     for holder in found:
         holder.path.unlink(missing_ok=True)
-    _beating.add(lease)
     return lease
 
 
@@ -156,7 +156,7 @@ def holders(folder: Path, now: float) -> list[Holder]:
     """All leases in a job folder, dead ones too."""
     found: list[Holder] = []
     for path in sorted(folder.glob("lease-*.json")):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # released meanwhile
             found.append(_read(path, now))
     return found
 
@@ -190,15 +190,14 @@ def _read(path: Path, now: float) -> Holder:
 @functools.cache
 def _machine() -> str:
     """Host, boot and PID namespace, hashed: the same where a process id means the same process."""
-    parts = [socket.gethostname()]
     try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        place = f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         import psutil
 
-        parts.append(str(round(psutil.boot_time() / 60)))
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+        place = str(round(psutil.boot_time() / 60))
+    return hashlib.sha256(f"{socket.gethostname()} {place}".encode()).hexdigest()[:16]
 
 
 def _facts(pid: int) -> tuple[str, str]:
@@ -214,10 +213,9 @@ def _runs(pid: int, began: str) -> bool:
     """Is this very process alive? A zombie is not: it waits for its parent to notice."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
+    except OSError as error:
+        if error.errno != errno.EPERM:  # another user's
+            return False
     state, since = _facts(pid)
     return state not in ("Z", "X") and since == began
 

@@ -242,15 +242,17 @@ def test_gc_removes_what_nobody_reads_and_no_record(store: Store, bench: Bench) 
     for name, age in ((".record.json.abcd", 7200), (".samples.npz.abcd", 0), ("notes.txt", 7200)):
         (folder / name).write_bytes(b"7")
         os.utime(folder / name, (time.time() - age,) * 2)
+    (folder / "lease-000003.json").write_bytes(b"89")
+    os.utime(folder / "lease-000003.json", (1.0, 1.0))
     whole = Job("evaluate", {**STEEP.what, "n": 2 * N}, STEEP.needs, (STEEP.key,))
     store.add(whole)
     before = contents(RESULTS)
     dry = bench("gc", "--dry-run")
     assert contents(RESULTS) == before
-    assert "3 files or folders, 7 bytes would be freed" in dry.out
+    assert "4 files or folders, 9 bytes would be freed" in dry.out
     outcome = bench("gc")
-    assert "3 files or folders, 7 bytes were freed; no record was touched" in outcome.out
-    gone = {f"{CLEAN.key}/weights-best.safetensors", f"{CLEAN.key}/.record.json.abcd"}
+    assert "4 files or folders, 9 bytes were freed; no record was touched" in outcome.out
+    gone = {f"{CLEAN.key}/weights-best.safetensors", f"{CLEAN.key}/.record.json.abcd", f"{CLEAN.key}/lease-000003.json"}
     assert set(before) - set(contents(RESULTS)) == gone
     assert not (folder / "blocks").exists()
     files = {SAMPLES: file_hash(RESULTS / STEEP.key / SAMPLES)}

@@ -98,12 +98,14 @@ def write_all(root: Path, count: int, own: int) -> None:
             raise AssertionError(f"record {job.key} of job {number} cannot be read back")
 
 
-def rewrite(root: Path, output: Path) -> None:
-    """The leaderboard of one folder and of the other, again and again, in one file."""
+def rewrite(root: Path, output: Path, failpoint: tuple[str, str, int]) -> None:
+    """The leaderboard of one folder and of the other, again and again, in one file, until it dies."""
     from bench.leaderboard import write_leaderboard
 
+    die(*failpoint)
+    names = ("one", "two") if os.getpid() % 2 else ("two", "one")
     while True:
-        for name in ("one", "two"):
+        for name in names:
             write_leaderboard(Store(root / name), output, root / "tables", [0.0])
 
 
