@@ -154,7 +154,7 @@ def holder_of(store: Store, key: str) -> Holder | None:
 
 def holders(folder: Path, now: float) -> list[Holder]:
     """All leases in a job folder, dead ones too."""
-    found: list[Holder] = []
+    found = list[Holder]()
     for path in sorted(folder.glob("lease-*.json")):
         with contextlib.suppress(FileNotFoundError):  # released meanwhile
             found.append(_read(path, now))
@@ -216,8 +216,7 @@ def _runs(pid: int, began: str) -> bool:
     except OSError as error:
         if error.errno != errno.EPERM:  # another user's
             return False
-    state, since = _facts(pid)
-    return state not in ("Z", "X") and since == began
+    return _facts(pid)[0] not in ("Z", "X") and _facts(pid)[1] == began
 
 
 class _Beating:
