@@ -20,6 +20,7 @@ from typing import IO, Any
 from bench.job import SCHEMA, Job
 
 IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
+SHARED = "shared"  # while a job runs: the most jobs that were on its device at a time
 KEY = re.compile(r"[0-9a-f]{12}")
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 
