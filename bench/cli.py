@@ -82,7 +82,9 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Jobs at a time (default: one a core or GPU slot).")
     ] = None,
-    jobs_per_gpu: Annotated[int, typer.Option(min=1)] = 1,
+    jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Default: by their measured memory.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Such as 0,2 (default: those that nobody uses).")] = None,
+    time_limit: Annotated[str | None, typer.Option(help="Such as 30m; a job that takes longer is killed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     executor: Annotated[str, typer.Option(help="local, or debug (one job after another in this process).")] = "local",
     results_dir: Results = Path("results"),
@@ -115,12 +117,17 @@ def run(
     )  # fmt: skip
     if n is not None and n < 1:
         raise ValueError(f"--n is {n}; expected at least 1 test image")
+    from bench.estimate import duration
+    from bench.executors.devices import slots
+
+    limit = duration(time_limit) if time_limit else None
     matrix = running.prepare(options, data_dir)
+    places = slots(device, workers, jobs_per_gpu, (gpus or "").replace(",", " ").split())
     mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
     if dry_run:
-        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), workers, device, jobs_per_gpu))
+        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), places))
     check = check is not False
-    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, workers, device, jobs_per_gpu, gate))
+    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, places, limit, gate))
 
 
 def plan(**options: Any) -> None:
@@ -128,7 +135,7 @@ def plan(**options: Any) -> None:
     run(**options, dry_run=True)
 
 
-_OF_A_RUN_ONLY = ("dry_run", "quiet", "as_json", "executor", "gate")
+_OF_A_RUN_ONLY = ("dry_run", "time_limit", "quiet", "as_json", "executor", "gate")
 _same = inspect.signature(run, eval_str=True)
 plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
     parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from bench import catalog
@@ -13,7 +14,10 @@ class Estimator:
     """Seconds a job took before: the same method on the same model, per epoch (training) or per image (evaluation)."""
 
     def __init__(self, store: Store) -> None:
+        self.store = store
         self.rates: dict[tuple[str, ...], list[float]] = {}
+        self.peaks: dict[tuple[str, ...], dict[str, float]] = {}
+        self.bytes: dict[tuple[str, ...], list[int]] = {}
         self.jobs: dict[str, Job] = {}
         past = list(store.records())
         self.jobs.update((job.key, job) for job, _ in past)
@@ -28,9 +32,12 @@ class Estimator:
         seconds = metrics.get("train_seconds", metrics.get("attack_seconds"))
         if job.kind == "audit":
             seconds = record["time"]["seconds"]
-        if seconds is not None:
-            for likeness in self._likeness(job):
+        for likeness in self._likeness(job):
+            if seconds is not None:
                 self.rates.setdefault(likeness, []).append(seconds / self._size(job))
+            held = self.peaks.setdefault(likeness, {})
+            for where, peak in (record.get("peak_memory_mb") or {}).items():
+                held[where] = max(held.get(where, 0.0), peak or 0.0)
 
     def seconds(self, job: Job) -> float | None:
         """Expected seconds, None where nothing like it was ever run."""
@@ -40,6 +47,25 @@ class Estimator:
             if rates:
                 return sum(rates) / len(rates) * self._size(job)
         return None
+
+    def memory(self, job: Job, where: str) -> float | None:
+        """Peak MB that jobs like it held (`rss`, or `cuda` on the device), None where none was measured."""
+        for likeness in self._likeness(job):
+            peak = self.peaks.get(likeness, {}).get(where)
+            if peak:
+                return peak
+        return None
+
+    def disk(self, jobs: list[Job]) -> tuple[int, int]:
+        """Bytes that jobs like these left on disk, and the number of jobs nothing is known about."""
+        if not self.bytes:
+            for job, record in self.store.records():
+                sizes = [_bytes(self.store.folder(job.key) / name) for name in record["files"]]
+                if None not in sizes and record["state"] == "done":  # git brings records without their files
+                    for likeness in self._likeness(job):
+                        self.bytes.setdefault(likeness, []).append(sum(size or 0 for size in sizes))
+        found = [next((max(self.bytes[k]) for k in self._likeness(job) if k in self.bytes), None) for job in jobs]
+        return sum(size for size in found if size is not None), sum(size is None for size in found)
 
     def total(self, jobs: list[Job], workers: int) -> tuple[float, int]:
         """Seconds for all jobs on so many slots, and the number of jobs nothing is known about."""
@@ -78,6 +104,25 @@ def _deploys(defense: str) -> str:
         return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
     except (LookupError, ValueError):  # records outlive plug-ins
         return "unknown"
+
+
+def _bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def duration(text: str) -> float:
+    """Seconds of "90", "90s", "15m" or "2h". Raises ValueError for anything else."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"'{text}' is no time; expected such as 90s, 15m or 2h")
+    return seconds
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,8 @@ from rich.markup import escape
 from bench import datasets, imports, live, running
 from bench.core.stats import wilson
 from bench.executors.base import todo
-from bench.executors.local import Local, slots
+from bench.executors.devices import slots
+from bench.executors.local import Local
 from bench.job import Job
 from bench.options import Options, to_spec
 from bench.plan import check_counts
@@ -84,11 +85,11 @@ def evaluate(
 ) -> int:
     """Load, measure, and attack what fits; gives the exit code. 4: the clean accuracy is not the expected one."""
     job, store = matrix.jobs[0], Store(results)
-    places = slots(device, workers, 1)
+    places = slots(device, workers)
     if job in todo(matrix.jobs, store):
         matrix.notes.append(_checked(job, model, matrix.root))
     if dry_run:
-        return running.show_plan(matrix, results, False, workers, device, 1)
+        return running.show_plan(matrix, results, False, places)
     engine = Local(matrix.root, places)
     if running.refused(engine, matrix, store):
         return 2
@@ -117,7 +118,7 @@ def evaluate(
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 4
-    return running.run(matrix, results, mode, "local", False, workers, device, 1)
+    return running.run(matrix, results, mode, "local", False, places)
 
 
 def _checked(job: Job, model: imports.Model, root: Path) -> str:

@@ -1,8 +1,7 @@
 """Who does a job: a lease file in its folder, created exclusively and kept alive by a heartbeat. No file locks (NFS).
 
-A claim creates the next results/<key>/lease-<generation>.json; the loser looks again later and never overwrites. A
-lease is dead when its process is gone (asked on the same machine) or silent for STALE seconds, by the file system's
-clock, so that clocks need not agree.
+A claim creates the next results/<key>/lease-<generation>.json; the loser never overwrites. A lease is dead when its
+process is gone (asked on the same machine) or silent for STALE seconds by the file system's clock: no two must agree.
 """
 
 from __future__ import annotations
@@ -90,8 +89,9 @@ class Claims:
 
     def take(self, key: str) -> Took:
         """run: this driver does it now. over: another one did it meanwhile. held: another one is at it; ask later."""
-        lease = claim(self.store, key)
-        if lease is None:
+        if key in self._leases and self._leases[key].held:  # it is tried again
+            return "run"
+        if (lease := claim(self.store, key)) is None:
             return "held"
         if self._stamp(key) != self._before.get(key) and self.store.record(key) is not None:
             lease.release()
@@ -105,8 +105,9 @@ class Claims:
         return not self._leases[key].held
 
     def release(self, key: str) -> None:
-        """The job is over, or given up."""
-        self._leases.pop(key).release()
+        """The job is over, or given up. Does nothing where it was never taken."""
+        if key in self._leases:
+            self._leases.pop(key).release()
 
     def close(self) -> None:
         """Give up whatever is left."""
@@ -115,8 +116,7 @@ class Claims:
 
     def _stamp(self, key: str) -> tuple[int, int] | None:
         with contextlib.suppress(OSError):
-            facts = (self.store.folder(key) / "record.json").stat()
-            return facts.st_ino, facts.st_mtime_ns
+            return (at := (self.store.folder(key) / "record.json").stat()).st_ino, at.st_mtime_ns
         return None
 
 

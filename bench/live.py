@@ -18,6 +18,7 @@ from bench.executors.base import Event
 from bench.job import Job
 from bench.store import Store
 
+ALWAYS_TOLD = ("error", "blocked", "retried")
 LINE_EVERY = 30.0  # seconds between plain progress lines
 
 
@@ -68,6 +69,8 @@ class View:
             return
         if event.kind == "started":
             self.running[job.key] = time.monotonic()
+        elif event.kind == "retried":
+            self.running.pop(job.key, None)
         else:
             self.counts[event.kind] += 1
             self.left.discard(job.key)
@@ -81,9 +84,9 @@ class View:
         if self.mode == "json":
             line = {"event": event.kind, "key": job.key, "kind": job.kind, "message": event.message}
             print(json.dumps({**line, "job": title(job, self.jobs)}), flush=True)
-        elif event.kind in ("error", "blocked") or (self.mode == "plain" and event.kind in ("ok", "started")):
+        elif event.kind in ALWAYS_TOLD or (self.mode == "plain" and event.kind in ("ok", "started")):
             done = len(self.jobs) - len(self.left)
-            name = {"started": "start ", "ok": "done  ", "error": "FAILED", "blocked": "blocked"}[event.kind]
+            name = {"started": "start ", "ok": "done  ", "error": "FAILED"}.get(event.kind, event.kind)
             style = "red" if event.kind in ("error", "blocked") else ""
             text = f"[{done}/{len(self.jobs)}] {name} {title(job, self.jobs)} ({job.key})"
             self.console.print(escape(text + (f": {event.message}" if event.message else "")), style=style)

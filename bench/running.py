@@ -17,7 +17,9 @@ from bench import datasets, imports, live
 from bench.cells import wants
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
-from bench.executors.local import Local, slots
+from bench.executors.devices import Slot, lanes
+from bench.executors.local import Local
+from bench.executors.policy import expected, simulate
 from bench.job import Job
 from bench.names import defense_label, label
 from bench.options import Options, to_spec
@@ -83,8 +85,9 @@ def describe(matrix: Matrix) -> list[str]:
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]
 
 
-def show_plan(matrix: Matrix, results: Path, check: bool, workers: int | None, device: str, jobs_per_gpu: int) -> int:
-    """Print the matrix, what is done, and an estimate from past records; gives the exit code. Writes nothing.
+def show_plan(matrix: Matrix, results: Path, check: bool, places: list[Slot]) -> int:
+    """Print the matrix, what is done, and estimates of time, disk and memory from past records; gives the exit code.
+    Writes nothing.
 
     `check` builds every model and defense too, as a run does.
     """
@@ -92,16 +95,20 @@ def show_plan(matrix: Matrix, results: Path, check: bool, workers: int | None, d
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
-    places = slots(device, workers, jobs_per_gpu)
-    count = len(places)
+    count = lanes(places)
     kinds = Counter(job.kind for job in matrix.jobs)
     names = {"train": "trainings", "import": "imports", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}
     counted = ", ".join(f"{kinds[kind]} {name}" for kind, name in names.items() if kinds[kind])
-    seconds, unknown = Estimator(store).total(left, count)
+    estimator = Estimator(store)
+    known = [job for job in left if estimator.seconds(job) is not None]
+    unknown = len(left) - len(known)
     print(f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do")
     if left:
-        guess = f"about {clock(seconds)} on {count} slots" if unknown < len(left) else "unknown"
+        seconds = simulate(known, expected(known, estimator.seconds), count)
+        guess = f"about {clock(seconds)} on {count} slots" if known else "unknown"
         print(f"time      {guess}" + (f", {unknown} jobs with no past record" if unknown else ""))
+        for line in _room(estimator, left, places, count):
+            print(line)
     return 2 if check and refused(Local(matrix.root, places), matrix, store) else 0
 
 
@@ -111,9 +118,8 @@ def run(
     mode: str,
     executor: str,
     check: bool,
-    workers: int | None,
-    device: str,
-    jobs_per_gpu: int,
+    places: list[Slot],
+    time_limit: float | None = None,
     gate: bool = False,
 ) -> int:
     """Run what is missing and print the tables; gives the exit code.
@@ -121,12 +127,9 @@ def run(
     0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written,
     4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
     if executor not in ("local", "debug"):
         raise ValueError(f"--executor is '{executor}'; expected local or debug")
     store = Store(results)
-    places = slots(device, workers, jobs_per_gpu)
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     store.prepare()
     console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
@@ -139,8 +142,8 @@ def run(
 
         engine = Debug(matrix.root, places[0].device)
     else:
-        engine = Local(matrix.root, places)
-    view = live.View(console, store, matrix.jobs, mode, len(places))
+        engine = Local(matrix.root, places, time_limit)
+    view = live.View(console, store, matrix.jobs, mode, lanes(places))
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
     try:
@@ -165,6 +168,21 @@ def run(
     if failed:
         return 1
     return 4 if gate and _unsound(store, matrix) else 0
+
+
+def _room(estimator: Estimator, left: list[Job], places: list[Slot], count: int) -> list[str]:
+    """What disk and memory the jobs that are left will take, as far as jobs like them were measured."""
+    size, unknown = estimator.disk(left)
+    lines = []
+    if unknown < len(left):
+        more = f" + {unknown} jobs of unknown size" if unknown else ""
+        lines.append(f"disk      about {size / 2**20:.0f} MB{more}")
+    for where, name in (("rss", "memory"), ("cuda", "GPU memory")):
+        peaks = sorted((peak for job in left if (peak := estimator.memory(job, where))), reverse=True)
+        if peaks and (where == "rss" or any(slot.device == "cuda" for slot in places)):
+            together = f", {sum(peaks[:count]):.0f} MB for the {count} largest at a time" if count > 1 else ""
+            lines.append(f"{name:<9} at most {peaks[0]:.0f} MB a job{together}")
+    return lines
 
 
 def _unsound(store: Store, matrix: Matrix) -> bool:

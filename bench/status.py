@@ -48,7 +48,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
             failed.append({**about, "state": state, "reason": _reason(record)})
         if record is not None:
             dirty += state == "done" and bool(record.get("provenance", {}).get("dirty"))
-            retried += "retries" in record
+            retried += "retries" in record or "attempts" in record
     total = sum(kinds.values(), Counter[str]())
     return {
         "jobs": len(jobs),

@@ -25,6 +25,7 @@ from bench.job import SCHEMA, Job, NewerSchemaError, upgraded
 
 IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 RECORD, JOB, RETRIES, QUARANTINE = "record.json", "job.json", "retries.json", "quarantine"
+SHARED = "shared"  # while a job runs: the most jobs that were on its device at a time
 KEY = re.compile(r"[0-9a-f]{12}")
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from bench import catalog
+from bench import catalog, passes, retries
 from bench.core.classifier import Classifier
 from bench.data import Data, judged_by_validation
 from bench.data import load as load_data
@@ -30,26 +31,37 @@ from bench.guards import Diverged
 from bench.job import Job
 from bench.judge import assemble, judge
 from bench.resume import PLACE, Kept, origin_of
-from bench.store import IMAGES, SAMPLES, Store, file_hash, weights_file, write_atomic
+from bench.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file, write_atomic
 from bench.train import build, train
 
 
-def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int = 1) -> str:
-    """Do one job and store its record; gives the record's state. Raises nothing: an exception is state "error"."""
+def work(
+    results: Path,
+    key: str,
+    root: Path,
+    device: str = "cpu",
+    workers: int = 1,
+    before: Sequence[dict[str, Any]] = (),
+) -> str:
+    """Do one job and store its record; gives the record's state. Raises nothing: an exception is state "error", or
+    "oom". `workers`: jobs that share the device; `before`: the retries so far (see bench.retries), which are recorded.
+    """
     store = Store(results)
     job = store.job(key)
     folder = store.folder(key)
     started = time.time()
+    rows = passes.rows(job, retries.halvings(before))
     with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {datetime.now(UTC).isoformat()}")
             try:
-                state, content = "done", _run(store, job, root, torch.device(device))
+                state, content = "done", _run(store, job, root, torch.device(device), rows)
             except Unsupported as reason:
                 state, content = "unsupported", {"reason": str(reason)}
             except Exception as error:
                 traceback.print_exc()
-                state = "diverged" if isinstance(error, Diverged) else "error"
+                out_of_memory = retries.classify(type(error).__name__, str(error)) == "oom"
+                state = "diverged" if isinstance(error, Diverged) else "oom" if out_of_memory else "error"
                 content = {"error": {"type": type(error).__name__, "message": _portable(str(error))}}
                 content["error"]["traceback"] = _portable(traceback.format_exc())
             print(f"{state} after {time.time() - started:.1f} s")
@@ -57,15 +69,20 @@ def work(results: Path, key: str, root: Path, device: str = "cpu", workers: int 
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 3),
     }
-    about = {"time": clock, "provenance": provenance(job, device, workers), "peak_memory_mb": _peak(device)}
+    origin = provenance(job, device, max(workers, _neighbours(folder)))
+    if rows is not None:
+        origin["rows_per_pass"] = rows
+    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": _peak(device)}
+    if before:
+        about["attempts"] = list(before)
     store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
     (folder / "progress.json").unlink(missing_ok=True)
-    if state != "error":  # what was done before an error is not done again
+    if state not in ("error", "oom"):  # what was done before an error is not done again
         shutil.rmtree(folder / "blocks", ignore_errors=True)
     return state
 
 
-def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, Any]:
+def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | None) -> dict[str, Any]:
     if device.type == "cpu":
         torch.set_num_threads(1)
     # verdicts are fp32; training may use the card's faster convolutions
@@ -90,6 +107,8 @@ def _run(store: Store, job: Job, root: Path, device: torch.device) -> dict[str, 
     else:
         data = _data(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data, job.what["weights"])
+    if rows is not None:
+        passes.limit(model, rows)
     return _stored(folder, *judge(store, job, model, data, report))
 
 
@@ -166,6 +185,14 @@ def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.devi
     )
 
 
+def _neighbours(folder: Path) -> int:
+    """The most jobs that were on this job's device at a time, as far as the driver tells."""
+    try:
+        return int((folder / SHARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 1
+
+
 class Progress:
     """Writes what the live view shows, at most twice a second, by rename."""
 
@@ -183,7 +210,7 @@ class Progress:
 
 
 def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
-    """Where a record comes from; no user, host or path names. `workers` > 1: timings shared the machine."""
+    """Where a record comes from; no user, host or path names. `workers` > 1: timings shared the device."""
     kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
     plugin = {}
     if name in job.what:
@@ -228,7 +255,10 @@ def _versions() -> dict[str, str]:
 def device_name(device: str) -> str:
     """The hardware's own name: timings are compared only where it is the same."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(torch.device(device))
+        try:
+            return torch.cuda.get_device_name(torch.device(device))
+        except (RuntimeError, AssertionError):  # a lost device still owes its job a record
+            return "GPU that could not be asked"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -241,7 +271,10 @@ def _peak(device: str) -> dict[str, float | None]:
     import resource
 
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-    cuda = torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None
+    cuda = None
+    if device.startswith("cuda"):
+        with contextlib.suppress(RuntimeError, AssertionError):
+            cuda = torch.cuda.max_memory_allocated() / 2**20
     return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
 
 

@@ -12,7 +12,8 @@ from harness import outcomes, write_plugins
 
 from bench.executors.base import Event, blocker, ended, todo
 from bench.executors.debug import Debug
-from bench.executors.local import Local, Slot, gpus, slots
+from bench.executors.devices import Slot
+from bench.executors.local import Local
 from bench.job import Job
 from bench.plan import plan
 from bench.spec import build
@@ -91,39 +92,6 @@ def test_events_say_how_a_job_ended(store: Store) -> None:
         assert ended(TRAIN, store) == Event("error", TRAIN, "ValueError: why")
     store.put(FIRST, "unsupported", {"reason": "no", "metrics": {}, "files": {}})
     assert ended(FIRST, store) == Event("ok", FIRST, "no")
-
-
-def test_a_slot_a_core_or_as_many_as_asked_for() -> None:
-    assert slots("cpu", 3, 1) == [Slot("cpu")] * 3
-    assert len(slots("cpu", None, 1)) == len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
-
-
-def test_each_gpu_slot_shows_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert gpus() == ["2", "5"]
-    shown = [dict(slot.environment)["CUDA_VISIBLE_DEVICES"] for slot in slots("auto", None, 2)]
-    assert shown == ["2", "5", "2", "5"]  # spread over the GPUs before any is shared
-    assert slots("cuda", 3, 2) == slots("auto", None, 2)[:3]
-    assert slots("cpu", 1, 2) == [Slot("cpu")]
-
-
-@pytest.mark.parametrize("visible", ["", "-1"])
-def test_hidden_gpus_stay_hidden(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert slots("auto", 2, 1) == [Slot("cpu")] * 2
-    with pytest.raises(ValueError, match="--device cuda, but no GPU was found"):
-        slots("cuda", None, 1)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the driver's tool")
-def test_gpus_are_counted_by_the_driver_s_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus() == []
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g (UUID: y)'\necho 'GPU 1: B (UUID: z)'\n")
-    tool.chmod(0o755)
-    assert gpus() == ["0", "1"]
 
 
 @pytest.fixture

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from bench.job import Job
 from bench.store import Store, file_hash
 
-EventKind = Literal["skipped", "started", "ok", "error", "blocked", "tick"]
+EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
+FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an error
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to a job; a tick (no job) only lets the caller redraw."""
+    """Something happened to a job; a tick (no job) only lets the caller redraw. A job that failed for no fault of its
+    own is `retried` before it ends."""
 
     kind: EventKind
     job: Job | None = None
@@ -70,7 +72,7 @@ def ended(job: Job, store: Store) -> Event | None:
     record = store.record(job.key)
     if record is None:
         return None
-    if record["state"] in ("error", "diverged"):
+    if record["state"] in FAILED:
         return Event("error", job, f"{record['error']['type']}: {record['error']['message']}")
     return Event("ok", job, record.get("reason", ""))
 
@@ -83,13 +85,13 @@ def elsewhere(job: Job, store: Store) -> Event:
     return event
 
 
-def blocker(job: Job, store: Store, running: set[str]) -> str | None:
+def blocker(job: Job, store: Store, running: Container[str]) -> str | None:
     """Why a job can never start: its training ended without weights, or a shard without samples. None while it may.
 
     Other evaluations whose images it takes only have to end: one collapsed defense must not blank a whole column.
     """
     for need in (*job.needs[:1], *job.parts):
-        record = store.record(need)
-        if need not in running and record is not None and record["state"] != "done":
+        record = None if need in running else store.record(need)
+        if record is not None and record["state"] != "done":
             return f"{'training' if need in job.needs else 'shard'} {need} ended as {record['state']}"
     return None

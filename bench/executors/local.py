@@ -1,94 +1,59 @@
-"""One machine: a process a job, k slots a GPU or one-thread slots on the CPU. Free of torch itself.
+"""One machine: a process a job, GPUs shared by measured memory or one-thread slots on the CPU. Free of torch itself.
 
-Workers fork from a server that has torch loaded (tens of milliseconds a job in place of seconds); the command
-`bench worker KEY` does the same work in a process of its own.
+Which job is next: bench.executors.policy; where: places; the processes: processes; what after
+a failure: bench.retries.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import multiprocessing
-import os
-import signal
-import subprocess
-import threading
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
+from bench import retries
+from bench.estimate import Estimator
+from bench.executors import processes
 from bench.executors.base import Event, blocker, elsewhere, ended, todo
+from bench.executors.devices import Slot, lanes, slots
+from bench.executors.places import Lease, Places
+from bench.executors.policy import Queue, expected
+from bench.executors.processes import carried
 from bench.job import Job
 from bench.leases import Claims
-from bench.store import Store
+from bench.store import SHARED, Store
 
-CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # what names files of the user's to workers
+__all__ = ["Local", "Slot", "carried", "slots"]
 TICK = 0.5  # seconds between ticks
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place where one job runs: a device for the worker and the environment that shows it only that device."""
-
-    device: str
-    environment: tuple[tuple[str, str], ...] = ()
-
-
-def gpus() -> list[str]:
-    """Indices of the GPUs that may be used, without opening a CUDA context; CUDA_VISIBLE_DEVICES is respected."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    # MIG parts are listed between the GPUs, indented
-    return [line.split(":")[0].removeprefix("GPU ") for line in done.stdout.splitlines() if line.startswith("GPU ")]
-
-
-def slots(device: str, workers: int | None, jobs_per_gpu: int) -> list[Slot]:
-    """Slots for `--device auto|cpu|cuda`. Raises ValueError where CUDA is asked for and there is none."""
-    found = gpus() if device in ("auto", "cuda") else []
-    if device == "cuda" and not found:
-        raise ValueError("--device cuda, but no GPU was found; run `bench doctor`, or use --device cpu")
-    if found:
-        places = [Slot("cuda", (("CUDA_VISIBLE_DEVICES", gpu),)) for _ in range(jobs_per_gpu) for gpu in found]
-        return places[:workers] if workers else places
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [Slot("cpu")] * (workers or cores)
+POLITE = 10.0  # seconds that jobs have to save when a run is stopped
+MARGIN, CONTEXT = 1.25, 600.0  # of measured memory, for fragments; MB that CUDA itself takes in each process
 
 
 @dataclass
 class Local:
-    """Local executor. `root`: the data folder; `slots`: where jobs run."""
+    """Local executor. `root`: the data folder; `slots`: where jobs run; `time_limit`: seconds that a job may take.
+
+    `work` does a job (default: bench.worker.work); `memory_kills` counts what the kernel killed for memory.
+    """
 
     root: Path
     slots: list[Slot]
+    time_limit: float | None = None
+    work: processes.Work | None = None
+    memory_kills: Callable[[], int] = processes.killed_for_memory
+    polite: float = POLITE
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
-        """See Executor. Asked in a child, since torch is needed; what its server loads, the workers find loaded."""
+        """See Executor."""
         waiting = todo(jobs, store)
-        if not waiting:
-            return []
-        _preload(waiting)
-        context = _context()
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(sender, waiting, self.root, carried()))
-        process.start()
-        sender.close()
-        try:
-            found: list[str] = receiver.recv()
-            return found
-        except EOFError:  # it was killed, for memory say; that is no mistake of the user's
-            return []
-        finally:
-            _kill(process)
+        return processes.problems(waiting, self.root) if waiting else []
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
-        """See Executor. Closing the iterator kills every worker's process group."""
+        """See Executor. Closing the iterator asks all workers to stop, and kills them with all they started."""
         claims = Claims(store, [job.key for job in jobs])
         waiting = todo(jobs, store)
         pending = {job.key for job in waiting}
@@ -96,125 +61,190 @@ class Local:
             store.add(job)
             if job.key not in pending:
                 yield Event("skipped", job)
-        _preload(waiting)
-        running: dict[str, tuple[Job, ForkServerProcess, Slot]] = {}
-        free = list(self.slots)
+        if not waiting:
+            return
+        processes.preload(waiting, self.work)
+        yield from _Run(self, waiting, store, claims).events()
+
+
+@dataclass
+class _Running:
+    """A job with its process. `shared`: the most jobs on its device so far; `peak`: resident MB seen last."""
+
+    job: Job
+    process: ForkServerProcess
+    lease: Lease
+    began: float
+    shared: int
+    peak: float | None = None
+    late: float | None = None
+
+
+class _Run:
+    """One run of an executor: what waits, what runs, and what was tried before."""
+
+    def __init__(self, how: Local, waiting: list[Job], store: Store, claims: Claims) -> None:
+        self.how, self.store, self.claims = how, store, claims
+        self.estimator = Estimator(store)
+        self.places = Places(how.slots)
+        seconds = expected(waiting, self.estimator.seconds)
+        self.queue = Queue(waiting, seconds, lanes(how.slots))
+        self.unknown = any(self.estimator.seconds(job) is None for job in waiting)
+        self.running: dict[str, _Running] = {}
+        self.retries: dict[str, list[dict[str, Any]]] = {}
+        self.avoid: dict[str, set[str]] = {}
+        self.needs: dict[str, float | None] = {}
+        self.suspects = list(waiting)
+        self.kills = how.memory_kills()
+
+    def events(self) -> Iterator[Event]:
+        """Until every job is over. Whatever ends it early, no worker outlives it."""
         try:
-            while waiting or running:
-                for job in list(waiting):
-                    reason = blocker(job, store, pending)
-                    if reason:
-                        waiting.remove(job)
-                        pending.discard(job.key)
-                        yield Event("blocked", job, reason)
-                    elif free and not any(key in pending for key in job.waits):
-                        took = claims.take(job.key)
-                        if took == "held":
-                            continue
-                        waiting.remove(job)
-                        if took == "over":
-                            pending.discard(job.key)
-                            yield elsewhere(job, store)
-                            continue
-                        slot = free.pop(0)
-                        running[job.key] = (job, self._start(job, store, slot), slot)
-                        yield Event("started", job)
-                wait([process.sentinel for _, process, _ in running.values()], timeout=TICK)
-                for key, (job, process, slot) in list(running.items()):
-                    if process.is_alive() and not claims.lost(key):
-                        continue
-                    del running[key]
-                    free.append(slot)
-                    if claims.lost(key):
-                        _kill(process)
-                        waiting.append(job)
-                    else:
-                        process.join()
-                        pending.discard(key)
-                        yield self._ended(job, process, store)
-                    claims.release(key)
+            while self.queue or self.running:
+                yield from self._block()
+                yield from self._launch()
+                self._wait()
+                for each in list(self.running.values()):
+                    if self.claims.lost(each.job.key):
+                        yield self._taken(each)
+                    elif each.late is not None or not each.process.is_alive():
+                        yield self._ended(each)
                 yield Event("tick")
         finally:
-            for _, process, _ in running.values():
-                _kill(process)
-            claims.close()
+            try:
+                self._stop()
+            finally:
+                self.claims.close()  # not before the last worker is gone
 
-    def _start(self, job: Job, store: Store, slot: Slot) -> ForkServerProcess:
-        context = _context()
-        process = context.Process(
-            target=_child, args=(store.root, job.key, self.root, slot, len(self.slots), carried())
+    def _stop(self) -> None:
+        if self.running and self.how.polite:
+            told = f"stopping: {len(self.running)} jobs may save for {self.how.polite:g} s; again to kill them"
+            print(told, file=sys.stderr, flush=True)
+        processes.stop([each.process for each in self.running.values()], self.how.polite)
+
+    def _block(self) -> Iterator[Event]:
+        """Give up the jobs that can never start, and those that wait for them in vain. Looked at once for each end."""
+        while self.suspects:
+            job = self.suspects.pop(0)
+            reason = blocker(job, self.store, self.queue.pending) if job.key in self.queue.pending else None
+            if reason:
+                self.suspects += self.queue.over(job)
+                yield Event("blocked", job, reason)
+
+    def _launch(self) -> Iterator[Event]:
+        """Start what can start, most urgent first."""
+        self.places.begin()
+        for job in self.queue.ready():
+            if not self.places.usable:
+                self.queue.over(job)
+                self.claims.release(job.key)
+                yield Event("blocked", job, "every GPU was benched after errors of its own; nothing ends on the CPU")
+                continue
+            if not self.places.open:
+                return
+            alone = any(entry["step"] == "alone" for entry in self.retries.get(job.key, ()))
+            lease = self.places.take(self._need(job), alone, self.avoid.get(job.key, ()))
+            if lease is not None and (event := self._start(job, lease)) is not None:
+                yield event
+
+    def _need(self, job: Job) -> float | None:
+        """MB on the device to put aside for a job, None where nothing like it was measured."""
+        if job.key not in self.needs:
+            held = self.estimator.memory(job, "cuda")
+            self.needs[job.key] = None if held is None else held * MARGIN + CONTEXT
+        return self.needs[job.key]
+
+    def _start(self, job: Job, lease: Lease) -> Event | None:
+        """A job begins, for the first time or again. None while another driver is at it; it may also be over by now."""
+        if (took := self.claims.take(job.key)) != "run":
+            self.places.give(lease)
+            if took == "held":
+                return None
+            self.suspects += self.queue.over(job)
+            return elsewhere(job, self.store)
+        (self.store.folder(job.key) / SHARED).unlink(missing_ok=True)
+        gpu = lease.slot.device != "cpu"  # on the CPU all slots share one machine, and timings say so from the start
+        beside = lease.neighbours if gpu else len(self.how.slots)
+        for other in self.running.values():
+            if gpu and other.lease.slot.place == lease.slot.place and other.shared < beside:
+                other.shared = beside
+                (self.store.folder(other.job.key) / SHARED).write_text(str(beside), encoding="utf-8")
+        task = processes.Task(
+            self.store.root, job.key, self.how.root, lease.slot, beside, self.retries.get(job.key, [])
         )
-        process.start()
-        return process
+        self.queue.start(job)
+        process = processes.start(task, self.how.work)
+        self.running[job.key] = _Running(job, process, lease, time.monotonic(), lease.neighbours)
+        return Event("started", job)
 
-    def _ended(self, job: Job, process: ForkServerProcess, store: Store) -> Event:
-        event = ended(job, store)
-        if event is None:  # the worker catches everything, so it was killed (by the kernel for memory, say)
-            code = process.exitcode or 0
-            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            message = f"the worker died ({name}) without a record"
-            store.put(job, "error", {"error": {"type": "WorkerDied", "message": message}, "metrics": {}, "files": {}})
-            event = Event("error", job, message)
+    def _wait(self) -> None:
+        """Until a worker ends, a limit is reached, or it is time for a tick."""
+        limit, timeout = self.how.time_limit, TICK
+        if limit is not None:
+            ages = [time.monotonic() - each.began for each in self.running.values()]
+            timeout = max(min([TICK, *(limit - age for age in ages)]), 0.0)
+        wait([each.process.sentinel for each in self.running.values()], timeout=timeout)
+        crowd = len(self.running)
+        for each in self.running.values():
+            each.peak = processes.resident(each.process) or each.peak
+            each.shared = max(each.shared, crowd if each.lease.slot.device == "cpu" else 1)
+            if limit is not None and time.monotonic() - each.began >= limit and each.process.is_alive():
+                each.late = limit
+
+    def _ended(self, each: _Running) -> Event:
+        """A worker is gone, or has to go: its result, or another try, for which the job stays this driver's."""
+        job, place = each.job, each.lease.slot.place
+        processes.kill(each.process)  # and whatever it left behind
+        del self.running[job.key]
+        self.places.give(each.lease)
+        (self.store.folder(job.key) / SHARED).unlink(missing_ok=True)
+        kills, before = self.how.memory_kills(), self.kills
+        self.kills = kills
+        record = self.store.record(job.key)
+        fault = retries.fault(record, each.process.exitcode, each.late, kills > before, each.peak)
+        if fault is None:
+            self.places.well(place)
+            self._learn(job, record)
+            return self._over(job)
+        history = self.retries.setdefault(job.key, [])
+        step = retries.step(fault, job, history, each.shared > 1)
+        if fault.kind == "device":
+            self.avoid.setdefault(job.key, set()).add(place)
+            self.places.broke(place, job.key)
+        if step != "give up":
+            history.append(retries.entry(fault, step))
+            (self.store.folder(job.key) / "record.json").unlink(missing_ok=True)
+            self.queue.again(job)
+            return Event("retried", job, f"{fault.name}: {fault.message}; {retries.WORDS[step]}")
+        if record is None:
+            content: dict[str, Any] = {"error": {"type": fault.name, "message": fault.message}}
+            content |= {"peak_memory_mb": fault.peak, **({"attempts": history} if history else {})}
+            self.store.put(job, retries.final(fault), {"metrics": {}, "files": {}, **content})
+        return self._over(job)
+
+    def _taken(self, each: _Running) -> Event:
+        """Another driver took the job over; its folder is no longer to be touched from here."""
+        processes.kill(each.process)
+        del self.running[each.job.key]
+        self.places.give(each.lease)
+        self.claims.release(each.job.key)
+        self.queue.again(each.job)
+        return Event("retried", each.job, "another run took it over after a minute without a sign of life from here")
+
+    def _over(self, job: Job) -> Event:
+        self.suspects += self.queue.over(job)
+        event = ended(job, self.store) or Event("error", job, "its record cannot be read back")
+        self.claims.release(job.key)  # from now on another command may try it again
         return event
 
-
-def carried() -> dict[str, str]:
-    """The part of the environment that workers need and a fork server may not have."""
-    return {name: os.environ[name] for name in CARRIED if name in os.environ}
-
-
-def _context() -> ForkServerContext:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy small machine are poison
-    return multiprocessing.get_context("forkserver")
-
-
-def _preload(jobs: list[Job]) -> None:
-    """Tell the fork server what to import once for all workers. Without effect on a server that runs already."""
-    modules = ["bench.worker", "bench.cli", "bench.preflight"]
-    if any(job.kind == "train" for job in jobs):
-        modules.append("torch._dynamo")  # an optimiser's first step imports it, else for seconds in every training
-    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-
-
-def _child(results: Path, key: str, root: Path, slot: Slot, workers: int, files: dict[str, str]) -> None:
-    """Body of a worker process."""
-    _leave_the_driver(files)
-    os.environ.update(dict(slot.environment))
-    from bench.worker import work
-
-    work(results, key, root, slot.device, workers)
-
-
-def _answer(sender: Connection, jobs: list[Job], root: Path, files: dict[str, str]) -> None:
-    """Body of the process that looks at the jobs first; a plug-in's prints are not the answer."""
-    _leave_the_driver(files)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        from bench.preflight import problems
-
-        found = problems(jobs, root)
-    sender.send(found)
-
-
-def _leave_the_driver(files: dict[str, str]) -> None:
-    """A group of its own, so that it can be killed whole and Ctrl-C stays with the driver, but ends with the driver."""
-    os.setsid()
-    threading.Thread(target=_die_with_driver, daemon=True).start()
-    for name in CARRIED:  # the fork server may have been started by another command
-        os.environ.pop(name, None)
-    os.environ.update(files)
-
-
-def _die_with_driver() -> None:
-    """A driver that is killed outright leaves no worker behind, which the next one would compete with."""
-    driver = multiprocessing.parent_process()
-    if driver is not None:
-        wait([driver.sentinel])
-        os.killpg(0, signal.SIGKILL)
-
-
-def _kill(process: ForkServerProcess) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if process.pid is not None:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join(timeout=5)
+    def _learn(self, job: Job, record: dict[str, Any] | None) -> None:
+        """What a finished job took tells how long others will; the order is made anew where that was not known."""
+        if record is None or record["state"] != "done":
+            return
+        news = self.estimator.seconds(job) is None
+        self.estimator.learn(job, record)
+        self.needs.clear()
+        if self.unknown and news:
+            left = [self.queue.jobs[key] for key in self.queue.pending]
+            self.queue.weigh(expected(left, self.estimator.seconds))
+            self.unknown = any(self.estimator.seconds(each) is None for each in left)

@@ -1,0 +1,151 @@
+"""Where jobs run: the GPUs there are, as the driver's tool tells without a CUDA context, and who shares one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # others hold more memory, or use a larger share of the time: keep away
+MOST = 8  # jobs packed on a GPU
+BENCH_AFTER = 2  # different jobs that broke a device, none having ended well on it in between
+ASKED = "index,uuid,name,memory.total,memory.used,utilization.gpu"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as found. Memory in MB; None where nothing is known of it."""
+
+    index: str
+    uuid: str = ""
+    name: str = ""
+    total: float | None = None
+    used: float = 0.0
+    utilisation: float = 0.0
+    processes: int = 0
+
+    @property
+    def busy(self) -> str:
+        """What others do on it, in words; empty while it is free."""
+        told = [f"{self.processes} processes"] if self.processes else []
+        told += [f"{self.used:.0f} MB in use"] if self.used > BUSY_MB else []
+        told += [f"{self.utilisation:.0%} utilised"] if self.utilisation > BUSY_SHARE else []
+        return ", ".join(told)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one job runs: a device for the worker and the environment that shows it only that device.
+
+    `memory`: MB that all jobs on the device share, where they are packed by what they need; None: it is not asked.
+    """
+
+    device: str
+    environment: tuple[tuple[str, str], ...] = ()
+    memory: float | None = None
+
+    @property
+    def place(self) -> str:
+        """The device that it shares with other slots."""
+        return dict(self.environment).get("CUDA_VISIBLE_DEVICES", self.device)
+
+
+def query() -> list[Gpu]:
+    """Ask nvidia-smi; no GPU where it is absent. MIG parts are not listed."""
+    lines = _smi(f"--query-gpu={ASKED}")
+    apps = Counter(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid") if line)
+    found = []
+    for index, uuid, name, total, used, share in (line for line in lines if len(line) == 6):
+        found.append(
+            Gpu(index, uuid, name, _number(total), _number(used) or 0.0, (_number(share) or 0.0) / 100, apps[uuid])
+        )
+    return found
+
+
+def _smi(what: str) -> list[list[str]]:
+    command = ["nvidia-smi", what, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]", on devices that share memory with the host
+        return None
+
+
+def gpus(ask: Callable[[], list[Gpu]] = query) -> list[Gpu]:
+    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and believed where the tool is absent."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ask()
+    wanted = [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
+    if not wanted:
+        return []
+    known = {name: gpu for gpu in ask() for name in (gpu.index, gpu.uuid)}
+    return [known.get(name, Gpu(name)) for name in wanted]
+
+
+def slots(
+    device: str,
+    workers: int | None,
+    jobs_per_gpu: int | None = None,
+    named: Sequence[str] = (),
+    ask: Callable[[], list[Gpu]] = query,
+) -> list[Slot]:
+    """Slots for `--device auto|cpu|cuda`. `named`: the GPUs of --gpus, busy or not; else those that nobody uses.
+
+    `jobs_per_gpu` None: as many as their measured memory allows. Raises ValueError where CUDA is asked for and there
+    is none, where a named GPU is not there, and where all GPUs are busy: none of that ends on the CPU unasked.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
+    found = gpus(ask) if device in ("auto", "cuda") else []
+    if not found and (device == "cuda" or named):
+        asked = f"--gpus {','.join(named)}" if named else "--device cuda"
+        raise ValueError(f"{asked}, but no GPU was found; run `bench doctor`, or use --device cpu alone")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not found:
+        return [Slot("cpu")] * (workers or cores)
+    chosen = _chosen(found, named)
+    most = jobs_per_gpu or max(min(MOST, cores // len(chosen)), 1)
+    places = []
+    for turn in range(most):  # spread over the GPUs before any is shared
+        for gpu in chosen:
+            packed = None if jobs_per_gpu or gpu.total is None else gpu.total - gpu.used
+            if turn == 0 or jobs_per_gpu or packed is not None:
+                places.append(Slot("cuda", _shown(gpu), packed))
+    return places[:workers] if workers else places
+
+
+def _chosen(found: list[Gpu], named: Sequence[str]) -> list[Gpu]:
+    if named:
+        known = {name: gpu for gpu in found for name in (gpu.index, gpu.uuid) if name}
+        absent = [name for name in named if name not in known]
+        if absent:
+            there = ", ".join(gpu.index for gpu in found)
+            raise ValueError(f"--gpus names {', '.join(absent)}; there are {there}")
+        return list(dict.fromkeys(known[name] for name in named))
+    free = [gpu for gpu in found if not gpu.busy]
+    if not free:
+        told = "; ".join(f"GPU {gpu.index}: {gpu.busy}" for gpu in found)
+        raise ValueError(f"every GPU is busy ({told}); name those to use all the same with --gpus, or --device cpu")
+    return free
+
+
+def _shown(gpu: Gpu) -> tuple[tuple[str, str], ...]:
+    """Show one GPU. The tool counts in the order of the bus; CUDA's own order is another one."""
+    shown = (("CUDA_VISIBLE_DEVICES", gpu.index),)
+    return shown if os.environ.get("CUDA_VISIBLE_DEVICES") else (*shown, ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
+
+
+def lanes(slots: Sequence[Slot]) -> int:
+    """Jobs at a time to count with; of packed devices one each, until their jobs were measured."""
+    packed = {slot.place for slot in slots if slot.memory is not None}
+    return len(packed) + sum(slot.memory is None for slot in slots)

@@ -1,0 +1,156 @@
+"""Which job next: that with the most work behind it. No processes and no files, so a simulation runs the same code."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Callable, Iterable, KeysView
+
+from bench.job import Job
+
+ORDER = ("audit", "evaluate", "shard", "import", "train")  # among equals, what finishes a row goes first
+# seconds, where nothing of its kind is known
+NOMINAL = {"train": 600.0, "import": 10.0, "evaluate": 60.0, "shard": 60.0, "audit": 60.0}
+
+
+def expected(jobs: Iterable[Job], seconds: Callable[[Job], float | None]) -> dict[str, float]:
+    """Seconds of every job by key. One of unknown length is taken to be as long as the longest known of its kind:
+    started early it harms little, and what it teaches comes early."""
+    known = {job.key: seconds(job) for job in jobs}
+    longest: dict[str, float] = {}
+    for job in jobs:
+        longest[job.kind] = max(longest.get(job.kind, 0.0), known[job.key] or 0.0)
+    found = {}
+    for job in jobs:
+        mine = known[job.key]
+        found[job.key] = mine if mine is not None else longest[job.kind] or NOMINAL.get(job.kind, 60.0)
+    return found
+
+
+def urgencies(jobs: Iterable[Job], seconds: dict[str, float], lanes: int) -> dict[str, float]:
+    """Seconds that are left at the least when a job starts: its own and those of what waits for it, which is the
+    longest chain, or all of that work shared among the lanes, whichever is more."""
+    known = {job.key: job for job in jobs}
+    after = children(known.values())
+    chains, behind = dict[str, float](), dict[str, set[str]]()
+    for key in reversed(_in_order(known)):
+        behind[key] = set(after[key]).union(*(behind[child] for child in after[key]))
+        longest = max((chains[child] for child in after[key]), default=0.0)
+        chains[key] = seconds[key] + longest
+    return {
+        key: max(chains[key], seconds[key] + sum(seconds[each] for each in behind[key]) / max(lanes, 1))
+        for key in known
+    }
+
+
+def children(jobs: Iterable[Job]) -> dict[str, list[str]]:
+    """Keys of the jobs that wait for each of these jobs."""
+    found: dict[str, list[str]] = {job.key: [] for job in jobs}
+    for job in jobs:
+        for key in dict.fromkeys(job.waits):
+            if key in found:
+                found[key].append(job.key)
+    return found
+
+
+def _in_order(known: dict[str, Job]) -> list[str]:
+    """Keys, each after what it waits for."""
+    after = children(known.values())
+    left = {key: len({need for need in job.waits if need in known}) for key, job in known.items()}
+    order = [key for key, count in left.items() if count == 0]
+    for key in order:
+        for child in after[key]:
+            left[child] -= 1
+            if left[child] == 0:
+                order.append(child)
+    return order
+
+
+class Queue:
+    """Jobs that have to run, and which of them can start now, most urgent first; equal ones keep the planned order.
+
+    A job enters once all it waits for is over. Costs of a step do not grow with the number of jobs that wait for
+    others, and nothing is read from disk.
+    """
+
+    def __init__(self, jobs: list[Job], seconds: dict[str, float], lanes: int) -> None:
+        self.jobs = {job.key: job for job in jobs}
+        self.lanes = lanes
+        self._place = {key: place for place, key in enumerate(self.jobs)}
+        self._after = children(jobs)
+        self._open = {job.key: {need for need in job.waits if need in self.jobs} for job in jobs}
+        self._started: set[str] = set()
+        self._ready: list[tuple[float, int, int, str]] = []
+        self.weigh(seconds)
+
+    def __len__(self) -> int:
+        """Jobs that have not started."""
+        return len(self._open) - len(self._started)
+
+    def weigh(self, seconds: dict[str, float]) -> None:
+        """Order anew, by what is known now of how long jobs take."""
+        left = [self.jobs[key] for key in self._open]
+        self._urgency = urgencies(left, seconds, self.lanes)
+        self._ready = sorted(
+            self._rank(key) for key, needs in self._open.items() if not needs and key not in self._started
+        )
+
+    def ready(self) -> list[Job]:
+        """What can start now, in the order in which it should."""
+        return [self.jobs[key] for *_, key in self._ready]
+
+    def start(self, job: Job) -> None:
+        """A job runs from now on."""
+        self._ready.remove(self._rank(job.key))
+        self._started.add(job.key)
+
+    def again(self, job: Job) -> None:
+        """A job that ran has to start once more."""
+        self._started.remove(job.key)
+        insort(self._ready, self._rank(job.key))
+
+    def over(self, job: Job) -> list[Job]:
+        """A job has ended, or will never start; gives the jobs that waited for it."""
+        if job.key not in self._started and not self._open[job.key]:
+            self._ready.remove(self._rank(job.key))
+        self._started.discard(job.key)
+        del self._open[job.key]
+        waited = [key for key in self._after[job.key] if key in self._open]
+        for key in waited:
+            self._open[key].discard(job.key)
+            if not self._open[key]:
+                insort(self._ready, self._rank(key))
+        return [self.jobs[key] for key in waited]
+
+    @property
+    def pending(self) -> KeysView[str]:
+        """Keys of all jobs that are not over."""
+        return self._open.keys()
+
+    def _rank(self, key: str) -> tuple[float, int, int, str]:
+        kind = self.jobs[key].kind
+        return -self._urgency[key], ORDER.index(kind) if kind in ORDER else len(ORDER), self._place[key], key
+
+
+def simulate(jobs: list[Job], seconds: dict[str, float], lanes: int, guess: dict[str, float] | None = None) -> float:
+    """Seconds until all jobs are over on so many lanes. `guess`: what the order is made from (default: the truth)."""
+    queue, now = Queue(jobs, seconds if guess is None else guess, lanes), 0.0
+    running: list[tuple[float, int, Job]] = []
+    count = 0
+    while queue or running:
+        for job in queue.ready()[: max(lanes, 1) - len(running)]:
+            queue.start(job)
+            heapq.heappush(running, (now + seconds[job.key], count, job))
+            count += 1
+        now, _, job = heapq.heappop(running)
+        queue.over(job)
+    return now
+
+
+def bound(jobs: list[Job], seconds: dict[str, float], lanes: int) -> float:
+    """No order is over earlier than this: the longest chain, or all work shared evenly."""
+    known = {job.key: job for job in jobs}
+    ends: dict[str, float] = {}
+    for key in _in_order(known):
+        ends[key] = seconds[key] + max((ends[need] for need in known[key].waits if need in known), default=0.0)
+    return max(max(ends.values(), default=0.0), sum(seconds[key] for key in known) / max(lanes, 1))

@@ -1,0 +1,216 @@
+"""GPUs without GPUs: the query is answered by the test; placement, packing, benching and what each worker was shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fake_jobs
+import pytest
+from fake_jobs import kinds, measured, says, starts, train
+
+from bench.executors.base import Event
+from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
+from bench.executors.local import Local
+from bench.executors.places import Places
+from bench.job import Job
+from bench.store import Store
+
+TWO = [Gpu(str(k), f"GPU-{k}", "card", 80_000.0, 5.0) for k in range(2)]
+# 3 is busy with a process of others, 5 is small, 6 is utilised by what shows no process, 7 holds memory of others
+EIGHT = [Gpu(str(k), f"GPU-{k}", "card", 80_000.0, 5.0) for k in range(8)]
+EIGHT[3] = Gpu("3", "GPU-3", "card", 80_000.0, 900.0, 0.0, 1)
+EIGHT[5] = Gpu("5", "GPU-5", "small card", 6_000.0, 0.0)
+EIGHT[6] = Gpu("6", "GPU-6", "card", 80_000.0, 5.0, 0.9)
+EIGHT[7] = Gpu("7", "GPU-7", "card", 80_000.0, 30_000.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "results")
+    made.prepare()
+    return made
+
+
+def run(store: Store, jobs: list[Job], where: list[Slot]) -> list[Event]:
+    return list(Local(store.root.parent, where, work=fake_jobs.work).run(jobs, store))
+
+
+def shown(places: list[Slot]) -> list[str]:
+    return [slot.place for slot in places]
+
+
+def devices(root: Path, job: Job) -> list[str]:
+    return [start["shown"]["CUDA_VISIBLE_DEVICES"] for start in starts(root, job)]
+
+
+def test_a_slot_a_core_or_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slots("cpu", 3) == [Slot("cpu")] * 3
+    assert slots("cpu", None) == [Slot("cpu")] * 16
+    assert slots("auto", 2, ask=list) == [Slot("cpu")] * 2
+    assert lanes(slots("cpu", 3)) == 3
+    with pytest.raises(ValueError, match="--device is 'gpu'; expected auto, cpu or cuda"):
+        slots("gpu", 1)
+
+
+def test_free_gpus_are_used_and_busy_ones_only_where_named() -> None:
+    assert sorted(set(shown(slots("auto", None, ask=lambda: EIGHT)))) == ["0", "1", "2", "4", "5"]
+    assert shown(slots("cuda", None, 1, ask=lambda: EIGHT)) == ["0", "1", "2", "4", "5"]
+    assert shown(slots("auto", None, 1, ["2", "GPU-3"], lambda: EIGHT)) == ["2", "3"]
+    with pytest.raises(ValueError, match="--gpus names 9; there are 0, 1"):
+        slots("auto", None, 1, ["0", "9"], lambda: TWO)
+
+
+def test_nothing_ends_on_the_cpu_unasked() -> None:
+    with pytest.raises(ValueError, match="--device cuda, but no GPU was found"):
+        slots("cuda", None, ask=list)
+    with pytest.raises(ValueError, match="--gpus 0, but no GPU was found"):
+        slots("auto", None, 1, ["0"], list)
+    with pytest.raises(ValueError, match=r"every GPU is busy .GPU 3: 1 processes; GPU 7: 30000 MB in use"):
+        slots("auto", None, ask=lambda: [EIGHT[3], EIGHT[7]])
+
+
+def test_gpus_are_filled_in_turn_and_as_often_as_asked() -> None:
+    assert shown(slots("auto", None, 2, ask=lambda: TWO)) == ["0", "1", "0", "1"]
+    assert slots("cuda", 3, 2, ask=lambda: TWO) == slots("auto", None, 2, ask=lambda: TWO)[:3]
+    packed = slots("auto", None, ask=lambda: TWO)
+    assert shown(packed) == ["0", "1"] * 8
+    assert {slot.memory for slot in packed} == {79_995.0}
+    assert lanes(packed) == 2
+    assert dict(packed[0].environment)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # the tool's order, not CUDA's
+
+
+def test_visible_devices_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-1")
+    assert [gpu.index for gpu in gpus(lambda: EIGHT)] == ["5", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert shown(slots("auto", None, ask=list)) == ["2", "5"]  # without the tool: one job each
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert slots("auto", 2, ask=lambda: TWO) == [Slot("cpu")] * 2
+        with pytest.raises(ValueError, match="--device cuda, but no GPU was found"):
+            slots("cuda", None, ask=lambda: TWO)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the driver's tool")
+def test_the_driver_s_tool_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert query() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$1" in\n'
+        "--query-gpu=*) echo '0, GPU-a, Card X, 81559, 12, 0'; echo '1, GPU-b, Shared, [N/A], [N/A], 40';;\n"
+        "*) echo 'GPU-b, 17'; echo 'GPU-b, 18';;\nesac\n"
+    )
+    tool.chmod(0o755)
+    assert query() == [
+        Gpu("0", "GPU-a", "Card X", 81559.0, 12.0, 0.0, 0),
+        Gpu("1", "GPU-b", "Shared", None, 0.0, 0.4, 2),
+    ]
+
+
+def take(places: Places, *needs: float | None) -> list[str | None]:
+    """Where jobs of these needs go in one round."""
+    places.begin()
+    found = [places.take(need) for need in needs]
+    return [lease.slot.place if lease else None for lease in found]
+
+
+def test_jobs_are_packed_by_memory_and_the_first_of_a_kind_has_a_device_alone() -> None:
+    two = slots("auto", None, ask=lambda: TWO)
+    assert take(Places(two), 30_000.0, 30_000.0, 30_000.0, 30_000.0, 30_000.0) == ["0", "1", "0", "1", None]
+    assert take(Places(two), None, 10.0, 10.0, None) == ["0", "1", "1", None]
+    assert take(Places(two), 10.0, 10.0, None, 10.0, 10.0) == ["0", "1", None, "1", "1"]  # 0 is kept until it is empty
+
+
+def test_a_small_device_takes_small_jobs_and_a_large_job_is_not_starved() -> None:
+    both = slots("auto", None, None, ["0", "5"], lambda: EIGHT)
+    assert take(Places(both), 50_000.0, 50_000.0, 5_000.0) == ["0", None, "5"]
+    assert take(Places(both), 90_000.0, 1_000.0) == ["0", "5"]  # measured elsewhere: the largest, alone
+    places = Places(both)
+    small = [places.take(10_000.0) for _ in range(3)]
+    assert [lease.slot.place for lease in small if lease] == ["0"] * 3
+    for lease in small:
+        assert take(places, 75_000.0, 10_000.0) == [None, None]
+        assert lease is not None
+        places.give(lease)
+    assert take(places, 75_000.0, 10_000.0) == ["0", None]
+
+
+def test_each_worker_is_shown_its_device_and_told_who_shares_it(store: Store, tmp_path: Path) -> None:
+    past = train(9)
+    measured(store, past, 1.0, cuda=1000.0)
+    jobs = [train(seed) for seed in range(4)]
+    for job in jobs:
+        says(tmp_path, job, "ok 1")
+    run(store, jobs, slots("auto", None, ask=lambda: TWO))
+    told = [starts(tmp_path, job)[0] for job in jobs]
+    assert sorted(start["shown"]["CUDA_VISIBLE_DEVICES"] for start in told) == ["0", "0", "1", "1"]
+    assert {start["device"] for start in told} == {"cuda"}
+    assert {start["shown"]["CUDA_DEVICE_ORDER"] for start in told} == {"PCI_BUS_ID"}
+    assert sorted(start["workers"] for start in told) == [1, 1, 2, 2]  # the first two are told while they run:
+    assert [path.name for path in store.root.glob("*/shared")] == []  # and nothing of that is left
+
+
+def test_who_came_first_hears_of_who_came_later(store: Store, tmp_path: Path) -> None:
+    jobs = [train(seed) for seed in range(2)]
+    for job in jobs:
+        says(tmp_path, job, "ok 1.5")
+    seen: dict[str, str] = {}
+    where = slots("auto", None, 2, ["0"], lambda: TWO)
+    for _ in Local(tmp_path, where, work=fake_jobs.work).run(jobs, store):
+        seen |= {path.parent.name: path.read_text() for path in store.root.glob("*/shared")}
+    assert seen == {jobs[0].key: "2"}
+
+
+def test_jobs_of_unknown_memory_are_measured_alone_then_packed(store: Store, tmp_path: Path) -> None:
+    jobs = [train(seed) for seed in range(6)]
+    for job in jobs:
+        says(tmp_path, job, "ok 0.5")
+    run(store, jobs, slots("auto", None, None, ["0"], lambda: TWO))
+    beside = [starts(tmp_path, job)[0]["workers"] for job in jobs]
+    assert beside[0] == 1
+    assert max(beside[1:]) == 5
+
+
+def test_a_device_that_breaks_two_jobs_is_benched(store: Store, tmp_path: Path) -> None:
+    jobs = [train(seed) for seed in range(6)]
+    for job in jobs[:2]:
+        says(tmp_path, job, "device", "ok")
+    for job in jobs[2:]:
+        says(tmp_path, job, "ok 0.2")
+    events = run(store, jobs, slots("auto", 1, 1, ["0"], lambda: TWO) + slots("auto", 1, 1, ["1"], lambda: TWO))
+    assert [kinds(events, job)[-1] for job in jobs] == ["ok"] * 6
+    for job in jobs[:2]:
+        first, second = devices(tmp_path, job)
+        assert first != second  # elsewhere
+        record: dict[str, Any] = store.record(job.key) or {}
+        assert [(each["step"], each["type"]) for each in record["attempts"]] == [("elsewhere", "AcceleratorError")]
+
+
+def test_when_every_device_is_benched_the_rest_is_blocked_and_not_run_on_the_cpu(store: Store, tmp_path: Path) -> None:
+    jobs = [train(seed) for seed in range(3)]
+    for job in jobs[:2]:
+        says(tmp_path, job, "device")
+    events = run(store, jobs, slots("auto", None, 1, ["0"], lambda: TWO))
+    assert kinds(events, jobs[0]) == ["started", "retried", "started", "retried", "started", "error"]
+    assert kinds(events, jobs[1])[-1] == "blocked"
+    assert kinds(events, jobs[2]) == ["blocked"]
+    reason = next(event.message for event in events if event.job == jobs[2])
+    assert reason == "every GPU was benched after errors of its own; nothing ends on the CPU"
+    assert {start["device"] for job in jobs for start in starts(tmp_path, job)} == {"cuda"}
+
+
+def test_one_bad_job_does_not_bench_a_device_and_a_good_one_clears_it(store: Store, tmp_path: Path) -> None:
+    bad, good, worse, last = (train(seed) for seed in range(4))
+    says(tmp_path, bad, "device")
+    says(tmp_path, worse, "device")
+    events = run(store, [bad, good, worse, last], slots("auto", None, 1, ["0"], lambda: TWO))
+    assert [kinds(events, job)[-1] for job in (bad, good, worse, last)] == ["error", "ok", "error", "ok"]
