@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bench import catalog
+from bench.cells import RANDOMISED_REVISION
 from bench.core.numbers import Number
 from bench.core.stats import wilson
 from bench.job import Job
@@ -51,13 +52,14 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
     train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
     images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
-    training failed) or unreadable (damaged job or samples), and its reason; accuracy, low, high: share in [0,1]
-    and its 95 % Wilson interval, NaN unless done; median_distance: from images right when clean to what a minimal-norm
-    attack found, inf if it found nothing for half of them; measures, measured: for an evaluation that judges no
-    robustness the column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds;
-    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of
-    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1
-    training times shared the machine; recipe, epochs, deploys, train_state.
+    training failed), stale (a model that draws, judged by an older rule) or unreadable (damaged job or samples), and
+    its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance: from
+    images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them; measures,
+    measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in no table
+    of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds, seconds_per_epoch;
+    inference_ms: per image; peak_memory_mb: of the training, on the GPU or else resident; device: of the attack;
+    train_device, commit, dirty; workers: above 1 training times shared the machine; recipe, epochs, deploys,
+    train_state.
     """
     import pandas as pd
 
@@ -117,6 +119,10 @@ def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
     if entry["state"] in ("missing", "error") and entry["train_state"] not in ("done", "missing"):
         reason = f"training {entry['train_state']}: {_reason(store.record(trained.key))}"
         entry |= {"state": "blocked", "reason": reason}
+    if entry["deploys"] != "deterministic" and job.what["engine"] < RANDOMISED_REVISION and entry["state"] == "done":
+        # such samples cannot be put together with newer ones: the draws that judge also chose
+        why = "judged before choosing and judging draws were kept apart; `bench run` does it again"
+        return entry | {"state": "stale", "reason": why}
     if record is None:
         return entry
     metrics, origin = record.get("metrics", {}), record.get("provenance", {})

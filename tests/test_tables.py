@@ -16,6 +16,7 @@ import pytest
 from harness import Bench
 
 from bench import datasets
+from bench.cells import RANDOMISED_REVISION
 from bench.core.stats import paired_difference, wilson
 from bench.frame import COLUMNS, frame
 from bench.job import Job
@@ -97,7 +98,7 @@ def evaluated(
 ) -> str:
     """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
     what = {
-        "engine": 1,
+        "engine": RANDOMISED_REVISION,
         "attack": {"name": attack, "set": settings or {}, "revision": revision},
         "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
         "n": n or len(correct or []),
