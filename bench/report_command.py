@@ -1,0 +1,22 @@
+"""`bench report`: parses and prints. bench.report makes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.arguments import Results, existing
+
+
+def report(
+    results_dir: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write all tables of a results folder as one HTML file that needs no network."""
+    from bench.report import write_report
+    from bench.store import Store
+
+    for path in write_report(Store(existing(results_dir)), output):
+        print(path)

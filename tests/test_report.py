@@ -1,0 +1,179 @@
+"""The page is a function of the records, needs nothing but itself and shows every name literally."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from harness import Bench
+from test_tables import STEPS, evaluated, full, store, trained
+
+from bench.checks import Finding
+from bench.frame import frame
+from bench.report.board import boards
+from bench.report.page import html
+from bench.rows import Row, rows
+from bench.store import Store
+from bench.verdicts import judged
+
+__all__ = ["store"]  # a fixture
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'; alert(1); //",
+    "</style></script><svg onload=alert(1)>",
+    "{{ 7 * 7 }} {% raw %}",
+    "$\\frac{1}{0}$ & &lt;b&gt; `x` |",
+    "javascript:alert(1)",
+)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.raw: dict[str, list[str]] = {"style": [], "script": []}
+        self.inside = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.raw.get(self.inside, self.text).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def matrix(store: Store, method: str = "guard") -> None:
+    """Two seeds of one defense at two budgets, another with a failed cell, a randomised one."""
+    for seed in (0, 1):
+        train = trained(store, method, seed)
+        full(store, train, 400 + 20 * seed)
+        evaluated(store, train, "steep", [1] * 100 + [0] * 900, STEPS, eps="0.2")
+    other = trained(store, "standard", seconds=5.0)
+    full(store, other, 30)
+    evaluated(store, other, "onestep", state="error", n=1000)
+    evaluated(store, trained(store, "hazy", deploys="randomised"), "steep", [1, 0], STEPS)
+
+
+def all_judged(store: Store) -> list[Row]:
+    return judged(store, rows(store, frame(store)))
+
+
+def test_the_command_writes_one_file(store: Store, tmp_path: Path, bench: Bench) -> None:
+    matrix(store)
+    target = tmp_path / "new" / "page.html"
+    outcome = bench("report", "--results-dir", store.root, "--output", target)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split() == [str(target)]
+    assert list(target.parent.iterdir()) == [target]
+    refusal = bench("report", "--results-dir", tmp_path / "nowhere")
+    assert (refusal.code, refusal.err.count("\n")) == (2, 1)
+
+
+def test_equal_records_give_equal_bytes(store: Store) -> None:
+    matrix(store)
+    assert html(store) == html(Store(store.root))
+
+
+def test_an_empty_folder_is_a_page_that_says_so(store: Store) -> None:
+    assert "No evaluations yet." in html(store)
+
+
+def test_nothing_is_fetched_and_nothing_but_the_packages_own_script_may_run(store: Store) -> None:
+    matrix(store)
+    text = html(store)
+    page = Page(text)
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    parts = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert parts["default-src"] == "'none'"
+    assert "unsafe" not in policy
+    for kind in ("style", "script"):
+        (content,) = page.raw[kind]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert parts[f"{kind}-src"] == f"'sha256-{digest}'"
+    for tag, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"], tag
+        for name in ("href", "src", "xlink:href", "action"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:")), (tag, attrs)
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_shown_literally(store: Store, name: str) -> None:
+    matrix(store, name)
+    hostile, harmless = Page(html(store)), {tag for tag, _ in Page(html(Store(store.root / "none"))).tags}
+    assert name in "".join(hostile.text)
+    assert len(hostile.all("script")) == len(hostile.all("style")) == 1
+    assert not {"img"} & ({tag for tag, _ in hostile.tags} - harmless)
+    assert not [attrs for _, attrs in hostile.tags if {"onerror", "onload"} & set(attrs)]
+
+
+def test_invisible_characters_and_changes_of_direction_are_blanks(store: Store) -> None:
+    matrix(store, "gu\u202eard\x00\x1b[31m\u2028")
+    text = html(store)
+    assert not set("\u202e\x00\x1b\u2028") & set(text)
+    assert "gu ard" in text
+
+
+def test_every_number_leads_to_its_record(store: Store) -> None:
+    matrix(store)
+    page = Page(html(store))
+    places = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(places) == len(set(places))
+    targets = {attrs["href"] for attrs in page.all("a")}
+    assert {str(target)[1:] for target in targets} <= set(places)
+    keys = {
+        f"#k-{key}"
+        for row in all_judged(store)
+        for by in row.entries.values()
+        for key in [e["key"] for e in by.values()]
+    }
+    assert len(keys) > 10
+    assert keys <= targets
+
+
+def test_a_board_says_what_the_leaderboard_says(store: Store) -> None:
+    matrix(store)
+    first, second, third = boards(all_judged(store))
+    assert [(b.threat, b.kind) for b in (first, second, third)] == [
+        ("Linf eps = 0.1", "Deterministic"),
+        ("Linf eps = 0.1", "Randomised at test time"),
+        ("Linf eps = 0.2", "Deterministic"),
+    ]
+    guard = first.lines[0]
+    cells = dict(zip(first.header[1:], guard.cells, strict=True))
+    assert guard.row.defense == "guard"
+    assert cells["Best known robust accuracy"] == "41.00 (std 1.41)"
+    assert cells["Seeds"] == "2/2 (0: 40.00, 1: 42.00)"
+    suite = next(name for name in guard.row.attacks if name.startswith("autoattack"))
+    shown = {(e.attack, e.seed): (e.result, e.n, e.eps) for e in guard.evidence}
+    assert shown[suite, 0] == ("40.00 [37.01, 43.07]", 1000, "Linf 0.1")
+    assert shown["clean", 1][2] == "–"
+    failed = next(line for line in first.lines if line.row.defense == "standard")
+    assert [e.result for e in failed.evidence if e.attack == "onestep"] == ["error"]
+
+
+def test_an_invalid_row_shows_no_number(store: Store) -> None:
+    full(store, trained(store), 437)
+    (row,) = all_judged(store)
+    object.__setattr__(row, "verdict", "INVALID")
+    object.__setattr__(row, "findings", (Finding("C1", "X", note="why"),))
+    (board,) = boards([row])
+    assert {e.result for e in board.lines[0].evidence} == {"invalid"}
+    assert [f.note for f in board.lines[0].found] == ["why"]
