@@ -8,14 +8,19 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import Bench
 from test_tables import STEPS, evaluated, full, store, trained
 
 from bench.checks import Finding
+from bench.core.stats import wilson
 from bench.frame import frame
 from bench.report.board import boards
+from bench.report.heat import heat_maps
+from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
+from bench.report.scatter import clean_against_robust, cost_against_robust, pareto
 from bench.rows import Row, rows
 from bench.store import Store
 from bench.verdicts import judged
@@ -177,3 +182,84 @@ def test_an_invalid_row_shows_no_number(store: Store) -> None:
     (board,) = boards([row])
     assert {e.result for e in board.lines[0].evidence} == {"invalid"}
     assert [f.note for f in board.lines[0].found] == ["why"]
+
+
+def test_a_heat_map_has_every_value_and_every_state(store: Store) -> None:
+    matrix(store)
+    first, *_ = heat_maps(boards(all_judged(store)))
+    lines = {str(line[0]): dict(zip(first.header[1:], line[1:], strict=True)) for line in first.lines}
+    guard, standard = lines["guard"], lines["standard"]
+    assert (guard["clean"], guard["worst case"], guard["onestep"]) == ("100.0", "41.0", "–")
+    assert (standard["onestep"], standard["worst case"]) == ("error", "incomplete")
+    for value in ("41.0", "error", "incomplete"):
+        assert f">{value}</text>" in first.svg()
+    assert "n 1000" in first.caption
+    assert "seeds 0, 1" in first.caption
+    assert "device CPU x" in first.caption
+
+
+def test_eps_curves_begin_at_clean_and_have_wilson_bands(store: Store) -> None:
+    matrix(store)
+    (plot,) = eps_curves(all_judged(store))
+    guard = [line[1:] for line in plot.lines if line[0] == "guard"]
+    low, high = wilson(410, 1000)
+    assert guard[0][:2] == [0.0, 1.0]
+    assert guard[1] == pytest.approx([0.1, 0.41, low, high], abs=1e-4)
+    assert guard[2][:2] == [0.2, 0.1]
+
+
+def test_the_pareto_line_joins_what_nothing_beats() -> None:
+    assert pareto([(1, 5), (2, 4), (2, 3), (0, 5), (3, 1), (3, 1)]) == [0, 1, 4, 5]
+    assert pareto([]) == []
+
+
+def test_scatters_tell_who_is_on_the_line_and_never_mix_devices(store: Store) -> None:
+    models = (("a", 500, 9.0, "x"), ("b", 400, 3.0, "x"), ("c", 300, 5.0, "x"), ("d", 100, 99.0, "y"))
+    for name, hits, seconds, device in models:
+        full(store, trained(store, name, seconds=seconds, device=device), hits)
+    found = boards(all_judged(store))
+    (cost,), (clean,) = cost_against_robust(found), clean_against_robust(found)
+    assert {line[1]: line[4] for line in cost.lines} == {"a": "yes", "b": "yes", "c": "no", "d": "yes"}
+    assert {line[1]: line[4] for line in clean.lines} == {"a": "yes", "b": "no", "c": "no", "d": "no"}
+    assert {line[1]: line[2] for line in cost.lines} == {"a": 9.0, "b": 3.0, "c": 5.0, "d": 99.0}
+
+
+def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certified(store: Store) -> None:
+    train = trained(store, deploys="smoothed")
+    evaluated(store, train, "clean", [1, 1, 1, 0])
+    radius = np.array([0.1, 0.6, 1.2, 5.0], dtype=np.float64)
+    evaluated(store, train, "certify", [1, 1, 1, 0], columns={"radius": radius})
+    (plot,) = certified_curves(store, all_judged(store))
+    shares = {line[1]: line[2] for line in plot.lines}
+    wanted = {0.0: 0.75, 0.1: 0.75, 0.12: 0.5, 0.6: 0.5, 0.62: 0.25, 1.2: 0.25}
+    assert {radius: shares[radius] for radius in wanted} == wanted
+    assert max(shares) == 1.2
+
+
+def test_figures_follow_the_theme_and_the_content_policy(store: Store) -> None:
+    matrix(store, "$x_1$ <b>&")
+    for plot in (heat_maps(boards(all_judged(store)))[0], *eps_curves(all_judged(store))):
+        svg = plot.svg()
+        assert ' style="' not in svg
+        assert "<style" not in svg
+        assert "currentColor" in svg
+        assert "$x_1$ &lt;b&gt;&amp;" in svg
+        assert svg.startswith("<svg")
+        assert 'role="img" aria-label="' in svg
+
+
+def test_figures_are_written_as_svg_png_and_csv(store: Store, tmp_path: Path, bench: Bench) -> None:
+    matrix(store, "=guard/../x")
+    target = tmp_path / "figures"
+    outcome = bench("report", "--results-dir", store.root, "--output", tmp_path / "r.html", "--figures", target)
+    assert outcome.code == 0, outcome.err
+    names = sorted(path.name for path in target.iterdir())
+    assert [str(target / name) for name in names] == sorted(outcome.out.split()[1:])
+    stems = {name.rsplit(".", 1)[0] for name in names}
+    assert len(names) == 3 * len(stems)
+    assert "eps-toy-linf" in stems
+    assert (target / "eps-toy-linf.png").read_bytes().startswith(b"\x89PNG")
+    assert (target / "eps-toy-linf.csv").read_text().startswith("defense,eps,accuracy,low,high\n'=guard")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    bench("report", "--results-dir", store.root, "--output", tmp_path / "r.html", "--figures", target)
+    assert before == {path.name: path.read_bytes() for path in target.iterdir()}

@@ -12,6 +12,7 @@ from bench import leaderboard
 from bench.check_texts import CHECKS
 from bench.frame import frame
 from bench.report.board import boards, origins
+from bench.report.gallery import Group, groups
 from bench.report.text import number, plain
 from bench.rows import rows
 from bench.store import Store, write_atomic
@@ -21,22 +22,29 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def write_report(store: Store, output: Path) -> list[Path]:
-    """Write the page; gives what was written."""
-    text = html(store)
+def write_report(store: Store, output: Path, figures: Path | None = None) -> list[Path]:
+    """Write the page, and with `figures` each figure as SVG, PNG and CSV there; gives what was written."""
+    text, sections = _made(store)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, lambda file: file.write(text.encode()))
-    return [output]
+    plots = [plot for group in sections for plot in group.plots] if figures is not None else []
+    return [output, *(path for plot in plots if figures is not None for path in plot.write(figures))]
 
 
 def html(store: Store) -> str:
     """The page's text."""
+    return _made(store)[0]
+
+
+def _made(store: Store) -> tuple[str, list[Group]]:
     table = frame(store)
     found = judged(store, rows(store, leaderboard.tested(table)))
+    placed = boards(found)
+    sections = groups(store, placed, found)
     style, script = (_part(name) for name in ("page.css", "page.js"))
-    return _environment().get_template("page.html.j2").render(
-        boards=boards(found),
-        figures=[],
+    text = _environment().get_template("page.html.j2").render(
+        boards=placed,
+        figures=sections,
         checks=CHECKS,
         origins=origins(store),
         unreadable=table[table["config"].isna()][["key", "reason"]].to_dict("records"),
@@ -45,6 +53,7 @@ def html(store: Store) -> str:
         script=script,
         policy=_policy(style, script),
     )  # fmt: skip
+    return text, sections
 
 
 def _environment() -> Environment:

@@ -16,9 +16,12 @@ def plain(text: str) -> str:
 
 
 def short(text: str, longest: int = LONGEST) -> str:
-    """Plain text cut to the width of a figure's label; its table has all of it."""
+    """Plain text cut in its middle to the width of a figure's label; its table has all of it."""
     cleaned = plain(text)
-    return cleaned if len(cleaned) <= longest else f"{cleaned[: longest - 1]}…"
+    if len(cleaned) <= longest:
+        return cleaned
+    tail = longest // 3
+    return f"{cleaned[: longest - 1 - tail]}…{cleaned[-tail:]}"
 
 
 def number(value: float | None) -> str:
