@@ -206,6 +206,7 @@ def test_eps_curves_begin_at_clean_and_have_wilson_bands(store: Store) -> None:
     assert guard[0][:2] == [0.0, 1.0]
     assert guard[1] == pytest.approx([0.1, 0.41, low, high], abs=1e-4)
     assert guard[2][:2] == [0.2, 0.1]
+    assert {"0.025", "0.125", "0.200"} <= set("".join(Page(plot.svg()).text).split())
 
 
 def test_the_pareto_line_joins_what_nothing_beats() -> None:
@@ -237,13 +238,14 @@ def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certif
 
 
 def test_figures_follow_the_theme_and_the_content_policy(store: Store) -> None:
-    matrix(store, "$x_1$ <b>&")
+    name = '$x_1$ <b>& href="#a" 0.12345'
+    matrix(store, name)
     for plot in (heat_maps(boards(all_judged(store)))[0], *eps_curves(all_judged(store))):
         svg = plot.svg()
         assert ' style="' not in svg
         assert "<style" not in svg
         assert "currentColor" in svg
-        assert "$x_1$ &lt;b&gt;&amp;" in svg
+        assert name in "".join(Page(svg).text)
         assert svg.startswith("<svg")
         assert 'role="img" aria-label="' in svg
 

@@ -26,6 +26,7 @@ DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST = 12  # lines of a figure; its table has all
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_PLACES = ("d", "x", "y", "transform", "points", "width", "height")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
@@ -133,9 +134,20 @@ def _inline(content: bytes, name: str, alt: str) -> str:
         root.attrib.pop(attribute, None)
     box = root.attrib["viewBox"].split()
     root.attrib |= {"role": "img", "aria-label": plain(alt), "width": f"{float(box[2]) * 4 / 3:.0f}"}
-    text = ElementTree.tostring(root, encoding="unicode")
-    text = re.sub(r'(id="|href="#|url\(#)(?=[\w-])', rf"\g<1>{name}-", text)
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    for element in root.iter():
+        element.attrib |= {key: _attribute(key, value, name) for key, value in element.attrib.items()}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(key: str, value: str, name: str) -> str:
+    """Ids that are the page's own among other figures; places to a hundredth of a point. Text is no attribute."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key in ("href", f"{{{_XLINK}}}href"):
+        return value.replace("#", f"#{name}-", 1)
+    if value.startswith("url(#"):
+        return value.replace("url(#", f"url(#{name}-", 1)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", value) if key in _PLACES else value
 
 
 def _restyle(element: ElementTree.Element) -> None:
