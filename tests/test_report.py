@@ -17,6 +17,7 @@ from bench.checks import Finding
 from bench.core.stats import wilson
 from bench.frame import frame
 from bench.report.board import boards
+from bench.report.classes import class_maps
 from bench.report.heat import heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
@@ -265,3 +266,15 @@ def test_figures_are_written_as_svg_png_and_csv(store: Store, tmp_path: Path, be
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     bench("report", "--results-dir", store.root, "--output", tmp_path / "r.html", "--figures", target)
     assert before == {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def test_classes_are_judged_by_the_worst_case_in_the_order_of_the_test_set(store: Store) -> None:
+    train = trained(store)
+    backwards = {"index": np.array([3, 2, 1, 0]), "label": np.array([7, 7, 0, 0])}
+    forwards = {"index": np.arange(4), "label": np.array([0, 0, 7, 7])}
+    evaluated(store, train, "clean", [0, 1, 1, 1], columns=backwards)  # image 3 is wrong
+    evaluated(store, train, "steep", [1, 1, 0, 1], columns=forwards)  # image 2 is fooled
+    evaluated(store, train, "onestep", [0, 1, 1, 1], columns=forwards)  # image 0 is fooled
+    (plot,) = class_maps(store, boards(all_judged(store)))
+    assert list(plot.header) == ["defense", "class 0 (n)", "class 7 (n)"]
+    assert [list(line) for line in plot.lines] == [["guard", "50 (2)", "0 (2)"]]

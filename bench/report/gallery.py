@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from bench.report.board import Board
 from bench.report.canvas import Plot, unique
+from bench.report.classes import class_maps
 from bench.report.heat import heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.rows import Row
 from bench.store import Store
+
+NO_IMAGES = (
+    "This page shows no images: those that an evaluation stored lie beside its record as adversarial.safetensors, and "
+    "its key is in the tables above."
+)
 
 
 @dataclass(frozen=True)
@@ -44,5 +50,7 @@ def groups(store: Store, found: list[Board], rows: list[Row]) -> list[Group]:
         Group("trade", "Clean accuracy against robust accuracy", "", clean_against_robust(found)),
         Group("cost", "Training cost against robust accuracy", "", cost_against_robust(found)),
         Group("certified", "Certified accuracy against radius", "", certified_curves(store, rows)),
+        Group("classes", "Robust accuracy by class", "", class_maps(store, found)),
+        Group("images", "Adversarial images", NO_IMAGES, []),
     ]
     return [Group(g.id, g.title, g.lead, unique(g.plots)) for g in made if g.plots or g.lead]

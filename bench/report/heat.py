@@ -29,7 +29,7 @@ def _heat_map(board: Board) -> Plot:
     columns = ["clean", *names, "worst case"]
     cells = [[row.clean, *(row.attacks.get(name) for name in names), row.worst] for row in rows]
     figure, axes = drawn(2.6 + 0.72 * len(columns), 1.9 + 0.27 * len(rows))
-    _fill(axes, [[_share(cell) for cell in line] for line in cells], [[_said(cell) for cell in line] for line in cells])
+    fill(axes, [[_share(cell) for cell in line] for line in cells], [[_said(cell) for cell in line] for line in cells])
     sizes = [_sizes(line) for line in zip(*cells, strict=True)]
     ticks = [f"{short(name, 30)}{size}" for name, size in zip(columns, sizes, strict=True)]
     axes.set_xticks(range(len(columns)), ticks, rotation=40, ha="right", fontsize=8)
@@ -50,7 +50,7 @@ def _heat_map(board: Board) -> Plot:
     )
 
 
-def _fill(axes: Axes, shares: list[list[float]], texts: list[list[str]]) -> None:
+def fill(axes: Axes, shares: list[list[float]], texts: list[list[str]]) -> None:
     """Coloured cells by share, each with its text in black or white, whichever is read better."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
