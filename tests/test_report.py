@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -278,3 +280,17 @@ def test_classes_are_judged_by_the_worst_case_in_the_order_of_the_test_set(store
     (plot,) = class_maps(store, boards(all_judged(store)))
     assert list(plot.header) == ["defense", "class 0 (n)", "class 7 (n)"]
     assert [list(line) for line in plot.lines] == [["guard", "50 (2)", "0 (2)"]]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_browser_runs_the_pages_script_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    matrix(store, HOSTILE[1])
+    page = tmp_path / "page.html"
+    page.write_text(html(store))
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", page.as_uri()]
+    done = subprocess.run(["chromium", *words], capture_output=True, text=True, timeout=120)
+    dom = Page(done.stdout)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert "4 of 4 rows" in "".join(dom.text)  # counted by the script: the content policy let it run
+    assert [attrs for attrs in dom.all("form") if "hidden" not in attrs]
+    assert not dom.all("img")
