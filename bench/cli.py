@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, store_commands
-from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins
+from bench import model_commands, report_command, store_commands
+from bench.arguments import DataDir, Dataset, Plugin, Results, Size, existing, plugins
 from bench.options import Options
 
 app = typer.Typer(
@@ -164,7 +164,7 @@ def leaderboard(
     from bench.store import Store
 
     at = [float(Number(part)) for part in radii.split(",")]
-    for path in tables.write_leaderboard(Store(_existing(results_dir)), output, results_dir / "tables", at):
+    for path in tables.write_leaderboard(Store(existing(results_dir)), output, results_dir / "tables", at):
         print(path)
 
 
@@ -193,6 +193,7 @@ def check(
     raise typer.Exit(listing.check(name, everything))
 
 
+app.command()(report_command.report)
 app.command(name="eval")(model_commands.eval_)
 app.command()(model_commands.doctor)
 for command in ("status", "logs", "retry", "merge", "verify", "gc"):
@@ -231,9 +232,3 @@ def worker(
     state = work(results_dir, key, data_root(data_dir), device)
     print(f"{key} {state}")
     raise typer.Exit(0 if state in ("done", "unsupported") else 1)
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
-    return folder

@@ -72,11 +72,11 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
-    table = _tested(frame(store))
+    table = tested(frame(store))
     return _block(judged(store, rows_of(store, table)), list(table[table["config"].isna()]["key"]))
 
 
-def _tested(table: pd.DataFrame) -> pd.DataFrame:
+def tested(table: pd.DataFrame) -> pd.DataFrame:
     """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
     return table[table["split"].fillna("test") == "test"]
 
@@ -91,9 +91,9 @@ def write_leaderboard(
     Raises ValueError where the file's markers are not one pair.
     """
     table = frame(store)
-    tested = _tested(table)
-    found = judged(store, rows_of(store, tested, radii))
-    block = _block(found, list(tested[tested["config"].isna()]["key"]))
+    judged_on_test = tested(table)
+    found = judged(store, rows_of(store, judged_on_test, radii))
+    block = _block(found, list(judged_on_test[judged_on_test["config"].isna()]["key"]))
     written = [_write(path, replace_block(path, block))]
     if csv_dir is not None:
         filled = table.astype(object).where(table.notna(), None)
@@ -121,13 +121,10 @@ def _block(rows: list[Row], unreadable: list[str]) -> str:
 
 
 def _subsection(rows: list[Row]) -> list[str]:
-    letters: dict[str, str] = {}
-    for row in rows:
-        for reason in row.provisional:
-            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
-    columns = _columns(rows, letters)
-    lines = [[rank, *(show(row) for show in columns.values())] for rank, row in ranked(rows)]
-    parts = [table(["Rank", *columns], lines)]
+    letters = provisional_letters(rows)
+    shown = columns(rows, letters)
+    lines = [[rank, *(show(row) for show in shown.values())] for rank, row in ranked(rows)]
+    parts = [table(["Rank", *shown], lines)]
     if letters:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
     if any(row.shared for row in rows):
@@ -140,9 +137,18 @@ def _subsection(rows: list[Row]) -> list[str]:
     return [*parts, *(f"- {escape(line)}" for line in notes), ""] if notes else parts
 
 
-def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
+def provisional_letters(rows: list[Row]) -> dict[str, str]:
+    """A letter for each reason why a row of this table has no rank."""
+    letters: dict[str, str] = {}
+    for row in rows:
+        for reason in row.provisional:
+            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
+    return letters
+
+
+def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
     """RobustBench's columns in its order, then ours."""
-    columns: dict[str, Callable[[Row], str]] = {
+    shown: dict[str, Callable[[Row], str]] = {
         "Method": lambda row: row.method,
         "Standard accuracy": lambda row: cell_text(row, row.clean),
         "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
@@ -159,12 +165,12 @@ def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Ro
     # the AutoAttack column has shown its cells already
     own = {name for row in rows for name, cell in row.attacks.items() if cell is not row.autoattack}
     for name in sorted(own, key=natural):
-        columns[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
+        shown[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
     for radius in sorted({radius for row in rows for radius in row.certified}):
-        columns[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
+        shown[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
     if any(row.certified for row in rows):
-        columns["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
-    return columns | {
+        shown["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
+    return shown | {
         "n": lambda row: str(row.worst.n) if row.worst.values else "–",
         "Seeds": _seeds_text,
         "Train eps": lambda row: row.train_eps,

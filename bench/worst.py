@@ -171,6 +171,12 @@ def _worst(columns: list[Judged]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     return np.stack([column.correct for column in columns])[chosen, place], np.stack(shares)[chosen, place]
 
 
+def outcomes(store: Store, keys: Iterable[str], eps: float = 0.0) -> np.ndarray[Any, Any]:
+    """Which images of the shared prefix of the test set are right in the worst case of these evaluations (a seed's
+    `Row.keys`), in the order of the test set. Raises ValueError where they saw different test sets."""
+    return _worst(_prefixes(store, [(key, eps) for key in keys]))[0]
+
+
 class Paired(NamedTuple):
     """Difference of two worst-case accuracies on the same n images, with its 95 % interval; shares in [0,1]."""
 
