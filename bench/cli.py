@@ -14,6 +14,7 @@ import typer
 
 from bench import model_commands, report_command, store_commands
 from bench.arguments import DataDir, Dataset, Plugin, Results, Size, existing, plugins
+from bench.clusters import Absent, Cluster, takes_cluster
 from bench.options import Options
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ def main() -> None:
     except ImportError as error:
         if DEBUG:
             raise
-        _fail(f"{error}; run `bench doctor`", 3)
+        _fail(str(error) if isinstance(error, Absent) else f"{error}; run `bench doctor`", 3)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 
@@ -58,7 +59,9 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 @app.command()
+@takes_cluster
 def run(
+    cluster: Cluster,
     spec: SpecFile = None,
     dataset: Dataset = None,
     size: Size = None,
@@ -79,12 +82,10 @@ def run(
     ] = None,
     grid: Annotated[list[str] | None, typer.Option(help="Several values, such as trades.beta=1,6.")] = None,
     baseline: Annotated[bool, typer.Option(help="Add the defense `standard`, the baseline of every ratio.")] = True,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time (default: one a core or GPU slot).")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Jobs at a time (default: one a core or GPU).")] = None,
     jobs_per_gpu: Annotated[int, typer.Option(min=1)] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    executor: Annotated[str, typer.Option(help="local, or debug (one job after another in this process).")] = "local",
+    executor: Annotated[str, typer.Option(help="local, debug (in this process), slurm or ray.")] = "local",
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
@@ -119,8 +120,11 @@ def run(
     mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
     if dry_run:
         raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), workers, device, jobs_per_gpu))
-    check = check is not False
-    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, workers, device, jobs_per_gpu, gate))
+    cluster.check(executor)
+    if cluster.print_script:
+        raise typer.Exit(running.print_script(matrix, results_dir, check is not False, device, cluster))
+    on = (executor, check is not False, workers, device, jobs_per_gpu, gate, cluster)
+    raise typer.Exit(running.run(matrix, results_dir, mode, *on))
 
 
 def plan(**options: Any) -> None:
@@ -128,7 +132,7 @@ def plan(**options: Any) -> None:
     run(**options, dry_run=True)
 
 
-_OF_A_RUN_ONLY = ("dry_run", "quiet", "as_json", "executor", "gate")
+_OF_A_RUN_ONLY = ("dry_run", "quiet", "as_json", "executor", "gate", *Cluster.__dataclass_fields__)
 _same = inspect.signature(run, eval_str=True)
 plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
     parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]

@@ -15,6 +15,8 @@ from rich.markup import escape
 
 from bench import datasets, imports, live
 from bench.cells import wants
+from bench.clusters import NO_CLUSTER, Cluster
+from bench.clusters import engine as choose
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
 from bench.executors.local import Local, slots
@@ -115,32 +117,22 @@ def run(
     device: str,
     jobs_per_gpu: int,
     gate: bool = False,
+    cluster: Cluster = NO_CLUSTER,
 ) -> int:
     """Run what is missing and print the tables; gives the exit code.
 
     0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written,
     4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
-    if executor not in ("local", "debug"):
-        raise ValueError(f"--executor is '{executor}'; expected local or debug")
     store = Store(results)
-    places = slots(device, workers, jobs_per_gpu)
+    engine, places = choose(executor, matrix.root, device, workers, jobs_per_gpu, cluster)
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     store.prepare()
     console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain") and not matrix.told:
         for line in describe(matrix):
             console.print(escape(line), soft_wrap=True)
-    engine: Executor
-    if executor == "debug":
-        from bench.executors.debug import Debug
-
-        engine = Debug(matrix.root, places[0].device)
-    else:
-        engine = Local(matrix.root, places)
-    view = live.View(console, store, matrix.jobs, mode, len(places))
+    view = live.View(console, store, matrix.jobs, mode, places)
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
     try:
@@ -155,6 +147,10 @@ def run(
             events.close()  # type: ignore[attr-defined]
         print(f"stopped; nothing finished is lost. Resume with:\n  {resume_line()}", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
+    if cluster.detach and view.left:
+        note = f"{len(view.left)} jobs are in Slurm's queue; the same command without --detach follows them"
+        print(note, file=sys.stderr)
+        return 0
     if mode != "json":
         tables(store, matrix, console)
         done = f"{view.counts['ok']} jobs run, {view.counts['skipped']} already done"
@@ -165,6 +161,17 @@ def run(
     if failed:
         return 1
     return 4 if gate and _unsound(store, matrix) else 0
+
+
+def print_script(matrix: Matrix, results: Path, check: bool, device: str, cluster: Cluster) -> int:
+    """Print the batch script of `--executor slurm` and write down what its jobs are; submits nothing."""
+    engine, _ = choose("slurm", matrix.root, device, None, 1, cluster)
+    store = Store(results)
+    if check and refused(Local(matrix.root, []), matrix, store):
+        return 2
+    store.prepare()
+    print(engine.script(matrix.jobs, store), end="")  # type: ignore[attr-defined]
+    return 0
 
 
 def _unsound(store: Store, matrix: Matrix) -> bool:

@@ -12,6 +12,10 @@ from bench.store import Store, file_hash
 EventKind = Literal["skipped", "started", "ok", "error", "blocked", "tick"]
 
 
+class Absent(ImportError):
+    """What an executor needs is not installed here; says what to do."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something happened to a job; a tick (no job) only lets the caller redraw."""
