@@ -28,6 +28,8 @@ HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the marker
 INTRO = (
     "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
     "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
+    "Rows share a rank unless the best row of that rank is significantly better on the same images (exact McNemar test "
+    "at 5 %; with several seeds, a bootstrap over images). "
     "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
     "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
     "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."

@@ -18,6 +18,7 @@ from bench.store import Store
 from bench.worst import Cell, Picked, cell_of, worst_case
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 RADII = (0.0, 0.25, 0.5, 1.0)
@@ -37,7 +38,9 @@ class Row:
     stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
     the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
     as in `frame`, of the first seed. `entries`: for each attack label and seed the evaluation that counts.
-    `findings` and `verdict` are filled in by `bench.verdicts`: the gravest of each check over the seeds.
+    `right`, `share`: for each seed in `worst` which of its images stand (bool), and, of a randomised model, the share
+    of draws that do. `findings` and `verdict` are filled in by `bench.verdicts`: the gravest of each check over the
+    seeds.
     """
 
     dataset: str
@@ -70,6 +73,8 @@ class Row:
     train_key: str
     config: str
     entries: Picked = field(compare=False, repr=False)
+    right: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
     findings: tuple[Finding, ...] = ()
     verdict: Verdict = "NOT CHECKED"
 
@@ -108,7 +113,8 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
     certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
     cells = {name: cell_of(found) for name, found in attacks.items()}
-    worst, single, keys = worst_case(store, clean | attacks, seeds, first["eps_value"] if first["norm"] else 0.0)
+    eps = first["eps_value"] if first["norm"] else 0.0
+    worst, single, keys, right, share = worst_case(store, clean | attacks, seeds, eps)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
     seconds = {e["train_key"]: e["train_seconds"] for e in entries if not math.isnan(e["train_seconds"])}
@@ -135,6 +141,8 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
         provisional=(),
         entries=picked,
+        right=right,
+        share=share,
     )
     return replace(row, provisional=_provisional(row))
 

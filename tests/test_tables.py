@@ -535,7 +535,7 @@ def test_ranked_rows_stand_before_provisional_ones_best_first(store: Store) -> N
     full(store, trained(store, "quick"), 9, 10)
     lines = [line.split(" | ")[:2] for line in markdown(store).splitlines() if line.startswith("| ")]
     assert [[rank.strip("| "), name] for rank, name in lines[2:]] == [
-        ["1", "strong"], ["2", "tied"], ["3", "weak"], ["1†", "quick"],
+        ["1", "strong"], ["1", "tied"], ["3", "weak"], ["1†", "quick"],
     ]  # fmt: skip
 
 
