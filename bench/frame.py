@@ -33,7 +33,7 @@ COLUMNS: dict[str, str] = {
     "measured": "float64",
     "test_hash": "object",
     **dict.fromkeys(("attack_seconds", "forwards", "backwards", "train_seconds", "seconds_per_epoch"), "float64"),
-    **dict.fromkeys(("inference_ms", "peak_memory_mb"), "float64"),
+    **dict.fromkeys(("work_per_image_f", "inference_ms", "peak_memory_mb"), "float64"),
     **dict.fromkeys(("device", "train_device", "commit"), "object"),
     "dirty": "boolean",
     "workers": "Int64",
@@ -55,7 +55,8 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     and its 95 % Wilson interval, NaN unless done; median_distance: from images right when clean to what a minimal-norm
     attack found, inf if it found nothing for half of them; measures, measured: for an evaluation that judges no
     robustness the column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds;
-    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of
+    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; work_per_image_f: of a
+    training step, in forward passes F of the net; inference_ms: per image; peak_memory_mb: of
     the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1
     training times shared the machine; recipe, epochs, deploys, train_state.
     """
@@ -160,6 +161,7 @@ def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]
         "workers": origin.get("workers"),
         "train_seconds": metrics.get("train_seconds"),
         "seconds_per_epoch": metrics.get("seconds_per_epoch"),
+        "work_per_image_f": metrics.get("work_per_image_f"),
         "inference_ms": metrics.get("inference_ms_per_image"),
         "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
     }
