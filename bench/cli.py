@@ -169,6 +169,29 @@ def leaderboard(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A method as the leaderboard names it, a defense, or a training key.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all that both have).")] = None,
+    eps: Annotated[str | None, typer.Option(help="Such as 8/255 (default: all that both have).")] = None,
+    seed: Annotated[int | None, typer.Option(help="One training seed (default: all that both have).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one entry a budget.")] = False,
+) -> None:
+    """Two defenses on the same images: paired differences, intervals, McNemar's p, costs.
+
+    Example: bench compare trades pgd_at --dataset mnist --eps 0.1
+    """
+    from bench import compare as comparing
+    from bench.sides import Where
+    from bench.store import Store
+
+    where = Where(dataset, norm, eps, seed)
+    print(comparing.show(Store(_existing(results_dir)), a, b, where, as_json))
+
+
+@app.command()
 def explain(
     code: Annotated[
         str | None, typer.Argument(help="Such as C8; without it all are listed.", show_default=False)

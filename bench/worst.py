@@ -113,6 +113,11 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
     return [Judged(c.correct[:n], *(None if d is None else d[:n] for d in (c.select, c.share))) for c in found]
 
 
+def outcomes(store: Store, key: str, eps: float) -> np.ndarray[Any, Any]:
+    """Which images of the first ones of the test set are right (bool) in one evaluation, at a budget."""
+    return _prefixes(store, [(key, eps)])[0].correct
+
+
 def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
     """Shares of draws under this name, of a security curve those at the budget; None for a deterministic model."""
     if f"{name}_at" not in samples:
