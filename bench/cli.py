@@ -192,6 +192,21 @@ def compare(
 
 
 @app.command()
+def timing(
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What trainings and attacks cost: seconds, work, memory, by device, so that no hardware is mixed."""
+    from bench import timing as times
+    from bench.leaderboard import board
+    from bench.store import Store
+
+    found = [row for row in board(Store(_existing(results_dir))) if dataset in (None, row.dataset)]
+    print(times.show(found, as_json))
+
+
+@app.command()
 def explain(
     code: Annotated[
         str | None, typer.Argument(help="Such as C8; without it all are listed.", show_default=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import catalog, measures
+from bench import catalog, measures, timing
 from bench.frame import frame
 from bench.marks import checks_lines, flags, hide_invalid, legend, ranked, reasons, unreliable
 from bench.rows import RADII, Row, failures
@@ -78,6 +78,11 @@ def markdown(store: Store) -> str:
     return _block(judged(store, rows_of(store, table)), list(table[table["config"].isna()]["key"]))
 
 
+def board(store: Store) -> list[Row]:
+    """The rows of leaderboard.md, judged."""
+    return judged(store, rows_of(store, _tested(frame(store))))
+
+
 def _tested(table: pd.DataFrame) -> pd.DataFrame:
     """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
     return table[table["split"].fillna("test") == "test"]
@@ -103,6 +108,10 @@ def write_leaderboard(
         hide_invalid(evaluations, found)
         placed = [(d, kind, row) for (d, _), kinds in sections(found).items() for kind in kinds for row in kinds[kind]]
         tables = {"evaluations": evaluations, "leaderboard": flat(found), "checks": checks_lines(placed)}
+        tables |= {
+            "timing": timing.lines(timing.trainings(found)),
+            "timing_attacks": timing.lines(timing.attacks(found)),
+        }
         tables |= measures.by_attack(store, table)
         written += [_write(csv_dir / f"{name}.csv", csv_text(content)) for name, content in tables.items()]
     return written

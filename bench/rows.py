@@ -92,7 +92,7 @@ def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> l
     judged = table["config"].notna() & table["measures"].isna()  # a measurement is no verdict, wherever it stands
     for entry in table[judged].to_dict("records"):
         groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
-    times = _standard_times([entry for group in groups.values() for entry in group])
+    times = standard_times([entry for group in groups.values() for entry in group])
     found, asked = [], tuple(radii)
     for group in groups.values():
         budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
@@ -135,8 +135,8 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         keys=keys,
         collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
         train_seconds=mean_seconds,
-        ratio=mean_seconds / times.get(_time_class(first), math.nan),
-        shared=any(_busy(e) for e in entries),
+        ratio=mean_seconds / times.get(time_class(first), math.nan),
+        shared=any(busy(e) for e in entries),
         device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
         commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
         provisional=(),
@@ -236,27 +236,27 @@ def _has(row: Row, attack: str) -> bool:
     return any(cell.values or cell.state() == "unsupported" for cell in cells)
 
 
-def _time_class(entry: Entry) -> tuple[Any, ...]:
+def time_class(entry: Entry) -> tuple[Any, ...]:
     """Training times are compared within one of these only; papers' own recipes differ in epochs by intent."""
     epochs = entry["epochs"] if entry["recipe"] == "shared" else None
     return (
         *(entry[name] for name in ("dataset", "train_images", "model", "train_device", "recipe")),
         epochs,
-        _busy(entry),
+        busy(entry),
     )
 
 
-def _busy(entry: Entry) -> bool:
+def busy(entry: Entry) -> bool:
     """Did the machine do other jobs during the training?"""
     return isinstance(entry["workers"], int) and entry["workers"] > 1
 
 
-def _standard_times(entries: list[Entry]) -> dict[tuple[Any, ...], float]:
+def standard_times(entries: list[Entry]) -> dict[tuple[Any, ...], float]:
     """Mean training seconds of `standard` in each class."""
     times: dict[tuple[Any, ...], dict[str, float]] = {}
     for e in entries:
         if e["defense"] == "standard" and not math.isnan(e["train_seconds"]):
-            times.setdefault(_time_class(e), {})[e["train_key"]] = e["train_seconds"]
+            times.setdefault(time_class(e), {})[e["train_key"]] = e["train_seconds"]
     return {kind: fmean(seconds.values()) for kind, seconds in times.items()}
 
 

@@ -663,7 +663,8 @@ def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store,
     full(store, trained(store), 300)
     path = tmp_path / "docs" / "leaderboard.md"
     first = write_leaderboard(store, path, tmp_path / "tables")
-    assert [p.name for p in first] == ["leaderboard.md", "evaluations.csv", "leaderboard.csv", "checks.csv"]
+    names = ["leaderboard.md", *(f"{name}.csv" for name in ("evaluations", "leaderboard", "checks"))]
+    assert [p.name for p in first] == [*names, "timing.csv", "timing_attacks.csv"]
     before = [p.read_bytes() for p in first]
     assert [p.read_bytes() for p in write_leaderboard(store, path, tmp_path / "tables")] == before
     path.write_bytes(b"# mine\r\n" + path.read_bytes() + b"after\n")
@@ -722,7 +723,7 @@ def test_csv_holds_numbers_and_states(store: Store, tmp_path: Path) -> None:
     evaluated(store, train, "steep", [1, 0, 0, 0])
     evaluated(store, trained(store, seed=1), "steep", state="error", n=4)
     evaluated(store, trained(store, seed=2, state="missing"), "steep", state="missing", n=4)
-    _, evaluations, board, _ = write_leaderboard(store, tmp_path / "l.md", tmp_path)
+    _, evaluations, board, *_ = write_leaderboard(store, tmp_path / "l.md", tmp_path)
     with evaluations.open(newline="") as file:
         done, failed, missing = sorted(csv.DictReader(file), key=lambda line: line["state"])
     assert (done["accuracy"], done["eps"], done["seed"], done["n"]) == ("0.25", "0.1", "0", "4")
