@@ -158,7 +158,7 @@ def leaderboard(
     ),
     radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
 ) -> None:
-    """Regenerate leaderboard.md and the CSV tables from the records."""
+    """Regenerate leaderboard.md and the tables (CSV, LaTeX, JSON) from the records."""
     from bench import leaderboard as tables
     from bench.core.numbers import Number
     from bench.store import Store

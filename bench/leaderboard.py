@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import catalog, measures, timing
+from bench import catalog, export, measures, timing
 from bench.frame import frame
 from bench.marks import checks_lines, flags, hide_invalid, legend, ranked, reasons, unreliable
 from bench.rows import RADII, Row, failures
@@ -92,7 +92,7 @@ def write_leaderboard(
     store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
 ) -> list[Path]:
     """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv and a table of each evaluation that measures
-    something else than robustness; gives what was written.
+    something else than robustness, what things cost, and leaderboard.tex and .json; gives what was written.
 
     `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
@@ -114,6 +114,9 @@ def write_leaderboard(
         }
         tables |= measures.by_attack(store, table)
         written += [_write(csv_dir / f"{name}.csv", csv_text(content)) for name, content in tables.items()]
+        placed_rows = sections(found)
+        written.append(_write(csv_dir / "leaderboard.tex", export.latex(placed_rows)))
+        written.append(_write(csv_dir / "leaderboard.json", export.robustbench(placed_rows)))
     return written
 
 

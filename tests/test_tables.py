@@ -664,7 +664,9 @@ def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store,
     path = tmp_path / "docs" / "leaderboard.md"
     first = write_leaderboard(store, path, tmp_path / "tables")
     names = ["leaderboard.md", *(f"{name}.csv" for name in ("evaluations", "leaderboard", "checks"))]
-    assert [p.name for p in first] == [*names, "timing.csv", "timing_attacks.csv"]
+    assert [p.name for p in first] == [
+        *names, "timing.csv", "timing_attacks.csv", "leaderboard.tex", "leaderboard.json",
+    ]  # fmt: skip
     before = [p.read_bytes() for p in first]
     assert [p.read_bytes() for p in write_leaderboard(store, path, tmp_path / "tables")] == before
     path.write_bytes(b"# mine\r\n" + path.read_bytes() + b"after\n")
