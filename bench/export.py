@@ -20,7 +20,18 @@ _LATEX = {
     "|": r"\textbar{}", '"': "''", "–": "--", "†": r"\dag{}", "‡": r"\ddag{}", "×": r"$\times$",
     FLAG: r"$\ast$", "`": r"\textasciigrave{}",
 }  # fmt: skip
-_HEADER = ("Rank", "Method", "Architecture", "Clean", "AutoAttack", "Worst case", r"95 \% interval", "$n$", "Verdict")
+_HEADER = (
+    "Rank",
+    "Method",
+    "Architecture",
+    "Train eps",
+    "Clean",
+    "AutoAttack",
+    "Worst case",
+    r"95 \% interval",
+    "$n$",
+    "Verdict",
+)
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 _AUTHORS = re.compile(r"\(([^()]*?) (?:19|20)\d\d\b")
 
@@ -44,7 +55,7 @@ def latex(sections: Sections) -> str:
 def _tabular(members: list[Row]) -> list[str]:
     lines = [[latex_text(cell) for cell in _cells(rank, row)] for rank, row in ranked(members)]
     body = [f"{' & '.join(line)} \\\\" for line in lines]
-    head = [r"\begin{tabular}{lllrrrrrl}", r"\toprule", f"{' & '.join(_HEADER)} \\\\", r"\midrule"]
+    head = [r"\begin{tabular}{llllrrrrrl}", r"\toprule", f"{' & '.join(_HEADER)} \\\\", r"\midrule"]
     # a [ at the start of a row would be an argument of the \\ before it
     return [
         *head,
@@ -59,7 +70,7 @@ def _cells(rank: str, row: Row) -> list[str]:
     interval = f"{100 * low:.2f}–{100 * high:.2f}" if row.worst.values else "–"
     n = str(row.worst.n) if row.worst.values else "–"
     cells = [_shown(row, cell) for cell in (row.clean, row.autoattack, row.worst)]
-    return [rank, row.method, row.model, *cells, interval, n, row.verdict]
+    return [rank, row.method, row.model, row.train_eps, *cells, interval, n, row.verdict]
 
 
 def _shown(row: Row, cell: Cell) -> str:
@@ -112,7 +123,8 @@ def _entry(dataset: str, kind: str, rank: str, row: Row) -> dict[str, object]:
         "footnote": "; ".join(row.provisional) or None,
         "bench": {
             "rank": rank, "section": kind, "norm": row.norm, "verdict": row.verdict, "worst_case": _percent(row.worst),
-            "n": row.worst.n if row.worst.values else None, "seeds": list(row.seeds), "train_key": row.train_key,
+            "n": row.worst.n if row.worst.values else None, "seeds": list(row.seeds), "train_eps": row.train_eps,
+            "train_key": row.train_key,
             "keys": sorted(key for keys in row.keys.values() for key in keys), "interval": _interval(row),
         },
     }  # fmt: skip

@@ -19,7 +19,8 @@ KEYS = {
 }  # fmt: skip
 HOSTILE = [
     "\\input{/etc/passwd}", "\\write18{rm}", "50% off", "a & b \\\\ c", "$x$", "#1", "a_b^c~d", "{", "}", "a\nb",
-    "[1ex]",    '"quoted"', "<script>alert(1)</script>", "=1+1", "\u202egnihsif", "\u2028line", "\x1b[2J", "`tick`", "|x|",
+    "[1ex]",
+    '"quoted"', "<script>alert(1)</script>", "=1+1", "\u202egnihsif", "\u2028line", "\x1b[2J", "`tick`", "|x|",
 ]  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def test_both_hold_the_rows_of_the_leaderboard_and_are_equal_twice(store: Store,
         ("1", "guard (beta=6)"), ("2", "standard"), ("--", r"broken\_one"), ("unsound", "smooth"),
         (r"1\dag{}", "guard"),
     ]  # fmt: skip
-    assert rows[0][3:8] == ["100.00", "45.50", "45.50", "42.44--48.60", "1000"]
+    assert rows[0][3:9] == ["0.1", "100.00", "45.50", "45.50", "42.44--48.60", "1000"]
     assert [entry["name"] for entry in json.loads(text)] == [
         "guard (beta=6)",
         "standard",
@@ -91,7 +92,7 @@ def test_no_name_is_syntax(store: Store, name: str) -> None:
     body = [line for line in text.splitlines() if line and not line.startswith("%")]
     assert len(body) == 7  # no line break gets in, and none is hidden in a comment
     row = body[4]
-    assert row.count(" & ") == 8
+    assert row.count(" & ") == 9
     assert row.endswith(r" NOT CHECKED \\")
     assert not row.startswith("[")
     (entry,) = entries(store)

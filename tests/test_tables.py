@@ -712,7 +712,9 @@ def test_hostile_names_stay_inside_their_cell(store: Store, tmp_path: Path) -> N
 def test_csv_cells_start_no_formula(store: Store, tmp_path: Path) -> None:
     for name in ("=1+1", "+cmd", "-cmd", "@sum"):
         evaluated(store, trained(store, name, data={"name": f"{name}"}), name, [1, 0])
-    for path in write_leaderboard(store, tmp_path / "l.md", tmp_path)[1:]:
+    written = [path for path in write_leaderboard(store, tmp_path / "l.md", tmp_path) if path.suffix == ".csv"]
+    assert len(written) == 5
+    for path in written:
         with path.open(newline="") as file:
             cells = [cell for line in csv.reader(file) for cell in line]
         assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")]
