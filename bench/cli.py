@@ -162,7 +162,7 @@ def leaderboard(
     ),
     radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
 ) -> None:
-    """Regenerate leaderboard.md and the CSV tables from the records."""
+    """Regenerate leaderboard.md and the tables (CSV, LaTeX, JSON) from the records."""
     from bench import leaderboard as tables
     from bench.core.numbers import Number
     from bench.store import Store
@@ -170,6 +170,44 @@ def leaderboard(
     at = [float(Number(part)) for part in radii.split(",")]
     for path in tables.write_leaderboard(Store(existing(results_dir)), output, results_dir / "tables", at):
         print(path)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A method as the leaderboard names it, a defense, or a training key.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all that both have).")] = None,
+    eps: Annotated[str | None, typer.Option(help="Such as 8/255 (default: all that both have).")] = None,
+    seed: Annotated[int | None, typer.Option(help="One training seed (default: all that both have).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one entry a budget.")] = False,
+) -> None:
+    """Two defenses on the same images: paired differences, intervals, McNemar's p, costs.
+
+    Example: bench compare trades pgd_at --dataset mnist --eps 0.1
+    """
+    from bench import compare as comparing
+    from bench.sides import Where
+    from bench.store import Store
+
+    where = Where(dataset, norm, eps, seed)
+    print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))
+
+
+@app.command()
+def timing(
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What trainings and attacks cost: seconds, work, memory, by device, so that no hardware is mixed."""
+    from bench import timing as times
+    from bench.leaderboard import board
+    from bench.store import Store
+
+    found = [row for row in board(Store(existing(results_dir))) if dataset in (None, row.dataset)]
+    print(times.show(found, as_json))
 
 
 @app.command()

@@ -34,10 +34,11 @@ COLUMNS: dict[str, str] = {
     "measured": "float64",
     "test_hash": "object",
     **dict.fromkeys(("attack_seconds", "forwards", "backwards", "train_seconds", "seconds_per_epoch"), "float64"),
-    **dict.fromkeys(("inference_ms", "peak_memory_mb"), "float64"),
+    **dict.fromkeys(("work_per_image_f", "inference_ms", "peak_memory_mb"), "float64"),
     **dict.fromkeys(("device", "train_device", "commit"), "object"),
     "dirty": "boolean",
     "workers": "Int64",
+    "attack_workers": "Int64",
     "recipe": "object",
     "epochs": "Int64",
     **dict.fromkeys(("deploys", "train_state"), "object"),
@@ -57,8 +58,9 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them; measures,
     measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in no table
     of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds, seconds_per_epoch;
-    inference_ms: per image; peak_memory_mb: of the training, on the GPU or else resident; device: of the attack;
-    train_device, commit, dirty; workers: above 1 training times shared the machine; recipe, epochs, deploys,
+    work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image; peak_memory_mb: of
+    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers,
+    attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs, deploys,
     train_state.
     """
     import pandas as pd
@@ -129,6 +131,7 @@ def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
     entry |= {name: metrics.get(name) for name in ("attack_seconds", "test_hash")}
     entry |= {name: metrics.get(f"{name}_per_image") for name in ("forwards", "backwards")}
     entry |= {name: origin.get(name) for name in ("device", "commit", "dirty")}
+    entry["attack_workers"] = origin.get("workers")
     if entry["state"] != "done":
         return entry
     measures = entry["measures"]
@@ -166,6 +169,7 @@ def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]
         "workers": origin.get("workers"),
         "train_seconds": metrics.get("train_seconds"),
         "seconds_per_epoch": metrics.get("seconds_per_epoch"),
+        "work_per_image_f": metrics.get("work_per_image_f"),
         "inference_ms": metrics.get("inference_ms_per_image"),
         "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import catalog, measures
+from bench import catalog, export, measures, timing
 from bench.frame import frame
 from bench.marks import checks_lines, flags, hide_invalid, legend, ranked, reasons, unreliable
 from bench.rows import RADII, Row, failures
@@ -28,6 +28,8 @@ HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the marker
 INTRO = (
     "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
     "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
+    "Rows share a rank unless the best row of that rank is significantly better on the same images (exact McNemar test "
+    "at 5 %; with several seeds, a bootstrap over images). "
     "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
     "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
     "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
@@ -76,6 +78,11 @@ def markdown(store: Store) -> str:
     return _block(judged(store, rows_of(store, table)), list(table[table["config"].isna()]["key"]))
 
 
+def board(store: Store) -> list[Row]:
+    """The rows of leaderboard.md, judged."""
+    return judged(store, rows_of(store, tested(frame(store))))
+
+
 def tested(table: pd.DataFrame) -> pd.DataFrame:
     """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
     return table[table["split"].fillna("test") == "test"]
@@ -85,7 +92,7 @@ def write_leaderboard(
     store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
 ) -> list[Path]:
     """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv and a table of each evaluation that measures
-    something else than robustness; gives what was written.
+    something else than robustness, what things cost, and leaderboard.tex and .json; gives what was written.
 
     `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
@@ -101,8 +108,15 @@ def write_leaderboard(
         hide_invalid(evaluations, found)
         placed = [(d, kind, row) for (d, _), kinds in sections(found).items() for kind in kinds for row in kinds[kind]]
         tables = {"evaluations": evaluations, "leaderboard": flat(found), "checks": checks_lines(placed)}
+        tables |= {
+            "timing": timing.lines(timing.trainings(found)),
+            "timing_attacks": timing.lines(timing.attacks(found)),
+        }
         tables |= measures.by_attack(store, table)
         written += [_write(csv_dir / f"{name}.csv", csv_text(content)) for name, content in tables.items()]
+        placed_rows = sections(found)
+        written.append(_write(csv_dir / "leaderboard.tex", export.latex(placed_rows)))
+        written.append(_write(csv_dir / "leaderboard.json", export.robustbench(placed_rows)))
     return written
 
 
