@@ -699,6 +699,7 @@ def test_a_few_draws_of_noise_prove_nothing(store: Store) -> None:
     assert "draws" in finding(row, "C7").note
 
 
+@pytest.mark.usefixtures("fresh_catalog")
 def test_every_defense_names_its_adaptive_attack_or_says_why_none_is_needed() -> None:
     known = set(catalog.names("attacks")) | {"closed_form", "eot"}
     for name in catalog.names("defenses"):
