@@ -37,3 +37,10 @@ def plugins(paths: list[Path] | None) -> None:
             raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")
     if paths:
         os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)
+
+
+def existing(folder: Path) -> Path:
+    """The results folder. Raises FileNotFoundError where there is none yet."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
+    return folder

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, store_commands
-from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins
+from bench import model_commands, report_command, store_commands
+from bench.arguments import DataDir, Dataset, Plugin, Results, Size, existing, plugins
+from bench.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.options import Options
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ def main() -> None:
     except ImportError as error:
         if DEBUG:
             raise
-        _fail(f"{error}; run `bench doctor`", 3)
+        _fail(str(error) if isinstance(error, Absent) else f"{error}; run `bench doctor`", 3)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 
@@ -58,7 +59,9 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 @app.command()
+@takes_cluster
 def run(
+    cluster: Cluster,
     spec: SpecFile = None,
     dataset: Dataset = None,
     size: Size = None,
@@ -86,7 +89,7 @@ def run(
     gpus: Annotated[str | None, typer.Option(help="Such as 0,2 (default: those that nobody uses).")] = None,
     time_limit: Annotated[str | None, typer.Option(help="Such as 30m; a job that takes longer is killed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    executor: Annotated[str, typer.Option(help="local, or debug (one job after another in this process).")] = "local",
+    executor: Annotated[str, typer.Option(help="local, debug (in this process), slurm or ray.")] = "local",
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
@@ -117,17 +120,15 @@ def run(
     )  # fmt: skip
     if n is not None and n < 1:
         raise ValueError(f"--n is {n}; expected at least 1 test image")
-    from bench.estimate import duration
-    from bench.executors.devices import slots
-
-    limit = duration(time_limit) if time_limit else None
+    machine = Machine.of(device, workers, jobs_per_gpu, gpus, time_limit)
     matrix = running.prepare(options, data_dir)
-    places = slots(device, workers, jobs_per_gpu, (gpus or "").replace(",", " ").split())
     mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
     if dry_run:
-        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), places))
-    check = check is not False
-    raise typer.Exit(running.run(matrix, results_dir, mode, executor, check, places, limit, gate))
+        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), machine))
+    cluster.check(executor)
+    if cluster.print_script:
+        raise typer.Exit(running.print_script(matrix, results_dir, check is not False, machine, cluster))
+    raise typer.Exit(running.run(matrix, results_dir, mode, check is not False, executor, machine, gate, cluster))
 
 
 def plan(**options: Any) -> None:
@@ -135,7 +136,7 @@ def plan(**options: Any) -> None:
     run(**options, dry_run=True)
 
 
-_OF_A_RUN_ONLY = ("dry_run", "time_limit", "quiet", "as_json", "executor", "gate")
+_OF_A_RUN_ONLY = ("dry_run", "time_limit", "quiet", "as_json", "executor", "gate", *Cluster.__dataclass_fields__)
 _same = inspect.signature(run, eval_str=True)
 plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
     parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]
@@ -165,14 +166,52 @@ def leaderboard(
     ),
     radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
 ) -> None:
-    """Regenerate leaderboard.md and the CSV tables from the records."""
+    """Regenerate leaderboard.md and the tables (CSV, LaTeX, JSON) from the records."""
     from bench import leaderboard as tables
     from bench.core.numbers import Number
     from bench.store import Store
 
     at = [float(Number(part)) for part in radii.split(",")]
-    for path in tables.write_leaderboard(Store(_existing(results_dir)), output, results_dir / "tables", at):
+    for path in tables.write_leaderboard(Store(existing(results_dir)), output, results_dir / "tables", at):
         print(path)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A method as the leaderboard names it, a defense, or a training key.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all that both have).")] = None,
+    eps: Annotated[str | None, typer.Option(help="Such as 8/255 (default: all that both have).")] = None,
+    seed: Annotated[int | None, typer.Option(help="One training seed (default: all that both have).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one entry a budget.")] = False,
+) -> None:
+    """Two defenses on the same images: paired differences, intervals, McNemar's p, costs.
+
+    Example: bench compare trades pgd_at --dataset mnist --eps 0.1
+    """
+    from bench import compare as comparing
+    from bench.sides import Where
+    from bench.store import Store
+
+    where = Where(dataset, norm, eps, seed)
+    print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))
+
+
+@app.command()
+def timing(
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What trainings and attacks cost: seconds, work, memory, by device, so that no hardware is mixed."""
+    from bench import timing as times
+    from bench.leaderboard import board
+    from bench.store import Store
+
+    found = [row for row in board(Store(existing(results_dir))) if dataset in (None, row.dataset)]
+    print(times.show(found, as_json))
 
 
 @app.command()
@@ -200,6 +239,7 @@ def check(
     raise typer.Exit(listing.check(name, everything))
 
 
+app.command()(report_command.report)
 app.command(name="eval")(model_commands.eval_)
 app.command()(model_commands.doctor)
 for command in ("status", "logs", "retry", "merge", "verify", "gc"):
@@ -238,9 +278,3 @@ def worker(
     state = work(results_dir, key, data_root(data_dir), device)
     print(f"{key} {state}")
     raise typer.Exit(0 if state in ("done", "unsupported") else 1)
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
-    return folder

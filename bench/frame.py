@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bench import catalog
+from bench.cells import RANDOMISED_REVISION
 from bench.core.numbers import Number
 from bench.core.stats import wilson
 from bench.job import Job
@@ -33,10 +34,11 @@ COLUMNS: dict[str, str] = {
     "measured": "float64",
     "test_hash": "object",
     **dict.fromkeys(("attack_seconds", "forwards", "backwards", "train_seconds", "seconds_per_epoch"), "float64"),
-    **dict.fromkeys(("inference_ms", "peak_memory_mb"), "float64"),
+    **dict.fromkeys(("work_per_image_f", "inference_ms", "peak_memory_mb"), "float64"),
     **dict.fromkeys(("device", "train_device", "commit"), "object"),
     "dirty": "boolean",
     "workers": "Int64",
+    "attack_workers": "Int64",
     "recipe": "object",
     "epochs": "Int64",
     **dict.fromkeys(("deploys", "train_state"), "object"),
@@ -51,13 +53,15 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
     train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
     images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
-    training failed) or unreadable (damaged job or samples), and its reason; accuracy, low, high: share in [0,1]
-    and its 95 % Wilson interval, NaN unless done; median_distance: from images right when clean to what a minimal-norm
-    attack found, inf if it found nothing for half of them; measures, measured: for an evaluation that judges no
-    robustness the column it is about and its mean, which stand in no table of accuracies; test_hash; attack_seconds;
-    forwards, backwards: passes per image; train_seconds, seconds_per_epoch; inference_ms: per image; peak_memory_mb: of
-    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers: above 1
-    training times shared the machine; recipe, epochs, deploys, train_state.
+    training failed), stale (a model that draws, judged by an older rule) or unreadable (damaged job or samples), and
+    its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance: from
+    images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them; measures,
+    measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in no table
+    of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds, seconds_per_epoch;
+    work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image; peak_memory_mb: of
+    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers,
+    attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs, deploys,
+    train_state.
     """
     import pandas as pd
 
@@ -117,12 +121,17 @@ def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
     if entry["state"] in ("missing", "error") and entry["train_state"] not in ("done", "missing"):
         reason = f"training {entry['train_state']}: {_reason(store.record(trained.key))}"
         entry |= {"state": "blocked", "reason": reason}
+    if entry["deploys"] != "deterministic" and job.what["engine"] < RANDOMISED_REVISION and entry["state"] == "done":
+        # such samples cannot be put together with newer ones: the draws that judge also chose
+        why = "judged before choosing and judging draws were kept apart; `bench run` does it again"
+        return entry | {"state": "stale", "reason": why}
     if record is None:
         return entry
     metrics, origin = record.get("metrics", {}), record.get("provenance", {})
     entry |= {name: metrics.get(name) for name in ("attack_seconds", "test_hash")}
     entry |= {name: metrics.get(f"{name}_per_image") for name in ("forwards", "backwards")}
     entry |= {name: origin.get(name) for name in ("device", "commit", "dirty")}
+    entry["attack_workers"] = origin.get("workers")
     if entry["state"] != "done":
         return entry
     measures = entry["measures"]
@@ -160,6 +169,7 @@ def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]
         "workers": origin.get("workers"),
         "train_seconds": metrics.get("train_seconds"),
         "seconds_per_epoch": metrics.get("seconds_per_epoch"),
+        "work_per_image_f": metrics.get("work_per_image_f"),
         "inference_ms": metrics.get("inference_ms_per_image"),
         "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
     }

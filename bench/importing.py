@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench import datasets, imports, live, running
+from bench.clusters import Machine
 from bench.core.stats import wilson
 from bench.executors.base import todo
-from bench.executors.devices import slots
 from bench.executors.local import Local
 from bench.job import Job
 from bench.options import Options, to_spec
@@ -85,12 +85,12 @@ def evaluate(
 ) -> int:
     """Load, measure, and attack what fits; gives the exit code. 4: the clean accuracy is not the expected one."""
     job, store = matrix.jobs[0], Store(results)
-    places = slots(device, workers)
+    machine = Machine(device, workers)
     if job in todo(matrix.jobs, store):
         matrix.notes.append(_checked(job, model, matrix.root))
     if dry_run:
-        return running.show_plan(matrix, results, False, places)
-    engine = Local(matrix.root, places)
+        return running.show_plan(matrix, results, False, machine)
+    engine = Local(matrix.root, machine.slots())
     if running.refused(engine, matrix, store):
         return 2
     store.prepare()
@@ -118,7 +118,7 @@ def evaluate(
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 4
-    return running.run(matrix, results, mode, "local", False, places)
+    return running.run(matrix, results, mode, False, machine=machine)
 
 
 def _checked(job: Job, model: imports.Model, root: Path) -> str:

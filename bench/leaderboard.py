@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import catalog, measures
+from bench import catalog, export, measures, timing
 from bench.frame import frame
 from bench.marks import checks_lines, flags, hide_invalid, legend, ranked, reasons, unreliable
 from bench.rows import RADII, Row, failures
@@ -28,6 +28,8 @@ HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the marker
 INTRO = (
     "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
     "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
+    "Rows share a rank unless the best row of that rank is significantly better on the same images (exact McNemar test "
+    "at 5 %; with several seeds, a bootstrap over images). "
     "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
     "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
     "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
@@ -72,11 +74,16 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
-    table = _tested(frame(store))
+    table = tested(frame(store))
     return _block(judged(store, rows_of(store, table)), list(table[table["config"].isna()]["key"]))
 
 
-def _tested(table: pd.DataFrame) -> pd.DataFrame:
+def board(store: Store) -> list[Row]:
+    """The rows of leaderboard.md, judged."""
+    return judged(store, rows_of(store, tested(frame(store))))
+
+
+def tested(table: pd.DataFrame) -> pd.DataFrame:
     """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
     return table[table["split"].fillna("test") == "test"]
 
@@ -85,15 +92,15 @@ def write_leaderboard(
     store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
 ) -> list[Path]:
     """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv and a table of each evaluation that measures
-    something else than robustness; gives what was written.
+    something else than robustness, what things cost, and leaderboard.tex and .json; gives what was written.
 
     `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
     """
     table = frame(store)
-    tested = _tested(table)
-    found = judged(store, rows_of(store, tested, radii))
-    block = _block(found, list(tested[tested["config"].isna()]["key"]))
+    judged_on_test = tested(table)
+    found = judged(store, rows_of(store, judged_on_test, radii))
+    block = _block(found, list(judged_on_test[judged_on_test["config"].isna()]["key"]))
     written = [_write(path, replace_block(path, block))]
     if csv_dir is not None:
         filled = table.astype(object).where(table.notna(), None)
@@ -101,8 +108,15 @@ def write_leaderboard(
         hide_invalid(evaluations, found)
         placed = [(d, kind, row) for (d, _), kinds in sections(found).items() for kind in kinds for row in kinds[kind]]
         tables = {"evaluations": evaluations, "leaderboard": flat(found), "checks": checks_lines(placed)}
+        tables |= {
+            "timing": timing.lines(timing.trainings(found)),
+            "timing_attacks": timing.lines(timing.attacks(found)),
+        }
         tables |= measures.by_attack(store, table)
         written += [_write(csv_dir / f"{name}.csv", csv_text(content)) for name, content in tables.items()]
+        placed_rows = sections(found)
+        written.append(_write(csv_dir / "leaderboard.tex", export.latex(placed_rows)))
+        written.append(_write(csv_dir / "leaderboard.json", export.robustbench(placed_rows)))
     return written
 
 
@@ -121,13 +135,10 @@ def _block(rows: list[Row], unreadable: list[str]) -> str:
 
 
 def _subsection(rows: list[Row]) -> list[str]:
-    letters: dict[str, str] = {}
-    for row in rows:
-        for reason in row.provisional:
-            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
-    columns = _columns(rows, letters)
-    lines = [[rank, *(show(row) for show in columns.values())] for rank, row in ranked(rows)]
-    parts = [table(["Rank", *columns], lines)]
+    letters = provisional_letters(rows)
+    shown = columns(rows, letters)
+    lines = [[rank, *(show(row) for show in shown.values())] for rank, row in ranked(rows)]
+    parts = [table(["Rank", *shown], lines)]
     if letters:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
     if any(row.shared for row in rows):
@@ -140,9 +151,18 @@ def _subsection(rows: list[Row]) -> list[str]:
     return [*parts, *(f"- {escape(line)}" for line in notes), ""] if notes else parts
 
 
-def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
+def provisional_letters(rows: list[Row]) -> dict[str, str]:
+    """A letter for each reason why a row of this table has no rank."""
+    letters: dict[str, str] = {}
+    for row in rows:
+        for reason in row.provisional:
+            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
+    return letters
+
+
+def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
     """RobustBench's columns in its order, then ours."""
-    columns: dict[str, Callable[[Row], str]] = {
+    shown: dict[str, Callable[[Row], str]] = {
         "Method": lambda row: row.method,
         "Standard accuracy": lambda row: cell_text(row, row.clean),
         "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
@@ -159,12 +179,12 @@ def _columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Ro
     # the AutoAttack column has shown its cells already
     own = {name for row in rows for name, cell in row.attacks.items() if cell is not row.autoattack}
     for name in sorted(own, key=natural):
-        columns[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
+        shown[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
     for radius in sorted({radius for row in rows for radius in row.certified}):
-        columns[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
+        shown[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
     if any(row.certified for row in rows):
-        columns["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
-    return columns | {
+        shown["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
+    return shown | {
         "n": lambda row: str(row.worst.n) if row.worst.values else "–",
         "Seeds": _seeds_text,
         "Train eps": lambda row: row.train_eps,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from bench.check_texts import CHECKS
 from bench.checks import Finding
 from bench.rows import Row
+from bench.ties import places
 
 GRAVE = ("F", "U", "X")
 FLAG = "⚑"
@@ -44,19 +45,19 @@ def order(row: Row) -> tuple[int, bool, float, str, str]:
 
 
 def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
-    """Rows in order with what stands in the place of their rank: provisional rows count by themselves, after the
-    others; unsound and invalid ones have none."""
-    ranks, count = [], {False: 0, True: 0}
-    for row in sorted(rows, key=order):
-        if row.verdict in UNRANKED:
-            ranks.append((UNRANKED[row.verdict], row))
-            continue
-        provisional = bool(row.provisional)
-        count[provisional] += 1
-        mark = f" {FLAG}" if row.verdict == "FLAG" else ""
-        rank = f"{count[provisional]}{'†' if provisional else ''}{mark}"
-        ranks.append((rank if row.worst.values else "–", row))
-    return ranks
+    """Rows in order with what stands in the place of their rank; rows that tie share one (`bench.ties`).
+
+    Provisional rows count by themselves, after the others; unsound and invalid ones have none, nor do those without a
+    worst case.
+    """
+    found = sorted(rows, key=order)
+    counted = [row for row in found if row.verdict not in UNRANKED and row.worst.values]
+    ranks: dict[int, str] = {}
+    for provisional, sign in ((False, ""), (True, "†")):
+        group = [row for row in counted if bool(row.provisional) == provisional]
+        for place, row in zip(places(group), group, strict=True):
+            ranks[id(row)] = f"{place}{sign}" + (f" {FLAG}" if row.verdict == "FLAG" else "")
+    return [(ranks.get(id(row)) or UNRANKED.get(row.verdict, "–"), row) for row in found]
 
 
 def unreliable(row: Row) -> str:

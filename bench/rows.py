@@ -18,6 +18,7 @@ from bench.store import Store
 from bench.worst import Cell, Picked, cell_of, worst_case
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 RADII = (0.0, 0.25, 0.5, 1.0)
@@ -37,7 +38,9 @@ class Row:
     stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
     the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
     as in `frame`, of the first seed. `entries`: for each attack label and seed the evaluation that counts.
-    `findings` and `verdict` are filled in by `bench.verdicts`: the gravest of each check over the seeds.
+    `right`, `share`: for each seed in `worst` which of its images stand (bool), and, of a randomised model, the share
+    of draws that do. `findings` and `verdict` are filled in by `bench.verdicts`: the gravest of each check over the
+    seeds.
     """
 
     dataset: str
@@ -70,6 +73,8 @@ class Row:
     train_key: str
     config: str
     entries: Picked = field(compare=False, repr=False)
+    right: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
     findings: tuple[Finding, ...] = ()
     verdict: Verdict = "NOT CHECKED"
 
@@ -87,7 +92,7 @@ def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> l
     judged = table["config"].notna() & table["measures"].isna()  # a measurement is no verdict, wherever it stands
     for entry in table[judged].to_dict("records"):
         groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
-    times = _standard_times([entry for group in groups.values() for entry in group])
+    times = standard_times([entry for group in groups.values() for entry in group])
     found, asked = [], tuple(radii)
     for group in groups.values():
         budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
@@ -108,7 +113,8 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
     certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
     cells = {name: cell_of(found) for name, found in attacks.items()}
-    worst, single, keys = worst_case(store, clean | attacks, seeds, first["eps_value"] if first["norm"] else 0.0)
+    eps = first["eps_value"] if first["norm"] else 0.0
+    worst, single, keys, right, share = worst_case(store, clean | attacks, seeds, eps)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
     seconds = {e["train_key"]: e["train_seconds"] for e in entries if not math.isnan(e["train_seconds"])}
@@ -129,12 +135,14 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         keys=keys,
         collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
         train_seconds=mean_seconds,
-        ratio=mean_seconds / times.get(_time_class(first), math.nan),
-        shared=any(_busy(e) for e in entries),
+        ratio=mean_seconds / times.get(time_class(first), math.nan),
+        shared=any(busy(e) for e in entries),
         device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
         commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
         provisional=(),
         entries=picked,
+        right=right,
+        share=share,
     )
     return replace(row, provisional=_provisional(row))
 
@@ -228,27 +236,27 @@ def _has(row: Row, attack: str) -> bool:
     return any(cell.values or cell.state() == "unsupported" for cell in cells)
 
 
-def _time_class(entry: Entry) -> tuple[Any, ...]:
+def time_class(entry: Entry) -> tuple[Any, ...]:
     """Training times are compared within one of these only; papers' own recipes differ in epochs by intent."""
     epochs = entry["epochs"] if entry["recipe"] == "shared" else None
     return (
         *(entry[name] for name in ("dataset", "train_images", "model", "train_device", "recipe")),
         epochs,
-        _busy(entry),
+        busy(entry),
     )
 
 
-def _busy(entry: Entry) -> bool:
+def busy(entry: Entry) -> bool:
     """Did the machine do other jobs during the training?"""
     return isinstance(entry["workers"], int) and entry["workers"] > 1
 
 
-def _standard_times(entries: list[Entry]) -> dict[tuple[Any, ...], float]:
+def standard_times(entries: list[Entry]) -> dict[tuple[Any, ...], float]:
     """Mean training seconds of `standard` in each class."""
     times: dict[tuple[Any, ...], dict[str, float]] = {}
     for e in entries:
         if e["defense"] == "standard" and not math.isnan(e["train_seconds"]):
-            times.setdefault(_time_class(e), {})[e["train_key"]] = e["train_seconds"]
+            times.setdefault(time_class(e), {})[e["train_key"]] = e["train_seconds"]
     return {kind: fmean(seconds.values()) for kind, seconds in times.items()}
 
 

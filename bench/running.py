@@ -15,6 +15,8 @@ from rich.markup import escape
 
 from bench import datasets, imports, live
 from bench.cells import wants
+from bench.clusters import NO_CLUSTER, THIS_MACHINE, Cluster, Machine
+from bench.clusters import engine as choose
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
 from bench.executors.devices import Slot, lanes
@@ -85,7 +87,7 @@ def describe(matrix: Matrix) -> list[str]:
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]
 
 
-def show_plan(matrix: Matrix, results: Path, check: bool, places: list[Slot]) -> int:
+def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THIS_MACHINE) -> int:
     """Print the matrix, what is done, and estimates of time, disk and memory from past records; gives the exit code.
     Writes nothing.
 
@@ -95,6 +97,7 @@ def show_plan(matrix: Matrix, results: Path, check: bool, places: list[Slot]) ->
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
+    places = machine.slots()
     count = lanes(places)
     kinds = Counter(job.kind for job in matrix.jobs)
     names = {"train": "trainings", "import": "imports", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}
@@ -116,34 +119,26 @@ def run(
     matrix: Matrix,
     results: Path,
     mode: str,
-    executor: str,
     check: bool,
-    places: list[Slot],
-    time_limit: float | None = None,
+    executor: str = "local",
+    machine: Machine = THIS_MACHINE,
     gate: bool = False,
+    cluster: Cluster = NO_CLUSTER,
 ) -> int:
     """Run what is missing and print the tables; gives the exit code.
 
     0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written,
     4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
     """
-    if executor not in ("local", "debug"):
-        raise ValueError(f"--executor is '{executor}'; expected local or debug")
     store = Store(results)
+    engine, count = choose(executor, matrix.root, machine, cluster)
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     store.prepare()
     console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain") and not matrix.told:
         for line in describe(matrix):
             console.print(escape(line), soft_wrap=True)
-    engine: Executor
-    if executor == "debug":
-        from bench.executors.debug import Debug
-
-        engine = Debug(matrix.root, places[0].device)
-    else:
-        engine = Local(matrix.root, places, time_limit)
-    view = live.View(console, store, matrix.jobs, mode, lanes(places))
+    view = live.View(console, store, matrix.jobs, mode, count)
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
     try:
@@ -158,6 +153,10 @@ def run(
             events.close()  # type: ignore[attr-defined]
         print(f"stopped; nothing finished is lost. Resume with:\n  {resume_line()}", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
+    if cluster.detach and view.left:
+        note = f"{len(view.left)} jobs are in Slurm's queue; the same command without --detach follows them"
+        print(note, file=sys.stderr)
+        return 0
     if mode != "json":
         tables(store, matrix, console)
         done = f"{view.counts['ok']} jobs run, {view.counts['skipped']} already done"
@@ -168,6 +167,17 @@ def run(
     if failed:
         return 1
     return 4 if gate and _unsound(store, matrix) else 0
+
+
+def print_script(matrix: Matrix, results: Path, check: bool, machine: Machine, cluster: Cluster) -> int:
+    """Print the batch script of `--executor slurm` and write down what its jobs are; submits nothing."""
+    engine, _ = choose("slurm", matrix.root, machine, cluster)
+    store = Store(results)
+    if check and refused(Local(matrix.root, []), matrix, store):
+        return 2
+    store.prepare()
+    print(engine.script(matrix.jobs, store), end="")  # type: ignore[attr-defined]
+    return 0
 
 
 def _room(estimator: Estimator, left: list[Job], places: list[Slot], count: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,15 +123,24 @@ def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float
     return column
 
 
-def worst_case(
-    store: Store, judged: Picked, seeds: tuple[int, ...], eps: float
-) -> tuple[Cell, Cell, dict[int, tuple[str, ...]]]:
-    """Worst case of the seeds that have every attack, under the deployed rule and over single draws (no values for a
-    deterministic model), and the evaluations it is the minimum of."""
+class Worst(NamedTuple):
+    """Worst case of the seeds that have every attack, under the deployed rule and over single draws (`single` has no
+    values for a deterministic model); the evaluations it is the minimum of; by seed, which images stand (bool) and the
+    share of their single draws that do."""
+
+    cell: Cell
+    single: Cell
+    keys: dict[int, tuple[str, ...]]
+    right: dict[int, np.ndarray[Any, Any]]
+    share: dict[int, np.ndarray[Any, Any]]
+
+
+def worst_case(store: Store, judged: Picked, seeds: tuple[int, ...], eps: float) -> Worst:
+    """The worst case over these evaluations, image by image; where there is none the cell says why."""
     asked = {name: by for name, by in judged.items() if any(e["state"] != "unsupported" for e in by.values())}
     none = Cell({}, 0, {})
     if not any(entry["norm"] for by in asked.values() for entry in by.values()):
-        return Cell({}, 0, dict.fromkeys(seeds, ("not attacked", ""))), none, {}
+        return Worst(Cell({}, 0, dict.fromkeys(seeds, ("not attacked", ""))), none, {}, {}, {})
     keys, absent = {}, {}
     for seed in seeds:
         states = {name: by[seed]["state"] if seed in by else "not planned" for name, by in sorted(asked.items())}
@@ -141,17 +150,20 @@ def worst_case(
         else:
             keys[seed] = tuple(sorted(by[seed]["key"] for by in asked.values()))
     if not keys:
-        return Cell({}, 0, absent), none, {}
+        return Worst(Cell({}, 0, absent), none, {}, {}, {})
     try:
         columns = _prefixes(store, [(key, eps) for chosen in keys.values() for key in chosen])
     except ValueError as problem:
-        return Cell({}, 0, dict.fromkeys(seeds, ("mixed test sets", str(problem)))), none, {}
+        return Worst(Cell({}, 0, dict.fromkeys(seeds, ("mixed test sets", str(problem)))), none, {}, {}, {})
     n, left = len(columns[0].correct), iter(columns)
     if n == 0:
-        return Cell({}, 0, dict.fromkeys(seeds, ("no shared images", "no prefix of the test set is shared"))), none, {}
+        why = ("no shared images", "no prefix of the test set is shared")
+        return Worst(Cell({}, 0, dict.fromkeys(seeds, why)), none, {}, {}, {})
     worst = {seed: _worst([next(left) for _ in chosen]) for seed, chosen in keys.items()}
-    single = {seed: float(share.mean()) for seed, (_, share) in worst.items() if share is not None}
-    return Cell({s: float(right.mean()) for s, (right, _) in worst.items()}, n, absent), Cell(single, n, {}), keys
+    right = {seed: stands for seed, (stands, _) in worst.items()}
+    share = {seed: draws for seed, (_, draws) in worst.items() if draws is not None}
+    cell, single = (Cell({s: float(of.mean()) for s, of in by.items()}, n, {}) for by in (right, share))
+    return Worst(replace(cell, absent=absent), single, keys, right, share)
 
 
 def _worst(columns: list[Judged]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
@@ -169,6 +181,12 @@ def _worst(columns: list[Judged]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
         return np.logical_and.reduce([column.correct for column in columns]), None
     chosen, place = np.argmin(np.stack(choosing), axis=0), np.arange(len(choosing[0]))
     return np.stack([column.correct for column in columns])[chosen, place], np.stack(shares)[chosen, place]
+
+
+def outcomes(store: Store, keys: Iterable[str], eps: float = 0.0) -> np.ndarray[Any, Any]:
+    """Which images of the shared prefix of the test set are right in the worst case of these evaluations (a seed's
+    `Row.keys`), in the order of the test set. Raises ValueError where they saw different test sets."""
+    return _worst(_prefixes(store, [(key, eps) for key in keys]))[0]
 
 
 class Paired(NamedTuple):

@@ -175,7 +175,7 @@ def draw(found: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     budgets = sorted({row.eps for row in found}, key=float)
-    figure, panels = plt.subplots(1, len(budgets), figsize=(6.5 * len(budgets), 4.5), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(budgets), figsize=(8 * len(budgets), 4.5), squeeze=False, layout="constrained")
     columns = {"clean": None, **COLUMNS, "worst case": None}
     for axes, eps in zip(panels[0], budgets, strict=True):
         group = [row for row in found if row.eps == eps]
@@ -189,7 +189,6 @@ def draw(found: list[Row], path: Path) -> None:
             axes.text(j, k, text, ha="center", va="center", fontsize=7, color="black" if value > 55 else "white")
         axes.set_xticks(range(len(columns)), list(columns), rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(len(group)), [name(row) for row in group], fontsize=8)
-        axes.tick_params(axis="y", labelleft=True)
         axes.set_title(f"MNIST, lenet5, Linf {eps}: accuracy in %, deployed rule", fontsize=9)
     figure.colorbar(image, ax=panels[0].tolist(), shrink=0.8)
     figure.savefig(path, dpi=130, bbox_inches="tight")

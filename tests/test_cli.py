@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no attack": ("--attack ,", "attacks is empty; expected at least one entry"),
     "seeds": ("--seeds one", "--seeds takes whole numbers such as 0,1,2, got 'one'"),
     "recipe": ("--recipe mine", "recipe: Input should be 'shared' or 'paper', got 'mine'"),
-    "executor": ("--executor slurm", "--executor is 'slurm'; expected local or debug"),
+    "executor": ("--executor pbs", "--executor is 'pbs'; expected local, debug, slurm or ray"),
     "device": ("--device tpu", "--device is 'tpu'; expected auto, cpu or cuda"),
     "results below a file": ("--results-dir file/results", "cannot write results folder file/results: Not a directory"),
     "results are a file": ("--results-dir file", "cannot write results folder file: File exists"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import N, contents, matrix, npz, run
+from fake_store import N, contents, matrix, npz, run
 from harness import Bench
 
 from bench.job import Job

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench import catalog, cells
 from bench import job as job_module
 from bench import plan as planner
-from bench.job import Job
+from bench.job import Job, NewerSchemaError
 from bench.plan import plan
 from bench.spec import build, load
 
@@ -136,7 +136,7 @@ def test_the_setting_of_an_attack_changes_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("constant", "owner"), [("TRAIN_REVISION", planner), ("EVALUATE_REVISION", cells), ("SCHEMA", job_module)]
+    ("constant", "owner"), [("TRAIN_REVISION", planner), ("EVALUATE_REVISION", cells), ("KEYS", job_module)]
 )
 def test_a_raised_revision_of_the_engine_changes_the_key(
     monkeypatch: pytest.MonkeyPatch, constant: str, owner: Any
@@ -339,14 +339,14 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("kind", "evaluate"), "was changed"),
         (_set("needs", ["0123456789ab"]), "was changed"),
         (_set("key", "0123456789ab"), "job 0123456789ab was changed"),
-        (_set("schema", 2), "job has schema 2, this version reads 1"),
-        (_set("schema", None), "job has schema None"),
+        (_set("schema", 2), "results have schema 2, this version reads up to 1; update bench"),
+        (_set("schema", None), "schema None, this version reads 1"),
     ],
 )
 def test_a_changed_job_is_refused(change: Callable[[dict[str, Any]], None], message: str) -> None:
     values = copy.deepcopy(trains(one())[0].to_json())
     change(values)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, NewerSchemaError), match=message):
         Job.from_json(values)
 
 

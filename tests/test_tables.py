@@ -16,6 +16,7 @@ import pytest
 from harness import Bench
 
 from bench import datasets
+from bench.cells import RANDOMISED_REVISION
 from bench.core.stats import paired_difference, wilson
 from bench.frame import COLUMNS, frame
 from bench.job import Job
@@ -97,7 +98,7 @@ def evaluated(
 ) -> str:
     """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
     what = {
-        "engine": 1,
+        "engine": RANDOMISED_REVISION,
         "attack": {"name": attack, "set": settings or {}, "revision": revision},
         "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
         "n": n or len(correct or []),
@@ -535,7 +536,7 @@ def test_ranked_rows_stand_before_provisional_ones_best_first(store: Store) -> N
     full(store, trained(store, "quick"), 9, 10)
     lines = [line.split(" | ")[:2] for line in markdown(store).splitlines() if line.startswith("| ")]
     assert [[rank.strip("| "), name] for rank, name in lines[2:]] == [
-        ["1", "strong"], ["2", "tied"], ["3", "weak"], ["1†", "quick"],
+        ["1", "strong"], ["1", "tied"], ["3", "weak"], ["1†", "quick"],
     ]  # fmt: skip
 
 
@@ -663,7 +664,10 @@ def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store,
     full(store, trained(store), 300)
     path = tmp_path / "docs" / "leaderboard.md"
     first = write_leaderboard(store, path, tmp_path / "tables")
-    assert [p.name for p in first] == ["leaderboard.md", "evaluations.csv", "leaderboard.csv", "checks.csv"]
+    names = ["leaderboard.md", *(f"{name}.csv" for name in ("evaluations", "leaderboard", "checks"))]
+    assert [p.name for p in first] == [
+        *names, "timing.csv", "timing_attacks.csv", "leaderboard.tex", "leaderboard.json",
+    ]  # fmt: skip
     before = [p.read_bytes() for p in first]
     assert [p.read_bytes() for p in write_leaderboard(store, path, tmp_path / "tables")] == before
     path.write_bytes(b"# mine\r\n" + path.read_bytes() + b"after\n")
@@ -709,7 +713,9 @@ def test_hostile_names_stay_inside_their_cell(store: Store, tmp_path: Path) -> N
 def test_csv_cells_start_no_formula(store: Store, tmp_path: Path) -> None:
     for name in ("=1+1", "+cmd", "-cmd", "@sum"):
         evaluated(store, trained(store, name, data={"name": f"{name}"}), name, [1, 0])
-    for path in write_leaderboard(store, tmp_path / "l.md", tmp_path)[1:]:
+    written = [path for path in write_leaderboard(store, tmp_path / "l.md", tmp_path) if path.suffix == ".csv"]
+    assert len(written) == 5
+    for path in written:
         with path.open(newline="") as file:
             cells = [cell for line in csv.reader(file) for cell in line]
         assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")]
@@ -722,7 +728,7 @@ def test_csv_holds_numbers_and_states(store: Store, tmp_path: Path) -> None:
     evaluated(store, train, "steep", [1, 0, 0, 0])
     evaluated(store, trained(store, seed=1), "steep", state="error", n=4)
     evaluated(store, trained(store, seed=2, state="missing"), "steep", state="missing", n=4)
-    _, evaluations, board, _ = write_leaderboard(store, tmp_path / "l.md", tmp_path)
+    _, evaluations, board, *_ = write_leaderboard(store, tmp_path / "l.md", tmp_path)
     with evaluations.open(newline="") as file:
         done, failed, missing = sorted(csv.DictReader(file), key=lambda line: line["state"])
     assert (done["accuracy"], done["eps"], done["seed"], done["n"]) == ("0.25", "0.1", "0", "4")

@@ -13,6 +13,10 @@ EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "
 FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an error
 
 
+class Absent(ImportError):
+    """What an executor needs is not installed here; says what to do."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something happened to a job; a tick (no job) only lets the caller redraw. A job that failed for no fault of its

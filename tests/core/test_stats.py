@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, bootstrap
 
-from bench.core.stats import clopper_pearson_lower, mcnemar, mean_std, paired_difference, wilson
+from bench.core.stats import (
+    bootstrap_difference,
+    clopper_pearson_lower,
+    mcnemar,
+    mcnemar_counts,
+    mean_std,
+    paired_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("n", [50, 200, 1000])
@@ -52,6 +61,53 @@ def test_mcnemar_is_an_exact_binomial_test() -> None:
     assert mcnemar(a, a) == 1.0
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (5, 5), (9, 2), (2, 9), (40, 71), (700, 500), (0, 2000)])
+def test_mcnemar_is_scipys(only_a: int, only_b: int) -> None:
+    expected = binomtest(only_a, only_a + only_b, 0.5).pvalue
+    assert mcnemar_counts(only_a, only_b) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_wilson_covers_what_it_promises_in_simulation(p: float) -> None:
+    hits = np.random.default_rng(1).binomial(1000, p, 20_000)
+    values, counts = np.unique(hits, return_counts=True)
+    inside = [wilson(int(k), 1000)[0] <= p <= wilson(int(k), 1000)[1] for k in values]
+    assert 0.94 < counts @ inside / counts.sum() < 0.965
+
+
+def test_mcnemar_holds_its_level_and_has_power() -> None:
+    """Two nets of equal accuracy, right on other images, are called different in at most 5 % of the data sets."""
+
+    def rejected(shares: list[float]) -> float:
+        tables = np.random.default_rng(2).multinomial(1000, shares, size=4000)
+        return float(np.mean([mcnemar_counts(int(a), int(b)) < 0.05 for _, a, b, _ in tables]))
+
+    assert 0.02 < rejected([0.4, 0.1, 0.1, 0.4]) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
+    assert rejected([0.4, 0.13, 0.07, 0.4]) > 0.9
+
+
+def test_bootstrap_is_scipys() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.binomial(100, 0.6, 400) / 100, rng.binomial(100, 0.5, 400) / 100
+    difference, low, high = bootstrap_difference(a, b)
+    scipys = bootstrap((a - b,), np.mean, method="percentile", n_resamples=5000, rng=4).confidence_interval
+    assert difference == pytest.approx(a.mean() - b.mean())
+    assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=4e-4)
+    assert bootstrap_difference(a, b) == (difference, low, high)  # nothing hidden moves it
+    assert bootstrap_difference(b, a)[0] == pytest.approx(-difference)
+    assert bootstrap_difference(a, a) == (0.0, 0.0, 0.0)
+
+
+def test_bootstrap_covers_the_difference_of_shares() -> None:
+    rng, covered = np.random.default_rng(5), 0
+    for _ in range(400):
+        hard = rng.beta(2, 2, 300)  # images differ: both are right more often on easy ones
+        a, b = rng.binomial(100, hard) / 100, rng.binomial(100, 0.8 * hard) / 100
+        _, low, high = bootstrap_difference(a, b, draws=500)
+        covered += low <= 0.1 <= high
+    assert 0.91 < covered / 400 < 0.98
+
+
 def test_impossible_counts_are_refused() -> None:
     for bad in ((1, 0), (-1, 5), (6, 5)):
         with pytest.raises(ValueError, match="hits"):
@@ -62,6 +118,8 @@ def test_impossible_counts_are_refused() -> None:
         paired_difference([True], [])
     with pytest.raises(ValueError, match="equally long"):
         paired_difference([], [])
+    with pytest.raises(ValueError, match="equally long"):
+        bootstrap_difference([], [])
 
 
 def test_mean_and_deviation_over_seeds() -> None:

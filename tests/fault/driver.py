@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fakes import matrix, run, told
+from fake_store import matrix, run, told
 
 from bench import leases
 from bench.job import Job

@@ -19,7 +19,7 @@ from typing import Any
 
 import driver
 import pytest
-from fakes import contents, matrix, run, told, work
+from fake_store import contents, matrix, run, told, work
 
 from bench.job import Job
 from bench.store import IMAGES, SAMPLES, Store
@@ -39,7 +39,7 @@ def server() -> Any:
     """Processes that start in milliseconds, since everything is imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["__main__", "pytest", "driver", "fakes", "bench.leaderboard", "bench.verify", "numpy"]
+        ["__main__", "pytest", "driver", "fake_store", "bench.leaderboard", "bench.verify", "numpy"]
     )
     return context
 

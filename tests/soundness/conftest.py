@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import FAKES
-from nets import EPS, Split, trained
+from honest_nets import EPS, Split, trained
 from torch import Tensor, nn
 
 from bench import data

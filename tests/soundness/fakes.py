@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from nets import Split
+from honest_nets import Split
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier

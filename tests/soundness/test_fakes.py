@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from conftest import AuditOf
 from fakes import FAKES, OWNERS
-from nets import Split
+from honest_nets import Split
 from torch import nn
 
 from bench import soundness

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import AuditOf
-from nets import EPS, Split
+from honest_nets import EPS, Split
 from torch import Tensor, nn
 
 from bench.check_texts import CHECKS

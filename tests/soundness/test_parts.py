@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from nets import EPS, Split
+from honest_nets import EPS, Split
 from torch import Tensor, nn
 
 from attacks.pgd import PGD

@@ -1,0 +1,174 @@
+"""A Ray cluster, or a Ray of this machine's own: each job is a task that runs the worker in a process of its own.
+
+Without an address Ray is started for this run, listens on loopback only and has no dashboard: its ports run any code
+that reaches them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.executors.base import Absent, Event, blocker, ended, todo
+from bench.executors.sbatch import environment
+from bench.job import Job
+from bench.store import Store
+
+TICK = 0.5  # seconds between ticks
+RETRIES = 2  # of a job whose process or node was lost; finished blocks are not done again
+
+
+def do(results: str, key: str, root: str, device: str, workers: int) -> str:
+    """One job, in a process of Ray's."""
+    from bench.worker import work
+
+    return work(Path(results), key, Path(root), device, workers)
+
+
+@dataclass
+class Ray:
+    """Ray executor. `root`: the data folder; `num_gpus`, `num_cpus`: what a job takes, fractions allowed."""
+
+    root: Path
+    device: str = "auto"
+    address: str | None = None
+    num_gpus: float | None = None
+    num_cpus: float | None = None
+
+    def problems(self, jobs: list[Job], store: Store) -> list[str]:
+        """See Executor."""
+        from bench.executors.local import Local
+
+        return Local(self.root, []).problems(jobs, store)
+
+    def places(self) -> int:
+        """How many jobs run at a time. Connects to Ray; raises Absent without it, ValueError without a cluster."""
+        ray = self._connect()
+        has = ray.cluster_resources()
+        asked = self._asked()
+        most = [has.get(name, 0.0) / share for name, share in asked.items() if share]
+        if most and min(most) < 1:
+            told = ", ".join(f"{share:g} {name}" for name, share in asked.items() if share)
+            raise ValueError(
+                f"no job fits: it takes {told}, and Ray has {has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU"
+            )
+        return int(min(most)) if most else 1
+
+    def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
+        """See Executor. Closing the iterator cancels what runs and leaves Ray."""
+        waiting = todo(jobs, store)
+        pending = {job.key for job in waiting}
+        for job in jobs:
+            store.add(job)
+            if job.key not in pending:
+                yield Event("skipped", job)
+        ray, places = self._connect(), self.places()
+        running: dict[Any, Job] = {}
+        told: set[str] = set()
+        try:
+            while waiting or running:
+                for job in list(waiting):
+                    reason = blocker(job, store, pending)
+                    if reason:
+                        waiting.remove(job)
+                        pending.discard(job.key)
+                        yield Event("blocked", job, reason)
+                    elif pending.isdisjoint(job.waits):
+                        waiting.remove(job)
+                        running[self._submit(job, store, places)] = job
+                done, _ = ray.wait(list(running), num_returns=len(running), timeout=TICK) if running else ([], [])
+                for reference, job in running.items():
+                    if job.key not in told and (reference in done or _began(store, job)):
+                        told.add(job.key)
+                        yield Event("started", job)
+                for reference in done:
+                    job = running.pop(reference)
+                    pending.discard(job.key)
+                    yield self._ended(job, reference, store)
+                yield Event("tick")
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            ray.shutdown()
+
+    def _submit(self, job: Job, store: Store, places: int) -> Any:
+        (store.folder(job.key) / "record.json").unlink(missing_ok=True)
+        (store.folder(job.key) / "progress.json").unlink(missing_ok=True)
+        device = "cuda" if self._asked()["GPU"] else "cpu"
+        return self._task.remote(str(store.root.absolute()), job.key, str(self.root.absolute()), device, places)
+
+    def _ended(self, job: Job, reference: Any, store: Store) -> Event:
+        import ray
+
+        try:
+            ray.get(reference)
+            message = "the worker ended without a record that can be read here; is the results folder shared?"
+        except ray.exceptions.RayError as error:  # the worker catches everything, so its process or node was lost
+            message = f"Ray lost the worker {1 + RETRIES} times ({type(error).__name__})"
+        event = ended(job, store)
+        if event is None:
+            store.put(job, "error", {"error": {"type": "WorkerDied", "message": message}, "metrics": {}, "files": {}})
+            event = Event("error", job, message)
+        return event
+
+    @functools.cached_property
+    def _task(self) -> Any:
+        import ray
+
+        asked = self._asked()
+        # a process a job: CUDA contexts, peak memory and random state of one must not reach the next
+        options = {"max_calls": 1, "max_retries": RETRIES, "num_cpus": asked["CPU"], "num_gpus": asked["GPU"]}
+        variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **environment()}
+        return ray.remote(**options, runtime_env={"env_vars": variables})(do)
+
+    def _asked(self) -> dict[str, float]:
+        gpus = self.num_gpus
+        if gpus is None:
+            on_gpu = self.device == "cuda" or (self.device == "auto" and self._connect().cluster_resources().get("GPU"))
+            gpus = 1.0 if on_gpu else 0.0
+        if gpus and self.device == "cpu":
+            raise ValueError("--device cpu and --num-gpus contradict each other; leave one out")
+        return {"CPU": 1.0 if self.num_cpus is None else self.num_cpus, "GPU": gpus}
+
+    def _connect(self) -> Any:
+        if not self.address:  # all read when ray is imported
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch, on any system, for loopback only
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # other users reach loopback as well
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError:
+            raise Absent("--executor ray needs ray: pip install 'defense-bench[ray]'") from None
+        if not ray.is_initialized():
+            _reach(self.address)
+            where = {"address": self.address} if self.address else {"address": "local", "include_dashboard": False}
+            try:
+                ray.init(**where, log_to_driver=False, logging_level="error")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                said = " ".join(str(error).split())
+                raise ValueError(f"no Ray cluster at {self.address or 'this machine'}: {said}") from None
+        return ray
+
+
+def _reach(address: str | None) -> None:
+    """Raises ValueError where nobody listens at `host:port`: Ray itself would try for ten minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster at --address {address}: {error}") from None
+
+
+def _began(store: Store, job: Job) -> bool:
+    """Does a worker do this job? It says how far it is, or is over already."""
+    return bool(store.progress(job.key)) or store.record(job.key) is not None

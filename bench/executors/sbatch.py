@@ -1,0 +1,199 @@
+"""What is said to Slurm and what it answers: the batch script, arrays and their dependencies, sbatch, squeue, scontrol.
+
+One script serves everybody: with keys it is the job of an array's task, without it submits all jobs (`--print-script`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.executors.base import Absent
+from bench.job import Job
+
+CARRIED = ("BENCH_PLUGINS", "BENCH_DATA", "BENCH_CACHE", "BENCH_MODEL_FILE", "PYTHONPATH")  # lists of paths, or a path
+OURS = ("job-name", "output", "array", "dependency", "kill-on-invalid-dep", "parsable", "wrap", "test-only", "wait")
+MOST_TASKS = 500  # of an array; Slurm's own limit is 1001 unless the cluster says otherwise
+ACTIVE = (
+    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING", "SIGNALING",
+    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT", "REVOKED",
+)  # fmt: skip
+
+
+class SlurmError(ValueError):
+    """Slurm refused, or did not answer."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that wait for the same others: an array. `hard` must be done, `soft` must only have ended."""
+
+    jobs: tuple[Job, ...]
+    hard: tuple[str, ...] = ()
+    soft: tuple[str, ...] = ()
+
+    def options(self, tasks: Mapping[str, str]) -> list[str]:
+        """Options of sbatch, once what it waits for has a task: key -> `12_0`."""
+        kinds = (("afterok", self.hard), ("afterany", self.soft))
+        told = [":".join((kind, *(tasks[key] for key in keys))) for kind, keys in kinds if keys]
+        # else Slurm would keep what waits for a failed training in the queue for ever
+        waits = ["--kill-on-invalid-dep=yes", f"--dependency={','.join(told)}"] if told else []
+        return ["--parsable", f"--array=0-{len(self.jobs) - 1}", *waits]
+
+
+def batches(waiting: list[Job], submitted: Collection[str] = ()) -> list[Batch]:
+    """The waiting jobs as arrays, each after those it waits for. What is neither waiting nor `submitted` is over."""
+    found: list[Batch] = []
+    rest, unfinished = list(waiting), {*submitted, *(job.key for job in waiting)}
+    while rest:
+        left = {job.key for job in rest}
+        ready: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Job]] = {}
+        for job in rest:
+            if left.isdisjoint(job.waits):
+                hard = tuple(key for key in (*job.needs[:1], *job.parts) if key in unfinished)
+                soft = tuple(key for key in job.needs[1:] if key in unfinished)
+                ready.setdefault((hard, soft), []).append(job)
+        if not ready:
+            raise ValueError(f"jobs {', '.join(sorted(left))} wait for each other")
+        for (hard, soft), jobs in ready.items():
+            cuts = range(0, len(jobs), MOST_TASKS)
+            found += [Batch(tuple(jobs[start : start + MOST_TASKS]), hard, soft) for start in cuts]
+        placed = {job.key for batch in found for job in batch.jobs}
+        rest = [job for job in rest if job.key not in placed]
+    return found
+
+
+def name(results: Path) -> str:
+    """Job name: which of a user's jobs in the queue belong to a results folder."""
+    return f"bench-{hashlib.sha256(os.fsencode(results.absolute())).hexdigest()[:8]}"
+
+
+def script(asked: Iterable[str], results: Path, root: Path, device: str, todo: list[Batch]) -> str:
+    """The batch script. `asked`: options of sbatch without dashes; `todo`: what it submits if started without keys."""
+    results = results.absolute()
+    header = [f"--job-name={name(results)}", "--output=/dev/null", "--requeue", *(f"--{option}" for option in asked)]
+    command = [sys.executable, "-m", "bench", "worker"]
+    options = ["--data-dir", str(root.absolute()), "--device", device]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {shlex.quote(option)}" for option in header),
+        "# A job of bench. `bash FILE` submits all jobs; `sbatch --array=0-1 FILE KEY KEY` is an array of two.",
+        f"results={shlex.quote(str(results))}",
+        "if [ $# -gt 0 ]; then",
+        '    shift "${SLURM_ARRAY_TASK_ID:-0}"',
+        '    exec >>"$results/$1/log.txt" 2>&1',
+        *(f"    export {key}={shlex.quote(value)}" for key, value in environment().items()),
+        '    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"',
+        f"    cd -- {shlex.quote(str(Path.cwd()))}",
+        f'    exec {shlex.join(command)} "$1" --results-dir "$results" {shlex.join(options)}',
+        "fi",
+        "set -e",
+        'mkdir -p "$results/slurm"',
+    ]
+    tasks: dict[str, str] = {}
+    for number, batch in enumerate(todo):
+        keys = " ".join(job.key for job in batch.jobs)
+        words = " ".join(f'"{word}"' if "$" in word else word for word in batch.options(tasks))
+        lines.append(f'id{number}=$(sbatch {words} "$0" {keys}); id{number}="${{id{number}%%;*}}"')
+        lines.append(f'echo {keys} >"$results/slurm/$id{number}"; echo "job $id{number}: {len(batch.jobs)} tasks"')
+        tasks |= {job.key: f"${{id{number}}}_{index}" for index, job in enumerate(batch.jobs)}
+    return "\n".join(lines) + "\n"
+
+
+def environment() -> dict[str, str]:
+    """What a job needs of this environment, with absolute paths; Slurm's own `--export` may carry nothing."""
+    found = {key: os.environ[key] for key in CARRIED if os.environ.get(key)}
+    return {
+        key: os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep) if part)
+        for key, value in found.items()
+    }
+
+
+def check(option: str) -> str:
+    """One of sbatch's options as the script says it, without dashes. Raises ValueError for what bench sets itself."""
+    bare = option.lstrip("-")
+    word = bare.partition("=")[0]
+    if "\n" in option or "\r" in option or not re.fullmatch(r"[a-z][a-z0-9-]+", word):
+        raise ValueError(
+            f"--sbatch-option is {option!r}; expected one of sbatch's long options, such as constraint=a100"
+        )
+    if word in OURS:
+        raise ValueError(f"--sbatch-option {word} is set by bench itself; leave it out")
+    return bare
+
+
+def require(tool: str) -> None:
+    """Raises Absent where this machine has no such command of Slurm."""
+    if not shutil.which(tool):
+        raise Absent(
+            f"--executor slurm needs Slurm's `{tool}` on the PATH: start it on a login node of the cluster, or write "
+            "the script with --print-script"
+        )
+
+
+def command(*words: str) -> str:
+    """Output of one of Slurm's commands. Raises Absent where there is no Slurm, SlurmError with its own words."""
+    require(words[0])
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"Slurm's {words[0]} did not answer within 2 minutes") from None
+    if done.returncode:
+        said = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
+        raise SlurmError(f"Slurm's {words[0]} failed: {'; '.join(said) or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def queue(results: Path) -> dict[str, str]:
+    """State of each task in the queue, and of those that just left it: `12_0` -> RUNNING."""
+    said = command(
+        "squeue", "--noheader", "--array", "--states=all", f"--name={name(results)}", f"--user={os.getuid()}",
+        "--format=%i|%T",
+    )  # fmt: skip
+    return parse_queue(said)
+
+
+def parse_queue(said: str) -> dict[str, str]:
+    """Lines `12_0|RUNNING` of squeue."""
+    rows = [line.strip().split("|") for line in said.splitlines() if "|" in line]
+    return {row[0]: row[1] for row in rows}
+
+
+def why(task: str) -> str:
+    """Why a task is over, as Slurm tells it."""
+    try:
+        said = command("scontrol", "--oneliner", "show", "job", task)
+    except SlurmError:
+        return "it left Slurm's queue"
+    return parse_job(said)
+
+
+def parse_job(said: str) -> str:
+    """`JobState=FAILED Reason=NonZeroExitCode ... ExitCode=0:9` in words."""
+    found = dict(re.findall(r"(?<!\S)(JobState|Reason|ExitCode)=(\S+)", said))
+    state, reason = found.get("JobState", "unknown"), found.get("Reason", "None")
+    code, _, number = found.get("ExitCode", "0:0").partition(":")
+    parts = [f"Slurm says {state}"]
+    if reason not in ("None", "(null)", state):
+        parts.append(reason)
+    if number not in ("", "0"):
+        parts.append(_signal(int(number)))
+    elif code != "0":
+        parts.append(f"exit code {code}")
+    return ", ".join(parts)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Slurm's own, for failures of its daemons
+        return f"signal {number}"

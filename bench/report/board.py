@@ -1,0 +1,126 @@
+"""Rows -> the tables of the page: what the leaderboard says, and behind each number the evaluations it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench import leaderboard
+from bench.check_texts import CHECKS
+from bench.checks import Finding
+from bench.frame import Entry
+from bench.leaderboard import SECTIONS, percent
+from bench.marks import GRAVE, ranked, reasons
+from bench.rows import Row, failures
+from bench.store import Store
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One evaluation behind a row: what was asked, what came out and where its record lies."""
+
+    attack: str
+    seed: int
+    result: str
+    n: int
+    eps: str
+    device: str
+    key: str
+    train_key: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: rank, cells in the order of the header, findings and evaluations."""
+
+    row: Row
+    rank: str
+    cells: list[str]
+    found: list[Finding]
+    unchecked: list[str]
+    evidence: list[Evidence]
+
+
+@dataclass(frozen=True)
+class Board:
+    """One table: a data set under one threat, one kind of predictor."""
+
+    dataset: str
+    threat: str
+    kind: str
+    header: list[str]
+    lines: list[Line]
+    letters: dict[str, str]
+    notes: list[str]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Its rows, in order."""
+        return [line.row for line in self.lines]
+
+
+def boards(rows: list[Row]) -> list[Board]:
+    """The sections of leaderboard.md, in their order and with their columns."""
+    found = []
+    for (dataset, threat), kinds in leaderboard.sections(rows).items():
+        for kind, members in kinds.items():
+            if members:
+                found.append(_board(dataset, threat, SECTIONS[kind], members))
+    return found
+
+
+def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
+    letters = leaderboard.provisional_letters(members)
+    columns = leaderboard.columns(members, letters)
+    lines = [
+        Line(row, rank, [show(row) for show in columns.values()], _told(row), _unchecked(row), _evidence(row))
+        for rank, row in ranked(members)
+    ]
+    notes = [*reasons(members), *failures(members)]
+    return Board(dataset, threat, kind, ["Rank", *columns], lines, {v: k for k, v in letters.items()}, notes)
+
+
+def _told(row: Row) -> list[Finding]:
+    """Findings that say something: all but those that passed, do not apply or could not be asked."""
+    return [finding for finding in row.findings if finding.level in (*GRAVE, "I")]
+
+
+def _unchecked(row: Row) -> list[str]:
+    return list(dict.fromkeys(f.code for f in row.findings if f.level == "not checked" and f.code in CHECKS))
+
+
+def _evidence(row: Row) -> list[Evidence]:
+    """Every evaluation of the row by attack and seed; an INVALID row shows that they exist, never their numbers."""
+    return [
+        Evidence(
+            label, seed, "invalid" if row.verdict == "INVALID" else _result(entry), entry["n"],
+            f"{entry['norm']} {entry['eps']}" if entry["norm"] else "–",
+            entry["device"] or "–", entry["key"], entry["train_key"],
+        )
+        for label, by in sorted(row.entries.items(), key=lambda pair: leaderboard.natural(pair[0]))
+        for seed, entry in sorted(by.items())
+    ]  # fmt: skip
+
+
+def _result(entry: Entry) -> str:
+    if entry["state"] != "done":
+        return str(entry["state"])
+    return f"{percent(entry['accuracy'])} [{percent(entry['low'])}, {percent(entry['high'])}]"
+
+
+def origins(store: Store) -> list[dict[str, Any]]:
+    """Where every record comes from: key, kind, state, device, commit, versions."""
+    lines = []
+    for job, record in store.records():
+        origin = record.get("provenance") or {}
+        what = job.what.get("attack") or job.what.get("defense") or {}
+        commit = str(origin.get("commit") or "–") + (" (dirty)" if origin.get("dirty") is True else "")
+        versions = ", ".join(f"{name} {v}" for name, v in sorted((origin.get("versions") or {}).items()))
+        lines.append(
+            {
+                "key": job.key, "kind": job.kind, "what": what.get("name", "–"), "seed": job.what.get("seed"),
+                "of": job.needs[0] if job.needs else "", "state": record["state"],
+                "device": origin.get("device") or "–", "commit": commit, "versions": versions or "–",
+            }
+        )  # fmt: skip
+    return lines

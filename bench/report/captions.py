@@ -1,0 +1,34 @@
+"""What every figure says under itself: n, eps, seeds, device, and how its rows are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.marks import FLAG
+from bench.report.text import joined
+from bench.rows import Row
+
+
+def called(row: Row) -> str:
+    """The name of a row in a figure; what may not be trusted says so there too."""
+    budget = f" trained at {row.train_eps}" if row.train_eps not in ("–", row.eps) else ""
+    mark = {"FLAG": f" {FLAG}", "UNSOUND": " (unsound)"}.get(row.verdict, "")
+    return f"{row.method}{budget}{mark}"
+
+
+def conditions(rows: Iterable[Row], eps: str = "") -> str:
+    """`n 1000; eps 0.1; seeds 0, 1; device CPU x`."""
+    listed = list(rows)
+    sizes = joined(row.worst.n or row.clean.n or "" for row in listed)
+    seeds = joined(seed for row in listed for seed in row.seeds)
+    devices = joined(row.device for row in listed)
+    budgets = eps or joined(f"{row.norm} {row.eps}" if row.norm else "none" for row in listed)
+    return f"n {sizes}; eps {budgets}; seeds {seeds}; device {devices}."
+
+
+def best(rows: list[Row], most: int) -> list[Row]:
+    """At most this many rows for a figure: the best worst cases, and `standard`, the baseline, wherever it stands."""
+    order = sorted(rows, key=lambda row: (-row.worst.mean if row.worst.values else 1.0, row.method, row.config))
+    baseline = [row for row in order if row.defense == "standard"][:1]
+    chosen = {id(row) for row in [*baseline, *[row for row in order if row not in baseline]][:most]}
+    return [row for row in order if id(row) in chosen]

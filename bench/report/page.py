@@ -1,0 +1,90 @@
+"""The page: everything is a function of the records, so that equal records give equal bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import leaderboard
+from bench.check_texts import CHECKS
+from bench.frame import frame
+from bench.report.board import boards, origins
+from bench.report.gallery import Group, groups
+from bench.report.text import number, plain
+from bench.rows import rows
+from bench.store import Store, write_atomic
+from bench.verdicts import judged
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def write_report(store: Store, output: Path, figures: Path | None = None) -> list[Path]:
+    """Write the page, and with `figures` each figure as SVG, PNG and CSV there; gives what was written."""
+    text, sections = _made(store)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, lambda file: file.write(text.encode()))
+    plots = [plot for group in sections for plot in group.plots] if figures is not None else []
+    return [output, *(path for plot in plots if figures is not None for path in plot.write(figures))]
+
+
+def html(store: Store) -> str:
+    """The page's text."""
+    return _made(store)[0]
+
+
+def _made(store: Store) -> tuple[str, list[Group]]:
+    table = frame(store)
+    found = judged(store, rows(store, leaderboard.tested(table)))
+    placed = boards(found)
+    sections = groups(store, placed, found)
+    style, script = (_part(name) for name in ("page.css", "page.js"))
+    text = _environment().get_template("page.html.j2").render(
+        boards=placed,
+        figures=sections,
+        checks=CHECKS,
+        origins=origins(store),
+        unreadable=table[table["config"].isna()][["key", "reason"]].to_dict("records"),
+        counts={"evaluations": len(table), "done": int((table["state"] == "done").sum()), "rows": len(found)},
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+    )  # fmt: skip
+    return text, sections
+
+
+def _environment() -> Environment:
+    """Templates of this package; every value is escaped, and every name must be known."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: Any) -> Any:
+        return value if isinstance(value, Markup) else plain(value) if isinstance(value, str) else value
+
+    environment = Environment(
+        loader=PackageLoader("bench.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["ours"] = Markup  # for files of this package alone, never for text of a record
+    return environment
+
+
+def _part(name: str) -> str:
+    return files("bench.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing is fetched, and no script or style runs but the two of this package, told by their hashes."""
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,249 @@
+"""What is said to a cluster, without one: the batch script, arrays and dependencies, answers read, options refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import Bench, tiny, write_plugins
+
+from bench.clusters import Cluster
+from bench.executors.sbatch import (
+    MOST_TASKS,
+    Batch,
+    SlurmError,
+    batches,
+    check,
+    command,
+    name,
+    parse_job,
+    parse_queue,
+    script,
+)
+from bench.job import Job
+from bench.store import Store
+
+TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
+FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
+LAST = Job("evaluate", {"n": 3}, (TRAIN.key, FIRST.key, SECOND.key))
+SHARDS = [Job("shard", {"images": [k, k + 1]}, (OTHER.key,)) for k in range(2)]
+WHOLE = Job("evaluate", {"n": 4}, (OTHER.key,), tuple(shard.key for shard in SHARDS))
+ODD = 'a b\'c "d" é $HOME `x` %j \\n #'
+
+
+def test_jobs_that_wait_for_the_same_are_an_array_behind_what_they_need() -> None:
+    found = batches([LAST, WHOLE, SECOND, FIRST, *SHARDS, OTHER, TRAIN])
+    assert found[0] == Batch((OTHER, TRAIN))
+    assert found[1] == Batch((SECOND, FIRST), hard=(TRAIN.key,))
+    assert found[2] == Batch(tuple(SHARDS), hard=(OTHER.key,))
+    assert found[3] == Batch((LAST,), hard=(TRAIN.key,), soft=(FIRST.key, SECOND.key))
+    assert found[4] == Batch((WHOLE,), hard=(OTHER.key, *WHOLE.parts))
+    assert len(found) == 5
+
+
+def test_only_what_is_not_over_is_waited_for() -> None:
+    assert batches([FIRST]) == [Batch((FIRST,))]  # its training stands
+    assert batches([FIRST, LAST], {TRAIN.key}) == [
+        Batch((FIRST,), hard=(TRAIN.key,)),
+        Batch((LAST,), hard=(TRAIN.key,), soft=(FIRST.key,)),
+    ]
+
+
+def test_no_array_is_larger_than_a_cluster_allows() -> None:
+    jobs = [Job("train", {"seed": seed}) for seed in range(2 * MOST_TASKS + 1)]
+    found = batches(jobs)
+    assert [len(batch.jobs) for batch in found] == [MOST_TASKS, MOST_TASKS, 1]
+    assert [job for batch in found for job in batch.jobs] == jobs
+
+
+def test_a_circle_is_refused_and_not_walked() -> None:
+    lost = Job("evaluate", {"n": 9}, (TRAIN.key,))
+    object.__setattr__(lost, "needs", (lost.key,))
+    with pytest.raises(ValueError, match="wait for each other"):
+        batches([lost])
+
+
+def test_the_first_need_must_be_done_and_the_others_ended() -> None:
+    batch = Batch((LAST, FIRST), (TRAIN.key,), (OTHER.key, SECOND.key))
+    tasks = {TRAIN.key: "7_0", OTHER.key: "7_1", SECOND.key: "8_4"}
+    assert batch.options(tasks) == [
+        "--parsable",
+        "--array=0-1",
+        "--kill-on-invalid-dep=yes",
+        "--dependency=afterok:7_0,afterany:7_1:8_4",
+    ]
+    assert Batch((TRAIN,)).options({}) == ["--parsable", "--array=0-0"]
+    assert Batch((LAST,), soft=(FIRST.key,)).options({FIRST.key: "3_2"})[-1] == "--dependency=afterany:3_2"
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with an odd name to work in, and none of our variables."""
+    for variable in ("BENCH_PLUGINS", "BENCH_DATA", "BENCH_CACHE", "BENCH_MODEL_FILE", "PYTHONPATH"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / ODD
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_script_is_this_one(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/opt/a b/python")
+    monkeypatch.setenv("BENCH_PLUGINS", os.pathsep.join(["mine.py", "/there/b.py"]))
+    monkeypatch.chdir("/")
+    jobs = batches([TRAIN, FIRST, SECOND, LAST])
+    text = script(["partition=gpu", "comment=a b"], Path("/shared/my results"), Path("/data"), "cuda", jobs)
+    expected = f"""\
+#!/bin/bash
+#SBATCH --job-name={name(Path("/shared/my results"))}
+#SBATCH --output=/dev/null
+#SBATCH --requeue
+#SBATCH --partition=gpu
+#SBATCH '--comment=a b'
+# A job of bench. `bash FILE` submits all jobs; `sbatch --array=0-1 FILE KEY KEY` is an array of two.
+results='/shared/my results'
+if [ $# -gt 0 ]; then
+    shift "${{SLURM_ARRAY_TASK_ID:-0}}"
+    exec >>"$results/$1/log.txt" 2>&1
+    export BENCH_PLUGINS=/mine.py:/there/b.py
+    export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
+    cd -- /
+    exec '/opt/a b/python' -m bench worker "$1" --results-dir "$results" --data-dir /data --device cuda
+fi
+set -e
+mkdir -p "$results/slurm"
+id0=$(sbatch --parsable --array=0-0 "$0" {TRAIN.key}); id0="${{id0%%;*}}"
+echo {TRAIN.key} >"$results/slurm/$id0"; echo "job $id0: 1 tasks"
+id1=$(sbatch --parsable --array=0-1 --kill-on-invalid-dep=yes "--dependency=afterok:${{id0}}_0" "$0" \
+{FIRST.key} {SECOND.key}); id1="${{id1%%;*}}"
+echo {FIRST.key} {SECOND.key} >"$results/slurm/$id1"; echo "job $id1: 2 tasks"
+id2=$(sbatch --parsable --array=0-0 --kill-on-invalid-dep=yes \
+"--dependency=afterok:${{id0}}_0,afterany:${{id1}}_0:${{id1}}_1" "$0" {LAST.key}); id2="${{id2%%;*}}"
+echo {LAST.key} >"$results/slurm/$id2"; echo "job $id2: 1 tasks"
+"""
+    assert text == expected
+
+
+def test_a_task_runs_its_own_key_whatever_the_paths_are_called(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = bare / "python"
+    tool.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$BENCH_PLUGINS" "$OMP_NUM_THREADS" "$PWD"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tool))
+    monkeypatch.setenv("BENCH_PLUGINS", f"{ODD}.py")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    results = bare / "results"
+    for job in (FIRST, SECOND):
+        (results / job.key).mkdir(parents=True)
+    file = bare / "job.sh"
+    file.write_text(script([], Path("results"), Path(ODD), "cpu", []))
+    subprocess.run(["bash", "-n", file], check=True)
+    subprocess.run(
+        ["bash", file, FIRST.key, SECOND.key], check=True, cwd="/", env={**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
+    )
+    assert not (results / FIRST.key / "log.txt").exists()
+    assert (results / SECOND.key / "log.txt").read_text().splitlines() == [
+        *("-m", "bench", "worker", SECOND.key, "--results-dir", str(results)),
+        *("--data-dir", str(bare / ODD), "--device", "cpu", str(bare / f"{ODD}.py"), "3", str(bare)),
+    ]
+
+
+def test_each_results_folder_has_a_name_of_its_own_in_the_queue(bare: Path) -> None:
+    assert name(Path("results")) == name(bare / "results") != name(Path("/results"))
+
+
+def test_answers_are_read() -> None:
+    assert parse_queue("12_0|RUNNING\n  12_1|PENDING\n\nslurm is slow\n") == {"12_0": "RUNNING", "12_1": "PENDING"}
+    text = "JobId=3 JobName=JobState=no JobState={} Reason={} Dependency=(null) ExitCode={} DerivedExitCode=9:9 End=x"
+    assert parse_job(text.format("OUT_OF_MEMORY", "OutOfMemory", "0:125")) == (
+        "Slurm says OUT_OF_MEMORY, OutOfMemory, signal 125"
+    )
+    assert parse_job(text.format("TIMEOUT", "TimeLimit", "0:15")) == "Slurm says TIMEOUT, TimeLimit, SIGTERM"
+    assert parse_job(text.format("FAILED", "NonZeroExitCode", "2:0")) == (
+        "Slurm says FAILED, NonZeroExitCode, exit code 2"
+    )
+    assert parse_job(text.format("NODE_FAIL", "None", "0:0")) == "Slurm says NODE_FAIL"
+    assert parse_job("nothing") == "Slurm says unknown"
+
+
+def test_slurm_s_own_words_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "sbatch"
+    tool.write_text("#!/bin/sh\necho 'sbatch: error: bad thing' >&2\necho 'sbatch: worse' >&2\nexit 3\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(SlurmError, match=r"^Slurm's sbatch failed: bad thing; sbatch: worse$"):
+        command("sbatch")
+
+
+@pytest.mark.parametrize("said", ["constraint=a100", "--constraint=a100", "exclusive", "comment=a b"])
+def test_options_of_sbatch_pass(said: str) -> None:
+    assert check(said) == said.removeprefix("--")
+
+
+@pytest.mark.parametrize("said", ["", "-p", "a b=c", "partition=x\n#SBATCH --uid=0", "array=0-9", "--output=x", "wrap"])
+def test_what_is_no_option_or_ours_is_refused(said: str) -> None:
+    with pytest.raises(ValueError, match="--sbatch-option"):
+        check(said)
+
+
+def test_resources_become_options_of_sbatch() -> None:
+    cluster = Cluster("gpu", "lab", "1:00:00", None, 2, 4, "16G", sbatch_option=["constraint=a100"])
+    assert cluster.sbatch() == (
+        *("partition=gpu", "account=lab", "time=1:00:00", "gres=gpu:2", "cpus-per-task=4", "mem=16G"),
+        "constraint=a100",
+    )
+    assert Cluster().sbatch() == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--partition", "gpu"], "--partition goes with --executor slurm; the executor is 'local'"),
+        (["--num-gpus", 0.5, "--executor", "slurm"], "--num-gpus goes with --executor ray; the executor is 'slurm'"),
+        (["--print-script"], "--print-script goes with --executor slurm"),
+        (["--executor", "slurm", "--workers", 2], "--workers is for this machine"),
+        (["--executor", "slurm", "--gres", "gpu:1", "--gpus-per-job", 1], "--gres and --gpus-per-job say the same"),
+        (["--executor", "slurm", "--max-jobs", 1, "--detach"], "--max-jobs needs a driver that waits"),
+        (["--executor", "pbs"], "--executor is 'pbs'; expected local, debug, slurm or ray"),
+        (["--executor", "slurm", "--print-script", "--partition", "a\nb"], "--sbatch-option is 'partition=a"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(bench: Bench, options: list[object], message: str) -> None:
+    done = bench(*tiny(*options, defense="standard", attack="clean"))
+    assert done.code == 2
+    assert done.err.startswith(f"error: {message}")
+    assert done.err.count("\n") == 1
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(("executor", "message"), [("slurm", "`sbatch` on the PATH"), ("ray", "pip install")])
+def test_an_absent_engine_is_one_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, executor: str, message: str
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = bench(*tiny("--executor", executor, defense="standard", attack="clean"))
+    assert done.code == 3
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_a_printed_script_holds_every_job_once(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = write_plugins(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    options = ["--executor", "slurm", "--print-script", "--gpus-per-job", 1, "--device", "auto"]
+    done = bench(*tiny(*options, *plugins))
+    assert done.code == 0
+    file = tmp_path / "job.sh"
+    file.write_text(done.out)
+    subprocess.run(["bash", "-n", file], check=True)
+    store = Store(tmp_path / "results")
+    assert len(store.jobs()) == 3
+    for key in store.keys():
+        assert done.out.count(key) == 2  # submitted, and written down
+    assert "--device cuda" in done.out
+    assert "#SBATCH --gres=gpu:1" in done.out
+    assert str(tmp_path / "wobble.py") in done.out

@@ -1,0 +1,66 @@
+"""The package face: data frames for notebooks, whose columns docs/schema.md describes, and nothing heavy to import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_tables import draws, evaluated, store, trained
+
+import bench
+from bench.frame import COLUMNS
+from bench.store import Store
+
+__all__ = ["store"]
+SCHEMA = (Path(__file__).parent.parent / "docs" / "schema.md").read_text()
+
+
+def test_every_column_of_the_frame_is_documented_with_its_type_and_unit() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| ([^|]+) \|$", SCHEMA, flags=re.MULTILINE)
+    assert [(name, kind) for name, kind, _, _ in listed] == list(COLUMNS.items())
+    assert all(unit.strip() != "–" for name, kind, unit, _ in listed if kind == "float64")
+
+
+def test_load_is_one_row_an_evaluation(store: Store) -> None:
+    train = trained(store, metrics={"work_per_image_f": 6.0})
+    key = evaluated(store, train, "steep", [1, 1, 1, 0])
+    lost = evaluated(store, train, "onestep", state="missing", n=4)
+    table = bench.load(str(store.root)).set_index("key")
+    assert list(table.columns) == [name for name in COLUMNS if name != "key"]
+    assert table.loc[key, ["state", "accuracy", "work_per_image_f"]].tolist() == ["done", 0.75, 6.0]
+    assert table.loc[lost, "state"] == "missing"
+
+
+def test_samples_are_one_row_an_image_by_its_place_in_the_test_set(store: Store) -> None:
+    train = trained(store, deploys="randomised")
+    columns = {**draws([0.5, 0.75, 1.0], [0.25, 0.5, 1.0]), "index": np.array([2, 0, 1])}
+    columns["share_at"] = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    key = evaluated(store, train, "steep", [0, 1, 1], columns=columns)
+    images = bench.samples(key, store.root)
+    assert images.index.tolist() == [0, 1, 2]
+    assert images["correct"].tolist() == [True, True, False]
+    assert images["share"].tolist() == [0.5, 1.0, 0.25]
+    assert images.loc[0, "share_at"].tolist() == [0.3, 0.4]
+    assert all(f"`{name}`" in SCHEMA for name in [*images.columns, "select_at"])
+
+
+def test_what_has_no_samples_says_so(store: Store, tmp_path: Path) -> None:
+    train = trained(store)
+    with pytest.raises(LookupError, match=f"{train.key} is a job of kind 'train'"):
+        bench.samples(train.key, store.root)
+    with pytest.raises(LookupError, match="has no samples: it is missing"):
+        bench.samples(evaluated(store, train, "steep", state="missing", n=3), store.root)
+    with pytest.raises(LookupError, match="no job 0123456789ab"):
+        bench.samples("0123456789ab", store.root)
+    with pytest.raises(FileNotFoundError, match=r"no results folder .*nowhere"):
+        bench.load(tmp_path / "nowhere")
+
+
+def test_importing_bench_imports_nothing_heavy() -> None:
+    code = "import bench, sys; print({'pandas', 'numpy', 'scipy', 'torch', 'pydantic', 'typer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

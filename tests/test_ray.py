@@ -1,0 +1,102 @@
+"""The executor ray on a real Ray of this machine: the same results, retries, nothing left behind, loopback only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import Bench, outcomes, states, tiny, write_plugins
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ON = ["--executor", "ray"]
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'defense-bench[ray]'")
+
+
+def ray(*words: object) -> subprocess.CompletedProcess[str]:
+    """A driver in a process of its own: Ray reads its switches once."""
+    command = [sys.executable, "-m", "bench", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=400)
+
+
+def daemons() -> set[int]:
+    """Ray's processes that are no driver."""
+    names = ("raylet", "gcs_server")
+    return {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in names}
+
+
+def test_ray_gives_what_this_machine_gives_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+    plugins = write_plugins(tmp_path)
+    before = daemons()
+    words = tiny(*plugins, attack="clean,wobble,picky")
+    assert bench(*words, "--results-dir", tmp_path / "here").code == 0
+    done = ray(*words, "--results-dir", tmp_path / "a b'c é", *ON)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcomes(tmp_path / "a b'c é") == outcomes(tmp_path / "here")
+    assert len(outcomes(tmp_path / "here")) == 4
+    assert daemons() == before
+
+
+def test_a_lost_worker_is_tried_twice_more_and_what_failed_blocks_what_needs_it(bench: Bench, tmp_path: Path) -> None:
+    plugins = write_plugins(tmp_path)
+    (tmp_path / "fragile.todo").write_text("raise")
+    (tmp_path / "wobble.todo").write_text("kill")
+    done = ray(*tiny(*plugins, *ON, defense="fragile,plain", attack="wobble"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert states(Path("results")) == {"fragile": "error", "plain": "done", "plain/wobble": "error"}
+    assert "broken on purpose" in done.stdout
+    assert "ended as error" in done.stdout
+    assert "Ray lost the worker 3 times" in done.stdout
+    logs = [path.read_text() for path in Path("results").glob("*/log.txt")]
+    assert max(log.count("evaluate") for log in logs) == 3
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver whose jobs sleep."""
+    plugins = write_plugins(tmp_path)
+    (tmp_path / "fragile.todo").write_text("sleep")
+    words = tiny(*plugins, *ON, "--results-dir", tmp_path / "r", defense="fragile", attack="clean")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "bench", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # also where tests run in background
+    )
+    began = time.monotonic()
+    while not list((tmp_path / "r").glob("*/progress.json")):
+        assert time.monotonic() - began < 200
+        time.sleep(0.2)
+    yield driver
+    driver.kill()
+    driver.wait()
+
+
+def test_ray_listens_on_loopback_only_and_ctrl_c_ends_it(listening: subprocess.Popen[bytes]) -> None:
+    family = {process.pid for process in psutil.Process(listening.pid).children(recursive=True)} | {listening.pid}
+    found = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
+    assert len(found) >= 3
+    assert {c.laddr.ip for c in found} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    listening.send_signal(signal.SIGINT)
+    assert listening.wait(timeout=60) == 130
+    _, left = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=30)
+    assert not left
+
+
+def test_an_address_without_a_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = ray(*tiny(*ON, "--address", "127.0.0.1:9", defense="standard", attack="clean"))
+    assert done.returncode == 2
+    assert "no Ray cluster at --address 127.0.0.1:9" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()

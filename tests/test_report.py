@@ -1,0 +1,296 @@
+"""The page is a function of the records, needs nothing but itself and shows every name literally."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import Bench
+from test_tables import STEPS, evaluated, full, store, trained
+
+from bench.checks import Finding
+from bench.core.stats import wilson
+from bench.frame import frame
+from bench.report.board import boards
+from bench.report.classes import class_maps
+from bench.report.heat import heat_maps
+from bench.report.lines import certified_curves, eps_curves
+from bench.report.page import html
+from bench.report.scatter import clean_against_robust, cost_against_robust, pareto
+from bench.rows import Row, rows
+from bench.store import Store
+from bench.verdicts import judged
+
+__all__ = ["store"]  # a fixture
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'; alert(1); //",
+    "</style></script><svg onload=alert(1)>",
+    "{{ 7 * 7 }} {% raw %}",
+    "$\\frac{1}{0}$ & &lt;b&gt; `x` |",
+    "javascript:alert(1)",
+)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.raw: dict[str, list[str]] = {"style": [], "script": []}
+        self.inside = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.raw.get(self.inside, self.text).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def matrix(store: Store, method: str = "guard") -> None:
+    """Two seeds of one defense at two budgets, another with a failed cell, a randomised one."""
+    for seed in (0, 1):
+        train = trained(store, method, seed)
+        full(store, train, 400 + 20 * seed)
+        evaluated(store, train, "steep", [1] * 100 + [0] * 900, STEPS, eps="0.2")
+    other = trained(store, "standard", seconds=5.0)
+    full(store, other, 30)
+    evaluated(store, other, "onestep", state="error", n=1000)
+    evaluated(store, trained(store, "hazy", deploys="randomised"), "steep", [1, 0], STEPS)
+
+
+def all_judged(store: Store) -> list[Row]:
+    return judged(store, rows(store, frame(store)))
+
+
+def test_the_command_writes_one_file(store: Store, tmp_path: Path, bench: Bench) -> None:
+    matrix(store)
+    target = tmp_path / "new" / "page.html"
+    outcome = bench("report", "--results-dir", store.root, "--output", target)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split() == [str(target)]
+    assert list(target.parent.iterdir()) == [target]
+    refusal = bench("report", "--results-dir", tmp_path / "nowhere")
+    assert (refusal.code, refusal.err.count("\n")) == (2, 1)
+
+
+def test_equal_records_give_equal_bytes(store: Store) -> None:
+    matrix(store)
+    assert html(store) == html(Store(store.root))
+
+
+def test_an_empty_folder_is_a_page_that_says_so(store: Store) -> None:
+    assert "No evaluations yet." in html(store)
+
+
+def test_nothing_is_fetched_and_nothing_but_the_packages_own_script_may_run(store: Store) -> None:
+    matrix(store)
+    text = html(store)
+    page = Page(text)
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    parts = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert parts["default-src"] == "'none'"
+    assert "unsafe" not in policy
+    for kind in ("style", "script"):
+        (content,) = page.raw[kind]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert parts[f"{kind}-src"] == f"'sha256-{digest}'"
+    for tag, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"], tag
+        for name in ("href", "src", "xlink:href", "action"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:")), (tag, attrs)
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_shown_literally(store: Store, name: str) -> None:
+    matrix(store, name)
+    hostile, harmless = Page(html(store)), {tag for tag, _ in Page(html(Store(store.root / "none"))).tags}
+    assert name in "".join(hostile.text)
+    assert len(hostile.all("script")) == len(hostile.all("style")) == 1
+    assert not {"img"} & ({tag for tag, _ in hostile.tags} - harmless)
+    assert not [attrs for _, attrs in hostile.tags if {"onerror", "onload"} & set(attrs)]
+
+
+def test_invisible_characters_and_changes_of_direction_are_blanks(store: Store) -> None:
+    matrix(store, "gu\u202eard\x00\x1b[31m\u2028")
+    text = html(store)
+    assert not set("\u202e\x00\x1b\u2028") & set(text)
+    assert "gu ard" in text
+
+
+def test_every_number_leads_to_its_record(store: Store) -> None:
+    matrix(store)
+    page = Page(html(store))
+    places = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(places) == len(set(places))
+    targets = {attrs["href"] for attrs in page.all("a")}
+    assert {str(target)[1:] for target in targets} <= set(places)
+    keys = {
+        f"#k-{key}"
+        for row in all_judged(store)
+        for by in row.entries.values()
+        for key in [e["key"] for e in by.values()]
+    }
+    assert len(keys) > 10
+    assert keys <= targets
+
+
+def test_a_board_says_what_the_leaderboard_says(store: Store) -> None:
+    matrix(store)
+    first, second, third = boards(all_judged(store))
+    assert [(b.threat, b.kind) for b in (first, second, third)] == [
+        ("Linf eps = 0.1", "Deterministic"),
+        ("Linf eps = 0.1", "Randomised at test time"),
+        ("Linf eps = 0.2", "Deterministic"),
+    ]
+    guard = first.lines[0]
+    cells = dict(zip(first.header[1:], guard.cells, strict=True))
+    assert guard.row.defense == "guard"
+    assert cells["Best known robust accuracy"] == "41.00 (std 1.41)"
+    assert cells["Seeds"] == "2/2 (0: 40.00, 1: 42.00)"
+    suite = next(name for name in guard.row.attacks if name.startswith("autoattack"))
+    shown = {(e.attack, e.seed): (e.result, e.n, e.eps) for e in guard.evidence}
+    assert shown[suite, 0] == ("40.00 [37.01, 43.07]", 1000, "Linf 0.1")
+    assert shown["clean", 1][2] == "–"
+    failed = next(line for line in first.lines if line.row.defense == "standard")
+    assert [e.result for e in failed.evidence if e.attack == "onestep"] == ["error"]
+
+
+def test_an_invalid_row_shows_no_number(store: Store) -> None:
+    full(store, trained(store), 437)
+    (row,) = all_judged(store)
+    object.__setattr__(row, "verdict", "INVALID")
+    object.__setattr__(row, "findings", (Finding("C1", "X", note="why"),))
+    (board,) = boards([row])
+    assert {e.result for e in board.lines[0].evidence} == {"invalid"}
+    assert [f.note for f in board.lines[0].found] == ["why"]
+
+
+def test_a_heat_map_has_every_value_and_every_state(store: Store) -> None:
+    matrix(store)
+    first, *_ = heat_maps(boards(all_judged(store)))
+    lines = {str(line[0]): dict(zip(first.header[1:], line[1:], strict=True)) for line in first.lines}
+    guard, standard = lines["guard"], lines["standard"]
+    assert (guard["clean"], guard["worst case"], guard["onestep"]) == ("100.0", "41.0", "–")
+    assert (standard["onestep"], standard["worst case"]) == ("error", "incomplete")
+    for value in ("41.0", "error", "incomplete"):
+        assert f">{value}</text>" in first.svg()
+    assert "n 1000" in first.caption
+    assert "seeds 0, 1" in first.caption
+    assert "device CPU x" in first.caption
+
+
+def test_eps_curves_begin_at_clean_and_have_wilson_bands(store: Store) -> None:
+    matrix(store)
+    (plot,) = eps_curves(all_judged(store))
+    guard = [line[1:] for line in plot.lines if line[0] == "guard"]
+    low, high = wilson(410, 1000)
+    assert guard[0][:2] == [0.0, 1.0]
+    assert guard[1] == pytest.approx([0.1, 0.41, low, high], abs=1e-4)
+    assert guard[2][:2] == [0.2, 0.1]
+    assert {"0.025", "0.125", "0.200"} <= set("".join(Page(plot.svg()).text).split())
+
+
+def test_the_pareto_line_joins_what_nothing_beats() -> None:
+    assert pareto([(1, 5), (2, 4), (2, 3), (0, 5), (3, 1), (3, 1)]) == [0, 1, 4, 5]
+    assert pareto([]) == []
+
+
+def test_scatters_tell_who_is_on_the_line_and_never_mix_devices(store: Store) -> None:
+    models = (("a", 500, 9.0, "x"), ("b", 400, 3.0, "x"), ("c", 300, 5.0, "x"), ("d", 100, 99.0, "y"))
+    for name, hits, seconds, device in models:
+        full(store, trained(store, name, seconds=seconds, device=device), hits)
+    found = boards(all_judged(store))
+    (cost,), (clean,) = cost_against_robust(found), clean_against_robust(found)
+    assert {line[1]: line[4] for line in cost.lines} == {"a": "yes", "b": "yes", "c": "no", "d": "yes"}
+    assert {line[1]: line[4] for line in clean.lines} == {"a": "yes", "b": "no", "c": "no", "d": "no"}
+    assert {line[1]: line[2] for line in cost.lines} == {"a": 9.0, "b": 3.0, "c": 5.0, "d": 99.0}
+
+
+def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certified(store: Store) -> None:
+    train = trained(store, deploys="smoothed")
+    evaluated(store, train, "clean", [1, 1, 1, 0])
+    radius = np.array([0.1, 0.6, 1.2, 5.0], dtype=np.float64)
+    evaluated(store, train, "certify", [1, 1, 1, 0], columns={"radius": radius})
+    (plot,) = certified_curves(store, all_judged(store))
+    shares = {line[1]: line[2] for line in plot.lines}
+    wanted = {0.0: 0.75, 0.1: 0.75, 0.12: 0.5, 0.6: 0.5, 0.62: 0.25, 1.2: 0.25}
+    assert {radius: shares[radius] for radius in wanted} == wanted
+    assert max(shares) == 1.2
+
+
+def test_figures_follow_the_theme_and_the_content_policy(store: Store) -> None:
+    name = '$x_1$ <b>& href="#a" 0.12345'
+    matrix(store, name)
+    for plot in (heat_maps(boards(all_judged(store)))[0], *eps_curves(all_judged(store))):
+        svg = plot.svg()
+        assert ' style="' not in svg
+        assert "<style" not in svg
+        assert "currentColor" in svg
+        assert name in "".join(Page(svg).text)
+        assert svg.startswith("<svg")
+        assert 'role="img" aria-label="' in svg
+
+
+def test_figures_are_written_as_svg_png_and_csv(store: Store, tmp_path: Path, bench: Bench) -> None:
+    matrix(store, "=guard/../x")
+    target = tmp_path / "figures"
+    outcome = bench("report", "--results-dir", store.root, "--output", tmp_path / "r.html", "--figures", target)
+    assert outcome.code == 0, outcome.err
+    names = sorted(path.name for path in target.iterdir())
+    assert [str(target / name) for name in names] == sorted(outcome.out.split()[1:])
+    stems = {name.rsplit(".", 1)[0] for name in names}
+    assert len(names) == 3 * len(stems)
+    assert "eps-toy-linf" in stems
+    assert (target / "eps-toy-linf.png").read_bytes().startswith(b"\x89PNG")
+    assert (target / "eps-toy-linf.csv").read_text().startswith("defense,eps,accuracy,low,high\n'=guard")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    bench("report", "--results-dir", store.root, "--output", tmp_path / "r.html", "--figures", target)
+    assert before == {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def test_classes_are_judged_by_the_worst_case_in_the_order_of_the_test_set(store: Store) -> None:
+    train = trained(store)
+    backwards = {"index": np.array([3, 2, 1, 0]), "label": np.array([7, 7, 0, 0])}
+    forwards = {"index": np.arange(4), "label": np.array([0, 0, 7, 7])}
+    evaluated(store, train, "clean", [0, 1, 1, 1], columns=backwards)  # image 3 is wrong
+    evaluated(store, train, "steep", [1, 1, 0, 1], columns=forwards)  # image 2 is fooled
+    evaluated(store, train, "onestep", [0, 1, 1, 1], columns=forwards)  # image 0 is fooled
+    (plot,) = class_maps(store, boards(all_judged(store)))
+    assert list(plot.header) == ["defense", "class 0 (n)", "class 7 (n)"]
+    assert [list(line) for line in plot.lines] == [["guard", "50 (2)", "0 (2)"]]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_browser_runs_the_pages_script_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    matrix(store, HOSTILE[1])
+    page = tmp_path / "page.html"
+    page.write_text(html(store))
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", page.as_uri()]
+    done = subprocess.run(["chromium", *words], capture_output=True, text=True, timeout=120)
+    dom = Page(done.stdout)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert "4 of 4 rows" in "".join(dom.text)  # counted by the script: the content policy let it run
+    assert [attrs for attrs in dom.all("form") if "hidden" not in attrs]
+    assert not dom.all("img")
