@@ -1,0 +1,151 @@
+"""A matrix killed again and again on its way, against the records of an uninterrupted run of the same spec.
+
+    python benchmarks/killed_matrix.py specs/mnist.yaml --data-dir FOLDER [--kills 5] [--mean-seconds 300]
+
+Runs `bench run SPEC --workers 2` into a folder of its own. Each round ends the driver by SIGKILL after a random time,
+starts it again, and kills one worker by SIGKILL. At the end every job is compared with the committed records: its
+samples, which hold the verdict of each image, and the tables of both folders without their times. The outcome is
+stored in benchmarks/results and written into docs/reliability.md between its markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from records import ROOT
+
+from bench import datasets
+from bench.plan import plan
+from bench.spec import load
+from bench.store import Store
+from bench.tables import matrix
+
+RECORD = ROOT / "benchmarks" / "results" / "killed_matrix.json"
+PAGE = ROOT / "docs" / "reliability.md"
+START, END = "<!-- killed matrix -->", "<!-- end of killed matrix -->"
+
+
+def workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that do jobs: those below the fork server that lead a group of their own."""
+    below = psutil.Process(driver.pid).children(recursive=True)
+    return [each for each in below if os.getpgid(each.pid) == each.pid]
+
+
+def run(command: list[str], kills: int, mean: float, draw: random.Random) -> dict[str, Any]:
+    """The matrix with its kills, until a driver ends by itself."""
+    killed: dict[str, int] = {"driver": 0, "worker": 0}
+    began, starts = time.time(), 0
+    while True:
+        driver = subprocess.Popen(command)
+        starts += 1
+        turn = "driver" if killed["driver"] <= killed["worker"] else "worker"
+        until = time.monotonic() + draw.uniform(0.3, 1.7) * mean
+        while driver.poll() is None:
+            time.sleep(0.2)
+            if min(killed.values()) < kills and time.monotonic() > until:
+                if turn == "driver":
+                    driver.kill()
+                    print(f"killed the driver after {time.time() - began:.0f} s", flush=True)
+                elif at_work := workers(driver):
+                    draw.choice(at_work).send_signal(signal.SIGKILL)
+                    print(f"killed a worker after {time.time() - began:.0f} s", flush=True)
+                else:
+                    continue
+                killed[turn] += 1
+                turn = "driver" if killed["driver"] <= killed["worker"] else "worker"
+                until = time.monotonic() + draw.uniform(0.3, 1.7) * mean
+        if driver.returncode != -signal.SIGKILL:
+            return {"kills": killed, "starts": starts, "seconds": time.time() - began, "code": driver.returncode}
+
+
+def table(store: Store, keys: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The table that ends a run, without its times."""
+    header, lines, _ = matrix(store, keys)
+    kept = [k for k, name in enumerate(header) if name not in ("train s", "× standard")]
+    return [header[k] for k in kept], [[line[k] for k in kept] for line in lines]
+
+
+def compare(ours: Store, theirs: Store, keys: list[str]) -> dict[str, Any]:
+    """How the records of two folders differ, image by image."""
+    differ: list[str] = []
+    images = 0
+    for key in keys:
+        mine, other = ours.record(key), theirs.record(key)
+        if mine is None or other is None or mine["state"] != other["state"]:
+            differ.append(key)
+            continue
+        if mine["kind"] == "train":
+            if mine["files"] != other["files"]:
+                differ.append(key)
+        elif mine["state"] == "done":
+            here, there = ours.samples(key), theirs.samples(key)
+            images += len(here["correct"])
+            if set(here) != set(there) or any(not np.array_equal(here[name], there[name]) for name in here):
+                differ.append(key)
+    return {"jobs": len(keys), "images": images, "differ": differ}
+
+
+def line(found: dict[str, Any]) -> str:
+    """A row for the table of docs/reliability.md."""
+    kills, same = found["kills"], "the same" if found["same_table"] and not found["differ"] else "NOT the same"
+    where = f"{found['seconds'] / 60:.0f} minutes on {found['device']}, commit {found['commit']}"
+    return (
+        f"| matrix | `{found['spec']}` with 2 workers, driver and worker killed (SIGKILL) in turn | "
+        f"{kills['driver']} + {kills['worker']} kills | "
+        f"{found['jobs']} jobs, {found['images']} verdicts and the table: {same} as uninterrupted ({where}) |"
+    )
+
+
+def write(found: dict[str, Any]) -> None:
+    """Put the outcome on the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    header = "| id | fault | trials | result |\n| --- | --- | --- | --- |"
+    PAGE.write_text(f"{before}\n{header}\n{line(found)}\n{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spec", type=Path, nargs="?", default=ROOT / "specs" / "mnist.yaml")
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--folder", type=Path, default=Path("killed-results"), help="results of this run")
+    parser.add_argument("--reference", type=Path, default=ROOT / "results", help="results of an uninterrupted run")
+    parser.add_argument("--kills", type=int, default=5, help="of the driver, and as many of a worker")
+    parser.add_argument("--mean-seconds", type=float, default=300.0, help="between kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write-docs", action="store_true", help="write the page again, running nothing")
+    asked = parser.parse_args()
+    if asked.write_docs:
+        write(json.loads(RECORD.read_text(encoding="utf-8")))
+        return
+    command = [sys.executable, "-m", "bench", "run", str(asked.spec), "--workers", "2", "--checks", "off", "--quiet"]
+    command += ["--results-dir", str(asked.folder), *(["--data-dir", str(asked.data_dir)] if asked.data_dir else [])]
+    found = run(command, asked.kills, asked.mean_seconds, random.Random(asked.seed))
+    root = datasets.data_root(asked.data_dir)
+    spec = load(asked.spec)
+    spec = spec.model_copy(update={"checks": "off"})
+    keys = [job.key for job in plan(spec, root)]
+    ours, theirs = Store(asked.folder), Store(asked.reference)
+    found |= compare(ours, theirs, keys)
+    found["same_table"] = table(ours, keys) == table(theirs, keys)
+    found["spec"] = asked.spec.name
+    origin = next(record["provenance"] for job, record in ours.records() if job.kind == "train")
+    found |= {"device": origin["device"], "commit": origin["commit"]}
+    RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(line(found))
+    write(found)
+
+
+if __name__ == "__main__":
+    main()
