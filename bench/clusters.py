@@ -107,9 +107,7 @@ class Machine:
         for name in ("workers", "jobs_per_gpu", "gpus", "time_limit"):
             if getattr(self, name) not in (None, ()):
                 option = name.replace("_", "-")
-                raise ValueError(
-                    f"--{option} is for this machine; --executor {executor} says what a job takes"
-                )
+                raise ValueError(f"--{option} is for this machine; --executor {executor} says what a job takes")
 
 
 THIS_MACHINE = Machine()
