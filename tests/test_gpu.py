@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_jobs
 import pytest
 import torch
+from fake_jobs import measured, says, starts
 from harness import Bench
 
 from bench import catalog, plugins
 from bench.core.defense import Batch
+from bench.executors.devices import query, slots
+from bench.executors.local import Local
 from bench.models.common import Inputs
 from bench.optimise import optimisation
 from bench.spec import TrainSpec
@@ -89,3 +93,21 @@ def test_16_bit_training_learns_there(precision: str, bench: Bench, tmp_path: Pa
     store = Store(tmp_path)
     accuracies = [store.samples(key)["correct"].mean() for key, job in store.jobs().items() if job.needs]
     assert min(accuracies) > 0.6
+
+
+def test_the_scheduler_finds_the_true_devices_and_packs_them(tmp_path: Path) -> None:
+    there = query()
+    assert sorted(gpu.name for gpu in there) == sorted(
+        torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())
+    )
+    store = Store(tmp_path / "results")
+    store.prepare()
+    where = slots("cuda", None, named=[gpu.index for gpu in there])
+    measured(store, fake_jobs.train(99), 1.0, cuda=1000.0)  # so small that two share any card
+    jobs = [fake_jobs.train(seed) for seed in range(2 * len(there))]
+    for job in jobs:
+        says(tmp_path, job, "ok 1")
+    list(Local(tmp_path, where, work=fake_jobs.work).run(jobs, store))
+    told = [starts(tmp_path, job)[0] for job in jobs]
+    assert sorted(start["shown"]["CUDA_VISIBLE_DEVICES"] for start in told) == sorted(2 * [gpu.index for gpu in there])
+    assert {start["device"] for start in told} == {"cuda"}
