@@ -102,6 +102,8 @@ class Machine:
         """Raises ValueError for an option that the executor would ignore."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+        if executor == "debug" and self.time_limit is not None:
+            raise ValueError("--time-limit ends a process; --executor debug has none but this one")
         if executor in ("local", "debug"):
             return
         for name in ("workers", "jobs_per_gpu", "gpus", "time_limit"):

@@ -93,11 +93,11 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
 
     `check` builds every model and defense too, as a run does.
     """
+    places = machine.slots()
     for line in describe(matrix):
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
-    places = machine.slots()
     count = lanes(places)
     kinds = Counter(job.kind for job in matrix.jobs)
     names = {"train": "trainings", "import": "imports", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}

@@ -106,6 +106,8 @@ def slots(
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
+    if named and device == "cpu":
+        raise ValueError("--gpus and --device cpu contradict each other; leave one out")
     found = gpus(ask) if device in ("auto", "cuda") else []
     if not found and (device == "cuda" or named):
         asked = f"--gpus {','.join(named)}" if named else "--device cuda"
