@@ -100,8 +100,9 @@ def line(found: dict[str, Any]) -> str:
     """A row for the table of docs/reliability.md."""
     kills, same = found["kills"], "the same" if found["same_table"] and not found["differ"] else "NOT the same"
     where = f"{found['seconds'] / 60:.0f} minutes on {found['device']}, commit {found['commit']}"
+    seeds = ", ".join(map(str, found["seeds"]))
     return (
-        f"| matrix | `{found['spec']}` with 2 workers, driver and worker killed (SIGKILL) in turn | "
+        f"| matrix | `{found['spec']}`, seeds {seeds}, 2 workers, driver and worker killed (SIGKILL) in turn | "
         f"{kills['driver']} + {kills['worker']} kills | "
         f"{found['jobs']} jobs, {found['images']} verdicts and the table: {same} as uninterrupted ({where}) |"
     )
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("killed-results"), help="results of this run")
     parser.add_argument("--reference", type=Path, default=ROOT / "results", help="results of an uninterrupted run")
+    parser.add_argument("--seeds", default=None, help="such as 0 (default: those of the spec)")
     parser.add_argument("--kills", type=int, default=5, help="of the driver, and as many of a worker")
     parser.add_argument("--mean-seconds", type=float, default=300.0, help="between kills")
     parser.add_argument("--seed", type=int, default=0)
@@ -131,15 +133,17 @@ def main() -> None:
         return
     command = [sys.executable, "-m", "bench", "run", str(asked.spec), "--workers", "2", "--checks", "off", "--quiet"]
     command += ["--results-dir", str(asked.folder), *(["--data-dir", str(asked.data_dir)] if asked.data_dir else [])]
+    command += ["--seeds", asked.seeds] if asked.seeds else []
     found = run(command, asked.kills, asked.mean_seconds, random.Random(asked.seed))
     root = datasets.data_root(asked.data_dir)
     spec = load(asked.spec)
-    spec = spec.model_copy(update={"checks": "off"})
+    seeds = [int(seed) for seed in asked.seeds.split(",")] if asked.seeds else spec.seeds
+    spec = spec.model_copy(update={"checks": "off", "seeds": seeds})
     keys = [job.key for job in plan(spec, root)]
     ours, theirs = Store(asked.folder), Store(asked.reference)
     found |= compare(ours, theirs, keys)
     found["same_table"] = table(ours, keys) == table(theirs, keys)
-    found["spec"] = asked.spec.name
+    found |= {"spec": asked.spec.name, "seeds": spec.seeds}
     origin = next(record["provenance"] for job, record in ours.records() if job.kind == "train")
     found |= {"device": origin["device"], "commit": origin["commit"]}
     RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
