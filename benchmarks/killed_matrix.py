@@ -5,7 +5,7 @@
 Runs `bench run SPEC --workers 2` into a folder of its own. Each round ends the driver by SIGKILL after a random time,
 starts it again, and kills one worker by SIGKILL. At the end every job is compared with the committed records: its
 samples, which hold the verdict of each image, and the tables of both folders without their times. The outcome is
-stored in benchmarks/results and written into docs/reliability.md between its markers.
+added to those in benchmarks/results and written into docs/reliability.md between its markers.
 """
 
 from __future__ import annotations
@@ -108,12 +108,13 @@ def line(found: dict[str, Any]) -> str:
     )
 
 
-def write(found: dict[str, Any]) -> None:
-    """Put the outcome on the page."""
+def write(runs: list[dict[str, Any]]) -> None:
+    """Put the outcomes on the page."""
     text = PAGE.read_text(encoding="utf-8")
     before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    lines = "\n".join(map(line, runs))
     header = "| id | fault | trials | result |\n| --- | --- | --- | --- |"
-    PAGE.write_text(f"{before}\n{header}\n{line(found)}\n{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}\n{header}\n{lines}\n{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -146,9 +147,10 @@ def main() -> None:
     found |= {"spec": asked.spec.name, "seeds": spec.seeds}
     origin = next(record["provenance"] for job, record in ours.records() if job.kind == "train")
     found |= {"device": origin["device"], "commit": origin["commit"]}
-    RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    runs = [*(json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else []), found]
+    RECORD.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     print(line(found))
-    write(found)
+    write(runs)
 
 
 if __name__ == "__main__":
