@@ -10,7 +10,7 @@ import typer
 
 Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree.")]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree; repeat.")]
 Dataset = Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")]
 Size = Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")]
 
@@ -37,6 +37,13 @@ def plugins(paths: list[Path] | None) -> None:
             raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")
     if paths:
         os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)
+
+
+def typed(**lists: list[str] | None) -> None:
+    """Options that take a list hold something. Raises ValueError for one such as `--eps ""` or `--seeds ,`."""
+    for name, words in lists.items():
+        if words and not any(part.strip() for word in words for part in word.split(",")):
+            raise ValueError(f"--{name} is empty; name at least one or leave the option out")
 
 
 def existing(folder: Path) -> Path:
