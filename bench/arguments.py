@@ -46,8 +46,22 @@ def typed(**lists: list[str] | None) -> None:
             raise ValueError(f"--{name} is empty; name at least one or leave the option out")
 
 
+def file(path: Path) -> Path:
+    """A file to write. Raises IsADirectoryError where a folder has its name."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--output {path} is a folder; name a file in it")
+    return path
+
+
 def existing(folder: Path) -> Path:
     """The results folder. Raises FileNotFoundError where there is none yet."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
     return folder
+
+
+def told(error: Exception) -> str:
+    """The message alone: no quotes of a KeyError, and of the system's errors the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)

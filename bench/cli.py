@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, report_command, store_commands
-from bench.arguments import DataDir, Dataset, Plugin, Results, Size, existing, plugins, typed
+from bench import model_commands, report_command, store_commands, table_commands
+from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, told, typed
 from bench.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.options import Options
 
@@ -40,7 +40,7 @@ def main() -> None:
     except (ValueError, LookupError, OSError) as error:
         if DEBUG:
             raise
-        _fail(str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error), 2)
+        _fail(told(error), 2)
     except ImportError as error:
         if DEBUG:
             raise
@@ -160,66 +160,8 @@ def list_(
     listing.show(kind, name)
 
 
-@app.command()
-def leaderboard(
-    results_dir: Results = Path("results"),
-    output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is rewritten.")] = Path(
-        "leaderboard.md"
-    ),
-    radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
-    plugin: Plugin = None,
-) -> None:
-    """Write leaderboard.md and the tables from the records. Tables: results/tables/*.csv, .tex and .json."""
-    from bench import leaderboard as tables
-    from bench.core.numbers import Number
-    from bench.store import Store
-
-    plugins(plugin)
-    at = [float(Number(part)) for part in radii.split(",")]
-    for path in tables.write_leaderboard(Store(existing(results_dir)), output, results_dir / "tables", at):
-        print(path)
-
-
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(help="A method as the leaderboard names it, a defense, or a training key.")],
-    b: Annotated[str, typer.Argument(help="The other one.")],
-    results_dir: Results = Path("results"),
-    dataset: Dataset = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all that both have).")] = None,
-    eps: Annotated[str | None, typer.Option(help="Such as 8/255 (default: all that both have).")] = None,
-    seed: Annotated[int | None, typer.Option(help="One training seed (default: all that both have).")] = None,
-    plugin: Plugin = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one entry a budget.")] = False,
-) -> None:
-    """Compare two defenses on the same images. Paired differences, intervals, McNemar's p, costs.
-
-    Example: bench compare trades pgd_at --dataset mnist --eps 0.1
-    """
-    from bench import compare as comparing
-    from bench.sides import Where
-    from bench.store import Store
-
-    plugins(plugin)
-    where = Where(dataset, norm, eps, seed)
-    print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))
-
-
-@app.command()
-def timing(
-    results_dir: Results = Path("results"),
-    dataset: Dataset = None,
-    plugin: Plugin = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """Show what trainings and attacks cost. Seconds, work and memory, by device, so that no hardware is mixed."""
-    from bench import timing as times
-    from bench.leaderboard import board
-    from bench.store import Store
-
-    plugins(plugin)
-    found = [row for row in board(Store(existing(results_dir))) if dataset in (None, row.dataset)]
-    print(times.show(found, as_json))
+for command in ("leaderboard", "compare", "timing"):
+    app.command()(getattr(table_commands, command))
 
 
 @app.command()

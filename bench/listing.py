@@ -103,7 +103,8 @@ def check(name: str | None, everything: bool) -> int:
     wanted = [(kind, each) for kind in kinds for each in catalog.names(kind) if everything or each == name]
     if not wanted:
         known = [each for kind in kinds for each in catalog.names(kind)]
-        raise LookupError(f"no defense or attack '{name}'.{catalog.suggest(str(name), known)}")
+        hint = catalog.suggest(str(name), known) or " `bench list` names them; a file elsewhere needs --plugin FILE"
+        raise LookupError(f"no defense or attack '{name}'.{hint}")
     from bench import contract, plugins
 
     failed = 0

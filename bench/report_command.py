@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.arguments import Plugin, Results, existing, plugins
+from bench.arguments import Plugin, Results, existing, file, plugins
 
 
 def report(
@@ -23,5 +23,5 @@ def report(
     from bench.store import Store
 
     plugins(plugin)
-    for path in write_report(Store(existing(results_dir)), output, figures):
+    for path in write_report(Store(existing(results_dir)), file(output), figures):
         print(path)

@@ -146,3 +146,26 @@ def test_a_plug_in_keeps_its_verdict_in_every_table(bench: Bench) -> None:
         assert (shown.code, shown.err) == (0, "")
         assert "sigma" not in shown.out
     assert bench("report", *plugin).code == 0
+
+
+def test_what_narrows_rows_down_to_none_says_what_there_is(bench: Bench) -> None:
+    small = ("--n", "16", "--train-n", "64", "--epochs", "1", "--attack", "clean,fgsm", "--checks", "off")
+    ran = bench("run", "--defense", "logit_squeezing", *small, "--workers", "1", "--device", "cpu", "-q")
+    assert ran.code == 0, ran.err
+    two = ("compare", "logit_squeezing", "standard")
+    for words, message in (
+        ((*two, "--eps", "0.3"), "no row has eps 0.3; there are: digits Linf eps 0.1"),
+        ((*two, "--dataset", "mnist", "--norm", "L2"), "no row has data set mnist, norm L2; there are: digits Linf"),
+        ((*two, "--seed", "5"), "'logit_squeezing' has no seed 5; trained: 0"),
+        (("timing", "--dataset", "mnist"), "no row has data set mnist; there are: digits"),
+        (("leaderboard", "--output", "."), "--output . is a folder; name a file in it"),
+        (("report", "--output", "."), "--output . is a folder; name a file in it"),
+        (("report", "--figures", "leaderboard.md"), "leaderboard.md: File exists"),
+        (("check", "elsewhere"), "no defense or attack 'elsewhere'. `bench list` names them; a file elsewhere needs"),
+    ):
+        Path("leaderboard.md").write_text("in the way")
+        outcome = bench(*words)
+        assert (outcome.code, outcome.out) == (2, ""), words
+        assert outcome.err.startswith(f"error: {message}")
+        assert outcome.err.count("\n") == 1
+    assert bench(*two, "--seed", "0", "--norm", "linf", "--dataset", "digits").code == 0

@@ -13,6 +13,7 @@ from harness import Bench
 
 from bench import catalog, describe
 
+pytestmark = pytest.mark.usefixtures("fresh_catalog")
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 PLUGINS = [(kind, name) for kind in ("defenses", "attacks") for name in catalog.names(kind)]
