@@ -175,7 +175,12 @@ def top_rows(board: str) -> str:
     plain = [row for row in rows if row[method] == "standard"][:1]
     chosen = rows[:TOP] + [row for row in plain if row not in rows[:TOP]]
     lines = [shown, ["---"] * len(shown), *([row[place] for place in keep] for row in chosen)]
-    told = f"{SECTION[0].removeprefix('## ')}, lenet5: the first {TOP} of {len(rows)} rows, and `standard`."
+    nets = ", ".join(sorted({row[header.index("Architecture")] for row in chosen}))
+    place = f"{SECTION[0].removeprefix('## ')}, {nets}"
+    told = (
+        f"{place}: the first {TOP} of {len(rows)} rows of [leaderboard.md](leaderboard.md), and `standard`. "
+        "† the order is provisional; see [what a number means](#what-a-number-means)."
+    )
     return "\n".join(["", told, "", *(f"| {' | '.join(line)} |" for line in lines), "", ""])
 
 

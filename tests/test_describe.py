@@ -90,6 +90,7 @@ def test_facts_of_an_attack_say_what_it_needs() -> None:
     assert facts("square")["sees"] == "scores only"
     assert facts("pgd")["sees"] == "gradients of the model's surrogate"
     assert facts("clean")["budget"].startswith("none")
+    assert "sees" not in facts("clean")
     assert facts("eot")["only for"] == "models that draw at test time"
     assert facts("certify")["only for"] == "smoothed models"
     assert facts("flatness")["judges"] == "no robustness; its table shows adversarial_rise"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -114,6 +115,33 @@ def test_the_example_of_a_page_can_run(kind: catalog.Kind, name: str, bench: Ben
     assert (outcome.code, outcome.err) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("steps of a * eps * g, not *the* image", r"steps of a \* eps \* g, not *the* image"),
+        ("x_t and `x_t | y`", r"x\_t and `x_t | y`"),
+        ("||w|| < d<name>", r"\|\|w\|\| &lt; d&lt;name>"),
+        ("AT&T (arXiv 1312.6199)", "AT&amp;T ([arXiv 1312.6199](https://arxiv.org/abs/1312.6199))"),
+    ],
+)
+def test_formulas_in_prose_stay_literal(text: str, shown: str) -> None:
+    assert generate.prose(text) == shown
+
+
+def test_measured_costs_are_means_over_models() -> None:
+    with (ROOT / "results" / "tables" / "timing_attacks.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["attack"] == "fgsm" and row["deploys"] == "deterministic"]
+    mnist = [row for row in rows if row["dataset"] == "mnist"]
+    counts = [int(row["models"]) for row in mnist]
+    mean = sum(n * float(row["forwards"]) for n, row in zip(counts, mnist, strict=True)) / sum(counts)
+    line = next(
+        line for line in generate.measured("fgsm") if line.startswith("| fgsm | mnist, lenet5, deterministic |")
+    )
+    assert generate.cells(line)[2:4] == [str(sum(counts)), f"{mean:.0f}"]
+    assert not any("square" in line for line in generate.measured("fgsm"))
+    assert generate.measured("clean") == ["No committed record counts its passes."]
+
+
 def test_findings_are_found_by_the_lead_of_an_item() -> None:
     text = (
         "# F\n\n## First of `pgd`\n\n1. **`awp` wins.** Not `fgsm`.\n2. A tie\n   of `awp` too: yes. Then `mart`.\n"
@@ -150,13 +178,13 @@ BOARD = """\
 
 ### Deterministic
 
-| Rank | Method | Standard accuracy | Best known robust accuracy | Verdict | n | 95 % interval | more |
+| Rank | Method | Standard accuracy | Best known robust accuracy | Verdict | n | 95 % interval | Architecture |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
 def row(rank: int, method: str) -> str:
-    return f"| {rank} | {method} | 9{rank}.0 | 5{rank}.0 | OK | 100 | {rank} to 60 | x |\n"
+    return f"| {rank} | {method} | 9{rank}.0 | 5{rank}.0 | OK | 100 | {rank} to 60 | mlp |\n"
 
 
 def test_the_readme_shows_the_first_rows_and_the_undefended_one_as_they_stand() -> None:
@@ -168,7 +196,7 @@ def test_the_readme_shows_the_first_rows_and_the_undefended_one_as_they_stand() 
         *(rf"| {p} | m\_{p} (a=\|b) | 9{p}.0 | 5{p}.0 | {p} to 60 | 100 | OK |" for p in range(1, 6)),
         "| 8 | standard | 98.0 | 58.0 | 8 to 60 | 100 | OK |",
     ]
-    assert "the first 5 of 8 rows" in generate.top_rows(board)
+    assert "mnist, Linf eps = 0.2, mlp: the first 5 of 8 rows" in generate.top_rows(board)
     twice = generate.top_rows(BOARD + row(1, "standard") + row(2, "trades"))
     assert twice.count("standard |") == 1  # among the first already
 
