@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from harness import Bench
 
-from bench import catalog, describe
+from bench import catalog, datasets, describe
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 ROOT = Path(__file__).parent.parent
@@ -89,6 +89,14 @@ def test_the_index_names_every_page_of_docs() -> None:
 
 def test_generated_pages_are_what_the_generator_writes() -> None:
     assert sorted(path.relative_to(ROOT).as_posix() for path in generate.stale()) == []  # else: python docs/generate.py
+
+
+def test_the_readme_names_only_what_there_is() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What is in it")[2]
+    there = [*datasets.KNOWN, *(name for kind in catalog.KINDS for name in catalog.names(kind))]
+    named = re.findall(r"`([^`]+)`", table)
+    assert len(named) > 30
+    assert set(named) - {*there, "folder:PATH"} == set()
 
 
 @pytest.mark.parametrize(("kind", "name"), PLUGINS)
