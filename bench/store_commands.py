@@ -58,6 +58,9 @@ def merge(
     """Copy the records of other results folders. Conflicts are named, and then nothing is copied (exit code 1)."""
     from bench import merge as merging
 
+    for source in sources:
+        if source.is_dir() and not Store(source).keys():
+            raise LookupError(f"{source} holds no job; expected a results folder")
     raise typer.Exit(merging.merge(sources, results_dir))
 
 

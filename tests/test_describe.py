@@ -160,6 +160,7 @@ def test_what_narrows_rows_down_to_none_says_what_there_is(bench: Bench) -> None
         (("leaderboard", "--output", "."), "--output . is a folder; name a file in it"),
         (("report", "--output", "."), "--output . is a folder; name a file in it"),
         (("report", "--figures", "leaderboard.md"), "leaderboard.md: File exists"),
+        (("merge", "."), ". holds no job; expected a results folder"),
         (("check", "elsewhere"), "no defense or attack 'elsewhere'. `bench list` names them; a file elsewhere needs"),
     ):
         Path("leaderboard.md").write_text("in the way")
