@@ -10,7 +10,7 @@ import typer
 
 Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree.")]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree; repeat.")]
 Dataset = Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")]
 Size = Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")]
 
@@ -39,8 +39,29 @@ def plugins(paths: list[Path] | None) -> None:
         os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)
 
 
+def typed(**lists: list[str] | None) -> None:
+    """Options that take a list hold something. Raises ValueError for one such as `--eps ""` or `--seeds ,`."""
+    for name, words in lists.items():
+        if words and not any(part.strip() for word in words for part in word.split(",")):
+            raise ValueError(f"--{name} is empty; name at least one or leave the option out")
+
+
+def file(path: Path) -> Path:
+    """A file to write. Raises IsADirectoryError where a folder has its name."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--output {path} is a folder; name a file in it")
+    return path
+
+
 def existing(folder: Path) -> Path:
     """The results folder. Raises FileNotFoundError where there is none yet."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
     return folder
+
+
+def told(error: Exception) -> str:
+    """The message alone: no quotes of a KeyError, and of the system's errors the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)

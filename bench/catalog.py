@@ -14,7 +14,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import annotated_types
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -24,14 +24,14 @@ from bench.core.numbers import Number
 Kind = Literal["defenses", "attacks", "models"]
 KINDS: tuple[Kind, ...] = ("defenses", "attacks", "models")
 PACKAGES = {"defenses": "defenses", "attacks": "attacks", "models": "bench.models"}
-_REQUIRED = object()
+REQUIRED = object()
 _BOUNDS = ("Gt", "Ge", "Lt", "Le")
 # what an annotation may be made of; powers and products, say, could keep the planner busy for ever
 _TYPE_PARTS = (
     *(ast.Name, ast.Subscript, ast.Tuple, ast.Constant, ast.BinOp, ast.BitOr),
     *(ast.UnaryOp, ast.USub, ast.List, ast.keyword, ast.Load),
 )
-_NAMES: dict[str, Any] = {
+NAMES: dict[str, Any] = {
     **{t.__name__: t for t in (bool, int, float, str, list, tuple, dict)},
     **{name: getattr(annotated_types, name) for name in _BOUNDS},
     **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Number": Number, "None": None},
@@ -92,6 +92,9 @@ class Plugin:
                 raise LookupError(f"{where}{self.name} has no setting '{name}'.{suggest(name, known)} Known: {listing}")
         if self.kind != "models" and isinstance(values.get("base"), str):
             values = {**values, "base": {"name": values["base"]}}  # the short form
+        words = {field.name: get_args(field.type) for field in self.fields}
+        # YAML and the command line read `label: true` as a boolean; where the word is one of the choices it is meant
+        values = {k: "true" if v is True and "true" in words[k] else v for k, v in values.items()}
         try:
             # through JSON-like values, so that 6 and 6.0 resolve alike and make one key
             resolved = _model(self).validate_python(values)
@@ -226,7 +229,7 @@ def _of_class(tree: ast.Module, path: Path) -> tuple[tuple[Field, ...], dict[str
             constants[node.target.id] = _literal(node.value, path)
             continue
         doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        default = _REQUIRED if node.value is None else _default(node.value, path)
+        default = REQUIRED if node.value is None else _default(node.value, path)
         fields.append(Field(node.target.id, _type(node.annotation, path), written, default, " ".join(str(doc).split())))
     return tuple(fields), constants
 
@@ -279,17 +282,17 @@ def _type(node: ast.expr | None, path: Path) -> Any:
         bound = isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in _BOUNDS
         if not (bound or isinstance(part, _TYPE_PARTS)):
             raise ValueError(f"{place}: cannot read the type '{ast.unparse(node)}'")
-        if isinstance(part, ast.Name) and part.id not in _NAMES:
-            raise ValueError(f"{place}: unknown type '{part.id}'; use {', '.join(_NAMES)}")
+        if isinstance(part, ast.Name) and part.id not in NAMES:
+            raise ValueError(f"{place}: unknown type '{part.id}'; use {', '.join(NAMES)}")
     try:
-        # only names of _NAMES, subscripts, unions, literals and bounds are left
-        return eval(compile(ast.Expression(node), str(path), "eval"), {"__builtins__": {}}, dict(_NAMES))  # noqa: S307
+        # only names of NAMES, subscripts, unions, literals and bounds are left
+        return eval(compile(ast.Expression(node), str(path), "eval"), {"__builtins__": {}}, dict(NAMES))  # noqa: S307
     except TypeError as error:
         raise ValueError(f"{place}: cannot read the type '{ast.unparse(node)}': {error}") from None
 
 
 @functools.cache
 def _model(plugin: Plugin) -> TypeAdapter[Any]:
-    fields: dict[str, Any] = {f.name: (f.type, ... if f.default is _REQUIRED else f.default) for f in plugin.fields}
+    fields: dict[str, Any] = {f.name: (f.type, ... if f.default is REQUIRED else f.default) for f in plugin.fields}
     config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
     return TypeAdapter(create_model(plugin.name, __config__=config, **fields))

@@ -12,14 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, report_command, store_commands
-from bench.arguments import DataDir, Dataset, Plugin, Results, Size, existing, plugins
+from bench import model_commands, report_command, store_commands, table_commands
+from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, told, typed
 from bench.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.options import Options
 
 app = typer.Typer(
     name="bench",
     help="Train, attack, certify and time adversarial defenses under one recipe.",
+    epilog="Begin with `bench doctor`, `bench list`, `bench run`. A mistake is told in one line; --debug shows more.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
@@ -39,7 +40,7 @@ def main() -> None:
     except (ValueError, LookupError, OSError) as error:
         if DEBUG:
             raise
-        _fail(str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error), 2)
+        _fail(told(error), 2)
     except ImportError as error:
         if DEBUG:
             raise
@@ -71,7 +72,7 @@ def run(
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
     eps: Annotated[list[str] | None, typer.Option(help="Budgets attacked, such as 8/255 or 0.1,0.2.")] = None,
     train_eps: Annotated[str | None, typer.Option(help="Budget trained at (default: the largest --eps).")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of every training (default: the recipe's).")] = None,
     seeds: Annotated[list[str] | None, typer.Option(help="Such as 0,1,2.")] = None,
     n: Annotated[int | None, typer.Option(help="Test images (default: all).")] = None,
     train_n: Annotated[int | None, typer.Option(help="Training images (default: all).")] = None,
@@ -88,7 +89,7 @@ def run(
     jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Default: by their measured memory.")] = None,
     gpus: Annotated[str | None, typer.Option(help="Such as 0,2 (default: those that nobody uses).")] = None,
     time_limit: Annotated[str | None, typer.Option(help="Such as 30m; a job that takes longer is killed.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
     executor: Annotated[str, typer.Option(help="local, debug (in this process), slurm or ray.")] = "local",
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
@@ -107,13 +108,14 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
 ) -> None:
-    """Train and evaluate a matrix; the same command again resumes and redoes nothing.
+    """Train and evaluate a matrix. The same command again resumes and redoes nothing.
 
     Example: bench run --defense noisy --eps 8/255
     """
     from bench import running
 
     plugins(plugin)
+    typed(model=model, eps=eps, seeds=seeds)
     options = Options(
         spec, dataset, size, model or [], defense or [], attack or [], norm, eps or [], train_eps, epochs,
         seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline, validation, checks,
@@ -132,7 +134,7 @@ def run(
 
 
 def plan(**options: Any) -> None:
-    """Show what the same `bench run` would do: jobs, what is done, how long the rest took before. Writes nothing."""
+    """Show what the same `bench run` would do. Jobs, what is done, how long the rest took before; writes nothing."""
     run(**options, dry_run=True)
 
 
@@ -147,71 +149,19 @@ app.command()(plan)
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets or models.")] = "all",
+    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets or models; or a NAME alone.")] = "all",
     name: Annotated[str | None, typer.Argument(help="One of them: formula, source, settings.")] = None,
     plugin: Plugin = None,
 ) -> None:
-    """What there is; with a NAME its formula, source, settings and defaults."""
+    """List defenses, attacks, data sets and models. With a NAME its formula, source, settings and defaults."""
     from bench import listing
 
     plugins(plugin)
     listing.show(kind, name)
 
 
-@app.command()
-def leaderboard(
-    results_dir: Results = Path("results"),
-    output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is rewritten.")] = Path(
-        "leaderboard.md"
-    ),
-    radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
-) -> None:
-    """Regenerate leaderboard.md and the tables (CSV, LaTeX, JSON) from the records."""
-    from bench import leaderboard as tables
-    from bench.core.numbers import Number
-    from bench.store import Store
-
-    at = [float(Number(part)) for part in radii.split(",")]
-    for path in tables.write_leaderboard(Store(existing(results_dir)), output, results_dir / "tables", at):
-        print(path)
-
-
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(help="A method as the leaderboard names it, a defense, or a training key.")],
-    b: Annotated[str, typer.Argument(help="The other one.")],
-    results_dir: Results = Path("results"),
-    dataset: Dataset = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all that both have).")] = None,
-    eps: Annotated[str | None, typer.Option(help="Such as 8/255 (default: all that both have).")] = None,
-    seed: Annotated[int | None, typer.Option(help="One training seed (default: all that both have).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one entry a budget.")] = False,
-) -> None:
-    """Two defenses on the same images: paired differences, intervals, McNemar's p, costs.
-
-    Example: bench compare trades pgd_at --dataset mnist --eps 0.1
-    """
-    from bench import compare as comparing
-    from bench.sides import Where
-    from bench.store import Store
-
-    where = Where(dataset, norm, eps, seed)
-    print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))
-
-
-@app.command()
-def timing(
-    results_dir: Results = Path("results"),
-    dataset: Dataset = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """What trainings and attacks cost: seconds, work, memory, by device, so that no hardware is mixed."""
-    from bench import timing as times
-    from bench.leaderboard import board
-    from bench.store import Store
-
-    found = [row for row in board(Store(existing(results_dir))) if dataset in (None, row.dataset)]
-    print(times.show(found, as_json))
+for command in ("leaderboard", "compare", "timing"):
+    app.command()(getattr(table_commands, command))
 
 
 @app.command()
@@ -220,7 +170,7 @@ def explain(
         str | None, typer.Argument(help="Such as C8; without it all are listed.", show_default=False)
     ] = None,
 ) -> None:
-    """What a soundness check means: measure, threshold, why it matters, what to do."""
+    """Explain a soundness check. What it measures, its threshold, why it matters, what to do."""
     from bench import explain as checks
 
     checks.show(code)
@@ -232,7 +182,7 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="Every plug-in.")] = False,
     plugin: Plugin = None,
 ) -> None:
-    """Run the contract tests of a plug-in: what a defense or attack owes the harness."""
+    """Test a defense or attack against its contract. The contract is what a plug-in owes the harness."""
     from bench import listing
 
     plugins(plugin)
@@ -252,7 +202,7 @@ def new(
     name: Annotated[str, typer.Argument(help="Lower-case name; it becomes the file name.")],
     folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: this checkout).")] = None,
 ) -> None:
-    """Write a new defense or attack and its test; both pass `bench check NAME` as they are."""
+    """Write a new defense or attack and its test. Both work as they are; `bench check NAME` says so."""
     from bench import scaffold
 
     for path in scaffold.write(kind, name, folder):
@@ -261,13 +211,13 @@ def new(
 
 @app.command()
 def worker(
-    key: str,
+    key: Annotated[str, typer.Argument(help="A job key: 12 hexadecimal digits.")],
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     plugin: Plugin = None,
 ) -> None:
-    """Do one job of a results folder: what every executor starts."""
+    """Do one job of a results folder. Every executor starts this; nobody needs to type it."""
     from bench.datasets import data_root
     from bench.store import Store
 

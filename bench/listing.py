@@ -9,15 +9,22 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
-from bench import catalog, datasets
+from bench import catalog, datasets, describe
 
 KINDS = ("defenses", "attacks", "datasets", "models")
+COLUMNS = {
+    "defenses": "cost of a training step in forward passes F an image, and the paper",
+    "attacks": "norms, and the paper",
+    "datasets": "channels x height x width, and how many images",
+    "models": "architectures; all take images in [0,1] and normalise inside",
+}
 
 
 def show(kind: str, name: str | None) -> None:
-    """List plug-ins and data sets, or show one of them in full."""
+    """List plug-ins and data sets, or show one of them in full; a name alone, `bench list noisy`, is found too."""
+    if name is None and (kind in datasets.KNOWN or any(kind in catalog.names(each) for each in catalog.KINDS)):
+        kind, name = "datasets" if kind in datasets.KNOWN else "all", kind
     if kind not in (*KINDS, "all"):
         raise LookupError(f"no list of '{kind}'.{catalog.suggest(kind, list(KINDS))} Known: {', '.join(KINDS)}")
     if name is not None:
@@ -25,8 +32,10 @@ def show(kind: str, name: str | None) -> None:
         return
     for place, each in enumerate(KINDS if kind == "all" else (kind,)):
         if kind == "all":
-            print(("\n" if place else "") + each)
+            print(("\n" if place else "") + f"{each} ({COLUMNS[each]})")
         _dataset_lines() if each == "datasets" else _plugin_lines(each)  # type: ignore[arg-type]
+    if kind == "all":
+        print("\nbench list NAME says more of one: formula, source, settings")
 
 
 def _plugin_lines(kind: catalog.Kind) -> None:
@@ -40,15 +49,18 @@ def _plugin_lines(kind: catalog.Kind) -> None:
 
 
 def _line(plugin: catalog.Plugin) -> str:
-    """Name, cost (defenses) or norms (attacks), and the method's name with its citation."""
+    """Name, cost (defenses) or norms (attacks), and the method's name with its citation; what a model is."""
+    if plugin.kind == "models":
+        return f"  {plugin.name:16} {plugin.formula}"
     middle = ""
     if plugin.kind == "defenses":
         middle = plugin.constant("passes", "")
     elif plugin.kind == "attacks":
-        middle = "/".join(plugin.constant("norms", ("Linf", "L2", "L1")))
+        norms = plugin.constant("norms", ("Linf", "L2", "L1"))
+        middle = "/".join(norms) if plugin.constant("uses_threat", True) else "no budget"
     source = plugin.source or plugin.formula
     brief = source[: source.find(")") + 1] or source
-    return f"  {plugin.name:16} {middle:{0 if plugin.kind == 'models' else 30}} {brief}"
+    return f"  {plugin.name:16} {middle:30} {brief}"
 
 
 def _dataset_lines() -> None:
@@ -72,36 +84,15 @@ def _one(kind: str, name: str) -> None:
     print(f"{plugin.name}\n  {plugin.formula}\n\n{plugin.source}")
     if plugin.notes:
         print(f"\n{plugin.notes}")
-    print("\nsettings" if plugin.fields else "\nno settings")
+    print("\nsettings (name = default  [what it takes])" if plugin.fields else "\nno settings")
     for field in plugin.fields:
-        print(f"  {field.name} = {_shown(field.default)}  [{_plain_type(field)}]")
+        print(f"  {field.name} = {describe.default(field.default)}  [{describe.values(field)}]")
         if field.doc:
             print(f"      {field.doc}")
-    for preset, values in plugin.constant("presets", {}).items():
-        print(f"  preset={preset} stands for {', '.join(f'{k}={v}' for k, v in values.items())}")
-    facts_ = {k: v for k, v in plugin.constants.items() if k in ("norms", "kind", "uses_threat", "deploys", "passes")}
-    for key, value in facts_.items():
-        print(f"{key}: {', '.join(value) if isinstance(value, tuple) else value}")
-    if kind in ("defenses", "attacks"):
-        example = f"--{kind[:-1]} {name}" + (f" --set {name}.{plugin.fields[0].name}=..." if plugin.fields else "")
-        print(f"\nbench run {example}")
-
-
-def _shown(value: object) -> str:
-    return "required" if value is catalog._REQUIRED else repr(value)
-
-
-def _plain_type(field: catalog.Field) -> str:
-    """`Annotated[float, Gt(0)]` is `float > 0`; `Literal['a', 'b']`, or an alias, `a | b`; `| None`, `or null`."""
-    inner, empty = field.written.removesuffix(" | None"), " or null" if field.written.endswith(" | None") else ""
-    if get_origin(field.type) is Literal:
-        return " | ".join(map(str, get_args(field.type)))
-    if inner.startswith("Annotated[") and inner.endswith("]"):
-        first, *bounds = inner[len("Annotated[") : -1].split(", ")
-        for word, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
-            bounds = [b.replace(f"{word}(", f"{sign} ").rstrip(")") if b.startswith(word) else b for b in bounds]
-        return f"{first} {', '.join(bounds)}{empty}"
-    return inner + empty
+    for preset, values in describe.presets(plugin).items():
+        print(f"  preset={preset} stands for {values}")
+    told = [f"{fact}: {words}" for fact, words in describe.facts(plugin).items()]
+    print("\n" + "\n".join([*told, *([""] if told else []), describe.example(plugin)]))
 
 
 def check(name: str | None, everything: bool) -> int:
@@ -112,7 +103,8 @@ def check(name: str | None, everything: bool) -> int:
     wanted = [(kind, each) for kind in kinds for each in catalog.names(kind) if everything or each == name]
     if not wanted:
         known = [each for kind in kinds for each in catalog.names(kind)]
-        raise LookupError(f"no defense or attack '{name}'.{catalog.suggest(str(name), known)}")
+        hint = catalog.suggest(str(name), known) or " `bench list` names them; a file elsewhere needs --plugin FILE"
+        raise LookupError(f"no defense or attack '{name}'.{hint}")
     from bench import contract, plugins
 
     failed = 0

@@ -22,6 +22,7 @@ from bench.arguments import (
     Results,
     Size,
     plugins,
+    typed,
 )
 from bench.options import Options
 
@@ -47,7 +48,7 @@ def eval_(
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of an attack: pgd.steps=40.")] = None,
     checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Jobs at a time.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
@@ -55,13 +56,14 @@ def eval_(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
 ) -> None:
-    """Attack a model of your own as any row: same attacks, store and tables. The same command again resumes.
+    """Attack a model of your own like any other. Same attacks, store and tables; the same command again resumes.
 
     Example: bench eval net.safetensors --arch mlp --dataset digits --eps 0.1
     """
     from bench import importing
 
     plugins(plugin)
+    typed(eps=eps, attack=attack)
     if n is not None and n < 1:
         raise ValueError(f"--n is {n}; expected at least 1 test image")
     expected = importing.expectation(expect_clean)
@@ -97,7 +99,7 @@ def doctor(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
-    """Is this machine ready? With a MODEL: is that model fed and read as it expects? Each line OK, WARN or FAIL."""
+    """Check this machine, or a model of yours. Is the MODEL fed and read as it expects? Each line OK, WARN or FAIL."""
     from bench import listing
 
     if all(word is None for word in (model, checkpoint, arch, model_file, normalise)) and not arch_set:

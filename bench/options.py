@@ -187,10 +187,12 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
 
 
 def value(text: str) -> Any:
-    """true and false are booleans, [a,b] a list; numbers stay text and are read by the setting's type."""
+    """true and false are booleans, null is None, [a,b] a list; numbers stay text and are read by the setting's type."""
     text = text.strip()
     if text in ("true", "false"):
         return text == "true"
+    if text == "null":
+        return None
     if text.startswith("[") and text.endswith("]"):
         # --grid has commas between its values, so that a list there needs another separator
         return [value(part) for part in text[1:-1].split(";" if ";" in text else ",") if part.strip()]

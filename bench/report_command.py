@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.arguments import Results, existing
+from bench.arguments import Plugin, Results, existing, file, plugins
 
 
 def report(
@@ -16,10 +16,12 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(help="Also write each figure there as SVG, PNG and CSV.", show_default=False)
     ] = None,
+    plugin: Plugin = None,
 ) -> None:
-    """Write all tables and figures of a results folder as one HTML file that needs no network."""
+    """Write all tables and figures as one HTML file. It needs no network and no other file."""
     from bench.report import write_report
     from bench.store import Store
 
-    for path in write_report(Store(existing(results_dir)), output, figures):
+    plugins(plugin)
+    for path in write_report(Store(existing(results_dir)), file(output), figures):
         print(path)

@@ -28,6 +28,10 @@ class Where:
         norm = self.norm is None or (row.norm or "").lower() == self.norm.lower()
         return budget and norm and self.dataset in (None, row.dataset)
 
+    def __str__(self) -> str:
+        asked = {"data set": self.dataset, "norm": self.norm, "eps": self.eps}
+        return ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -46,7 +50,10 @@ def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
     """
     table = frame(store)
     tested = table[(table["split"].fillna("test") == "test") & table["config"].notna()]
-    found = [row for row in judged(store, rows(store, tested)) if where.takes(row)]
+    everything = judged(store, rows(store, tested))
+    found = [row for row in everything if where.takes(row)]
+    if everything and not found:
+        raise LookupError(f"no row has {where}; there are: {_places(everything)}")
     trained = {str(e["train_key"]): (str(e["config"]), int(e["seed"])) for e in tested.to_dict("records")}
     side_a, side_b = (_side(name, found, trained) for name in (name_a, name_b))
     shared = [(a, b) for a in side_a for b in side_b if _place(a) == _place(b)]
@@ -58,6 +65,8 @@ def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
     for name, side in ((name_a, [a for a, _ in shared]), (name_b, [b for _, b in shared])):
         if len({row.config for row in side}) > 1:
             raise LookupError(f"'{name}' is ambiguous; give the training key of one: {_told(side)}")
+        if where.seed is not None and where.seed not in side[0].seeds:
+            raise LookupError(f"'{name}' has no seed {where.seed}; trained: {', '.join(map(str, side[0].seeds))}")
     own = [where.seed if where.seed is not None else trained.get(name, ("", None))[1] for name in (name_a, name_b)]
     return [Pair(a, b, (own[0], own[1])) for a, b in shared]
 

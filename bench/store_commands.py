@@ -20,7 +20,7 @@ def status(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """What is done, running and failed in a results folder (also while a run goes on)."""
+    """Show what is done, running and failed. Also while a run goes on, from another terminal."""
     from bench import running
     from bench import status as survey
     from bench.options import Options
@@ -34,7 +34,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """The log of a job: everything it printed, and the traceback where it failed."""
+    """Show the log of a job. Everything it printed, and the traceback where it failed."""
     from bench import keeping
 
     keeping.logs(Store(_existing(results_dir)), key, follow)
@@ -45,7 +45,7 @@ def retry(
     failed: Annotated[bool, typer.Option("--failed", help="Every job that failed.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """Let the same run do failed jobs again: diverged and out of memory too, which it would leave alone."""
+    """Let the same run do failed jobs again. Diverged and out of memory too, which it would leave alone."""
     from bench import keeping
 
     raise typer.Exit(keeping.retry(Store(_existing(results_dir)), keys or [], failed))
@@ -55,9 +55,12 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(help="Results folders of other machines.")],
     results_dir: Results = Path("results"),
 ) -> None:
-    """Copy the records of other results folders; conflicts are named, and then nothing is copied (exit code 1)."""
+    """Copy the records of other results folders. Conflicts are named, and then nothing is copied (exit code 1)."""
     from bench import merge as merging
 
+    for source in sources:
+        if source.is_dir() and not Store(source).keys():
+            raise LookupError(f"{source} holds no job; expected a results folder")
     raise typer.Exit(merging.merge(sources, results_dir))
 
 
@@ -68,7 +71,7 @@ def verify(
     data_dir: DataDir = None,
     plugin: Plugin = None,
 ) -> None:
-    """Checksums of all records and files, and stored adversarial images judged again (exit code 4: tampered)."""
+    """Verify checksums and judge stored images again. Exit code 4: something was changed."""
     from bench import verify as verifying
     from bench.datasets import data_root
 
@@ -80,7 +83,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """Remove temporary files, work in progress of finished jobs, and images kept twice. Never a record."""
+    """Remove what no result needs. Temporary files, work of finished jobs, images kept twice; never a record."""
     from bench import keeping
 
     keeping.gc(Store(_existing(results_dir)), dry_run)

@@ -72,7 +72,7 @@ def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name:
     assert module not in set(sys.modules) - before
     assert plugin.formula
     assert plugin.path.name == f"{name}.py"
-    required = [field.name for field in plugin.fields if field.default is catalog._REQUIRED]
+    required = [field.name for field in plugin.fields if field.default is catalog.REQUIRED]
     assert required == []  # so that the name alone is a valid entry of a spec
     names = {field.name for field in plugin.fields}
     assert set(plugin.constant("added", ())) <= names
@@ -233,3 +233,12 @@ def test_impossible_settings_are_refused_in_one_line(sigma: Any) -> None:
     with pytest.raises(ValueError, match=r"^defenses noisy\.sigma: input should be .*$") as error:
         catalog.get("defenses", "noisy").resolve({"sigma": sigma}, "defenses ")
     assert "\n" not in str(error.value)
+
+
+def test_the_word_true_may_be_a_choice() -> None:
+    # YAML and the command line make a boolean of it
+    mixture = catalog.get("defenses", "at_mixture")
+    assert mixture.resolve({"label": True}) == mixture.resolve({"label": "true"}) == mixture.resolve({})
+    assert mixture.resolve({"joint": True})["joint"] is True
+    with pytest.raises(ValueError, match=r"at_mixture\.label: input should be 'true', 'pred' or"):
+        mixture.resolve({"label": False})

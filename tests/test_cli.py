@@ -32,6 +32,9 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "one attack of two lacks the norm": ("--norm L1 --attack clean,square,pgd", "leave it out: clean, pgd can stay"),
     "unknown norm": ("--norm L7", "threat.norm: Input should be 'Linf', 'L2' or 'L1', got 'L7'"),
     "no data folder": ("--data-dir none", "no data folder none; --data-dir or BENCH_DATA names an existing one"),
+    "eps empty": ("--eps ,", "--eps is empty; name at least one or leave the option out"),
+    "seeds empty": ("--seeds ,", "--seeds is empty; name at least one or leave the option out"),
+    "model empty": ("--model ,", "--model is empty; name at least one or leave the option out"),
     "n zero": ("--n 0", "--n is 0; expected at least 1 test image"),
     "n negative": ("--n -3", "--n is -3; expected at least 1 test image"),
     "n beyond": ("--n 361", "data.test is 361, but the test set of digits has 360 images"),
@@ -189,7 +192,7 @@ def test_lists_name_everything_and_details_show_the_settings(bench: Bench) -> No
         assert set(bench("list", kind).out.splitlines()) <= set(everything.splitlines())
     shown = bench("list", "defenses", "noisy").out
     assert "  sigma = 0.6  [float > 0]" in shown.splitlines()
-    assert "bench run --defense noisy --set noisy.sigma=..." in shown.splitlines()
+    assert "bench run --defense noisy --set noisy.sigma=0.6" in shown.splitlines()
     assert bench("list", "datasets", "digits").out.startswith("digits: ")
     for line in bench("list", "defenses").out.splitlines():  # cost and paper of each
         assert re.search(r"F\b.*\b(19|20)\d\d\b", line), line
@@ -201,13 +204,14 @@ def test_details_of_a_defense_show_formula_defaults_and_what_differs(bench: Benc
     assert "Paper against release: " in shown
     for line in (
         "  beta = 6.0  [float >= 0]",
-        "  noise = 'gaussian'  [gaussian | uniform | laplace]",
-        "  start = 'normal'  [uniform | normal | zero]",
-        "  attack_bn_mode = 'eval'  [eval | train | train_frozen_stats]",
-        "passes: (2 steps + 7) F = 27F",
+        "  noise = gaussian  [gaussian | uniform | laplace]",
+        "  start = normal  [uniform | normal | zero]",
+        "  attack_bn_mode = eval  [eval | train | train_frozen_stats]",
+        "cost: (2 steps + 7) F = 27F (of a training step, in forward passes F an image; a backward pass is 2F, to the "
+        "image alone F)",
     ):
         assert line in shown.splitlines()
-    assert "  cc = None  [float >= 0, <= 1 or null]" in bench("list", "defenses", "rat_release").out.splitlines()
+    assert "  cc = null  [float >= 0, <= 1 or null]" in bench("list", "defenses", "rat_release").out.splitlines()
 
 
 def test_a_broken_plug_in_is_listed_as_broken(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""The README's commands are commands: each is parsed and planned as it stands."""
+"""The commands of README, docs/training.md and docs/own_model.md: each is parsed and planned as it stands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parent.parent
 LINES = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for page in ("README.md", "docs/training.md", "docs/own_model.md")
+    for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
     for line in block.splitlines()
     if line.startswith("bench ")
 ]

@@ -1,0 +1,234 @@
+"""Write the generated pages: one a defense, one an attack, their indexes, and the rows of leaderboard.md in README.md.
+
+    python docs/generate.py          # writes what differs and names it
+    python docs/generate.py --check  # writes nothing; exit code 1 and the names where something differs
+
+Everything comes from the plug-in files (docstring, settings, class constants), docs/findings.md, leaderboard.md and
+results/tables/timing_attacks.csv. Text between the markers of README.md is replaced, the rest is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench import catalog, describe  # noqa: E402
+
+KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
+BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
+PICTURE = "docs/report-desktop.png"
+SECTION = ("## mnist, Linf eps = 0.2", "### Deterministic")
+COLUMNS = ("Method", "Standard accuracy", "Best known robust accuracy", "95 % interval", "n", "Verdict")
+TOP = 5
+# how findings.md speaks of a plug-in where it does not write its name
+SPOKEN = {
+    "closed_form": "Does the closed form beat EOT",
+    "eot": "Does the closed form beat EOT",
+    "flatness": "Weight flatness does not follow",
+    "pgd": "PGD on cross-entropy flatters",
+    "smoothing": "A vote under Gaussian noise",
+    "square": "Square alone is no attack",
+    "noisy_sampled": "Sampling the same noise does not",
+    "noisy_vote": "Keeping the noise at prediction",
+    "transfer": "The undefended twin's images",
+}
+INTRO = {
+    "defenses": "What can be trained. The cost is that of a training step in forward passes F of the net per image; a "
+    "backward pass is 2F, one to the image alone F. How they compare when run: [leaderboard](../../leaderboard.md), "
+    "[findings](../findings.md).",
+    "attacks": "What judges a trained model. Of all that are run the worst case of each image counts "
+    "([concepts](../concepts.md)).",
+}
+
+
+def prose(text: str) -> str:
+    """A docstring paragraph as Markdown: formulas stay literal, `code` and *emphasis* keep their meaning."""
+    parts = re.split(r"(`[^`]+`)", text)
+    for place in range(0, len(parts), 2):
+        plain = parts[place].replace("&", "&amp;").replace("<", "&lt;").replace("_", r"\_").replace("|", r"\|")
+        plain = re.sub(r"\*(?!\w[^*]*\w\*)(?<!\w\*)", r"\\*", plain)
+        parts[place] = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", plain)
+    return "".join(parts)
+
+
+def code(text: str) -> str:
+    """Literal text in a table cell."""
+    return f"`{text}`".replace("|", r"\|")
+
+
+def anchor(heading: str) -> str:
+    """The fragment that a heading has on GitHub and in most renderers."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def findings(name: str, text: str) -> list[str]:
+    """Items of findings.md whose lead (bold text, or first sentence) names the plug-in, each with its section."""
+    found = []
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        link = f"[{heading.replace('`', '')}](../findings.md#{anchor(heading)})"
+        if f"`{name}`" in heading:
+            found.append(f"- {link}: the whole section.")
+        for item in re.split(r"^(?:- |\d+\. )", body, flags=re.MULTILINE)[1:]:
+            flat = " ".join(item.split("\n\n")[0].split())
+            lead = re.match(r"\*\*.+?\*\*|.+?[.:](?= |$)", flat)
+            if lead and (f"`{name}`" in lead[0] or SPOKEN.get(name, "`") in lead[0].replace("`", "")):
+                found.append(f"- {relative(flat)} ({link})")
+    return found
+
+
+def relative(text: str) -> str:
+    """Links of a page in docs/ as one a folder deeper writes them."""
+    return re.sub(r"\]\((?!https?:|#)", "](../", text)
+
+
+def page(plugin: catalog.Plugin, told: list[str]) -> str:
+    """All that a plug-in's file says, in one page."""
+    kind = plugin.kind[:-1]
+    lines = [f"# {plugin.name}", "", prose(plugin.source), "", "```text", plugin.formula, "```", ""]
+    lines += ["## What differs from the source, and what to know", "", prose(plugin.notes), ""] if plugin.notes else []
+    lines += ["## Facts", "", "| | |", "| --- | --- |"]
+    lines += [f"| {fact} | {prose(words)} |" for fact, words in describe.facts(plugin).items()]
+    lines += ["", "## Settings", "", *settings(plugin)]
+    lines += ["", "## Measured cost", "", *measured(plugin.name)] if plugin.kind == "attacks" else []
+    lines += ["", "## Run it", "", "```", describe.example(plugin), "```", ""]
+    none = f"[findings.md](../findings.md) holds none about this {kind} by name yet."
+    lines += ["## Findings", "", *(told or [none]), ""]
+    lines += [f"Generated from [{plugin.kind}/{plugin.name}.py](../../{plugin.kind}/{plugin.name}.py) by "
+              "`python docs/generate.py`; [all " + plugin.kind + "](README.md)."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def settings(plugin: catalog.Plugin) -> list[str]:
+    """A table of its fields, and its presets."""
+    if not plugin.fields:
+        return ["None."]
+    lines = [f"Written `--set {plugin.name}.NAME=VALUE`, or under `set:` in a spec.", ""]
+    lines += ["| name | default | takes | meaning |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| `{f.name}` | {code(describe.default(f.default))} | {code(describe.values(f))} | {prose(f.doc)} |"
+        for f in plugin.fields
+    ]
+    named = [f"- `preset={name}` stands for `{values}`" for name, values in describe.presets(plugin).items()]
+    return [*lines, "", *named] if named else lines
+
+
+def measured(name: str) -> list[str]:
+    """Passes of an attack as the committed records counted them: they depend on no device. Means over models."""
+    sums: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    with (ROOT / "results" / "tables" / "timing_attacks.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["attack"].split(" (")[0] == name and row["forwards"]:
+                counted = (int(row["models"]), float(row["forwards"]), float(row["backwards"]))
+                sums.setdefault((row["attack"], f"{row['dataset']}, {row['model']}, {row['deploys']}"), []).append(
+                    counted
+                )
+    if not sums:
+        return ["No committed record counts its passes."]
+    lines = [
+        "Passes an image in the committed records, mean over models. An image that is wrong already costs little.",
+        "",
+    ]
+    lines += ["| attack | on | models | forward | backward |", "| --- | --- | --- | --- | --- |"]
+    for (attack, place), found in sorted(sums.items()):
+        models = sum(count for count, _, _ in found)
+        means = [sum(each[0] * each[column] for each in found) / models for column in (1, 2)]
+        lines.append(f"| {prose(attack)} | {prose(place)} | {models} | {means[0]:.0f} | {means[1]:.0f} |")
+    return lines
+
+
+def index(kind: catalog.Kind) -> str:
+    """All plug-ins of a kind, a row each."""
+    column = "cost of a step" if kind == "defenses" else "norms"
+    lines = [f"# {kind.capitalize()}", "", INTRO[kind], "", f"| name | {column} | what it is |", "| --- | --- | --- |"]
+    for name in catalog.names(kind):
+        plugin = catalog.get(kind, name)
+        norms = ", ".join(plugin.constant("norms", ("Linf", "L2", "L1")))
+        middle = plugin.constant("passes", "") if kind == "defenses" else norms
+        middle = middle if kind == "defenses" or plugin.constant("uses_threat", True) else "no budget"
+        brief = plugin.source[: plugin.source.find(")") + 1] or plugin.source
+        lines.append(f"| [{name}]({name}.md) | {prose(middle)} | {prose(brief)} |")
+    lines += ["", f"Generated by `python docs/generate.py`; `bench list {kind}` shows the same."]
+    return "\n".join(lines) + "\n"
+
+
+def cells(line: str) -> list[str]:
+    """The cells of one line of a Markdown table."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def top_rows(board: str) -> str:
+    """The first rows of one section of leaderboard.md and the undefended row, as they stand there, fewer columns."""
+    section = board.partition(SECTION[0])[2].partition("\n## ")[0].partition(SECTION[1])[2].partition("\n### ")[0]
+    table = [cells(line) for line in section.splitlines() if line.startswith("| ")]
+    if len(table) < 3:
+        raise ValueError(f"leaderboard.md has no table under '{SECTION[0]}', '{SECTION[1]}'")
+    header, rows = table[0], table[2:]
+    shown = ["Rank", *COLUMNS]
+    keep = [header.index(name) for name in shown]
+    method = header.index("Method")
+    plain = [row for row in rows if row[method] == "standard"][:1]
+    chosen = rows[:TOP] + [row for row in plain if row not in rows[:TOP]]
+    lines = [shown, ["---"] * len(shown), *([row[place] for place in keep] for row in chosen)]
+    nets = ", ".join(sorted({row[header.index("Architecture")] for row in chosen}))
+    place = f"{SECTION[0].removeprefix('## ')}, {nets}"
+    told = (
+        f"{place}: the first {TOP} of {len(rows)} rows of [leaderboard.md](leaderboard.md), and `standard`. "
+        "† the order is provisional; see [what a number means](#what-a-number-means)."
+    )
+    return "\n".join(["", told, "", *(f"| {' | '.join(line)} |" for line in lines), "", ""])
+
+
+def readme(text: str, board: str) -> str:
+    """README.md with fresh rows between its markers. Raises ValueError where the markers are not one pair."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md must hold one '{BEGIN}' and then one '{END}'")
+    before, _, rest = text.partition(BEGIN)
+    picture = f"\n![the report: leaderboard with verdicts, heat map, figures]({PICTURE})\n"
+    seen = picture if (ROOT / PICTURE).exists() else ""
+    return f"{before}{BEGIN}\n{seen}{top_rows(board)}{END}{rest.partition(END)[2]}"
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file and its text."""
+    told = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    found: dict[Path, str] = {}
+    for kind in KINDS:
+        found[ROOT / "docs" / kind / "README.md"] = index(kind)
+        for name in catalog.names(kind):
+            found[ROOT / "docs" / kind / f"{name}.md"] = page(catalog.get(kind, name), findings(name, told))
+    board = (ROOT / "leaderboard.md").read_text(encoding="utf-8")
+    found[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"), board)
+    return found
+
+
+def stale() -> dict[Path, str]:
+    """Files that differ from what would be generated; those of plug-ins that are gone have no text."""
+    wanted = pages()
+    old = {path: "" for kind in KINDS for path in (ROOT / "docs" / kind).glob("*.md") if path not in wanted}
+    return old | {p: text for p, text in wanted.items() if not p.exists() or p.read_bytes() != text.encode()}
+
+
+def main(words: list[str]) -> int:
+    """Write, or with --check only say, what differs."""
+    if words not in ([], ["--check"]):
+        print("error: the only option is --check", file=sys.stderr)
+        return 2
+    differing = stale()
+    for path, text in sorted(differing.items()):
+        print(path.relative_to(ROOT).as_posix())
+        if not words and text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text.encode())
+        elif not words:
+            path.unlink()
+    return 1 if words and differing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
