@@ -1,4 +1,4 @@
-"""What stops a training and marks it: a loss or weights that are no numbers, and a net that learned nothing or fell.
+"""What stops a job and marks it: loss, weights or answers that are no numbers, and a net that learned nothing or fell.
 
 A marked run has state `diverged`: it is never ranked, and never shown as 0 % or 100 %.
 """
@@ -6,6 +6,8 @@ A marked run has state `diverged`: it is never ranked, and never shown as 0 % or
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,27 @@ def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int)
     if not bool(torch.stack([p.detach().isfinite().all() for p in net.parameters()]).all()):
         return Diverged(f"weights are not finite after epoch {epoch} of {epochs}: {terms}")
     return None
+
+
+@contextmanager
+def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Inside, every pass through the model's net is looked at; the function given says whether each image had a largest
+    logit that is a number. NaN would be read as class 0. Nothing waits for the device before it is asked.
+
+    A net that rules classes out by -inf still answers. Copies of the net are looked at too.
+    """
+    tops: list[Tensor] = []
+
+    def look(net: nn.Module, given: Any, logits: Any) -> None:
+        if isinstance(logits, Tensor) and logits.dim() > 1:
+            top = logits.detach().amax(-1).sum()
+            tops[:] = [tops[0] + top] if tops else [top]
+
+    handle = getattr(model, "net", model).register_forward_hook(look)
+    try:
+        yield lambda: not tops or bool(tops[0].isfinite())
+    finally:
+        handle.remove()
 
 
 class Watch:
