@@ -132,7 +132,7 @@ def _block(
         part = _checked(judge.evaluate(model, x, y, context), y)
         if not finite():
             those = f"images {start} to {start + len(x) - 1}, or to those made of them,"
-            raise Diverged(f"some answers of the model to {those} are not finite")
+            raise Diverged(f"some answers of the model to {those} or their slopes are not finite")
     seconds = before + time.perf_counter() - began
     if kept:
         kept.write(name, part, seconds)

@@ -39,23 +39,31 @@ def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int)
 
 @contextmanager
 def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Inside, every pass through the model's net is looked at; the function given says whether each image had a largest
-    logit that is a number. NaN would be read as class 0. Nothing waits for the device before it is asked.
+    """Inside, every pass through the model, or its net alone, is looked at; the function given says whether each image
+    had a largest logit that is a number, and every slope at an image was one. NaN would be read as class 0, and as no
+    slope at all. Nothing waits for the device before it is asked.
 
     A net that rules classes out by -inf still answers. Copies of the net are looked at too.
     """
-    tops: list[Tensor] = []
+    sums: list[Tensor] = []
 
-    def look(net: nn.Module, given: Any, logits: Any) -> None:
+    def add(values: Tensor) -> None:
+        sums[:] = [sums[0] + values.sum()] if sums else [values.sum()]
+
+    def look(net: nn.Module, given: tuple[Any, ...], logits: Any) -> None:
         if isinstance(logits, Tensor) and logits.dim() > 1:
-            top = logits.detach().amax(-1).sum()
-            tops[:] = [tops[0] + top] if tops else [top]
+            add(logits.detach().amax(-1))
+        for x in given:
+            if isinstance(x, Tensor) and x.requires_grad and not hasattr(x, "looked_at"):
+                x.looked_at = True  # type: ignore[attr-defined]
+                x.register_hook(lambda slope: add(slope.detach()))
 
-    handle = getattr(model, "net", model).register_forward_hook(look)
+    handles = [part.register_forward_hook(look) for part in {model, getattr(model, "net", model)}]
     try:
-        yield lambda: not tops or bool(tops[0].isfinite())
+        yield lambda: not sums or bool(sums[0].isfinite())
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class Watch:
