@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from harness import alive
 from bench.executors.base import Event
 from bench.executors.devices import Gpu, Slot, slots
 from bench.executors.local import Local
+from bench.executors.processes import undisturbed
 from bench.job import Job
 from bench.store import Store
 
@@ -176,6 +178,32 @@ def test_f05_f06_one_signal_saves_says_how_to_resume_and_leaves_nothing(
     print(f"{number.name}: at most {slowest:.1f} s over {trials} trials")
 
 
+@pytest.mark.parametrize(("number", "error"), [(SIGINT, KeyboardInterrupt), (SIGTERM, SystemExit)])
+def test_f05_a_signal_waits_while_a_worker_is_asked_for(number: Signals, error: type[BaseException]) -> None:
+    """Half a request would end the fork server, and with it the time that running jobs have to save."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt if number == SIGINT else SystemExit(128 + number)
+
+    def disturb() -> None:
+        with undisturbed():
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            done.append("the worker is known")
+
+    before = {each: signal.signal(each, stop) for each in (SIGINT, SIGTERM)}
+    done: list[str] = []
+    try:
+        with pytest.raises(error):
+            disturb()
+        assert done == ["the worker is known"]
+        assert [signal.getsignal(each) for each in (SIGINT, SIGTERM)] == [stop, stop]
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 @FAST
 def test_f05_a_second_signal_ends_it_at_once(
     begin: Callable[..., Started], tmp_path: Path, capsys: pytest.CaptureFixture[str], trials: int
@@ -277,6 +305,7 @@ import psutil
 import fake_jobs
 from bench.executors.devices import Slot
 from bench.executors.local import Local
+from bench.executors.processes import undisturbed
 from bench.store import Store
 
 if __name__ == "__main__":
