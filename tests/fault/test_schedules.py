@@ -20,10 +20,10 @@ from bench.executors.base import todo
 from bench.leases import STALE, Claims, Lease, holders
 from bench.store import Store
 
-SCHEDULES, STEPS = 2000, 30
-DRIVERS = 3
+SCHEDULES, MOVES = 2000, 30
+CREW = 3
 JOBS = matrix(1, 1)
-NUMBER, KEY = st.integers(0, DRIVERS - 1), st.sampled_from([job.key for job in JOBS])
+NUMBER, KEY = st.integers(0, CREW - 1), st.sampled_from([job.key for job in JOBS])
 BY_KEY = {job.key: job for job in JOBS}
 
 
@@ -199,7 +199,7 @@ def test_f28_random_schedules_share_lose_and_block_nothing(
     monkeypatch.setattr(Schedule, "root", tmp_path, raising=False)
     how = settings(
         max_examples=examples,
-        stateful_step_count=STEPS,
+        stateful_step_count=MOVES,
         deadline=None,
         database=None,
         derandomize=True,

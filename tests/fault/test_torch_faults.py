@@ -1,12 +1,15 @@
-"""F15, F16, F19, F27 with real trainings and attacks on a few digits: memory, numbers that are none, broken plug-ins.
+"""F15, F16, F19, F20, F27 with real trainings and attacks on a few digits.
 
-A part marked fault runs what is slower; the figures stand in docs/reliability.md.
+Memory, numbers that are none, broken plug-ins, clocks. A part marked fault runs what is slower; the figures stand in
+docs/reliability.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -345,6 +348,24 @@ def test_f19_a_plug_in_that_is_broken_when_a_report_is_made_costs_no_table(
         outcome = bench(*words)
         assert (outcome.code, outcome.err) == (0, "")
     assert Path("before.md").read_text() == Path("after.md").read_text()
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 86_400.0])
+def test_f20_seconds_do_not_follow_a_clock_that_jumps(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """It moves at every look, and with it whatever were measured by it."""
+    real, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + next(looks) * jump)
+    began = time.monotonic()
+    assert bench(*tiny(*write_plugins(tmp_path), "--executor", "debug")).code == 0
+    spent = time.monotonic() - began
+    monkeypatch.setattr(time, "time", real)
+    assert next(looks) > 3
+    for job, record in Store(RESULTS).records():
+        metrics = record["metrics"]
+        told = [record["time"]["seconds"], metrics.get("train_seconds"), metrics.get("attack_seconds")]
+        assert all(0 <= seconds <= spent for seconds in told if seconds is not None), job
 
 
 def timeless(record: dict[str, Any]) -> dict[str, Any]:
