@@ -39,9 +39,9 @@ def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int)
 
 @contextmanager
 def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Inside, every pass through the model, or its net alone, is looked at; the function given says whether each image
-    had a largest logit that is a number, and every slope at an image was one. NaN would be read as class 0, and as no
-    slope at all. Nothing waits for the device before it is asked.
+    """Inside, every pass through the model is looked at; the function given says whether each image had a largest logit
+    that is a number, and every slope at an image was one. NaN would be read as class 0, and as no slope at all. Nothing
+    waits for the device before it is asked.
 
     A net that rules classes out by -inf still answers. Copies of the net are looked at too.
     """
@@ -58,7 +58,9 @@ def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
                 x.looked_at = True  # type: ignore[attr-defined]
                 x.register_hook(lambda slope: add(slope.detach()))
 
-    handles = [part.register_forward_hook(look) for part in {model, getattr(model, "net", model)}]
+    # a vote may pass draws through its net alone
+    parts = [model, model.net] if getattr(model, "smoothed", False) else [model]
+    handles = [part.register_forward_hook(look) for part in parts]  # type: ignore[union-attr]
     try:
         yield lambda: not sums or bool(sums[0].isfinite())
     finally:

@@ -54,6 +54,7 @@ def test_the_page_shows_what_the_tests_run_with() -> None:
         f"{c['TRIES']} tries",
         f"| {c['SOAKED']} jobs |",
         f"| {c['TORN']} torn logs |",
+        f"| 3 runs of {c['AGAIN']} jobs |",
         f"| {c['SCHEDULES']} schedules of up to {c['MOVES']} steps |",
     ]
     assert [text for text in told if text not in PAGE] == []

@@ -23,13 +23,14 @@ NAMES = [Path(path).name for path in datasets.ARCHIVES["mnist"]]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` by name; notes when each try begins. `how`: what it does wrong with the second file."""
+    """Serves `files` by name; notes when each try begins. `how`: what it does wrong with the file `bad`."""
 
     daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.how, self.asked = files, "", list[tuple[str, float]]()
+        self.files, self.how, self.bad = files, "", NAMES[1]
+        self.asked = list[tuple[str, float]]()
 
     def times(self, name: str) -> list[float]:
         """When this file was tried."""
@@ -41,7 +42,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
-        content, how = self.server.files[name], self.server.how if name == NAMES[1] else ""
+        content, how = self.server.files[name], self.server.how if name == self.server.bad else ""
         if self.headers.get("Method") == "HEAD":  # so torchvision begins each try, to follow redirections
             self.server.asked.append((name, time.monotonic()))
         self.send_response(503 if how == "busy" else 200)
@@ -155,10 +156,14 @@ def test_f23_what_is_named_and_brought_by_hand_is_enough(
     net: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vision, "_PAUSES", ())
-    net.how = "html"
+    net.how, net.bad = "html", NAMES[2]
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in NAMES[:2]:
         (raw / name).write_bytes(net.files[name])
+    with pytest.raises(ConnectionError, match=rf"1 tries\); put {NAMES[2]}, {NAMES[3]} into {raw}, or"):
+        load(tmp_path)
+    for name in NAMES[2:]:
+        (raw / name).write_bytes(net.files[name])
     assert len(load(tmp_path).train.x) == 30
-    assert [len(net.times(name)) for name in NAMES] == [0, 0, 1, 1]
+    assert [len(net.times(name)) for name in NAMES] == [0, 0, 1, 0]

@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch")
 
 RESULTS = Path("results")
 POINTS, STAGES = 5, 5
+AGAIN = 24  # jobs of a run that is done three times
 HEAD = '''"""min CE
 
 Nobody (2024).
@@ -387,16 +388,17 @@ def everything(root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
 def test_f27_the_same_run_again_and_on_four_workers_is_the_same_but_for_times(bench: Bench, tmp_path: Path) -> None:
     plugins = write_plugins(tmp_path)
-    words = ["--seeds", "0,1", "--checks", "quick", *plugins]
-    matrix = {"defense": "plain,noisy,pgd_at,smoothing", "attack": "clean,pgd,wobble,square"}
+    words = ["--seeds", "0,1", *plugins]
+    matrix = {"defense": "plain,noisy,pgd_at", "attack": "clean,pgd,wobble"}
     found = {}
     for name, workers in (("one", 1), ("again", 1), ("four", 4)):
         outcome = bench(*tiny(*words, "--results-dir", name, "--workers", workers, **matrix))
         assert outcome.code == 0, outcome.err
         found[name] = everything(Path(name))
-    assert len(found["one"]) >= 50
+    assert sum(not name.startswith("lines") for name in found["one"]) == AGAIN
     assert found["again"] == found["one"]
     assert found["four"] == found["one"]
     assert any(record.get("files") for record in found["one"].values() if isinstance(record, dict))
