@@ -229,7 +229,7 @@ def test_f05_a_second_signal_ends_it_at_once(
 
 
 @pytest.mark.parametrize("crowd", [4, pytest.param(CROWD, marks=pytest.mark.fault)])
-@pytest.mark.parametrize("how", ["raised", "killed"])
+@pytest.mark.parametrize("how", ["raised", pytest.param("killed", marks=pytest.mark.fault)])
 def test_f15_one_job_without_memory_costs_no_other(store: Store, tmp_path: Path, how: str, crowd: int) -> None:
     kernel, act = tmp_path / "kernel", {"raised": "oom", "killed": "host 0.7"}[how]
     kernel.touch()

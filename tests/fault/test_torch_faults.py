@@ -133,7 +133,7 @@ def reason(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=pytest.mark.fault)])
-@pytest.mark.parametrize("where", ["loss", "weights", "gradients"])
+@pytest.mark.parametrize("where", ["loss", pytest.param("weights", marks=pytest.mark.fault), "gradients"])
 def test_f16_a_training_whose_numbers_are_none_is_stopped_at_the_end_of_its_epoch(
     bench: Bench, sick: list[object], where: str, value: str
 ) -> None:
@@ -303,9 +303,9 @@ OTHERS = {"plain": "done", "plain/clean": "done", "plain/wobble": "done"}
 @pytest.mark.parametrize(
     ("stage", "expected"),
     [
-        ("import", {"frail": "error"}),
-        ("build", {"frail": "error"}),
-        ("train", {"frail": "error"}),
+        pytest.param("import", {"frail": "error"}, marks=pytest.mark.fault),
+        pytest.param("build", {"frail": "error"}, marks=pytest.mark.fault),
+        pytest.param("train", {"frail": "error"}, marks=pytest.mark.fault),
         ("evaluate", {"frail": "done", "frail/clean": "done", "frail/wobble": "error"}),
     ],
 )
@@ -333,7 +333,10 @@ def test_f19_what_breaks_before_the_first_step_is_refused_before_anything_runs(
     assert not RESULTS.exists()
 
 
-@pytest.mark.parametrize("after", ["gone", "no Python", "raises when imported"])
+@pytest.mark.parametrize(
+    "after",
+    ["no Python", *(pytest.param(how, marks=pytest.mark.fault) for how in ("gone", "raises when imported"))],
+)
 def test_f19_a_plug_in_that_is_broken_when_a_report_is_made_costs_no_table(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
