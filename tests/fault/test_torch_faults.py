@@ -331,6 +331,8 @@ def test_f19_what_breaks_before_the_first_step_is_refused_before_anything_runs(
     assert outcome.err.count("\n") == 1
     assert "RuntimeError: broken on purpose" in outcome.err
     assert not RESULTS.exists()
+    again = bench(*tiny(*plugins, "--executor", "debug", defense="frail,plain"))
+    assert (again.code, again.err) == (outcome.code, outcome.err)  # not half a module that the first one left
 
 
 @pytest.mark.parametrize(
