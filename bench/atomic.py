@@ -1,9 +1,11 @@
-"""Files that are whole or not there: temp file, fsync, rename, fsync of the folder."""
+"""Files that are whole or not there: temp file, fsync, rename, fsync of the folder. Logs, which only grow."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -24,16 +26,58 @@ def write_json(path: Path, values: Any) -> None:
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the whole new one.
 
-    Raises OSError that names path and free space where the disk is full.
+    Raises OSError that names path, need and free space where the disk is full.
     """
     try:
         _write_atomic(path, write)
     except OSError as error:
         if error.errno not in FULL or not path.parent.is_dir():
             raise
-        free = shutil.disk_usage(path.parent).free / 2**20
-        what = f"cannot write {path}: {os.strerror(error.errno)}; {free:.0f} MB are free there"
-        raise OSError(error.errno, f"{what}. Make room and run the same command again") from error
+        raise no_room(path, error, _size(write)) from error
+
+
+def no_room(path: Path, error: OSError, need: int | None = None) -> OSError:
+    """What to tell of a full disk, in one line. `need`: bytes that were to be written, where that is known."""
+    free = shutil.disk_usage(path.parent).free / 2**20
+    size = f"{need} bytes" if (need or 0) < 2**20 else f"{(need or 0) / 2**20:.0f} MB"
+    wanted = "" if need is None else f"{size} are needed, "
+    what = f"cannot write {path}: {os.strerror(error.errno or 0)}; {wanted}{free:.0f} MB are free there"
+    return OSError(error.errno, f"{what}. Make room and run the same command again")
+
+
+class _Counter(io.RawIOBase):
+    """Takes everything, keeps nothing, and knows how much it was."""
+
+    total = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.total += (size := memoryview(data).nbytes)
+        return size
+
+
+def _size(write: Callable[[IO[bytes]], object]) -> int | None:
+    """Bytes that `write` writes; None where that cannot be said now."""
+    counter = _Counter()
+    with contextlib.suppress(Exception):
+        write(counter)  # type: ignore[arg-type]
+        return counter.total
+    return None
+
+
+def appending(path: Path) -> IO[str]:
+    """A log, opened to add lines to it. A last line that a kill tore gets its end first: it swallows no other one."""
+    torn = False
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+    opened = path.open("a", buffering=1, encoding="utf-8")
+    if torn:
+        opened.write("\n")
+    return opened
 
 
 def _write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:

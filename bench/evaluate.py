@@ -21,6 +21,7 @@ from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data import Data, test_block
+from bench.guards import Diverged, answers
 
 Report = Callable[[dict[str, Any]], None]
 IMAGES = "x_adv"  # name of the images among the tensors kept of a block
@@ -66,7 +67,8 @@ def evaluate(
 
     Each block has a seed of its own (run seed, attack, first index), so that sharding, a kill or another order of
     blocks changes no verdict. `what["images"]`: the range [first, last) of a shard; default all n. `others`: images
-    that other evaluations made from the first n, by name. Raises Unsupported with the reason.
+    that other evaluations made from the first n, by name. Raises Unsupported with the reason, Diverged where the model
+    gives no numbers.
     """
     judge: Evaluation = plugins.make("attacks", what["attack"]["name"], what["attack"]["set"], what["threat"])
     # a threat-free evaluation carries a stand-in threat, whose norm is nobody's business
@@ -126,7 +128,11 @@ def _block(
     theirs = tuple((source, found[start : start + len(x)].to(x.device)) for source, found in others.items())
     own, clean = (seed(what["seed"], name, start) for name in (what["attack"]["name"], "clean"))
     context = Context(own, tell, saved, save, theirs, clean)
-    part = _checked(judge.evaluate(model, x, y, context), y)
+    with answers(model) as finite:
+        part = _checked(judge.evaluate(model, x, y, context), y)
+        if not finite():
+            those = f"images {start} to {start + len(x) - 1}, or to those made of them,"
+            raise Diverged(f"some answers of the model to {those} or their slopes are not finite")
     seconds = before + time.perf_counter() - began
     if kept:
         kept.write(name, part, seconds)

@@ -1,4 +1,4 @@
-"""What stops a training and marks it: a loss or weights that are no numbers, and a net that learned nothing or fell.
+"""What stops a job and marks it: loss, weights or answers that are no numbers, and a net that learned nothing or fell.
 
 A marked run has state `diverged`: it is never ranked, and never shown as 0 % or 100 %.
 """
@@ -6,6 +6,8 @@ A marked run has state `diverged`: it is never ranked, and never shown as 0 % or
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,37 @@ def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int)
     if not bool(torch.stack([p.detach().isfinite().all() for p in net.parameters()]).all()):
         return Diverged(f"weights are not finite after epoch {epoch} of {epochs}: {terms}")
     return None
+
+
+@contextmanager
+def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Inside, every pass through the model is looked at; the function given says whether each image had a largest logit
+    that is a number, and every slope at an image was one. NaN would be read as class 0, and as no slope at all. Nothing
+    waits for the device before it is asked.
+
+    A net that rules classes out by -inf still answers. Copies of the net are looked at too.
+    """
+    sums: list[Tensor] = []
+
+    def add(values: Tensor) -> None:
+        sums[:] = [sums[0] + values.sum()] if sums else [values.sum()]
+
+    def look(net: nn.Module, given: tuple[Any, ...], logits: Any) -> None:
+        if isinstance(logits, Tensor) and logits.dim() > 1:
+            add(logits.detach().amax(-1))
+        for x in given:
+            if isinstance(x, Tensor) and x.requires_grad and not hasattr(x, "looked_at"):
+                x.looked_at = True  # type: ignore[attr-defined]
+                x.register_hook(lambda slope: add(slope.detach()))
+
+    # a vote may pass draws through its net alone
+    parts = [model, model.net] if getattr(model, "smoothed", False) else [model]
+    handles = [part.register_forward_hook(look) for part in parts]  # type: ignore[union-attr]
+    try:
+        yield lambda: not sums or bool(sums[0].isfinite())
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Watch:

@@ -37,7 +37,11 @@ def module(kind: catalog.Kind, name: str) -> ModuleType:
         assert spec.loader is not None
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[full] = loaded
-        spec.loader.exec_module(loaded)
+        try:
+            spec.loader.exec_module(loaded)
+        except BaseException:
+            del sys.modules[full]  # as Python does, or the next to ask would get half a module
+            raise
     return sys.modules[full]
 
 

@@ -17,6 +17,7 @@ from bench import datasets, imports, live
 from bench.cells import wants
 from bench.clusters import NO_CLUSTER, THIS_MACHINE, Cluster, Machine
 from bench.clusters import engine as choose
+from bench.duplicates import duplicates
 from bench.estimate import Estimator, clock
 from bench.executors.base import Executor, todo
 from bench.executors.devices import Slot, lanes
@@ -30,6 +31,7 @@ from bench.spec import Spec, TrainSpec
 from bench.store import Store
 
 MOST_PROBLEMS = 5  # mistakes told at a time
+TOLD = {"ok": "jobs run", "skipped": "already done", "error": "failed", "blocked": "blocked"}  # of a stopped run
 
 
 @dataclass
@@ -50,7 +52,7 @@ def prepare(options: Options, data_dir: Path | None) -> Matrix:
         raise FileNotFoundError(f"no data folder {data_dir}; --data-dir or BENCH_DATA names an existing one")
     spec, found, notes = to_spec(options, root)
     datasets.check(spec.data.name, found, explicit=data_dir is not None)
-    return Matrix(spec, plan(spec, found), found, notes)
+    return Matrix(spec, plan(spec, found), found, [*notes, *duplicates(spec)])
 
 
 def describe(matrix: Matrix) -> list[str]:
@@ -151,6 +153,8 @@ def run(
     except (KeyboardInterrupt, SystemExit) as stop:
         with contextlib.suppress(Exception):
             events.close()  # type: ignore[attr-defined]
+        told = ", ".join(f"{view.counts[kind]} {words}" for kind, words in TOLD.items())
+        print(f"{told}, {len(view.left)} left", file=sys.stderr)
         print(f"stopped; nothing finished is lost. Resume with:\n  {resume_line()}", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
     if cluster.detach and view.left:

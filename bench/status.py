@@ -89,7 +89,7 @@ def _counts(states: dict[str, int]) -> str:
 
 def _open(store: Store, key: str) -> str:
     """State of a job without a record."""
-    fresh = time.time() - store.progress(key).get("now", 0) < SILENT
+    fresh = abs(time.time() - store.progress(key).get("now", 0)) < SILENT
     there = (store.root / key).is_dir()
     return "running" if there and (fresh or holder_of(store, key) is not None) else "waiting"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import plugins
+from bench.atomic import appending
 from bench.choice import content_hash
 from bench.core.classifier import Classifier
 from bench.core.defense import Defense
@@ -84,7 +85,7 @@ class Course:
         found, problem = loop.check(epoch, self.terms)
         line = {"epoch": epoch + 1, "seconds": round(self.seconds[-1], 4), **self.terms, **self.own, **found}
         self.lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        with self.log.open("a", encoding="utf-8") as lines:
+        with appending(self.log) as lines:
             lines.write(self.lines[-1])
         if problem is not None:
             raise problem

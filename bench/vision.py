@@ -176,9 +176,18 @@ def _fetch(name: str, staging: Path, root: Path) -> None:
             return
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             if pause is None:
-                advice = f"put it in torchvision's layout under {root} or pass --data-dir"
-                raise ConnectionError(f"cannot download {name} (offline?); {advice}") from error
+                raise ConnectionError(_not_downloaded(name, root, error)) from error
             time.sleep(pause)
+
+
+def _not_downloaded(name: str, root: Path, error: Exception) -> str:
+    """Why in a few words, and what to bring there by hand."""
+    wrong = "corrupted" in str(error)  # torchvision's word for another MD5 sum
+    why = "what came is not the true file" if wrong else "offline?"
+    wanted = [path for path in (datasets.ARCHIVES.get(name) or datasets.FILES[name]) if not (root / path).is_file()]
+    files = ", ".join(Path(path).name for path in wanted)
+    place = (root / (wanted or datasets.FILES[name])[0]).parent
+    return f"cannot download {name} ({why}, {len(_PAUSES) + 1} tries); put {files} into {place}, or pass --data-dir"
 
 
 def _open(name: str, root: Path, *, train: bool, download: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import platform
 import re
@@ -23,7 +24,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
 from bench import catalog, passes, retries
+from bench.atomic import appending
 from bench.core.classifier import Classifier
+from bench.core.threat import NotFiniteError
 from bench.data import Data, judged_by_validation
 from bench.data import load as load_data
 from bench.evaluate import Unsupported
@@ -49,11 +52,11 @@ def work(
     store = Store(results)
     job = store.job(key)
     folder = store.folder(key)
-    started = time.time()
+    started, began = datetime.now(UTC), time.monotonic()  # wall clocks jump
     rows = passes.rows(job, retries.halvings(before))
-    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
+    with appending(folder / "log.txt") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {datetime.now(UTC).isoformat()}")
+            print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {started.isoformat()}")
             try:
                 state, content = "done", _run(store, job, root, torch.device(device), rows)
             except Unsupported as reason:
@@ -61,14 +64,12 @@ def work(
             except Exception as error:
                 traceback.print_exc()
                 out_of_memory = retries.classify(type(error).__name__, str(error)) == "oom"
-                state = "diverged" if isinstance(error, Diverged) else "oom" if out_of_memory else "error"
+                no_numbers = isinstance(error, (Diverged, NotFiniteError))
+                state = "diverged" if no_numbers else "oom" if out_of_memory else "error"
                 content = {"error": {"type": type(error).__name__, "message": _portable(str(error))}}
                 content["error"]["traceback"] = _portable(traceback.format_exc())
-            print(f"{state} after {time.time() - started:.1f} s")
-    clock = {
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started, 3),
-    }
+            print(f"{state} after {time.monotonic() - began:.1f} s")
+    clock = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 3)}
     origin = provenance(job, device, max(workers, _neighbours(folder)))
     if rows is not None:
         origin["rows_per_pass"] = rows
@@ -197,13 +198,13 @@ class Progress:
     """Writes what the live view shows, at most twice a second, by rename."""
 
     def __init__(self, path: Path, job: Job) -> None:
-        self.path, self.last, self.began = path, 0.0, time.time()
+        self.path, self.last, self.began = path, -math.inf, time.monotonic()
 
     def __call__(self, values: dict[str, Any]) -> None:
-        now = time.time()
-        if now - self.last > 0.5:
-            self.last = now
-            text = json.dumps({**values, "began": self.began, "now": now, "pid": os.getpid()})
+        spent, now = time.monotonic() - self.began, time.time()  # a clock that was put back stops nothing
+        if spent - self.last > 0.5:
+            self.last = spent
+            text = json.dumps({**values, "began": now - spent, "now": now, "pid": os.getpid()})
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(text, encoding="utf-8")  # no fsync: losing it costs nothing
             temporary.replace(self.path)

@@ -2,7 +2,8 @@
 
 A worker finds `work` here by name, as it finds bench.worker.work in a real run. A line of the file is read at each
 start, the last one again and again: ok, raise, kill, sleep, oom, device, host (SIGKILL counted as the kernel's),
-polite (saves when asked to stop), deaf (does not stop when asked), family (sleeps with a child in a group of its own).
+polite (saves when asked to stop), deaf (does not stop when asked), family (sleeps with a child in a group of its own),
+clan (whose child has one too). A number behind it: seconds until it ends, by a kill too.
 """
 
 from __future__ import annotations
@@ -81,8 +82,10 @@ def work(results: Path, key: str, root: Path, device: str, workers: int, before:
     with told.open("a") as out:
         out.write(json.dumps({**line, "shown": shown}) + "\n")
     act, _, amount = lines[min(count, len(lines) - 1)].partition(" ")
-    _misbehave(act, root / f"{key}.saved", root / f"{key}.child")
+    _misbehave(act, float(amount) if amount else 0.0, root / f"{key}.saved", root / f"{key}.child")
     time.sleep(float(amount) if amount else 0.0)
+    bad = root / f"{key}.bad"  # names a GPU that is lost
+    act = "device" if bad.exists() and bad.read_text() == shown["CUDA_VISIBLE_DEVICES"] else act
     about = {"metrics": {"train_seconds": 1.0, "attack_seconds": 1.0}, "files": {}}
     peak = {"rss": 50.0, "cuda": 2000.0 if device == "cuda" else None}
     about |= {"peak_memory_mb": peak, **({"attempts": list(before)} if before else {})}
@@ -94,19 +97,26 @@ def work(results: Path, key: str, root: Path, device: str, workers: int, before:
     return state
 
 
-def _misbehave(act: str, saved: Path, child: Path) -> None:
+def _misbehave(act: str, seconds: float, saved: Path, child: Path) -> None:
     if act in ("kill", "host"):
+        time.sleep(seconds)
         if act == "host":
             (saved.parent / "kernel").open("a").write("x")
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if act == "family":
+    if act in ("family", "clan"):
         words = [sys.executable, "-c", "import time; time.sleep(300)"]
-        sleeper = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
-        child.write_text(str(sleeper.pid))
+        if act == "clan":
+            inner = f"subprocess.Popen({words!r}, start_new_session=True)"
+            words[-1] = f"import subprocess, time; print({inner}.pid, flush=True); time.sleep(300)"
+        sleeper = subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        below = [str(sleeper.pid)]
+        if act == "clan" and sleeper.stdout is not None:
+            below.append(sleeper.stdout.readline().decode().strip())
+        child.write_text(" ".join(below))
     try:
-        while act in ("sleep", "polite", "deaf", "family"):
+        while act in ("sleep", "polite", "deaf", "family", "clan"):
             time.sleep(0.02)
     except SystemExit:
         if act == "polite":

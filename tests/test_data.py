@@ -465,7 +465,7 @@ def test_offline_download(tmp_path, monkeypatch, name):
     monkeypatch.setattr("urllib.request._opener", None)  # built once with the proxies of that time
     monkeypatch.setattr(vision, "_PAUSES", (0,))
     notes = []
-    says = rf"cannot download {name} \(offline\?\); put it in torchvision's layout under .* or pass --data-dir"
+    says = rf"cannot download {name} \(offline\?, 2 tries\); put .* into .*, or pass --data-dir"
     with pytest.raises(ConnectionError, match=says) as error:
         data.load(name, root=tmp_path / "new", device=CPU, report=notes.append)
     assert "\n" not in str(error.value)

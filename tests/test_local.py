@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -161,66 +160,6 @@ def test_a_kill_by_the_kernel_counts_as_out_of_memory(store: Store, tmp_path: Pa
         ("halve", "KilledForMemory")
     ]
     assert record(store, other)["error"]["type"] == "WorkerDied"
-
-
-def test_a_hundred_killed_workers_cost_their_own_jobs_alone(store: Store, tmp_path: Path) -> None:
-    jobs = [train(seed) for seed in range(150)]
-    for job in jobs[:100]:
-        says(tmp_path, job, "kill", "ok")
-    events = run(store, jobs, slots=4)
-    assert [ending(events, job) for job in jobs] == ["ok"] * 150
-    assert [len(starts(tmp_path, job)) for job in jobs] == [2] * 100 + [1] * 50
-
-
-SOAK = """
-import json, os, resource, sys, time
-from pathlib import Path
-import psutil
-import fake_jobs
-from bench.executors.devices import Slot
-from bench.executors.local import Local
-from bench.store import Store
-
-if __name__ == "__main__":
-    root, count = Path(sys.argv[1]), int(sys.argv[2])
-    store, me = Store(root / "results"), psutil.Process()
-    trained = [fake_jobs.train(seed) for seed in range(count // 4)]
-    jobs = trained + [fake_jobs.evaluate(job, n) for job in trained for n in (1, 2, 3)]
-    for place, job in enumerate(jobs):
-        if place % 20 == 7:
-            fake_jobs.says(root, job, ("kill", "raise", "oom")[place % 3], "ok")
-    engine = Local(root, [Slot("cpu")] * 2, work=fake_jobs.work)
-    list(engine.run([fake_jobs.train(-1)], store))
-    files, held, spent = me.num_fds(), me.memory_info().rss, time.process_time()
-    ends = {event.job.key: event.kind for event in engine.run(jobs, store) if event.job}
-    print(json.dumps({
-        "ends": sorted(ends.values()), "jobs": len(jobs), "files": me.num_fds() - files,
-        "bytes": me.memory_info().rss - held, "ms": 1000 * (time.process_time() - spent) / count,
-        "alive": [s["pid"] for job in jobs for s in fake_jobs.starts(root, job) if psutil.pid_exists(s["pid"])],
-    }))
-"""
-
-
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.fault)])
-def test_many_jobs_with_faults_leak_nothing_and_cost_little(store: Store, tmp_path: Path, count: int) -> None:
-    """In a process of its own, since workers import what the driver's main module is, which here is pytest."""
-    script = tmp_path / "soak.py"
-    script.write_text(SOAK)
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(count)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found["ends"]) == found["jobs"] == count
-    assert set(found["ends"]) == {"ok", "error", "blocked"}
-    assert found["ends"].count("ok") >= 0.85 * count
-    assert found["files"] <= 2
-    assert found["bytes"] < 50 * 2**20
-    assert found["ms"] < 50.0
-    assert found["alive"] == []
-    assert [path for path in store.root.rglob("*") if path.name.startswith(".") or path.name == "shared"] == []
 
 
 DRIVER = """

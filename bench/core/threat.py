@@ -15,6 +15,10 @@ NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 TOLERANCE = 1e-6  # rounding of float32 projection; more than this beyond ball or box is an error
 
 
+class NotFiniteError(ValueError):
+    """Adversarial images with NaN or Inf in them: nothing follows from how they are judged."""
+
+
 @dataclass(frozen=True)
 class Threat:
     """All x + delta with ||delta||_norm <= eps and x + delta in [0,1]. `eps` is exact; tensors see `float(eps)`.
@@ -105,7 +109,7 @@ class Threat:
         if x_adv.shape != x.shape:
             raise ValueError(f"adversarial images have shape {tuple(x_adv.shape)}, expected {tuple(x.shape)}")
         if not bool(torch.isfinite(x_adv).all()):
-            raise ValueError("adversarial images hold NaN or Inf")
+            raise NotFiniteError("adversarial images hold NaN or Inf")
         size = self.size(x_adv.double() - x.double())
         low, high = float(x_adv.min()), float(x_adv.max())
         if low < -TOLERANCE or high > 1 + TOLERANCE:

@@ -173,8 +173,9 @@ class _Run:
             self.store.root, job.key, self.how.root, lease.slot, beside, self.retries.get(job.key, [])
         )
         self.queue.start(job)
-        process = processes.start(task, self.how.work)
-        self.running[job.key] = _Running(job, process, lease, time.monotonic(), lease.neighbours)
+        with processes.undisturbed():
+            process = processes.start(task, self.how.work)
+            self.running[job.key] = _Running(job, process, lease, time.monotonic(), lease.neighbours)
         return Event("started", job)
 
     def _wait(self) -> None:
@@ -198,10 +199,9 @@ class _Run:
         del self.running[job.key]
         self.places.give(each.lease)
         (self.store.folder(job.key) / SHARED).unlink(missing_ok=True)
-        kills, before = self.how.memory_kills(), self.kills
-        self.kills = kills
+        before, self.kills = self.kills, self.how.memory_kills()
         record = self.store.record(job.key)
-        fault = retries.fault(record, each.process.exitcode, each.late, kills > before, each.peak)
+        fault = retries.fault(record, each.process.exitcode, each.late, self.kills > before, each.peak)
         if fault is None:
             self.places.well(place)
             self._learn(job, record)

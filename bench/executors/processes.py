@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -63,7 +63,8 @@ def problems(jobs: list[Job], root: Path) -> list[str]:
     preload(jobs)
     receiver, sender = context().Pipe(duplex=False)
     process = context().Process(target=_answer, args=(sender, jobs, root, carried()))
-    process.start()
+    with undisturbed():
+        process.start()
     sender.close()
     try:
         found: list[str] = receiver.recv()
@@ -82,6 +83,27 @@ def _answer(sender: Connection, jobs: list[Job], root: Path, files: dict[str, st
 
         found = problems(jobs, root)
     sender.send(found)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end: half a request for a worker would end the fork server, and then nobody
+    could tell any more whether its workers are alive, which have work to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for waited in came[:1]:
+            signal.raise_signal(waited)
 
 
 def start(task: Task, work: Work | None) -> ForkServerProcess:

@@ -19,7 +19,7 @@ from typing import Any
 
 import driver
 import pytest
-from fake_store import contents, matrix, run, told, work
+from fake_store import contents, matrix, run, work
 
 from bench.job import Job
 from bench.store import IMAGES, SAMPLES, Store
@@ -27,7 +27,7 @@ from bench.verify import checked
 
 KILLS, REWRITES = 300, 100
 FLIPS, TRUNCATIONS, EMPTIED = 200, 50, 20
-WRITERS, RESULTS, ROUNDS = 8, 250, 5
+WRITERS, RESULTS, ROUNDS = 8, 250, 20
 DRIVERS = 10  # rounds of two drivers on one folder
 TRAININGS = 6  # 24 jobs
 
@@ -180,9 +180,10 @@ def test_f9_a_full_disk_stops_a_run_in_one_line_and_it_goes_on_later(
     message = receiver.recv()
     assert "No space left on device" in message
     assert "\n" not in message
-    if call == "replace":
+    if call in ("fsync", "replace"):
         assert str(root) in message
-        assert "MB are free" in message
+        assert " bytes are needed, " in message
+        assert " MB are free there. Make room" in message
     assert unparsable(root) == []
     litter = [path for path in root.rglob("*") if path.is_file() and path.name.startswith(".")]
     assert litter == []
@@ -306,6 +307,7 @@ def test_f11_every_corruption_is_noticed_set_aside_and_made_good(tmp_path: Path)
     assert kept == len(ways) == 270
 
 
+@pytest.mark.timeout(900)
 def test_f13_f25_concurrent_writers_lose_nothing(server: Any, tmp_path: Path) -> None:
     """Without file locks: every call for one fails."""
     for number in range(ROUNDS):
@@ -353,17 +355,6 @@ def test_f13_a_driver_takes_over_what_a_killed_one_left(
     assert processes[1].exitcode == 0
     assert outcome(root) == reference[0]
     assert repeated(acks[1]) == []
-
-
-def test_f14_duplicates_are_done_once(tmp_path: Path) -> None:
-    jobs = matrix(13)[:50]
-    both = [*jobs, *jobs]
-    random.Random(0).shuffle(both)
-    counts = run(tmp_path / "results", both, told(tmp_path / "acks"))
-    began = Counter((tmp_path / "acks").read_text().splitlines())
-    assert len(began) == 100
-    assert set(began.values()) == {1}
-    assert (counts["ok"], counts["skipped"]) == (50, 50)
 
 
 ODD = [
