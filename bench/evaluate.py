@@ -78,16 +78,18 @@ def evaluate(
     first, last = what.get("images", (0, what["n"]))
     parts: list[dict[str, Tensor]] = []
     images: list[Tensor] = []
-    right, seconds = 0, 0.0
+    right, seconds, earlier = 0, 0.0, 0.0  # earlier: of these seconds, what another attempt had done
     block = getattr(judge, "block_size", judge.block)
     for start in range(first, last, block):
         stop = min(start + block, last)
         so_far = {"accuracy": right / (start - first)} if start > first and not judge.measures else {}
         base, width = (start - first) / (last - first), (stop - start) / (last - first)
-        tell = functools.partial(_tell, report, base, width, so_far)
+        tell = functools.partial(_tell, report, base, width, {**so_far, "earlier": earlier})
         tell(0, 1, "")
+        began = time.perf_counter()
         part, spent = _block(judge, what, model, test_block(data, start, stop), start, tell, kept, others or {})
         seconds += spent
+        earlier += max(spent - (time.perf_counter() - began), 0.0)
         if IMAGES in part:
             images.append(part.pop(IMAGES))
         parts.append({"index": torch.arange(start, stop), **part})
@@ -109,7 +111,7 @@ def _block(
     model: Classifier,
     batch: tuple[Tensor, Tensor],
     start: int,
-    tell: Callable[[int, int, str], None],
+    tell: Callable[..., None],
     kept: Kept | None,
     others: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], float]:
@@ -119,7 +121,7 @@ def _block(
     if finished:
         return finished, seconds
     saved, before = kept.read(f"{name}-state", x.device) if kept else ({}, 0.0)
-    began = time.perf_counter()
+    began, tell = time.perf_counter(), functools.partial(tell, before=before)
 
     def save(tensors: dict[str, Tensor]) -> None:
         if kept:
@@ -151,9 +153,18 @@ def _checked(outcome: Outcome, y: Tensor) -> dict[str, Tensor]:
 
 
 def _tell(
-    report: Report, base: float, width: float, so_far: dict[str, float], done: int, total: int, note: str
+    report: Report,
+    base: float,
+    width: float,
+    so_far: dict[str, float],
+    done: int,
+    total: int,
+    note: str,
+    before: float = 0.0,
 ) -> None:
-    report({"share": base + width * done / max(total, 1), "note": note, **so_far})
+    """What the live view shows. `before`: seconds that an earlier attempt spent within this block."""
+    share = base + width * done / max(total, 1)
+    report({"share": share, "note": note, **so_far, "earlier": so_far["earlier"] + before})
 
 
 def _fill(part: dict[str, Tensor], name: str, like: Tensor) -> Tensor:

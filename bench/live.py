@@ -16,10 +16,12 @@ from rich.table import Table
 from bench.estimate import Estimator, clock
 from bench.executors.base import Event
 from bench.job import Job
+from bench.remaining import together
 from bench.store import Store
 
 ALWAYS_TOLD = ("error", "blocked", "retried")
 LINE_EVERY = 30.0  # seconds between plain progress lines
+LOOK_EVERY = 2.0  # seconds between estimates of the time left
 
 
 def title(job: Job, jobs: dict[str, Job]) -> str:
@@ -46,6 +48,8 @@ class View:
         self.console, self.store, self.mode, self.workers = console, store, mode, workers
         self.jobs = {job.key: job for job in jobs}
         self.estimator = Estimator(store)
+        self.estimator.know(jobs)
+        self.next_look, self.time_left = 0.0, (0.0, 0)
         self.running: dict[str, float] = {}
         self.left = set(self.jobs)
         self.counts = {"skipped": 0, "ok": 0, "error": 0, "blocked": 0}
@@ -103,12 +107,13 @@ class View:
         return float(self.store.progress(key).get("share", 0.0))
 
     def _left(self) -> str:
-        waiting = [self.jobs[key] for key in self.left if key not in self.running]
-        seconds, unknown = self.estimator.total(waiting, self.workers)
-        for key, began in self.running.items():
-            share, spent = self._share(key), time.monotonic() - began
-            expected = spent / share if share > 0.05 else self.estimator.seconds(self.jobs[key])
-            seconds += max((expected or spent) - spent, 0) / self.workers
+        """How long all of it still takes; looked up every few seconds, since it reads what running jobs say."""
+        if time.monotonic() >= self.next_look:
+            began = time.monotonic()
+            waiting = [self.jobs[key] for key in self.left]
+            self.time_left = together(self.store, waiting, self.estimator, self.workers)
+            self.next_look = time.monotonic() + max(LOOK_EVERY, 50 * (time.monotonic() - began))
+        seconds, unknown = self.time_left
         return f"about {clock(seconds)}" + (f" + {unknown} jobs of unknown length" if unknown else "")
 
     def _table(self) -> Table:

@@ -13,16 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from bench import datasets, imports, live
+from bench import datasets, forecast, imports, live
 from bench.cells import wants
 from bench.clusters import NO_CLUSTER, THIS_MACHINE, Cluster, Machine
 from bench.clusters import engine as choose
 from bench.duplicates import duplicates
-from bench.estimate import Estimator, clock
+from bench.estimate import clock
 from bench.executors.base import Executor, todo
-from bench.executors.devices import Slot, lanes
 from bench.executors.local import Local
-from bench.executors.policy import expected, simulate
 from bench.job import Job
 from bench.names import defense_label, label
 from bench.options import Options, to_spec
@@ -89,9 +87,9 @@ def describe(matrix: Matrix) -> list[str]:
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]
 
 
-def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THIS_MACHINE) -> int:
-    """Print the matrix, what is done, and estimates of time, disk and memory from past records; gives the exit code.
-    Writes nothing.
+def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THIS_MACHINE, probe: bool = False) -> int:
+    """Print the matrix, what is done, and estimates of time, disk and memory from past records, or with `probe` from a
+    small measurement where there are none; gives the exit code. Writes nothing.
 
     `check` builds every model and defense too, as a run does.
     """
@@ -100,21 +98,16 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
-    count = lanes(places)
     kinds = Counter(job.kind for job in matrix.jobs)
     names = {"train": "trainings", "import": "imports", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}
     counted = ", ".join(f"{kinds[kind]} {name}" for kind, name in names.items() if kinds[kind])
-    estimator = Estimator(store)
-    known = [job for job in left if estimator.seconds(job) is not None]
-    unknown = len(left) - len(known)
-    print(f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do")
+    print(
+        f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do", flush=True
+    )
+    problems = check and refused(Local(matrix.root, places), matrix, store)
     if left:
-        seconds = simulate(known, expected(known, estimator.seconds), count)
-        guess = f"about {clock(seconds)} on {count} slots" if known else "unknown"
-        print(f"time      {guess}" + (f", {unknown} jobs with no past record" if unknown else ""))
-        for line in _room(estimator, left, places, count):
-            print(line)
-    return 2 if check and refused(Local(matrix.root, places), matrix, store) else 0
+        forecast.show(left, matrix.jobs, store, matrix.root, places, probe and not problems)
+    return 2 if problems else 0
 
 
 def run(
@@ -182,21 +175,6 @@ def print_script(matrix: Matrix, results: Path, check: bool, machine: Machine, c
     store.prepare()
     print(engine.script(matrix.jobs, store), end="")  # type: ignore[attr-defined]
     return 0
-
-
-def _room(estimator: Estimator, left: list[Job], places: list[Slot], count: int) -> list[str]:
-    """What disk and memory the jobs that are left will take, as far as jobs like them were measured."""
-    size, unknown = estimator.disk(left)
-    lines = []
-    if unknown < len(left):
-        more = f" + {unknown} jobs of unknown size" if unknown else ""
-        lines.append(f"disk      about {size / 2**20:.0f} MB{more}")
-    for where, name in (("rss", "memory"), ("cuda", "GPU memory")):
-        peaks = sorted((peak for job in left if (peak := estimator.memory(job, where))), reverse=True)
-        if peaks and (where == "rss" or any(slot.device == "cuda" for slot in places)):
-            together = f", {sum(peaks[:count]):.0f} MB for the {count} largest at a time" if count > 1 else ""
-            lines.append(f"{name:<9} at most {peaks[0]:.0f} MB a job{together}")
-    return lines
 
 
 def _unsound(store: Store, matrix: Matrix) -> bool:

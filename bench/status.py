@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 from bench import live
 from bench.estimate import Estimator, clock
 from bench.job import Job
-from bench.leases import holder_of
+from bench.remaining import left, runs, together
 from bench.store import Store
 
-SILENT = 120.0  # seconds after which progress without a lease says nothing any more
 GOOD = ("done", "unsupported", "running", "waiting")  # every other state is a failure
 
 
@@ -34,19 +32,16 @@ def status(results: Path, planned: list[Job], as_json: bool) -> None:
 def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[str, Any]:
     """Everything there is to say, as plain values."""
     kinds: dict[str, Counter[str]] = {}
-    running, failed, dirty, retried = [], [], 0, 0
-    estimator = None
+    running, waiting, failed, dirty, retried = list[Job](), list[Job](), [], 0, 0
     for key, job in jobs.items():
         record = store.record(key)
-        state = record["state"] if record else _open(store, key)
+        state = record["state"] if record else "running" if runs(store, key, store.progress(key)) else "waiting"
         kinds.setdefault(job.kind, Counter())[state] += 1
-        about = {"key": key, "kind": job.kind, "job": live.title(job, known)}
-        if state == "running":
-            estimator = estimator or Estimator(store)
-            running.append({**about, **_progress(store, job, estimator)})
-        elif record is not None and state not in GOOD:
-            failed.append({**about, "state": state, "reason": _reason(record)})
-        if record is not None:
+        if record is None:
+            (running if state == "running" else waiting).append(job)
+        else:
+            if state not in GOOD:
+                failed.append({**_about(job, known), "state": state, "reason": _reason(record)})
             dirty += state == "done" and bool(record.get("provenance", {}).get("dirty"))
             retried += "retries" in record or "attempts" in record
     total = sum(kinds.values(), Counter[str]())
@@ -54,7 +49,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
         "jobs": len(jobs),
         "states": dict(sorted(total.items())),
         "kinds": {kind: dict(sorted(count.items())) for kind, count in sorted(kinds.items())},
-        "running": running,
+        **_time_left(store, running, waiting, known),
         "failed": sorted(failed, key=lambda one: str(one["state"])),
         "quarantined": store.quarantined(),
         "retried": retried,
@@ -69,8 +64,12 @@ def lines(results: Path, found: dict[str, Any]) -> list[str]:
     if found["unreadable"]:
         told.append(f"{found['unreadable']} folders have no readable job.json; `bench run` writes it again")
     for one in found["running"]:
-        left = f", about {clock(one['seconds_left'])} left" if one["seconds_left"] is not None else ""
-        told.append(f"running   {one['job']} ({one['key']}) {one['share']:.0%}{left}")
+        rest = f", about {clock(one['seconds_left'])} left" if one["seconds_left"] is not None else ""
+        told.append(f"running   {one['job']} ({one['key']}) {one['share']:.0%}{rest}")
+    if found["seconds_left"] is not None:
+        unknown = found["jobs_of_unknown_length"]
+        more = f" + {unknown} jobs of unknown length" if unknown else ""
+        told.append(f"time left about {clock(found['seconds_left'])} on {len(found['running'])} slots{more}")
     told += [f"{one['state']:9} {one['job']} ({one['key']}): {one['reason']}" for one in found["failed"]]
     if found["failed"]:
         told.append("`bench logs KEY` shows a log; `bench retry --failed` lets the same run do them again")
@@ -83,22 +82,25 @@ def lines(results: Path, found: dict[str, Any]) -> list[str]:
     return told
 
 
+def _time_left(store: Store, running: list[Job], waiting: list[Job], known: dict[str, Job]) -> dict[str, Any]:
+    """What runs and how long it still takes; how long all takes, on as many slots as are in use now."""
+    if not running:
+        return {"running": [], "seconds_left": None, "jobs_of_unknown_length": None}
+    estimator, told = Estimator(store), []
+    estimator.know(known.values())
+    for job in running:
+        share = float(store.progress(job.key).get("share", 0.0))
+        told.append({**_about(job, known), "share": share, "seconds_left": left(store, job, estimator).seconds})
+    seconds, unknown = together(store, [*running, *waiting], estimator, len(running))
+    return {"running": told, "seconds_left": seconds, "jobs_of_unknown_length": unknown}
+
+
+def _about(job: Job, known: dict[str, Job]) -> dict[str, str]:
+    return {"key": job.key, "kind": job.kind, "job": live.title(job, known)}
+
+
 def _counts(states: dict[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in states.items())
-
-
-def _open(store: Store, key: str) -> str:
-    """State of a job without a record."""
-    fresh = abs(time.time() - store.progress(key).get("now", 0)) < SILENT
-    there = (store.root / key).is_dir()
-    return "running" if there and (fresh or holder_of(store, key) is not None) else "waiting"
-
-
-def _progress(store: Store, job: Job, estimator: Estimator) -> dict[str, Any]:
-    says = store.progress(job.key)
-    share, spent = float(says.get("share", 0.0)), time.time() - says.get("began", time.time())
-    expected = spent / share if share > 0.05 else estimator.seconds(job)
-    return {"share": share, "seconds_left": None if expected is None else max(expected - spent, 0.0)}
 
 
 def _reason(record: dict[str, Any]) -> str:

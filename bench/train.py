@@ -124,6 +124,10 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kep
     epochs = loop.settings["epochs"]
     with scope(seed(what["seed"], "inner")):
         course = Course(loop, log, kept)
+        if course.resumed:
+            over = len(course.lines)
+            about = {"epoch": min(over + 1, epochs), "epochs": epochs, "earlier": course.clock.now()}
+            report({**about, "share": (over + loop.place / loop.steps_per_epoch) / epochs})
         for epoch in range(len(course.lines), epochs):
             course.epoch(epoch)
             share, loss = (epoch + 1) / epochs, sum(course.terms.values())

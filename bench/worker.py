@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,9 @@ def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> C
     return defense.deploy(net.eval())
 
 
-def _data(what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Progress) -> Data:
+def _data(
+    what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
+) -> Data:
     data = what["data"]
     return load_data(
         data["name"],
@@ -195,16 +197,21 @@ def _neighbours(folder: Path) -> int:
 
 
 class Progress:
-    """Writes what the live view shows, at most twice a second, by rename."""
+    """Writes what the live view shows, at most twice a second, by rename.
+
+    `earlier`: seconds of work in the share that this process found done, said once or again; kept from then on.
+    """
 
     def __init__(self, path: Path, job: Job) -> None:
-        self.path, self.last, self.began = path, -math.inf, time.monotonic()
+        self.path, self.last, self.began, self.earlier = path, -math.inf, time.monotonic(), 0.0
 
     def __call__(self, values: dict[str, Any]) -> None:
+        self.earlier = values.get("earlier", self.earlier)
         spent, now = time.monotonic() - self.began, time.time()  # a clock that was put back stops nothing
         if spent - self.last > 0.5:
             self.last = spent
-            text = json.dumps({**values, "began": now - spent, "now": now, "pid": os.getpid()})
+            about = {"earlier": self.earlier, "began": now - spent, "now": now, "pid": os.getpid()}
+            text = json.dumps({**values, **about})
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(text, encoding="utf-8")  # no fsync: losing it costs nothing
             temporary.replace(self.path)
@@ -221,7 +228,7 @@ def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
         "device": device_name(device),
         "workers": workers,
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": dict(_versions()),
         **plugin,
     }
 
@@ -243,7 +250,9 @@ def _git() -> dict[str, Any]:
     return {"commit": commit, "dirty": None if commit is None else bool(changes)}
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
+    """Of what is loaded here; asking takes longer than all else in a record."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
@@ -282,3 +291,6 @@ def _peak(device: str) -> dict[str, float | None]:
 def _portable(text: str) -> str:
     """Text without the folders of absolute paths: records are shared, and say nothing of this machine."""
     return re.sub(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/", ".../", text)
+
+
+_versions()  # the fork server asks once, and every worker that comes from it finds the answer

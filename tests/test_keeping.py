@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -56,11 +57,15 @@ def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> No
     assert out.startswith("8 jobs in results: 1 diverged, 5 done, 1 running, 1 waiting\n")
     assert "\n  evaluate  1 diverged, 3 done, 1 running, 1 waiting\n" in out
     assert f"running   clean on guard (train_eps=0.1) seed 0 ({CLEAN.key}) 25%, about 5 min " in out
+    # the one that waits is the only other one of its kind
+    assert re.search(r"\ntime left about 5 min 0\d s on 1 slots \+ 1 jobs of unknown length\n", out)
     assert f"diverged  steep Linf 0.1 on guard (train_eps=0.1) seed 0 ({STEEP.key}): RuntimeError: no luck" in out
     assert "1 damaged files set aside in results/quarantine/" in out
     says = json.loads(bench("status", "--json").out)
     assert says["kinds"]["evaluate"] == {"diverged": 1, "done": 3, "running": 1, "waiting": 1}
     assert [one["key"] for one in says["running"]] == [CLEAN.key]
+    assert says["seconds_left"] == pytest.approx(says["running"][0]["seconds_left"], abs=2)
+    assert says["jobs_of_unknown_length"] == 1
     assert [(one["key"], one["reason"]) for one in says["failed"]] == [(STEEP.key, "RuntimeError: no luck")]
     assert says["quarantined"][0]["file"] == "record.json"
     lease.release()

@@ -1,0 +1,263 @@
+"""How long still: after a resume, while jobs run, for what was stopped, and from which records."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_jobs import evaluate, measured, train
+from harness import Bench, tiny, write_plugins
+
+from bench.estimate import Estimator
+from bench.forecast import time as told
+from bench.job import Job
+from bench.leases import claim
+from bench.live import View
+from bench.remaining import kept_seconds, left, together
+from bench.store import Store, write_json
+
+OLD, NEW = train(0), train(1)
+OF_OLD, OF_NEW = evaluate(OLD), evaluate(NEW)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Holds one training of 100 s."""
+    found = Store(tmp_path / "results")
+    found.prepare()
+    measured(found, OLD, 100.0)
+    found.add(NEW)
+    return found
+
+
+def says(store: Store, job: Job, **values: float) -> None:
+    """What a worker that is at a job said a moment ago."""
+    write_json(store.folder(job.key) / "progress.json", {"now": time.time(), **values})
+
+
+def record(store: Store, job: Job, device: str = "CPU x", wall: float | None = None, **metrics: float) -> None:
+    store.add(job)
+    about = {"provenance": {"device": device}, **({"time": {"seconds": wall}} if wall is not None else {})}
+    store.put(job, "done", {"metrics": metrics, "files": {}, **about})
+
+
+def test_what_an_earlier_attempt_did_is_no_speed_of_this_one(store: Store) -> None:
+    says(store, NEW, share=0.6, began=time.time() - 2, earlier=118.0)
+    found = left(store, NEW, Estimator(store))
+    assert found.running
+    assert found.seconds == pytest.approx(120 * 0.4 / 0.6, abs=1)  # without `earlier` it would be 1.3 s
+    says(store, NEW, share=0.02, began=time.time() - 1, earlier=0.0)
+    assert left(store, NEW, Estimator(store)).seconds == pytest.approx(99, abs=1)  # too early: as others did
+
+
+def test_a_job_that_outlasts_all_others_is_unknown_and_not_nothing(store: Store) -> None:
+    says(store, NEW, share=0.01, began=time.time() - 500)
+    assert left(store, NEW, Estimator(store)).seconds is None
+    assert together(store, [NEW], Estimator(store), 2) == (0.0, 1)
+
+
+def test_the_share_of_an_attack_is_trusted_only_without_a_record(store: Store) -> None:
+    estimator = Estimator(store)
+    store.add(OF_OLD)
+    says(store, OF_OLD, share=0.5, began=time.time() - 10)  # two of four stages, which take a fifth of the time
+    assert left(store, OF_OLD, estimator).seconds == pytest.approx(10, abs=1)
+    measured(store, evaluate(OLD, n=200), 80.0)
+    assert left(store, OF_OLD, Estimator(store)).seconds == pytest.approx(30, abs=1)
+
+
+def test_a_long_silence_counts_as_time_that_went_by(store: Store) -> None:
+    now = time.time()
+    write_json(store.folder(NEW.key) / "progress.json", {"share": 0.5, "began": now - 50, "now": now - 20})
+    assert left(store, NEW, Estimator(store)).seconds == pytest.approx(30 - 20, abs=1)
+
+
+def test_one_long_job_is_not_shared_among_slots(store: Store) -> None:
+    assert together(store, [NEW], Estimator(store), 4) == (100.0, 0)
+    assert together(store, [NEW, train(2)], Estimator(store), 1) == (200.0, 0)
+    measured(store, OF_OLD, 40.0)
+    estimator = Estimator(store)
+    estimator.know([NEW, OF_NEW])
+    assert together(store, [NEW, OF_NEW], estimator, 4) == (140.0, 0)  # it waits for its training
+
+
+def test_the_view_knows_the_evaluations_of_a_running_training(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    measured(store, OF_OLD, 40.0)
+    says(store, NEW, share=0.5, began=time.time() - 50)
+    view = View(Console(), store, [OF_NEW, NEW], "quiet", 2)
+    assert view._left() == "about 1 min 30 s"
+
+
+def test_kept_work_is_spared_exactly(store: Store) -> None:
+    torch = pytest.importorskip("torch")
+    from bench.evaluate import Kept as KeptBlocks
+    from bench.resume import PLACE
+    from bench.resume import Kept as KeptTraining
+
+    KeptTraining(store.folder(NEW.key) / PLACE, lambda: "this").write({"loop": {}, "now": 62.5, "lines": []})
+    assert kept_seconds(store.folder(NEW.key)) == 62.5
+    assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
+    store.add(OF_OLD)
+    blocks = KeptBlocks(store.folder(OF_OLD.key) / "blocks", "this")
+    for number, seconds in enumerate((1.5, 2.25)):
+        blocks.write(f"block-{number:06d}", {"correct": torch.zeros(3)}, seconds)
+    assert kept_seconds(store.folder(OF_OLD.key)) == 3.75
+    (store.folder(OF_OLD.key) / "blocks" / "block-000000.safetensors").write_bytes(b"\xff" * 40)
+    assert kept_seconds(store.folder(OF_OLD.key)) == 2.25
+    lines = told([NEW], store, Estimator(store), 2)
+    assert lines == [
+        "time      about 38 s on 2 slots",
+        "kept      1 jobs go on where they were stopped, 1 min 02 s of work spared above",
+    ]
+
+
+def test_the_plan_says_what_runs_now(store: Store) -> None:
+    lease = claim(store, NEW.key)
+    assert lease is not None
+    says(store, NEW, share=0.5, began=time.time() - 50)
+    lines = told([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)
+    assert lines == [
+        "time      about 50 s on 2 slots, 1 jobs with no past record",
+        "running   1 of these jobs run just now",
+    ]
+    lease.release()
+
+
+def test_seconds_beside_the_work_count_once_and_long_jobs_say_more(store: Store) -> None:
+    record(store, train(5, 1000), wall=530.0, train_seconds=500.0, check_seconds=10.0, keep_seconds=10.0)
+    record(store, train(6, 100), wall=20.0, train_seconds=60.0, resumed=1)  # ended by another process
+    rate = (100 + 520 + 60) / (100 + 1000 + 100)
+    assert Estimator(store).seconds(train(7, 300)) == pytest.approx(300 * rate + 10)
+
+
+def test_shards_put_together_teach_nothing(store: Store) -> None:
+    shard = Job("shard", {**OF_OLD.what, "images": [0, 50]}, OF_OLD.needs)
+    whole = Job("evaluate", OF_OLD.what, OF_OLD.needs, (shard.key,))
+    record(store, shard, attack_seconds=20.0)
+    record(store, whole, wall=0.5, attack_seconds=20.0)
+    estimator = Estimator(store)
+    assert estimator.seconds(whole) == 0.0
+    assert estimator.seconds(evaluate(OLD, n=100)) == pytest.approx(40.0)
+    assert estimator.span(whole) == (0.0, 0.0)
+
+
+def test_a_gpu_tells_nothing_of_the_cpu(store: Store) -> None:
+    record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
+    record(store, train(6, defense="rat"), device="CPU x", train_seconds=50.0)
+    gpu, cpu = train(8, defense="trades"), train(8, defense="rat")
+    seen = [(Estimator(store, d).seconds(gpu), Estimator(store, d).seconds(cpu)) for d in (None, "cpu", "cuda")]
+    assert seen == [(1.0, 50.0), (None, 50.0), (1.0, None)]
+
+
+def test_the_range_is_that_of_the_records(store: Store) -> None:
+    record(store, train(5, 100), train_seconds=140.0)
+    record(store, train(6, 1), train_seconds=10.0)  # all warm-up
+    estimator = Estimator(store)
+    low, high = estimator.span(train(7, 50))
+    assert (low, high) == pytest.approx((50.0, 70.0))
+    assert told([train(7, 50)], store, estimator, 1)[0] == "time      about 1 min 02 s on 1 slots (50 s to 1 min 10 s)"
+
+
+def test_progress_keeps_what_earlier_attempts_took(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from bench.worker import Progress
+
+    progress = Progress(tmp_path / "progress.json", OLD)
+    told_at = []
+    for values in ({"share": 0.0}, {"share": 0.5, "earlier": 30.0}, {"share": 0.6}):
+        progress.last = 0.0  # as if half a second went by
+        progress(values)
+        told_at.append(_read(tmp_path))
+    assert [one["earlier"] for one in told_at] == [0.0, 30.0, 30.0]
+    progress({"share": 0.7, "earlier": 31.0})  # too soon to be written, not to be remembered
+    assert (_read(tmp_path)["share"], progress.earlier) == (0.6, 31.0)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+    return found
+
+
+def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from bench.core.classifier import Classifier
+    from bench.data import load
+    from bench.evaluate import Kept
+    from bench.evaluate import evaluate as run
+
+    data = load("digits", root=tmp_path, device=torch.device("cpu"), test=60)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    settings = {"version": "custom", "attacks_to_run": ["apgd-ce", "apgd-dlr"], "batch_size": 20, "block_size": 20}
+    attack = {"name": "autoattack", "set": settings}
+    what = {"attack": attack, "threat": {"norm": "Linf", "eps": "0.0001"}, "n": 60, "seed": 0}
+
+    class Killed(Exception):
+        """Stands for a kill within the last block."""
+
+    class Stopping(Kept):
+        def write(self, name: str, tensors: Any, seconds: float) -> None:
+            super().write(name, tensors, seconds)
+            if name == "block-000040-state":
+                raise Killed
+
+    first = list[dict[str, Any]]()
+    with pytest.raises(Killed):
+        run(what, Classifier(net).eval(), data, first.append, Stopping(tmp_path / "blocks", "this"))
+    assert {values["earlier"] for values in first} == {0.0}
+    kept = Kept(tmp_path / "blocks", "this")
+    for name, seconds in (("block-000000", 100.0), ("block-000020", 40.0), ("block-000040-state", 7.0)):
+        kept.write(name, kept.read(name, torch.device("cpu"))[0], seconds)
+    again = list[dict[str, Any]]()
+    run(what, Classifier(net).eval(), data, again.append, kept)
+    by_share = {round(values["share"], 2): round(values["earlier"]) for values in again}
+    assert by_share == {0.0: 0, 0.33: 100, 0.67: 140, 1.0: 147}  # the second attack on the third block is done here
+
+
+def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from bench.data import load
+    from bench.plan import plan
+    from bench.resume import Kept
+    from bench.spec import build
+    from bench.train import train as run
+
+    class Killed(Exception):
+        """Stands for a kill after the second epoch."""
+
+    threat, about = {"eps": 0.1}, {"epochs": 3, "batch_size": 16}
+    values = {"data": {"train": 64, "test": 16}, "threat": threat, "train": about, "attacks": ["clean"]}
+    what = plan(build({**values, "defenses": ["standard"]}), tmp_path)[0].what
+    data = load("digits", root=tmp_path, device=torch.device("cpu"), train=64, test=16)
+
+    def kept() -> Kept:
+        return Kept(tmp_path / "training.safetensors", lambda: "this", every=1e9, at_end=0.0, share=1e9)
+
+    def stop(values: dict[str, Any]) -> None:
+        if values["share"] > 0.6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(what, data, tmp_path / "train.jsonl", stop, kept())
+    said = list[dict[str, Any]]()
+    found = run(what, data, tmp_path / "train.jsonl", said.append, kept())
+    assert found.metrics["resumed"] == 1
+    resumed = [values for values in said if "earlier" in values]
+    assert len(resumed) == 1
+    assert resumed[0]["share"] == pytest.approx(2 / 3)
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert resumed[0]["earlier"] >= sum(line["seconds"] for line in lines[:2]) > 0
+
+
+def test_a_half_finished_run_is_planned_with_what_is_left(bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    plugins = write_plugins(tmp_path)
+    (tmp_path / "wobble.todo").write_text("raise")
+    assert bench(*tiny(*plugins)).code == 1
+    shown = bench(*tiny(*plugins, "--dry-run")).out
+    assert "2 done, 1 to do" in shown
+    assert "time      unknown, 1 jobs with no past record" in shown
