@@ -14,7 +14,7 @@ from bench.frame import Entry, right_at
 from bench.job import Job
 from bench.rows import Row
 from bench.store import Store
-from bench.worst import drawn
+from bench.worst import drawn, in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,8 +159,7 @@ class Evidence:
 
     def _take(self, store: Store, entry: Entry) -> None:
         samples, job = store.samples(entry["key"], _COLUMNS), store.job(entry["key"])
-        order = samples["index"].argsort(kind="stable")
-        samples = {name: values[order] for name, values in samples.items()}
+        samples = in_order(samples)
         index, eps = samples["index"], self.row.eps_value if self.row.norm else 0.0
         select, share = (drawn(store, entry["key"], samples, name, eps) for name in ("select", "share"))
         deployed = Column(index, right_at(samples, eps), select)
@@ -185,10 +184,9 @@ class Evidence:
         order = samples["index"].argsort(kind="stable")
         index = samples["index"][order]
         for entry in entries if "label" in samples else []:
-            given = store.samples(entry["key"], ("index", "label"))
-            place = given["index"].argsort(kind="stable")
+            given = in_order(store.samples(entry["key"], ("index", "label")))
             if "label" in given:
-                own = Column(given["index"][place], given["label"][place])
+                own = Column(given["index"], given["label"])
                 own, theirs = on_shared([own, Column(index, samples["label"][order])])
                 if not bool((own.right == theirs.right).all()):
                     return {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bench import catalog, export, measures, timing
 from bench.frame import frame
 from bench.marks import checks_lines, flags, hide_invalid, legend, ranked, reasons, unreliable
+from bench.reading import ReadOnce
 from bench.rows import RADII, Row, failures
 from bench.rows import rows as rows_of
 from bench.store import Store, write_atomic
@@ -74,12 +75,14 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
+    store = ReadOnce.of(store)
     table = tested(frame(store))
     return _block(judged(store, rows_of(store, table)), list(table[table["config"].isna()]["key"]))
 
 
 def board(store: Store) -> list[Row]:
     """The rows of leaderboard.md, judged."""
+    store = ReadOnce.of(store)
     return judged(store, rows_of(store, tested(frame(store))))
 
 
@@ -97,6 +100,7 @@ def write_leaderboard(
     `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
     """
+    store = ReadOnce.of(store)
     table = frame(store)
     judged_on_test = tested(table)
     found = judged(store, rows_of(store, judged_on_test, radii))

@@ -192,7 +192,7 @@ def _certified(store: Store, found: dict[int, Entry], radii: list[float]) -> tup
     shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
     means = dict[int, float]()
     for seed in cell.values:
-        samples = store.samples(found[seed]["key"])
+        samples = store.samples(found[seed]["key"], ("correct", "radius"))
         if "radius" not in samples:
             none = Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
             return dict.fromkeys(radii, none), none

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bench.core.numbers import Number
 from bench.frame import frame
+from bench.reading import ReadOnce
 from bench.rows import Row, rows
 from bench.store import Store
 from bench.verdicts import judged
@@ -48,6 +49,7 @@ def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
     A name is a method as the leaderboard shows it, the name of a defense, or a training key (then that seed alone).
     Raises LookupError where a name means nothing or several trainings, or the two share nothing.
     """
+    store = ReadOnce.of(store)
     table = frame(store)
     tested = table[(table["split"].fillna("test") == "test") & table["config"].notna()]
     everything = judged(store, rows(store, tested))

@@ -36,9 +36,12 @@ def judged(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> 
     evaluations = {entry["key"] for row in rows for by in row.entries.values() for entry in by.values()}
     audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluations])
     seen = {id(row): {seed: Evidence(store, row, seed, audits) for seed in row.seeds} for row in rows}
+    budgets: dict[tuple[str, str | None], list[Row]] = {}
+    for row in rows:
+        budgets.setdefault((row.config, row.norm), []).append(row)
     found = []
     for row in rows:
-        smaller = [r for r in rows if (r.config, r.norm) == (row.config, row.norm) and r.eps_value < row.eps_value]
+        smaller = [r for r in budgets[row.config, row.norm] if r.eps_value < row.eps_value]
         by_seed = {}
         for seed, evidence in seen[id(row)].items():
             others = [seen[id(other)][seed] for other in smaller if seed in seen[id(other)]]
