@@ -76,7 +76,8 @@ def lines(series: Series) -> list[dict[str, object]]:
             keys = [p.picked[name][s]["key"] for s in sorted(cell.values)] if name in p.picked else []
             line = {
                 "eps": p.row.eps, "value": x, "column": name, "mean": counted.mean,
-                "mean_over": _listed(counted.values), "std": cell.std, "low": low, "high": high, "lowest": min(some, default=None),
+                "mean_over": _listed(counted.values), "std": cell.std, "low": low, "high": high,
+                "lowest": min(some, default=None),
                 "highest": max(some, default=None), "n": cell.n or None,
                 "seed_values": " ".join(f"{seed}:{v}" for seed, v in sorted(cell.values.items())),
                 "collapsed": _listed(p.row.collapsed), "state": "done" if some else cell.state(),

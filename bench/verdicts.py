@@ -35,18 +35,26 @@ def judged(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> 
     """
     evaluations = {entry["key"] for row in rows for by in row.entries.values() for entry in by.values()}
     audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluations])
+    configs: dict[str, list[Row]] = {}
+    for row in rows:
+        configs.setdefault(row.config, []).append(row)
+    done: dict[int, Row] = {}
+    for group in configs.values():  # what was measured of one configuration is let go before the next
+        done |= _judged(store, group, audits)
+    return [done[id(row)] for row in rows]
+
+
+def _judged(store: Store, rows: list[Row], audits: Audits) -> dict[int, Row]:
+    """Rows of one configuration by id of what they were."""
     seen = {id(row): {seed: Evidence(store, row, seed, audits) for seed in row.seeds} for row in rows}
-    budgets: dict[tuple[str, str | None], list[Row]] = {}
+    found = {}
     for row in rows:
-        budgets.setdefault((row.config, row.norm), []).append(row)
-    found = []
-    for row in rows:
-        smaller = [r for r in budgets[row.config, row.norm] if r.eps_value < row.eps_value]
+        smaller = [r for r in rows if r.norm == row.norm and r.eps_value < row.eps_value]
         by_seed = {}
         for seed, evidence in seen[id(row)].items():
             others = [seen[id(other)][seed] for other in smaller if seed in seen[id(other)]]
             by_seed[seed] = findings(evidence, others)
-        found.append(_with_verdict(row, by_seed))
+        found[id(row)] = _with_verdict(row, by_seed)
     return found
 
 
