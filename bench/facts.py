@@ -12,6 +12,8 @@ from bench.core.numbers import Number
 from bench.names import label
 from bench.store import Store
 
+BY_VALIDATION = "epoch by validation]"  # ends the name of a row whose weights were chosen
+
 
 class Facts:
     """Facts of the trainings and plug-ins that a frame asks for many times."""
@@ -63,7 +65,7 @@ class Facts:
             "model": self.label("models", what["model"]["name"], what["model"]["set"]),
             "defense": defense["name"],
             "defense_label": self.label("defenses", defense["name"], defense["set"])
-            + ("" if judged[0] == "last" else f" [{judged[0]} epoch by validation]"),
+            + ("" if judged[0] == "last" else f" [{judged[0]} {BY_VALIDATION}"),
             "train_norm": threat.get("norm"),
             "train_eps": threat.get("eps"),
             "train_images": what["data"]["train"],

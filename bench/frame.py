@@ -74,6 +74,11 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame({c: pd.Series([e.get(c) for e in entries], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
 
 
+def tested(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
+    return table[table["split"].fillna("test") == "test"]
+
+
 def _entries(store: Store, facts: Facts, key: str) -> list[Entry]:
     """The evaluation of this key; one that walks through several budgets is as many entries, none if it is no such."""
     job = store.job(key)

@@ -149,7 +149,7 @@ def _group(job: Job, row: Row, setting: str) -> str:
         what["threat"] = {**(what["threat"] or {}), "eps": None}
     if setting.startswith("train."):
         what["train"] = {k: v for k, v in what["train"].items() if k != setting.removeprefix("train.")}
-    weights = row.method.endswith("by validation]")
+    weights = row.selected
     budget = (row.norm, None if setting == BUDGET else row.eps)
     return json.dumps([what, weights, budget], sort_keys=True)
 

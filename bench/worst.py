@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +39,10 @@ class Cell:
     def std(self) -> float:
         """Sample standard deviation over seeds, 0 for one seed; NaN where there is no value."""
         return mean_std(list(self.values.values()))[1] if self.values else math.nan
+
+    def without(self, seeds: Container[int]) -> Cell:
+        """The cell over the other seeds."""
+        return replace(self, values={seed: v for seed, v in self.values.items() if seed not in seeds})
 
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the mean at n images: seeds share their images, so they do not add to n."""
