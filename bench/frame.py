@@ -47,17 +47,17 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     key, train_key; config: hash of the training job apart from its seed, of the weights attacked and of the split they
     are judged on; dataset; split: test or validation; model, defense, defense_label, attack, attack_label,
     attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
-    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
-    images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
+    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many images
+    are asked for; seed; state: done, error, timeout, oom, diverged, unsupported, missing (no record), blocked (its
     training failed), stale (a model that draws, judged by an older rule) or unreadable (damaged job or samples), and
-    its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance: from
-    images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them; measures,
-    measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in no table
-    of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds, seconds_per_epoch;
-    work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image; peak_memory_mb: of
-    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers,
-    attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs, deploys,
-    train_state.
+    its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance:
+    from images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them;
+    measures, measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in
+    no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds,
+    seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image;
+    peak_memory_mb: of the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty;
+    workers, attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs,
+    deploys, train_state.
     """
     import pandas as pd
 
