@@ -64,6 +64,7 @@ def test_each_kind_has_its_own_front(store: Store) -> None:
         ({"eps": "0.2"}, "–"),
         ({"test_hash": "others"}, "–"),
         ({"n": 500}, "–"),
+        ({"n": 500, "test_hash": "hash1000"}, "–"),
     ],
 )
 def test_rows_on_other_footing_are_not_compared(store: Store, other: dict[str, Any], told_of_it: str) -> None:

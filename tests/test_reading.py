@@ -61,7 +61,10 @@ def test_what_is_not_asked_for_is_named_and_shared_columns_are_one_array() -> No
 def test_damage_and_objects_are_refused() -> None:
     data = packed(correct=ARRAYS["correct"], index=ARRAYS["index"])
     turned = data[:120] + bytes([data[120] ^ 1]) + data[121:]  # within the first column
-    for bad in (b"", b"PK", data[:-1], turned, b"x" * 100, data[-22:]):
+    stored = packed(False, correct=ARRAYS["correct"])
+    place = stored.index(ARRAYS["correct"].tobytes())
+    flipped = stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :]
+    for bad in (b"", b"PK", data[:-1], turned, flipped, b"x" * 100, data[-22:]):
         with pytest.raises(ValueError, match=r"npz|damaged|NumPy"):
             Reader().unpack(bad, None)
     with pytest.raises(ValueError, match="Python objects"):
