@@ -262,3 +262,20 @@ def test_certified_accuracy_is_swept_where_there_is_no_budget(store: Store) -> N
     (series,) = swept(store)
     assert [p.cells["certified at L2 0.5"].mean for p in series.points] == [0.0, 0.5]
     assert series.place == "toy, tiny, no attack"
+
+
+def test_hostile_names_are_text_in_every_output(store: Store, bench: Bench, tmp_path: Path) -> None:
+    name, attack = "=a|$\\frac$<script>\x1b[2J", "</svg><script>alert(1)</script>$x$"
+    for sigma in (0.2, 1.0):
+        train = trained(store, name, eps=None, data={"name": "../=<b>"}, defense={"set": {"sigma": sigma}})
+        evaluated(store, train, "clean", right(0.9))
+        evaluated(store, train, attack, right(0.5))
+    done = bench("sweep", name, "sigma", "--results-dir", store.root, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out
+    written = {path.suffix: path for path in (tmp_path / "out").iterdir()}
+    assert {path.parent for path in written.values()} == {tmp_path / "out"}
+    assert "<script>" not in written[".svg"].read_text()
+    with written[".csv"].open(newline="") as file:
+        cells = [cell for line in csv.reader(file) for cell in line]
+    assert not [cell for cell in cells if cell.startswith("=")]
