@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, report_command, store_commands, table_commands
+from bench import model_commands, report_command, store_commands, sweep_command, table_commands
 from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, told, typed
 from bench.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.options import Options
@@ -194,6 +194,7 @@ def check(
     raise typer.Exit(listing.check(name, everything))
 
 
+app.command()(sweep_command.sweep)
 app.command()(report_command.report)
 app.command(name="eval")(model_commands.eval_)
 app.command()(model_commands.doctor)

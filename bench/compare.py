@@ -135,24 +135,26 @@ def show(store: Store, name_a: str, name_b: str, where: Where, as_json: bool) ->
 
 
 def _json(store: Store, pair: Pair) -> dict[str, Any]:
-    def side(row: Row) -> dict[str, Any]:
+    def side(row: Row, on: dict[str, bool]) -> dict[str, Any]:
         names = ("method", "model", "train_key", "train_eps", "recipe", "epochs", "seeds", "device", "verdict")
-        return {name: getattr(row, name) for name in names} | {"provisional": list(row.provisional)}
+        own = {"provisional": list(row.provisional), "collapsed": list(row.collapsed), "pareto": on}
+        return {name: getattr(row, name) for name in names} | own
 
     rows = [
         {"what": line.what, "a": line.a, "b": line.b, "why": line.why or None}
         | (line.found._asdict() | {"significant": line.found.significant} if line.found else {})
         for line in lines(store, pair)
     ]
+    sides = {"a": side(pair.a, pair.pareto[0]), "b": side(pair.b, pair.pareto[1])}
     about = {"dataset": pair.a.dataset, "norm": pair.a.norm, "eps": pair.a.eps}
-    return {**about, "a": side(pair.a), "b": side(pair.b), "lines": rows, "costs": [vars(c) for c in costs(pair)]}
+    return {**about, **sides, "lines": rows, "costs": [vars(c) for c in costs(pair)]}
 
 
 def _text(store: Store, pair: Pair) -> str:
     a, b = pair.a, pair.b
     place = f"{a.dataset}, {a.norm} eps {a.eps}" if a.norm else f"{a.dataset}, no attack"
     header = ["", "A %", "B %", "A - B, pp", "95 % interval", "McNemar p", "only A", "only B", "n", "seeds"]
-    out = [place, *(f"{sign} = {_about(row)}" for sign, row in (("A", a), ("B", b))), ""]
+    out = [place, *(f"{sign} = {_about(row, on)}" for sign, row, on in zip("AB", (a, b), pair.pareto, strict=True)), ""]
     out += aligned([header, *(_cells(line) for line in lines(store, pair))])
     facts = [
         [c.what, _number(c.a), _number(c.b), f"{c.ratio:.2f}" if c.ratio is not None else c.why] for c in costs(pair)
@@ -161,10 +163,12 @@ def _text(store: Store, pair: Pair) -> str:
     return "\n".join(plain(line) for line in out)
 
 
-def _about(row: Row) -> str:
+def _about(row: Row, on: dict[str, bool]) -> str:
     why = f"; not ranked: {'; '.join(row.provisional)}" if row.provisional else ""
     trained = f"{row.model}, train eps {row.train_eps}, {row.epochs} epochs ({row.train_key})"
-    return f"{row.method}, {trained}, {row.verdict}{why}"
+    lost = f"; collapsed seeds: {', '.join(map(str, row.collapsed))}" if row.collapsed else ""
+    kinds = ", ".join(kind for kind, there in on.items() if there) or "none"
+    return f"{row.method}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")
 
 
 def _cells(line: Line) -> list[str]:

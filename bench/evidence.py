@@ -14,7 +14,7 @@ from bench.frame import Entry, right_at
 from bench.job import Job
 from bench.rows import Row
 from bench.store import Store
-from bench.worst import drawn
+from bench.worst import drawn, in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,9 @@ class Column(NamedTuple):
     @property
     def share(self) -> float:
         """Share in [0,1] of the images that are right; NaN without any image."""
-        return float(self.right.mean()) if len(self.right) else math.nan
+        import numpy as np
+
+        return int(np.count_nonzero(self.right)) / len(self.right) if len(self.right) else math.nan
 
 
 def on_shared(columns: Iterable[Column]) -> list[Column]:
@@ -150,6 +152,7 @@ class Evidence:
         self.trained: dict[str, Any] = (store.record(self.train.key) or {}).get("metrics", {})
         about = self.train.key, self.weights, what.get("split", "test")
         self.audit, self.no_audit = audits.of(about, row.norm, row.eps)
+        self._worst: dict[str, Column | None] = {}  # many checks ask for the same worst cases
         self.attacks: list[Attacked] = []
         self.clean: Column | None = None
         self.certified: tuple[Column, Array] | None = None
@@ -159,8 +162,7 @@ class Evidence:
 
     def _take(self, store: Store, entry: Entry) -> None:
         samples, job = store.samples(entry["key"], _COLUMNS), store.job(entry["key"])
-        order = samples["index"].argsort(kind="stable")
-        samples = {name: values[order] for name, values in samples.items()}
+        samples = in_order(samples)
         index, eps = samples["index"], self.row.eps_value if self.row.norm else 0.0
         select, share = (drawn(store, entry["key"], samples, name, eps) for name in ("select", "share"))
         deployed = Column(index, right_at(samples, eps), select)
@@ -185,10 +187,9 @@ class Evidence:
         order = samples["index"].argsort(kind="stable")
         index = samples["index"][order]
         for entry in entries if "label" in samples else []:
-            given = store.samples(entry["key"], ("index", "label"))
-            place = given["index"].argsort(kind="stable")
+            given = in_order(store.samples(entry["key"], ("index", "label")))
             if "label" in given:
-                own = Column(given["index"][place], given["label"][place])
+                own = Column(given["index"], given["label"])
                 own, theirs = on_shared([own, Column(index, samples["label"][order])])
                 if not bool((own.right == theirs.right).all()):
                     return {}
@@ -211,16 +212,18 @@ class Evidence:
     def white_box(self, *, iterative: bool = False) -> Column | None:
         """Worst case of clean and the gradient attacks alone (or of those with more than one step); None without."""
         found = [a.white for a in self.of_kind("gradients") if a.white is not None and not (iterative and a.one_step)]
-        if not found:
-            return None
-        return worst_of([*([self.clean] if self.clean is not None else []), *found])
+        return self._worst_case(f"white {iterative}", found)
 
     def worst(self, *, deployed: bool = False) -> Column | None:
         """Right under clean and every attack of the row, or by the model's own rule; None without an attack."""
-        if not self.attacks:
-            return None
         found = [attack.deployed if deployed else attack.right for attack in self.attacks]
-        return worst_of([*([self.clean] if self.clean is not None else []), *found])
+        return self._worst_case(f"worst {deployed}", found)
+
+    def _worst_case(self, name: str, attacks: list[Column]) -> Column | None:
+        if name not in self._worst:
+            clean = [self.clean] if self.clean is not None else []
+            self._worst[name] = worst_of([*clean, *attacks]) if attacks else None
+        return self._worst[name]
 
 
 def _without_scores(right: Column, suite: tuple[str, ...], stage: Array | None) -> Column | None:

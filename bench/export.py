@@ -9,6 +9,7 @@ import unicodedata
 
 from bench import catalog
 from bench.marks import FLAG, ranked, unreliable
+from bench.pareto import KINDS, fronts
 from bench.rows import Row
 from bench.worst import Cell
 
@@ -91,8 +92,9 @@ def robustbench(sections: Sections) -> str:
     never known here. `autoattack_acc` is AutoAttack standard alone; `external` the worst case where some attack is
     stronger. What has no key there stands under `bench`. An UNSOUND or INVALID row is `unreliable`.
     """
+    on = fronts(row for kinds in sections.values() for members in kinds.values() for row in members)
     found = [
-        _entry(dataset, kind, rank, row)
+        _entry(dataset, kind, rank, row, on.get(id(row), {}))
         for (dataset, _), kinds in sections.items()
         for kind, members in kinds.items()
         for rank, row in ranked(members)
@@ -100,7 +102,7 @@ def robustbench(sections: Sections) -> str:
     return json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _entry(dataset: str, kind: str, rank: str, row: Row) -> dict[str, object]:
+def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
     source = _source(row.defense)
     arxiv, authors = _ARXIV.search(source), _AUTHORS.search(source)
     standard = row.autoattack.values and row.deploys == "deterministic"
@@ -126,6 +128,7 @@ def _entry(dataset: str, kind: str, rank: str, row: Row) -> dict[str, object]:
             "n": row.worst.n if row.worst.values else None, "seeds": list(row.seeds), "train_eps": row.train_eps,
             "train_key": row.train_key,
             "keys": sorted(key for keys in row.keys.values() for key in keys), "interval": _interval(row),
+            "collapsed": list(row.collapsed), "pareto": {name: on.get(name) for name in KINDS},
         },
     }  # fmt: skip
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from bench import catalog
 from bench.cells import RANDOMISED_REVISION
-from bench.core.numbers import Number
 from bench.core.stats import wilson
+from bench.facts import Facts
 from bench.job import Job
-from bench.names import label
 from bench.store import Store
 
 if TYPE_CHECKING:
@@ -51,34 +47,39 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     key, train_key; config: hash of the training job apart from its seed, of the weights attacked and of the split they
     are judged on; dataset; split: test or validation; model, defense, defense_label, attack, attack_label,
     attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
-    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many
-    images are asked for; seed; state: done, error, diverged, unsupported, missing (no record), blocked (its
+    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many images
+    are asked for; seed; state: done, error, timeout, oom, diverged, unsupported, missing (no record), blocked (its
     training failed), stale (a model that draws, judged by an older rule) or unreadable (damaged job or samples), and
-    its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance: from
-    images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them; measures,
-    measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in no table
-    of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds, seconds_per_epoch;
-    work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image; peak_memory_mb: of
-    the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty; workers,
-    attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs, deploys,
-    train_state.
+    its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance:
+    from images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them;
+    measures, measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in
+    no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds,
+    seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image;
+    peak_memory_mb: of the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty;
+    workers, attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs,
+    deploys, train_state.
     """
     import pandas as pd
 
     wanted = store.keys() if keys is None else dict.fromkeys(keys)
-    entries = []
+    entries, facts = [], Facts(store)
     for key in wanted:
         if keys is None and not (store.folder(key) / "job.json").exists():
             continue  # an empty folder: nothing was written down, so nothing is known to be missing
         try:
-            entries += _entries(store, key)
+            entries += _entries(store, facts, key)
         except (LookupError, ValueError) as problem:
             entries.append({"key": key, "state": "unreadable", "reason": str(problem)})
     entries.sort(key=lambda e: (e.get("dataset") or "", e.get("defense_label") or "", e.get("seed") or 0, e["key"]))
     return pd.DataFrame({c: pd.Series([e.get(c) for e in entries], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
 
 
-def _entries(store: Store, key: str) -> list[Entry]:
+def tested(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
+    return table[table["split"].fillna("test") == "test"]
+
+
+def _entries(store: Store, facts: Facts, key: str) -> list[Entry]:
     """The evaluation of this key; one that walks through several budgets is as many entries, none if it is no such."""
     job = store.job(key)
     if job.kind != "evaluate":
@@ -86,8 +87,8 @@ def _entries(store: Store, key: str) -> list[Entry]:
     budgets = job.what["attack"]["set"].get("budgets")
     if not budgets:
         threat = job.what["threat"] or {}
-        return [_entry(store, key, job, threat.get("eps"))]
-    return [_entry(store, key, job, eps) for eps in budgets]
+        return [_entry(store, facts, job, threat.get("eps"))]
+    return [_entry(store, facts, job, eps) for eps in budgets]
 
 
 def right_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
@@ -98,28 +99,28 @@ def right_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
     return samples["correct"].astype(bool)  # type: ignore[no-any-return]
 
 
-def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
-    trained, record = store.job(job.needs[0]), store.record(key)
+def _entry(store: Store, facts: Facts, job: Job, eps: str | None) -> Entry:
+    key, record = job.key, store.record(job.key)
     attack, threat = job.what["attack"], job.what["threat"] or {}
     split = job.what.get("split", "test")
     judged = [job.what["weights"], *([split] if split != "test" else [])]
     entry = {
         "key": key,
-        **_of_training(store, trained.key, trained.what, judged),
+        **facts.of_training(job.needs[0], judged),
         "split": split,
         "attack": attack["name"],
-        "attack_label": label("attacks", attack["name"], {k: v for k, v in attack["set"].items() if k != "budgets"}),
+        "attack_label": facts.label("attacks", attack["name"], attack["set"]),
         "attack_version": f"{job.what['engine']}.{attack['revision']}",
         "norm": threat.get("norm"),
         "eps": eps,
-        "eps_value": float(Number(eps)) if eps is not None else None,
+        "eps_value": facts.value(eps) if eps is not None else None,
         "n": job.what["n"],
-        "measures": _measures(attack["name"], record),
+        "measures": facts.measures(attack["name"], record),
         "state": record["state"] if record else "missing",
         "reason": _reason(record),
     }
     if entry["state"] in ("missing", "error") and entry["train_state"] not in ("done", "missing"):
-        reason = f"training {entry['train_state']}: {_reason(store.record(trained.key))}"
+        reason = f"training {entry['train_state']}: {_reason(store.record(entry['train_key']))}"
         entry |= {"state": "blocked", "reason": reason}
     if entry["deploys"] != "deterministic" and job.what["engine"] < RANDOMISED_REVISION and entry["state"] == "done":
         # such samples cannot be put together with newer ones: the draws that judge also chose
@@ -138,59 +139,12 @@ def _entry(store: Store, key: str, job: Job, eps: str | None) -> Entry:
     return entry | (_measured(store, key, measures) if measures else _accuracy(store, key, entry["eps_value"] or 0.0))
 
 
-def _of_training(store: Store, key: str, what: dict[str, Any], judged: list[str]) -> Entry:
-    record = store.record(key) or {}
-    metrics, origin, memory = (record.get(part) or {} for part in ("metrics", "provenance", "peak_memory_mb"))
-    config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, *judged], sort_keys=True)
-    defense, threat = what["defense"], what["threat"] or {}
-    deploys = metrics.get("deploys")
-    if deploys is None:
-        try:
-            deploys = catalog.get("defenses", defense["name"]).constant("deploys", "deterministic")
-        except (LookupError, ValueError):  # the plug-in is gone and the model was never trained
-            deploys = "deterministic"
-    return {
-        "train_key": key,
-        "config": hashlib.sha256(config.encode()).hexdigest()[:12],
-        "dataset": what["data"]["name"],
-        "model": label("models", what["model"]["name"], what["model"]["set"]),
-        "defense": defense["name"],
-        "defense_label": label("defenses", defense["name"], defense["set"])
-        + ("" if judged[0] == "last" else f" [{judged[0]} epoch by validation]"),
-        "train_norm": threat.get("norm"),
-        "train_eps": threat.get("eps"),
-        "train_images": what["data"]["train"],
-        "seed": what["seed"],
-        "recipe": what["recipe"],
-        "epochs": what["train"]["epochs"],
-        "deploys": deploys,
-        "train_state": record.get("state", "missing"),
-        "train_device": origin.get("device"),
-        "workers": origin.get("workers"),
-        "train_seconds": metrics.get("train_seconds"),
-        "seconds_per_epoch": metrics.get("seconds_per_epoch"),
-        "work_per_image_f": metrics.get("work_per_image_f"),
-        "inference_ms": metrics.get("inference_ms_per_image"),
-        "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
-    }
-
-
 def _reason(record: dict[str, Any] | None) -> str | None:
     """The one line that a record which is not done has to say."""
     if record is None or record["state"] == "done":
         return None
     error = record.get("error") or {}
     return record.get("reason") or ": ".join(error[part] for part in ("type", "message") if error.get(part)) or None
-
-
-def _measures(attack: str, record: dict[str, Any] | None) -> str | None:
-    """What an evaluation measures instead of robustness; a record knows it where the plug-in is gone."""
-    if record and record["state"] == "done":
-        return record["metrics"].get("measures")
-    try:
-        return catalog.get("attacks", attack).constant("measures", "") or None
-    except (LookupError, ValueError):
-        return None
 
 
 def _measured(store: Store, key: str, column: str) -> Entry:
@@ -202,21 +156,22 @@ def _measured(store: Store, key: str, column: str) -> Entry:
 
 def _accuracy(store: Store, key: str, eps: float) -> Entry:
     try:
-        samples = store.samples(key, ("correct", "broken_at", "distance", "clean"))
+        samples = store.samples(key, ("correct", "broken_at", "distance"))
         correct = right_at(samples, eps)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)
-        distance = _median_distance(samples)
+        distance = _median_distance(store, key, samples)
     except (LookupError, OSError, ValueError) as problem:  # damaged evidence is no number
         return {"state": "unreadable", "reason": str(problem)}
     return {"accuracy": hits / n, "low": low, "high": high, "median_distance": distance}
 
 
-def _median_distance(samples: dict[str, Any]) -> float | None:
+def _median_distance(store: Store, key: str, samples: dict[str, Any]) -> float | None:
     """Of the images that are right without an attack; one that a minimal-norm attack never broke is infinitely far."""
     import numpy as np
 
     if "distance" not in samples:
         return None
-    asked = samples["clean"].astype(bool) & ~np.isnan(samples["distance"])
+    clean = store.samples(key, ("clean",))["clean"]
+    asked = clean.astype(bool) & ~np.isnan(samples["distance"])
     return float(np.median(samples["distance"][asked])) if asked.any() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,16 @@ from bench import datasets
 from bench.checks import Finding, Verdict
 from bench.core.numbers import Number
 from bench.core.stats import wilson
+from bench.facts import BY_VALIDATION
 from bench.frame import Entry
-from bench.spec import TrainSpec
+from bench.provisional import why_provisional
 from bench.store import Store
+from bench.telling import failures as failures
+from bench.telling import told_apart
+from bench.times import attack_seconds, of_trainings
+from bench.times import busy as busy
+from bench.times import standard_times as standard_times
+from bench.times import time_class as time_class
 from bench.worst import Cell, Picked, cell_of, worst_case
 
 if TYPE_CHECKING:
@@ -22,9 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RADII = (0.0, 0.25, 0.5, 1.0)
-RANKED_N = 1000
-PROTOCOL = ("eot", "closed_form", "transfer")  # what a claim about a randomised model needs (evaluation protocol)
-LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,16 @@ class Row:
     `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done); `acr` is
     its average certified radius in pixel units, in which a wrong image counts as 0. `worst` has values for those of
     `seeds` that have the full attack set, `single` (randomised models) the same with single draws in place of the
-    deployed rule; `keys` are the evaluations in it. `collapsed` seeds
-    stay in every mean: they are shown, not averaged away. `provisional` says why the row is not ranked. `ratio` is
-    the training time over that of `standard`; `shared`: the machine did other jobs meanwhile. `train_key`, `config`:
-    as in `frame`, of the first seed. `entries`: for each attack label and seed the evaluation that counts.
-    `right`, `share`: for each seed in `worst` which of its images stand (bool), and, of a randomised model, the share
-    of draws that do. `findings` and `verdict` are filled in by `bench.verdicts`: the gravest of each check over the
-    seeds.
+    deployed rule; `keys` are the evaluations in it. `collapsed` seeds stay in every mean, and the tables count them
+    and show what the others give: a mean alone would average them away. `provisional` says why the row is not
+    ranked. `ratio` is the training time over that of `standard`; `shared`: the machine did other jobs meanwhile.
+    `train_work`: all training steps in forward passes over the training images; `attack_seconds`: of all
+    evaluations of a seed together; `peak_memory_mb`: of the training; all three are means over seeds, NaN where
+    unknown. `selected`: by what the epoch was chosen. `draws`: the most draws that an attack averages over in a
+    step (EOT), 0 if none does. `train_key`, `config`: as in `frame`, of the first seed. `entries`: for each attack
+    label and seed the evaluation that counts. `right`, `share`: for each seed in `worst` which of its images stand
+    (bool), and, of a randomised model, the share of draws that do. `findings` and `verdict` are filled in by
+    `bench.verdicts`: the gravest of each check over the seeds.
     """
 
     dataset: str
@@ -65,8 +72,13 @@ class Row:
     keys: dict[int, tuple[str, ...]]
     collapsed: tuple[int, ...]
     train_seconds: float
+    train_work: float
+    attack_seconds: float
+    peak_memory_mb: float
     ratio: float
     shared: bool
+    selected: str
+    draws: int
     device: str
     commit: str
     provisional: tuple[str, ...]
@@ -100,7 +112,7 @@ def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> l
             # clean and certify do not depend on the budget: they stand in every row
             entries = [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget]
             found.append(_row(store, entries, times, asked))
-    return sorted(_told_apart(store, found), key=lambda row: (row.method, row.config))
+    return sorted(told_apart(store, found), key=lambda row: (row.method, row.config))
 
 
 def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:
@@ -117,8 +129,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     worst, single, keys, right, share = worst_case(store, clean | attacks, seeds, eps)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
-    seconds = {e["train_key"]: e["train_seconds"] for e in entries if not math.isnan(e["train_seconds"])}
-    mean_seconds = fmean(seconds.values()) if seconds else math.nan
+    mean_seconds = of_trainings(entries, lambda e: e["train_seconds"])
     row = Row(
         **{name: first[name] for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
         **{name: first[name] for name in ("epochs", "deploys", "train_key", "config")},
@@ -135,8 +146,13 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         keys=keys,
         collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
         train_seconds=mean_seconds,
+        train_work=of_trainings(entries, lambda e: e["work_per_image_f"] * e["epochs"]),
+        attack_seconds=attack_seconds(picked),
+        peak_memory_mb=of_trainings(entries, lambda e: e["peak_memory_mb"]),
         ratio=mean_seconds / times.get(time_class(first), math.nan),
         shared=any(busy(e) for e in entries),
+        selected="validation" if first["defense_label"].endswith(BY_VALIDATION) else "last epoch",
+        draws=_draws(store, attacks) if first["deploys"] != "deterministic" else 0,
         device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
         commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
         provisional=(),
@@ -144,7 +160,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         right=right,
         share=share,
     )
-    return replace(row, provisional=_provisional(row))
+    return replace(row, provisional=why_provisional(row))
 
 
 def _pick(entries: list[Entry]) -> Picked:
@@ -163,6 +179,18 @@ def _pick(entries: list[Entry]) -> Picked:
 def _any(found: dict[int, Entry]) -> Entry:
     """One of the evaluations of an attack, for what its seeds have in common."""
     return next(iter(found.values()))
+
+
+def _draws(store: Store, attacks: Picked) -> int:
+    """The most draws of the model's noise that a step of one of these attacks averages over."""
+    most = 0
+    for found in attacks.values():
+        entry = _any(found)
+        settings = store.job(entry["key"]).what["attack"]["set"]
+        # the attack `eot` tries a list of them, others have a setting of that name
+        own = max(settings.get("draws") or [0]) if entry["attack"] == "eot" else settings.get("eot", 0)
+        most = max(most, own if own > 1 else 0)
+    return most
 
 
 def _joined(names: Iterable[str | None]) -> str:
@@ -192,7 +220,7 @@ def _certified(store: Store, found: dict[int, Entry], radii: list[float]) -> tup
     shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
     means = dict[int, float]()
     for seed in cell.values:
-        samples = store.samples(found[seed]["key"])
+        samples = store.samples(found[seed]["key"], ("correct", "radius"))
         if "radius" not in samples:
             none = Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
             return dict.fromkeys(radii, none), none
@@ -213,90 +241,3 @@ def _collapsed(dataset: str, clean: Cell, cells: list[Cell], seeds: tuple[int, .
             if others and value < fmean(others) / 10 and wilson(round(value * cell.n), cell.n)[1] < fmean(others):
                 found.add(seed)
     return tuple(seed for seed in seeds if seed in found)
-
-
-def _provisional(row: Row) -> tuple[str, ...]:
-    """Why this row has no rank; empty where it has one."""
-    facts = datasets.KNOWN.get(row.dataset)
-    needed = min(RANKED_N, facts.test) if facts else RANKED_N
-    reasons = [] if row.worst.values else ["no worst case"]
-    if row.worst.values and row.worst.n < needed:
-        reasons.append(f"worst case over {row.worst.n} images, ranking needs {needed}")
-    if row.deploys != "deterministic":
-        lacking = [name for name in PROTOCOL if not _has(row, name)]
-        reasons += [f"randomised protocol lacks {', '.join(lacking)}"] if lacking else []
-    elif not row.autoattack.values:
-        reasons.append("AutoAttack standard is not in the attack set")
-    return tuple(reasons)
-
-
-def _has(row: Row, attack: str) -> bool:
-    """Is an attack of this name in the row, done or found not to apply?"""
-    cells = [cell for name, cell in row.attacks.items() if name.split(" ")[0] == attack]
-    return any(cell.values or cell.state() == "unsupported" for cell in cells)
-
-
-def time_class(entry: Entry) -> tuple[Any, ...]:
-    """Training times are compared within one of these only; papers' own recipes differ in epochs by intent."""
-    epochs = entry["epochs"] if entry["recipe"] == "shared" else None
-    return (
-        *(entry[name] for name in ("dataset", "train_images", "model", "train_device", "recipe")),
-        epochs,
-        busy(entry),
-    )
-
-
-def busy(entry: Entry) -> bool:
-    """Did the machine do other jobs during the training?"""
-    return isinstance(entry["workers"], int) and entry["workers"] > 1
-
-
-def standard_times(entries: list[Entry]) -> dict[tuple[Any, ...], float]:
-    """Mean training seconds of `standard` in each class."""
-    times: dict[tuple[Any, ...], dict[str, float]] = {}
-    for e in entries:
-        if e["defense"] == "standard" and not math.isnan(e["train_seconds"]):
-            times.setdefault(time_class(e), {})[e["train_key"]] = e["train_seconds"]
-    return {kind: fmean(seconds.values()) for kind, seconds in times.items()}
-
-
-def _told_apart(store: Store, found: list[Row]) -> list[Row]:
-    """Rows that would read alike get the settings in which they differ behind their name."""
-    alike: dict[tuple[Any, ...], list[Row]] = {}
-    for row in found:
-        shown = (row.dataset, row.norm, row.eps, row.method, row.model, row.train_eps, row.recipe, row.epochs)
-        alike.setdefault(shown, []).append(row)
-    names = {}
-    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.added}
-    for group in alike.values():
-        # a young setting stands in a job only away from its default
-        flat = [{**young, **dict(_flat(store.job(row.train_key).what))} for row in group]
-        differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
-        for row, facts in zip(group, flat, strict=True):
-            if differ:
-                names[id(row)] = f"{row.method} [{', '.join(f'{k}={facts.get(k)}' for k in differ)}]"
-    return [replace(row, method=names.get(id(row), row.method)) for row in found]
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        yield path, values
-        return
-    for name, value in values.items():
-        yield from _flat(value, f"{path}.{name}" if path else str(name))
-
-
-def failures(found: Iterable[Row]) -> list[str]:
-    """Why cells have no number, a line for each method, seed and reason. Missing records need no explanation."""
-    lines: dict[tuple[str, int, str], dict[str, None]] = {}
-    for row in found:
-        cells = [("clean", row.clean), *row.attacks.items()]
-        cells += [("certified", cell) for cell in list(row.certified.values())[:1]]
-        cells += [] if row.worst.values else [("worst case", row.worst)]
-        for name, cell in cells:
-            for seed, (state, reason) in cell.absent.items():
-                # what an incomplete worst case lacks has said why itself, unless it was never planned
-                if reason and (state != "incomplete" or "not planned" in reason):
-                    short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
-                    lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None
-    return [f"{method}, seed {seed}, {', '.join(names)}: {why}" for (method, seed, why), names in lines.items()]

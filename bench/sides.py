@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.core.numbers import Number
-from bench.frame import frame
+from bench.frame import frame, tested
+from bench.pareto import fronts
+from bench.reading import ReadOnce
 from bench.rows import Row, rows
 from bench.store import Store
 from bench.verdicts import judged
@@ -35,11 +37,13 @@ class Where:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows under one budget, and the seed asked of each (None: all)."""
+    """Two rows under one budget, the seed asked of each (None: all), and on which Pareto fronts among all rows each
+    is (`bench.pareto`)."""
 
     a: Row
     b: Row
     seeds: tuple[int | None, int | None]
+    pareto: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
 
 
 def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
@@ -48,13 +52,14 @@ def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
     A name is a method as the leaderboard shows it, the name of a defense, or a training key (then that seed alone).
     Raises LookupError where a name means nothing or several trainings, or the two share nothing.
     """
-    table = frame(store)
-    tested = table[(table["split"].fillna("test") == "test") & table["config"].notna()]
-    everything = judged(store, rows(store, tested))
+    store = ReadOnce.of(store)
+    table = tested(frame(store))
+    everything = judged(store, rows(store, table))
     found = [row for row in everything if where.takes(row)]
     if everything and not found:
         raise LookupError(f"no row has {where}; there are: {_places(everything)}")
-    trained = {str(e["train_key"]): (str(e["config"]), int(e["seed"])) for e in tested.to_dict("records")}
+    readable = table[table["config"].notna()].to_dict("records")
+    trained = {str(e["train_key"]): (str(e["config"]), int(e["seed"])) for e in readable}
     side_a, side_b = (_side(name, found, trained) for name in (name_a, name_b))
     shared = [(a, b) for a in side_a for b in side_b if _place(a) == _place(b)]
     if not shared:
@@ -68,7 +73,8 @@ def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
         if where.seed is not None and where.seed not in side[0].seeds:
             raise LookupError(f"'{name}' has no seed {where.seed}; trained: {', '.join(map(str, side[0].seeds))}")
     own = [where.seed if where.seed is not None else trained.get(name, ("", None))[1] for name in (name_a, name_b)]
-    return [Pair(a, b, (own[0], own[1])) for a, b in shared]
+    on = fronts(everything)
+    return [Pair(a, b, (own[0], own[1]), (on.get(id(a), {}), on.get(id(b), {}))) for a, b in shared]
 
 
 def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> list[Row]:

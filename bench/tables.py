@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from bench import measures
 from bench.frame import frame
 from bench.marks import reasons, titles, verdict_text
+from bench.reading import ReadOnce
 from bench.rows import Row, failures, rows
 from bench.store import Store
 from bench.verdicts import judged
@@ -18,7 +19,7 @@ MATRIX_RADII = (0.25, 0.5)
 
 def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]], list[str]]:
     """The end-of-run table of these jobs, in their order: header, lines, notes. Percent with half a 95 % interval."""
-    asked = list(keys)
+    store, asked = ReadOnce.of(store), list(keys)
     table = frame(store, asked)
     place = {key: k for k, key in enumerate(asked)}
     known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))

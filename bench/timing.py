@@ -24,7 +24,8 @@ class Training:
     `ratio`: training seconds over those of `standard` on the same data, model, device, recipe and use of the machine.
     `work_f`: of a training step per image, in forward passes of the net. `robust`: the worst case in [0,1] over n
     images at `budget`, the one trained at or else the largest attacked, and `per_hour` is percent of it over the
-    hours of training. `shared`: the machine did other jobs meanwhile.
+    hours of training; `collapsed` of the seeds in that are. `predictor`: deterministic, randomised or smoothed, and
+    `inference_ms` is of all its draws. `shared`: the machine did other jobs meanwhile.
     """
 
     dataset: str
@@ -32,6 +33,7 @@ class Training:
     images: int
     device: str
     method: str
+    predictor: str
     train_eps: str
     recipe: str
     epochs: int
@@ -44,6 +46,7 @@ class Training:
     peak_memory_mb: float
     budget: str
     robust: float
+    collapsed: int
     n: int
     per_hour: float
     shared: bool
@@ -108,6 +111,7 @@ def _training(row: Row, seeds: list[Entry], standard: float) -> Training:
         images=int(seeds[0]["train_images"]),
         device=seeds[0]["train_device"] or "unknown",
         method=row.method,
+        predictor=row.deploys,
         train_eps=row.train_eps,
         recipe=row.recipe,
         epochs=int(row.epochs),
@@ -120,6 +124,7 @@ def _training(row: Row, seeds: list[Entry], standard: float) -> Training:
         peak_memory_mb=_mean(entry["peak_memory_mb"] for entry in seeds),
         budget=f"{row.norm} {row.eps}" if row.norm else "",
         robust=robust,
+        collapsed=sum(entry["seed"] in row.collapsed for entry in seeds) if told else 0,
         n=row.worst.n if told else 0,
         per_hour=100 * robust / (seconds / 3600) if seconds > 0 and row.verdict not in UNRANKED else math.nan,
         shared=busy(seeds[0]),
@@ -198,12 +203,12 @@ _TRAINING: dict[str, Callable[[Training], str]] = {
     "method": lambda t: t.method + (f" {SHARED}" if t.shared else ""),
     "train eps": lambda t: t.train_eps,
     "epochs": lambda t: f"{t.epochs}" + ("" if t.recipe == "shared" else f" {t.recipe}"),
-    "seeds": lambda t: str(t.seeds),
+    "seeds": lambda t: f"{t.seeds}" + (f", {t.collapsed} collapsed" if t.collapsed else ""),
     "train s": lambda t: _number(t.seconds),
     "s/epoch": lambda t: _number(t.seconds_per_epoch, 2),
     "× standard": lambda t: _number(t.ratio, 2),
     "work F": lambda t: _number(t.work_f),
-    "infer ms": lambda t: _number(t.inference_ms, 3),
+    "infer ms": lambda t: _number(t.inference_ms, 3) + ("" if t.predictor == "deterministic" else f", {t.predictor}"),
     "peak MB": lambda t: _number(t.peak_memory_mb, 0),
     "robust %": lambda t: _number(100 * t.robust),
     "at": lambda t: t.budget or "–",

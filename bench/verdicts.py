@@ -35,15 +35,26 @@ def judged(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> 
     """
     evaluations = {entry["key"] for row in rows for by in row.entries.values() for entry in by.values()}
     audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluations])
-    seen = {id(row): {seed: Evidence(store, row, seed, audits) for seed in row.seeds} for row in rows}
-    found = []
+    configs: dict[str, list[Row]] = {}
     for row in rows:
-        smaller = [r for r in rows if (r.config, r.norm) == (row.config, row.norm) and r.eps_value < row.eps_value]
+        configs.setdefault(row.config, []).append(row)
+    done: dict[int, Row] = {}
+    for group in configs.values():  # what was measured of one configuration is let go before the next
+        done |= _judged(store, group, audits)
+    return [done[id(row)] for row in rows]
+
+
+def _judged(store: Store, rows: list[Row], audits: Audits) -> dict[int, Row]:
+    """Rows of one configuration by id of what they were."""
+    seen = {id(row): {seed: Evidence(store, row, seed, audits) for seed in row.seeds} for row in rows}
+    found = {}
+    for row in rows:
+        smaller = [r for r in rows if r.norm == row.norm and r.eps_value < row.eps_value]
         by_seed = {}
         for seed, evidence in seen[id(row)].items():
             others = [seen[id(other)][seed] for other in smaller if seed in seen[id(other)]]
             by_seed[seed] = findings(evidence, others)
-        found.append(_with_verdict(row, by_seed))
+        found[id(row)] = _with_verdict(row, by_seed)
     return found
 
 
@@ -175,6 +186,9 @@ def _without_numbers(row: Row) -> Row:
         **{name: empty(value) for name, value in cells.items()},
         collapsed=(),
         train_seconds=math.nan,
+        train_work=math.nan,
+        attack_seconds=math.nan,
+        peak_memory_mb=math.nan,
         ratio=math.nan,
         shared=False,
         provisional=(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,12 +33,16 @@ class Cell:
     @property
     def mean(self) -> float:
         """Mean over seeds; NaN where there is no value."""
-        return mean_std(list(self.values.values()))[0] if self.values else math.nan
+        return fmean(self.values.values()) if self.values else math.nan
 
     @property
     def std(self) -> float:
         """Sample standard deviation over seeds, 0 for one seed; NaN where there is no value."""
         return mean_std(list(self.values.values()))[1] if self.values else math.nan
+
+    def without(self, seeds: Container[int]) -> Cell:
+        """The cell over the other seeds."""
+        return replace(self, values={seed: v for seed, v in self.values.items() if seed not in seeds})
 
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the mean at n images: seeds share their images, so they do not add to n."""
@@ -99,11 +103,12 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
     for key, eps in wanted:
         samples, record = store.samples(key, _NEEDED), store.record(key) or {"metrics": {}}
         subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
-        order = np.argsort(samples["index"], kind="stable")
-        n = int(np.cumprod(samples["index"][order] == np.arange(len(order))).sum())
+        samples = in_order(samples)
+        here = samples["index"] == np.arange(len(samples["index"]))
+        n = len(here) if here.all() else int(here.argmin())
         draws = (drawn(store, key, samples, name, eps) for name in ("select", "share"))
-        found.append(Judged(right_at(samples, eps)[order][:n], *(None if d is None else d[order] for d in draws)))
-        labels.append((samples["label"][order][:n], key) if "label" in samples else None)
+        found.append(Judged(right_at(samples, eps)[:n], *draws))
+        labels.append((samples["label"][:n], key) if "label" in samples else None)
     n = min(len(column.correct) for column in found)
     known = [pair for pair in labels if pair]
     wrong = [key for values, key in known if not np.array_equal(values[:n], known[0][0][:n])]
@@ -111,6 +116,15 @@ def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]
     if problem:
         raise ValueError(problem)
     return [Judged(c.correct[:n], *(None if d is None else d[:n] for d in (c.select, c.share))) for c in found]
+
+
+def in_order(samples: dict[str, Any]) -> dict[str, Any]:
+    """The same columns in the order of the test set; as they are where they stand so."""
+    index = samples["index"]
+    if bool((index[1:] > index[:-1]).all()):
+        return samples
+    order = index.argsort(kind="stable")
+    return {name: values[order] for name, values in samples.items()}
 
 
 def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
@@ -208,3 +222,12 @@ def paired(store: Store, keys_a: Iterable[str], keys_b: Iterable[str], eps: floa
     columns = _prefixes(store, [(key, eps) for key in (*a, *b)])
     (first, _), (second, _) = _worst(columns[: len(a)]), _worst(columns[len(a) :])
     return Paired(*paired_difference(first.tolist(), second.tolist()), n=len(first))
+
+
+def images(store: Store, groups: list[list[tuple[str, ...]]], eps: float) -> list[np.ndarray[Any, Any]]:
+    """For each group of seeds (each the evaluations of a worst case) the share of its seeds in which an image stands,
+    on the prefix of the test set that all share. Raises ValueError where they saw different test sets."""
+    import numpy as np
+
+    columns = iter(_prefixes(store, [(key, eps) for seeds in groups for keys in seeds for key in keys]))
+    return [np.mean([_worst([next(columns) for _ in keys])[0] for keys in seeds], axis=0) for seeds in groups]

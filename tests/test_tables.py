@@ -476,7 +476,8 @@ def test_a_collapsed_seed_is_counted_and_stays_in_the_mean(store: Store) -> None
     row = only(store)
     assert row.collapsed == (2,)
     assert row.worst.mean == pytest.approx(0.37)
-    assert "1 collapsed (seed 2)" in markdown(store)
+    # beside the mean over all, what the two others give
+    assert "1 collapsed (seed 2; the others 55.00 (std 7.07))" in markdown(store)
     assert "2: 1.00" in markdown(store)
 
 
@@ -664,7 +665,7 @@ def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store,
     full(store, trained(store), 300)
     path = tmp_path / "docs" / "leaderboard.md"
     first = write_leaderboard(store, path, tmp_path / "tables")
-    names = ["leaderboard.md", *(f"{name}.csv" for name in ("evaluations", "leaderboard", "checks"))]
+    names = ["leaderboard.md", *(f"{name}.csv" for name in ("evaluations", "leaderboard", "cells", "checks"))]
     assert [p.name for p in first] == [
         *names, "timing.csv", "timing_attacks.csv", "leaderboard.tex", "leaderboard.json",
     ]  # fmt: skip
@@ -714,7 +715,7 @@ def test_csv_cells_start_no_formula(store: Store, tmp_path: Path) -> None:
     for name in ("=1+1", "+cmd", "-cmd", "@sum"):
         evaluated(store, trained(store, name, data={"name": f"{name}"}), name, [1, 0])
     written = [path for path in write_leaderboard(store, tmp_path / "l.md", tmp_path) if path.suffix == ".csv"]
-    assert len(written) == 5
+    assert len(written) == 6
     for path in written:
         with path.open(newline="") as file:
             cells = [cell for line in csv.reader(file) for cell in line]

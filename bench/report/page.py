@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench import leaderboard
 from bench.check_texts import CHECKS
 from bench.frame import frame
+from bench.reading import ReadOnce
 from bench.report.board import boards, origins
 from bench.report.gallery import Group, groups
 from bench.report.text import number, plain
@@ -37,6 +38,7 @@ def html(store: Store) -> str:
 
 
 def _made(store: Store) -> tuple[str, list[Group]]:
+    store = ReadOnce.of(store)
     table = frame(store)
     found = judged(store, rows(store, leaderboard.tested(table)))
     placed = boards(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from bench.pareto import pareto as pareto
 from bench.report.board import Board
 from bench.report.canvas import COLOURS, INK, MARKERS, Plot, drawn, slug
 from bench.report.captions import called, conditions
@@ -12,15 +13,6 @@ from bench.report.text import short
 from bench.rows import Row
 
 NAMED = 16  # points named beside the drawing, those of the Pareto line first; all are in the table
-
-
-def pareto(points: list[tuple[float, float]]) -> list[int]:
-    """Which points no other beats: `x` no worse and `y` no worse, one of them better; larger is better."""
-    return [
-        k
-        for k, (x, y) in enumerate(points)
-        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
-    ]  # fmt: skip
 
 
 def clean_against_robust(found: list[Board]) -> list[Plot]:

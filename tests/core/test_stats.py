@@ -86,6 +86,16 @@ def test_mcnemar_holds_its_level_and_has_power() -> None:
     assert rejected([0.4, 0.13, 0.07, 0.4]) > 0.9
 
 
+def test_mcnemar_never_exceeds_its_level() -> None:
+    """Exactly, for each number of images that one alone gets right: under equal chances at most 5 % are rejected."""
+    for m in range(1, 120):
+        rejected = [k for k in range(m + 1) if mcnemar_counts(k, m - k) < 0.05]
+        assert binom.pmf(rejected, m, 0.5).sum() < 0.05
+        # and no test with a wider region would do
+        wider = max((k for k in rejected if k < m / 2), default=-1) + 1
+        assert 2 * binom.cdf(wider, m, 0.5) >= 0.05
+
+
 def test_bootstrap_is_scipys() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.binomial(100, 0.6, 400) / 100, rng.binomial(100, 0.5, 400) / 100

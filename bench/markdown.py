@@ -1,0 +1,36 @@
+"""Text as Markdown: escaped cells, tables, and the marked part of a file that is generated."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the markers is replaced, the rest is kept.\n\n"
+
+
+def escape(text: str) -> str:
+    """Text as one Markdown table cell: nothing in it is syntax, HTML or a line break."""
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
+    marked = re.sub(r"([\\`*_~\[\]|$])", r"\\\1", plain.replace("&", "&amp;"))
+    return marked.replace("<", "&lt;").replace(">", "&gt;").strip()
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table with every cell escaped."""
+    rule = ["---"] * len(header)
+    cells = [[escape(cell) for cell in header], rule, *([escape(cell) for cell in line] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def replace_block(path: Path, block: str) -> str:
+    """The file's text with `block` between the markers. Raises ValueError where the markers are not one pair."""
+    text = path.read_bytes().decode("utf-8") if path.exists() else HEAD
+    begin, end = text.count(BEGIN), text.count(END)
+    if (begin, end) == (0, 0):
+        text = f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{BEGIN}{END}\n"
+    elif (begin, end) != (1, 1) or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path} must hold one '{BEGIN}' and then one '{END}'; found {begin} and {end}")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{block}{END}{rest.partition(END)[2]}"

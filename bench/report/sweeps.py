@@ -1,0 +1,108 @@
+"""Figures of sweeps and maps: accuracy against a setting, with every seed; what it is worth in another setting."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bench.report.canvas import COLOURS, INK, MARKERS, Plot, drawn, slug
+from bench.report.captions import conditions
+from bench.report.text import short
+from bench.sweep import Series
+from bench.sweep_text import Map, lines, map_lines, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def sweep_plot(series: Series) -> Plot:
+    """One line a column through the means with bars of 95 %; each seed is a small point, and where every value has
+    several a band reaches over them; a collapsed seed is a cross, and `standard` a dotted line."""
+    figure, axes = drawn(8.6, 4.4)
+    for k, name in enumerate(series.columns):
+        _line(axes, series, name, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
+    axes.set_xlabel(series.setting)
+    axes.set_ylabel("Accuracy (%)")
+    axes.set_ylim(0, 102)
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
+    found = lines(series)
+    row, budget = series.row, "" if series.setting == "eps" else series.row.eps or ""
+    return Plot(
+        slug("sweep", series.defense, series.setting, row.dataset, row.model, row.norm or "", budget, series.fixed),
+        title(series),
+        f"Line chart of accuracy against {series.setting} for {len(series.points)} values; the table has its numbers.",
+        f"Lines are means over seed {', '.join(map(str, series.seeds))}, which every value has; bars are 95 % Wilson "
+        "intervals of n images; small points are single seeds, crosses collapsed ones, and a band reaches from the "
+        "lowest seed to the highest; hollow marks are unsound rows, dotted lines `standard`. "
+        + conditions(p.row for p in series.points),
+        list(found[0]),
+        [list(line.values()) for line in found],
+        figure,
+        row.dataset,
+    )
+
+
+def _line(axes: Axes, series: Series, name: str, colour: str, marker: str) -> None:
+    points = [p for p in series.points if name in p.cells and series.mean(p.cells[name]).values]
+    if not points:
+        return
+    x, cells = [p.x for p in points], [p.cells[name] for p in points]
+    means = [series.mean(cell) for cell in cells]
+    y = [100 * cell.mean for cell in means]
+    low, high = zip(*(cell.interval() for cell in means), strict=True)
+    bars = [[m - 100 * v for m, v in zip(y, low, strict=True)], [100 * v - m for m, v in zip(y, high, strict=True)]]
+    axes.errorbar(x, y, yerr=[[max(v, 0) for v in side] for side in bars], fmt="none", ecolor=colour, alpha=0.6)
+    axes.plot(x, y, "-", color=colour, linewidth=1.4)
+    for p, m in zip(points, y, strict=True):
+        face = "none" if p.row.verdict == "UNSOUND" else colour
+        axes.plot(p.x, m, marker, color=colour, markerfacecolor=face, markersize=5)
+    axes.plot([], [], marker, color=colour, linestyle="-", markersize=5, label=short(name, 40))
+    several = [cell for cell in cells if len(cell.values) > 1]
+    if len(several) == len(cells) > 1:
+        lowest, highest = ([100 * pick(cell.values.values()) for cell in cells] for pick in (min, max))
+        axes.fill_between(x, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+    for p in points:
+        seeds = p.cells[name].values if len(p.cells[name].values) > 1 else {}
+        for seed, v in seeds.items():
+            lost = seed in p.row.collapsed
+            axes.plot(p.x, 100 * v, "x" if lost else ".", color=colour, markersize=8 if lost else 3.5)
+    base = series.mean(series.standard.cells[name]) if series.standard and name in series.standard.cells else None
+    if base is not None and base.values:
+        axes.axhline(100 * base.mean, color=colour, linestyle=":", linewidth=1)
+
+
+def map_plot(found: Map) -> Plot | None:
+    """Matched values with their intervals, a colour for each column; None where nothing lies within B's range."""
+    a, b, matches = found
+    inside = [m for m in matches if math.isfinite(m.b)]
+    if not inside:
+        return None
+    figure, axes = drawn(8.6, 4.4)
+    ends = b.points[0].x, b.points[-1].x
+    for k, name in enumerate(dict.fromkeys(m.column for m in inside)):
+        members = [m for m in inside if m.column == name]
+        bars = [[m.b - max(m.low, ends[0]) for m in members], [min(m.high, ends[1]) - m.b for m in members]]
+        form, colour = f"{MARKERS[k % len(MARKERS)]}-", COLOURS[k % len(COLOURS)]
+        axes.errorbar(
+            [m.a for m in members], [m.b for m in members], yerr=[[max(v, 0) for v in side] for side in bars],
+            fmt=form, color=colour, capsize=2, markersize=5, elinewidth=0.9, label=short(name, 40),
+        )  # fmt: skip
+    axes.set_xlabel(f"{a.defense} {a.setting}")
+    axes.set_ylabel(f"{b.defense} {b.setting} of the same accuracy")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
+    told = map_lines(found)
+    return Plot(
+        slug(
+            "map", a.defense, a.setting, b.defense, b.setting, a.row.dataset, a.row.norm or "", a.row.eps or "", a.fixed
+        ),
+        f"{a.place}: {a.defense} {a.setting} and {b.defense} {b.setting}",
+        f"Chart of the {b.setting} of {b.defense} that is as accurate as each {a.setting} of {a.defense}.",
+        f"The least {b.setting} at which {b.defense} is as accurate, by a monotone fit; bars are 95 % bootstrap "
+        "intervals over images, cut at the range trained. Values outside the range are in the table. "
+        + conditions([a.row, b.row]),
+        list(told[0]),
+        [list(line.values()) for line in told],
+        figure,
+        a.row.dataset,
+    )
