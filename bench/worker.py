@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from bench import catalog, passes, retries
+from bench import catalog, passes, retries, stopping
 from bench.core.classifier import Classifier
 from bench.data import Data, judged_by_validation
 from bench.data import load as load_data
@@ -35,6 +35,7 @@ from bench.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file,
 from bench.train import build, train
 
 
+@stopping.job()
 def work(
     results: Path,
     key: str,
