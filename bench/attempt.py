@@ -10,7 +10,6 @@ import contextlib
 import gc
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -120,8 +119,7 @@ def _watched(lease: Lease) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(POLL):
             if not lease.held:
-                print("another process took this job over after a minute without a sign of life", file=sys.stderr)
-                sys.stderr.flush()
+                os.write(2, b"another process took this job over after a minute without a sign of life\n")
                 os._exit(HELD)
 
     threading.Thread(target=watch, daemon=True, name="lease").start()
