@@ -198,10 +198,15 @@ def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch
 
 def test_what_was_deferred_is_made_good_at_the_end_of_the_job() -> None:
     reached = []
-    with pytest.raises(SystemExit) as left, stopping.job():
+
+    @stopping.job()
+    def work() -> None:
         stopping.defer()
         stopping.stopped(signal.SIGTERM, None)
         reached.append(stopping.asked())
+
+    with pytest.raises(SystemExit) as left:
+        work()
     assert (left.value.code, reached) == (143, [True])
     assert not stopping.asked()
     with stopping.job():
