@@ -45,7 +45,7 @@ def attempt(results: Path, key: str, root: Path, device: str = "cpu", workers: i
             return "over"
         store.reopen(key)
         with _watched(lease):
-            return _do(store, job, root, device, workers)
+            return _do(store, job, root, device, max(workers, _beside(device)))
     finally:
         lease.release()
 
@@ -82,6 +82,12 @@ def _do(store: Store, job: Job, root: Path, device: str, workers: int) -> str:
         before.append(retries.entry(fault, "halve"))
         retry(store, job.key, before)
         _free()
+
+
+def _beside(device: str) -> int:
+    """How many jobs like this one fit on a node of Slurm's that is not this job's alone; GPUs are not shared there."""
+    mine = int(os.environ.get("SLURM_CPUS_ON_NODE") or 0)
+    return max((os.cpu_count() or 1) // mine, 1) if mine and device == "cpu" else 1
 
 
 def _free() -> None:

@@ -112,6 +112,30 @@ def test_silence_from_another_machine_is_waited_out(
     assert len(works) == 1
 
 
+@pytest.mark.parametrize(
+    ("cpus", "device", "workers"),
+    [(None, "cpu", 1), ("2", "cpu", 4), ("8", "cpu", 1), ("16", "cpu", 1), ("2", "cuda", 1)],
+)
+def test_a_node_of_slurm_s_that_others_may_use_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch, cpus: str | None, device: str, workers: int
+) -> None:
+    """Times that were taken there are not comparable."""
+    seen: list[int] = []
+
+    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[dict[str, Any]]) -> str:
+        seen.append(workers)
+        store.put(store.job(key), "done", EMPTY)
+        return "done"
+
+    monkeypatch.setattr(worker, "work", work)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if cpus:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", cpus)
+    attempt(store.root, TRAIN.key, Path(), device)
+    assert seen == [workers]
+
+
 def test_the_lease_is_given_back_whatever_happens(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*rest: object) -> str:
         raise SystemExit(143)
