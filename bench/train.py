@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -107,13 +106,11 @@ class Course:
             raise
 
     def deploy(self) -> Classifier:
-        """What is attacked and served. Left in the middle, with averaged weights in the net, it is done anew later."""
-        before = copy.deepcopy(self.loop.net.state_dict())
+        """What is attacked and served. Left in the middle it is done anew later: averaged weights and their statistics,
+        which the net may hold by then, are put there once more."""
         try:
-            stopping.point()
             return self.loop.deploy()
         except SystemExit:
-            self.loop.net.load_state_dict(before)
             self._stop()
             raise
 

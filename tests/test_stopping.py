@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -13,11 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from harness import Bench, outcomes
 
 from bench import stopping, worker
-from bench.resume import PLACE
+from bench.choice import validation_accuracy
+from bench.data import load
+from bench.loop import Loop
+from bench.plan import plan
+from bench.resume import PLACE, Kept
+from bench.spec import build
 from bench.store import Store
+from bench.train import Course
+from bench.train import build as build_net
 
 PLUGIN = '''"""min CE, and a line in a file for each step and each deployment
 
@@ -183,6 +193,40 @@ def test_twenty_times_sigterm_at_random_moments(training: Training) -> None:
     assert slowest < SAFE
     assert taken_up >= 5
     print(f"20 signals, {taken_up} resumptions in finished trainings, slowest exit {slowest:.2f} s")
+
+
+def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the watch counted before validation was left is not counted twice."""
+    values = {**yaml.safe_load(SPEC), "defenses": ["standard"]}
+    what = plan(build(values), tmp_path)[0].what
+    given = what["data"]
+    data = load("digits", root=tmp_path, device=torch.device("cpu"), train=given["train"], validation=64, seed=0)
+    kept = Kept(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
+
+    def left(*rest: Any) -> float:
+        stopping.stopped(signal.SIGTERM, None)
+        return validation_accuracy(*rest)
+
+    @stopping.job()
+    def train() -> None:
+        course = Course(Loop(*build_net(what, data), what, data, lambda values: None), tmp_path / "log", kept)
+        stopping.defer()
+        for epoch in range(2):
+            course.epoch(epoch)
+        course.loop.watch.load_state_dict({"learned": True, "constant": 2})
+        monkeypatch.setattr("bench.loop.validation_accuracy", left)
+        course.epoch(2)
+
+    with pytest.raises(SystemExit):
+        train()
+    state = kept.read(torch.device("cpu"))
+    assert state is not None
+    assert len(state["lines"]) == 2
+    assert state["_looking"] is True
+    assert state["loop"]["place"] == 0
+    assert state["loop"]["watch"] == {"learned": True, "constant": 2}
 
 
 def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
