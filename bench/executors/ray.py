@@ -94,10 +94,12 @@ class Ray:
                 for reference in done:
                     job = running.pop(reference)
                     event = self._ended(job, reference, store)
-                    if event is None:  # it waits until the other process is done with it
+                    if event is None:
                         waiting.append(job)
-                        continue
-                    pending.discard(job.key)
+                        told.discard(job.key)
+                        event = Event("retried", job, "another process is at it; it waits")
+                    else:
+                        pending.discard(job.key)
                     yield event
                 yield Event("tick")
                 if waiting and not running:  # all that is left is held by others
