@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SPEC = Path(__file__).parent.parent / "specs" / "demo.yaml"
 TIMES = ("attack_seconds", "train_seconds", "seconds_per_epoch", "inference_ms", "peak_memory_mb")
 SHARED = ("workers", "attack_workers")  # how many jobs were on the device differs as well
-LESS = ("--defense", "noisy,smoothing", "--checks", "off")  # beside the baseline
+LESS = ("--defense", "standard,noisy,smoothing", "--checks", "off")
 COLUMN = "Training s (× standard)"
 
 
