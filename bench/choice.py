@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import stopping
 from bench.core.ascent import ascend, attack_loss
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
@@ -29,6 +30,7 @@ def validation_accuracy(model: Classifier, images: Images, threat: Threat | None
     surrogate = model.surrogate()
     with frozen(model):
         for start in range(0, len(images.x), BLOCK):
+            stopping.point()
             x, y = layout(to_float(images.x[start : start + BLOCK])), images.y[start : start + BLOCK]
             with scope(seed(run_seed, "validation", start)):
                 if threat is not None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, report_command, store_commands, sweep_command, table_commands
+from bench import model_commands, report_command, stopping, store_commands, sweep_command, table_commands
 from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, told, typed
 from bench.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.options import Options
@@ -34,7 +34,7 @@ SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; options chan
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, without a traceback (unless --debug)."""
     sys.argv = [word for word in sys.argv if word != "--debug"]
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, stopping.stopped)
     try:
         app()
     except (ValueError, LookupError, OSError) as error:
@@ -53,10 +53,6 @@ def _fail(message: str, code: int) -> None:
     with contextlib.suppress(BrokenPipeError):
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
 
 
 @app.command()
@@ -222,15 +218,20 @@ def worker(
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     plugin: Plugin = None,
+    over_is_done: Annotated[
+        bool, typer.Option("--over-is-done", help="Exit with 0, not 5, where the job is over: others wait for it.")
+    ] = False,
 ) -> None:
-    """Do one job of a results folder. Every executor starts this; nobody needs to type it."""
+    """Do one job of a results folder. Every executor starts this; nobody needs to type it.
+
+    Exits with 5, and does nothing, where another process is at it or it is over.
+    """
+    from bench.attempt import HELD, WORDS, attempt
     from bench.datasets import data_root
-    from bench.store import Store
 
     plugins(plugin)
-    Store(results_dir).job(key)  # a bad key is the user's mistake, not the job's
-    from bench.worker import work
-
-    state = work(results_dir, key, data_root(data_dir), device)
-    print(f"{key} {state}")
+    state = attempt(results_dir, key, data_root(data_dir), device)
+    print(f"{key} {WORDS.get(state, state)}")
+    if state in WORDS:
+        raise typer.Exit(0 if state == "over" and over_is_done else HELD)
     raise typer.Exit(0 if state in ("done", "unsupported") else 1)

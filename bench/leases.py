@@ -41,7 +41,7 @@ class Holder:
     @property
     def alive(self) -> bool:
         """May its job be going on? On the same machine its process is asked, elsewhere only the heartbeat."""
-        gone = self.token and self.machine == _machine() and not _runs(self.pid, self.began)
+        gone = self.token and self.machine == this_machine() and not _runs(self.pid, self.began)
         return self.age < STALE and not gone
 
     @property
@@ -124,7 +124,7 @@ def claim(store: Store, key: str) -> Lease | None:
     """The lease of a job, or None while another process holds it or won the race for it."""
     folder, token = store.folder(key), secrets.token_hex(8)
     draft = folder / f".lease.{token}"
-    says = {"token": token, "machine": _machine(), "pid": os.getpid(), "began": _facts(os.getpid())[1]}
+    says = {"token": token, "machine": this_machine(), "pid": os.getpid(), "began": _facts(os.getpid())[1]}
     try:
         draft.write_text(json.dumps(says), encoding="utf-8")
         now = draft.stat().st_mtime  # the file system's clock, which made the times of the others too
@@ -188,7 +188,7 @@ def _read(path: Path, now: float) -> Holder:
 
 
 @functools.cache
-def _machine() -> str:
+def this_machine() -> str:
     """Host, boot and PID namespace, hashed: the same where a process id means the same process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

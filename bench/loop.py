@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench import stopping
 from bench.averaging import Average, recalibrate
 from bench.choice import Choice, validation_accuracy
 from bench.core.classifier import Classifier, frozen
@@ -191,8 +192,12 @@ class Loop:
         """Statistics of the averaged weights from one clean pass of what is deployed; ema keeps the live ones."""
         wanted = self.settings["average_bn"] or ("live" if self.settings["average"] == "ema" else "clean")
         if wanted == "clean":
-            x, size = self.data.train.x, self.settings["batch_size"]
             with scope(seed(self.seed, "recalibrate")):
-                recalibrate(
-                    self.defense.deploy(self.net), (layout(to_float(x[i : i + size])) for i in range(0, len(x), size))
-                )
+                recalibrate(self.defense.deploy(self.net), self._images())
+
+    def _images(self) -> Iterator[Tensor]:
+        """All training images in batches, in the order in which they lie."""
+        x, size = self.data.train.x, self.settings["batch_size"]
+        for start in range(0, len(x), size):
+            stopping.point()
+            yield layout(to_float(x[start : start + size]))

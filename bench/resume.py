@@ -26,7 +26,17 @@ PLACE = "blocks/training.safetensors"  # in the job's folder
 # all code, by file or folder, that has a say in the numbers of a training
 CODE = (
     *("core", "models", "../defenses"),
-    *("train.py", "loop.py", "resume.py", "optimise.py", "averaging.py", "choice.py", "guards.py", "cost.py"),
+    *(
+        "train.py",
+        "loop.py",
+        "resume.py",
+        "optimise.py",
+        "averaging.py",
+        "choice.py",
+        "guards.py",
+        "cost.py",
+        "stopping.py",
+    ),
     *("data.py", "datasets.py", "vision.py", "plugins.py", "spec.py"),
 )
 _TENSOR = "tensor"

@@ -35,7 +35,9 @@ def sweep(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Accuracy against a swept setting, with each seed; and what it is worth in another defense's setting.
+    """Show accuracy against a swept setting.
+
+    Each seed is shown; --against says what a value is worth in another defense's setting.
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """

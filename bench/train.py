@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import plugins
+from bench import plugins, stopping
 from bench.atomic import appending
 from bench.choice import content_hash
 from bench.core.classifier import Classifier
@@ -19,6 +19,7 @@ from bench.core.defense import Defense
 from bench.core.rng import scope, seed
 from bench.cost import inference_ms, synchronise
 from bench.data import Data, layout, to_float
+from bench.guards import Diverged
 from bench.loop import Loop
 from bench.models.common import Inputs
 from bench.resume import Clock, Kept
@@ -55,7 +56,8 @@ def build(what: dict[str, Any], data: Data) -> tuple[Defense, nn.Module]:
 class Course:
     """How far a training is: epochs that are over with their lines of train.jsonl, and the seconds of work.
 
-    With `kept` it goes on where an earlier attempt was kept, and is kept itself from time to time.
+    With `kept` it goes on where an earlier attempt was kept, and is kept itself from time to time, and before it leaves
+    where it is asked to (see bench.stopping).
     """
 
     def __init__(self, loop: Loop, log: Path, kept: Kept | None) -> None:
@@ -66,6 +68,7 @@ class Course:
         self.own: dict[str, float] = {}
         self.resumed, self.keeping = 0, 0.0
         self._began: float | None = None  # of the epoch under way, by the clock
+        self._looking = False  # are all steps of the epoch made, and is its end looked at?
         state = kept.read(loop.data.train.x.device) if kept is not None else None
         if state is not None:
             self._restore(state)
@@ -75,14 +78,16 @@ class Course:
     def epoch(self, epoch: int) -> None:
         """One epoch, or the rest of it, with all that is looked at after it. Raises Diverged or Collapsed."""
         loop, clock = self.loop, self.clock
-        self._began = clock.now() if self._began is None else self._began
-        self.terms = loop.epoch(epoch)
-        looking = clock.now()
-        self.seconds.append(looking - self._began)
-        self._began = None
-        self.own = {name: float(value.detach()) for name, value in loop.defense.metrics(loop.net).items()}
-        loop.check_seconds += clock.now() - looking
-        found, problem = loop.check(epoch, self.terms)
+        if not self._looking:
+            self._began = clock.now() if self._began is None else self._began
+            self.terms = loop.epoch(epoch)
+            looking = clock.now()
+            self.seconds.append(looking - self._began)
+            self._began, self._looking = None, True
+            self.own = {name: float(value.detach()) for name, value in loop.defense.metrics(loop.net).items()}
+            loop.check_seconds += clock.now() - looking
+        found, problem = self._look(epoch)
+        self._looking = False
         line = {"epoch": epoch + 1, "seconds": round(self.seconds[-1], 4), **self.terms, **self.own, **found}
         self.lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         with appending(self.log) as lines:
@@ -91,9 +96,40 @@ class Course:
             raise problem
         self.keep()
 
+    def _look(self, epoch: int) -> tuple[dict[str, float], Diverged | None]:
+        """The end of an epoch, which may take long where it validates: left in the middle, it is done anew later."""
+        seen = self.loop.watch.state_dict()
+        try:
+            return self.loop.check(epoch, self.terms)
+        except SystemExit:
+            self.loop.watch.load_state_dict(seen)
+            self._stop()
+            raise
+
+    def deploy(self) -> Classifier:
+        """What is attacked and served. Left in the middle it is done anew later: averaged weights and their statistics,
+        which the net may hold by then, are put there once more."""
+        try:
+            return self.loop.deploy()
+        except SystemExit:
+            self._stop()
+            raise
+
     def keep(self) -> None:
-        """Keep all of it, where it is time to. The clock stands still meanwhile."""
-        if self.kept is None or not self.kept.due(epoch_over=self._began is None):
+        """Keep all of it, where it is time to, or to leave. The clock stands still meanwhile."""
+        if stopping.asked():
+            self._stop()
+            stopping.point()
+        if self.kept is not None and self.kept.due(epoch_over=self._began is None):
+            self._write()
+
+    def _stop(self) -> None:
+        if stopping.asked():
+            self._write()
+            print(f"stopped {self._place()}", flush=True)
+
+    def _write(self) -> None:
+        if self.kept is None:
             return
         synchronise(self.loop.data.train.x.device)
         now = self.clock.now()
@@ -101,15 +137,21 @@ class Course:
         self.keeping += self.kept.write({"loop": self.loop.state_dict(), "now": now, **own})
         self.clock.set(now)
 
+    def _place(self) -> str:
+        """Where a training stands, in words."""
+        made = len(self.lines) * self.loop.steps_per_epoch + self.loop.place
+        return f"after {made + self._looking * self.loop.steps_per_epoch} steps, {len(self.lines)} epochs over"
+
     def _restore(self, state: dict[str, Any]) -> None:
         for name in _KEPT:
             setattr(self, name, state[name])
         self.resumed += 1
         self.loop.load_state_dict(state["loop"])
         self.clock.set(state["now"])
+        print(f"goes on {self._place()}", flush=True)
 
 
-_KEPT = ("lines", "seconds", "terms", "own", "resumed", "keeping", "_began")
+_KEPT = ("lines", "seconds", "terms", "own", "resumed", "keeping", "_began", "_looking")
 
 
 def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kept | None = None) -> Trained:
@@ -128,11 +170,12 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kep
             over = len(course.lines)
             about = {"epoch": min(over + 1, epochs), "epochs": epochs, "earlier": course.clock.now()}
             report({**about, "share": (over + loop.place / loop.steps_per_epoch) / epochs})
+        stopping.defer()
         for epoch in range(len(course.lines), epochs):
             course.epoch(epoch)
             share, loss = (epoch + 1) / epochs, sum(course.terms.values())
             report({"epoch": epoch + 1, "epochs": epochs, "share": share, "loss": loss})
-    model = loop.deploy()
+    model = course.deploy()
     elapsed = course.clock.now() - loop.check_seconds
     return Trained(
         model,

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from bench import catalog, passes, retries
+from bench import catalog, passes, retries, stopping
 from bench.atomic import appending
 from bench.core.classifier import Classifier
 from bench.core.threat import NotFiniteError
@@ -38,6 +38,7 @@ from bench.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file,
 from bench.train import build, train
 
 
+@stopping.job()
 def work(
     results: Path,
     key: str,

@@ -1,7 +1,7 @@
 """Tiny plug-ins and a tiny run: what the tests of executors, runs and commands share.
 
-`fragile` (a defense) and `wobble` (an attack) do what a file beside them says: kill, raise, nan, sleep. The file is no
-part of any key, so the same command can fail once and succeed later.
+`fragile` (a defense) and `wobble` (an attack) do what a file beside them says: kill, raise, nan, sleep (as long as it
+is there). The file is no part of any key, so the same command can fail once and succeed later.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def misbehave(file):
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "raise":
         raise RuntimeError(f"broken on purpose in {file}")
-    while what == "sleep":
+    while what == "sleep" and todo.exists():
         time.sleep(0.05)
     return what
 

@@ -9,9 +9,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +133,55 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # munged must reach its folder as another user, which pytest's own folders do not allow
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder, running(Path(folder)) as conf:
         yield conf
+
+
+@pytest.fixture
+def empty_queue(slurm: Path) -> Iterator[None]:
+    """What a failed test leaves in the queue must not hold up the next one."""
+    yield
+    subprocess.run(["scancel", "--user=root"], check=True)
+    until(lambda: not active())
+
+
+def until(what: Any, seconds: float = 120.0) -> Any:
+    """The first true answer of `what`."""
+    began = time.monotonic()
+    while not (answer := what()):
+        assert time.monotonic() - began < seconds, "nothing happened"
+        time.sleep(0.2)
+    return answer
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    """A driver in a process of its own."""
+    command = [sys.executable, "-m", "bench", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ), preexec_fn=_heed
+    )
+
+
+def _heed() -> None:
+    """Ctrl-C counts, also where the tests themselves run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def tasks(state: str = "all") -> list[str]:
+    said = subprocess.run(
+        ["squeue", "--noheader", "--array", f"--states={state}", "--format=%i"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return said.stdout.split()
+
+
+def active() -> list[str]:
+    return tasks("PENDING,RUNNING,CONFIGURING,COMPLETING")
+
+
+def requeue(task: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Have Slurm end a running task and start it anew."""
+    subprocess.run(["scontrol", "requeue", task], check=True)
+    until(lambda: task in tasks("PENDING"))
+    meanwhile()
+    until(  # Slurm lets a requeued job wait for two minutes
+        lambda: subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"]).returncode == 0
+    )

@@ -111,7 +111,7 @@ if [ $# -gt 0 ]; then
     export BENCH_PLUGINS=/mine.py:/there/b.py
     export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
     cd -- /
-    exec '/opt/a b/python' -m bench worker "$1" --results-dir "$results" --data-dir /data --device cuda
+    exec '/opt/a b/python' -m bench worker "$1" --results-dir "$results" --data-dir /data --device cuda --over-is-done
 fi
 set -e
 mkdir -p "$results/slurm"
@@ -146,7 +146,7 @@ def test_a_task_runs_its_own_key_whatever_the_paths_are_called(bare: Path, monke
     assert not (results / FIRST.key / "log.txt").exists()
     assert (results / SECOND.key / "log.txt").read_text().splitlines() == [
         *("-m", "bench", "worker", SECOND.key, "--results-dir", str(results)),
-        *("--data-dir", str(bare / ODD), "--device", "cpu", str(bare / f"{ODD}.py"), "3", str(bare)),
+        *("--data-dir", str(bare / ODD), "--device", "cpu", "--over-is-done", str(bare / f"{ODD}.py"), "3", str(bare)),
     ]
 
 

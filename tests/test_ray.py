@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from harness import Bench, outcomes, states, tiny, write_plugins
+
+from bench.leases import holder_of
+from bench.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ON = ["--executor", "ray"]
@@ -59,6 +63,61 @@ def test_a_lost_worker_is_tried_twice_more_and_what_failed_blocks_what_needs_it(
     assert "Ray lost the worker 3 times" in done.stdout
     logs = [path.read_text() for path in Path("results").glob("*/log.txt")]
     assert max(log.count("evaluate") for log in logs) == 3
+
+
+def test_a_job_that_somebody_does_by_hand_is_left_to_him(tmp_path: Path) -> None:
+    plugins = write_plugins(tmp_path)
+    (tmp_path / "fragile.todo").write_text("raise")
+    words = [*tiny(*plugins, defense="fragile", attack="clean"), "--results-dir", tmp_path / "r"]
+    assert ray(*words).returncode == 1
+    store = Store(tmp_path / "r")
+    (key,) = (job.key for job in store.jobs().values() if job.kind == "train")
+    (tmp_path / "fragile.todo").write_text("sleep")
+    command = [sys.executable, "-m", "bench", "worker", key, "--results-dir", str(store.root), *map(str, plugins)]
+    worker = subprocess.Popen(command, env=dict(os.environ))
+    driver = None
+    try:
+        until(lambda: holder_of(store, key) is not None and store.progress(key))
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "bench", *map(str, [*words, *ON])], stdout=subprocess.PIPE, text=True
+        )
+        until(lambda: set(daemons()) and driver is not None and driver.poll() is None)
+        time.sleep(20)
+        assert driver.poll() is None
+        (tmp_path / "fragile.todo").unlink()
+        assert worker.wait(timeout=60) == 0
+        out, _ = driver.communicate(timeout=200)
+    finally:
+        for process in (worker, driver):
+            if process is not None:
+                process.kill()
+    assert driver.returncode == 0, out
+    assert "1 jobs run, 1 already done" in out
+    assert (store.folder(key) / "log.txt").read_text().count(f"train {key}") == 2  # the one that raised, and by hand
+
+
+def test_ray_and_this_machine_share_a_folder(bench: Bench, tmp_path: Path) -> None:
+    plugins = write_plugins(tmp_path)
+    words = tiny("--seeds", "0,1,2", *plugins, attack="clean,wobble")
+    assert bench(*words, "--results-dir", tmp_path / "here").code == 0
+    there = tmp_path / "there"
+    command = [sys.executable, "-m", "bench", *map(str, words), "--results-dir", str(there)]
+    drivers = [subprocess.Popen([*command, *more], env=dict(os.environ)) for more in (ON, ["--workers", "1"])]
+    try:
+        assert [driver.wait(timeout=300) for driver in drivers] == [0, 0]
+    finally:
+        for driver in drivers:
+            driver.kill()
+    assert outcomes(there) == outcomes(tmp_path / "here")
+    for key in Store(there).keys():
+        assert (there / key / "log.txt").read_text().count(f" {key} on cpu, pid") == 1
+
+
+def until(what: Callable[[], Any]) -> None:
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < 120
+        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import Bench, outcomes, states, tiny, write_plugins
-from slurm_cluster import slurm  # noqa: F401  # a fixture
+from slurm_cluster import active, empty_queue, requeue, slurm, start, tasks, until  # noqa: F401  # with fixtures
 
 from bench.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm", "empty_queue"), pytest.mark.timeout(600)]
 ON = ["--executor", "slurm"]
 
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> list[object]:
     return write_plugins(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def empty_queue() -> Iterator[None]:
-    """What a failed test leaves in the queue must not hold up the next one."""
-    yield
-    subprocess.run(["scancel", "--user=root"], check=True)
-    until(lambda: not active())
-
-
-def until(what: Any, seconds: float = 120.0) -> Any:
-    """The first true answer of `what`."""
-    began = time.monotonic()
-    while not (answer := what()):
-        assert time.monotonic() - began < seconds, "nothing happened"
-        time.sleep(0.2)
-    return answer
-
-
-def start(*words: object) -> subprocess.Popen[str]:
-    """A driver in a process of its own."""
-    command = [sys.executable, "-m", "bench", *map(str, words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ), preexec_fn=_heed
-    )
-
-
-def _heed() -> None:
-    """Ctrl-C counts, also where the tests themselves run in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def tasks(state: str = "all") -> list[str]:
-    said = subprocess.run(
-        ["squeue", "--noheader", "--array", f"--states={state}", "--format=%i"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return said.stdout.split()
-
-
-def active() -> list[str]:
-    return tasks("PENDING,RUNNING,CONFIGURING,COMPLETING")
 
 
 def test_slurm_gives_what_this_machine_gives(bench: Bench, plugins: list[object], tmp_path: Path) -> None:
@@ -134,12 +87,7 @@ def test_a_requeued_job_ends_with_the_same_result(bench: Bench, plugins: list[ob
         (evaluation,) = (job for job in Store(tmp_path / "there").jobs().values() if job.kind == "evaluate")
         until(lambda: Store(tmp_path / "there").progress(evaluation.key))
         (task,) = tasks("RUNNING")
-        subprocess.run(["scontrol", "requeue", task], check=True)
-        until(lambda: task in tasks("PENDING"))
-        (tmp_path / "wobble.todo").unlink()
-        until(  # Slurm lets a requeued job wait for two minutes
-            lambda: subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"]).returncode == 0
-        )
+        requeue(task, meanwhile=(tmp_path / "wobble.todo").unlink)
         out, err = driver.communicate(timeout=200)
     finally:
         driver.kill()

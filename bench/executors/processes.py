@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from bench import stopping
 from bench.executors.devices import Slot
 from bench.job import Job
 
@@ -125,10 +126,10 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
     work(task.results, task.key, task.root, task.slot.device, task.workers, task.retries)
 
 
-def _stopped(number: int, frame: object) -> NoReturn:
-    """Asked to stop: whoever has something to save catches this, saves, and lets it pass; no record is written."""
+def _stopped(number: int, frame: object) -> None:
+    """Asked to stop: no record is written; a training saves itself first (see bench.stopping)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # asked once is enough
-    raise SystemExit(128 + number)
+    stopping.stopped(number, frame)
 
 
 def leave_the_driver(files: dict[str, str]) -> None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.executors.base import Absent, Event, blocker, ended, todo
+from bench import stopping
+from bench.executors.base import Absent, Event, blocker, elsewhere, ended, todo
 from bench.executors.sbatch import environment
 from bench.job import Job
+from bench.leases import Claims
 from bench.store import Store
 
 TICK = 0.5  # seconds between ticks
@@ -26,9 +30,10 @@ RETRIES = 2  # of a job whose process or node was lost; finished blocks are not 
 
 def do(results: str, key: str, root: str, device: str, workers: int) -> str:
     """One job, in a process of Ray's."""
-    from bench.worker import work
+    from bench.attempt import attempt
 
-    return work(Path(results), key, Path(root), device, workers)
+    signal.signal(signal.SIGTERM, stopping.stopped)
+    return attempt(Path(results), key, Path(root), device, workers)
 
 
 @dataclass
@@ -62,6 +67,7 @@ class Ray:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator cancels what runs and leaves Ray."""
+        claims = Claims(store, [job.key for job in jobs])
         waiting = todo(jobs, store)
         pending = {job.key for job in waiting}
         for job in jobs:
@@ -74,14 +80,12 @@ class Ray:
         try:
             while waiting or running:
                 for job in list(waiting):
-                    reason = blocker(job, store, pending)
-                    if reason:
+                    begun, event = self._start(job, store, claims, pending, running, places)
+                    if begun or event is not None:
                         waiting.remove(job)
+                    if event is not None:
                         pending.discard(job.key)
-                        yield Event("blocked", job, reason)
-                    elif pending.isdisjoint(job.waits):
-                        waiting.remove(job)
-                        running[self._submit(job, store, places)] = job
+                        yield event
                 done, _ = ray.wait(list(running), num_returns=len(running), timeout=TICK) if running else ([], [])
                 for reference, job in running.items():
                     if job.key not in told and (reference in done or _began(store, job)):
@@ -89,25 +93,54 @@ class Ray:
                         yield Event("started", job)
                 for reference in done:
                     job = running.pop(reference)
-                    pending.discard(job.key)
-                    yield self._ended(job, reference, store)
+                    event = self._ended(job, reference, store)
+                    if event is None:
+                        waiting.append(job)
+                        told.discard(job.key)
+                        event = Event("retried", job, "another process is at it; it waits")
+                    else:
+                        pending.discard(job.key)
+                    yield event
                 yield Event("tick")
+                if waiting and not running:  # all that is left is held by others
+                    time.sleep(TICK)
         finally:
+            claims.close()
             for reference in running:
                 ray.cancel(reference, force=True)
             ray.shutdown()
 
+    def _start(
+        self, job: Job, store: Store, claims: Claims, pending: set[str], running: dict[Any, Job], places: int
+    ) -> tuple[bool, Event | None]:
+        """Submit a job, where nothing that it waits for is left and nobody is at it: was it, or its event if it is over
+        without."""
+        reason = blocker(job, store, pending)
+        if reason:
+            return False, Event("blocked", job, reason)
+        if not pending.isdisjoint(job.waits) or (took := claims.take(job.key)) == "held":
+            return False, None
+        claims.release(job.key)  # its worker will take it
+        if took == "over":
+            return False, elsewhere(job, store)
+        running[self._submit(job, store, places)] = job
+        return True, None
+
     def _submit(self, job: Job, store: Store, places: int) -> Any:
-        (store.folder(job.key) / "record.json").unlink(missing_ok=True)
         (store.folder(job.key) / "progress.json").unlink(missing_ok=True)
         device = "cuda" if self._asked()["GPU"] else "cpu"
         return self._task.remote(str(store.root.absolute()), job.key, str(self.root.absolute()), device, places)
 
-    def _ended(self, job: Job, reference: Any, store: Store) -> Event:
+    def _ended(self, job: Job, reference: Any, store: Store) -> Event | None:
+        """The event of a job that Ray is done with; None where its worker found another process at it."""
         import ray
 
         try:
-            ray.get(reference)
+            state = ray.get(reference)
+            if state == "held":
+                return None
+            if state == "over":
+                return elsewhere(job, store)
             message = "the worker ended without a record that can be read here; is the results folder shared?"
         except ray.exceptions.RayError as error:  # the worker catches everything, so its process or node was lost
             message = f"Ray lost the worker {1 + RETRIES} times ({type(error).__name__})"

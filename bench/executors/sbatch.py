@@ -82,7 +82,7 @@ def script(asked: Iterable[str], results: Path, root: Path, device: str, todo: l
     results = results.absolute()
     header = [f"--job-name={name(results)}", "--output=/dev/null", "--requeue", *(f"--{option}" for option in asked)]
     command = [sys.executable, "-m", "bench", "worker"]
-    options = ["--data-dir", str(root.absolute()), "--device", device]
+    options = ["--data-dir", str(root.absolute()), "--device", device, "--over-is-done"]
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {shlex.quote(option)}" for option in header),
@@ -168,18 +168,24 @@ def parse_queue(said: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
-def why(task: str) -> str:
-    """Why a task is over, as Slurm tells it."""
+def ending(task: str) -> str:
+    """What Slurm tells of a task that is over; empty where it has forgotten it."""
     try:
-        said = command("scontrol", "--oneliner", "show", "job", task)
+        return command("scontrol", "--oneliner", "show", "job", task)
     except SlurmError:
-        return "it left Slurm's queue"
-    return parse_job(said)
+        return ""
+
+
+def fields(said: str) -> dict[str, str]:
+    """`JobState=FAILED Reason=NonZeroExitCode ... ExitCode=0:9` of a task."""
+    return dict(re.findall(r"(?<!\S)(JobState|Reason|ExitCode)=(\S+)", said))
 
 
 def parse_job(said: str) -> str:
-    """`JobState=FAILED Reason=NonZeroExitCode ... ExitCode=0:9` in words."""
-    found = dict(re.findall(r"(?<!\S)(JobState|Reason|ExitCode)=(\S+)", said))
+    """Why a task is over, in words."""
+    if not said:
+        return "it left Slurm's queue"
+    found = fields(said)
     state, reason = found.get("JobState", "unknown"), found.get("Reason", "None")
     code, _, number = found.get("ExitCode", "0:0").partition(":")
     parts = [f"Slurm says {state}"]

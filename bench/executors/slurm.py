@@ -1,6 +1,7 @@
 """A Slurm cluster: each job is `bench worker KEY`, submitted as array tasks that wait for what they need.
 
-Slurm may end and requeue a job at any moment: finished blocks stay, and records are the truth, not Slurm's states.
+Slurm may end and requeue a job at any moment: what was kept stays, and records are the truth, not Slurm's states. The
+worker takes the lease of its job; this driver asks who holds it, and submits what nobody is at.
 """
 
 from __future__ import annotations
@@ -9,38 +10,25 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.executors.base import Event, blocker, ended, todo
-from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, queue, script, why
+from bench import retries
+from bench.attempt import HELD, forget, retry, tried
+from bench.executors.base import Event, blocker, elsewhere, ended, todo
+from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, ending, fields, parse_job, queue, script
+from bench.executors.submitted import Submitted
 from bench.job import Job
+from bench.leases import Claims, holder_of
 from bench.store import Store, write_atomic
 
 TICK = 0.5  # seconds between ticks
 FASTEST, SLOWEST = 1.0, 15.0  # seconds between looks at the queue: often in a short run, seldom in a long one
 GRACE = 10.0  # seconds that a record may take to be seen from another machine
 PATIENCE = 1800.0  # seconds without an answer of Slurm's after which the driver gives up
-
-
-@dataclass
-class _Run:
-    """Where a run stands. `live`: task of each submitted job; `mine`: those tasks that this command submitted."""
-
-    store: Store
-    jobs: dict[str, Job]
-    pending: set[str]
-    waiting: list[Job]
-    live: dict[str, str] = field(default_factory=dict)
-    mine: set[str] = field(default_factory=set)
-    started: set[str] = field(default_factory=set)
-    lost: dict[str, float] = field(default_factory=dict)  # when Slurm was first seen to be done with a job
-
-    def over(self, key: str) -> None:
-        """A job has ended or will never begin."""
-        self.pending.discard(key)
-        self.live.pop(key, None)
-        self.waiting = [job for job in self.waiting if job.key != key]
+KINDS: dict[str, retries.Kind] = {"OUT_OF_MEMORY": "oom", "TIMEOUT": "timeout"}  # by Slurm's state of a task
+NAMES = {"oom": "KilledForMemory", "timeout": "Timeout", "died": "WorkerDied"}
 
 
 @dataclass
@@ -63,86 +51,105 @@ class Slurm:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator cancels what was submitted, unless `detach`."""
+        claims = Claims(store, [job.key for job in jobs])
         waiting = todo(jobs, store)
         pending = {job.key for job in waiting}
         for job in jobs:
             store.add(job)
             if job.key not in pending:
                 yield Event("skipped", job)
-        run = _Run(store, {job.key: job for job in jobs}, pending, waiting)
-        if pending:
-            self._adopt(run)
-        began = answered = time.monotonic()
+        run = Submitted(store, claims, {job.key: job for job in jobs}, pending, waiting)
         try:
-            while run.pending:
-                yield from self._blocked(run)
-                self._submit(run)
-                if self.detach:
-                    return
-                try:
-                    states = queue(store.root)
-                    answered = time.monotonic()
-                except SlurmError:  # a controller that restarts is no reason to give up a week's work
-                    if time.monotonic() - answered > PATIENCE:
-                        raise
-                    states = None
-                yield from self._look(run, states)
-                pause = min(SLOWEST, max(FASTEST, (time.monotonic() - began) / 20))
-                until = time.monotonic() + (pause if run.pending else 0)
-                while time.monotonic() < until:
-                    yield Event("tick")
-                    time.sleep(TICK)
+            yield from self._follow(run)
         finally:
-            _cancel([run.live[key] for key in run.live if key in run.mine] if not self.detach else [])
+            claims.close()
+            _cancel([task for task in run.live.values() if task in run.mine] if not self.detach else [])
+
+    def _follow(self, run: Submitted) -> Iterator[Event]:
+        """Look, submit, wait, until every job is over."""
+        states: dict[str, str] | None = queue(run.store.root) if run.pending else {}
+        began = answered = time.monotonic()
+        while run.pending:
+            yield from self._look(run, states)
+            yield from self._blocked(run)
+            if states is not None:
+                yield from self._adopt(run, states)
+                yield from self._submit(run)
+            if self.detach:
+                return
+            pause = min(SLOWEST, max(FASTEST, (time.monotonic() - began) / 20))
+            until = time.monotonic() + (pause if run.pending else 0)
+            while time.monotonic() < until:
+                yield Event("tick")
+                time.sleep(TICK)
+            try:
+                states = queue(run.store.root)
+                answered = time.monotonic()
+            except SlurmError:  # a controller that restarts is no reason to give up a week's work
+                if time.monotonic() - answered > PATIENCE:
+                    raise
+                states = None
 
     def script(self, jobs: list[Job], store: Store) -> str:
         """The script that submits what is left to do; for labs where people submit by hand."""
         waiting = todo(jobs, store)
+        claims = Claims(store, [job.key for job in jobs])
         for job in jobs:
             store.add(job)
+        for job in waiting:  # a record that stands, but whose files are gone, would stop its worker
+            if store.done(job.key) and claims.take(job.key) == "run":
+                claims.release(job.key)
         return script(self.asked, store.root, self.root, self.device, batches(waiting))
 
-    def _adopt(self, run: _Run) -> None:
-        """Jobs that an earlier command submitted and that are still in the queue are followed, not submitted twice."""
-        states = queue(run.store.root)
+    def _adopt(self, run: Submitted, states: dict[str, str]) -> Iterator[Event]:
+        """Jobs that another command submitted and that are still in the queue are followed, not submitted twice."""
+        wanted = {job.key: job for job in run.waiting if job.key not in run.held}
+        if not wanted:
+            return
         for path in sorted((run.store.root / "slurm").glob("[0-9]*")):
             for index, key in enumerate(path.read_text(encoding="utf-8").split()):
-                if key in run.pending and states.get(f"{path.name}_{index}") in ACTIVE:
-                    run.live[key] = f"{path.name}_{index}"
+                if key in wanted and states.get(f"{path.name}_{index}") in ACTIVE:
+                    _, event = run.take(wanted.pop(key))
+                    if event is not None:
+                        yield event
+                    else:
+                        run.live[key] = f"{path.name}_{index}"
         run.waiting = [job for job in run.waiting if job.key not in run.live]
 
-    def _submit(self, run: _Run) -> None:
+    def _submit(self, run: Submitted) -> Iterator[Event]:
         """Arrays for what there is room for. A refusal is raised only when nothing else of ours is in the queue."""
-        for batch in batches(run.waiting, run.live):
+        run.held = {job.key for job in run.waiting if holder_of(run.store, job.key)}
+        while batch := next(iter(batches(run.free(), run.live)), None):
             room = len(batch.jobs) if self.max_jobs is None else self.max_jobs - len(run.live)
             if room < 1:
                 return
-            taken = Batch(batch.jobs[:room], batch.hard, batch.soft)
+            taken = list[Job]()
+            for job in batch.jobs[:room]:
+                free, event = run.take(job)
+                taken += [job] if free else []
+                if event is not None:
+                    yield event
             try:
-                self._sbatch(run, taken)
+                self._sbatch(run, Batch(tuple(taken), batch.hard, batch.soft))
             except SlurmError:
                 if run.live:
                     return
                 raise
-            if len(taken.jobs) < len(batch.jobs):
-                return
 
-    def _sbatch(self, run: _Run, batch: Batch) -> None:
+    def _sbatch(self, run: Submitted, batch: Batch) -> None:
+        if not batch.jobs:
+            return
         folder = run.store.root / "slurm"
         folder.mkdir(exist_ok=True)
         text = script(self.asked, run.store.root, self.root, self.device, [])
         write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch keeps a copy of its own
-        for job in batch.jobs:
-            (run.store.folder(job.key) / "record.json").unlink(missing_ok=True)  # that of an error
         keys = [job.key for job in batch.jobs]
         said = command("sbatch", *batch.options(run.live), str((folder / "job.sh").absolute()), *keys)
         number = said.strip().partition(";")[0]  # a cluster's name may follow
-        run.live |= {key: f"{number}_{index}" for index, key in enumerate(keys)}
-        run.mine |= set(keys)
-        run.waiting = [job for job in run.waiting if job.key not in run.live]
+        run.submit(list(batch.jobs), [f"{number}_{index}" for index in range(len(keys))])
         write_atomic(folder / number, lambda file: file.write(" ".join(keys).encode()))
 
-    def _blocked(self, run: _Run) -> Iterator[Event]:
+    def _blocked(self, run: Submitted) -> Iterator[Event]:
         for key in [job.key for job in run.jobs.values() if job.key in run.pending]:
             reason = blocker(run.jobs[key], run.store, run.pending)
             if reason and key not in run.started:
@@ -150,32 +157,52 @@ class Slurm:
                 run.over(key)
                 yield Event("blocked", run.jobs[key], reason)
 
-    def _look(self, run: _Run, states: dict[str, str] | None) -> Iterator[Event]:
+    def _look(self, run: Submitted, states: dict[str, str] | None) -> Iterator[Event]:
         """Events of the submitted jobs, by what lies in the store first and by Slurm's states (if known) second."""
         for key, task in list(run.live.items()):
             job, event = run.jobs[key], None
             os.listdir(run.store.folder(key))  # a network file system looks again
             event = ended(job, run.store)
-            if states is not None and event is None and states.get(task) not in ACTIVE:
+            state = None if states is None else states.get(task, "")
+            if state == "PENDING" and event is not None and key not in run.started:
+                event = elsewhere(job, run.store)
+            elif state is not None and event is None and state not in ACTIVE:
                 event = self._vanished(run, job, task)
-            running = states is not None and states.get(task) == "RUNNING"
-            if key not in run.started and (running or event is not None):
+            if key not in run.started and (state == "RUNNING" or (event is not None and event.kind != "skipped")):
                 run.started.add(key)
                 yield Event("started", job)
             if event is not None:
-                run.over(key)
+                if event.kind != "retried":
+                    run.over(key)
                 yield event
 
-    def _vanished(self, run: _Run, job: Job, task: str) -> Event | None:
-        """Slurm is done with a job that has no record: an error, unless the record is on its way."""
-        if not run.pending.isdisjoint(job.waits):  # Slurm dropped it because another one failed: that is told first
+    def _vanished(self, run: Submitted, job: Job, task: str) -> Event | None:
+        """Slurm is done with a job that has no record: an error, unless one is on its way or others are at the job."""
+        said = ending(task)
+        found = fields(said)
+        dropped = found.get("Reason") == "DependencyNeverSatisfied"  # what it waits for did not end there
+        cancelled = found.get("JobState") == "CANCELLED" and task not in run.mine
+        if dropped or cancelled or found.get("ExitCode") == f"{HELD}:0" or holder_of(run.store, job.key):
+            run.back(job)
             return None
         if time.monotonic() - run.lost.setdefault(job.key, time.monotonic()) < GRACE:
             return None
-        message = f"the worker ended without a record: {why(task)}"
-        content = {"error": {"type": "WorkerDied", "message": message}, "metrics": {}, "files": {}}
-        run.store.put(job, "error", content)
-        return Event("error", job, f"{message} (job {task})")
+        return self._failed(run, job, task, said)
+
+    def _failed(self, run: Submitted, job: Job, task: str, said: str) -> Event:
+        """A job that left no record: an evaluation that Slurm killed for memory is submitted again, with half the
+        batch in each pass; anything else is an error, which the same command tries again."""
+        kind = KINDS.get(fields(said).get("JobState", ""), "died")
+        fault = retries.Fault(kind, NAMES[kind], f"the worker ended without a record: {parse_job(said)}")
+        before = tried(run.store, job.key)
+        if kind == "oom" and (step := retries.step(fault, job, before, shared=False)) == "halve":
+            retry(run.store, job.key, [*before, retries.entry(fault, step)])
+            run.back(job)
+            return Event("retried", job, f"{fault.message}; {retries.WORDS[step]}")
+        content: dict[str, Any] = {"error": {"type": fault.name, "message": fault.message}, "metrics": {}, "files": {}}
+        run.store.put(job, retries.final(fault), content | ({"attempts": before} if before else {}))
+        forget(run.store, job.key)
+        return Event("error", job, f"{fault.message} (job {task})")
 
 
 def _cancel(tasks: list[str]) -> None:

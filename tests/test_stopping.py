@@ -1,0 +1,257 @@
+"""SIGTERM at any moment of a training: it is kept at once, no step is made twice, and the weights are the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from harness import Bench, outcomes
+
+from bench import stopping, worker
+from bench.choice import validation_accuracy
+from bench.data import load
+from bench.loop import Loop
+from bench.plan import plan
+from bench.resume import PLACE, Kept
+from bench.spec import build
+from bench.store import Store
+from bench.train import Course
+from bench.train import build as build_net
+
+PLUGIN = '''"""min CE, and a line in a file for each step and each deployment
+
+Nobody (2024).
+"""
+import os, signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+import torch.nn.functional as F
+from torch import nn
+from bench.core.classifier import Classifier
+from bench.core.defense import Batch, Defense, Terms
+
+HERE = Path(__file__).parent
+
+def note(what):
+    """One more of these; SIGTERM to this process where a file says so, in the middle of what is under way."""
+    with (HERE / f"{what}.seen").open("a") as file:
+        file.write(".")
+    asked = HERE / f"{what}.term"
+    if asked.exists() and asked.read_text() == str((HERE / f"{what}.seen").stat().st_size):
+        asked.unlink()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+@dataclass
+class Counted(Defense):
+    uses_threat: ClassVar[bool] = True
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        note("step")
+        return {"ce": F.cross_entropy(net(batch.x + 0.1 * batch.x.new_empty(batch.x.shape).normal_()), batch.y)}
+    def wrap(self, net: nn.Module) -> nn.Module:
+        return nn.Sequential(net, nn.BatchNorm1d(10))  # the average needs statistics of its own
+    def deploy(self, net: nn.Module) -> Classifier:
+        note("deploy")
+        return Classifier(net)
+'''
+SPEC = """
+data: {name: digits, test: 32, train: 864, validation: 64}
+models: [{name: mlp, set: {width: 64}}]
+threat: {eps: 0.1}
+train: {epochs: 4, lr: 0.05, batch_size: 20, average: swa, swa_start: 0.2, keep: best, optimizer: sgd}
+defenses: [counted]
+attacks: [clean]
+checks: 'off'
+"""
+EPOCHS, STEPS = 4, 40  # steps in an epoch
+SAFE = 25.0  # seconds that a training may take to be safe; Slurm kills after 30
+
+
+class Training:
+    """A training in a results folder, and the outcome of an uninterrupted one."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.here = Path.cwd()
+        (self.here / "counted.py").write_text(PLUGIN)
+        (self.here / "s.yaml").write_text(SPEC)
+        words = ("run", "s.yaml", "--plugin", "counted.py", "--executor", "debug", "--device", "cpu", "-q")
+        done = bench(*words, "--results-dir", "whole")
+        assert done.code == 0, done.err
+        shutil.copytree("whole", "stopped")
+        self.expected = outcomes(Path("whole"))
+        self.store = Store(self.here / "stopped")
+        self.key = next(job.key for job in self.store.jobs().values() if job.kind == "train")
+        self.log = self.lines("whole")
+        self.fresh()
+        assert self.attempt()[0] == 0
+        self.deploys = self.seen("deploy")
+        self.fresh()
+
+    def fresh(self) -> None:
+        """From the start."""
+        (self.store.folder(self.key) / "record.json").unlink(missing_ok=True)
+        for name in ("step", "deploy"):
+            (self.here / f"{name}.seen").write_text("")
+
+    def seen(self, what: str) -> int:
+        return (self.here / f"{what}.seen").stat().st_size
+
+    def lines(self, folder: str) -> list[dict[str, Any]]:
+        text = (self.here / folder / self.key / "train.jsonl").read_text()
+        return [{**json.loads(line), "seconds": 0} for line in text.splitlines()]
+
+    def attempt(self, after: float | None = None) -> tuple[int, float]:
+        """A worker in a process of its own, asked to stop after so long: exit code, and how long it took to leave."""
+        process = multiprocessing.get_context("fork").Process(target=_work, args=(self.store.root, self.key, self.here))
+        process.start()
+        if after is not None:
+            process.join(after)
+            with_pid = process.pid
+            assert with_pid is not None
+            if process.is_alive():
+                os.kill(with_pid, signal.SIGTERM)
+        began = time.monotonic()
+        process.join(120)
+        assert process.exitcode is not None
+        return process.exitcode, time.monotonic() - began
+
+    def same(self) -> int:
+        """It ended as the uninterrupted one did; how often it was taken up."""
+        assert outcomes(self.store.root) == self.expected
+        assert self.lines("stopped") == self.log
+        assert [line["epoch"] for line in self.log] == list(range(1, EPOCHS + 1))
+        record = self.store.record(self.key)
+        assert record is not None
+        return int(record["metrics"]["resumed"])
+
+
+def _work(results: Path, key: str, root: Path) -> None:
+    signal.signal(signal.SIGTERM, stopping.stopped)
+    worker.work(results, key, root)
+
+
+@pytest.fixture
+def training(bench: Bench) -> Training:
+    return Training(bench)
+
+
+def moments(deploys: int) -> list[tuple[str, int]]:
+    """In the first and last step of an epoch and of all, in one between; at every kind of deployment: for statistics of
+    the averaged weights, for validation, by the watch (after 100 steps), and for both at the end."""
+    steps = [1, STEPS, STEPS + 1, 2 * STEPS + 7, EPOCHS * STEPS - 1, EPOCHS * STEPS]
+    return [*(("step", nth) for nth in steps), *(("deploy", nth) for nth in (1, 2, 5, 6, 7, deploys - 1, deploys))]
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_sigterm_in_the_middle_of_anything_costs_no_step_and_no_bit(training: Training, every: int) -> None:
+    assert training.deploys >= 2 * EPOCHS + 4
+    chosen = moments(training.deploys)[3::every] if every > 1 else moments(training.deploys)
+    for what, nth in chosen:
+        training.fresh()
+        (training.here / f"{what}.term").write_text(str(nth))
+        code, seconds = training.attempt()
+        assert (code, seconds < SAFE) == (143, True), (what, nth)
+        assert not (training.here / f"{what}.term").exists()
+        late = what == "deploy" and nth == training.deploys  # all is computed: it ends with its record
+        assert training.store.done(training.key) == late, (what, nth)
+        if not late:
+            assert (training.store.folder(training.key) / PLACE).exists()
+            made = training.seen("step")
+            assert training.attempt()[0] == 0
+            assert training.seen("step") == EPOCHS * STEPS, f"steps made twice after SIGTERM in {what} {nth}"
+            log = (training.store.folder(training.key) / "log.txt").read_text()
+            assert f"stopped after {made} steps" in log
+            assert f"goes on after {made} steps" in log
+        assert training.same() == (not late)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_twenty_times_sigterm_at_random_moments(training: Training) -> None:
+    """F6, for a worker."""
+    dice, asked, slowest, taken_up = random.Random(1), 0, 0.0, 0
+    while asked < 20:
+        code, seconds = training.attempt(dice.uniform(0.05, 1.5))
+        asked += code == 143
+        slowest = max(slowest, seconds)
+        assert code in (0, 143)
+        if training.store.done(training.key):
+            taken_up += training.same()
+            assert training.seen("step") == EPOCHS * STEPS
+            training.fresh()
+    assert slowest < SAFE
+    assert taken_up >= 5
+    print(f"20 signals, {taken_up} resumptions in finished trainings, slowest exit {slowest:.2f} s")
+
+
+def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the watch counted before validation was left is not counted twice."""
+    values = {**yaml.safe_load(SPEC), "defenses": ["standard"]}
+    what = plan(build(values), tmp_path)[0].what
+    given = what["data"]
+    data = load("digits", root=tmp_path, device=torch.device("cpu"), train=given["train"], validation=64, seed=0)
+    kept = Kept(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
+
+    def left(*rest: Any) -> float:
+        stopping.stopped(signal.SIGTERM, None)
+        return validation_accuracy(*rest)
+
+    @stopping.job()
+    def train() -> None:
+        course = Course(Loop(*build_net(what, data), what, data, lambda values: None), tmp_path / "log", kept)
+        stopping.defer()
+        for epoch in range(2):
+            course.epoch(epoch)
+        course.loop.watch.load_state_dict({"learned": True, "constant": 2})
+        monkeypatch.setattr("bench.loop.validation_accuracy", left)
+        course.epoch(2)
+
+    with pytest.raises(SystemExit):
+        train()
+    state = kept.read(torch.device("cpu"))
+    assert state is not None
+    assert len(state["lines"]) == 2
+    assert state["_looking"] is True
+    assert state["loop"]["place"] == 0
+    assert state["loop"]["watch"] == {"learned": True, "constant": 2}
+
+
+def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping.defer()
+    stopping.point()
+    with pytest.raises(SystemExit) as left:
+        stopping.stopped(signal.SIGTERM, None)
+    assert left.value.code == 143
+    with pytest.raises(SystemExit) as left, stopping.job():
+        stopping.stopped(signal.SIGTERM, None)  # an evaluation: its finished blocks lie there already
+    assert left.value.code == 143
+
+
+def test_what_was_deferred_is_made_good_at_the_end_of_the_job() -> None:
+    reached = []
+
+    @stopping.job()
+    def work() -> None:
+        stopping.defer()
+        stopping.stopped(signal.SIGTERM, None)
+        reached.append(stopping.asked())
+
+    with pytest.raises(SystemExit) as left:
+        work()
+    assert (left.value.code, reached) == (143, [True])
+    assert not stopping.asked()
+    with stopping.job():
+        stopping.point()
