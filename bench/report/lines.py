@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.core.stats import wilson
-from bench.report.canvas import COLOURS, DASHES, INK, MARKERS, MOST, Plot, drawn, slug
+from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
+from bench.report.svg import INK
 from bench.report.text import short
 from bench.rows import Row
 from bench.store import Store

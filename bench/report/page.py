@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from bench import leaderboard
 from bench.check_texts import CHECKS
 from bench.frame import frame
-from bench.report.board import boards, origins
+from bench.report.board import boards
 from bench.report.gallery import Group, groups
 from bench.report.text import number, plain
+from bench.report.where import origins
 from bench.rows import rows
 from bench.store import Store, write_atomic
 from bench.verdicts import judged
@@ -42,11 +43,14 @@ def _made(store: Store) -> tuple[str, list[Group]]:
     placed = boards(found)
     sections = groups(store, placed, found)
     style, script = (_part(name) for name in ("page.css", "page.js"))
-    text = _environment().get_template("page.html.j2").render(
+    known = origins(store)
+    environment = _environment()
+    environment.filters["places"] = known.places
+    text = environment.get_template("page.html.j2").render(
         boards=placed,
         figures=sections,
         checks=CHECKS,
-        origins=origins(store),
+        origins=known,
         unreadable=table[table["config"].isna()][["key", "reason"]].to_dict("records"),
         counts={"evaluations": len(table), "done": int((table["state"] == "done").sum()), "rows": len(found)},
         style=style,

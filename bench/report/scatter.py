@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 
 from bench.report.board import Board
-from bench.report.canvas import COLOURS, INK, MARKERS, Plot, drawn, slug
+from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import called, conditions
+from bench.report.svg import INK
 from bench.report.text import short
 from bench.rows import Row
 
