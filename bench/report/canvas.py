@@ -48,6 +48,8 @@ class Plot:
     threat: str = ""
     behind: Sequence[Mapping[int, Sequence[str]]] = ()
     """Of each line the keys that its cells rest on, by column; those at 0 are of the line as a whole."""
+    data: Sequence[dict[str, object]] = ()
+    """What stands in the CSV instead of the table, where a page has no room for all of it."""
 
     def svg(self) -> str:
         """SVG for the page."""
@@ -56,11 +58,11 @@ class Plot:
     def write(self, folder: Path) -> list[Path]:
         """SVG, PNG and CSV on white, for papers and slides."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [dict(zip(self.header, line, strict=True)) for line in self.lines]
+        lines: list[dict[str, object]] = [dict(zip(self.header, line, strict=True)) for line in self.lines]
         contents = {
             "svg": _saved(self.drawing, "svg", self.name, facecolor="white"),
             "png": _saved(self.drawing, "png", self.name, facecolor="white", dpi=150),
-            "csv": csv_text(lines).encode(),
+            "csv": csv_text(list(self.data) or lines).encode(),
         }
         written = []
         for suffix, content in contents.items():
@@ -81,6 +83,21 @@ def drawn(width: float, height: float) -> tuple[Figure, Axes]:
         axes.grid(True)
         axes.set_axisbelow(True)
     return figure, axes
+
+
+def panels(count: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Small drawings of this size beside and below each other, in the style of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    down = -(-count // across)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width * min(count, across), height * down), layout="constrained")
+        places = [figure.add_subplot(down, min(count, across), k + 1) for k in range(count)]
+    for axes in places:
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure, places
 
 
 def slug(*parts: str) -> str:

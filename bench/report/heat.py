@@ -11,6 +11,7 @@ from bench.report.canvas import Plot, drawn, slug
 from bench.report.captions import called, conditions
 from bench.report.svg import INK
 from bench.report.text import short
+from bench.report.where import of_attack, of_clean, of_worst
 from bench.worst import Cell
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def _heat_map(board: Board) -> Plot:
         figure,
         board.dataset,
         board.threat,
+        [dict(enumerate([of_clean(r), *(of_attack(r, name) for name in names), of_worst(r)], 1)) for r in rows],
     )
 
 

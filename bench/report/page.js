@@ -110,6 +110,7 @@
     where.showModal();
   };
   for (const cell of document.querySelectorAll("td[data-k]")) {
+    if (cell.textContent === "–") continue;
     const press = document.createElement("button");
     press.type = "button";
     press.className = "n";

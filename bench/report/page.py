@@ -41,7 +41,7 @@ def _made(store: Store) -> tuple[str, list[Group]]:
     table = frame(store)
     found = judged(store, rows(store, leaderboard.tested(table)))
     placed = boards(found)
-    sections = groups(store, placed, found)
+    sections = groups(store, placed, found, table)
     style, script = (_part(name) for name in ("page.css", "page.js"))
     known = origins(store)
     environment = _environment()

@@ -13,7 +13,7 @@ from bench.rows import Row
 from bench.store import Store
 
 WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "Seeds")
-TRAINING = ("Train eps", "Training s (× standard)", "Recipe", "Commit", "Device")
+TRAINING = ("Training s (× standard)", "Commit")
 
 
 @dataclass(frozen=True)
