@@ -76,9 +76,7 @@ class Browser:
         """Load a file as a window of this size shows it."""
         self.log.clear()
         self.requests.clear()
-        self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._call("Emulation.setEmulatedMedia", features=scheme)
         self._call("Page.navigate", url=page.as_uri())
@@ -160,4 +158,4 @@ class Browser:
         elif event.get("method") == "Log.entryAdded":
             self.log.append(f"{about['entry']['level']}: {about['entry']['text']}")
         elif event.get("method") == "Network.requestWillBeSent":
-            self.requests.append(about["request"]["url"])
+            self.requests.append(about["request"]["url"].partition(",")[0])

@@ -24,7 +24,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST = 12  # lines of a figure; its table has all
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
     "figure.facecolor": "none",
@@ -77,7 +77,7 @@ def drawn(width: float, height: float) -> tuple[Figure, Axes]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(True)
@@ -91,7 +91,7 @@ def panels(count: int, across: int, width: float, height: float) -> tuple[Figure
     from matplotlib.figure import Figure
 
     down = -(-count // across)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * min(count, across), height * down), layout="constrained")
         places = [figure.add_subplot(down, min(count, across), k + 1) for k in range(count)]
     for axes in places:
@@ -126,7 +126,7 @@ def _saved(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name may hold dollars; those made while saving heed the style below
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with warnings.catch_warnings(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         warnings.simplefilter("ignore")  # a character that its font lacks: the browser has others
         figure.savefig(file, format=kind, metadata=metadata, **options)
     return file.getvalue()

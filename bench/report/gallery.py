@@ -9,6 +9,7 @@ from bench.report.board import Board
 from bench.report.canvas import Plot, unique
 from bench.report.classes import class_maps
 from bench.report.heat import heat_maps
+from bench.report.images import Fetch, image_grids
 from bench.report.lines import certified_curves, eps_curves, security_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.training import training_curves
@@ -18,11 +19,6 @@ from bench.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NO_IMAGES = (
-    "This page shows no images: those that an evaluation stored lie beside its record as adversarial.safetensors, and "
-    "its key is in the tables above."
-)
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,9 @@ class Group:
         return [Shown(plot, plot.svg()) for plot in self.plots]
 
 
-def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFrame) -> list[Group]:
+def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFrame, fetch: Fetch) -> list[Group]:
     """Sections with at least one figure, or with a sentence that says why there is none."""
+    grids, note = image_grids(store, found, fetch)
     made = [
         Group("heat", "Defense by attack", "", heat_maps(found)),
         Group("eps", "Robust accuracy against eps", "", eps_curves(rows)),
@@ -60,6 +57,6 @@ def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFram
         Group("flatness", "Loss around the weights", "", flatness_curves(store, table)),
         Group("certified", "Certified accuracy against radius", "", certified_curves(store, rows)),
         Group("classes", "Robust accuracy by class", "", class_maps(store, found)),
-        Group("images", "Adversarial images", NO_IMAGES, []),
+        Group("images", "Adversarial images", note, grids),
     ]
     return [Group(g.id, g.title, g.lead, unique(g.plots)) for g in made if g.plots or g.lead]

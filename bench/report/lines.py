@@ -32,8 +32,8 @@ def eps_curves(rows: list[Row]) -> list[Plot]:
 def security_curves(rows: list[Row]) -> list[Plot]:
     """Accuracy under the one attack that walks through all budgets (`curve`), where it was run."""
     about = (
-        "Accuracy under the attack “curve” alone: PGD at rising budgets, each begun where the one before ended, so that "
-        "a curve never rises. The worst case over all attacks may lie below it."
+        "Accuracy under the attack “curve” alone: PGD at rising budgets, each begun where the one before ended, so "
+        "that a curve never rises. The worst case over all attacks may lie below it."
     )
     return _by_budget(
         rows,

@@ -92,7 +92,11 @@ def _figure(dataset: str, order: list[list[Course]]) -> Plot:
     for axes, by_seed in zip(places, shown, strict=True):
         _panel(axes, by_seed)
     courses = [course for by_seed in order for course in sorted(by_seed, key=lambda c: c.job.what["seed"])]
-    few = f" Drawn are {len(shown)} of {len(order)} configurations, the best; the table has all." if order[MOST_PANELS:] else ""
+    few = (
+        f" Drawn are {len(shown)} of {len(order)} configurations, the best; the table has all."
+        if order[MOST_PANELS:]
+        else ""
+    )
     judged = any(math.isfinite(v) for c in courses for v in c.validation)
     sizes = joined(c.job.what["data"]["train"] for c in courses)
     return Plot(

@@ -44,7 +44,7 @@ def flatness_curves(store: Store, table: pd.DataFrame) -> list[Plot]:
     for place, by_config in sorted(groups.items()):
         around = [a for a in (_around(store, entries) for entries in by_config.values()) if a is not None]
         if around:
-            found.append(_figure(place, sorted(around, key=lambda a: (a.rises["adversarial"], a.name))))
+            found.append(_figure(place, sorted(around, key=_flattest)))
     return found
 
 
@@ -85,14 +85,14 @@ def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
         f"{dataset}, {threat}, {setting}",
         f"Two line charts of clean and adversarial loss against the distance from the weights, {len(models)} models.",
         "Mean cross-entropy after a step along random directions, each filter's part as long as the filter times the "
-        "distance (Li et al. 2018); adversarial images are made at each point unless the setting says otherwise. Bands: "
-        "lowest to highest direction and seed. A flatter curve is no proof of robustness: masked gradients look flat. "
+        "distance (Li et al. 2018); adversarial images are made at each point unless the setting says otherwise. "
+        "Bands: lowest to highest direction and seed. A flatter curve is no proof of robustness: masked gradients look flat. "
         f"n {joined(entry['n'] for entry in entries)}; eps {threat.replace('eps = ', '')}; "
         f"seeds {joined(entry['seed'] for entry in entries)}; device {devices}.{few}",
         ["defense", "distance", "clean loss", "adversarial loss", "clean rise at worst weights",
          "adversarial rise at worst weights"],
         [
-            [model.name, f"{at:g}", *(_said(model.losses[p][at][0]) for p in PARTS), *(_said(model.rises[p]) for p in PARTS)]
+            [model.name, f"{at:g}", *(_said(v) for v in (*(model.losses[p][at][0] for p in PARTS), *model.rises.values()))]
             for model, at in lines
         ],
         figure,
@@ -100,6 +100,11 @@ def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
         threat,
         [{0: [entry["key"] for entry in model.entries]} for model, _ in lines],
     )  # fmt: skip
+
+
+def _flattest(model: Around) -> tuple[float, str]:
+    rise = model.rises["adversarial"]
+    return rise if math.isfinite(rise) else math.inf, model.name
 
 
 def _panel(axes: Axes, part: str, models: list[Around]) -> None:
