@@ -32,6 +32,10 @@ class Around:
     losses: dict[str, dict[float, tuple[float, float, float]]]
     rises: dict[str, float]
 
+    def losses_at(self, distance: float) -> list[float]:
+        """Mean clean and adversarial loss at a distance."""
+        return [self.losses[part][distance][0] for part in PARTS]
+
 
 def flatness_curves(store: Store, table: pd.DataFrame) -> list[Plot]:
     """One figure for each data set, budget and setting of `flatness` that is done, on test images."""
@@ -86,15 +90,12 @@ def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
         f"Two line charts of clean and adversarial loss against the distance from the weights, {len(models)} models.",
         "Mean cross-entropy after a step along random directions, each filter's part as long as the filter times the "
         "distance (Li et al. 2018); adversarial images are made at each point unless the setting says otherwise. "
-        "Bands: lowest to highest direction and seed. A flatter curve is no proof of robustness: masked gradients look flat. "
+        "Bands: lowest to highest direction and seed. Flat is no proof of robustness: masked gradients look flat. "
         f"n {joined(entry['n'] for entry in entries)}; eps {threat.replace('eps = ', '')}; "
         f"seeds {joined(entry['seed'] for entry in entries)}; device {devices}.{few}",
         ["defense", "distance", "clean loss", "adversarial loss", "clean rise at worst weights",
          "adversarial rise at worst weights"],
-        [
-            [model.name, f"{at:g}", *(_said(v) for v in (*(model.losses[p][at][0] for p in PARTS), *model.rises.values()))]
-            for model, at in lines
-        ],
+        [[m.name, f"{at:g}", *map(_said, m.losses_at(at)), *map(_said, m.rises.values())] for m, at in lines],
         figure,
         dataset,
         threat,
