@@ -109,6 +109,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+@pytest.mark.slow  # with the tests that `make test-full` runs, after CI has installed the extra
 def test_tensorboard_is_told_what_the_log_says_and_no_key_knows_of_it(bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="no tensorboard on this machine")
     plugins = write_plugins(tmp_path)
@@ -136,6 +137,7 @@ def test_tensorboard_is_told_what_the_log_says_and_no_key_knows_of_it(bench: Ben
     assert scalars(folder) == told
 
 
+@pytest.mark.slow
 def test_a_training_that_begins_again_is_told_from_the_start(store: Store) -> None:
     pytest.importorskip("tensorboard", reason="no tensorboard on this machine")
     job = trained(store, "Guard <b>/../x")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_MODELS, EACH, GAIN = 6, 3, 10
-ROOM = 250_000  # pixel values of all images of a page: some 400 kB of it
+ROOM = 200_000  # pixel values of all images of a page: some 400 kB of it
 KINDS = ("clean", f"perturbation x{GAIN}", "adversarial")
 NO_FILES = (
     "No images are shown: none of these evaluations has its adversarial.safetensors beside its record here. It lies "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_PANELS, ACROSS = 20, 4
-MOST_POINTS = 150  # of a line; its CSV has all
+MOST_POINTS, MARKED = 60, 12  # points of a line (its CSV has all); so few are marked one by one
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,25 @@ def _panel(axes: Axes, by_seed: list[Course]) -> None:
     axes.tick_params(labelsize=7, length=2)
     right = None
     for k, course in enumerate(sorted(by_seed, key=lambda c: c.job.what["seed"])):
-        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "linewidth": 1.2, "marker": "o", "markersize": 2.2}
+        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "linewidth": 1.2}
+        style |= {"marker": "o", "markersize": 2.2} if len(course.log) <= MARKED else {}
         x = [line["epoch"] for line in course.log]
-        keep = range(0, len(x), max(1, math.ceil(len(x) / MOST_POINTS)))
+        keep = _some(list(range(len(x))))
         axes.plot([x[i] for i in keep], [course.loss[i] for i in keep], DASHES[0], **style)
-        judged = [i for i, value in enumerate(course.validation) if math.isfinite(value)]
+        judged = _some([i for i, value in enumerate(course.validation) if math.isfinite(value)])
         if judged:
             if right is None:
                 right = axes.twinx()
                 right.set_ylim(0, 100)
                 right.tick_params(labelsize=7, length=2)
             right.plot([x[i] for i in judged], [course.validation[i] for i in judged], DASHES[1], **style)
+
+
+def _some(places: list[int]) -> list[int]:
+    """Evenly chosen ones, the first and the last among them."""
+    if len(places) <= MOST_POINTS:
+        return places
+    return [places[round(k * (len(places) - 1) / (MOST_POINTS - 1))] for k in range(MOST_POINTS)]
 
 
 def _eps(course: Course) -> str:
