@@ -48,6 +48,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     losses = {f"{part}_{name}": np.array([1.0, 2.0]) for part in ("clean", "adversarial") for name in ("loss", "rise")}
     losses |= {f"{part}_loss_0.5": np.array([[2.0, 3.0]] * 2) for part in ("clean", "adversarial")}
     evaluated(store, train, "flatness", [1, 1], columns=losses, metrics={"measures": "adversarial_rise"})
+    elsewhere = trained(store, "abroad", data={"name": "other"})
+    evaluated(store, elsewhere, "clean", [1, 0])
     smoothed = trained(store, "hazy_too", deploys="smoothed")
     evaluated(store, smoothed, "clean", [1, 1, 1, 0])
     evaluated(store, smoothed, "certify", [1, 1, 1, 0], columns={"radius": np.array([0.1, 0.6, 1.2, 5.0])})
@@ -132,6 +134,11 @@ def test_filtering_by_click_and_by_keyboard(browser: Browser) -> None:
     assert focused(browser) == "Clear"
     browser.press("Enter")
     browser.until(f"{COUNT} === '{every}'")
+    browser.js("document.getElementById('f-dataset').focus()")
+    browser.press("ArrowDown")
+    assert browser.js("document.getElementById('f-dataset').value") == "other"
+    assert browser.js(COUNT) == f"1 of {total} rows"
+    browser.press("ArrowUp")
     browser.js("document.getElementById('f-threat').focus()")
     for _ in range(4):
         if browser.js("document.getElementById('f-threat').value") != "Linf eps = 0.2":
@@ -199,6 +206,9 @@ def test_a_number_tells_its_records_by_keyboard(browser: Browser) -> None:
     browser.press("Escape")
     assert dialog(browser) is None
     assert browser.js(f"document.activeElement === {rows}[0].cells[{first}].firstChild")  # back where it was
+    stops = f"[...{rows}].map(r => [...r.querySelectorAll('button.n')].filter(b => b.tabIndex === 0).length)"
+    assert set(browser.js(stops)) == {1}  # and there Tab comes back to
+    assert browser.js("document.activeElement.tabIndex") == 0
     browser.press(" ")
     assert dialog(browser) is not None
     browser.click("document.getElementById('where-close')")
