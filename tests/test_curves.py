@@ -153,10 +153,13 @@ def test_a_training_that_begins_again_is_told_from_the_start(store: Store) -> No
         yield Event("retried", job)
         logged(store, job.key, {"epoch": 1, "total": 2.0})
         yield Event("started", job)
+        follower.last = 0.0
+        yield Event("tick")
+        logged(store, job.key, {"epoch": 1, "total": 2.0}, {"epoch": 2, "total": 1.0})
         yield Event("error", job)
 
     seen = [event.kind for event in follower.follow(events())]  # type: ignore[arg-type]
-    assert seen == ["started", "tick", "retried", "started", "error"]
+    assert seen == ["started", "tick", "retried", "started", "tick", "error"]
     folder = follower.folder(job)
     assert folder.parent == store.root / tracker.FOLDER
-    assert scalars(folder) == {"loss": [(1, 2.0)]}
+    assert scalars(folder) == {"loss": [(1, 2.0), (2, 1.0)]}  # each once

@@ -22,7 +22,7 @@ from bench.core.stats import wilson
 from bench.curves import LOG
 from bench.frame import frame
 from bench.job import Job
-from bench.pictures import Pictures
+from bench.pictures import Pictures, _choose
 from bench.report.board import boards
 from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves
@@ -313,6 +313,15 @@ def test_pictures_are_the_images_judged_and_what_the_model_says_of_them(attacked
         assert 0.1 < sure <= 1
     fooled = [p.fooled for p in pictures]
     assert fooled == sorted(fooled, reverse=True)
+
+
+def test_fooled_images_come_first_then_one_that_held_and_none_that_was_wrong_before() -> None:
+    right, clean = np.array([1, 0, 0, 1, 0, 0], bool), np.array([1, 0, 1, 1, 1, 1])
+    assert _choose(right, clean) == [2, 4, 0]
+    assert _choose(right, None) == [1, 2, 0]
+    assert _choose(~right, np.zeros(6)) == []
+    assert _choose(np.ones(6, bool), None) == [0, 1, 2]
+    assert _choose(np.zeros(2, bool), None) == [0, 1]
 
 
 def test_what_lies_not_here_or_is_damaged_is_said(attacked: Store, tmp_path: Path) -> None:
