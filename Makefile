@@ -7,7 +7,11 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-full lint setup clean
+# accessibility rules for the tests of the report, no part of the product
+AXE := axe-core-4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+
+.PHONY: demo test test-full lint setup axe clean
 
 demo: $(VENV)/ready
 	$(BIN)/bench run specs/demo.yaml --results-dir demo-results
@@ -39,6 +43,12 @@ $(VENV)/ready: pyproject.toml
 $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+axe: $(VENV)/axe-core/package/axe.min.js
+
+$(VENV)/axe-core/package/axe.min.js:
+	mkdir -p $(VENV)/axe-core
+	cd $(VENV)/axe-core && npm pack --silent --ignore-scripts $(subst core-,core@,$(AXE)) && echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && tar -xzf $(AXE).tgz
 
 clean:
 	rm -rf $(VENV) demo-results

@@ -100,6 +100,9 @@ def run(
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit with 4 if a row of this run is UNSOUND or INVALID.")
     ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Write the scalars of each training for it: tensorboard.", show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="In a plan, measure for seconds each what no past record tells of.")
@@ -131,7 +134,8 @@ def run(
     cluster.check(executor)
     if cluster.print_script:
         raise typer.Exit(running.print_script(matrix, results_dir, check is not False, machine, cluster))
-    raise typer.Exit(running.run(matrix, results_dir, mode, check is not False, executor, machine, gate, cluster))
+    code = running.run(matrix, results_dir, mode, check is not False, executor, machine, gate, cluster, tracker)
+    raise typer.Exit(code)
 
 
 def plan(**options: Any) -> None:
@@ -139,7 +143,16 @@ def plan(**options: Any) -> None:
     run(**options, dry_run=True)
 
 
-_OF_A_RUN_ONLY = ("dry_run", "time_limit", "quiet", "as_json", "executor", "gate", *Cluster.__dataclass_fields__)
+_OF_A_RUN_ONLY = (
+    "dry_run",
+    "time_limit",
+    "quiet",
+    "as_json",
+    "executor",
+    "gate",
+    "tracker",
+    *Cluster.__dataclass_fields__,
+)
 _same = inspect.signature(run, eval_str=True)
 plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
     parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]

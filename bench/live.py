@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from bench import curves
 from bench.estimate import Estimator, clock
 from bench.executors.base import Event
 from bench.job import Job
@@ -119,13 +120,28 @@ class View:
     def _table(self) -> Table:
         done = len(self.jobs) - len(self.left)
         table = Table(title=f"{done}/{len(self.jobs)} jobs, {self._left()} left", title_justify="left", box=None)
-        for name in ("job", "progress", "detail", "time"):
+        for name in ("job", "progress", "detail", "by epoch", "time"):
             table.add_column(name, overflow="fold")
         for key, began in self.running.items():
             says = self.store.progress(key)
-            row = [escape(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}", escape(_detail(says))]
+            row = [
+                escape(title(self.jobs[key], self.jobs)),
+                f"{says.get('share', 0.0):.0%}",
+                escape(_detail(says)),
+                self._course(key),
+            ]
             table.add_row(*row, clock(time.monotonic() - began))
         return table
+
+    def _course(self, key: str) -> str:
+        """Loss, and validation accuracy where it is taken, of the epochs of a training that are over: bars and the
+        last value."""
+        log = curves.read(self.store.folder(key) / curves.LOG) if self.jobs[key].kind == "train" else []
+        losses = [curves.total(line) for line in log]
+        judged = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
+        parts = [f"loss {curves.sparkline(losses)} {losses[-1]:.3g}"] if curves.sparkline(losses) else []
+        parts += [f"val {curves.sparkline(judged)} {judged[-1]:.1%}"] if judged else []
+        return "\n".join(parts)
 
 
 def _detail(says: dict[str, Any]) -> str:

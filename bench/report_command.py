@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.arguments import Plugin, Results, existing, file, plugins
+from bench.arguments import DataDir, Plugin, Results, existing, file, plugins
 
 
 def report(
@@ -16,12 +16,23 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(help="Also write each figure there as SVG, PNG and CSV.", show_default=False)
     ] = None,
+    images: Annotated[bool, typer.Option(help="Show adversarial images where they were stored.")] = True,
+    data_dir: DataDir = None,
     plugin: Plugin = None,
 ) -> None:
     """Write all tables and figures as one HTML file. It needs no network and no other file."""
+    from bench.datasets import data_root
     from bench.report import write_report
+    from bench.report.images import Fetched, Wanted, nothing
     from bench.store import Store
 
     plugins(plugin)
-    for path in write_report(Store(existing(results_dir)), file(output), figures):
+    store = Store(existing(results_dir))
+
+    def fetch(wanted: list[Wanted]) -> Fetched:
+        from bench.pictures import Pictures  # with it comes torch, which a page without images does not need
+
+        return Pictures(store, data_root(data_dir)).fetch(wanted)
+
+    for path in write_report(store, file(output), figures, fetch if images else nothing):
         print(path)

@@ -27,6 +27,7 @@ from bench.options import Options, to_spec
 from bench.plan import plan, without_cell
 from bench.spec import Spec, TrainSpec
 from bench.store import Store
+from bench.tracker import tracker as follows
 
 MOST_PROBLEMS = 5  # mistakes told at a time
 TOLD = {"ok": "jobs run", "skipped": "already done", "error": "failed", "blocked": "blocked"}  # of a stopped run
@@ -119,6 +120,7 @@ def run(
     machine: Machine = THIS_MACHINE,
     gate: bool = False,
     cluster: Cluster = NO_CLUSTER,
+    tracker: str | None = None,
 ) -> int:
     """Run what is missing and print the tables; gives the exit code.
 
@@ -128,6 +130,7 @@ def run(
     store = Store(results)
     engine, count = choose(executor, matrix.root, machine, cluster)
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
+    follower = follows(tracker, store)
     store.prepare()
     console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain") and not matrix.told:
@@ -136,6 +139,8 @@ def run(
     view = live.View(console, store, matrix.jobs, mode, count)
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
+    if follower is not None:
+        events = follower.follow(events)
     try:
         if check and refused(engine, matrix, store):
             for folder in made:

@@ -18,6 +18,7 @@ from bench.core.classifier import Classifier
 from bench.core.defense import Defense
 from bench.core.rng import scope, seed
 from bench.cost import inference_ms, synchronise
+from bench.curves import TOTAL
 from bench.data import Data, layout, to_float
 from bench.guards import Diverged
 from bench.loop import Loop
@@ -89,6 +90,7 @@ class Course:
         found, problem = self._look(epoch)
         self._looking = False
         line = {"epoch": epoch + 1, "seconds": round(self.seconds[-1], 4), **self.terms, **self.own, **found}
+        line[TOTAL] = sum(self.terms.values())
         self.lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         with appending(self.log) as lines:
             lines.write(self.lines[-1])
@@ -157,9 +159,10 @@ _KEPT = ("lines", "seconds", "terms", "own", "resumed", "keeping", "_began", "_l
 def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kept | None = None) -> Trained:
     """Train from scratch, or from where an earlier attempt was kept: the weights are the same bit for bit.
 
-    One line of train.jsonl an epoch: terms (mean over its steps), metrics of the defense, seconds, validation accuracy
-    where it is taken. `train_seconds` is the work of all attempts (what a kill lost does not count) without what
-    guards, validation and the defense's own metrics took (`check_seconds`), or keeping it (`keep_seconds`).
+    One line of train.jsonl an epoch: terms (mean over its steps) and their sum, metrics of the defense, seconds,
+    validation accuracy where it is taken. `train_seconds` is the work of all attempts (what a kill lost does not count)
+    without what guards, validation and the defense's own metrics took (`check_seconds`), or keeping it
+    (`keep_seconds`).
     Raises Diverged when an epoch's loss or weights are not finite, Collapsed when the net fell to chance.
     """
     loop = Loop(*build(what, data), what, data, report)

@@ -209,7 +209,7 @@ def test_eps_curves_begin_at_clean_and_have_wilson_bands(store: Store) -> None:
     assert guard[0][:2] == [0.0, 1.0]
     assert guard[1] == pytest.approx([0.1, 0.41, low, high], abs=1e-4)
     assert guard[2][:2] == [0.2, 0.1]
-    assert {"0.025", "0.125", "0.200"} <= set("".join(Page(plot.svg()).text).split())
+    assert {"0.025", "0.125", "0.200"} <= set(Page(plot.svg()).text)
 
 
 def test_the_pareto_line_joins_what_nothing_beats() -> None:

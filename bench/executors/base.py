@@ -14,7 +14,7 @@ FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an
 
 
 class Absent(ImportError):
-    """What an executor needs is not installed here; says what to do."""
+    """What an executor or a tracker needs is not installed here; says what to do."""
 
 
 @dataclass(frozen=True)

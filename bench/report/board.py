@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from bench import leaderboard
 from bench.check_texts import CHECKS
@@ -11,8 +10,8 @@ from bench.checks import Finding
 from bench.frame import Entry
 from bench.leaderboard import SECTIONS, percent
 from bench.marks import GRAVE, ranked, reasons
+from bench.report.where import behind
 from bench.rows import Row, failures
-from bench.store import Store
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table: rank, cells in the order of the header, findings and evaluations."""
+    """One row of a table: rank, cells in the order of the header and the keys behind each, findings and evaluations."""
 
     row: Row
     rank: str
     cells: list[str]
+    behind: list[list[str]]
     found: list[Finding]
     unchecked: list[str]
     evidence: list[Evidence]
@@ -73,9 +73,12 @@ def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
     letters = leaderboard.provisional_letters(members)
     columns = leaderboard.columns(members, letters)
     lines = [
-        Line(row, rank, [show(row) for show in columns.values()], _told(row), _unchecked(row), _evidence(row))
+        Line(
+            row, rank, [show(row) for show in columns.values()], [behind(row, name) for name in columns],
+            _told(row), _unchecked(row), _evidence(row),
+        )
         for rank, row in ranked(members)
-    ]
+    ]  # fmt: skip
     notes = [*reasons(members), *failures(members)]
     return Board(dataset, threat, kind, ["Rank", *columns], lines, {v: k for k, v in letters.items()}, notes)
 
@@ -106,21 +109,3 @@ def _result(entry: Entry) -> str:
     if entry["state"] != "done":
         return str(entry["state"])
     return f"{percent(entry['accuracy'])} [{percent(entry['low'])}, {percent(entry['high'])}]"
-
-
-def origins(store: Store) -> list[dict[str, Any]]:
-    """Where every record comes from: key, kind, state, device, commit, versions."""
-    lines = []
-    for job, record in store.records():
-        origin = record.get("provenance") or {}
-        what = job.what.get("attack") or job.what.get("defense") or {}
-        commit = str(origin.get("commit") or "–") + (" (dirty)" if origin.get("dirty") is True else "")
-        versions = ", ".join(f"{name} {v}" for name, v in sorted((origin.get("versions") or {}).items()))
-        lines.append(
-            {
-                "key": job.key, "kind": job.kind, "what": what.get("name", "–"), "seed": job.what.get("seed"),
-                "of": job.needs[0] if job.needs else "", "state": record["state"],
-                "device": origin.get("device") or "–", "commit": commit, "versions": versions or "–",
-            }
-        )  # fmt: skip
-    return lines

@@ -5,29 +5,26 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 from bench.leaderboard import csv_text
-from bench.report.text import plain
+from bench.report.svg import INK, inline
 from bench.store import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GRID = "#1b1f24", "#8c959f"
+GRID = "#8c959f"
 # Okabe and Ito's colours that are seen on white and on black; dashes tell the second round apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST = 12  # lines of a figure; its table has all
-_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_PLACES = ("d", "x", "y", "transform", "points", "width", "height")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
     "figure.facecolor": "none",
@@ -49,19 +46,23 @@ class Plot:
     drawing: Figure
     dataset: str = ""
     threat: str = ""
+    behind: Sequence[Mapping[int, Sequence[str]]] = ()
+    """Of each line the keys that its cells rest on, by column; those at 0 are of the line as a whole."""
+    data: Sequence[dict[str, object]] = ()
+    """What stands in the CSV instead of the table, where a page has no room for all of it."""
 
     def svg(self) -> str:
         """SVG for the page."""
-        return _inline(_saved(self.drawing, "svg", self.name), self.name, self.alt)
+        return inline(_saved(self.drawing, "svg", self.name), self.name, self.alt)
 
     def write(self, folder: Path) -> list[Path]:
         """SVG, PNG and CSV on white, for papers and slides."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [dict(zip(self.header, line, strict=True)) for line in self.lines]
+        lines: list[dict[str, object]] = [dict(zip(self.header, line, strict=True)) for line in self.lines]
         contents = {
             "svg": _saved(self.drawing, "svg", self.name, facecolor="white"),
             "png": _saved(self.drawing, "png", self.name, facecolor="white", dpi=150),
-            "csv": csv_text(lines).encode(),
+            "csv": csv_text(list(self.data) or lines).encode(),
         }
         written = []
         for suffix, content in contents.items():
@@ -76,12 +77,27 @@ def drawn(width: float, height: float) -> tuple[Figure, Axes]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(True)
         axes.set_axisbelow(True)
     return figure, axes
+
+
+def panels(count: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Small drawings of this size beside and below each other, in the style of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    down = -(-count // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width * min(count, across), height * down), layout="constrained")
+        places = [figure.add_subplot(down, min(count, across), k + 1) for k in range(count)]
+    for axes in places:
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure, places
 
 
 def slug(*parts: str) -> str:
@@ -110,54 +126,7 @@ def _saved(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name may hold dollars; those made while saving heed the style below
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with warnings.catch_warnings(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         warnings.simplefilter("ignore")  # a character that its font lacks: the browser has others
         figure.savefig(file, format=kind, metadata=metadata, **options)
     return file.getvalue()
-
-
-def _inline(content: bytes, name: str, alt: str) -> str:
-    """SVG as a part of a page: style attributes, which the content policy forbids, become attributes of their own."""
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", _XLINK)
-    root = ElementTree.fromstring(content)
-    used = set(re.findall(rb"#([\w-]+)", content))
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
-                parent.remove(child)
-    for element in root.iter():
-        _restyle(element)
-        if "id" in element.attrib and element.attrib["id"].encode() not in used:
-            del element.attrib["id"]
-    for attribute in ("width", "height", "version"):
-        root.attrib.pop(attribute, None)
-    box = root.attrib["viewBox"].split()
-    root.attrib |= {"role": "img", "aria-label": plain(alt), "width": f"{float(box[2]) * 4 / 3:.0f}"}
-    for element in root.iter():
-        element.attrib |= {key: _attribute(key, value, name) for key, value in element.attrib.items()}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _attribute(key: str, value: str, name: str) -> str:
-    """Ids that are the page's own among other figures; places to a hundredth of a point. Text is no attribute."""
-    if key == "id":
-        return f"{name}-{value}"
-    if key in ("href", f"{{{_XLINK}}}href"):
-        return value.replace("#", f"#{name}-", 1)
-    if value.startswith("url(#"):
-        return value.replace("url(#", f"url(#{name}-", 1)
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", value) if key in _PLACES else value
-
-
-def _restyle(element: ElementTree.Element) -> None:
-    declared = (part.partition(":") for part in element.attrib.pop("style", "").split(";"))
-    for key, value in ((key.strip(), value.strip()) for key, _, value in declared):
-        if key == "font":
-            size = re.search(r"([\d.]+)px", value)
-            element.attrib |= {"font-size": size.group(1)} if size else {}
-        elif key and key != "font-family":
-            element.attrib[key] = "currentColor" if value == INK else value
-    for key in ("fill", "stroke"):
-        if element.attrib.get(key) == INK:
-            element.attrib[key] = "currentColor"

@@ -16,10 +16,10 @@ def called(row: Row) -> str:
     return f"{row.method}{budget}{mark}"
 
 
-def conditions(rows: Iterable[Row], eps: str = "") -> str:
-    """`n 1000; eps 0.1; seeds 0, 1; device CPU x`."""
+def conditions(rows: Iterable[Row], eps: str = "", sizes: str = "") -> str:
+    """`n 1000; eps 0.1; seeds 0, 1; device CPU x`. `sizes`: n, where it is not that of the worst case."""
     listed = list(rows)
-    sizes = joined(row.worst.n or row.clean.n or "" for row in listed)
+    sizes = sizes or joined(row.worst.n or row.clean.n or "" for row in listed)
     seeds = joined(seed for row in listed for seed in row.seeds)
     devices = joined(row.device for row in listed)
     budgets = eps or joined(f"{row.norm} {row.eps}" if row.norm else "none" for row in listed)

@@ -9,6 +9,7 @@ from bench.report.canvas import MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
 from bench.report.heat import fill
 from bench.report.text import short
+from bench.report.where import of_worst
 from bench.rows import Row
 from bench.store import Store
 from bench.worst import outcomes
@@ -48,6 +49,7 @@ def _class_map(store: Store, board: Board) -> Plot | None:
         figure,
         board.dataset,
         board.threat,
+        [{0: of_worst(row)} for row, _ in by_row],
     )
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bench.report.board import Board
 from bench.report.canvas import Plot, unique
 from bench.report.classes import class_maps
 from bench.report.heat import heat_maps
-from bench.report.lines import certified_curves, eps_curves
+from bench.report.images import Fetch, image_grids
+from bench.report.lines import certified_curves, eps_curves, security_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
+from bench.report.training import training_curves
+from bench.report.weights import flatness_curves
 from bench.rows import Row
 from bench.store import Store
 
-NO_IMAGES = (
-    "This page shows no images: those that an evaluation stored lie beside its record as adversarial.safetensors, and "
-    "its key is in the tables above."
-)
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,19 @@ class Group:
         return [Shown(plot, plot.svg()) for plot in self.plots]
 
 
-def groups(store: Store, found: list[Board], rows: list[Row]) -> list[Group]:
+def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFrame, fetch: Fetch) -> list[Group]:
     """Sections with at least one figure, or with a sentence that says why there is none."""
+    grids, note = image_grids(store, found, fetch)
     made = [
         Group("heat", "Defense by attack", "", heat_maps(found)),
         Group("eps", "Robust accuracy against eps", "", eps_curves(rows)),
+        Group("curve", "Security curves", "", security_curves(rows)),
         Group("trade", "Clean accuracy against robust accuracy", "", clean_against_robust(found)),
         Group("cost", "Training cost against robust accuracy", "", cost_against_robust(found)),
+        Group("training", "Training curves", "", training_curves(store, rows)),
+        Group("flatness", "Loss around the weights", "", flatness_curves(store, table)),
         Group("certified", "Certified accuracy against radius", "", certified_curves(store, rows)),
         Group("classes", "Robust accuracy by class", "", class_maps(store, found)),
-        Group("images", "Adversarial images", NO_IMAGES, []),
+        Group("images", "Adversarial images", note, grids),
     ]
     return [Group(g.id, g.title, g.lead, unique(g.plots)) for g in made if g.plots or g.lead]

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from bench.leaderboard import natural
 from bench.report.board import Board
-from bench.report.canvas import INK, Plot, drawn, slug
+from bench.report.canvas import Plot, drawn, slug
 from bench.report.captions import called, conditions
+from bench.report.svg import INK
 from bench.report.text import short
+from bench.report.where import of_attack, of_clean, of_worst
 from bench.worst import Cell
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def _heat_map(board: Board) -> Plot:
         figure,
         board.dataset,
         board.threat,
+        [dict(enumerate([of_clean(r), *(of_attack(r, name) for name in names), of_worst(r)], 1)) for r in rows],
     )
 
 
@@ -60,7 +63,7 @@ def fill(axes: Axes, shares: list[list[float]], texts: list[list[str]]) -> None:
         for x, share in enumerate(line):
             known = not math.isnan(share)
             face = colours(share) if known else "none"
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="none"))
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="none", clip_on=False))
             ink = ("white" if share < 0.55 else "black") if known else INK
             axes.text(x, y, short(texts[y][x], 14), ha="center", va="center", fontsize=8 if known else 6.5, color=ink)
     axes.set_xlim(-0.5, len(shares[0]) - 0.5)

@@ -1,60 +1,106 @@
-"""Lines with bands: robust accuracy against eps, certified accuracy against radius."""
+"""Lines with bands: robust accuracy against eps, security curves, certified accuracy against radius."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bench.core.stats import wilson
-from bench.report.canvas import COLOURS, DASHES, INK, MARKERS, MOST, Plot, drawn, slug
+from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
-from bench.report.text import short
+from bench.report.svg import INK
+from bench.report.text import joined, short
+from bench.report.where import of_attack, of_certificate, of_clean, of_worst
 from bench.rows import Row
 from bench.store import Store
+from bench.worst import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Point = tuple[float, float, float, float]  # x, share, low, high
+Placed = tuple[Point, list[str]]  # and the keys of the evaluations that it rests on
 STEPS = 60
 
 
 def eps_curves(rows: list[Row]) -> list[Plot]:
     """Worst case against the budget, one figure for each data set and norm; clean is the worst case at 0."""
-    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for row in rows:
-        if row.norm and row.worst.values:
-            groups.setdefault((row.dataset, row.norm), {}).setdefault(row.config, []).append(row)
-    return [_eps_figure(dataset, norm, by) for (dataset, norm), by in sorted(groups.items())]
+    about = "Worst case per image over clean and all attacks at this eps; at eps 0 clean accuracy."
+    return _by_budget(rows, "eps", "Worst-case accuracy", about, lambda row: row.worst, of_worst)
 
 
-def _eps_figure(dataset: str, norm: str, by_config: dict[str, list[Row]]) -> Plot:
-    curves = {config: _eps_points(rows) for config, rows in by_config.items()}
-    chosen = best([min(rows, key=lambda row: row.eps_value) for rows in by_config.values()], MOST)
-    named = {row.config: called(row) for rows in by_config.values() for row in rows[:1]}
-    figure = _lines(
-        [(named[row.config], curves[row.config]) for row in chosen], f"{norm} eps", "Worst-case accuracy (%)"
+def security_curves(rows: list[Row]) -> list[Plot]:
+    """Accuracy under the one attack that walks through all budgets (`curve`), where it was run."""
+    about = (
+        "Accuracy under the attack “curve” alone: PGD at rising budgets, each begun where the one before ended, so "
+        "that a curve never rises. The worst case over all attacks may lie below it."
     )
-    members = [row for rows in by_config.values() for row in rows]
+    return _by_budget(
+        rows,
+        "curve",
+        "Accuracy under curve",
+        about,
+        lambda row: row.attacks.get(_walking(row)),
+        lambda row: of_attack(row, _walking(row)),
+    )
+
+
+def _walking(row: Row) -> str:
+    """The label of the security curve of this row, "" where it has none."""
+    names = sorted(name for name, by in row.entries.items() if any(e["attack"] == "curve" for e in by.values()))
+    return names[0] if names else ""
+
+
+def _by_budget(
+    rows: list[Row],
+    kind: str,
+    label: str,
+    about: str,
+    cell_of: Callable[[Row], Cell | None],
+    keys_of: Callable[[Row], list[str]],
+) -> list[Plot]:
+    groups: dict[tuple[str, str], dict[str, dict[float, Placed]]] = {}
+    models: dict[str, Row] = {}  # of each model the row at its smallest budget
+    sizes: dict[str, int] = {}
+    for row in sorted((row for row in rows if row.norm), key=lambda row: row.eps_value):
+        cell = cell_of(row)
+        if row.norm and cell is not None and cell.values:
+            models.setdefault(row.config, row)
+            points = groups.setdefault((row.dataset, row.norm), {}).setdefault(row.config, {})
+            if row.clean.values and not points:
+                points[0.0] = (0.0, row.clean.mean, *row.clean.interval()), of_clean(row)
+            points[row.eps_value] = (row.eps_value, cell.mean, *cell.interval()), keys_of(row)
+            sizes.setdefault(row.config, cell.n)
+    return [
+        _budget_figure((kind, dataset, norm), label, about, {config: models[config] for config in by}, by, sizes)
+        for (dataset, norm), by in sorted(groups.items())
+    ]
+
+
+def _budget_figure(
+    place: tuple[str, str, str],
+    label: str,
+    about: str,
+    models: dict[str, Row],
+    curves: dict[str, dict[float, Placed]],
+    sizes: dict[str, int],
+) -> Plot:
+    (_, dataset, norm), chosen = place, best(list(models.values()), MOST)
+    named = {config: called(row) for config, row in models.items()}
+    lines = [(named[row.config], [point for point, _ in curves[row.config].values()]) for row in chosen]
+    said = conditions(models.values(), f"{norm} on the axis", joined(sizes[config] for config in curves))
     few = f" Drawn are {len(chosen)} of {len(curves)} models: the best at their smallest eps, and standard."
     return Plot(
-        slug("eps", dataset, norm),
+        slug(*place),
         f"{dataset}, {norm}",
-        f"Line chart of worst-case accuracy against {norm} eps for {len(chosen)} models; the table has its numbers.",
-        "Worst case per image over clean and all attacks at this eps; at eps 0 clean accuracy. Bands are 95 % Wilson "
-        f"intervals. {conditions(members)}{few if len(chosen) < len(curves) else ''}",
+        f"Line chart of {label.lower()} against {norm} eps for {len(chosen)} models; the table has its numbers.",
+        f"{about} Bands are 95 % Wilson intervals. {said}{few if len(chosen) < len(curves) else ''}",
         ["defense", "eps", "accuracy", "low", "high"],
-        [[named[c], *(round(v, 4) for v in point)] for c, points in curves.items() for point in points],
-        figure,
+        [[named[c], *(round(v, 4) for v in p)] for c, points in curves.items() for p, _ in points.values()],
+        _lines(lines, f"{norm} eps", f"{label} (%)"),
         dataset,
+        behind=[{2: keys} for points in curves.values() for _, keys in points.values()],
     )
-
-
-def _eps_points(rows: list[Row]) -> list[Point]:
-    points = {row.eps_value: (row.eps_value, row.worst.mean, *row.worst.interval()) for row in rows}
-    clean = rows[0].clean
-    if clean.values:
-        points.setdefault(0.0, (0.0, clean.mean, *clean.interval()))
-    return [points[eps] for eps in sorted(points)]
 
 
 def certified_curves(store: Store, rows: list[Row]) -> list[Plot]:
@@ -80,12 +126,12 @@ def _certified_figure(dataset: str, by_config: dict[str, tuple[Row, list[Point]]
         dataset,
         f"Line chart of certified accuracy against L2 radius for {len(drawn_)} models; the table has its numbers.",
         "Share of images that are right and certified at least to the radius: no attack within it can succeed. "
-        f"Bands are 95 % Wilson intervals at {sizes} certified images. "
-        f"{conditions(members, 'L2 radius on the axis')}{few}",
+        f"Bands are 95 % Wilson intervals. {conditions(members, 'L2 radius on the axis', sizes)}{few}",
         ["defense", "radius", "certified accuracy", "low", "high"],
         [[row.method, *(round(v, 4) for v in point)] for row, points in by_config.values() for point in points],
         figure,
         dataset,
+        behind=[{2: of_certificate(row)} for row, points in by_config.values() for _ in points],
     )
 
 

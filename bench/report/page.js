@@ -84,10 +84,76 @@
   form.hidden = false;
   apply();
 
-  // a link to a check opens it
+  // a number tells where it comes from: every cell with records behind it is a button; Tab stops once in a row
+  const where = byId("where");
+  const records = byId("records");
+  const tell = (cell, press) => {
+    const table = cell.closest("table");
+    const row = cell.parentElement;
+    const column = table.tHead.rows[0].cells[cell.cellIndex].textContent;
+    const method = (row.querySelector("th") || row.cells[0]).textContent;
+    byId("where-h").textContent = cell === row.cells[0] ? method : method + ", " + column + ": " + press.textContent;
+    const places = cell.dataset.k.split(" ");
+    byId("where-n").textContent = places.length === 1 ? "It rests on one record." : "It rests on " + places.length + " records.";
+    const shown = where.querySelector("table");
+    shown.tHead.replaceChildren(records.tHead.rows[0].cloneNode(true));
+    shown.tBodies[0].replaceChildren(...places.map((place) => {
+      const record = records.tBodies[0].rows[place];
+      const copy = record.cloneNode(true);
+      copy.removeAttribute("id");
+      const link = document.createElement("a");
+      link.href = "#" + record.id;
+      link.append(...copy.cells[0].childNodes);
+      copy.cells[0].append(link);
+      return copy;
+    }));
+    where.showModal();
+  };
+  for (const cell of document.querySelectorAll("td[data-k]")) {
+    if (cell.textContent === "–") continue;
+    const press = document.createElement("button");
+    press.type = "button";
+    press.className = "n";
+    press.setAttribute("aria-haspopup", "dialog");
+    press.append(...cell.childNodes);
+    cell.append(press);
+    press.tabIndex = cell.parentElement.querySelector("button.n") === press ? 0 : -1;
+    press.addEventListener("click", () => tell(cell, press));
+  }
+  document.addEventListener("keydown", (event) => {
+    const press = event.target.closest && event.target.closest("button.n");
+    if (!press || event.altKey || event.ctrlKey || event.metaKey) return;
+    const row = press.closest("tr");
+    const line = [...row.querySelectorAll("button.n")];
+    const rows = [...row.parentElement.rows].filter((other) => !other.hidden && other.querySelector("button.n"));
+    const at = line.indexOf(press);
+    const beside = (step) => {
+      const other = rows[rows.indexOf(row) + step];
+      return other && (other.cells[press.parentElement.cellIndex].querySelector("button.n") || other.querySelector("button.n"));
+    };
+    const next = { ArrowLeft: () => line[at - 1], ArrowRight: () => line[at + 1], Home: () => line[0],
+      End: () => line[line.length - 1], ArrowUp: () => beside(-1), ArrowDown: () => beside(1) }[event.key];
+    if (!next) return;
+    event.preventDefault();
+    const target = next();
+    if (!target) return;
+    for (const other of target.closest("tr").querySelectorAll("button.n")) other.tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus();
+  });
+  byId("how").hidden = false;
+  byId("where-close").addEventListener("click", () => where.close());
+  where.addEventListener("click", (event) => { if (event.target === where || event.target.closest("a")) where.close(); });
+
+  // a link to a check opens it, one to a record goes there for the keyboard too
   const open = () => {
     const target = location.hash.length > 1 && byId(location.hash.slice(1));
-    if (target && target.tagName === "DETAILS") target.open = true;
+    if (!target) return;
+    if (target.tagName === "DETAILS") target.open = true;
+    if (target.tagName === "TR") {
+      target.tabIndex = -1;
+      target.focus();
+    }
   };
   window.addEventListener("hashchange", open);
   open();

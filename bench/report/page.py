@@ -12,9 +12,11 @@ from bench import leaderboard
 from bench.check_texts import CHECKS
 from bench.frame import frame
 from bench.reading import ReadOnce
-from bench.report.board import boards, origins
+from bench.report.board import boards
 from bench.report.gallery import Group, groups
+from bench.report.images import Fetch, nothing
 from bench.report.text import number, plain
+from bench.report.where import origins
 from bench.rows import rows
 from bench.store import Store, write_atomic
 from bench.verdicts import judged
@@ -23,32 +25,38 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def write_report(store: Store, output: Path, figures: Path | None = None) -> list[Path]:
-    """Write the page, and with `figures` each figure as SVG, PNG and CSV there; gives what was written."""
-    text, sections = _made(store)
+def write_report(store: Store, output: Path, figures: Path | None = None, fetch: Fetch = nothing) -> list[Path]:
+    """Write the page, and with `figures` each figure as SVG, PNG and CSV there; gives what was written.
+
+    `fetch`: where adversarial images come from (see `bench.pictures`).
+    """
+    text, sections = _made(store, fetch)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, lambda file: file.write(text.encode()))
     plots = [plot for group in sections for plot in group.plots] if figures is not None else []
     return [output, *(path for plot in plots if figures is not None for path in plot.write(figures))]
 
 
-def html(store: Store) -> str:
+def html(store: Store, fetch: Fetch = nothing) -> str:
     """The page's text."""
-    return _made(store)[0]
+    return _made(store, fetch)[0]
 
 
-def _made(store: Store) -> tuple[str, list[Group]]:
+def _made(store: Store, fetch: Fetch) -> tuple[str, list[Group]]:
     store = ReadOnce.of(store)
     table = frame(store)
     found = judged(store, rows(store, leaderboard.tested(table)))
     placed = boards(found)
-    sections = groups(store, placed, found)
+    sections = groups(store, placed, found, table, fetch)
     style, script = (_part(name) for name in ("page.css", "page.js"))
-    text = _environment().get_template("page.html.j2").render(
+    known = origins(store)
+    environment = _environment()
+    environment.filters["places"] = known.places
+    text = environment.get_template("page.html.j2").render(
         boards=placed,
         figures=sections,
         checks=CHECKS,
-        origins=origins(store),
+        origins=known,
         unreadable=table[table["config"].isna()][["key", "reason"]].to_dict("records"),
         counts={"evaluations": len(table), "done": int((table["state"] == "done").sum()), "rows": len(found)},
         style=style,

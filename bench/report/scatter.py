@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from bench.pareto import pareto as pareto
 from bench.report.board import Board
-from bench.report.canvas import COLOURS, INK, MARKERS, Plot, drawn, slug
+from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import called, conditions
+from bench.report.svg import INK
 from bench.report.text import short
+from bench.report.where import of_clean, of_training, of_worst
 from bench.rows import Row
 
 NAMED = 16  # points named beside the drawing, those of the Pareto line first; all are in the table
@@ -102,4 +104,5 @@ def _scatter(
         figure,
         board.dataset,
         board.threat,
+        [{2: of_training(row) if kind == "cost" else of_clean(row), 3: of_worst(row)} for row in rows],
     )  # fmt: skip

@@ -1,0 +1,59 @@
+"""train.jsonl -> numbers by epoch: what the live view, the report and trackers show of a training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+LOG = "train.jsonl"
+TOTAL = "total"  # the sum of a line's terms; lines older than it name the terms only
+VALIDATION = "validation"
+ABOUT = ("epoch", "seconds")
+_BARS = "▁▂▃▄▅▆▇█"
+
+Line = dict[str, float]
+
+
+def read(path: Path) -> list[Line]:
+    """The finite numbers of each epoch that is over, in order; empty where there is no log.
+
+    A line that is no JSON object is passed over: the last one may be half written.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            numbers = {name: float(v) for name, v in line.items() if type(v) in (int, float) and math.isfinite(v)}
+            if "epoch" in numbers:
+                found.append(numbers)
+    return found
+
+
+def total(line: Line, terms: Iterable[str] = ()) -> float:
+    """The loss of an epoch: the sum that it names, else that of these terms; NaN where one of them is missing."""
+    if TOTAL in line:
+        return line[TOTAL]
+    names = list(terms)
+    return sum(line.get(name, math.nan) for name in names) if names else math.nan
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """The last values as bars from their lowest to their highest; a blank stands for one that is not finite."""
+    shown = list(values)[-width:]
+    finite = [value for value in shown if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, span = min(finite), max(finite) - min(finite)
+    return "".join(
+        _BARS[round((value - low) / span * (len(_BARS) - 1)) if span > 0 else 0] if math.isfinite(value) else " "
+        for value in shown
+    )

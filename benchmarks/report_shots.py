@@ -1,0 +1,56 @@
+"""Pictures of the report for docs/: `python benchmarks/report_shots.py`, from the records in results/ alone.
+
+Needs Chromium and Pillow; writes docs/report-desktop.png (light) and docs/report-phone.png (dark).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from records import DOCS, ROOT
+
+from bench.report import write_report
+from bench.store import Store
+
+sys.path.insert(0, str(ROOT / "tests"))
+from browser import Browser
+
+MOST_BYTES = 300_000
+THREAT = "Linf eps = 0.2"
+CHOOSE = f"""(() => {{
+  document.getElementById('f-dataset').value = 'mnist';
+  document.getElementById('f-threat').value = '{THREAT}';
+  document.getElementById('filters').dispatchEvent(new Event('input'));
+}})()"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        write_report(Store(ROOT / "results"), page)
+        with Browser() as browser:
+            browser.open(page, width=1400, height=1180)
+            browser.js(CHOOSE)
+            _keep(browser.shot(), DOCS / "report-desktop.png")
+            browser.open(page, width=390, height=844, dark=True, phone=True)
+            browser.js(CHOOSE)
+            browser.js("document.getElementById('filters').scrollIntoView()")
+            _keep(browser.shot(), DOCS / "report-phone.png")
+
+
+def _keep(png: bytes, path: Path) -> None:
+    """With a palette: few colours are enough for text and tables."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(file, "png", optimize=True)
+    if len(file.getvalue()) >= MOST_BYTES:
+        raise SystemExit(f"error: {path} would have {len(file.getvalue())} bytes; expected fewer than {MOST_BYTES}")
+    path.write_bytes(file.getvalue())
+    print(path, len(file.getvalue()))
+
+
+if __name__ == "__main__":
+    main()

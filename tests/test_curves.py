@@ -1,0 +1,165 @@
+"""What a training says of itself while it runs: its log read back, the live view, and the tracker."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from harness import Bench, outcomes, tiny, write_plugins
+from rich.console import Console
+from test_tables import store, train_job, trained
+
+from bench import curves, tracker
+from bench.executors.base import Event
+from bench.live import View
+from bench.store import Store
+
+__all__ = ["store"]  # a fixture
+
+
+def logged(store: Store, key: str, *lines: object) -> Path:
+    path = store.folder(key) / curves.LOG
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_log_is_read_up_to_what_is_half_written(tmp_path: Path) -> None:
+    path = tmp_path / curves.LOG
+    assert curves.read(path) == []
+    path.write_text(
+        '{"epoch": 1, "ce": 0.5, "name": "x", "flag": true, "gone": null}\n[1]\n{"ce": 2}\n'
+        '{"epoch": 2, "ce": NaN, "adv": 1e999}\n{"epoch": 3, "ce": 0.2'
+    )
+    assert curves.read(path) == [{"epoch": 1.0, "ce": 0.5}, {"epoch": 2.0}]
+
+
+def test_the_loss_is_the_sum_of_the_terms_and_never_of_some() -> None:
+    line = {"epoch": 1.0, "ce": 0.5, "kl": 0.25, "sigma": 9.0}
+    assert curves.total(line, ("ce", "kl")) == 0.75
+    assert curves.total({**line, "total": 3.0}, ("ce", "kl")) == 3.0
+    assert math.isnan(curves.total(line, ("ce", "penalty")))
+    assert math.isnan(curves.total(line))
+
+
+def test_bars_go_from_the_lowest_to_the_highest() -> None:
+    assert curves.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert curves.sparkline([5, math.nan, 1]) == "█ ▁"
+    assert curves.sparkline([2, 2]) == "▁▁"
+    assert curves.sparkline([math.nan]) == curves.sparkline([]) == ""
+    assert curves.sparkline([9, *range(12)]) == curves.sparkline(list(range(12)))
+
+
+def test_the_live_view_shows_the_epochs_that_are_over(store: Store) -> None:
+    job, other = train_job("guard", 0), train_job("slow", 1)
+    for one in (job, other):
+        store.add(one)
+    file = io.StringIO()
+    view = View(Console(file=file, width=200, color_system=None), store, [job, other], "quiet", 2)
+    view.follow(iter([Event("started", job), Event("started", other)]))
+    lines = [{"epoch": k + 1, "total": loss, "validation": v} for k, (loss, v) in enumerate([(2.0, 0.2), (0.5, 0.9)])]
+    logged(store, job.key, *lines, '{"epoch": 3, "to')
+    view.console.print(view._table())
+    assert "loss █▁ 0.5" in file.getvalue()
+    assert "val ▁█ 90.0%" in file.getvalue()
+    assert file.getvalue().count("loss") == 1  # the other has no epoch yet
+
+
+def test_a_training_writes_the_sum_of_its_terms(bench: Bench, tmp_path: Path) -> None:
+    outcome = bench(*tiny(defense="rat", attack="clean"), "--eps", "0.1", "--executor", "debug")
+    assert outcome.code == 0, outcome.err
+    results = Store(Path("results"))
+    ((key, record),) = [(job.key, r) for job, r in results.records() if job.kind == "train"]
+    (line,) = curves.read(results.folder(key) / curves.LOG)
+    terms = record["metrics"]["final_terms"]
+    assert len(terms) > 1
+    assert line["total"] == pytest.approx(sum(terms.values()), rel=1e-6)
+    assert curves.total({k: v for k, v in line.items() if k != "total"}, terms) == pytest.approx(line["total"])
+
+
+def test_an_unknown_tracker_and_an_absent_one_are_one_line_each(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins = write_plugins(tmp_path)
+    refusal = bench(*tiny(*plugins), "--tracker", "abacus")
+    assert (refusal.code, refusal.err.count("\n")) == (2, 1)
+    assert "'abacus'; expected tensorboard" in refusal.err
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    absent = bench(*tiny(*plugins), "--tracker", "tensorboard")
+    assert (absent.code, absent.err.count("\n")) == (3, 1)
+    assert 'pip install "defense-bench[tensorboard]"' in absent.err
+    assert not Path("results").exists()
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event as Record
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for raw in RawEventFileLoader(str(path)).Load():
+            record = Record.FromString(raw)
+            for value in record.summary.value:
+                found.setdefault(value.tag, []).append((record.step, value.simple_value))
+    return found
+
+
+@pytest.mark.slow  # with the tests that `make test-full` runs, after CI has installed the extra
+def test_tensorboard_is_told_what_the_log_says_and_no_key_knows_of_it(bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="no tensorboard on this machine")
+    plugins = write_plugins(tmp_path)
+    plain = [*tiny(*plugins, attack="clean"), "--epochs", 3]
+    assert bench(*plain, "--results-dir", "without").code == 0
+    outcome = bench(*plain, "--tracker", "tensorboard")
+    assert outcome.code == 0, outcome.err
+    assert outcomes(Path("results")) == outcomes(Path("without"))
+    results = Store(Path("results"))
+    assert results.keys() == Store(Path("without")).keys()
+    (job,) = [job for job in results.jobs().values() if job.kind == "train"]
+    (folder,) = (results.root / tracker.FOLDER).iterdir()
+    assert folder.name == f"plain-seed-0-{job.key}"
+    log = curves.read(results.folder(job.key) / curves.LOG)
+    told = scalars(folder)
+    assert set(told) == {"ce", "loss", "seconds"}
+    assert told["ce"] == [(k + 1, pytest.approx(line["ce"], rel=1e-6)) for k, line in enumerate(log)]
+    assert [step for step, _ in told["loss"]] == [1, 2, 3]
+    bench(*plain, "--tracker", "tensorboard")  # nothing is trained again, nor told twice
+    assert scalars(folder) == told
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    bench(*plain, "--tracker", "tensorboard")
+    assert scalars(folder) == told
+
+
+@pytest.mark.slow
+def test_a_training_that_begins_again_is_told_from_the_start(store: Store) -> None:
+    pytest.importorskip("tensorboard", reason="no tensorboard on this machine")
+    job = trained(store, "Guard <b>/../x")
+    logged(store, job.key, {"epoch": 1, "total": 4.0})
+    follower = tracker.tracker("tensorboard", store)
+    assert follower is not None
+
+    def events() -> object:
+        yield Event("started", job)
+        logged(store, job.key, {"epoch": 1, "total": 4.0}, {"epoch": 2, "total": 3.0})
+        follower.last = 0.0
+        yield Event("tick")
+        yield Event("retried", job)
+        logged(store, job.key, {"epoch": 1, "total": 2.0})
+        yield Event("started", job)
+        follower.last = 0.0
+        yield Event("tick")
+        logged(store, job.key, {"epoch": 1, "total": 2.0}, {"epoch": 2, "total": 1.0})
+        yield Event("error", job)
+
+    seen = [event.kind for event in follower.follow(events())]  # type: ignore[arg-type]
+    assert seen == ["started", "tick", "retried", "started", "tick", "error"]
+    folder = follower.folder(job)
+    assert folder.parent == store.root / tracker.FOLDER
+    assert scalars(folder) == {"loss": [(1, 2.0), (2, 1.0)]}  # each once

@@ -1,0 +1,316 @@
+"""The page in a real browser, by mouse and keyboard, light and dark, on a desk and on a phone; and axe-core's rules."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import ABSENT, PROGRAM, Browser
+from test_report import matrix
+from test_report_figures import HOSTILE, log, picture, with_images
+from test_tables import evaluated, trained
+
+from bench.report.images import Fetched, Wanted
+from bench.report.page import html
+from bench.store import Store
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=ABSENT)
+ROOT = Path(__file__).parent.parent
+AXE = Path(os.environ.get("BENCH_AXE") or ROOT / ".venv" / "axe-core" / "package" / "axe.min.js")
+BOARD = "[...document.querySelectorAll('.board')].find(b => b.textContent.includes('guard')).querySelector('table')"
+COUNT = "document.getElementById('f-count').textContent"
+
+
+def fetch(wanted: list[Wanted]) -> Fetched:
+    return Fetched({one.key: [picture(8), picture(8, fooled=False)] for one in wanted}, ["Something is not here."])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with everything that a report can show, under names that are up to no good."""
+    folder = tmp_path_factory.mktemp("page")
+    store = Store(folder / "results")
+    store.prepare()
+    matrix(store)
+    train = trained(store, HOSTILE, metrics={"final_terms": {"ce": 1.0}})
+    log(store, train, {"ce": 2.0, "validation": 0.5}, {"ce": 1.0, "validation": 0.75})
+    labels = {"label": np.array([0, 0, 1, 1])}
+    evaluated(store, train, "clean", [1] * 4, columns=labels)
+    with_images(store, train, "steep", 2, columns=labels)
+    budgets = {"budgets": ["0.05", "0.1"]}
+    evaluated(store, train, "curve", [0, 0, 1, 1], budgets, columns=labels | {"broken_at": np.array([0.05, 0.1, 9, 9])})
+    losses = {f"{part}_{name}": np.array([1.0, 2.0]) for part in ("clean", "adversarial") for name in ("loss", "rise")}
+    losses |= {f"{part}_loss_0.5": np.array([[2.0, 3.0]] * 2) for part in ("clean", "adversarial")}
+    evaluated(store, train, "flatness", [1, 1], columns=losses, metrics={"measures": "adversarial_rise"})
+    elsewhere = trained(store, "abroad", data={"name": "other"})
+    evaluated(store, elsewhere, "clean", [1, 0])
+    smoothed = trained(store, "hazy_too", deploys="smoothed")
+    evaluated(store, smoothed, "clean", [1, 1, 1, 0])
+    evaluated(store, smoothed, "certify", [1, 1, 1, 0], columns={"radius": np.array([0.1, 0.6, 1.2, 5.0])})
+    target = folder / "page.html"
+    target.write_text(html(store, fetch))
+    return target
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Browser]:
+    with Browser() as started:
+        yield started
+
+
+@pytest.fixture
+def browser(running: Browser, page: Path) -> Iterator[Browser]:
+    """The page opened afresh; whatever a test does there, no error and no request is left behind."""
+    running.open(page)
+    running.js("localStorage.clear()")
+    running.open(page)
+    yield running
+    assert running.log == []
+    assert {request for request in running.requests if not request.startswith("data:")} == {page.as_uri()}
+
+
+def column(browser: Browser, number: int) -> list[str]:
+    found: list[str] = browser.js(
+        f"[...{BOARD}.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[{number}].textContent.trim())"
+    )
+    return found
+
+
+def place(browser: Browser, name: str) -> int:
+    found: int = browser.js(f"[...{BOARD}.tHead.rows[0].cells].findIndex(c => c.textContent.trim() === '{name}')")
+    return found
+
+
+def focused(browser: Browser, what: str = "textContent") -> str:
+    return str(browser.js(f"document.activeElement.{what}"))
+
+
+def test_it_holds_every_section(browser: Browser) -> None:
+    names = browser.js("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert names == [
+        "boards", "heat", "eps", "curve", "trade", "cost", "training", "flatness", "certified", "classes", "images",
+        "checks", "origins",
+    ]  # fmt: skip
+    assert browser.js("document.querySelectorAll('#images image').length") >= 6
+    assert "Something is not here." in browser.js("document.getElementById('images').textContent")
+    assert not browser.js("document.querySelectorAll('img').length")
+
+
+def test_sorting_by_click_and_by_keyboard(browser: Browser) -> None:
+    number = place(browser, "Standard accuracy")
+    head = f"{BOARD}.tHead.rows[0].cells[{number}]"
+    before = column(browser, 1)
+    assert len(before) >= 3
+    method = f"{BOARD}.tHead.rows[0].cells[1]"
+    browser.click(f"{method}.querySelector('button')")
+    assert browser.js(f"{method}.getAttribute('aria-sort')") == "ascending"
+    ascending = column(browser, 1)
+    browser.press("Enter")  # the button that was clicked has the focus
+    assert browser.js(f"{method}.getAttribute('aria-sort')") == "descending"
+    assert column(browser, 1) == ascending[::-1]
+    assert sorted(before) == sorted(ascending)
+    browser.js(f"{head}.querySelector('button').focus()")
+    browser.press(" ")
+    values = [float(re.match(r"[\d.]+", text).group()) for text in column(browser, number)]  # type: ignore[union-attr]
+    assert values == sorted(values, reverse=browser.js(f"{head}.getAttribute('aria-sort')") == "descending")
+    assert browser.js(f"{method}.getAttribute('aria-sort')") in (None, "none")
+
+
+def test_filtering_by_click_and_by_keyboard(browser: Browser) -> None:
+    every = browser.js(COUNT)
+    shown, total = map(int, re.findall(r"\d+", every))
+    assert shown == total > 5
+    browser.click("document.getElementById('f-text')")
+    browser.press("hazy_too")
+    assert browser.js(COUNT) == f"1 of {total} rows"
+    assert browser.js("document.querySelectorAll('.board:not([hidden])').length") == 1
+    browser.press("Tab", "Tab", "Tab", "Tab")  # data set, threat, verdict, then the button
+    assert focused(browser) == "Clear"
+    browser.press("Enter")
+    browser.until(f"{COUNT} === '{every}'")
+    browser.js("document.getElementById('f-dataset').focus()")
+    browser.press("ArrowDown")
+    assert browser.js("document.getElementById('f-dataset').value") == "other"
+    assert browser.js(COUNT) == f"1 of {total} rows"
+    browser.press("ArrowUp")
+    browser.js("document.getElementById('f-threat').focus()")
+    for _ in range(4):
+        if browser.js("document.getElementById('f-threat').value") != "Linf eps = 0.2":
+            browser.press("ArrowDown")
+    assert browser.js(COUNT) == f"1 of {total} rows"
+    threats = "[...document.querySelectorAll('figure[data-threat]:not([hidden])')].map(f => f.dataset.threat)"
+    assert set(browser.js(threats)) == {"Linf eps = 0.2"}
+    browser.click("document.querySelector('#filters button')")
+    browser.until(f"{COUNT} === '{every}'")
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen_and_is_kept(browser: Browser, page: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert browser.js(ground) == "rgb(255, 255, 255)"
+    browser.open(page, dark=True)
+    dark = browser.js(ground)
+    assert dark != "rgb(255, 255, 255)"
+    ink = "getComputedStyle(document.querySelector('#heat svg text[fill=currentColor]')).fill"
+    assert browser.js(ink) == browser.js("getComputedStyle(document.body).color")  # figures follow
+    browser.click("document.getElementById('theme')")
+    assert (focused(browser), browser.js(ground)) == ("Theme: light", "rgb(255, 255, 255)")
+    browser.press("Enter")
+    assert (focused(browser), browser.js(ground)) == ("Theme: dark", dark)
+    browser.open(page)
+    assert browser.js(ground) == dark
+    browser.js("document.getElementById('theme').focus()")
+    browser.press(" ")
+    assert (focused(browser), browser.js(ground)) == ("Theme: system", "rgb(255, 255, 255)")
+
+
+def dialog(browser: Browser) -> list[list[str]] | None:
+    found: list[list[str]] | None = browser.js(
+        "(() => { const d = document.getElementById('where'); return d.open ? [...d.querySelectorAll('tbody tr')]"
+        ".map(r => [...r.cells].map(c => c.textContent)) : null; })()"
+    )
+    return found
+
+
+def test_a_number_tells_its_records_by_click(browser: Browser) -> None:
+    number = place(browser, "Standard accuracy")
+    browser.click(f"{BOARD}.tBodies[0].rows[0].cells[{number}].querySelector('button')")
+    told = dialog(browser)
+    assert told is not None
+    assert [line[1:4] for line in told] == [["evaluate", "clean, n 1000", "0"], ["evaluate", "clean, n 1000", "1"]]
+    assert [line[6:8] for line in told] == [["CPU x", "abc"]] * 2
+    assert browser.js("document.getElementById('where-h').textContent") == "guard, Standard accuracy: 100.00 (std 0.00)"
+    browser.click("document.querySelector('#where a')")
+    assert dialog(browser) is None
+    browser.until(f"document.activeElement.id === 'k-{told[0][0]}'")
+
+
+def test_a_number_tells_its_records_by_keyboard(browser: Browser) -> None:
+    first = place(browser, "Standard accuracy")
+    rows = f"{BOARD}.tBodies[0].rows"
+    assert browser.js(f"{rows}[0].querySelectorAll('button.n[tabindex=\"0\"]').length") == 1  # Tab stops once a row
+    browser.js(f"{rows}[0].querySelector('button.n').focus()")
+    browser.press("ArrowRight")
+    assert browser.js("document.activeElement.closest('td').cellIndex") == first + 1
+    browser.press("ArrowDown")
+    assert browser.js("document.activeElement.closest('tr').rowIndex") == 2
+    browser.press("Home", "ArrowLeft", "ArrowUp", "ArrowUp")  # neither goes beyond the table
+    assert browser.js(f"document.activeElement === {rows}[0].cells[{first}].firstChild")
+    browser.press("End", "Home", "Enter")
+    assert len(dialog(browser) or []) == 2
+    browser.press("Escape")
+    assert dialog(browser) is None
+    assert browser.js(f"document.activeElement === {rows}[0].cells[{first}].firstChild")  # back where it was
+    stops = f"[...{rows}].map(r => [...r.querySelectorAll('button.n')].filter(b => b.tabIndex === 0).length)"
+    assert set(browser.js(stops)) == {1}  # and there Tab comes back to
+    assert browser.js("document.activeElement.tabIndex") == 0
+    browser.press(" ")
+    assert dialog(browser) is not None
+    browser.click("document.getElementById('where-close')")
+    assert dialog(browser) is None
+
+
+def test_numbers_of_figures_tell_their_records_too(browser: Browser) -> None:
+    line = "[...document.querySelectorAll('#heat tbody tr')].find(r => r.cells[0].textContent === 'guard')"
+    browser.click(f"{line}.closest('details').querySelector('summary')")
+    browser.click(f"{line}.querySelector('td[data-k] button')")
+    assert [line[2] for line in dialog(browser) or []] == ["clean, n 1000"] * 2
+    browser.press("Escape")
+    browser.click("document.querySelector('#training figure summary')")
+    browser.click("document.querySelector('#training tbody td button')")
+    assert [line[1] for line in dialog(browser) or []] == ["train"]
+    browser.press("Escape")
+
+
+def test_everything_is_reached_by_tab_and_in_the_order_of_the_page(browser: Browser) -> None:
+    browser.js("document.body.focus()")
+    seen: list[str] = []
+    for _ in range(14):
+        browser.press("Tab")
+        seen.append(str(browser.js("document.activeElement.id || document.activeElement.textContent.trim()")))
+    assert seen[0] == "Skip to the tables"
+    assert seen[1] == "theme"
+    assert seen[2] == "Leaderboard"
+    order = browser.js(
+        "[...document.querySelectorAll('a[href],button,input,select,summary,[tabindex]')].every(e => e.tabIndex <= 0)"
+    )
+    assert order  # nothing jumps the queue
+    outline = browser.js("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"  # and the focus is seen
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_it_without_scrolling_sideways(browser: Browser, page: Path, dark: bool) -> None:
+    browser.open(page, width=360, height=740, dark=dark, phone=True)
+    assert browser.js("document.documentElement.scrollWidth") <= 360
+    wide = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && "
+    wide += "!e.closest('.scroll, .plot, dialog')).map(e => e.tagName + e.id)"
+    assert browser.js(wide) == ["A"] or browser.js(wide) == []  # the hidden skip link aside
+    browser.click("document.getElementById('theme')")
+    browser.click(f"{BOARD}.querySelector('td button.n')")
+    box = browser.js(
+        "(() => { const r = document.getElementById('where').getBoundingClientRect(); return [r.left, r.right]; })()"
+    )
+    assert 0 <= box[0] < box[1] <= 360
+    browser.press("Escape")
+
+
+def test_without_script_everything_is_still_there(running: Browser, page: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.html"
+    text = page.read_text()
+    bare.write_text(re.sub(r"script-src &#39;[^&]+", "script-src &#39;none", text))  # the browser refuses it
+    running.open(bare)
+    assert running.js("document.getElementById('filters').hidden && document.getElementById('theme').hidden")
+    assert running.js("document.getElementById('how').hidden")
+    assert not running.js("document.querySelectorAll('td button').length")
+    links = running.js("[...document.querySelectorAll('.board details a')].map(a => a.getAttribute('href').slice(1))")
+    assert links
+    assert running.js(f"{json.dumps(links)}.every(id => document.getElementById(id))")
+
+
+RULES = (
+    "axe.run(document, {resultTypes: ['violations']})"
+    ".then(found => found.violations.map(v => [v.id, v.impact, v.nodes[0].html]))"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [{}, {"dark": True}, {"width": 390, "height": 844, "phone": True}])
+def test_axe_core_finds_nothing(browser: Browser, page: Path, window: dict[str, Any]) -> None:
+    if not AXE.is_file():
+        pytest.skip("no axe-core here: `make axe`, or name axe.min.js in BENCH_AXE")
+    browser.open(page, **window)
+    browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    browser.js(AXE.read_text(encoding="utf-8") + "; 0")
+    assert browser.js(RULES) == []
+    browser.click("document.querySelector('td button.n')")
+    assert browser.js(RULES) == []
+    browser.press("Escape")
+    # the rules are awake: a nameless button and pale text are found
+    browser.js(
+        "document.querySelector('main').insertAdjacentHTML('beforeend', '<button></button><p id=\"pale\">pale</p>'); "
+        "document.getElementById('pale').style.color = '#8888'"
+    )
+    assert {"button-name", "color-contrast"} <= {rule for rule, *_ in browser.js(RULES)}
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_every_text_colour_stands_out_on_every_ground(theme: int) -> None:
+    text = (ROOT / "bench" / "report" / "page.css").read_text()
+    colours = {name: pair for name, *pair in re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", text)}
+    assert {"ink", "soft", "link", "ok", "flag", "bad", "page", "panel"} <= set(colours)
+    for name in ("ink", "soft", "link", "ok", "flag", "bad"):
+        for ground in ("page", "panel"):
+            low, high = sorted(luminance(colours[which][theme]) for which in (name, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)

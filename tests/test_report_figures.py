@@ -1,0 +1,396 @@
+"""Figures that rest on more than the tables: logs of trainings, security curves, the loss around the weights, images;
+and where every number comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness import Bench, tiny, write_plugins
+from safetensors.torch import save_file
+from test_report import Page, all_judged, matrix
+from test_tables import evaluated, full, store, train_job, trained
+
+from bench.core.stats import wilson
+from bench.curves import LOG
+from bench.frame import frame
+from bench.job import Job
+from bench.pictures import Pictures, _choose
+from bench.report.board import boards
+from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
+from bench.report.lines import security_curves
+from bench.report.page import html
+from bench.report.svg import inline
+from bench.report.training import training_curves
+from bench.report.weights import flatness_curves
+from bench.report.where import origins
+from bench.store import Store, file_hash
+
+__all__ = ["store"]  # a fixture
+HOSTILE = '<img src=x onerror=alert(1)> & "$x_1$"'
+
+
+def log(store: Store, job: Job, *lines: dict[str, float]) -> None:
+    text = "".join(json.dumps({"epoch": k, "seconds": 1.0, **line}) + "\n" for k, line in enumerate(lines, 1))
+    (store.folder(job.key) / LOG).write_text(text)
+
+
+def texts(svg: str) -> str:
+    return "\n".join(Page(svg).text)
+
+
+def test_training_curves_are_the_sum_of_the_terms_whatever_became_of_the_training(store: Store) -> None:
+    metrics = {"final_terms": {"ce": 0.5, "kl": 0.25}}
+    first, second = (trained(store, "guard", seed, metrics=metrics) for seed in (0, 1))
+    log(store, first, {"ce": 2.0, "kl": 1.0, "sigma": 9.0}, {"ce": 0.5, "kl": 0.25, "sigma": 9.0, "validation": 0.875})
+    log(store, second, {"ce": 4.0, "kl": 0.5, "total": 4.5})
+    diverged = trained(store, "guard", 2, state="diverged")
+    log(store, diverged, {"ce": 5.0, "kl": 1.0})
+    running = train_job("guard", 3)
+    store.add(running)
+    log(store, running, {"ce": 6.0, "kl": 1.0})
+    trained(store, "silent")  # no log
+    (plot,) = training_curves(store, [])
+    about = {line[1]: line[2:] for line in plot.lines}
+    assert about[0] == ["done", 2, "3", "0.75", "ce 0.5 + kl 0.25", "87.50"]
+    assert about[1] == ["done", 1, "4.5", "4.5", "ce 4 + kl 0.5", "–"]
+    assert about[2][:3] == ["diverged", 1, "6"]
+    assert about[3][:3] == ["running or killed", 1, "7"]
+    assert {line[0] for line in plot.lines} == {"guard (train_eps=0.1)"}
+    assert [(d["seed"], d["epoch"], d["loss"], d.get("sigma")) for d in plot.data][:2] == [
+        (0, 1, 3.0, 9),
+        (0, 2, 0.75, 9),
+    ]
+    assert plot.data[0]["key"] == first.key
+    assert [line[0] for line in plot.behind] == [[job.key] for job in (first, second, diverged, running)]
+    for said in ("n 100 training images", "eps Linf 0.1", "seeds 0, 1, 2, 3", "device CPU x", "validation accuracy"):
+        assert said in plot.caption
+    assert "guard (train_eps=0.1)" in texts(plot.svg())
+
+
+def test_the_panels_are_those_of_the_best_rows_and_of_standard(store: Store) -> None:
+    for k in range(24):
+        job = trained(store, f"m{k:02d}", metrics={"final_terms": {"ce": 1.0}})
+        log(store, job, {"ce": 1.0})
+        full(store, job, 100 + 10 * k)
+    baseline = trained(store, "standard", metrics={"final_terms": {"ce": 1.0}})
+    log(store, baseline, {"ce": 1.0})
+    full(store, baseline, 1)
+    (plot,) = training_curves(store, all_judged(store))
+    shown = texts(plot.svg())
+    assert [name for name in ("standard", "m23", "m05", "m04", "m00") if name in shown] == ["standard", "m23", "m05"]
+    assert len(plot.lines) == 25
+    assert "Drawn are 20 of 25" in plot.caption
+
+
+def test_security_curves_are_of_that_attack_alone(store: Store) -> None:
+    train = trained(store)
+    clean = evaluated(store, train, "clean", [1, 1, 1, 1])
+    broken = np.array([0.05, 0.1, math.inf, math.inf])
+    settings = {"budgets": ["0.05", "0.1"]}
+    key = evaluated(store, train, "curve", [0, 0, 1, 1], settings, columns={"broken_at": broken})
+    evaluated(store, train, "steep", [0, 0, 0, 0], {"steps": 40})
+    (plot,) = security_curves(all_judged(store))
+    assert [line[1:3] for line in plot.lines] == [[0.0, 1.0], [0.05, 0.75], [0.1, 0.5]]
+    low, high = wilson(2, 4)
+    assert plot.lines[2][3:] == pytest.approx([low, high], abs=1e-4)
+    assert [behind[2] for behind in plot.behind] == [[clean], [key], [key]]
+    assert "n 4;" in plot.caption
+
+
+def flat(store: Store, train: Job, rise: float, spread: tuple[float, float]) -> str:
+    columns: dict[str, Any] = {
+        "clean_loss": np.array([1.0, 3.0]),
+        "adversarial_loss": np.array([2.0, 4.0]),
+        "clean_loss_0.5": np.array([[2.0, 4.0], [2.0, 4.0]]),
+        "adversarial_loss_0.5": np.array([spread, spread]),
+        "clean_rise": np.array([0.25, 0.75]),
+        "adversarial_rise": np.array([rise, rise]),
+    }
+    return evaluated(store, train, "flatness", [1, 1], columns=columns, metrics={"measures": "adversarial_rise"})
+
+
+def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(store: Store) -> None:
+    guard, other = trained(store), trained(store, "other")
+    key = flat(store, guard, 0.5, (6.0, 10.0))
+    flat(store, other, 0.125, (5.0, 5.0))
+    (plot,) = flatness_curves(store, frame(store))
+    assert [list(line) for line in plot.lines] == [  # the flattest first
+        ["other trained at 0.1", "0", "2", "3", "0.5", "0.125"],
+        ["other trained at 0.1", "0.5", "3", "5", "0.5", "0.125"],
+        ["guard trained at 0.1", "0", "2", "3", "0.5", "0.5"],
+        ["guard trained at 0.1", "0.5", "3", "8", "0.5", "0.5"],
+    ]
+    assert plot.behind[2][0] == [key]
+    assert "n 2; eps Linf 0.1; seeds 0; device CPU x" in plot.caption
+    assert plot.threat == "Linf eps = 0.1"  # as the tables call it: the filter compares them
+
+
+def test_a_loss_that_is_not_finite_is_said_and_comes_last(store: Store) -> None:
+    flat(store, trained(store), math.nan, (math.inf, 1.0))
+    flat(store, trained(store, "other"), 9.0, (5.0, 5.0))
+    (plot,) = flatness_curves(store, frame(store))
+    assert [line[0] for line in plot.lines][::2] == ["other trained at 0.1", "guard trained at 0.1"]
+    assert plot.lines[3][3:] == ["not finite", "0.5", "not finite"]
+    assert plot.svg().startswith("<svg")
+
+
+def test_every_cell_leads_to_the_records_that_it_rests_on(store: Store) -> None:
+    matrix(store)
+    known = origins(store)
+    board = boards(all_judged(store))[0]
+    line = next(line for line in board.lines if line.row.defense == "guard")
+    behind = dict(zip(board.header[1:], line.behind, strict=True))
+    jobs = store.jobs()
+
+    def asked(column: str) -> list[tuple[str, int]]:
+        return [
+            (jobs[key].what.get("attack", {"name": "train"})["name"], jobs[key].what["seed"]) for key in behind[column]
+        ]
+
+    assert asked("Standard accuracy") == [("clean", 0), ("clean", 1)]
+    assert asked("AutoAttack robust accuracy") == [("autoattack", 0), ("autoattack", 1)]
+    assert asked("steep (steps=40)") == [("steep", 0), ("steep", 1)]
+    assert asked("Training s (× standard)") == [("train", 0), ("train", 1)]
+    assert sorted(asked("Best known robust accuracy")) == sorted(
+        (name, seed) for name in ("autoattack", "clean", "steep") for seed in (0, 1)
+    )
+    assert {jobs[key].what["threat"]["eps"] for key in behind["steep (steps=40)"]} == {"0.1"}
+    text = html(store)
+    order = re.findall(r'<tr id="k-(\w+)"', text)
+    assert order == [one.key for one in known.lines] == store.keys()
+    places = known.places(behind["Standard accuracy"])
+    assert [order[int(place)] for place in places.split()] == behind["Standard accuracy"]
+    assert f'data-k="{places}">100.00' in text
+    assert not [k for found in re.findall(r'data-k="([^"]*)"', text) for k in found.split() if int(k) >= len(order)]
+
+
+def test_versions_are_told_once(store: Store) -> None:
+    for seed in (0, 1, 2):
+        job = trained(store, seed=seed)
+        record = store.record(job.key)
+        assert record is not None
+        versions = {"python": "3.11", "torch": "2.13" if seed < 2 else "9.9"}
+        store.put(job, "done", {**record, "provenance": {**record["provenance"], "versions": versions}})
+    known = origins(store)
+    assert sorted(known.versions) == ["python 3.11, torch 2.13", "python 3.11, torch 9.9"]
+    assert sorted(known.versions[one.versions] for one in known.lines if one.versions is not None) == [
+        "python 3.11, torch 2.13", "python 3.11, torch 2.13", "python 3.11, torch 9.9",
+    ]  # fmt: skip
+
+
+def test_svg_loses_nothing_but_what_says_nothing() -> None:
+    source = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 72 72">'
+        '<metadata>m</metadata><defs><style>*{}</style></defs>\n <g id="a"><g>\n<path d="M 1.25 2.04  L 30.0 4 " '
+        'style="fill: #1b1f24; stroke: none"/></g></g><g clip-path="url(#c)"><use xlink:href="#m"/></g>'
+        '<clipPath id="c"/><path id="m"/><image transform="matrix(0.123456 0 0 0.123456 0 0)" '
+        'xlink:href="data:image/png;base64,AAAA"/><text transform="rotate(-0 1 2)"> a <tspan>b</tspan> c </text></svg>'
+    )
+    svg = inline(source.encode(), "one", "what it shows")
+    assert '<path d="M1.2 2L30 4" fill="currentColor" stroke="none" />' in svg
+    assert "matrix(0.123456 0 0 0.123456 0 0)" in svg
+    assert 'href="data:image/png;base64,AAAA"' in svg
+    assert "> a <tspan>b</tspan> c </text>" in svg
+    assert svg.count("<g") == 1
+    assert not re.search(r"rotate|style|metadata", svg)
+    (clip,) = re.findall(r'clip-path="url\(#([\w-]+)\)"', svg)
+    assert f'id="{clip}"' in svg
+    assert set(re.findall(r'href="#([\w-]+)"', svg)) <= set(re.findall(r' id="([\w-]+)"', svg))
+    assert not set(re.findall(r'id="([\w-]+)"', svg)) & set(
+        re.findall(r'id="([\w-]+)"', inline(source.encode(), "two", ""))
+    )
+
+
+def picture(size: int, fooled: bool = True, channels: int = 1) -> Picture:
+    clean = np.full((size, size) if channels == 1 else (size, size, channels), 0.25)
+    return Picture(7, HOSTILE, clean, clean + 0.05, fooled, (("3", 0.875), ("abstains", math.nan)))
+
+
+def with_images(store: Store, train: Job, attack: str, hits: int, **other: Any) -> str:
+    """An evaluation of 4 images whose record names stored images, which lie there."""
+    key = evaluated(store, train, attack, [1] * hits + [0] * (4 - hits), **other)
+    path = store.folder(key) / "adversarial.safetensors"
+    save_file({"x_adv": torch.full((4, 1, 28, 28), 0.5)}, path)
+    record = store.record(key)
+    assert record is not None
+    store.put(store.job(key), "done", {**record, "files": {**record["files"], path.name: file_hash(path)}})
+    return key
+
+
+def test_the_strongest_attack_that_kept_its_images_is_shown_for_each_model(store: Store) -> None:
+    train = trained(store, HOSTILE)
+    evaluated(store, train, "clean", [1] * 4)
+    with_images(store, train, "onestep", 3)
+    strong = with_images(store, train, "steep", 1)
+    evaluated(store, train, "square", [0] * 4)  # stronger still, but its images were not kept
+    with_images(store, train, "curve", 0, settings={"budgets": ["0.1"]}, columns={"broken_at": np.full(4, 0.1)})
+    asked: list[Wanted] = []
+
+    def fetch(wanted: list[Wanted]) -> Fetched:
+        asked.extend(wanted)
+        return Fetched({wanted[0].key: [picture(28), picture(28, fooled=False)]}, ["Something is missing."])
+
+    (plot,), note = image_grids(store, boards(all_judged(store)), fetch)
+    assert [(one.key, one.attack) for one in asked] == [(strong, "steep")]
+    assert note == "Something is missing."
+    assert [list(line) for line in plot.lines] == [
+        [asked[0].name, "steep", 7, HOSTILE, "3", "0.88", "abstains", "–", "yes"],
+        [asked[0].name, "steep", 7, HOSTILE, "3", "0.88", "abstains", "–", "no"],
+    ]
+    assert plot.behind[1][0] == [strong]
+    svg = plot.svg()
+    assert svg.count("<image") == 6
+    assert "3 (0.88)" in texts(svg)
+    assert "n 4; eps Linf 0.1; seeds 0; device CPU x" in plot.caption
+
+
+def test_images_leave_the_page_room(store: Store) -> None:
+    for name in ("a", "b"):
+        train = trained(store, name)
+        evaluated(store, train, "clean", [1] * 4)
+        with_images(store, train, "steep", 1)
+    side = math.isqrt(ROOM // 3 // 3) - 1  # in colour, so that one strip fills the page
+    plots, note = image_grids(
+        store, boards(all_judged(store)), lambda wanted: Fetched({w.key: [picture(side, channels=3)] for w in wanted})
+    )
+    assert len(plots) == 1
+    assert len(plots[0].lines) == 1
+    assert "left out" in note
+
+
+def test_a_page_without_stored_images_says_so(store: Store) -> None:
+    matrix(store)
+    assert "No images are shown: none of these evaluations has" in html(store)
+
+
+@pytest.fixture
+def attacked(bench: Bench, tmp_path: Path) -> Store:
+    """A plain net on digits under noise and under FGSM."""
+    outcome = bench(*tiny(*write_plugins(tmp_path), attack="clean,fgsm"), "--eps", "0.3")
+    assert outcome.code == 0, outcome.err
+    return Store(Path("results"))
+
+
+def strips(store: Store, root: Path) -> Fetched:
+    found: list[Fetched] = []
+
+    def fetch(wanted: list[Wanted]) -> Fetched:
+        found.append(Pictures(store, root).fetch(wanted))
+        return found[0]
+
+    image_grids(store, boards(all_judged(store)), fetch)
+    return found[0]
+
+
+def test_pictures_are_the_images_judged_and_what_the_model_says_of_them(attacked: Store, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    fetched = strips(attacked, tmp_path)
+    assert fetched.notes == []
+    ((key, pictures),) = fetched.strips.items()
+    samples = attacked.samples(key)
+    assert attacked.job(key).what["attack"]["name"] == "fgsm"
+    assert 1 <= len(pictures) <= 3
+    images = load_digits().images / 16
+    assert all(np.abs(images - shown.clean).max((1, 2)).min() < 0.01 for shown in pictures)
+    for shown in pictures:
+        at = int(np.flatnonzero(samples["index"] == shown.index)[0])
+        assert shown.label == str(samples["label"][at])
+        assert shown.fooled == (not samples["correct"][at])
+        assert np.abs(shown.attacked - shown.clean).max() == pytest.approx(samples["size"][at], abs=1e-6)
+        assert shown.says is not None
+        (clean, sure), (attacked_as, _) = shown.says
+        assert (clean == shown.label) == bool(samples["clean"][at])
+        assert (attacked_as == shown.label) == (not shown.fooled)
+        assert 0.1 < sure <= 1
+    fooled = [p.fooled for p in pictures]
+    assert fooled == sorted(fooled, reverse=True)
+
+
+def test_fooled_images_come_first_then_one_that_held_and_none_that_was_wrong_before() -> None:
+    right, clean = np.array([1, 0, 0, 1, 0, 0], bool), np.array([1, 0, 1, 1, 1, 1])
+    assert _choose(right, clean) == [2, 4, 0]
+    assert _choose(right, None) == [1, 2, 0]
+    assert _choose(~right, np.zeros(6)) == []
+    assert _choose(np.ones(6, bool), None) == [0, 1, 2]
+    assert _choose(np.zeros(2, bool), None) == [0, 1]
+
+
+def test_what_lies_not_here_or_is_damaged_is_said(attacked: Store, tmp_path: Path) -> None:
+    for weights in attacked.root.glob("*/weights-last.safetensors"):
+        weights.unlink()
+    ((key, pictures),) = strips(attacked, tmp_path).strips.items()
+    assert [p.says for p in pictures] == [None] * len(pictures)
+    images = attacked.folder(key) / "adversarial.safetensors"
+    images.write_bytes(images.read_bytes()[:-1] + b"\1")
+    damaged = strips(attacked, tmp_path)
+    assert damaged.strips == {}
+    assert damaged.notes == [f"Without images: the stored images of {key} do not match their record."]
+    store = Store(tmp_path / "other")
+    store.prepare()
+    train = trained(store, data={"name": "mnist", "size": 28})
+    evaluated(store, train, "clean", [1] * 4)
+    with_images(store, train, "steep", 1)
+    (note,) = strips(store, tmp_path).notes
+    assert "no clean images of mnist here" in note
+    assert str(tmp_path) not in note
+
+
+def test_other_test_images_are_not_shown_beside_the_records(attacked: Store, tmp_path: Path) -> None:
+    for job, record in list(attacked.records()):
+        if job.kind == "evaluate":
+            attacked.put(job, "done", {**record, "metrics": {**record["metrics"], "test_hash": "0" * 16}})
+    fetched = strips(attacked, tmp_path)
+    assert fetched.strips == {}
+    assert "other test images" in fetched.notes[0]
+
+
+def test_the_command_shows_images_unless_asked_not_to(bench: Bench, attacked: Store, tmp_path: Path) -> None:
+    words = ("report", "--results-dir", attacked.root, "--output", "page.html")
+    assert bench(*words, "--figures", "figures").code == 0
+    assert Path("page.html").read_text().count("data:image/png") >= 3
+    (drawn,) = Path("figures").glob("images-*.svg")
+    assert (drawn.with_suffix(".png")).read_bytes().startswith(b"\x89PNG")
+    assert drawn.with_suffix(".csv").read_text().startswith("defense,attack,test image,true class")
+    (curve,) = Path("figures").glob("training-*.csv")
+    assert curve.read_text().startswith("defense,seed,key,epoch,loss")
+    assert bench(*words, "--no-images").code == 0
+    page = Path("page.html").read_text()
+    assert "data:image/png" not in page
+    assert "No images were asked for." in page
+    shutil.rmtree(attacked.root)
+
+
+def noisy_picture(generator: np.random.Generator) -> Picture:
+    clean, change = (generator.random((32, 32, 3)).astype(np.float32) for _ in range(2))  # worst for a PNG
+    return Picture(7, "ship", clean, (clean + change * 8 / 255).clip(0, 1), True, (("ship", 0.9), ("frog", 0.8)))
+
+
+@pytest.mark.slow
+def test_twenty_defenses_fit_into_two_megabytes(store: Store) -> None:
+    generator, labels = np.random.default_rng(0), np.arange(200) % 10
+    for k in range(20):
+        for seed in (0, 1, 2):
+            job = trained(store, f"defense_{k}", seed, metrics={"final_terms": {"ce": 0.1, "kl": 0.1}})
+            log(store, job, *({"ce": 1 / e, "kl": 0.5 / e, "validation": 1 - 0.5 / e} for e in range(1, 101)))
+            evaluated(store, job, "clean", list(generator.random(200) < 0.9), columns={"label": labels})
+            for eps in ("2/255", "4/255", "8/255"):
+                for attack in ("fgsm", "pgd", "square", "autoattack", "eot", "transfer"):
+                    right = list(generator.random(200) < 0.5)
+                    evaluated(store, job, attack, right, columns={"label": labels}, eps=eps)
+                with_images(store, job, "steep", 2, eps=eps, columns={"label": labels[:4]})
+
+    def fetch(wanted: list[Wanted]) -> Fetched:
+        return Fetched({one.key: [noisy_picture(generator) for _ in range(3)] for one in wanted})
+
+    page = html(store, fetch)
+    assert page.count("<image") >= 54
+    assert len(page.encode()) < 2_000_000
