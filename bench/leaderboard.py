@@ -36,13 +36,25 @@ INTRO = (
 )
 SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomised at test time", "smoothed": "Certified"}
 LONGEST_VENUE = 120
+_FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet may take for a formula at the start of a cell
 
 
 def escape(text: str) -> str:
     """Text as one Markdown table cell: nothing in it is syntax, HTML or a line break."""
-    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
-    marked = re.sub(r"([\\`*_~\[\]|$])", r"\\\1", plain.replace("&", "&amp;"))
+    marked = re.sub(r"([\\`*_~\[\]|$#])", r"\\\1", _visible(text).replace("&", "&amp;"))
+    marked = marked.replace("://", "&#58;//")  # GitHub would make a link of it
+    marked = re.sub(r"(?i)\b(www)\.", r"\1&#46;", marked)
     return marked.replace("<", "&lt;").replace(">", "&gt;").strip()
+
+
+def _visible(text: str) -> str:
+    """Blanks for control characters, unpaired surrogates, and what turns the direction of the text behind it."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+
+
+def _item(text: str) -> str:
+    """Text as one item of a list: it begins no list, number or rule of its own."""
+    return "- " + re.sub(r"^(\d*)([-+.)])", r"\1\\\2", escape(text))
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -97,6 +109,8 @@ def write_leaderboard(
     `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
     """
+    if csv_dir is not None and csv_dir.is_symlink():
+        raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
     table = frame(store)
     judged_on_test = tested(table)
     found = judged(store, rows_of(store, judged_on_test, radii))
@@ -145,10 +159,10 @@ def _subsection(rows: list[Row]) -> list[str]:
         parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
     if any(cell.distance for row in rows for cell in row.attacks.values()):
         parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
-    asked = [f"- {escape(line)}" for line in legend(rows)]
+    asked = [_item(line) for line in legend(rows)]
     parts += ["Flagged checks and what they ask for (`bench explain CODE` says more):", "", *asked, ""] if asked else []
     notes = [*reasons(rows), *failures(rows)]
-    return [*parts, *(f"- {escape(line)}" for line in notes), ""] if notes else parts
+    return [*parts, *(_item(line) for line in notes), ""] if notes else parts
 
 
 def provisional_letters(rows: list[Row]) -> dict[str, str]:
@@ -296,8 +310,8 @@ def csv_text(lines: list[dict[str, object]]) -> str:
 def _harmless(value: object) -> str:
     if value is None or value != value:  # NaN
         return ""
-    text = str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not isinstance(value, (int, float)) else text
+    text = _visible(str(value))
+    return f"'{text}" if text[:1] in _FORMULA and not isinstance(value, (int, float)) else text
 
 
 def replace_block(path: Path, block: str) -> str:

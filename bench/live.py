@@ -17,6 +17,13 @@ from bench.estimate import Estimator, clock
 from bench.executors.base import Event
 from bench.job import Job
 from bench.store import Store
+from bench.terminal import plain as printable
+
+
+def safe(text: str) -> str:
+    """Text for rich: no markup of its own, nothing that steers the terminal. Line breaks stay."""
+    return escape("\n".join(printable(line) for line in text.split("\n")))
+
 
 ALWAYS_TOLD = ("error", "blocked", "retried")
 LINE_EVERY = 30.0  # seconds between plain progress lines
@@ -89,15 +96,15 @@ class View:
             name = {"started": "start ", "ok": "done  ", "error": "FAILED"}.get(event.kind, event.kind)
             style = "red" if event.kind in ("error", "blocked") else ""
             text = f"[{done}/{len(self.jobs)}] {name} {title(job, self.jobs)} ({job.key})"
-            self.console.print(escape(text + (f": {event.message}" if event.message else "")), style=style)
+            self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
 
     def _heartbeat(self) -> None:
         """A line every 30 s where there is no live table: what runs, how far, how long still."""
         if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
             self.last_line = time.monotonic()
             parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
-            self.console.print(escape(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
-            self.console.print(escape(f"  time left: {self._left()}"))
+            self.console.print(safe(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
+            self.console.print(safe(f"  time left: {self._left()}"))
 
     def _share(self, key: str) -> float:
         return float(self.store.progress(key).get("share", 0.0))
@@ -118,7 +125,7 @@ class View:
             table.add_column(name, overflow="fold")
         for key, began in self.running.items():
             says = self.store.progress(key)
-            row = [escape(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}", escape(_detail(says))]
+            row = [safe(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}", safe(_detail(says))]
             table.add_row(*row, clock(time.monotonic() - began))
         return table
 
@@ -150,9 +157,9 @@ def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[A
     for group in groups:
         shown = Table(header_style="bold")
         for k in fixed + group:
-            shown.add_column(escape(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
+            shown.add_column(safe(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
         for row in rows:
-            shown.add_row(*(escape(row[k]) for k in fixed + group))
+            shown.add_row(*(safe(row[k]) for k in fixed + group))
         echo(shown)
     for note in notes:
-        echo(escape(note))
+        echo(safe(note))

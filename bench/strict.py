@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def read(path: Path) -> State:
             return load_safetensors(path.read_bytes())
         except SafetensorError as error:
             raise ValueError(f"{path.name} is a damaged safetensors file: {error}") from None
+    _refuse_bomb(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything: EOFError, UnpicklingError, RuntimeError, KeyError ...
@@ -43,6 +45,23 @@ def read(path: Path) -> State:
             "torch.save(net.state_dict(), FILE), or as safetensors"
         ) from None
     return _tensors(content, path.name)
+
+
+def _refuse_bomb(path: Path) -> None:
+    """torch.save packs without compression, so that a file unfolds to its own size; a small one that would fill the
+    memory was not made by it. Raises ValueError."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # damaged: torch.load says so
+    if held > path.stat().st_size:
+        raise ValueError(
+            f"{path.name} is no weights-only checkpoint ({path.stat().st_size} bytes that would unfold to {held}); "
+            "nothing in it was run. Save the weights alone: torch.save(net.state_dict(), FILE), or as safetensors"
+        )
 
 
 def _tensors(content: Any, name: str) -> State:

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from bench.evaluate import Unsupported
 from bench.guards import Diverged
 from bench.job import Job
 from bench.judge import assemble, judge
+from bench.private import Portable, portable
 from bench.resume import PLACE, Kept, origin_of
 from bench.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file, write_atomic
 from bench.train import build, train
@@ -51,7 +51,8 @@ def work(
     folder = store.folder(key)
     started = time.time()
     rows = passes.rows(job, retries.halvings(before))
-    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8", errors="replace") as file:
+        log = Portable(file)
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {datetime.now(UTC).isoformat()}")
             try:
@@ -62,8 +63,8 @@ def work(
                 traceback.print_exc()
                 out_of_memory = retries.classify(type(error).__name__, str(error)) == "oom"
                 state = "diverged" if isinstance(error, Diverged) else "oom" if out_of_memory else "error"
-                content = {"error": {"type": type(error).__name__, "message": _portable(str(error))}}
-                content["error"]["traceback"] = _portable(traceback.format_exc())
+                content = {"error": {"type": type(error).__name__, "message": portable(str(error))}}
+                content["error"]["traceback"] = portable(traceback.format_exc())
             print(f"{state} after {time.time() - started:.1f} s")
     clock = {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
@@ -276,8 +277,3 @@ def _peak(device: str) -> dict[str, float | None]:
         with contextlib.suppress(RuntimeError, AssertionError):
             cuda = torch.cuda.max_memory_allocated() / 2**20
     return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
-
-
-def _portable(text: str) -> str:
-    """Text without the folders of absolute paths: records are shared, and say nothing of this machine."""
-    return re.sub(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/", ".../", text)
