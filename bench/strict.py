@@ -70,6 +70,9 @@ def _tensors(content: Any, name: str) -> State:
     places += [content[key] for key in WRAPPERS if places and isinstance(content.get(key), Mapping)]
     for place in places:
         if place and all(isinstance(value, Tensor) for value in place.values()):
+            odd = [key for key, value in place.items() if not _ordinary(value)]
+            if odd:
+                raise ValueError(f"{name} holds a tensor at {odd[0]} that is not an ordinary one; expected dense values")
             return {str(key): value for key, value in place.items()}
     found = (
         f"a dict with {', '.join(map(str, list(content)[:MOST_KEYS])) or 'nothing'}"
@@ -77,6 +80,11 @@ def _tensors(content: Any, name: str) -> State:
         else type(content).__name__
     )
     raise ValueError(f"{name} holds {found}; expected tensors by name, at the top or in {', '.join(WRAPPERS)}")
+
+
+def _ordinary(value: Tensor) -> bool:
+    """Dense, with values of its own, and no codes that stand for others."""
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta and not value.is_nested
 
 
 def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
@@ -94,6 +102,8 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
         raise ValueError(f"{name} does not fit this architecture: {', '.join(parts)} of {len(wanted)} keys")
     for key, value in fitting.items():
         _same_shape(key, tuple(value.shape), tuple(wanted[key].shape), facts, name)
+        if wanted[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(f"{name} has {value.dtype} at {key}; this architecture has {wanted[key].dtype} there")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} holds values at {key} that are not finite numbers")
     net.load_state_dict(fitting, strict=False)
