@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bench.estimate import Estimator, clock
 from bench.executors.base import Event
@@ -20,9 +20,9 @@ from bench.store import Store
 from bench.terminal import plain as printable
 
 
-def safe(text: str) -> str:
-    """Text for rich: no markup of its own, nothing that steers the terminal. Line breaks stay."""
-    return escape("\n".join(printable(line) for line in text.split("\n")))
+def safe(text: str) -> Text:
+    """Text for rich: no markup, since none is meant, and nothing that steers the terminal. Line breaks stay."""
+    return Text("\n".join(printable(line) for line in text.split("\n")))
 
 
 ALWAYS_TOLD = ("error", "blocked", "retried")
