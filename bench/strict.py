@@ -72,7 +72,7 @@ def _tensors(content: Any, name: str) -> State:
         if place and all(isinstance(value, Tensor) for value in place.values()):
             odd = [key for key, value in place.items() if not _ordinary(value)]
             if odd:
-                raise ValueError(f"{name} holds a tensor at {odd[0]} that is not an ordinary one; expected dense values")
+                raise ValueError(f"{name} holds a tensor at {odd[0]} that is not an ordinary one; expected dense ones")
             return {str(key): value for key, value in place.items()}
     found = (
         f"a dict with {', '.join(map(str, list(content)[:MOST_KEYS])) or 'nothing'}"
