@@ -125,8 +125,8 @@ class View:
             table.add_column(name, overflow="fold")
         for key, began in self.running.items():
             says = self.store.progress(key)
-            row = [safe(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}", safe(_detail(says))]
-            table.add_row(*row, clock(time.monotonic() - began))
+            what, share = safe(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}"
+            table.add_row(what, share, safe(_detail(says)), clock(time.monotonic() - began))
         return table
 
 
