@@ -30,8 +30,21 @@ Normalised = Annotated[
 Randomised = Annotated[bool, typer.Option("--randomised", help="The model draws noise at test time.")]
 
 
+_refused = False
+
+
+def refuse_plugins(refused: bool) -> None:
+    """Whether this command takes no plug-in at all; what BENCH_PLUGINS named is forgotten then, for workers too."""
+    global _refused
+    _refused = refused
+    if refused:
+        os.environ.pop("BENCH_PLUGINS", None)
+
+
 def plugins(paths: list[Path] | None) -> None:
     """Named plug-in files reach the catalog and every worker by the environment."""
+    if paths and _refused:
+        raise ValueError(f"--no-plugins refuses every plug-in, and --plugin names {paths[0]}; leave one out")
     for path in paths or []:
         if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")

@@ -74,7 +74,7 @@ def appending(path: Path) -> IO[str]:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
-    opened = path.open("a", buffering=1, encoding="utf-8")
+    opened = path.open("a", buffering=1, encoding="utf-8", errors="replace")
     if torn:
         opened.write("\n")
     return opened

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, report_command, stopping, store_commands, sweep_command, table_commands
-from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, told, typed
+from bench import model_commands, report_command, stopping, store_commands, sweep_command, table_commands, terminal
+from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
 from bench.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.options import Options
 
@@ -35,6 +35,11 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, without a traceback (unless --debug)."""
     sys.argv = [word for word in sys.argv if word != "--debug"]
     signal.signal(signal.SIGTERM, stopping.stopped)
+    with terminal.guarded():
+        _app()
+
+
+def _app() -> None:
     try:
         app()
     except (ValueError, LookupError, OSError) as error:
@@ -53,6 +58,14 @@ def _fail(message: str, code: int) -> None:
     with contextlib.suppress(BrokenPipeError):
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+@app.callback()
+def everywhere(
+    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Ignore BENCH_PLUGINS and refuse --plugin.")] = False,
+) -> None:
+    """Train, attack, certify and time adversarial defenses under one recipe."""
+    refuse_plugins(no_plugins)
 
 
 @app.command()

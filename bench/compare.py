@@ -13,6 +13,7 @@ from bench.frame import Entry
 from bench.rows import Row
 from bench.sides import Pair, Where, pairs
 from bench.store import Store
+from bench.terminal import plain
 from bench.ties import Difference, Outcomes, difference, same_images
 from bench.worst import outcomes
 
@@ -198,8 +199,3 @@ def aligned(table: list[list[str]]) -> list[str]:
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))])
         for name, *cells in table
     ]
-
-
-def plain(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else " " for c in text).rstrip()

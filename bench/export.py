@@ -38,9 +38,10 @@ _AUTHORS = re.compile(r"\(([^()]*?) (?:19|20)\d\d\b")
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is: nothing in it is a command, a comment or a line break."""
+    """Text that LaTeX prints as it is: nothing in it is a command, a comment, a dash or a line break."""
     plain = "".join(" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
-    return "".join(_LATEX.get(c, c) for c in plain).strip()
+    shown = ("-{}" if c + after == "--" else _LATEX.get(c, c) for c, after in zip(plain, plain[1:] + " ", strict=True))
+    return "".join(shown).strip()
 
 
 def latex(sections: Sections) -> str:

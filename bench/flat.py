@@ -7,11 +7,13 @@ import io
 from collections.abc import Iterator
 
 from bench.frame import Entry
+from bench.markdown import visible
 from bench.marks import flags, unreliable
 from bench.pareto import KINDS, fronts
 from bench.rows import Row
 from bench.worst import Cell
 
+FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet may take for a formula at the start of a cell
 Ranked = list[tuple[str, str, str, Row]]  # data set, section, rank, row: in the order of the leaderboard
 
 
@@ -116,5 +118,5 @@ def csv_text(lines: list[dict[str, object]]) -> str:
 def _harmless(value: object) -> str:
     if value is None or value != value:  # NaN
         return ""
-    text = str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not isinstance(value, (int, float)) else text
+    text = visible(str(value))
+    return f"'{text}" if text[:1] in FORMULA and not isinstance(value, (int, float)) else text

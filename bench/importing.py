@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from bench import datasets, imports, live, running
 from bench.clusters import Machine
 from bench.core.stats import wilson
+from bench.executors import apart
 from bench.executors.base import todo
 from bench.executors.local import Local
 from bench.job import Job
@@ -99,13 +99,13 @@ def evaluate(
         copy = store.folder(job.key) / imports.SOURCE
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(model.checkpoint, copy)
-    console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
+    console = Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
     needed = [each for each in todo(matrix.jobs, store) if each.kind == "import"]
     view = live.View(console, store, needed, mode, 1)
     if mode in ("live", "plain"):
         matrix.told = True
         for line in running.describe(matrix):
-            console.print(escape(line), soft_wrap=True)
+            console.print(live.safe(line), soft_wrap=True)
     try:
         view.follow(engine.run(needed, store))
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -122,12 +122,10 @@ def evaluate(
 
 
 def _checked(job: Job, model: imports.Model, root: Path) -> str:
-    """Load the model once in this process, so that what does not fit is one line before anything is written."""
-    from bench import loading
-
+    """Load the model once in a child, so that what does not fit is one line before anything is written."""
     data = job.what["data"]
     facts = datasets.facts(data["name"], root, data["size"])
-    return loading.check(job.what, facts, model.checkpoint)
+    return str(apart.ask("bench.loading", "check", job.what, facts, model.checkpoint))
 
 
 def _failed(record: dict[str, Any] | None, mode: str) -> int:
@@ -147,7 +145,7 @@ def _clean(job: Job, metrics: dict[str, Any], expected: float | None, console: C
         print(json.dumps(line), flush=True)
     elif mode != "quiet":
         said = f"clean accuracy {found:.4f} on the first {n} test images (95 % interval {low:.4f} to {high:.4f})"
-        console.print(escape(said), soft_wrap=True)
+        console.print(live.safe(said), soft_wrap=True)
     if fits:
         return None
     classes = datasets.KNOWN[job.what["data"]["name"]].classes if job.what["data"]["name"] in datasets.KNOWN else 2

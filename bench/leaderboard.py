@@ -18,7 +18,7 @@ from bench.frame import tested as tested
 from bench.markdown import BEGIN as BEGIN
 from bench.markdown import END as END
 from bench.markdown import escape as escape
-from bench.markdown import replace_block
+from bench.markdown import item, replace_block
 from bench.markdown import table as table
 from bench.marks import checks_lines, hide_invalid, legend, ranked, reasons
 from bench.reading import ReadOnce
@@ -81,6 +81,8 @@ def write_leaderboard(
     `radii`: L2 radii of the columns of certified accuracy.
     Raises ValueError where the file's markers are not one pair.
     """
+    if csv_dir is not None and csv_dir.is_symlink():
+        raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
     store = ReadOnce.of(store)
     everything = frame(store)
     on_test = tested(everything)
@@ -139,10 +141,10 @@ def _subsection(rows: list[Row]) -> list[str]:
         parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
     if any(cell.distance for row in rows for cell in row.attacks.values()):
         parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
-    asked = [f"- {escape(line)}" for line in legend(rows)]
+    asked = [item(line) for line in legend(rows)]
     parts += ["Flagged checks and what they ask for (`bench explain CODE` says more):", "", *asked, ""] if asked else []
     notes = [*reasons(rows), *failures(rows)]
-    return [*parts, *(f"- {escape(line)}" for line in notes), ""] if notes else parts
+    return [*parts, *(item(line) for line in notes), ""] if notes else parts
 
 
 def _write(path: Path, text: str) -> Path:

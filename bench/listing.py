@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -10,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench import catalog, datasets, describe
+from bench import catalog, datasets, describe, installed
 
 KINDS = ("defenses", "attacks", "datasets", "models")
 COLUMNS = {
@@ -122,7 +121,15 @@ def check(name: str | None, everything: bool) -> int:
 
 def doctor(results: Path, data_dir: Path | None) -> int:
     """Checks of the environment, one line each; exit code 3 if one fails."""
-    lines = [_python(), *_packages(), _torchattacks(), *_devices(), _disk(results), _results(results), _data(data_dir)]
+    lines = [
+        _python(),
+        *_packages(),
+        *installed.neighbours(),
+        *_devices(),
+        _disk(results),
+        _results(results),
+        _data(data_dir),
+    ]
     for state, text in lines:
         print(f"{state:4}  {text}")
     return 3 if any(state == "FAIL" for state, _ in lines) else 0
@@ -141,12 +148,6 @@ def _packages() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             found.append(("FAIL", f"{name} is missing; pip install {name}"))
     return found
-
-
-def _torchattacks() -> tuple[str, str]:
-    if importlib.util.find_spec("torchattacks") is None:
-        return "WARN", "torchattacks is missing (only its own attacks need it); pip install --no-deps torchattacks"
-    return "OK", f"torchattacks {version('torchattacks')}"
 
 
 def _devices() -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bench import curves
 from bench.estimate import Estimator, clock
@@ -19,6 +19,13 @@ from bench.executors.base import Event
 from bench.job import Job
 from bench.remaining import together
 from bench.store import Store
+from bench.terminal import plain as printable
+
+
+def safe(text: str) -> Text:
+    """Text for rich: no markup, since none is meant, and nothing that steers the terminal. Line breaks stay."""
+    return Text("\n".join(printable(line) for line in text.split("\n")))
+
 
 ALWAYS_TOLD = ("error", "blocked", "retried")
 LINE_EVERY = 30.0  # seconds between plain progress lines
@@ -94,15 +101,15 @@ class View:
             name = {"started": "start ", "ok": "done  ", "error": "FAILED"}.get(event.kind, event.kind)
             style = "red" if event.kind in ("error", "blocked") else ""
             text = f"[{done}/{len(self.jobs)}] {name} {title(job, self.jobs)} ({job.key})"
-            self.console.print(escape(text + (f": {event.message}" if event.message else "")), style=style)
+            self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
 
     def _heartbeat(self) -> None:
         """A line every 30 s where there is no live table: what runs, how far, how long still."""
         if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
             self.last_line = time.monotonic()
             parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
-            self.console.print(escape(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
-            self.console.print(escape(f"  time left: {self._left()}"))
+            self.console.print(safe(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
+            self.console.print(safe(f"  time left: {self._left()}"))
 
     def _share(self, key: str) -> float:
         return float(self.store.progress(key).get("share", 0.0))
@@ -124,13 +131,8 @@ class View:
             table.add_column(name, overflow="fold")
         for key, began in self.running.items():
             says = self.store.progress(key)
-            row = [
-                escape(title(self.jobs[key], self.jobs)),
-                f"{says.get('share', 0.0):.0%}",
-                escape(_detail(says)),
-                self._course(key),
-            ]
-            table.add_row(*row, clock(time.monotonic() - began))
+            what, share = safe(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}"
+            table.add_row(what, share, safe(_detail(says)), self._course(key), clock(time.monotonic() - began))
         return table
 
     def _course(self, key: str) -> str:
@@ -171,9 +173,9 @@ def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[A
     for group in groups:
         shown = Table(header_style="bold")
         for k in fixed + group:
-            shown.add_column(escape(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
+            shown.add_column(safe(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
         for row in rows:
-            shown.add_row(*(escape(row[k]) for k in fixed + group))
+            shown.add_row(*(safe(row[k]) for k in fixed + group))
         echo(shown)
     for note in notes:
-        echo(escape(note))
+        echo(safe(note))

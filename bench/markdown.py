@@ -12,9 +12,20 @@ HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the marker
 
 def escape(text: str) -> str:
     """Text as one Markdown table cell: nothing in it is syntax, HTML or a line break."""
-    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
-    marked = re.sub(r"([\\`*_~\[\]|$])", r"\\\1", plain.replace("&", "&amp;"))
+    marked = re.sub(r"([\\`*_~\[\]|$#])", r"\\\1", visible(text).replace("&", "&amp;"))
+    marked = marked.replace("://", "&#58;//")  # GitHub would make a link of it
+    marked = re.sub(r"(?i)\b(www)\.", r"\1&#46;", marked)
     return marked.replace("<", "&lt;").replace(">", "&gt;").strip()
+
+
+def visible(text: str) -> str:
+    """Blanks for control characters, unpaired surrogates, and what turns the direction of the text behind it."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+
+
+def item(text: str) -> str:
+    """Text as one item of a list: it begins no list, number or rule of its own."""
+    return "- " + re.sub(r"^(\d*)([-+.)])", r"\1\\\2", escape(text))
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:

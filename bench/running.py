@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from bench import datasets, forecast, imports, live
 from bench.cells import wants
@@ -132,10 +131,10 @@ def run(
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     follower = follows(tracker, store)
     store.prepare()
-    console = Console(stderr=mode == "json", width=None if sys.stdout.isatty() else 160)
+    console = Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain") and not matrix.told:
         for line in describe(matrix):
-            console.print(escape(line), soft_wrap=True)
+            console.print(live.safe(line), soft_wrap=True)
     view = live.View(console, store, matrix.jobs, mode, count)
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
@@ -162,7 +161,7 @@ def run(
     if mode != "json":
         tables(store, matrix, console)
         done = f"{view.counts['ok']} jobs run, {view.counts['skipped']} already done"
-        console.print(escape(f"{done} in {clock(time.monotonic() - began)}; records in {results}/"), soft_wrap=True)
+        console.print(live.safe(f"{done} in {clock(time.monotonic() - began)}; records in {results}/"), soft_wrap=True)
     failed = view.counts["error"] + view.counts["blocked"]
     if failed:
         print(f"{failed} jobs failed or were blocked; see `bench status --results-dir {results}`", file=sys.stderr)

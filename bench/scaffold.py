@@ -90,6 +90,8 @@ def write(kind: str, name: str, folder: Path | None) -> list[Path]:
         raise ValueError(f"cannot make a new '{kind}'; expected defense or attack")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ValueError(f"'{name}' is no plug-in name; expected lower-case letters, digits and underscores")
+    if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name):
+        raise ValueError(f"'{name}' is a device on some systems, where no file can have it; choose another name")
     kinds: catalog.Kind = "defenses" if kind == "defense" else "attacks"
     root = folder if folder is not None else catalog.search_path(kinds)[0].parent
     plugin = root / kinds / f"{name}.py"

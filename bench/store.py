@@ -28,6 +28,7 @@ IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 RECORD, JOB, RETRIES, QUARANTINE = "record.json", "job.json", "retries.json", "quarantine"
 SHARED = "shared"  # while a job runs: the most jobs that were on its device at a time
 KEY = re.compile(r"[0-9a-f]{12}")
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # what a record may name beside itself: never a path
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 
 
@@ -70,6 +71,7 @@ class Store:
         """Write down what a job is, once (again where the file is damaged, or names other shards)."""
         folder = self.folder(job.key)
         folder.mkdir(exist_ok=True)
+        refuse_links(folder)
         if self._known(job.key) == job:
             return
         if (folder / JOB).exists() and self._known(job.key) is None:
@@ -109,6 +111,9 @@ class Store:
             return None
         if not isinstance(record, dict) or record.get("key") != key or record.get("checksum") != checksum(record):
             return None
+        files = record.get("files", {})
+        if not isinstance(files, dict) or not all(FILE.fullmatch(name) for name in files):
+            return None
         with contextlib.suppress(ValueError):
             return upgraded(record)
         return None
@@ -140,6 +145,8 @@ class Store:
 
     def set_aside(self, key: str, name: str, reason: str) -> None:
         """Move a damaged file of a job to a place of its own in results/quarantine/."""
+        if (self.root / QUARANTINE).is_symlink():
+            raise ValueError(f"{self.root / QUARANTINE} is a link; results hold real files only")
         place = self.root / QUARANTINE / f"{key}-{secrets.token_hex(4)}"
         place.mkdir(parents=True)
         write_json(place / "reason.json", {"key": key, "file": name, "reason": reason})
@@ -210,6 +217,13 @@ class Store:
         if expected is None or expected != hashlib.sha256(data).hexdigest():
             raise ValueError(f"{path} does not match its record; run the job again")
         return data
+
+
+def refuse_links(folder: Path) -> None:
+    """A job would write through a link, to wherever it leads. Raises ValueError where one lies in its folder."""
+    for path in (*folder.iterdir(), *(folder / "blocks").glob("*")):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; results hold real files only. Remove it")
 
 
 def damaged(folder: Path, record: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def read(path: Path) -> State:
             return load_safetensors(path.read_bytes())
         except SafetensorError as error:
             raise ValueError(f"{path.name} is a damaged safetensors file: {error}") from None
+    _refuse_bomb(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything: EOFError, UnpicklingError, RuntimeError, KeyError ...
@@ -45,12 +47,32 @@ def read(path: Path) -> State:
     return _tensors(content, path.name)
 
 
+def _refuse_bomb(path: Path) -> None:
+    """torch.save packs without compression, so that a file unfolds to its own size; a small one that would fill the
+    memory was not made by it. Raises ValueError."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # damaged: torch.load says so
+    if held > path.stat().st_size:
+        raise ValueError(
+            f"{path.name} is no weights-only checkpoint ({path.stat().st_size} bytes that would unfold to {held}); "
+            "nothing in it was run. Save the weights alone: torch.save(net.state_dict(), FILE), or as safetensors"
+        )
+
+
 def _tensors(content: Any, name: str) -> State:
     """The mapping of names to tensors in what a .pt held, at the top or in one of the usual wrappers."""
     places = [content] if isinstance(content, Mapping) else []
     places += [content[key] for key in WRAPPERS if places and isinstance(content.get(key), Mapping)]
     for place in places:
         if place and all(isinstance(value, Tensor) for value in place.values()):
+            odd = [key for key, value in place.items() if not _ordinary(value)]
+            if odd:
+                raise ValueError(f"{name} holds a tensor at {odd[0]} that is not an ordinary one; expected dense ones")
             return {str(key): value for key, value in place.items()}
     found = (
         f"a dict with {', '.join(map(str, list(content)[:MOST_KEYS])) or 'nothing'}"
@@ -58,6 +80,11 @@ def _tensors(content: Any, name: str) -> State:
         else type(content).__name__
     )
     raise ValueError(f"{name} holds {found}; expected tensors by name, at the top or in {', '.join(WRAPPERS)}")
+
+
+def _ordinary(value: Tensor) -> bool:
+    """Dense, with values of its own, and no codes that stand for others."""
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta and not value.is_nested
 
 
 def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
@@ -75,6 +102,8 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
         raise ValueError(f"{name} does not fit this architecture: {', '.join(parts)} of {len(wanted)} keys")
     for key, value in fitting.items():
         _same_shape(key, tuple(value.shape), tuple(wanted[key].shape), facts, name)
+        if wanted[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(f"{name} has {value.dtype} at {key}; this architecture has {wanted[key].dtype} there")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} holds values at {key} that are not finite numbers")
     net.load_state_dict(fitting, strict=False)

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from bench.compare import aligned, plain
+from bench.compare import aligned
 from bench.marks import verdict_text
 from bench.matching import Match
 from bench.rows import failures
 from bench.store import Store
 from bench.sweep import Point, Series
+from bench.terminal import plain
 from bench.worst import Cell
 
 Map = tuple[Series, Series, list[Match]]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from bench.compare import aligned, plain
+from bench.compare import aligned
 from bench.frame import Entry
 from bench.marks import UNRANKED
 from bench.rows import Row, busy, standard_times, time_class
+from bench.terminal import plain
 
 SHARED = "‡"
 

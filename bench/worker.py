@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from bench.evaluate import Unsupported
 from bench.guards import Diverged
 from bench.job import Job
 from bench.judge import assemble, judge
+from bench.private import Portable, portable
 from bench.resume import PLACE, Kept, origin_of
 from bench.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file, write_atomic
 from bench.train import build, train
@@ -55,7 +55,8 @@ def work(
     folder = store.folder(key)
     started, began = datetime.now(UTC), time.monotonic()  # wall clocks jump
     rows = passes.rows(job, retries.halvings(before))
-    with appending(folder / "log.txt") as log:
+    with appending(folder / "log.txt") as file:
+        log = Portable(file)
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {started.isoformat()}")
             try:
@@ -67,8 +68,8 @@ def work(
                 out_of_memory = retries.classify(type(error).__name__, str(error)) == "oom"
                 no_numbers = isinstance(error, (Diverged, NotFiniteError))
                 state = "diverged" if no_numbers else "oom" if out_of_memory else "error"
-                content = {"error": {"type": type(error).__name__, "message": _portable(str(error))}}
-                content["error"]["traceback"] = _portable(traceback.format_exc())
+                content = {"error": {"type": type(error).__name__, "message": portable(str(error))}}
+                content["error"]["traceback"] = portable(traceback.format_exc())
             print(f"{state} after {time.monotonic() - began:.1f} s")
     clock = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 3)}
     origin = provenance(job, device, max(workers, _neighbours(folder)))
@@ -287,11 +288,6 @@ def _peak(device: str) -> dict[str, float | None]:
         with contextlib.suppress(RuntimeError, AssertionError):
             cuda = torch.cuda.max_memory_allocated() / 2**20
     return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
-
-
-def _portable(text: str) -> str:
-    """Text without the folders of absolute paths: records are shared, and say nothing of this machine."""
-    return re.sub(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/", ".../", text)
 
 
 _versions()  # the fork server asks once, and every worker that comes from it finds the answer

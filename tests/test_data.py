@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest, chisquare
 
-from bench import data, datasets, vision
+from bench import checksums, data, datasets, vision
 
 CPU = torch.device("cpu")
 needs_mnist = pytest.mark.skipif(not os.environ.get("BENCH_DATA"), reason="BENCH_DATA names no folder with MNIST")
@@ -424,6 +424,8 @@ def write_cifar(root, monkeypatch):
     monkeypatch.setattr(cifar, "train_list", [[n, s] for n, s in sums.items() if n.startswith("data")])
     monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]})
+    hashes = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in datasets.FILES["cifar10"]}
+    monkeypatch.setitem(checksums.FILES, "cifar10", hashes)
     return pixels
 
 

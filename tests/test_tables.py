@@ -697,7 +697,7 @@ HOSTILE = "a|b`c`[x](http://e)<script>*_~~\\|\r\n| 99 | &amp;" + END
 def test_hostile_names_stay_inside_their_cell(store: Store, tmp_path: Path) -> None:
     evaluated(store, trained(store, HOSTILE, data={"name": "=cmd|' /C calc'!A0"}), "steep", [1, 0])
     plain = escape(HOSTILE)
-    assert plain.startswith("a\\|b\\`c\\`\\[x\\](http://e)&lt;script&gt;\\*\\_\\~\\~\\\\\\|")
+    assert plain.startswith("a\\|b\\`c\\`\\[x\\](http&#58;//e)&lt;script&gt;\\*\\_\\~\\~\\\\\\|")
     assert "&amp;amp;" in plain
     path = tmp_path / "leaderboard.md"
     write_leaderboard(store, path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bench.report.canvas import COLOURS, INK, MARKERS, Plot, drawn, slug
+from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import conditions
+from bench.report.svg import INK
 from bench.report.text import short
 from bench.sweep import Series
 from bench.sweep_text import Map, lines, map_lines, title

@@ -1,0 +1,50 @@
+"""What commands print, made harmless: no text of a record, a spec or a plug-in steers the terminal that shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+_ODD = re.compile(r"[^\n\t\x20-\x7e]")
+
+
+def plain(text: str) -> str:
+    """One line without what would move a terminal's cursor, colour it or turn its direction; blanks stand instead."""
+    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+
+
+class Screen:
+    """A text stream that takes everything and passes on what can be printed, line breaks and tabs.
+
+    Rich asks for `rich_proxied_file` and writes there, since its own control sequences are meant; whoever hands text
+    to rich makes it plain first.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write the text, blanks in place of what is not printable."""
+        self.rich_proxied_file.write(_ODD.sub(_shown, text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+def _shown(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else " "
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Both streams of this process are screens while this holds."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Screen(stream) for stream in streams)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
