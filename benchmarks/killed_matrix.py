@@ -140,7 +140,9 @@ def main() -> None:
     spec = load(asked.spec)
     seeds = [int(seed) for seed in asked.seeds.split(",")] if asked.seeds else spec.seeds
     spec = spec.model_copy(update={"checks": "off", "seeds": seeds})
-    keys = [job.key for job in plan(spec, root)]
+    whole = {job.key for job in plan(load(asked.spec).model_copy(update={"checks": "off"}), root)}
+    # an attack that the spec asks of its first seed alone has no reference for another one
+    keys = [job.key for job in plan(spec, root) if job.key in whole]
     ours, theirs = Store(asked.folder), Store(asked.reference)
     found |= compare(ours, theirs, keys)
     found["same_table"] = table(ours, keys) == table(theirs, keys)
