@@ -169,7 +169,7 @@ def test_progress_keeps_what_earlier_attempts_took(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "progress.json", OLD)
     told_at = []
     for values in ({"share": 0.0}, {"share": 0.5, "earlier": 30.0}, {"share": 0.6}):
-        progress.last = 0.0  # as if half a second went by
+        progress.last = -1.0  # as if half a second went by
         progress(values)
         told_at.append(_read(tmp_path))
     assert [one["earlier"] for one in told_at] == [0.0, 30.0, 30.0]

@@ -38,6 +38,7 @@ REVIEWED = {
 EXTRAS = {
     "attacks": {"torchattacks"},
     "ray": {"ray"},
+    "tensorboard": {"tensorboard"},
     "dev": {
         *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter"),
         *("types-PyYAML", "types-psutil", "pandas-stubs"),
