@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from bench.job import Job
+from bench.leases import Claims
 from bench.store import Store, file_hash
 
 EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
@@ -55,6 +56,19 @@ def todo(jobs: list[Job], store: Store) -> list[Job]:
                 pending.add(key)
                 found.append(key)
     return [job for job in jobs if job.key in pending]
+
+
+def begin(jobs: list[Job], store: Store) -> Generator[Event, None, tuple[Claims, list[Job]]]:
+    """How every executor begins: all jobs are written down, those that stand are skipped. Gives the claims and what has
+    to run."""
+    claims = Claims(store, [job.key for job in jobs])
+    waiting = todo(jobs, store)
+    pending = {job.key for job in waiting}
+    for job in jobs:
+        store.add(job)
+        if job.key not in pending:
+            yield Event("skipped", job)
+    return claims, waiting
 
 
 def _lacks(store: Store, need: Job, job: Job) -> bool:

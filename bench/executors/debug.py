@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.executors.base import Event, blocker, elsewhere, ended, todo
+from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.job import Job
 from bench.leases import Claims
 from bench.store import Store
@@ -31,13 +31,8 @@ class Debug:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor."""
-        claims = Claims(store, [job.key for job in jobs])
-        waiting = todo(jobs, store)
+        claims, waiting = yield from begin(jobs, store)
         pending = {job.key for job in waiting}
-        for job in jobs:
-            store.add(job)
-            if job.key not in pending:
-                yield Event("skipped", job)
         try:
             while waiting:
                 held = len(waiting)

@@ -18,7 +18,7 @@ from typing import Any
 from bench import retries
 from bench.estimate import Estimator
 from bench.executors import processes
-from bench.executors.base import Event, blocker, elsewhere, ended, todo
+from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.executors.devices import Slot, lanes, slots
 from bench.executors.places import Lease, Places
 from bench.executors.policy import Queue, expected
@@ -54,13 +54,7 @@ class Local:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator asks all workers to stop, and kills them with all they started."""
-        claims = Claims(store, [job.key for job in jobs])
-        waiting = todo(jobs, store)
-        pending = {job.key for job in waiting}
-        for job in jobs:
-            store.add(job)
-            if job.key not in pending:
-                yield Event("skipped", job)
+        claims, waiting = yield from begin(jobs, store)
         if not waiting:
             return
         processes.preload(waiting, self.work)

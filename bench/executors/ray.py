@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import stopping
-from bench.executors.base import Absent, Event, blocker, elsewhere, ended, todo
+from bench.executors.base import Absent, Event, begin, blocker, elsewhere, ended
 from bench.executors.sbatch import environment
 from bench.job import Job
 from bench.leases import Claims
@@ -67,13 +67,8 @@ class Ray:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator cancels what runs and leaves Ray."""
-        claims = Claims(store, [job.key for job in jobs])
-        waiting = todo(jobs, store)
+        claims, waiting = yield from begin(jobs, store)
         pending = {job.key for job in waiting}
-        for job in jobs:
-            store.add(job)
-            if job.key not in pending:
-                yield Event("skipped", job)
         ray, places = self._connect(), self.places()
         running: dict[Any, Job] = {}
         told: set[str] = set()

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import retries
 from bench.attempt import HELD, forget, retry, tried
-from bench.executors.base import Event, blocker, elsewhere, ended, todo
+from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, ending, fields, parse_job, queue, script
 from bench.executors.submitted import Submitted
 from bench.job import Job
@@ -51,13 +51,8 @@ class Slurm:
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator cancels what was submitted, unless `detach`."""
-        claims = Claims(store, [job.key for job in jobs])
-        waiting = todo(jobs, store)
+        claims, waiting = yield from begin(jobs, store)
         pending = {job.key for job in waiting}
-        for job in jobs:
-            store.add(job)
-            if job.key not in pending:
-                yield Event("skipped", job)
         run = Submitted(store, claims, {job.key: job for job in jobs}, pending, waiting)
         try:
             yield from self._follow(run)
