@@ -85,11 +85,13 @@ def _environment() -> dict[str, str]:
 
 
 def masked(text: str) -> list[str]:
-    """Lines without what may differ between machines: numbers, their signs and marks, spaces, widths, the device."""
+    """Lines without what may differ between machines: numbers, their signs and marks, spaces, widths, the device,
+    the fronts that a row is on."""
     plain = re.sub(r"\b[0-9a-f]{12}\b", "#", text)
     plain = re.sub(r"(?<![\w.])<?[-+±]?\d+(\.\d+)?", "#", plain)
     plain = re.sub(r"(# h )?(# min )?# s\b", "# s", plain)
     plain = re.sub(r"(digits, mlp, (?:# training images, )?).*", r"\1DEVICE", plain)
+    plain = re.sub(r"; Pareto fronts: [a-z, ]+", "", plain)  # they count seconds
     plain = re.sub(r" \*(?= )", "", re.sub(r"([━─])\1*", r"\1", plain))
     return [" ".join(line.split()) for line in plain.splitlines()]
 

@@ -101,6 +101,7 @@ class Training:
     def fresh(self) -> None:
         """From the start."""
         (self.store.folder(self.key) / "record.json").unlink(missing_ok=True)
+        shutil.rmtree((self.store.folder(self.key) / PLACE).parent, ignore_errors=True)  # left between record and end
         for name in ("step", "deploy"):
             (self.here / f"{name}.seen").write_text("")
 

@@ -28,20 +28,15 @@ BY_KEY = {job.key: job for job in JOBS}
 
 
 class Driver:
-    """A driver that is up: its claims, and what it still has to do. `stamps`: the records as it found them."""
+    """A driver that is up: its claims, and what it still has to do. `puts`: records of each job when it started."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, puts: dict[str, int]) -> None:
         self.claims = Claims(store, [job.key for job in JOBS])
         self.open = {job.key for job in todo(JOBS, store)}
-        self.stamps = {job.key: stamp(store, job.key) for job in JOBS}
+        self.puts = dict(puts)
 
     def lease(self, key: str) -> Lease | None:
         return self.claims._leases.get(key)
-
-
-def stamp(store: Store, key: str) -> int | None:
-    path = store.folder(key) / "record.json"
-    return path.stat().st_ino if path.exists() else None
 
 
 class Schedule(RuleBasedStateMachine):
@@ -61,6 +56,7 @@ class Schedule(RuleBasedStateMachine):
         self.silent: set[str] = set()
         self.done: set[str] = set()
         self.failed: dict[str, int] = dict.fromkeys(BY_KEY, 0)
+        self.puts: dict[str, int] = dict.fromkeys(BY_KEY, 0)  # records written so far
 
     def path_of(self, key: str) -> Path:
         (path,) = [h.path for h in self.found(key) if h.token == self.tokens[key]]
@@ -78,7 +74,7 @@ class Schedule(RuleBasedStateMachine):
         if number in self.drivers:
             self._released(number)
             self.drivers.pop(number).claims.close()
-        self.drivers[number] = Driver(self.store)
+        self.drivers[number] = Driver(self.store, self.puts)
         assert not self.drivers[number].open & self.done  # what was finished is not done again
 
     def _released(self, number: int) -> None:
@@ -97,7 +93,7 @@ class Schedule(RuleBasedStateMachine):
             expected = "run"
         elif key in self.tokens and key not in self.silent:
             expected = "held"
-        elif record is not None and stamp(self.store, key) != driver.stamps[key]:
+        elif record is not None and self.puts[key] != driver.puts[key]:
             expected = "over"
         else:
             expected = "run"
@@ -131,6 +127,7 @@ class Schedule(RuleBasedStateMachine):
         if not self.rightly(number, key):
             return
         error = {} if state == "done" else {"error": {"type": "E", "message": "m"}}
+        self.puts[key] += 1
         self.store.put(BY_KEY[key], state, {"metrics": {}, "files": {}, **error})
         assert (self.store.record(key) or {}).get("retries", 0) == self.failed[key]
         self.drivers[number].claims.release(key)
@@ -179,7 +176,7 @@ class Schedule(RuleBasedStateMachine):
             self.crash(number, True, False)
         for key in list(self.tokens):
             self.fall_silent(key)
-        last = Driver(self.store)
+        last = Driver(self.store, self.puts)
         assert last.open == set(BY_KEY) - self.done
         for key in last.open:
             assert last.claims.take(key) == "run"
