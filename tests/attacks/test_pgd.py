@@ -293,6 +293,7 @@ def _mnist_net(root: Path) -> nn.Module:
     return net.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif("BENCH_DATA" not in os.environ, reason="needs real MNIST: set BENCH_DATA")
 @pytest.mark.parametrize(("loss", "rival"), [("ce", "apgd-ce"), ("cw", "apgd-dlr")])

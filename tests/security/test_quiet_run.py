@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 from harness import tiny, write_plugins
 
+pytestmark = pytest.mark.slow
 TREE = Path(__file__).parents[2]
 HOOKS = Path(__file__).parent / "hooks"
 PICKLES = tuple(bytes([0x80, version]) for version in (2, 3, 4, 5))  # how a pickle begins
