@@ -31,7 +31,8 @@ def module(kind: catalog.Kind, name: str) -> ModuleType:
     if spec is not None and spec.origin == str(path):
         return importlib.import_module(f"{package}.{name}")
     full = f"bench_plugin_{name}"
-    if full not in sys.modules:
+    held = sys.modules.get(full)
+    if held is None or held.__file__ != str(path):  # another file of that name may have been read before
         spec = importlib.util.spec_from_file_location(full, path)
         assert spec is not None
         assert spec.loader is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import catalog
+from bench import catalog, plugins
 from bench.core.numbers import Number
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
@@ -242,3 +242,15 @@ def test_the_word_true_may_be_a_choice() -> None:
     assert mixture.resolve({"joint": True})["joint"] is True
     with pytest.raises(ValueError, match=r"at_mixture\.label: input should be 'true', 'pred' or"):
         mixture.resolve({"label": False})
+
+
+def test_two_files_of_one_name_are_two_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = GOOD.replace(
+        'raise RuntimeError("the catalog must not run this file")', "from bench.core.numbers import Number"
+    )
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        plug(monkeypatch, tmp_path / folder, mine=text)
+        catalog.get.cache_clear()
+        assert plugins.module("defenses", "mine").__file__ == str(catalog.get("defenses", "mine").path)
+        assert Path(str(plugins.module("defenses", "mine").__file__)).parent.name == folder
