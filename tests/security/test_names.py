@@ -53,11 +53,11 @@ def everything(root: Path) -> dict[str, bytes | None]:
 @pytest.fixture
 def place(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with finished results two folders below one that must not change."""
-    work = tmp_path / "a" / "work"
-    work.mkdir(parents=True)
-    monkeypatch.chdir(work)
-    run(work / "results", matrix(1, 1))
-    return work
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    run(inside / "results", matrix(1, 1))
+    return inside
 
 
 def test_forty_names() -> None:
@@ -103,7 +103,7 @@ def test_no_record_names_a_file_elsewhere(name: str, place: Path, bench: Bench, 
     files = {name: "0" * 64, "../../outside": "0" * 64, "../../../outside": "0" * 64}
     store, job = forge(place / "results", files=files)
     shutil.copytree(place / "results", place / "other")
-    kept = {path: content for path, content in everything(tmp_path).items() if not path.startswith("a/work/results/")}
+    kept = {path: content for path, content in everything(tmp_path).items() if not path.startswith("a/b/results/")}
     assert store.record(job.key) is None
     bench("merge", "other")
     bench("gc")
