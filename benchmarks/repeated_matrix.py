@@ -1,23 +1,30 @@
-"""A matrix killed again and again on its way, against the records of an uninterrupted run of the same spec.
+"""A matrix run again: killed on its way, on Slurm, on Ray, against the records of an uninterrupted local run.
 
-    python benchmarks/killed_matrix.py specs/mnist.yaml --data-dir FOLDER [--kills 5] [--mean-seconds 300]
+    python benchmarks/repeated_matrix.py specs/mnist.yaml --seeds 0 --kills 5 --mean-seconds 120
+    python benchmarks/repeated_matrix.py specs/mnist.yaml --seeds 0 --executor slurm
+    python benchmarks/repeated_matrix.py specs/mnist.yaml --seeds 0 --executor ray
 
-Runs `bench run SPEC --workers 2` into a folder of its own. Each round ends the driver by SIGKILL after a random time,
-starts it again, and kills one worker by SIGKILL. At the end every job is compared with the committed records: its
-samples, which hold the verdict of each image, and the tables of both folders without their times. The outcome is
-added to those in benchmarks/results and written into docs/reliability.md between its markers.
+Runs `bench run SPEC`, 2 jobs at a time, into a folder of its own. With --kills each round ends the driver by SIGKILL
+after a random time, starts it again, and kills one worker by SIGKILL. Slurm is the one that answers here, or else one
+of one node, started for this run. At the end every job is compared with the committed records: its samples, which hold
+the verdict of each image, the weights of each training, and the tables of both folders without their times. The outcome
+is added to those in benchmarks/results and written into docs/reliability.md between its markers.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +38,31 @@ from bench.spec import load
 from bench.store import Store
 from bench.tables import matrix
 
-RECORD = ROOT / "benchmarks" / "results" / "killed_matrix.json"
+RECORD = ROOT / "benchmarks" / "results" / "repeated_matrix.json"
 PAGE = ROOT / "docs" / "reliability.md"
-START, END = "<!-- killed matrix -->", "<!-- end of killed matrix -->"
+START, END = "<!-- repeated matrix -->", "<!-- end of repeated matrix -->"
 
 
 def workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes that do jobs: those below the fork server that lead a group of their own."""
     below = psutil.Process(driver.pid).children(recursive=True)
     return [each for each in below if os.getpgid(each.pid) == each.pid]
+
+
+@contextlib.contextmanager
+def cluster(executor: str) -> Iterator[None]:
+    """A Slurm for as long as the block lasts, where none answers."""
+    here = shutil.which("sinfo")
+    if executor != "slurm" or (here and subprocess.run([here], capture_output=True).returncode == 0):
+        yield
+        return
+    sys.path.append(str(ROOT / "tests"))
+    from slurm_cluster import missing, running
+
+    if reason := missing():
+        raise SystemExit(reason)
+    with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder, running(Path(folder)):
+        yield
 
 
 def run(command: list[str], kills: int, mean: float, draw: random.Random) -> dict[str, Any]:
@@ -100,11 +123,12 @@ def line(found: dict[str, Any]) -> str:
     """A row for the table of docs/reliability.md."""
     kills, same = found["kills"], "the same" if found["same_table"] and not found["differ"] else "NOT the same"
     where = f"{found['seconds'] / 60:.0f} minutes on {found['device']}, commit {found['commit']}"
-    seeds = ", ".join(map(str, found["seeds"]))
+    how = {"local": "2 workers", "slurm": "Slurm with one node", "ray": "a local Ray"}[found["executor"]]
+    how += ", driver and worker killed (SIGKILL) in turn" if any(kills.values()) else ", left alone"
     return (
-        f"| matrix | `{found['spec']}`, seeds {seeds}, 2 workers, driver and worker killed (SIGKILL) in turn | "
-        f"{kills['driver']} + {kills['worker']} kills | "
-        f"{found['jobs']} jobs, {found['images']} verdicts and the table: {same} as uninterrupted ({where}) |"
+        f"| `{found['spec']}`, seeds {', '.join(map(str, found['seeds']))} | {how} | "
+        f"{kills['driver']} + {kills['worker']} | "
+        f"{found['jobs']} jobs, {found['images']} verdicts and the table: {same} ({where}) |"
     )
 
 
@@ -113,7 +137,7 @@ def write(runs: list[dict[str, Any]]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
     lines = "\n".join(map(line, runs))
-    header = "| id | fault | trials | result |\n| --- | --- | --- | --- |"
+    header = "| matrix | how | kills | beside the uninterrupted local run |\n| --- | --- | --- | --- |"
     PAGE.write_text(f"{before}\n{header}\n{lines}\n{after}", encoding="utf-8")
 
 
@@ -121,10 +145,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path, nargs="?", default=ROOT / "specs" / "mnist.yaml")
     parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--folder", type=Path, default=Path("killed-results"), help="results of this run")
+    parser.add_argument("--folder", type=Path, default=None, help="results of this run (default: a temporary folder)")
     parser.add_argument("--reference", type=Path, default=ROOT / "results", help="results of an uninterrupted run")
     parser.add_argument("--seeds", default=None, help="such as 0 (default: those of the spec)")
-    parser.add_argument("--kills", type=int, default=5, help="of the driver, and as many of a worker")
+    parser.add_argument("--kills", type=int, default=0, help="of the driver, and as many of a worker (local only)")
+    parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
     parser.add_argument("--mean-seconds", type=float, default=300.0, help="between kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write-docs", action="store_true", help="write the page again, running nothing")
@@ -132,8 +157,21 @@ def main() -> None:
     if asked.write_docs:
         write(json.loads(RECORD.read_text(encoding="utf-8")))
         return
-    command = [sys.executable, "-m", "bench", "run", str(asked.spec), "--workers", "2", "--checks", "off", "--quiet"]
-    command += ["--results-dir", str(asked.folder), *(["--data-dir", str(asked.data_dir)] if asked.data_dir else [])]
+    if asked.kills and asked.executor != "local":
+        parser.error("--kills is for the local executor")
+    with tempfile.TemporaryDirectory(prefix="bench-repeated-") as folder, cluster(asked.executor):
+        found = repeated(asked, asked.folder or Path(folder))
+    runs = [*(json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else []), found]
+    RECORD.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    print(line(found))
+    write(runs)
+
+
+def repeated(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run the matrix into a folder, and compare."""
+    command = [sys.executable, "-m", "bench", "run", str(asked.spec), "--checks", "off", "--quiet"]
+    command += ["--executor", asked.executor, *(["--workers", "2"] if asked.executor == "local" else [])]
+    command += ["--results-dir", str(folder), *(["--data-dir", str(asked.data_dir)] if asked.data_dir else [])]
     command += ["--seeds", asked.seeds] if asked.seeds else []
     found = run(command, asked.kills, asked.mean_seconds, random.Random(asked.seed))
     root = datasets.data_root(asked.data_dir)
@@ -143,16 +181,12 @@ def main() -> None:
     whole = {job.key for job in plan(load(asked.spec).model_copy(update={"checks": "off"}), root)}
     # an attack that the spec asks of its first seed alone has no reference for another one
     keys = [job.key for job in plan(spec, root) if job.key in whole]
-    ours, theirs = Store(asked.folder), Store(asked.reference)
+    ours, theirs = Store(folder), Store(asked.reference)
     found |= compare(ours, theirs, keys)
     found["same_table"] = table(ours, keys) == table(theirs, keys)
     found |= {"spec": asked.spec.name, "seeds": spec.seeds}
     origin = next(record["provenance"] for job, record in ours.records() if job.kind == "train")
-    found |= {"device": origin["device"], "commit": origin["commit"]}
-    runs = [*(json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else []), found]
-    RECORD.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
-    print(line(found))
-    write(runs)
+    return found | {"executor": asked.executor, "device": origin["device"], "commit": origin["commit"]}
 
 
 if __name__ == "__main__":
