@@ -47,7 +47,7 @@ def measure(folder: Path) -> Record:
         counts[job.kind] += 1
         if job.kind == "train":
             configs.add(str([value for name, value in sorted(job.what.items()) if name != "seed"]))
-    record: Record = {**paired.conditions("p9_tables"), "clock": "CPU time of the process", "jobs": counts}
+    record: Record = {**paired.conditions("p9_tables"), "clock": "wall", "jobs": counts}
     record |= {"images": IMAGES, "load_average": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as place:
         board = Path(place) / "leaderboard.md"
@@ -61,13 +61,7 @@ def measure(folder: Path) -> Record:
     rows = sum(line.startswith(b"| ") for line in first.splitlines())
     if first != second or rows < len(configs):
         raise SystemExit("gate failed: the two leaderboards differ, or rows are missing")
-    record["leaderboard"] = min(runs, key=lambda run: float(run["cpu_s"]))
-    bars = [
-        ("leaderboard: CPU seconds, at most 10", record["leaderboard"]["cpu_s"], 10.0),
-        ("leaderboard: peak memory in MB, at most 1000", record["leaderboard"]["peak_mb"], 1000.0),
-        ("report: CPU seconds, at most 60", record["report"]["cpu_s"], 60.0),
-    ]
-    record["bars"] = [{"bar": text, "value": value, "met": value <= most} for text, value, most in bars]
+    record["leaderboard"] = min(runs, key=lambda run: float(run["wall_s"]))
     return record
 
 
@@ -79,10 +73,15 @@ def written(record: Record) -> str:
         for name in ("leaderboard", "report")
         for one in [record[name]]
     ]
-    jobs = record["jobs"]
+    jobs, board, report = record["jobs"], record["leaderboard"], record["report"]
+    bars = [
+        ("leaderboard: seconds by the clock, at most 10", board["wall_s"], 10.0),
+        ("leaderboard: peak memory in MB, at most 1000", board["peak_mb"], 1000.0),
+        ("report: seconds by the clock, at most 60", report["wall_s"], 60.0),
+    ]
     return (
         paired.heading(record)
-        + paired.bar_table(record["bars"])
+        + paired.bar_table([{"bar": text, "value": value, "met": value <= most} for text, value, most in bars])
         + "\n"
         + paired.table(["command", "CPU s", "wall s", "peak MB"], lines)
         + f"\n{jobs['evaluate']} evaluations of {record['images']} images each, {jobs['train']} trainings and "
