@@ -20,7 +20,7 @@ def load(results: str | os.PathLike[str] = "results") -> pd.DataFrame:
 
     Columns, units and states: docs/schema.md. Raises FileNotFoundError where there is no such folder.
     """
-    from bench.frame import frame
+    from bench.analysis.frame import frame
 
     return frame(_store(results))
 
@@ -51,7 +51,7 @@ def samples(key: str, results: str | os.PathLike[str] = "results") -> pd.DataFra
 def _store(results: str | os.PathLike[str]) -> Any:
     from pathlib import Path
 
-    from bench.store import Store
+    from bench.records.store import Store
 
     folder = Path(results)
     if not folder.is_dir():

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import model_commands, report_command, stopping, store_commands, sweep_command, table_commands, terminal
-from bench.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
-from bench.clusters import Absent, Cluster, Machine, takes_cluster
-from bench.options import Options
+from bench import terminal
+from bench.commands import model_commands, report_command, store_commands, sweep_command, table_commands
+from bench.commands.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
+from bench.executors.clusters import Absent, Cluster, Machine, takes_cluster
+from bench.planning.options import Options
+from bench.training import stopping
 
 app = typer.Typer(
     name="bench",
@@ -127,7 +129,7 @@ def run(
 
     Example: bench run --defense noisy --eps 8/255
     """
-    from bench import running
+    from bench.commands import running
 
     plugins(plugin)
     typed(model=model, eps=eps, seeds=seeds)
@@ -181,7 +183,7 @@ def list_(
     plugin: Plugin = None,
 ) -> None:
     """List defenses, attacks, data sets and models. With a NAME its formula, source, settings and defaults."""
-    from bench import listing
+    from bench.commands import listing
 
     plugins(plugin)
     listing.show(kind, name)
@@ -198,7 +200,7 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a soundness check. What it measures, its threshold, why it matters, what to do."""
-    from bench import explain as checks
+    from bench.commands import explain as checks
 
     checks.show(code)
 
@@ -210,7 +212,7 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Test a defense or attack against its contract. The contract is what a plug-in owes the harness."""
-    from bench import listing
+    from bench.commands import listing
 
     plugins(plugin)
     raise typer.Exit(listing.check(name, everything))
@@ -231,7 +233,7 @@ def new(
     folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: this checkout).")] = None,
 ) -> None:
     """Write a new defense or attack and its test. Both work as they are; `bench check NAME` says so."""
-    from bench import scaffold
+    from bench.commands import scaffold
 
     for path in scaffold.write(kind, name, folder):
         print(path)
@@ -252,8 +254,8 @@ def worker(
 
     Exits with 5, and does nothing, where another process is at it or it is over.
     """
-    from bench.attempt import HELD, WORDS, attempt
-    from bench.datasets import data_root
+    from bench.data.datasets import data_root
+    from bench.jobs.attempt import HELD, WORDS, attempt
 
     plugins(plugin)
     state = attempt(results_dir, key, data_root(data_dir), device)

@@ -1,4 +1,4 @@
-"""File name -> class. The only place that imports plug-in files; the planner reads them by `ast` (bench.catalog)."""
+"""File name -> class. The only place that imports plug-in files; the planner reads them by `ast`, in its catalog."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
-from bench import catalog
 from bench.core.attack import Evaluation
 from bench.core.defense import Defense
 from bench.core.numbers import Number
 from bench.core.threat import Threat
 from bench.models.common import Inputs
+from bench.planning import catalog
 
 # what a method that ignores the threat gets in its place
 NO_THREAT = Threat("Linf", Number(0))

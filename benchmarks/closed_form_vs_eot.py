@@ -31,10 +31,10 @@ from bench.core.classifier import Classifier, Counted, frozen
 from bench.core.numbers import Number
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
-from bench.data import load, test_block
-from bench.job import Job
-from bench.store import Store, weights_file
-from bench.worker import load_model
+from bench.data.images import load, test_block
+from bench.jobs.worker import load_model
+from bench.planning.job import Job
+from bench.records.store import Store, weights_file
 
 FORMS = ("diag-margin-0", "adjoint-margin-1", "adjoint-log_win-1", "adjoint-margin-0", "jacobian-margin-1")
 LOSSES: tuple[AttackLoss, ...] = ("ce", "cw")

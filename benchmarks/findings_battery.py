@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.frame import frame
-from bench.leaderboard import table
-from bench.marks import flags
-from bench.plan import plan
-from bench.rows import Row, rows
-from bench.spec import load
-from bench.store import Store
-from bench.verdicts import judged
-from bench.worst import Cell
+from bench.analysis.frame import frame
+from bench.analysis.marks import flags
+from bench.analysis.rows import Row, rows
+from bench.analysis.verdicts import judged
+from bench.analysis.worst import Cell
+from bench.planning.plan import plan
+from bench.planning.spec import load
+from bench.records.store import Store
+from bench.tables.leaderboard import table
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

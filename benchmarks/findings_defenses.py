@@ -11,9 +11,9 @@ from pathlib import Path
 
 from records import DOCS, ROOT, Training, trainings
 
-from bench.leaderboard import table
-from bench.store import Store
-from bench.worst import paired
+from bench.analysis.worst import paired
+from bench.records.store import Store
+from bench.tables.leaderboard import table
 
 HEAD = """# Every defense once on MNIST
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.frame import frame
-from bench.leaderboard import table
-from bench.plan import plan
-from bench.rows import Row, rows
-from bench.spec import load
-from bench.store import Store
-from bench.worst import paired
+from bench.analysis.frame import frame
+from bench.analysis.rows import Row, rows
+from bench.analysis.worst import paired
+from bench.planning.plan import plan
+from bench.planning.spec import load
+from bench.records.store import Store
+from bench.tables.leaderboard import table
 
 CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoattack"
 

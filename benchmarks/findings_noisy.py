@@ -13,8 +13,8 @@ from typing import Any
 
 from records import DOCS, ROOT, Training, trainings
 
-from bench.leaderboard import table
-from bench.store import Store
+from bench.records.store import Store
+from bench.tables.leaderboard import table
 
 EPS = "0.1"
 ATTACKS = {"clean": "clean", "ce": "PGD-20 CE", "cw": "PGD-40 margin", "autoattack": "AutoAttack"}

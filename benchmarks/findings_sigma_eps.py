@@ -12,14 +12,14 @@ from pathlib import Path
 
 from records import DOCS, ROOT
 
-from bench.compare import plain
-from bench.leaderboard import board
-from bench.matching import matches, partner
-from bench.reading import ReadOnce
+from bench.analysis.compare import plain
+from bench.analysis.matching import matches, partner
+from bench.analysis.reading import ReadOnce
+from bench.analysis.sides import Where
+from bench.analysis.sweep import sweep, with_anchor
 from bench.report.sweeps import map_plot
-from bench.sides import Where
-from bench.sweep import sweep, with_anchor
-from bench.sweep_text import map_table, table
+from bench.tables.leaderboard import board
+from bench.tables.sweep_text import map_table, table
 
 HEAD = """# Sigma and eps on MNIST
 

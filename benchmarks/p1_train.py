@@ -27,13 +27,14 @@ from memory import activations
 from paired import bar, bar_table, conditions, heading, ranged, seconds, spread, store, table, write_docs
 from torch import Tensor, nn
 
-from bench import catalog, plugins
+from bench import plugins
 from bench.core.defense import Batch, Defense
-from bench.cost import counted_step
-from bench.data import layout as laid_out
+from bench.data.images import layout as laid_out
 from bench.models.common import Inputs
-from bench.optimise import optimisation
-from bench.spec import TrainSpec
+from bench.planning import catalog
+from bench.planning.spec import TrainSpec
+from bench.training.cost import counted_step
+from bench.training.optimise import optimisation
 from defenses.noisy import Noisy
 
 EPS = "0.1"

@@ -28,12 +28,12 @@ from paired import Record, alternate, bar, bar_table, conditions, heading, range
 from torch import Tensor
 
 from attacks.autoattack import AutoAttack
-from bench import checkpoint
-from bench import data as datasets
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.threat import Threat
+from bench.data import images as datasets
+from bench.training import checkpoint
 
 SEEDS, BAR, EPS, IMAGES, BATCH, PAIRS = (0, 1, 2), 0.98, "0.15", 48, 128, 2
 

@@ -25,8 +25,8 @@ from typing import Any
 from bench.executors.devices import Slot
 from bench.executors.local import Local
 from bench.executors.policy import bound, simulate
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.store import Store
 
 DRAWS, LANES, JOBS_PER_LANE = 2000, (2, 4, 8), 8
 RATE = 0.02  # seconds of a job for each of its images: estimates come from records of such jobs

@@ -5,7 +5,7 @@ BENCH_DATA=FOLDER python benchmarks/p7_overhead.py --direct   takes the direct m
 python benchmarks/p7_overhead.py --write-docs        only writes docs/performance.md again, from the stored record
 
 Training: PGD-10 on lenet5, three epochs of 50 steps of 128 MNIST images. Evaluation: PGD-20 on 1000 test images, in
-blocks. Ours is `bench.worker.work`: log, progress, train.jsonl, the state that is kept for a resume, the guards, the
+blocks. Ours is `bench.jobs.worker.work`: log, train.jsonl, the state that is kept for a resume, the guards, the
 counted step, weights, samples, adversarial images, checksums and the record. The plain loop loads the same data, builds
 the same net and calls the same step, or the same attack on the same blocks, and keeps what comes out in memory. The
 gate comes first: final weights and verdicts must be equal bit for bit. Then A-B-B-A, one thread, CPU time of the
@@ -35,19 +35,19 @@ from paired import RESULTS, Record, alternate, conditions, heading, store, table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench import data as datasets
 from bench import plugins
 from bench.core.attack import Context
 from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
-from bench.job import Job
-from bench.optimise import optimisation
-from bench.options import Options, to_spec
-from bench.plan import plan
-from bench.spec import TrainSpec
-from bench.store import Store, weights_file
-from bench.train import build
-from bench.worker import _git, load_model, work
+from bench.data import images as datasets
+from bench.jobs.worker import _git, load_model, work
+from bench.planning.job import Job
+from bench.planning.options import Options, to_spec
+from bench.planning.plan import plan
+from bench.planning.spec import TrainSpec
+from bench.records.store import Store, weights_file
+from bench.training.optimise import optimisation
+from bench.training.train import build
 
 EPOCHS, STEPS, BATCH, IMAGES, PAIRS = 3, 50, 128, 1000, 4
 SHORT, MOST, KEEP = 10, 0.02, 0.01

@@ -39,7 +39,7 @@ def timed(*words: object) -> Record:
 def measure(folder: Path) -> Record:
     import paired
 
-    from bench.store import Store
+    from bench.records.store import Store
 
     counts = {"train": 0, "evaluate": 0, "audit": 0}
     configs = set()

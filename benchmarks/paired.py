@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench.worker import _git, _versions, device_name
+from bench.jobs.worker import _git, _versions, device_name
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs" / "performance.md"

@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 from paired import Record, conditions, heading, store, table, write_docs
 
-from bench import forecast, probe
-from bench.estimate import Estimator
 from bench.executors.devices import Slot
 from bench.executors.local import Local
 from bench.executors.policy import simulate
-from bench.job import Job
-from bench.live import title
-from bench.options import Options, to_spec
-from bench.plan import plan
-from bench.store import Store
+from bench.planning.job import Job
+from bench.planning.options import Options, to_spec
+from bench.planning.plan import plan
+from bench.progress import forecast, probe
+from bench.progress.live import title
+from bench.records.estimate import Estimator
+from bench.records.store import Store
 
 SLOTS = [Slot("cpu")] * 2
 MATRICES = {

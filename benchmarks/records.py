@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.stats import wilson
-from bench.job import Job
-from bench.names import defense_label
-from bench.plan import plan
-from bench.spec import load
-from bench.store import Store
+from bench.planning.job import Job
+from bench.planning.names import defense_label
+from bench.planning.plan import plan
+from bench.planning.spec import load
+from bench.records.store import Store
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -32,11 +32,11 @@ import numpy as np
 import psutil
 from records import ROOT
 
-from bench import datasets
-from bench.plan import plan
-from bench.spec import load
-from bench.store import Store
-from bench.tables import matrix
+from bench.data import datasets
+from bench.planning.plan import plan
+from bench.planning.spec import load
+from bench.records.store import Store
+from bench.tables.summary import matrix
 
 RECORD = ROOT / "benchmarks" / "results" / "repeated_matrix.json"
 PAGE = ROOT / "docs" / "reliability.md"

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 from records import DOCS, ROOT
 
+from bench.records.store import Store
 from bench.report import write_report
-from bench.store import Store
 
 sys.path.insert(0, str(ROOT / "tests"))
 from browser import Browser

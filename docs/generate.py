@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import catalog, describe  # noqa: E402
+from bench.planning import catalog, describe  # noqa: E402
 
 KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from harness import Bench, Outcome
 
-from bench import catalog, cli
+from bench import cli
+from bench.planning import catalog
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would be deaf to it

@@ -1,6 +1,6 @@
 """Jobs that need no torch: what they do stands in a file `<key>.do` of the data folder, which is no part of a key.
 
-A worker finds `work` here by name, as it finds bench.worker.work in a real run. A line of the file is read at each
+A worker finds `work` here by name, as it finds bench.jobs.worker.work in a real run. A line of the file is read at each
 start, the last one again and again: ok, raise, kill, sleep, oom, device, host (SIGKILL counted as the kernel's),
 polite (saves when asked to stop), deaf (does not stop when asked), family (sleeps with a child in a group of its own),
 clan (whose child has one too). A number behind it: seconds until it ends, by a kill too.
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.executors.base import Event
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.store import Store
 
 ERRORS = {
     "raise": ("RuntimeError", "broken on purpose"),
@@ -71,7 +71,7 @@ def kinds(events: Sequence[Event], job: Job) -> list[str]:
 
 
 def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[dict[str, Any]]) -> str:
-    """Body of a fake worker, in place of bench.worker.work."""
+    """Body of a fake worker, in place of bench.jobs.worker.work."""
     store = Store(results)
     job, file = store.job(key), root / f"{key}.do"
     lines = file.read_text().splitlines() if file.exists() else ["ok"]

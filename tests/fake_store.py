@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.executors.debug import Debug
-from bench.job import Job
-from bench.store import IMAGES, SAMPLES, Store, file_hash, weights_file, write_atomic
+from bench.planning.job import Job
+from bench.records.store import IMAGES, SAMPLES, Store, file_hash, weights_file, write_atomic
 
 N = 16  # images of an evaluation
 

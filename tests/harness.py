@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.store import Store
+from bench.records.store import Store
 
 
 class Outcome(NamedTuple):

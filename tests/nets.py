@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import data as loading
-from bench import datasets
 from bench.core.rng import scope
+from bench.data import datasets
+from bench.data import images as loading
 from bench.models.common import Inputs
 from bench.plugins import build_model
 

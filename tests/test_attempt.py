@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from harness import Bench, alive, outcomes, states, tiny, write_plugins
 
-from bench import attempt as attempts
-from bench import leases, worker
-from bench.attempt import ATTEMPTS, HELD, attempt, forget, retry, tried
-from bench.job import Job
-from bench.leases import STALE, claim, holder_of, this_machine
-from bench.store import Store
+from bench.jobs import attempt as attempts
+from bench.jobs import worker
+from bench.jobs.attempt import ATTEMPTS, HELD, attempt, forget, retry, tried
+from bench.planning.job import Job
+from bench.records import leases
+from bench.records.leases import STALE, claim, holder_of, this_machine
+from bench.records.store import Store
 
 TRAIN = Job("train", {"seed": 0})
 EVALUATE = Job("evaluate", {"n": 1}, (TRAIN.key,))

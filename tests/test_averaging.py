@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.averaging import Average, recalibrate
-from bench.contract import Toy
+from bench.jobs.contract import Toy
+from bench.training.averaging import Average, recalibrate
 
 
 def walk(model: nn.Linear, average: Average, values: list[float]) -> list[float]:

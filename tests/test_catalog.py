@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench import catalog, plugins
+from bench import plugins
 from bench.core.numbers import Number
+from bench.planning import catalog
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 EVERY_FILE = [(kind, name) for kind in catalog.KINDS for name in catalog.names(kind)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Bench, tiny, write_plugins
 
-from bench.clusters import Cluster
+from bench.executors.clusters import Cluster
 from bench.executors.sbatch import (
     MOST_TASKS,
     Batch,
@@ -23,8 +23,8 @@ from bench.executors.sbatch import (
     parse_queue,
     script,
 )
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.store import Store
 
 TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
 FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))

@@ -13,10 +13,11 @@ from harness import Bench, outcomes, tiny, write_plugins
 from rich.console import Console
 from test_tables import store, train_job, trained
 
-from bench import curves, tracker
 from bench.executors.base import Event
-from bench.live import View
-from bench.store import Store
+from bench.progress import tracker
+from bench.progress.live import View
+from bench.records import curves
+from bench.records.store import Store
 
 __all__ = ["store"]  # a fixture
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest, chisquare
 
-from bench import checksums, data, datasets, vision
+from bench.data import checksums, datasets, vision
+from bench.data import images as data
 
 CPU = torch.device("cpu")
 needs_mnist = pytest.mark.skipif(not os.environ.get("BENCH_DATA"), reason="BENCH_DATA names no folder with MNIST")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import datasets
+from bench.data import datasets
 
 
 def idx_files(root, folder="MNIST"):
@@ -38,7 +38,7 @@ def one_line(error):
 
 def test_import_is_free_of_heavy_packages():
     heavy = ("torch", "numpy", "pandas", "scipy", "sklearn", "PIL", "platformdirs")
-    code = f"import sys, bench.datasets; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, bench.data.datasets; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.frame import frame
-from bench.rows import rows
-from bench.store import Store
+from bench.analysis.frame import frame
+from bench.analysis.rows import rows
+from bench.records.store import Store
 
 SPEC = Path(__file__).parent.parent / "specs" / "demo.yaml"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from harness import Bench
 
-from bench import catalog, cli, describe
+from bench import cli
+from bench.planning import catalog, describe
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 COMMANDS = sorted(c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback is not None)
@@ -64,7 +65,7 @@ def test_the_default_of_every_setting_can_be_typed(bench: Bench) -> None:
             for field in plugin.fields:
                 if isinstance(field.default, dict) and list(field.default) != ["name"]:
                     continue  # a mapping belongs into a file
-                from bench.options import value
+                from bench.planning.options import value
 
                 typed = value(describe.default(field.default))
                 assert plugin.resolve({field.name: typed}) == plugin.resolve({}), f"{name}.{field.name}"

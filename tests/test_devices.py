@@ -14,8 +14,8 @@ from bench.executors.base import Event
 from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
 from bench.executors.local import Local
 from bench.executors.places import Places
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.store import Store
 
 TWO = [Gpu(str(k), f"GPU-{k}", "card", 80_000.0, 5.0) for k in range(2)]
 # 3 is busy with a process of others, 5 is small, 6 is utilised by what shows no process, 7 holds memory of others

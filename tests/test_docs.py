@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 from harness import Bench
 
-from bench import catalog, datasets, describe
+from bench.data import datasets
+from bench.planning import catalog, describe
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 ROOT = Path(__file__).parent.parent

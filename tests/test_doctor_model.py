@@ -15,8 +15,8 @@ from harness import Bench
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.diagnosis import Line, examine
-from bench.rivals import relabelled
+from bench.doctor.diagnosis import Line, examine
+from bench.doctor.rivals import relabelled
 
 
 class Around(nn.Module):

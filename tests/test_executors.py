@@ -14,10 +14,10 @@ from bench.executors.base import Event, blocker, ended, todo
 from bench.executors.debug import Debug
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.job import Job
-from bench.plan import plan
-from bench.spec import build
-from bench.store import Store, file_hash, weights_file
+from bench.planning.job import Job
+from bench.planning.plan import plan
+from bench.planning.spec import build
+from bench.records.store import Store, file_hash, weights_file
 
 TRAIN = Job("train", {"seed": 0})
 FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))

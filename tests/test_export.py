@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_tables import STANDARD, all_rows, evaluated, full, golden_store, store, trained
 
-from bench.export import latex, latex_text, robustbench
-from bench.leaderboard import sections, write_leaderboard
-from bench.store import Store
+from bench.records.store import Store
+from bench.tables.export import latex, latex_text, robustbench
+from bench.tables.leaderboard import sections, write_leaderboard
 
 __all__ = ["store"]
 KEYS = {

@@ -16,16 +16,18 @@ import pytest
 from test_tables import STANDARD, draws, evaluated, store, trained
 from test_verdicts import FLOOR, attacked, audited, right, sound
 
-from bench import catalog, compare, timing
+from bench.analysis import compare
+from bench.analysis.sides import Where
+from bench.analysis.sweep import sweep
 from bench.checks import Finding
-from bench.columns import venue
-from bench.job import Job
-from bench.leaderboard import board, write_leaderboard
-from bench.markdown import escape
-from bench.sides import Where
-from bench.store import Store
-from bench.sweep import sweep
-from bench.sweep_text import text
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.records.store import Store
+from bench.tables import timing
+from bench.tables.columns import venue
+from bench.tables.leaderboard import board, write_leaderboard
+from bench.tables.markdown import escape
+from bench.tables.sweep_text import text
 
 __all__ = ["store"]
 GOLDEN = Path(__file__).parent / "golden" / "matrix"

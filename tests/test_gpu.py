@@ -14,14 +14,15 @@ import torch
 from fake_jobs import measured, says, starts
 from harness import Bench
 
-from bench import catalog, plugins
+from bench import plugins
 from bench.core.defense import Batch
 from bench.executors.devices import query, slots
 from bench.executors.local import Local
 from bench.models.common import Inputs
-from bench.optimise import optimisation
-from bench.spec import TrainSpec
-from bench.store import Store
+from bench.planning import catalog
+from bench.planning.spec import TrainSpec
+from bench.records.store import Store
+from bench.training.optimise import optimisation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.choice import Choice, validation_accuracy
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
-from bench.data import Data, Images, load
-from bench.guards import Watch, not_finite
+from bench.data.images import Data, Images, load
+from bench.training.choice import Choice, validation_accuracy
+from bench.training.guards import Watch, not_finite
 
 
 @pytest.fixture(scope="module")

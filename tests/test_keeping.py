@@ -15,9 +15,9 @@ import pytest
 from fake_store import N, contents, matrix, npz, run
 from harness import Bench
 
-from bench.job import Job
-from bench.leases import claim
-from bench.store import IMAGES, SAMPLES, Store, checksum, file_hash, write_json
+from bench.planning.job import Job
+from bench.records.leases import claim
+from bench.records.store import IMAGES, SAMPLES, Store, checksum, file_hash, write_json
 
 RESULTS = Path("results")
 JOBS = matrix(2, 3)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import leases
 from bench.executors.base import Event
 from bench.executors.debug import Debug
-from bench.job import Job
-from bench.leases import STALE, Claims, claim, holder_of, holders
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records import leases
+from bench.records.leases import STALE, Claims, claim, holder_of, holders
+from bench.records.store import Store
 
 TRAIN = Job("train", {"seed": 0})
 EVALUATE = Job("evaluate", {"n": 1}, (TRAIN.key,))
@@ -42,7 +42,8 @@ def lease_files(store: Store, key: str = TRAIN.key) -> list[str]:
 
 
 def claim_in_another_process(store: Store, then: str = "") -> subprocess.CompletedProcess[str]:
-    code = "import sys; from pathlib import Path; from bench.leases import claim; from bench.store import Store\n"
+    code = "import sys; from pathlib import Path; from bench.records.leases import claim\n"
+    code += "from bench.records.store import Store\n"
     code += f"lease = claim(Store(Path(sys.argv[1])), sys.argv[2]); print(lease is not None)\n{then}"
     return subprocess.run(
         [sys.executable, "-c", code, str(store.root), TRAIN.key], capture_output=True, text=True, timeout=60

@@ -19,8 +19,8 @@ from harness import alive
 from bench.executors.base import Event
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.store import Store
 
 CPU = Slot("cpu")
 
@@ -169,7 +169,7 @@ sys.path.insert(0, {tests!r})
 import fake_jobs
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.store import Store
+from bench.records.store import Store
 import signal
 def stop(number, frame):
     raise SystemExit(128 + number)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from harness import Bench, tiny
 
-from bench import catalog
-from bench.frame import frame
-from bench.job import Job
-from bench.judge import assemble
-from bench.leaderboard import markdown, write_leaderboard
-from bench.measures import by_attack, notes
-from bench.rows import rows
-from bench.store import Store, file_hash
-from bench.tables import matrix
+from bench.analysis.frame import frame
+from bench.analysis.rows import rows
+from bench.jobs.judge import assemble
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.records.store import Store, file_hash
+from bench.tables.leaderboard import markdown, write_leaderboard
+from bench.tables.measures import by_attack, notes
+from bench.tables.summary import matrix
 
 pytest.importorskip("torch")
 RESULTS = Path("results")

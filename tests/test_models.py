@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from bench import catalog, plugins
+from bench import plugins
 from bench.core.defense import Batch
-from bench.datasets import KNOWN
+from bench.data.datasets import KNOWN
 from bench.models import (
     lenet5,
     mlp,
@@ -21,6 +21,7 @@ from bench.models import (
     wide_resnet,
 )
 from bench.models.common import Inputs, Normalise
+from bench.planning import catalog
 
 SMALL = {
     "mlp": (mlp, {"width": 16}, 8),

@@ -12,8 +12,8 @@ import pytest
 from test_tables import draws, evaluated, store, trained
 
 import bench
-from bench.frame import COLUMNS
-from bench.store import Store
+from bench.analysis.frame import COLUMNS
+from bench.records.store import Store
 
 __all__ = ["store"]
 SCHEMA = (Path(__file__).parent.parent / "docs" / "schema.md").read_text()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.options import Options, to_spec
-from bench.plan import plan
-from bench.spec import Spec
+from bench.planning.options import Options, to_spec
+from bench.planning.plan import plan
+from bench.planning.spec import Spec
 
 ROOT = Path("no-data-here")
 SPEC = """\

@@ -13,12 +13,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import catalog, cells
-from bench import job as job_module
-from bench import plan as planner
-from bench.job import Job, NewerSchemaError
-from bench.plan import plan
-from bench.spec import build, load
+from bench.planning import catalog, cells
+from bench.planning import job as job_module
+from bench.planning import plan as planner
+from bench.planning.job import Job, NewerSchemaError
+from bench.planning.plan import plan
+from bench.planning.spec import build, load
 
 ROOT = Path("no-data-here")
 pytestmark = pytest.mark.usefixtures("fresh_catalog")

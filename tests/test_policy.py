@@ -8,8 +8,8 @@ import pytest
 from fake_jobs import evaluate, train
 
 from bench.executors.policy import Queue, bound, expected, simulate, urgencies
-from bench.job import Job
-from bench.retries import Fault, classify, entry, fault, halvings, step
+from bench.jobs.retries import Fault, classify, entry, fault, halvings, step
+from bench.planning.job import Job
 
 
 def keys(jobs: list[Job]) -> list[str]:

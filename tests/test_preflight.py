@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import Bench, Outcome, states, tiny, write_plugins, written
 
-from bench.spec import read
+from bench.planning.spec import read
 
 torch = pytest.importorskip("torch")
 SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
@@ -273,9 +273,9 @@ def test_a_check_that_is_killed_refuses_nothing(bench: Bench) -> None:
 
 
 def test_the_generators_are_left_alone(fresh_catalog: None) -> None:
-    from bench.plan import plan
-    from bench.preflight import problems
-    from bench.spec import load
+    from bench.jobs.preflight import problems
+    from bench.planning.plan import plan
+    from bench.planning.spec import load
 
     random.seed(3)
     torch.manual_seed(3)

@@ -12,13 +12,13 @@ import pytest
 from fake_jobs import evaluate, measured, train
 from harness import Bench, tiny, write_plugins
 
-from bench import probe
-from bench.estimate import Estimator
 from bench.executors.devices import Slot
-from bench.job import Job
-from bench.options import Options, to_spec
-from bench.plan import plan
-from bench.store import Store
+from bench.planning.job import Job
+from bench.planning.options import Options, to_spec
+from bench.planning.plan import plan
+from bench.progress import probe
+from bench.records.estimate import Estimator
+from bench.records.store import Store
 
 torch = pytest.importorskip("torch")
 ROOT = Path("no-data-here")
@@ -124,7 +124,7 @@ def test_a_run_refuses_it(bench: Bench) -> None:
 
 
 def test_steps_are_timed_after_the_warm_up_and_up_to_the_cap() -> None:
-    from bench.probing import _timed
+    from bench.progress.probing import _timed
 
     def ticks(*first: float) -> Iterator[float]:
         return itertools.chain(first, itertools.repeat(1.0))
@@ -139,10 +139,10 @@ def test_steps_are_timed_after_the_warm_up_and_up_to_the_cap() -> None:
 
 
 def test_a_warm_up_counts_as_long_as_it_lasts(store: Store) -> None:
-    from bench.loop import Loop
-    from bench.probing import _steps
-    from bench.train import build
-    from bench.worker import _data
+    from bench.jobs.worker import _data
+    from bench.progress.probing import _steps
+    from bench.training.loop import Loop
+    from bench.training.train import build
 
     settings = ["awp.warmup=0.25", "awp.base=pgd_at"]
     job = jobs_of(defense=["awp"], set=settings, attack=["clean"], train_n=64)[0]
@@ -163,7 +163,7 @@ def test_a_warm_up_counts_as_long_as_it_lasts(store: Store) -> None:
     ],
 )
 def test_a_block_costs_what_its_passes_cost(passes: tuple[int, int, int], expected: float) -> None:
-    from bench.probing_images import _Try
+    from bench.progress.probing_images import _Try
 
     assert _Try(4, 2.0, 0, *passes).stretched(50, lambda m, back: m * (0.1 if back else 0.01)) == pytest.approx(
         expected
@@ -172,7 +172,7 @@ def test_a_block_costs_what_its_passes_cost(passes: tuple[int, int, int], expect
 
 
 def test_what_the_attack_does_beside_its_passes_grows_too() -> None:
-    from bench.probing_images import _growth, _Try
+    from bench.progress.probing_images import _growth, _Try
 
     def cost(m: int, back: bool) -> float:
         return m * (0.1 if back else 0.01)
@@ -186,7 +186,7 @@ def test_what_the_attack_does_beside_its_passes_grows_too() -> None:
 
 
 def test_a_long_first_try_is_followed_by_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import probing_images as probing
+    from bench.progress import probing_images as probing
 
     now = [0.0]
     monkeypatch.setattr(probing.time, "perf_counter", lambda: now[0])
@@ -211,7 +211,7 @@ def test_a_long_first_try_is_followed_by_one_more(monkeypatch: pytest.MonkeyPatc
 
 
 def test_images_grow_until_the_next_ones_would_exceed_the_cap() -> None:
-    from bench.probing_images import _grow, _Passes
+    from bench.progress.probing_images import _grow, _Passes
 
     seen = list[int]()
 
@@ -225,7 +225,7 @@ def test_images_grow_until_the_next_ones_would_exceed_the_cap() -> None:
 
 
 def test_an_untrained_net_stands_to_the_end(store: Store) -> None:
-    from bench.probing import measure
+    from bench.progress.probing import measure
 
     training, *evaluations = jobs_of(defense=["pgd_at"], attack=["pgd", "curve", "autoattack"], train_n=64)
     for job in evaluations:
@@ -236,7 +236,7 @@ def test_an_untrained_net_stands_to_the_end(store: Store) -> None:
 
 
 def test_all_images_stand_through_every_restart(store: Store) -> None:
-    from bench.probing_images import _case, _Passes, _work
+    from bench.progress.probing_images import _case, _Passes, _work
 
     settings = ["pgd.steps=4", "pgd.rel_step_size=0.5", "pgd.restarts=3"]
     for attack, more, climbs in (("pgd", [], 3), ("curve", ["curve.steps=4", "curve.rel_step_size=0.5"], 3)):
@@ -256,8 +256,8 @@ def test_all_images_stand_through_every_restart(store: Store) -> None:
 
 
 def test_trained_weights_are_used_as_they_are(bench: Bench, tmp_path: Path) -> None:
-    from bench.probing import measure
-    from bench.probing_images import _case
+    from bench.progress.probing import measure
+    from bench.progress.probing_images import _case
 
     assert bench(*tiny(defense="pgd_at", attack="clean")).code == 0
     store = Store(tmp_path / "results")

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from harness import Bench, outcomes, states, tiny, write_plugins
 
-from bench.leases import holder_of
-from bench.store import Store
+from bench.records.leases import holder_of
+from bench.records.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ON = ["--executor", "ray"]

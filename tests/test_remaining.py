@@ -11,13 +11,13 @@ import pytest
 from fake_jobs import evaluate, measured, train
 from harness import Bench, tiny, write_plugins
 
-from bench.estimate import Estimator
-from bench.forecast import time as told
-from bench.job import Job
-from bench.leases import claim
-from bench.live import View
-from bench.remaining import kept_seconds, left, together
-from bench.store import Store, write_json
+from bench.planning.job import Job
+from bench.progress.forecast import time as told
+from bench.progress.live import View
+from bench.progress.remaining import kept_seconds, left, together
+from bench.records.estimate import Estimator
+from bench.records.leases import claim
+from bench.records.store import Store, write_json
 
 OLD, NEW = train(0), train(1)
 OF_OLD, OF_NEW = evaluate(OLD), evaluate(NEW)
@@ -94,9 +94,9 @@ def test_the_view_knows_the_evaluations_of_a_running_training(store: Store, caps
 
 def test_kept_work_is_spared_exactly(store: Store) -> None:
     torch = pytest.importorskip("torch")
-    from bench.evaluate import Kept as KeptBlocks
-    from bench.resume import PLACE
-    from bench.resume import Kept as KeptTraining
+    from bench.jobs.evaluate import Kept as KeptBlocks
+    from bench.training.resume import PLACE
+    from bench.training.resume import Kept as KeptTraining
 
     KeptTraining(store.folder(NEW.key) / PLACE, lambda: "this").write({"loop": {}, "now": 62.5, "lines": []})
     assert kept_seconds(store.folder(NEW.key)) == 62.5
@@ -164,7 +164,7 @@ def test_the_range_is_that_of_the_records(store: Store) -> None:
 
 def test_progress_keeps_what_earlier_attempts_took(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from bench.worker import Progress
+    from bench.jobs.worker import Progress
 
     progress = Progress(tmp_path / "progress.json", OLD)
     told_at = []
@@ -185,9 +185,9 @@ def _read(folder: Path) -> dict[str, Any]:
 def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from bench.core.classifier import Classifier
-    from bench.data import load
-    from bench.evaluate import Kept
-    from bench.evaluate import evaluate as run
+    from bench.data.images import load
+    from bench.jobs.evaluate import Kept
+    from bench.jobs.evaluate import evaluate as run
 
     data = load("digits", root=tmp_path, device=torch.device("cpu"), test=60)
     torch.manual_seed(0)
@@ -220,11 +220,11 @@ def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
 
 def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from bench.data import load
-    from bench.plan import plan
-    from bench.resume import Kept
-    from bench.spec import build
-    from bench.train import train as run
+    from bench.data.images import load
+    from bench.planning.plan import plan
+    from bench.planning.spec import build
+    from bench.training.resume import Kept
+    from bench.training.train import train as run
 
     class Killed(Exception):
         """Stands for a kill after the second epoch."""

@@ -15,18 +15,18 @@ import pytest
 from harness import Bench
 from test_tables import STEPS, evaluated, full, store, trained
 
+from bench.analysis.frame import frame
+from bench.analysis.rows import Row, rows
+from bench.analysis.verdicts import judged
 from bench.checks import Finding
 from bench.core.stats import wilson
-from bench.frame import frame
+from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.classes import class_maps
 from bench.report.heat import heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust, pareto
-from bench.rows import Row, rows
-from bench.store import Store
-from bench.verdicts import judged
 
 __all__ = ["store"]  # a fixture
 HOSTILE = (

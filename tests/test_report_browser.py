@@ -16,9 +16,9 @@ from test_report import matrix
 from test_report_figures import HOSTILE, log, picture, with_images
 from test_tables import evaluated, trained
 
+from bench.records.store import Store
 from bench.report.images import Fetched, Wanted
 from bench.report.page import html
-from bench.store import Store
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=ABSENT)
 ROOT = Path(__file__).parent.parent

@@ -15,13 +15,13 @@ import torch
 from harness import Bench, outcomes, tiny
 from torch import Tensor, nn
 
-from bench import checkpoint
 from bench.core.classifier import Classifier
 from bench.core.randomised import Randomised
-from bench.data import Data, load
-from bench.evaluate import Kept, evaluate
-from bench.store import Store, file_hash
-from bench.worker import work
+from bench.data.images import Data, load
+from bench.jobs.evaluate import Kept, evaluate
+from bench.jobs.worker import work
+from bench.records.store import Store, file_hash
+from bench.training import checkpoint
 
 RESULTS, ROOT = Path("results"), Path("no-data-here")
 

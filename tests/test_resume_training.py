@@ -19,17 +19,18 @@ import torch
 from harness import Bench, outcomes
 from torch import Tensor, nn
 
-from bench import checkpoint, worker
 from bench.core.classifier import Classifier
 from bench.core.rng import scope
-from bench.data import Data, load
-from bench.guards import Watch
-from bench.job import Job
-from bench.plan import plan
-from bench.resume import PLACE, Clock, Kept, origin_of, pack, random_streams, restore_streams, unpack
-from bench.spec import build
-from bench.store import Store, file_hash
-from bench.train import Trained, train
+from bench.data.images import Data, load
+from bench.jobs import worker
+from bench.planning.job import Job
+from bench.planning.plan import plan
+from bench.planning.spec import build
+from bench.records.store import Store, file_hash
+from bench.training import checkpoint
+from bench.training.guards import Watch
+from bench.training.resume import PLACE, Clock, Kept, origin_of, pack, random_streams, restore_streams, unpack
+from bench.training.train import Trained, train
 
 RESULTS, ROOT = Path("results"), Path("no-data-here")
 CPU = torch.device("cpu")
@@ -252,19 +253,19 @@ def test_the_origin_names_job_and_images(tmp_path: Path) -> None:
 
 
 def test_the_origin_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bench.resume
+    import bench.training.resume
 
     job = job_of("standard")
-    data, here = data_of(job), Path(bench.resume.__file__).parent
+    data, here = data_of(job), Path(bench.training.resume.__file__).parents[1]
     honest = origin_of(job.what, data)
     copy = tmp_path / "copy" / "bench"
     shutil.copytree(here, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(here.parent / "defenses", copy.parent / "defenses", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(bench.resume, "__file__", str(copy / "resume.py"))
+    monkeypatch.setattr(bench.training.resume, "__file__", str(copy / "training" / "resume.py"))
     assert origin_of(job.what, data) == honest  # wherever it lies
-    (copy / "live.py").write_text("# says nothing of numbers\n")
+    (copy / "progress" / "live.py").write_text("# says nothing of numbers\n")
     assert origin_of(job.what, data) == honest
-    for name in ("loop.py", "core/threat.py", "models/mlp.py", "spec.py", "../defenses/trades.py"):
+    for name in ("training/loop.py", "core/threat.py", "models/mlp.py", "planning/spec.py", "../defenses/trades.py"):
         text = (copy / name).read_text()
         (copy / name).write_text(text + "\n# another\n")
         assert origin_of(job.what, data) != honest

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from harness import Bench, alive, outcomes, states, tiny, write_plugins, written
 
-from bench.store import Store
+from bench.records.store import Store
 
 RESULTS = Path("results")
 pytest.importorskip("torch")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from harness import Bench
 
-from bench import catalog, scaffold
+from bench.commands import scaffold
+from bench.planning import catalog
 
 pytest.importorskip("torch")
 

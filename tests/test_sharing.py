@@ -12,13 +12,13 @@ import fake_jobs
 import pytest
 from fake_jobs import evaluate, kinds, says, starts, train
 
-from bench import leases
 from bench.executors.base import Event
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.job import Job
-from bench.leases import STALE, Lease, claim, holder_of
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records import leases
+from bench.records.leases import STALE, Lease, claim, holder_of
+from bench.records.store import Store
 
 EMPTY = {"metrics": {}, "files": {}}
 

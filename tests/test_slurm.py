@@ -10,7 +10,7 @@ import pytest
 from harness import Bench, outcomes, states, tiny, write_plugins
 from slurm_cluster import active, empty_queue, requeue, slurm, start, tasks, until  # noqa: F401  # with fixtures
 
-from bench.store import Store
+from bench.records.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm", "empty_queue"), pytest.mark.timeout(600)]
 ON = ["--executor", "slurm"]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.attempt import tried
 from bench.executors import slurm
 from bench.executors.base import Event
 from bench.executors.slurm import Slurm
 from bench.executors.submitted import Submitted
-from bench.job import Job
-from bench.leases import Claims, claim
-from bench.store import Store
+from bench.jobs.attempt import tried
+from bench.planning.job import Job
+from bench.records.leases import Claims, claim
+from bench.records.store import Store
 
 TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
 EVALUATE, WORST = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))

@@ -15,8 +15,8 @@ import pytest
 from harness import Bench, outcomes, states, tiny, write_plugins
 from slurm_cluster import active, empty_queue, requeue, slurm, start, tasks, until  # noqa: F401  # with fixtures
 
-from bench.leases import holder_of
-from bench.store import Store
+from bench.records.leases import holder_of
+from bench.records.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm", "empty_queue"), pytest.mark.timeout(900)]
 ON = ["--executor", "slurm"]

@@ -11,11 +11,12 @@ torch = pytest.importorskip("torch")
 from fake_jobs import evaluate, train  # noqa: E402
 from torch import nn  # noqa: E402
 
-from bench import passes, plugins  # noqa: E402
+from bench import plugins  # noqa: E402
 from bench.core.attack import Context  # noqa: E402
 from bench.core.classifier import Classifier  # noqa: E402
 from bench.core.numbers import Number  # noqa: E402
-from bench.job import Job  # noqa: E402
+from bench.jobs import passes  # noqa: E402
+from bench.planning.job import Job  # noqa: E402
 
 
 class Watched(nn.Module):

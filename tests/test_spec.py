@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench import catalog, datasets
 from bench.core.numbers import Number
-from bench.spec import MAX_BYTES, MAX_DEPTH, PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, read, recipe
+from bench.data import datasets
+from bench.planning import catalog
+from bench.planning.spec import MAX_BYTES, MAX_DEPTH, PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, read, recipe
 
 GOOD = """\
 name: mine

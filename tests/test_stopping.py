@@ -18,16 +18,17 @@ import torch
 import yaml
 from harness import Bench, outcomes
 
-from bench import stopping, worker
-from bench.choice import validation_accuracy
-from bench.data import load
-from bench.loop import Loop
-from bench.plan import plan
-from bench.resume import PLACE, Kept
-from bench.spec import build
-from bench.store import Store
-from bench.train import Course
-from bench.train import build as build_net
+from bench.data.images import load
+from bench.jobs import worker
+from bench.planning.plan import plan
+from bench.planning.spec import build
+from bench.records.store import Store
+from bench.training import stopping
+from bench.training.choice import validation_accuracy
+from bench.training.loop import Loop
+from bench.training.resume import PLACE, Kept
+from bench.training.train import Course
+from bench.training.train import build as build_net
 
 PLUGIN = '''"""min CE, and a line in a file for each step and each deployment
 
@@ -217,7 +218,7 @@ def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time
         for epoch in range(2):
             course.epoch(epoch)
         course.loop.watch.load_state_dict({"learned": True, "constant": 2})
-        monkeypatch.setattr("bench.loop.validation_accuracy", left)
+        monkeypatch.setattr("bench.training.loop.validation_accuracy", left)
         course.epoch(2)
 
     with pytest.raises(SystemExit):

@@ -14,11 +14,11 @@ from harness import Bench
 from scipy.optimize import isotonic_regression
 from test_tables import all_rows, evaluated, store, trained
 
-from bench.matching import matches, partner, reached, rising
-from bench.sides import Where
-from bench.store import Store
-from bench.sweep import WORST, Series, sweep, with_anchor
-from bench.sweep_text import lines, map_lines, map_table, table
+from bench.analysis.matching import matches, partner, reached, rising
+from bench.analysis.sides import Where
+from bench.analysis.sweep import WORST, Series, sweep, with_anchor
+from bench.records.store import Store
+from bench.tables.sweep_text import lines, map_lines, map_table, table
 
 __all__ = ["store"]
 N = 200
@@ -205,7 +205,7 @@ def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
     from test_verdicts import audited
 
     from bench.checks import Finding
-    from bench.leaderboard import board
+    from bench.tables.leaderboard import board
 
     noise(store, 0.2, 0.4)
     noise(store, 1.0, 0.6)

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from harness import Bench
 
-from bench import datasets
-from bench.cells import RANDOMISED_REVISION
+from bench.analysis.frame import COLUMNS, frame
+from bench.analysis.rows import Row, rows
+from bench.analysis.worst import paired
 from bench.core.stats import paired_difference, wilson
-from bench.frame import COLUMNS, frame
-from bench.job import Job
-from bench.leaderboard import BEGIN, END, escape, markdown, venue, write_leaderboard
-from bench.names import label
-from bench.rows import Row, rows
-from bench.store import Store, file_hash, write_atomic
-from bench.tables import matrix
-from bench.worst import paired
+from bench.data import datasets
+from bench.planning.cells import RANDOMISED_REVISION
+from bench.planning.job import Job
+from bench.planning.names import label
+from bench.records.store import Store, file_hash, write_atomic
+from bench.tables.leaderboard import BEGIN, END, escape, markdown, venue, write_leaderboard
+from bench.tables.summary import matrix
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard.md"
 STEPS = {"steps": 40}
@@ -785,7 +785,8 @@ def test_golden_leaderboard(store: Store, tmp_path: Path) -> None:
 
 
 def test_importing_the_tables_needs_no_pandas() -> None:
-    code = "import sys, bench.tables, bench.leaderboard; assert not {'pandas', 'numpy', 'torch'} & set(sys.modules)"
+    code = "import sys, bench.tables.summary, bench.tables.leaderboard\n"
+    code += "assert not {'pandas', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -11,9 +11,9 @@ import pytest
 from harness import Bench
 from test_tables import all_rows, evaluated, store, trained
 
-from bench.leaderboard import write_leaderboard
-from bench.store import Store
-from bench.timing import attacks, show, trainings
+from bench.records.store import Store
+from bench.tables.leaderboard import write_leaderboard
+from bench.tables.timing import attacks, show, trainings
 
 __all__ = ["store"]
 

@@ -15,24 +15,24 @@ from harness import Bench, states, tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import catalog
-from bench.averaging import recalibrate
-from bench.choice import validation_accuracy
 from bench.core.defense import Batch
 from bench.core.numbers import Number
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
-from bench.data import Data, batches, load, to_float
-from bench.guards import Collapsed
-from bench.job import Job
-from bench.optimise import optimisation
-from bench.plan import plan
+from bench.data.images import Data, batches, load, to_float
+from bench.jobs.worker import load_model
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.planning.plan import plan
+from bench.planning.spec import TrainSpec, build
 from bench.plugins import make
-from bench.spec import TrainSpec, build
-from bench.store import Store
-from bench.train import Trained, train
-from bench.train import build as build_net
-from bench.worker import load_model
+from bench.records.store import Store
+from bench.training.averaging import recalibrate
+from bench.training.choice import validation_accuracy
+from bench.training.guards import Collapsed
+from bench.training.optimise import optimisation
+from bench.training.train import Trained, train
+from bench.training.train import build as build_net
 
 RESULTS, ROOT = Path("results"), Path("no-data-here")
 pytestmark = pytest.mark.usefixtures("fresh_catalog")

@@ -16,20 +16,20 @@ import pytest
 from harness import Bench
 from test_tables import evaluated, trained
 
-from bench import catalog
-from bench.check_texts import CHECKS
+from bench.analysis.evidence import Column, on_shared, worst_of
+from bench.analysis.frame import frame
+from bench.analysis.marks import unreliable
+from bench.analysis.rows import Row, rows
+from bench.analysis.verdicts import judged
+from bench.analysis.worst import Cell
 from bench.checks import Check, Finding
-from bench.evidence import Column, on_shared, worst_of
-from bench.frame import frame
-from bench.job import Job
-from bench.leaderboard import markdown, write_leaderboard
-from bench.marks import unreliable
-from bench.names import label
-from bench.rows import Row, rows
-from bench.store import Store, file_hash, write_atomic
-from bench.tables import matrix
-from bench.verdicts import judged
-from bench.worst import Cell
+from bench.checks.texts import CHECKS
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.planning.names import label
+from bench.records.store import Store, file_hash, write_atomic
+from bench.tables.leaderboard import markdown, write_leaderboard
+from bench.tables.summary import matrix
 
 STANDARD, CW = {"version": "standard"}, {"loss": "cw"}
 N = 1000
@@ -752,7 +752,7 @@ def test_explain_suggests_what_was_meant(bench: Bench, word: str, near: str) -> 
 
 def test_verdicts_and_explanations_start_without_numpy() -> None:
     code = (
-        "import sys, bench.verdicts, bench.marks, bench.explain; "
+        "import sys, bench.analysis.verdicts, bench.analysis.marks, bench.commands.explain; "
         "assert not {'pandas', 'numpy', 'torch', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

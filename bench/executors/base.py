@@ -6,9 +6,9 @@ from collections.abc import Container, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bench.job import Job
-from bench.leases import Claims
-from bench.store import Store, file_hash
+from bench.planning.job import Job
+from bench.records.leases import Claims
+from bench.records.store import Store, file_hash
 
 EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
 FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an error
@@ -32,7 +32,7 @@ class Executor(Protocol):
     """Runs jobs, each after what it needs. Closing the iterator stops every worker."""
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
-        """Why some of the jobs that have to run can never work, a line each (see bench.preflight). Writes nothing."""
+        """Why some of the jobs that have to run can never work, a line each (bench.jobs.preflight). Writes nothing."""
 
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """Yield events until every job is over; jobs with a standing record are skipped."""

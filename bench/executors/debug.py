@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
-from bench.job import Job
-from bench.leases import Claims
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.leases import Claims
+from bench.records.store import Store
 
 PAUSE = 0.5  # seconds until asking again for what another driver does
 
 
 @dataclass
 class Debug:
-    """In-process executor. `root`: the data folder; `work` does a job (default: bench.worker.work)."""
+    """In-process executor. `root`: the data folder; `work` does a job (default: bench.jobs.worker.work)."""
 
     root: Path
     device: str = "cpu"
@@ -25,7 +25,7 @@ class Debug:
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Executor."""
-        from bench.preflight import problems
+        from bench.jobs.preflight import problems
 
         return problems(todo(jobs, store), self.root)
 
@@ -66,6 +66,6 @@ class Debug:
 
 
 def _work() -> Callable[..., str]:
-    from bench.worker import work
+    from bench.jobs.worker import work
 
     return work

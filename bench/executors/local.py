@@ -1,7 +1,7 @@
 """One machine: a process a job, GPUs shared by measured memory or one-thread slots on the CPU. Free of torch itself.
 
 Which job is next: bench.executors.policy; where: places; the processes: processes; what after
-a failure: bench.retries.
+a failure: bench.jobs.retries.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from bench import retries
-from bench.estimate import Estimator
 from bench.executors import processes
 from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.executors.devices import Slot, lanes, slots
 from bench.executors.places import Lease, Places
 from bench.executors.policy import Queue, expected
 from bench.executors.processes import carried
-from bench.job import Job
-from bench.leases import Claims
-from bench.store import SHARED, Store
+from bench.jobs import retries
+from bench.planning.job import Job
+from bench.records.estimate import Estimator
+from bench.records.leases import Claims
+from bench.records.store import SHARED, Store
 
 __all__ = ["Local", "Slot", "carried", "slots"]
 TICK = 0.5  # seconds between ticks
@@ -37,7 +37,7 @@ MARGIN, CONTEXT = 1.25, 600.0  # of measured memory, for fragments; MB that CUDA
 class Local:
     """Local executor. `root`: the data folder; `slots`: where jobs run; `time_limit`: seconds that a job may take.
 
-    `work` does a job (default: bench.worker.work); `memory_kills` counts what the kernel killed for memory.
+    `work` does a job (default: bench.jobs.worker.work); `memory_kills` counts what the kernel killed for memory.
     """
 
     root: Path

@@ -6,7 +6,7 @@ import heapq
 from bisect import insort
 from collections.abc import Callable, Iterable, KeysView
 
-from bench.job import Job
+from bench.planning.job import Job
 
 ORDER = ("audit", "evaluate", "shard", "import", "train")  # among equals, what finishes a row goes first
 # seconds, where nothing of its kind is known

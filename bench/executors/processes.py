@@ -19,9 +19,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import stopping
 from bench.executors.devices import Slot
-from bench.job import Job
+from bench.planning.job import Job
+from bench.training import stopping
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # what names files of the user's to workers
 Work = Callable[..., str]
@@ -51,7 +51,7 @@ def context() -> ForkServerContext:
 
 def preload(jobs: list[Job], work: Work | None = None) -> None:
     """Tell the fork server what to import once for all workers. Without effect on a server that runs already."""
-    modules = ["bench.worker", "bench.cli", "bench.preflight"]
+    modules = ["bench.jobs.worker", "bench.cli", "bench.jobs.preflight"]
     if work is not None:
         modules = [work.__module__, "bench.executors.local"]
     elif any(job.kind == "train" for job in jobs):
@@ -60,7 +60,7 @@ def preload(jobs: list[Job], work: Work | None = None) -> None:
 
 
 def problems(jobs: list[Job], root: Path) -> list[str]:
-    """What bench.preflight finds, in a child since torch is needed; what its server loads, the workers find loaded."""
+    """What bench.jobs.preflight finds, in a child since torch is needed; what its server loads, workers find loaded."""
     preload(jobs)
     receiver, sender = context().Pipe(duplex=False)
     process = context().Process(target=_answer, args=(sender, jobs, root, carried()))
@@ -80,7 +80,7 @@ def _answer(sender: Connection, jobs: list[Job], root: Path, files: dict[str, st
     """Body of the process that looks at the jobs first; a plug-in's prints are not the answer."""
     leave_the_driver(files)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        from bench.preflight import problems
+        from bench.jobs.preflight import problems
 
         found = problems(jobs, root)
     sender.send(found)
@@ -108,7 +108,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def start(task: Task, work: Work | None) -> ForkServerProcess:
-    """Start a worker. `work` does the job (default: bench.worker.work)."""
+    """Start a worker. `work` does the job (default: bench.jobs.worker.work)."""
     process = context().Process(target=_child, args=(task, work, carried()))
     process.start()
     return process
@@ -120,14 +120,14 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
     signal.signal(signal.SIGTERM, _stopped)
     os.environ.update(dict(task.slot.environment))
     if work is None:
-        from bench import worker
+        from bench.jobs import worker
 
         work = worker.work
     work(task.results, task.key, task.root, task.slot.device, task.workers, task.retries)
 
 
 def _stopped(number: int, frame: object) -> None:
-    """Asked to stop: no record is written; a training saves itself first (see bench.stopping)."""
+    """Asked to stop: no record is written; a training saves itself first (see bench.training.stopping)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # asked once is enough
     stopping.stopped(number, frame)
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import stopping
 from bench.executors.base import Absent, Event, begin, blocker, elsewhere, ended
 from bench.executors.sbatch import environment
-from bench.job import Job
-from bench.leases import Claims
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.leases import Claims
+from bench.records.store import Store
+from bench.training import stopping
 
 TICK = 0.5  # seconds between ticks
 RETRIES = 2  # of a job whose process or node was lost; finished blocks are not done again
@@ -30,7 +30,7 @@ RETRIES = 2  # of a job whose process or node was lost; finished blocks are not 
 
 def do(results: str, key: str, root: str, device: str, workers: int) -> str:
     """One job, in a process of Ray's."""
-    from bench.attempt import attempt
+    from bench.jobs.attempt import attempt
 
     signal.signal(signal.SIGTERM, stopping.stopped)
     return attempt(Path(results), key, Path(root), device, workers)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.executors.base import Absent
-from bench.job import Job
+from bench.planning.job import Job
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_DATA", "BENCH_CACHE", "BENCH_MODEL_FILE", "PYTHONPATH")  # lists of paths, or a path
 OURS = ("job-name", "output", "array", "dependency", "kill-on-invalid-dep", "parsable", "wrap", "test-only", "wait")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bench.executors.base import Event, elsewhere
-from bench.job import Job
-from bench.leases import Claims
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.leases import Claims
+from bench.records.store import Store
 
 
 @dataclass

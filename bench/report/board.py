@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench import leaderboard
-from bench.check_texts import CHECKS
+from bench.analysis.frame import Entry
+from bench.analysis.marks import GRAVE, ranked, reasons
+from bench.analysis.rows import Row, failures
 from bench.checks import Finding
-from bench.frame import Entry
-from bench.leaderboard import SECTIONS, percent
-from bench.marks import GRAVE, ranked, reasons
+from bench.checks.texts import CHECKS
 from bench.report.where import behind
-from bench.rows import Row, failures
+from bench.tables import leaderboard
+from bench.tables.leaderboard import SECTIONS, percent
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.marks import FLAG
+from bench.analysis.marks import FLAG
+from bench.analysis.rows import Row
 from bench.report.text import joined
-from bench.rows import Row
 
 
 def called(row: Row) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
+from bench.analysis.rows import Row
+from bench.analysis.worst import outcomes
+from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
 from bench.report.heat import fill
 from bench.report.text import short
 from bench.report.where import of_worst
-from bench.rows import Row
-from bench.store import Store
-from bench.worst import outcomes
 
 MOST_CLASSES = 40  # more make no drawing that can be read
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.analysis.rows import Row
+from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import Plot, unique
 from bench.report.classes import class_maps
@@ -14,8 +16,6 @@ from bench.report.lines import certified_curves, eps_curves, security_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
-from bench.rows import Row
-from bench.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

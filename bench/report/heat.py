@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bench.leaderboard import natural
+from bench.analysis.worst import Cell
 from bench.report.board import Board
 from bench.report.canvas import Plot, drawn, slug
 from bench.report.captions import called, conditions
 from bench.report.svg import INK
 from bench.report.text import short
 from bench.report.where import of_attack, of_clean, of_worst
-from bench.worst import Cell
+from bench.tables.leaderboard import natural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Adversarial images beside the clean ones: which are shown, and how. `bench.pictures` fetches them.
+"""Adversarial images beside the clean ones: which are shown, and how. `bench.commands.pictures` fetches them.
 
 A page is text and figures of the records alone; images need the data set, and labels and confidences the weights, none
 of which need lie here. What is missing is told in a sentence.
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.frame import Entry
+from bench.analysis.frame import Entry
+from bench.records.store import IMAGES, Store
 from bench.report.board import Board
 from bench.report.canvas import GRID, STYLE, Plot, slug
 from bench.report.captions import best, called
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.store import IMAGES, Store
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from bench.analysis.rows import Row
+from bench.analysis.worst import Cell
 from bench.core.stats import wilson
+from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
 from bench.report.svg import INK
 from bench.report.text import joined, short
 from bench.report.where import of_attack, of_certificate, of_clean, of_worst
-from bench.rows import Row
-from bench.store import Store
-from bench.worst import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

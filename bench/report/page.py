@@ -8,18 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import leaderboard
-from bench.check_texts import CHECKS
-from bench.frame import frame
-from bench.reading import ReadOnce
+from bench.analysis.frame import frame
+from bench.analysis.reading import ReadOnce
+from bench.analysis.rows import rows
+from bench.analysis.verdicts import judged
+from bench.checks.texts import CHECKS
+from bench.records.store import Store, write_atomic
 from bench.report.board import boards
 from bench.report.gallery import Group, groups
 from bench.report.images import Fetch, nothing
 from bench.report.text import number, plain
 from bench.report.where import origins
-from bench.rows import rows
-from bench.store import Store, write_atomic
-from bench.verdicts import judged
+from bench.tables import leaderboard
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def write_report(store: Store, output: Path, figures: Path | None = None, fetch: Fetch = nothing) -> list[Path]:
     """Write the page, and with `figures` each figure as SVG, PNG and CSV there; gives what was written.
 
-    `fetch`: where adversarial images come from (see `bench.pictures`).
+    `fetch`: where adversarial images come from (see `bench.commands.pictures`).
     """
     text, sections = _made(store, fetch)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bench.pareto import pareto as pareto
+from bench.analysis.pareto import pareto as pareto
+from bench.analysis.rows import Row
 from bench.report.board import Board
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import called, conditions
 from bench.report.svg import INK
 from bench.report.text import short
 from bench.report.where import of_clean, of_training, of_worst
-from bench.rows import Row
 
 NAMED = 16  # points named beside the drawing, those of the Pareto line first; all are in the table
 

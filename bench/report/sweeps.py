@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from bench.analysis.sweep import Series
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import conditions
 from bench.report.svg import INK
 from bench.report.text import short
-from bench.sweep import Series
-from bench.sweep_text import Map, lines, map_lines, title
+from bench.tables.sweep_text import Map, lines, map_lines, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bench import curves
-from bench.job import Job
-from bench.names import defense_label
+from bench.analysis.rows import Row
+from bench.planning.job import Job
+from bench.planning.names import defense_label
+from bench.records import curves
+from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, Plot, panels, slug
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.rows import Row
-from bench.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.job import Job
-from bench.names import defense_label, label
-from bench.rows import Row
-from bench.store import Store
+from bench.analysis.rows import Row
+from bench.planning.job import Job
+from bench.planning.names import defense_label, label
+from bench.records.store import Store
 
 WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "Seeds")
 TRAINING = ("Training s (× standard)", "Commit")

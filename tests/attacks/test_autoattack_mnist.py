@@ -8,9 +8,9 @@ import pytest
 import torch
 from harness import Bench
 
-from bench.data import layout, load, to_float
-from bench.store import Store
-from bench.worker import load_model
+from bench.data.images import layout, load, to_float
+from bench.jobs.worker import load_model
+from bench.records.store import Store
 
 
 @pytest.mark.slow

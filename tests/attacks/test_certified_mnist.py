@@ -9,14 +9,14 @@ import torch
 from harness import Bench
 from safetensors.torch import load_file
 
+from bench.analysis.frame import frame
+from bench.analysis.rows import rows
 from bench.core.rng import scope
 from bench.core.stats import wilson
-from bench.data import load
-from bench.frame import frame
-from bench.job import Job
-from bench.rows import rows
-from bench.store import IMAGES, Store
-from bench.worker import load_model
+from bench.data.images import load
+from bench.jobs.worker import load_model
+from bench.planning.job import Job
+from bench.records.store import IMAGES, Store
 
 
 def _judged_by(job: Job, attack: str) -> bool:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from attacks.curve import Curve
 from attacks.pgd import PGD
-from bench import catalog, plugins
+from bench import plugins
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.randomised import Randomised
 from bench.core.threat import Norm, Threat
+from bench.planning import catalog
 
 BUDGETS = ["0", "0.05", "0.1", "0.15", "0.18", "0.2", "0.22"]
 

@@ -15,10 +15,10 @@ from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.threat import Threat
 from bench.executors.base import todo
-from bench.job import Job
-from bench.plan import plan
-from bench.spec import build
-from bench.store import IMAGES, Store
+from bench.planning.job import Job
+from bench.planning.plan import plan
+from bench.planning.spec import build
+from bench.records.store import IMAGES, Store
 
 ROOT = Path("no-data-here")
 THREAT = Threat("Linf", Number("0.1"))

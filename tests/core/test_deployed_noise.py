@@ -20,7 +20,7 @@ from bench.core.numbers import Number
 from bench.core.randomised import InputNoise, Randomised, Site, noise_off, noise_sites
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
-from bench.cost import _Flops
+from bench.training.cost import _Flops
 from defenses.pni import PNI
 from defenses.rse import RSE
 

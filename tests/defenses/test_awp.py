@@ -14,12 +14,12 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from bench import catalog
 from bench.core.defense import Defense, Terms
 from bench.core.weights import layer_weights, noise_like, shifted
-from bench.names import label
-from bench.plan import plan
-from bench.spec import build
+from bench.planning import catalog
+from bench.planning.names import label
+from bench.planning.plan import plan
+from bench.planning.spec import build
 from defenses.awp import AWP
 from defenses.mart import MART
 from defenses.pgd_at import PGDAT

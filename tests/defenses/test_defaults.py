@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench import catalog
+from bench.planning import catalog
 
 # what the papers' code has for CIFAR-10 under Linf (smoothadv: L2); steps of eps as published steps over published eps
 PAPERS: dict[str, dict[str, Any]] = {

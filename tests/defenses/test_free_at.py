@@ -22,8 +22,8 @@ from toys import (
 
 from bench.core.defense import Terms
 from bench.core.threat import Norm
-from bench.optimise import optimisation
-from bench.spec import TrainSpec
+from bench.planning.spec import TrainSpec
+from bench.training.optimise import optimisation
 from defenses.free_at import FreeAT
 
 

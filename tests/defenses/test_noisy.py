@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import catalog
 from bench.core.defense import Batch
 from bench.core.numbers import Number
 from bench.core.threat import Threat
+from bench.planning import catalog
 from defenses.noisy import Noise, Noisy
 from defenses.noisy_sampled import NoisySampled
 

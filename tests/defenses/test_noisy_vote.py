@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from attacks.certify import Certify
 from attacks.pgd import PGD
-from bench import catalog
 from bench.core.attack import Context
 from bench.core.numbers import Number
 from bench.core.randomised import noise_off, noise_sites
 from bench.core.threat import Threat
 from bench.models import lenet5, preact_resnet18
 from bench.models.common import Inputs
+from bench.planning import catalog
 from defenses.noisy import Noisy
 from defenses.noisy_vote import NoisyVote
 

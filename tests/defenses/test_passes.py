@@ -11,8 +11,8 @@ import toys
 
 from bench import plugins
 from bench.core.defense import Batch
-from bench.cost import counted_step
 from bench.models.common import Inputs
+from bench.training.cost import counted_step
 
 # defense, settings, forward and backward passes through the net, F needed (a backward pass to the input is 1F, to the
 # weights too 2F). The recursions of `noisy` do not call the net, so only their work is counted.

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import catalog, plugins
+from bench import plugins
 from bench.core.defense import Batch, Terms
 from bench.models.common import Inputs
+from bench.planning import catalog
 
 STEPS = 2
 NETS = {"preact_resnet18": {"width": 8}, "vit_tiny": {"depth": 2, "dim": 24, "patch": 8}}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.numbers import Number
 from bench.core.threat import Norm, Threat
-from bench.cost import counted_step
+from bench.training.cost import counted_step
 from defenses.standard import Standard
 
 NONE = Threat("Linf", Number(0))

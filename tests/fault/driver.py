@@ -14,9 +14,9 @@ from typing import Any
 
 from fake_store import matrix, run, told
 
-from bench import leases
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records import leases
+from bench.records.store import Store
 
 # what a store does to a disk, by name: places to die before and after
 CALLS = ("mkstemp", "fsync", "chmod", "replace", "link", "unlink", "utime", "mkdir", "open")
@@ -100,7 +100,7 @@ def write_all(root: Path, count: int, own: int) -> None:
 
 def rewrite(root: Path, output: Path, failpoint: tuple[str, str, int]) -> None:
     """The leaderboard of one folder and of the other, again and again, in one file, until it dies."""
-    from bench.leaderboard import write_leaderboard
+    from bench.tables.leaderboard import write_leaderboard
 
     die(*failpoint)
     names = ("one", "two") if os.getpid() % 2 else ("two", "one")

@@ -10,13 +10,14 @@ from typing import Any
 import fake_jobs
 from fake_store import matrix
 
-from bench import cli, running
+from bench import cli
+from bench.commands import running
 from bench.executors.base import Executor
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.job import Job
-from bench.spec import build
-from bench.store import Store
+from bench.planning.job import Job
+from bench.planning.spec import build
+from bench.records.store import Store
 
 JOBS, SLOTS = 6, 3
 

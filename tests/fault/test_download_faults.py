@@ -15,7 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import data, datasets, vision  # noqa: E402
+from bench.data import datasets, vision  # noqa: E402
+from bench.data import images as data  # noqa: E402
 
 TRIES = 3
 PAGE = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"

@@ -18,12 +18,14 @@ from fake_store import contents, matrix, run, told
 from test_store_faults import kill, leaderboard, lost, outcome, repeated, start, unparsable
 from test_store_faults import server as server
 
-from bench import atomic, cells, plan, running
+from bench import atomic
 from bench.atomic import appending, write_atomic
-from bench.leases import STALE, claim
-from bench.options import Options
-from bench.spec import build
-from bench.store import Store
+from bench.commands import running
+from bench.planning import cells, plan
+from bench.planning.options import Options
+from bench.planning.spec import build
+from bench.records.leases import STALE, claim
+from bench.records.store import Store
 
 RESUME_KILLS = 100
 TORN = 200

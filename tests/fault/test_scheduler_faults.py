@@ -28,8 +28,8 @@ from bench.executors.base import Event
 from bench.executors.devices import Gpu, Slot, slots
 from bench.executors.local import Local
 from bench.executors.processes import undisturbed
-from bench.job import Job
-from bench.store import Store
+from bench.planning.job import Job
+from bench.records.store import Store
 
 WORKER_KILLS, NEIGHBOURS = 100, 50
 SIGNALS = 20  # of each kind
@@ -306,7 +306,7 @@ import fake_jobs
 from bench.executors.devices import Slot
 from bench.executors.local import Local
 from bench.executors.processes import undisturbed
-from bench.store import Store
+from bench.records.store import Store
 
 if __name__ == "__main__":
     root, count = Path(sys.argv[1]), int(sys.argv[2])

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from bench import leases
 from bench.executors.base import todo
-from bench.leases import STALE, Claims, Lease, holders
-from bench.store import Store
+from bench.records import leases
+from bench.records.leases import STALE, Claims, Lease, holders
+from bench.records.store import Store
 
 SCHEDULES, MOVES = 2000, 30
 CREW = 3

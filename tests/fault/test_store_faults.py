@@ -22,9 +22,9 @@ import driver
 import pytest
 from fake_store import contents, matrix, run, work
 
-from bench.job import Job
-from bench.store import IMAGES, SAMPLES, Store
-from bench.verify import checked
+from bench.jobs.verify import checked
+from bench.planning.job import Job
+from bench.records.store import IMAGES, SAMPLES, Store
 
 KILLS, REWRITES = 300, 100
 FLIPS, TRUNCATIONS, EMPTIED = 200, 50, 20
@@ -40,7 +40,7 @@ def server() -> Any:
     """Processes that start in milliseconds, since everything is imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["__main__", "pytest", "driver", "fake_store", "bench.leaderboard", "bench.verify", "numpy"]
+        ["__main__", "pytest", "driver", "fake_store", "bench.tables.leaderboard", "bench.jobs.verify", "numpy"]
     )
     return context
 
@@ -54,7 +54,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes
 
 
 def leaderboard(root: Path) -> str:
-    from bench.leaderboard import markdown
+    from bench.tables.leaderboard import markdown
 
     return markdown(Store(root))
 
@@ -154,7 +154,7 @@ def test_f4_a_leaderboard_killed_while_it_is_rewritten_is_the_old_or_the_new_one
     for name, trainings in (("one", 1), ("two", 2)):
         run(tmp_path / name, matrix(trainings))
     output, whole = tmp_path / "leaderboard.md", set()
-    from bench.leaderboard import write_leaderboard
+    from bench.tables.leaderboard import write_leaderboard
 
     for name in ("one", "two"):
         write_leaderboard(Store(tmp_path / name), output, tmp_path / "tables", [0.0])

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from harness import Bench, states, tiny, write_plugins
 
-from bench.marks import ranked
-from bench.rows import Row
-from bench.store import Store
+from bench.analysis.marks import ranked
+from bench.analysis.rows import Row
+from bench.records.store import Store
 
 torch = pytest.importorskip("torch")
 
@@ -111,7 +111,7 @@ def sick(tmp_path: Path) -> list[object]:
 
 def board() -> dict[str, tuple[str, Row]]:
     """Rank and row by method."""
-    from bench.leaderboard import board as rows
+    from bench.tables.leaderboard import board as rows
 
     return {row.defense: (rank, row) for rank, row in ranked(rows(Store(RESULTS)))}
 

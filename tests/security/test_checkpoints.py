@@ -24,7 +24,7 @@ import torch
 from harness import Bench, Outcome
 from safetensors.torch import save_file
 
-from bench.store import Store
+from bench.records.store import Store
 
 TREE = Path(__file__).parents[2]
 ARCH = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import installed
+from bench.doctor import installed
 
 TREE = Path(__file__).parents[2]
 PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))

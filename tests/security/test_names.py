@@ -11,8 +11,8 @@ import pytest
 from fake_store import matrix, run
 from harness import Bench
 
-from bench.job import Job
-from bench.store import RECORD, Store, checksum
+from bench.planning.job import Job
+from bench.records.store import RECORD, Store, checksum
 
 NAMES = [
     *("..", ".", "../outside", "../../outside", "a/../../outside", "outside/../../outside", "./../outside"),

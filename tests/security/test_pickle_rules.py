@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench import checksums, datasets, vision
+from bench.data import checksums, datasets, vision
 
 TREE = Path(__file__).parents[2]
 MODULES = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from harness import Bench, tiny, write_plugins
 
-from bench import catalog
-from bench.store import Store
+from bench.planning import catalog
+from bench.records.store import Store
 
 EVIL = '''"""min CE
 
@@ -104,7 +104,7 @@ def test_no_plugins_forgets_what_the_environment_names(
     monkeypatch.setenv("BENCH_PLUGINS", str(Path("evil.py").resolve()))
     catalog.get.cache_clear()
     assert "evil" in catalog.names("defenses")
-    from bench.arguments import plugins, refuse_plugins
+    from bench.commands.arguments import plugins, refuse_plugins
 
     refuse_plugins(True)
     try:

@@ -19,14 +19,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from test_tables import evaluated, trained
 
-from bench import live
-from bench.export import latex_text
-from bench.frame import frame
-from bench.job import Job
-from bench.leaderboard import BEGIN, END, escape, write_leaderboard
+from bench.analysis.frame import frame
+from bench.planning.job import Job
+from bench.progress import live
+from bench.records.store import Store
 from bench.report.page import write_report
-from bench.store import Store
-from bench.tables import matrix
+from bench.tables.export import latex_text
+from bench.tables.leaderboard import BEGIN, END, escape, write_leaderboard
+from bench.tables.summary import matrix
 
 STRINGS = fuzzed.strings()
 ODD = re.compile(r"[^\n\t -~]")

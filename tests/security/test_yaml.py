@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from harness import Bench
 
-from bench.spec import load
+from bench.planning.spec import load
 
 GOOD = "threat: {eps: 0.1}\ndefenses: [standard]\nattacks: [clean]\n"
 ALIASES = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))

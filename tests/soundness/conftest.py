@@ -12,10 +12,10 @@ from fakes import FAKES
 from honest_nets import EPS, Split, trained
 from torch import Tensor, nn
 
-from bench import data
 from bench.checks import Finding
 from bench.core.classifier import Classifier
 from bench.core.threat import Threat
+from bench.data import images as data
 from bench.soundness import audit
 
 Audited = tuple[list[Finding], dict[str, Tensor]]

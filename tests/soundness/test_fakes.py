@@ -11,8 +11,8 @@ from honest_nets import Split
 from torch import nn
 
 from bench import soundness
-from bench.check_texts import CHECKS
 from bench.checks import Finding, verdict
+from bench.checks.texts import CHECKS
 
 GRAVE = ("U", "X")
 OfFake = Callable[[str], list[Finding]]

@@ -11,8 +11,8 @@ from conftest import AuditOf
 from honest_nets import EPS, Split
 from torch import Tensor, nn
 
-from bench.check_texts import CHECKS
 from bench.checks import Finding, verdict
+from bench.checks.texts import CHECKS
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
 from bench.core.randomised import InputNoise, Randomised

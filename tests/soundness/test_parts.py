@@ -12,8 +12,8 @@ from honest_nets import EPS, Split
 from torch import Tensor, nn
 
 from attacks.pgd import PGD
-from bench.check_texts import CHECKS
 from bench.checks import Finding
+from bench.checks.texts import CHECKS
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.numbers import Number
@@ -248,7 +248,7 @@ def test_the_catalogue_is_complete_and_free_of_torch() -> None:
     for check in CHECKS.values():
         for text in (check.title, check.measures, check.threshold, check.why, check.todo):
             assert len(text) > 3, check.code
-    code = "import sys, bench.check_texts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, bench.checks.texts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

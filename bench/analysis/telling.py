@@ -1,0 +1,57 @@
+"""What rows are called where they would read alike, and why cells have no number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench.planning.spec import TrainSpec
+from bench.records.store import Store
+
+if TYPE_CHECKING:
+    from bench.analysis.rows import Row
+
+LONGEST_REASON = 200
+
+
+def told_apart(store: Store, found: list[Row]) -> list[Row]:
+    """Rows that would read alike get the settings in which they differ behind their name."""
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        shown = (row.dataset, row.norm, row.eps, row.method, row.model, row.train_eps, row.recipe, row.epochs)
+        alike.setdefault(shown, []).append(row)
+    names = {}
+    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.added}
+    for group in alike.values():
+        # a young setting stands in a job only away from its default
+        flat = [{**young, **dict(_flat(store.job(row.train_key).what))} for row in group]
+        differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
+        for row, facts in zip(group, flat, strict=True):
+            if differ:
+                names[id(row)] = f"{row.method} [{', '.join(f'{k}={facts.get(k)}' for k in differ)}]"
+    return [replace(row, method=names.get(id(row), row.method)) for row in found]
+
+
+def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        yield path, values
+        return
+    for name, value in values.items():
+        yield from _flat(value, f"{path}.{name}" if path else str(name))
+
+
+def failures(found: Iterable[Row]) -> list[str]:
+    """Why cells have no number, a line for each method, seed and reason. Missing records need no explanation."""
+    lines: dict[tuple[str, int, str], dict[str, None]] = {}
+    for row in found:
+        cells = [("clean", row.clean), *row.attacks.items()]
+        cells += [("certified", cell) for cell in list(row.certified.values())[:1]]
+        cells += [] if row.worst.values else [("worst case", row.worst)]
+        for name, cell in cells:
+            for seed, (state, reason) in cell.absent.items():
+                # what an incomplete worst case lacks has said why itself, unless it was never planned
+                if reason and (state != "incomplete" or "not planned" in reason):
+                    short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+                    lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None
+    return [f"{method}, seed {seed}, {', '.join(names)}: {why}" for (method, seed, why), names in lines.items()]

@@ -1,0 +1,54 @@
+"""The command explain: what a soundness check looks at, why, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+
+from bench.checks import Check, Level
+from bench.checks.texts import CHECKS
+from bench.planning import catalog
+
+LEVELS: dict[Level, str] = {
+    "X": "INVALID: no number is shown",
+    "U": "UNSOUND: listed, not ranked",
+    "F": "FLAG: ranked, with a mark",
+    "I": "information",
+    "ok": "information",
+}
+SOURCES = {
+    "model": "measured on the model by an audit",
+    "images": "measured on the stored adversarial images by an audit",
+    "records": "derived from the stored records",
+    "harness": "a test of the harness itself; no row carries it",
+}
+
+
+def show(code: str | None) -> None:
+    """Print one check in full, or a line for each. Raises LookupError for a code that there is not."""
+    if code is None:
+        for check in CHECKS.values():
+            print(f"{check.code:4} {check.title:44} {_worst(check)}")
+        print("\nbench explain CODE says more; a verdict without findings means no known symptom, never verified.")
+        return
+    found = CHECKS.get(code.upper()) or CHECKS.get(f"C{code}")
+    if found is None:
+        raise LookupError(f"no check '{code}'.{_suggest(code)} Known: C1 to C{len(CHECKS)}")
+    print(f"{found.code}: {found.title}")
+    parts = {"measures": found.measures, "threshold": found.threshold, "severity": _worst(found)}
+    parts |= {"source": SOURCES[found.source], "why": found.why, "to do": found.todo}
+    for name, text in parts.items():
+        print(textwrap.fill(text, 110, initial_indent=f"  {name:10} ", subsequent_indent=" " * 13))
+
+
+def _worst(check: Check) -> str:
+    return "no row carries it" if check.source == "harness" else f"at worst {LEVELS.get(check.worst, check.worst)}"
+
+
+def _suggest(code: str) -> str:
+    """The nearest code, or the code of the check with the nearest title."""
+    if code[:1] in "cC0123456789":
+        return catalog.suggest(code.upper(), list(CHECKS))
+    titles = {check.title.lower(): check.code for check in CHECKS.values()}
+    near = difflib.get_close_matches(code.lower(), titles, n=1, cutoff=0.4)
+    return f" Did you mean '{titles[near[0]]}'?" if near else ""

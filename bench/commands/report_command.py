@@ -1,0 +1,38 @@
+"""`bench report`: parses and prints. bench.report makes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.arguments import DataDir, Plugin, Results, existing, file, plugins
+
+
+def report(
+    results_dir: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write each figure there as SVG, PNG and CSV.", show_default=False)
+    ] = None,
+    images: Annotated[bool, typer.Option(help="Show adversarial images where they were stored.")] = True,
+    data_dir: DataDir = None,
+    plugin: Plugin = None,
+) -> None:
+    """Write all tables and figures as one HTML file. It needs no network and no other file."""
+    from bench.data.datasets import data_root
+    from bench.records.store import Store
+    from bench.report import write_report
+    from bench.report.images import Fetched, Wanted, nothing
+
+    plugins(plugin)
+    store = Store(existing(results_dir))
+
+    def fetch(wanted: list[Wanted]) -> Fetched:
+        from bench.commands.pictures import Pictures  # with it comes torch, which a page without images does not need
+
+        return Pictures(store, data_root(data_dir)).fetch(wanted)
+
+    for path in write_report(store, file(output), figures, fetch if images else nothing):
+        print(path)

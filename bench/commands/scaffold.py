@@ -1,0 +1,112 @@
+"""`bench new`: a plug-in and its test, which work as they are. The author then changes one function."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from bench.planning import catalog
+from bench.records.store import write_atomic
+
+DEFENSE = '''"""min E[ CE(f(x'), y) ],  x' = x + sigma N(0, I)  (replace this line by your objective).
+
+{name} (authors year, arXiv number).
+
+What differs from the paper or its released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Gt
+from torch import nn
+
+from bench.core.defense import Batch, Defense, Terms
+
+
+@dataclass
+class {title}(Defense):
+    """Training on Gaussian noise: a start to change."""
+
+    uses_threat: ClassVar[bool] = False
+    passes: ClassVar[str] = "3F"
+    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+
+    sigma: Annotated[float, Gt(0)] = 0.1
+    """Standard deviation of the noise, in pixel units ([0,1])."""
+
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+        """Cross-entropy at the noisy images; `adv` is what `inner` returns (here the clean images)."""
+        noisy = batch.x + self.sigma * torch.randn_like(batch.x)
+        return {{"ce": F.cross_entropy(net(noisy), batch.y, label_smoothing=batch.smoothing)}}
+'''
+ATTACK = '''"""x' = Pi(x + eps * sign(u)),  u ~ N(0, I)  (replace this line by your attack).
+
+{name} (authors year, arXiv number).
+
+What differs from the paper or its released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from bench.core.attack import Attack, Columns, Context
+
+
+@dataclass
+class {title}(Attack):
+    """One random step to the edge of the ball: a start to change."""
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        """Images inside ball and box; the base class checks and scores them."""
+        delta = self.threat.radius * self.threat.direction(self.threat.sample(x))
+        return self.threat.feasible(x, x + delta), {{}}
+'''
+TEST = '''"""{name}: what it owes the harness; add what only it claims (limits, a hand-computed value)."""
+
+from bench import plugins
+from bench.jobs import contract
+
+
+def test_{name}_keeps_the_contract() -> None:
+    failed = [(what, detail) for what, ok, detail in contract.check_{kind}(plugins.load("{kind}s", "{name}")) if not ok]
+    assert failed == []
+'''
+
+
+def write(kind: str, name: str, folder: Path | None) -> list[Path]:
+    """Write plug-in and test; gives their paths. Raises ValueError or FileExistsError, nothing is overwritten."""
+    if kind not in ("defense", "attack"):
+        raise ValueError(f"cannot make a new '{kind}'; expected defense or attack")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+        raise ValueError(f"'{name}' is no plug-in name; expected lower-case letters, digits and underscores")
+    if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name):
+        raise ValueError(f"'{name}' is a device on some systems, where no file can have it; choose another name")
+    kinds: catalog.Kind = "defenses" if kind == "defense" else "attacks"
+    root = folder if folder is not None else catalog.search_path(kinds)[0].parent
+    plugin = root / kinds / f"{name}.py"
+    test = root / "tests" / kinds / f"test_{name}.py"
+    for path in (plugin, test):
+        if path.exists():
+            raise FileExistsError(f"{path} exists; choose another name")
+    title = "".join(part.capitalize() for part in name.split("_"))
+    if keyword.iskeyword(title) or title in re.findall(r"\w+", DEFENSE + ATTACK):
+        raise ValueError(
+            f"'{name}' would make the class {title}, a word that the file itself uses; choose another name"
+        )
+    for path, text in ((plugin, DEFENSE if kind == "defense" else ATTACK), (test, TEST)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = text.format(name=name, title=title, kind=kind).encode()
+        write_atomic(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
+    return [plugin, test]

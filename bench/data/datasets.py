@@ -1,0 +1,248 @@
+"""Facts about data sets, and the checks a planner can make in milliseconds. Torch-free; `images` loads them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a data set is: images `channels x size x size` in [0,1], normalised inside the model by `mean` and `std`.
+
+    `train` and `test` count images, `augment` is the default of the recipe, `default_model` an architecture of
+    `bench list models`, `title` one line for `bench list datasets`.
+    """
+
+    name: str
+    channels: int
+    size: int
+    classes: int
+    train: int
+    test: int
+    augment: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    default_model: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An image folder: `train` and `test` list (path relative to `path`, class index), sorted."""
+
+    path: Path
+    classes: tuple[str, ...]
+    train: tuple[tuple[str, int], ...]
+    test: tuple[tuple[str, int], ...]
+
+
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+_SVHN = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+_GREY = (0.0,), (1.0,)  # images stay in [0,1], as in the MNIST nets of Madry and of TRADES
+_NET = "preact_resnet18"
+
+KNOWN: dict[str, Facts] = {
+    facts.name: facts
+    for facts in (
+        Facts("digits", 1, 8, 10, 1437, 360, False, *_GREY, "mlp", "scikit-learn's 8x8 digits, no download"),
+        Facts("mnist", 1, 28, 10, 60_000, 10_000, False, *_GREY, "lenet5", "handwritten digits"),
+        Facts("fashion_mnist", 1, 28, 10, 60_000, 10_000, False, *_GREY, "lenet5", "clothes in MNIST's format"),
+        Facts("cifar10", 3, 32, 10, 50_000, 10_000, True, *_CIFAR10, _NET, "small photographs, 10 classes"),
+        Facts("cifar100", 3, 32, 100, 50_000, 10_000, True, *_CIFAR100, _NET, "small photographs, 100 classes"),
+        Facts("svhn", 3, 32, 10, 73_257, 26_032, False, *_SVHN, _NET, "street view house numbers"),
+    )
+}
+
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+# torchvision's on-disk layout below the root
+FILES: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "mnist": tuple(f"MNIST/raw/{name}" for name in _IDX),
+    "fashion_mnist": tuple(f"FashionMNIST/raw/{name}" for name in _IDX),
+    "cifar10": tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10_FILES),
+    "cifar100": tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
+    "svhn": ("train_32x32.mat", "test_32x32.mat"),
+}
+# what torchvision downloads and unpacks; lying there, they spare the download
+ARCHIVES: dict[str, tuple[str, ...]] = {
+    **{name: tuple(f"{path}.gz" for path in FILES[name]) for name in ("mnist", "fashion_mnist")},
+    "cifar10": ("cifar-10-python.tar.gz",),
+    "cifar100": ("cifar-100-python.tar.gz",),
+}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
+_GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+
+
+def facts(name: str, root: Path, size: int | None = None) -> Facts:
+    """The facts of data set `name`; for `folder:PATH` counted from the directories and one image's header.
+
+    `size` (pixels) is the side a folder's images are resized to; without it the first image must be square.
+    Raises LookupError for an unknown name, FileNotFoundError or ValueError for a folder that is not as expected.
+    """
+    if name.startswith("folder:"):
+        return _folder_facts(name, folder(name, root), size)
+    known = _known(name)
+    if size is not None and size != known.size:
+        raise ValueError(f"size is {size}, but {name} has {known.size} pixels a side; only folder:PATH is resized")
+    return known
+
+
+def data_root(option: str | Path | None) -> Path:
+    """Where data sets lie: the option --data-dir, else BENCH_DATA, else `data` in the user's cache folder."""
+    chosen = option or os.environ.get("BENCH_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("defense-bench")) / "data"
+
+
+def check(name: str, root: Path, *, explicit: bool, download: bool = True) -> None:
+    """Refuse what cannot be loaded from `root`, in one line and without reading any image.
+
+    `explicit`: the user named this root, so data absent there is a mistake; elsewhere absent data is downloaded later
+    unless `download` is off. Raises LookupError (unknown name), FileNotFoundError (absent), ValueError (not it).
+    """
+    if explicit and not root.is_dir():
+        raise FileNotFoundError(f"no data folder {root}; --data-dir or BENCH_DATA names an existing one")
+    if name.startswith("folder:"):
+        folder(name, root)
+        return
+    _known(name)
+    absent = missing(name, root)
+    if absent and (explicit or not download) and not _archived(name, root):
+        raise FileNotFoundError(_absent_message(name, root, absent))
+    if not absent:
+        check_files(name, root)
+
+
+def missing(name: str, root: Path) -> list[str]:
+    """The files of a known data set that are absent below `root`, as relative paths."""
+    return [path for path in FILES[name] if not (root / path).is_file()]
+
+
+def check_files(name: str, root: Path) -> None:
+    """Refuse MNIST-like files with a wrong idx header or length, and empty files. Raises ValueError in one line."""
+    for relative in FILES[name]:
+        path = root / relative
+        found = path.stat().st_size
+        if found == 0:
+            raise ValueError(f"{path} is empty, not {name}; remove it, or put the true file there")
+        if not relative.endswith("-ubyte"):
+            continue
+        n = KNOWN[name].train if path.name.startswith("train") else KNOWN[name].test
+        header = struct.pack(">4I", 0x803, n, 28, 28) if "images" in path.name else struct.pack(">2I", 0x801, n)
+        expected = len(header) + n * (784 if "images" in path.name else 1)
+        with path.open("rb") as file:
+            start = file.read(len(header))
+        if start[:4] != header[:4]:
+            raise ValueError(f"{path} is not {name.upper()}: magic number {start[:4].hex()}, not {header[:4].hex()}")
+        if start != header or found != expected:
+            raise ValueError(f"{path} is not {name.upper()}: {found} bytes, expected {n} images in {expected} bytes")
+
+
+def folder(name: str, root: Path) -> Folder:
+    """List `folder:PATH`, that is PATH/train/<class>/* and PATH/test/<class>/*; hidden files are passed over.
+
+    A relative PATH is looked for below `root` first, then in the current folder. Raises FileNotFoundError or
+    ValueError in one line.
+    """
+    written = name.removeprefix("folder:").strip()
+    if not written:
+        raise ValueError(
+            "folder: names no path; expected folder:PATH with PATH/train/<class>/* and PATH/test/<class>/*"
+        )
+    relative = Path(written).expanduser()
+    places = [root / relative, relative] if not relative.is_absolute() else [relative]
+    path = next((place for place in places if place.is_dir()), None)
+    if path is None:
+        raise FileNotFoundError(f"no image folder {' or '.join(str(place) for place in places)}")
+    for part in ("train", "test"):
+        if not (path / part).is_dir():
+            raise FileNotFoundError(
+                f"no folder {path / part}; expected {path}/train/<class>/* and {path}/test/<class>/*"
+            )
+    classes = _names(path / "train", folders=True)
+    if len(classes) < 2:
+        raise ValueError(f"{path / 'train'} has {len(classes)} class folders; expected at least 2")
+    different = sorted(set(classes) ^ set(_names(path / "test", folders=True)))
+    if different:
+        raise ValueError(f"train and test of {path} differ in classes ({', '.join(different[:5])}); expected the same")
+    return Folder(path, classes, _images(path, "train", classes), _images(path, "test", classes))
+
+
+def mode_channels(mode: str) -> int | None:
+    """1 for a grey PIL image mode, 3 for a coloured one, None for one we do not read (16-bit, float)."""
+    return 1 if mode in _GREY_MODES else 3 if mode in _COLOUR_MODES else None
+
+
+def _known(name: str) -> Facts:
+    if name in KNOWN:
+        return KNOWN[name]
+    near = difflib.get_close_matches(name.lower().replace("-", ""), KNOWN, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise LookupError(f"no data set '{name}'.{hint} Known: {', '.join(KNOWN)}, folder:PATH")
+
+
+def _archived(name: str, root: Path) -> bool:
+    archives = ARCHIVES.get(name, ())
+    return bool(archives) and all((root / path).is_file() for path in archives)
+
+
+def _absent_message(name: str, root: Path, absent: list[str]) -> str:
+    inner = Path(FILES[name][0]).parts[0]
+    hint = ""
+    if root.name == inner:
+        hint = f"; did you mean {root.parent}?"
+    return f"no {absent[0]} in {root}; expected torchvision's layout of {name}: {root / absent[0]}{hint}"
+
+
+def _names(path: Path, *, folders: bool) -> tuple[str, ...]:
+    with os.scandir(path) as entries:
+        found = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() if folders else e.is_file())]
+    return tuple(sorted(found))
+
+
+def _images(path: Path, part: str, classes: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    found: list[tuple[str, int]] = []
+    for label, name in enumerate(classes):
+        place = path / part / name
+        files = [file for file in _names(place, folders=False) if file.lower().endswith(_SUFFIXES)]
+        if not files:
+            raise ValueError(f"no images in {place}; expected {', '.join(_SUFFIXES)}")
+        found += [(f"{part}/{name}/{file}", label) for file in files]
+    return tuple(found)
+
+
+def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
+    from PIL import Image
+
+    first = images.path / images.train[0][0]
+    try:
+        with Image.open(first) as image:  # the header only
+            (width, height), mode = image.size, image.mode
+    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"cannot read image {first}: {error}") from None
+    channels = mode_channels(mode)
+    if channels is None:
+        raise ValueError(f"image {first} has mode {mode}; expected 8-bit grey or colour")
+    if size is None and width != height:
+        raise ValueError(f"image {first} is {width} x {height}; expected a square, or give data.size to resize all")
+    side = size or width
+    base = Facts(name, 1, side, len(images.classes), len(images.train), len(images.test), False, *_GREY, "mlp", "")
+    base = replace(base, title=f"images of {images.path}", default_model="lenet5" if _suits_lenet(side) else "mlp")
+    if channels == 1:
+        return base
+    # the true mean and deviation would cost a pass over all images; these are near those of photographs
+    colour = replace(base, channels=3, augment=True, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return replace(colour, default_model=_NET if side >= 8 else "mlp")
+
+
+def _suits_lenet(side: int) -> bool:
+    return side >= 14 and side % 2 == 0

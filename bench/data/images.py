@@ -1,0 +1,267 @@
+"""Images as uint8 tensors on the device: loading, fixed subsets, and batches with crop and flip made there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.core.rng import seed as named_seed
+from bench.data import datasets, vision
+from bench.data.datasets import Facts, Folder
+from bench.data.vision import Bytes, Labels, Raw
+
+Report = Callable[[str], None]
+
+
+class Images(NamedTuple):
+    """Images `x` (uint8, n c h w) and labels `y` (int64, n), both on the device."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded data set. `test_hash`: 16 hex digits of SHA-256 over pixels and labels of the test subset, so that
+    results on different test images are never mixed. `validation` may be empty."""
+
+    facts: Facts
+    class_names: tuple[str, ...]
+    train: Images
+    validation: Images
+    test: Images
+    test_hash: str
+
+
+def load(
+    name: str,
+    *,
+    root: Path,
+    device: torch.device,
+    size: int | None = None,
+    train: int | None = None,
+    test: int | None = None,
+    validation: int = 0,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Data:
+    """Load data set `name` from `root`, downloading what torchvision can download, and hold it on `device`.
+
+    `test`: the first so many test images, in a folder after one fixed permutation, so smaller subsets nest in larger
+    ones. `train`: the first so many after a fixed permutation (None: all, in order). Neither depends on `seed`;
+    the `validation` images, taken out of those `train`, do. `report` is told in words what takes long.
+    Raises LookupError, ValueError, FileNotFoundError or ConnectionError in one line.
+    """
+    tell = report or (lambda note: None)
+    facts = datasets.facts(name, root, size)
+    if name.startswith("folder:"):
+        raw = _folder(datasets.folder(name, root), facts, size is not None, tell)
+    else:
+        raw = vision.read(name, root, tell)
+    kept, held_out = _split(_count("train", train, facts.train), facts.train, validation, seed)
+    n = _count("test", test, facts.test)
+    order = _permutation(facts.test, "test")[:n] if name.startswith("folder:") else np.arange(n)
+    test_x, test_y = raw.test_x[order], raw.test_y[order]
+
+    def held(x: Bytes, y: Labels) -> Images:
+        return Images(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+
+    train_images, others = (held(raw.train_x[part], raw.train_y[part]) for part in (kept, held_out))
+    return Data(facts, raw.classes, train_images, others, held(test_x, test_y), _digest(test_x, test_y))
+
+
+def judged_by_validation(data: Data, n: int) -> Data:
+    """The same data with the first `n` validation images in the place of the test images."""
+    x, y = data.validation.x[:n], data.validation.y[:n]
+    return replace(data, test=Images(x, y), test_hash=_digest(x.cpu().numpy(), y.cpu().numpy()))
+
+
+def _digest(x: Bytes, y: Labels) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(x).data)
+    digest.update(y.astype("<i8").data)
+    return digest.hexdigest()[:16]
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [0,1], the same shape."""
+    return x.to(torch.float32) / 255
+
+
+def layout(x: Tensor) -> Tensor:
+    """channels_last images where there is more than one channel to interleave (the nets' weights are already so)."""
+    return x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x
+
+
+def augment(x: Tensor, *, pad: int, flip: bool) -> Tensor:
+    """Random crops of the zero-padded images `x` (n c h w, any type), mirrored with probability 1/2 if `flip`.
+
+    Offsets are uniform on 0..2 pad in each direction, drawn for each image from torch's global generator.
+    """
+    n, device = len(x), x.device
+    dy, dx = torch.randint(0, 2 * pad + 1, (2, n), device=device)
+    mirror = torch.randint(0, 2 if flip else 1, (n,), device=device)
+    return _crop(x, dy, dx, mirror, pad)
+
+
+def batches(
+    images: Images, batch_size: int, *, shuffle_seed: int, augment: bool, drop_last: bool, first: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One shuffled pass: images (float in [0,1], b c h w), labels, and their indices in `images`, all on its device.
+
+    Order and augmentation depend on `shuffle_seed` only: not on the global generator, the device or the batch size.
+    `first`: so many batches are left out at the start, at no cost.
+    `augment` pads by an eighth of the side (4 pixels of 32) and crops; colour images are mirrored too, grey ones are
+    not, as they are mostly digits. Raises ValueError where no batch would come out.
+    """
+    n = len(images.x)
+    if batch_size < 1 or n == 0 or (drop_last and batch_size > n):
+        raise ValueError(f"batch size is {batch_size} for {n} images; expected 1 to {n}")
+    places = range(first * batch_size, n - n % batch_size if drop_last else n, batch_size)
+    return _pass(images, places, shuffle_seed, augment)
+
+
+def test_block(data: Data, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Test images `start` to `stop` (exclusive) as floats in [0,1], and their labels. Raises ValueError outside."""
+    if not 0 <= start < stop <= len(data.test.x):
+        raise ValueError(f"test block {start}:{stop} lies outside the {len(data.test.x)} test images")
+    return to_float(data.test.x[start:stop]), data.test.y[start:stop]
+
+
+def _pass(images: Images, places: range, seed: int, augmented: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    # All random numbers of the epoch are drawn here at once: on the CPU, so that every device sees the same ones, and
+    # moved in one go, so that no batch waits for a transfer.
+    n, channels, side = images.x.shape[:3]
+    generator = torch.Generator().manual_seed(seed)
+    pad = side // 8
+    order = torch.randperm(n, generator=generator)
+    offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
+    mirror = torch.randint(0, 2 if channels == 3 else 1, (n,), generator=generator)
+    index, dy, dx, flip = torch.stack([order, offsets[0], offsets[1], mirror]).to(images.x.device)
+    for start in places:
+        part = slice(start, min(start + places.step, places.stop))
+        x = images.x[index[part]]
+        if augmented:
+            x = _crop(x, dy[part], dx[part], flip[part], pad)
+        yield to_float(x), images.y[index[part]], index[part]
+
+
+def _crop(x: Tensor, dy: Tensor, dx: Tensor, mirror: Tensor, pad: int) -> Tensor:
+    """The h x w window of the padded image at row `dy`, column `dx`, mirrored where `mirror` is 1; each of length n."""
+    n, c, h, w = x.shape
+    padded = F.pad(x, (pad, pad, pad, pad))
+    rows = dy[:, None] + torch.arange(h, device=x.device)
+    across = torch.arange(w, device=x.device).expand(n, w)
+    columns = dx[:, None] + torch.where(mirror[:, None] == 1, w - 1 - across, across)
+    padded = padded.gather(2, rows[:, None, :, None].expand(n, c, h, padded.shape[3]))
+    return padded.gather(3, columns[:, None, None, :].expand(n, c, h, w))
+
+
+def _permutation(n: int, *parts: object) -> Labels:
+    generator = torch.Generator().manual_seed(named_seed("subset", *parts))
+    return torch.randperm(n, generator=generator).numpy()
+
+
+def _split(n: int, there: int, validation: int, seed: int) -> tuple[Labels, Labels]:
+    """Indices of the training and of the validation images, both in ascending order where all are used."""
+    if not 0 <= validation < n:
+        raise ValueError(f"validation is {validation}; expected 0 or more, and less than the {n} training images")
+    chosen = np.arange(n) if n == there else _permutation(there, "train")[:n]
+    mask = np.zeros(n, dtype=bool)
+    mask[_permutation(n, "validation", seed)[:validation]] = True
+    return chosen[~mask], chosen[mask]
+
+
+def _count(what: str, asked: int | None, there: int) -> int:
+    if asked is not None and not 0 < asked <= there:
+        raise ValueError(f"{what} is {asked}, but the data set has {there} {what} images")
+    return asked or there
+
+
+def _folder(images: Folder, facts: Facts, resize: bool, tell: Report) -> Raw:
+    """Decoded images of a folder, from the cache if no file's name, size or time of change differs."""
+    files = [*images.train, *images.test]
+    content = hashlib.sha256(f"{facts.channels} {facts.size}".encode())
+    for relative, _ in files:
+        stat = (images.path / relative).stat()
+        content.update(f"\n{relative}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    place = hashlib.sha256(f"{images.path.resolve()}\0{facts.size}".encode()).hexdigest()[:12]
+    cached = _cache() / f"folder-{place}-{content.hexdigest()[:20]}.npz"
+    x = _cached(cached, (len(files), facts.channels, facts.size, facts.size))
+    if x is None:
+        tell(f"decoding {len(files)} images of {images.path}")
+        x = _decode([images.path / relative for relative, _ in files], facts, resize)
+        with contextlib.suppress(OSError):  # without a cache the next start is slower, not wrong
+            _keep(cached, x, f"folder-{place}-*.npz")
+    n, labels = len(images.train), np.array([label for _, label in files], dtype=np.int64)
+    return Raw(images.classes, x[:n], labels[:n], x[n:], labels[n:])
+
+
+def _cache() -> Path:
+    import platformdirs
+
+    return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("defense-bench")).expanduser()
+
+
+def _cached(path: Path, shape: tuple[int, ...]) -> Bytes | None:
+    """The cached images, or None where there are none or the file is damaged (zip checks sums)."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            x: Bytes = held["x"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return x if x.shape == shape and x.dtype == np.uint8 else None
+
+
+def _keep(path: Path, x: Bytes, older: str) -> None:
+    """Write the cache whole or not at all, and drop what the same folder left there before it changed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, x=x)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    for old in set(path.parent.glob(older)) - {path}:
+        old.unlink(missing_ok=True)
+
+
+def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
+    """Images n c h w. Raises ValueError, naming the file, for one that is unreadable or unlike the first."""
+    from PIL import Image
+
+    side, grey = facts.size, facts.channels == 1
+    x = np.empty((len(paths), side, side, facts.channels), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for i, path in enumerate(paths):
+            try:
+                with Image.open(path) as file:
+                    channels = datasets.mode_channels(file.mode)
+                    image: Image.Image = file.convert("L" if grey else "RGB")
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+                raise ValueError(f"cannot read image {path}: {error}") from None
+            if channels is None or (grey and channels == 3):
+                wanted = "grey as the first image" if grey else "grey or colour"
+                raise ValueError(f"image {path} has mode {file.mode}; expected 8-bit {wanted}")
+            if image.size != (side, side) and not resize:
+                raise ValueError(f"image {path} has size {image.size}; expected {side} x {side}, or give data.size")
+            if image.size != (side, side):
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
+            x[i] = np.asarray(image).reshape(side, side, facts.channels)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))

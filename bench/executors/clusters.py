@@ -1,0 +1,168 @@
+"""Where jobs run as options say it: this machine, slurm or ray, and the executor of that. Free of torch and ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from bench.executors.base import Absent, Executor
+from bench.executors.devices import Slot, lanes, slots
+from bench.records.estimate import duration
+
+__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Absent", "Cluster", "Machine", "engine", "takes_cluster"]
+EXECUTORS = ("local", "debug", "slurm", "ray")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a command says about a cluster. Each field is an option of `bench run`."""
+
+    partition: Annotated[str | None, typer.Option(help="slurm: partition.")] = None
+    account: Annotated[str | None, typer.Option(help="slurm: account.")] = None
+    time: Annotated[str | None, typer.Option(help="slurm: time limit of a job, such as 4:00:00.")] = None
+    gres: Annotated[str | None, typer.Option(help="slurm: such as gpu:a100:1.")] = None
+    gpus_per_job: Annotated[int | None, typer.Option(min=0, help="slurm: short for --gres gpu:N.")] = None
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="slurm: cores of a job.")] = None
+    mem: Annotated[str | None, typer.Option(help="slurm: memory of a job, such as 16G.")] = None
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="slurm: jobs in the queue at a time.")] = None
+    sbatch_option: Annotated[
+        list[str] | None, typer.Option(help="slurm: any other option of sbatch, such as constraint=a100; repeat.")
+    ] = None
+    detach: Annotated[bool, typer.Option("--detach", help="slurm: submit everything and leave.")] = False
+    print_script: Annotated[
+        bool, typer.Option("--print-script", help="slurm: print the batch script and submit nothing.")
+    ] = False
+    address: Annotated[
+        str | None, typer.Option(help="ray: of a running cluster, such as auto or host:6379 (default: start one here).")
+    ] = None
+    num_gpus: Annotated[float | None, typer.Option(min=0, help="ray: GPUs of a job, such as 0.5.")] = None
+    num_cpus: Annotated[float | None, typer.Option(min=0, help="ray: cores of a job (default: 1).")] = None
+
+    def check(self, executor: str) -> None:
+        """Raises ValueError for an option that the executor would ignore."""
+        for field in dataclasses.fields(self):
+            owner = "ray" if field.name in ("address", "num_gpus", "num_cpus") else "slurm"
+            if executor != owner and getattr(self, field.name) not in (None, False, []):
+                option = field.name.replace("_", "-")
+                raise ValueError(f"--{option} goes with --executor {owner}; the executor is '{executor}'")
+        if self.gres is not None and self.gpus_per_job is not None:
+            raise ValueError("--gres and --gpus-per-job say the same; give one of them")
+        if self.max_jobs is not None and (self.detach or self.print_script):
+            raise ValueError("--max-jobs needs a driver that waits; it goes neither with --detach nor --print-script")
+
+    def sbatch(self) -> tuple[str, ...]:
+        """Options of sbatch without dashes. Raises ValueError where one is no option."""
+        from bench.executors.sbatch import check
+
+        gres = f"gpu:{self.gpus_per_job}" if self.gpus_per_job else self.gres
+        named = {
+            "partition": self.partition,
+            "account": self.account,
+            "time": self.time,
+            "gres": gres,
+            "cpus-per-task": self.cpus_per_task,
+            "mem": self.mem,
+        }
+        said = [check(f"{option}={value}") for option, value in named.items() if value is not None]
+        return (*said, *map(check, self.sbatch_option or []))
+
+
+NO_CLUSTER = Cluster()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a command says about this machine. `time_limit`: seconds that a job may take."""
+
+    device: str = "auto"
+    workers: int | None = None
+    jobs_per_gpu: int | None = None
+    gpus: tuple[str, ...] = ()
+    time_limit: float | None = None
+
+    @classmethod
+    def of(
+        cls, device: str, workers: int | None, jobs_per_gpu: int | None, gpus: str | None, time_limit: str | None
+    ) -> Machine:
+        """From options as they are typed: GPUs such as 0,2, a time limit such as 30m. Raises ValueError."""
+        named = tuple((gpus or "").replace(",", " ").split())
+        return cls(device, workers, jobs_per_gpu, named, duration(time_limit) if time_limit else None)
+
+    def slots(self) -> list[Slot]:
+        """See bench.executors.devices."""
+        return slots(self.device, self.workers, self.jobs_per_gpu, self.gpus)
+
+    def check(self, executor: str) -> None:
+        """Raises ValueError for an option that the executor would ignore."""
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+        if executor == "debug" and self.time_limit is not None:
+            raise ValueError("--time-limit ends a process; --executor debug has none but this one")
+        if executor in ("local", "debug"):
+            return
+        for name in ("workers", "jobs_per_gpu", "gpus", "time_limit"):
+            if getattr(self, name) not in (None, ()):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is for this machine; --executor {executor} says what a job takes")
+
+
+THIS_MACHINE = Machine()
+
+
+def takes_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: each field of Cluster becomes an option of a command that has a parameter `cluster`."""
+    hints = get_type_hints(Cluster, include_extras=True)
+    own = inspect.signature(command, eval_str=True)
+    fields = dataclasses.fields(Cluster)
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields
+    ]
+
+    def wrapped(**values: Any) -> Any:
+        said = {f.name: values.pop(f.name) for f in fields if f.name in values}
+        return command(**values, cluster=Cluster(**said))
+
+    kept = [p for p in own.parameters.values() if p.name != "cluster"]
+    wrapped.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *options]} | {"return": own.return_annotation}
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tuple[Executor, int]:
+    """The executor and how many jobs it does at a time. Raises ValueError, Absent without Slurm or Ray."""
+    cluster.check(executor)
+    machine.check(executor)
+    device = machine.device
+    if executor == "slurm":
+        from bench.executors.sbatch import require
+        from bench.executors.slurm import Slurm
+
+        if not cluster.print_script:
+            require("sbatch")
+        asked = cluster.sbatch()
+        on_gpu = any("gpu" in option for option in asked if not option.startswith(("partition", "account")))
+        place = device if device != "auto" else "cuda" if on_gpu else "cpu"
+        return Slurm(root, asked, place, cluster.max_jobs, cluster.detach), cluster.max_jobs or 8
+    if executor == "ray":
+        from bench.executors.ray import Ray
+
+        ray = Ray(root, device, cluster.address, cluster.num_gpus, cluster.num_cpus)
+        return ray, ray.places()
+    if executor == "debug":
+        from bench.executors.debug import Debug
+
+        return Debug(root, machine.slots()[0].device), 1
+    if executor != "local":
+        raise ValueError(f"--executor is '{executor}'; expected {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
+    from bench.executors.local import Local
+
+    places = machine.slots()
+    return Local(root, places, machine.time_limit), lanes(places)

@@ -1,0 +1,102 @@
+"""What can be known before the first training: is there a model, a defense or an attack here that cannot work?"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from bench import plugins
+from bench.core.attack import Evaluation
+from bench.core.defense import Defense
+from bench.core.rng import scope
+from bench.data import datasets
+from bench.models.common import Inputs
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.planning.names import label
+
+
+def problems(jobs: list[Job], root: Path) -> list[str]:
+    """One line for each thing that makes some of these jobs impossible; none where all can begin. `root`: data folder.
+
+    What jobs have in common is built once, on the CPU, and no image is loaded. Random generators stay as they were.
+    Raises only what the data folder raises.
+    """
+    architectures: dict[str, dict[str, Job]] = {}
+    attacks: dict[str, Job] = {}
+    for job in jobs:
+        what = job.what
+        if job.kind == "train":
+            place = _text(what["model"], what["data"]["name"], what["data"]["size"])
+            architectures.setdefault(place, {})[_text(what["defense"], what["threat"])] = job
+        elif job.kind == "evaluate":
+            attacks[_text(what["attack"], what["threat"])] = job
+    found: dict[str, None] = {}  # a defense that no architecture can help is told once
+    with scope(0), torch.no_grad():
+        for trainings in architectures.values():
+            found.update(dict.fromkeys(_of_trainings(list(trainings.values()), root)))
+        found.update(dict.fromkeys(line for job in attacks.values() for line in _of_attack(job)))
+    return list(found)
+
+
+def _of_trainings(jobs: list[Job], root: Path) -> Iterator[str]:
+    """Problems of trainings that share architecture and data."""
+    data, model = jobs[0].what["data"], jobs[0].what["model"]
+    facts = datasets.facts(data["name"], root, data["size"])
+    inputs = Inputs(facts.channels, facts.size, facts.classes, facts.mean, facts.std)
+    x = torch.zeros(1, facts.channels, facts.size, facts.size)
+    where = f"{label('models', model['name'], model['set'])} on {facts.name}"
+    net = None
+    try:
+        net = plugins.build_model(model["name"], model["set"], inputs)
+        shape = tuple(net.eval()(x).shape)
+        if shape != (1, facts.classes):
+            raise ValueError(f"gives logits of shape {shape} for one image; expected {(1, facts.classes)}")
+    except Exception as error:
+        yield f"model {where}: {_line(error, model['name'])}"
+    for job in jobs:
+        name, settings = job.what["defense"]["name"], job.what["defense"]["set"]
+        owner = f"defense {label('defenses', name, settings)}"
+        try:
+            defense: Defense = plugins.make("defenses", name, settings, job.what["threat"])
+            if net is not None:
+                owner += f" with {where}"
+                wrapped = defense.wrap(copy.deepcopy(net).train())
+                defense.param_groups(wrapped)
+                defense.check(wrapped.eval(), x, facts.classes)
+                defense.deploy(wrapped)
+        except Exception as error:
+            yield f"{owner}: {_line(error, name)}"
+
+
+def _of_attack(job: Job) -> Iterator[str]:
+    """An evaluation that cannot be made. Whether it supports a model is told in the cell, and no mistake."""
+    name, settings = job.what["attack"]["name"], job.what["attack"]["set"]
+    try:
+        judge: Evaluation = plugins.make("attacks", name, settings, job.what["threat"])
+        norm = (job.what["threat"] or {}).get("norm")
+        if norm and norm not in judge.norms:  # a setting, such as the method of a package, may narrow its norms
+            raise ValueError(f"no {norm} version; norms: {', '.join(judge.norms)}")
+    except Exception as error:
+        yield f"attack {label('attacks', name, settings)}: {_line(error, name)}"
+
+
+def _line(error: Exception, name: str) -> str:
+    """What the plug-in said, in one line, without its own name before it and what pydantic puts around it."""
+    while isinstance(error, ValidationError):
+        inner = error.errors()[0].get("ctx", {}).get("error")
+        if not isinstance(inner, Exception):
+            return catalog.describe(error, name)
+        error = inner
+    text = " ".join(str(error).split()).removeprefix(f"{name}: ")
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _text(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)

@@ -1,0 +1,42 @@
+"""Stored adversarial images of one evaluation judged once more: the expensive half of `bench verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data.images import Data, judged_by_validation
+from bench.data.images import load as load_data
+from bench.jobs.recheck import again
+from bench.jobs.worker import load_model
+from bench.records.store import Store
+
+
+def rescore(store: Store, key: str, root: Path) -> tuple[bool, str]:
+    """Is anything other than stored, and what; where it cannot be asked (no such data here), why."""
+    job = store.job(key)
+    trained = store.job(job.needs[0])
+    n = job.what["n"]
+    try:
+        if job.what.get("split") == "validation":
+            data = judged_by_validation(_data(trained.what, None, root), n)
+        else:
+            data = _data(trained.what, n, root)
+    except (ValueError, LookupError, OSError) as error:
+        return False, f"not judged again: {error}"
+    if data.test_hash != (store.record(key) or {"metrics": {}})["metrics"].get("test_hash"):
+        return False, "not judged again: the data folder holds other test images"
+    try:
+        found = again(store, key, n, load_model(store, trained, data, job.what["weights"]), data)
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        return True, f"cannot be judged again: {error}"
+    return found.level not in ("ok", "n/a"), found.note
+
+
+def _data(what: dict[str, Any], test: int | None, root: Path) -> Data:
+    """The images that a training saw, on the CPU, with so many test images."""
+    data, cpu = what["data"], torch.device("cpu")
+    sizes = {"size": data["size"], "train": data["train"], "test": test, "validation": data["validation"]}
+    return load_data(data["name"], root=root, device=cpu, seed=what["seed"], report=lambda note: None, **sizes)

@@ -1,0 +1,297 @@
+"""One job folder in, one record out. The same command under every executor; the only place that catches everything."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+
+from bench.atomic import appending
+from bench.core.classifier import Classifier
+from bench.core.threat import NotFiniteError
+from bench.data.images import Data, judged_by_validation
+from bench.data.images import load as load_data
+from bench.jobs import passes, retries
+from bench.jobs.evaluate import Unsupported
+from bench.jobs.judge import assemble, judge
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.records.private import Portable, portable
+from bench.records.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file, write_atomic
+from bench.training import stopping
+from bench.training.guards import Diverged
+from bench.training.resume import PLACE, Kept, origin_of
+from bench.training.train import build, train
+
+
+@stopping.job()
+def work(
+    results: Path,
+    key: str,
+    root: Path,
+    device: str = "cpu",
+    workers: int = 1,
+    before: Sequence[dict[str, Any]] = (),
+) -> str:
+    """Do one job and store its record; gives the record's state. Raises nothing: an exception is state "error", or
+    "oom". `workers`: jobs that share the device; `before`: the retries so far (bench.jobs.retries), which are recorded.
+    """
+    store = Store(results)
+    job = store.job(key)
+    folder = store.folder(key)
+    started, began = datetime.now(UTC), time.monotonic()  # wall clocks jump
+    rows = passes.rows(job, retries.halvings(before))
+    with appending(folder / "log.txt") as file:
+        log = Portable(file)
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {started.isoformat()}")
+            try:
+                state, content = "done", _run(store, job, root, torch.device(device), rows)
+            except Unsupported as reason:
+                state, content = "unsupported", {"reason": str(reason)}
+            except Exception as error:
+                traceback.print_exc()
+                out_of_memory = retries.classify(type(error).__name__, str(error)) == "oom"
+                no_numbers = isinstance(error, (Diverged, NotFiniteError))
+                state = "diverged" if no_numbers else "oom" if out_of_memory else "error"
+                content = {"error": {"type": type(error).__name__, "message": portable(str(error))}}
+                content["error"]["traceback"] = portable(traceback.format_exc())
+            print(f"{state} after {time.monotonic() - began:.1f} s")
+    clock = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 3)}
+    origin = provenance(job, device, max(workers, _neighbours(folder)))
+    if rows is not None:
+        origin["rows_per_pass"] = rows
+    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": _peak(device)}
+    if before:
+        about["attempts"] = list(before)
+    store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
+    (folder / "progress.json").unlink(missing_ok=True)
+    if state not in ("error", "oom"):  # what was done before an error is not done again
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
+    return state
+
+
+def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | None) -> dict[str, Any]:
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    # verdicts are fp32; training may use the card's faster convolutions
+    torch.backends.cudnn.allow_tf32 = job.kind == "train"
+    torch.backends.cudnn.benchmark = job.kind == "train"
+    folder = store.folder(job.key)
+    report = Progress(folder / "progress.json", job)
+    report({"share": 0.0})
+    if job.kind == "train":
+        data = _data(job.what, None, root, device, report)
+        kept = Kept(folder / PLACE, functools.partial(origin_of, job.what, data))
+        trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report, kept)
+        states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
+        return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
+    if job.kind == "import":
+        return _import(folder, job, root, device, report)
+    if job.parts:
+        return _stored(folder, *assemble(store, job))
+    trained = store.job(job.needs[0])
+    if job.what.get("split") == "validation":
+        data = judged_by_validation(_data(trained.what, None, root, device, report), job.what["n"])
+    else:
+        data = _data(trained.what, job.what["n"], root, device, report)
+    model = load_model(store, trained, data, job.what["weights"])
+    if rows is not None:
+        passes.limit(model, rows)
+    return _stored(folder, *judge(store, job, model, data, report))
+
+
+def _import(folder: Path, job: Job, root: Path, device: torch.device, report: Progress) -> dict[str, Any]:
+    """A model of the user's, loaded strictly; from here on its weights are those of any training."""
+    from bench.data import datasets
+    from bench.jobs import loading
+    from bench.planning import imports
+
+    about = job.what["data"]
+    there = datasets.facts(about["name"], root, about["size"]).test
+    data = _data(job.what, min(imports.CLEAN_N, there), root, device, report)
+    source = folder / imports.SOURCE if job.what["checkpoint"] else None
+    net, metrics = loading.measure(job.what, data, source)
+    # tied weights share memory, which the format refuses
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    return {"metrics": metrics, "files": {weights_file("last"): _save(folder, "last", state)}}
+
+
+def _stored(
+    folder: Path, columns: dict[str, torch.Tensor], images: torch.Tensor | None, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of a record, once columns and images are on disk."""
+    files = {}
+    if columns:
+        import numpy as np
+
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
+        write_atomic(folder / SAMPLES, lambda file: np.savez_compressed(file, **arrays))
+        files[SAMPLES] = file_hash(folder / SAMPLES)
+    if images is not None:
+        write_atomic(folder / IMAGES, lambda file: file.write(safetensors_bytes({"x_adv": images.contiguous()})))
+        files[IMAGES] = file_hash(folder / IMAGES)
+    return {"metrics": metrics, "files": files}
+
+
+def _save(folder: Path, which: str, state: dict[str, torch.Tensor]) -> str | None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    path = folder / weights_file(which)
+    write_atomic(path, lambda file: file.write(safetensors_bytes(tensors)))
+    return file_hash(path)
+
+
+def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> Classifier:
+    """The deployed model of a finished training with its `last` or `best` weights, checked against its record.
+
+    Raises ValueError where the weights are absent (records may come from git without them) or damaged.
+    """
+    path = store.folder(trained.key) / weights_file(which)
+    record = store.record(trained.key)
+    if record is None or record["state"] != "done":
+        raise ValueError(f"training {trained.key} has no finished record")
+    if file_hash(path) != record["files"].get(path.name, ""):
+        raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
+    if trained.kind == "import":
+        from bench.jobs import loading
+
+        return loading.reloaded(trained.what, load_file(path), data)
+    defense, net = build(trained.what, data)
+    net.load_state_dict(load_file(path), strict=True)
+    return defense.deploy(net.eval())
+
+
+def _data(
+    what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
+) -> Data:
+    data = what["data"]
+    return load_data(
+        data["name"],
+        root=root,
+        device=device,
+        size=data["size"],
+        train=data["train"],
+        test=test,
+        validation=data["validation"],
+        seed=what["seed"],
+        report=lambda note: report({"share": 0.0, "note": note}),
+    )
+
+
+def _neighbours(folder: Path) -> int:
+    """The most jobs that were on this job's device at a time, as far as the driver tells."""
+    try:
+        return int((folder / SHARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 1
+
+
+class Progress:
+    """Writes what the live view shows, at most twice a second, by rename.
+
+    `earlier`: seconds of work in the share that this process found done, said once or again; kept from then on.
+    """
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path, self.last, self.began, self.earlier = path, -math.inf, time.monotonic(), 0.0
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        self.earlier = values.get("earlier", self.earlier)
+        spent, now = time.monotonic() - self.began, time.time()  # a clock that was put back stops nothing
+        if spent - self.last > 0.5:
+            self.last = spent
+            about = {"earlier": self.earlier, "began": now - spent, "now": now, "pid": os.getpid()}
+            text = json.dumps({**values, **about})
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")  # no fsync: losing it costs nothing
+            temporary.replace(self.path)
+
+
+def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
+    """Where a record comes from; no user, host or path names. `workers` > 1: timings shared the device."""
+    kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
+    plugin = {}
+    if name in job.what:
+        plugin = {"plugin_sha256": catalog.get(kind, job.what[name]["name"]).sha256[:16]}  # type: ignore[arg-type]
+    return {
+        **_git(),
+        "device": device_name(device),
+        "workers": workers,
+        "threads": torch.get_num_threads(),
+        "versions": dict(_versions()),
+        **plugin,
+    }
+
+
+@functools.cache
+def _git() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; None where it is no checkout."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changes = git("status", "--porcelain", "--", "bench", "defenses", "attacks")
+    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of what is loaded here; asking takes longer than all else in a record."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("defense-bench", "torch", "torchvision", "pyautoattack", "torchattacks", "numpy", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def device_name(device: str) -> str:
+    """The hardware's own name: timings are compared only where it is the same."""
+    if device.startswith("cuda"):
+        try:
+            return torch.cuda.get_device_name(torch.device(device))
+        except (RuntimeError, AssertionError):  # a lost device still owes its job a record
+            return "GPU that could not be asked"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return "CPU " + line.partition(":")[2].strip()
+    return f"CPU {platform.processor() or platform.machine()}"
+
+
+def _peak(device: str) -> dict[str, float | None]:
+    """Peak resident set of this process, and peak memory on the GPU, in MB."""
+    import resource
+
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    cuda = None
+    if device.startswith("cuda"):
+        with contextlib.suppress(RuntimeError, AssertionError):
+            cuda = torch.cuda.max_memory_allocated() / 2**20
+    return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
+
+
+_versions()  # the fork server asks once, and every worker that comes from it finds the answer

@@ -1,0 +1,127 @@
+"""A plug-in in words, as one would type its settings: for `bench list` and the pages in docs/. Torch-free."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any, Literal, get_args, get_origin
+
+from bench.planning import catalog
+
+_SIGNS = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
+_PREDICTORS = {
+    "deterministic": "one net, the same answer each time",
+    "randomised": "the net draws noise at prediction",
+    "smoothed": "a vote of noisy predictions, with a certificate",
+}
+_BESIDE = {"needs_smoothed": "--defense smoothing", "needs_draws": "--defense rse"}
+_SPENT = "of a training step, in forward passes F an image; a backward pass is 2F, to the image alone F"
+
+
+def default(value: Any) -> str:
+    """A default as it is written after `--set NAME.SETTING=` or in a spec: true, null, uniform, [1, 4], {name: pgd}."""
+    if value is catalog.REQUIRED:
+        return "required"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(default, value))}]"
+    if isinstance(value, dict):
+        inside = ", ".join(f"{name}: {default(each)}" for name, each in value.items())
+        return default(value["name"]) if list(value) == ["name"] else f"{{{inside}}}"  # the short form of a base
+    return str(value)
+
+
+def values(field: catalog.Field) -> str:
+    """What a setting takes: `float > 0`, `uniform | normal | zero`, `int or null`, `[int, ...]` for a list."""
+    return _words(ast.parse(field.written, mode="eval").body)
+
+
+def _words(node: ast.expr) -> str:
+    if isinstance(node, ast.BinOp):
+        return f"{_words(node.left)} or {_words(node.right)}"
+    if isinstance(node, ast.Constant):
+        return "null" if node.value is None else str(node.value)
+    if isinstance(node, ast.Name):
+        known = catalog.NAMES.get(node.id)
+        return " | ".join(map(str, get_args(known))) if get_origin(known) is Literal else node.id
+    if not isinstance(node, ast.Subscript):
+        return ast.unparse(node)
+    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    owner = ast.unparse(node.value)
+    if owner == "Literal":
+        return " | ".join(map(_words, parts))
+    if owner == "Annotated":
+        return f"{_words(parts[0])} {', '.join(map(_bound, parts[1:]))}"
+    return {"list": f"[{_words(parts[0])}, ...]", "dict": "{name: value, ...}"}.get(owner, ast.unparse(node))
+
+
+def _bound(node: ast.expr) -> str:
+    assert isinstance(node, ast.Call)
+    return f"{_SIGNS[ast.unparse(node.func)]} {ast.unparse(node.args[0])}"
+
+
+def presets(plugin: catalog.Plugin) -> dict[str, str]:
+    """What each preset stands for."""
+    found: dict[str, dict[str, Any]] = plugin.constant("presets", {})
+    return {name: ", ".join(f"{k}={default(v)}" for k, v in each.items()) for name, each in found.items()}
+
+
+def facts(plugin: catalog.Plugin) -> dict[str, str]:
+    """What its class constants say, each with its meaning. Nothing for a model."""
+    if plugin.kind == "defenses":
+        return _of_defense(plugin)
+    return _of_attack(plugin) if plugin.kind == "attacks" else {}
+
+
+def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
+    norms = ", ".join(plugin.constant("norms", ("Linf", "L2", "L1")))
+    trained = f"yes, in {norms}" if plugin.constant("uses_threat", True) else "no: norm and eps play no part in it"
+    deploys = plugin.constant("deploys", "deterministic")
+    recipe = ", ".join(f"{name} {default(each)}" for name, each in plugin.constant("recipe", {}).items())
+    found = {
+        "trains at a budget": trained,
+        "deploys": f"{deploys} ({_PREDICTORS[deploys]})",
+        "cost": f"{plugin.constant('passes', '') or 'not said'} ({_SPENT})",
+        "adaptive attack": plugin.constant("adaptive", "") or "none named, so its rows are flagged (check C28)",
+        "recipe settings it follows": ", ".join(plugin.constant("honours", ()))
+        or "none of label_smoothing, bf16, fp16",
+        "recipe of the paper": recipe or "none given; --recipe paper trains it by the shared one",
+    }
+    return found | _revision(plugin)
+
+
+def _of_attack(plugin: catalog.Plugin) -> dict[str, str]:
+    budget = plugin.constant("uses_threat", True)
+    sees = plugin.constant("access", "gradients")
+    measured = plugin.constant("measures", "")
+    only = [
+        word
+        for name, word in (
+            ("needs_smoothed", "smoothed models"),
+            ("needs_draws", "models that draw at test time"),
+            ("needs_images", "models of a matrix: it shows them the images made against other rows"),
+        )
+        if plugin.constant(name, False)
+    ]
+    found = {"budget": f"norm and eps, in {', '.join(plugin.constant('norms', ('Linf', 'L2', 'L1')))}"}
+    found = found if budget else {"budget": "none: norm and eps play no part in it"}
+    found["judges"] = f"no robustness; its table shows {measured}" if measured else "accuracy, image by image"
+    if budget and not plugin.constant("needs_images", False):
+        found["sees"] = "scores only" if sees == "scores" else "gradients of the model's surrogate"
+    return found | ({"only for": "; ".join(only)} if only else {}) | _revision(plugin)
+
+
+def _revision(plugin: catalog.Plugin) -> dict[str, str]:
+    return {"revision": f"{plugin.constant('revision', 1)} (raised when its results change)"}
+
+
+def example(plugin: catalog.Plugin) -> str:
+    """A command that runs it, with its first plain setting at the default: to be copied and changed."""
+    option = {"defenses": "--defense", "attacks": "--attack", "models": "--model"}[plugin.kind]
+    plain = [f for f in plugin.fields if isinstance(f.default, bool | int | float | str)]
+    setting = f" --set {plugin.name}.{plain[0].name}={default(plain[0].default)}" if plain else ""
+    norm = "" if "Linf" in plugin.constant("norms", ("Linf",)) else f" --norm {plugin.constant('norms', ())[0]}"
+    if plugin.constant("needs_images", False):  # its images come from another attack of the run
+        return f"bench run {option} pgd,{plugin.name}{setting}"
+    beside = [words for name, words in _BESIDE.items() if plugin.constant(name, False)]
+    return " ".join(["bench run", *beside, option, plugin.name]) + norm + setting

@@ -1,0 +1,197 @@
+"""spec -> jobs. Pure: equal content gives equal keys, so specs share work and resuming means "no record yet"."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.core.numbers import Number, parse_eps
+from bench.data import datasets
+from bench.planning import catalog, cells
+from bench.planning.job import Job
+from bench.planning.spec import AttackSpec, DefenseSpec, ModelSpec, Spec, recipe
+
+# raised when the engine's results may change; a changed comment must not throw away a GPU-week
+TRAIN_REVISION = 1
+
+
+def plan(spec: Spec, root: Path) -> list[Job]:
+    """All jobs of a spec, each after what it needs. Raises LookupError or ValueError in one line."""
+    facts = datasets.facts(spec.data.name, root, spec.data.size)
+    check_counts(spec, facts)
+    _check_certificates(spec)
+    for entry in spec.attacks:
+        cells.check_norm(spec, entry.name)
+    jobs: dict[str, Job] = {}
+    # seed by seed: the whole matrix stands once before any of it is repeated
+    for place, seed in enumerate(spec.seeds):
+        for model in spec.models or [ModelSpec(name=facts.default_model)]:
+            jobs.update((job.key, job) for job in _group(spec, facts, model, seed, place))
+    return list(jobs.values())
+
+
+def _group(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, place: int) -> Iterator[Job]:
+    """All jobs of one architecture and seed: the rows that meet each other's adversarial images."""
+    attacks = [entry for entry in spec.attacks if entry.seeds is None or place < entry.seeds]
+    trains = list({job.key: job for job in _trainings(spec, facts, model, seed)}.values())
+    made: list[Job] = []
+    for train in trains:
+        own = [job for entry in attacks for job in cells.evaluations(spec, facts, entry, train)]
+        made += own
+        yield train
+        yield from own
+    meeting = [entry for entry in attacks if cells.needs_images(entry.name)]
+    if meeting:
+        extra = list(_shown_by_others(spec, facts, model, seed, trains))
+        yield from extra
+        for entry in meeting:
+            found = cells.transfers(spec, facts, entry, trains, [*made, *extra])
+            if not found:
+                raise ValueError(
+                    f"attack {entry.name} shows a row the images made against others, but there is no other row than "
+                    f"{trains[0].what['defense']['name']}; add a defense, or leave {entry.name} out"
+                )
+            made += found
+            yield from found
+    for train in trains:
+        yield from cells.audits(spec, facts, train, made)
+
+
+def _trainings(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int) -> Iterator[Job]:
+    for entry in spec.defenses:
+        budgets: list[Number | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
+        for chosen, train_eps in itertools.product(cells.combinations(entry), budgets):
+            yield _train_job(spec, facts, model, entry, chosen, train_eps, seed)
+
+
+def _shown_by_others(
+    spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, trains: list[Job]
+) -> Iterator[Job]:
+    """What `transfer` needs beside the matrix: the undefended twin, and attacks that the spec does not list."""
+    lacking = [AttackSpec(name=name) for name in cells.sources_of(spec)]
+    for train in trains:
+        for entry in lacking:
+            yield from cells.evaluations(spec, facts, entry, train)
+    if not any(train.what["defense"]["name"] == cells.TWIN for train in trains):
+        twin = _train_job(spec, facts, model, DefenseSpec(name=cells.TWIN), {}, None, seed)
+        yield twin
+        for name in cells.all_sources(spec):
+            for entry in [e for e in spec.attacks if e.name == name] or [AttackSpec(name=name)]:
+                yield from cells.evaluations(spec, facts, entry, twin)
+
+
+def check_counts(spec: Spec, facts: datasets.Facts) -> None:
+    """Refuse more images than there are. Raises ValueError in one line."""
+    if spec.data.test is not None and spec.data.test > facts.test:
+        raise ValueError(f"data.test is {spec.data.test}, but the test set of {facts.name} has {facts.test} images")
+    held = "test set" if spec.data.split == "test" else "validation split"
+    there = facts.test if spec.data.split == "test" else spec.data.validation
+    if spec.data.split == "validation" and len(spec.seeds) > 1:
+        raise ValueError(f"data.split is validation, whose images depend on the seed; expected one, got {spec.seeds}")
+    if there == 0:
+        raise ValueError("data.split is validation, but data.validation is 0; expected a number of images to hold out")
+    for attack in spec.attacks:
+        if attack.n is not None and attack.n > there:
+            raise ValueError(
+                f"attacks {attack.name} n is {attack.n}, but the {held} of {facts.name} has {there} images"
+            )
+    train = spec.data.train or facts.train
+    if train > facts.train:
+        raise ValueError(f"data.train is {train}, but {facts.name} has {facts.train} training images")
+    if spec.data.validation >= train:
+        raise ValueError(f"data.validation is {spec.data.validation}; expected less than the {train} training images")
+
+
+def without_cell(spec: Spec) -> dict[str, list[str]]:
+    """For each attack that not every kind of model can be judged by, the defenses it has no cell for."""
+    names = dict.fromkeys(attack.name for attack in spec.attacks)
+    defenses = dict.fromkeys(d.name for d in spec.defenses)
+    others = {name: [d for d in defenses if not cells.exists(name, _deploys(d))] for name in names}
+    return {name: found for name, found in others.items() if found}
+
+
+def _check_certificates(spec: Spec) -> None:
+    for attack, others in without_cell(spec).items():
+        if len(others) == len({defense.name for defense in spec.defenses}):
+            wanted = " or ".join(cells.wants(attack))
+            raise ValueError(
+                f"attack {attack} needs a {wanted} defense, found only {', '.join(others)}; "
+                f"add one such as smoothing, or leave {attack} out"
+            )
+
+
+def _deploys(defense: str) -> str:
+    return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
+
+
+def _train_job(
+    spec: Spec,
+    facts: datasets.Facts,
+    model: ModelSpec,
+    entry: DefenseSpec,
+    chosen: dict[str, Any],
+    train_eps: Number | None,
+    seed: int,
+) -> Job:
+    defense, architecture = catalog.get("defenses", entry.name), catalog.get("models", model.name)
+    uses_threat = defense.constant("uses_threat", True)
+    training = recipe(spec, facts, model.name, defense.constant("recipe", {}))
+    settings = defense.resolve(chosen, "defenses ")
+    _check_training(spec, training, [entry.name, *_base(settings)])
+    threat = None
+    if uses_threat:
+        norms = defense.constant("norms", ("Linf", "L2", "L1"))
+        if spec.threat.norm not in norms:
+            raise ValueError(f"defense {entry.name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
+        eps = parse_eps(train_eps if train_eps is not None else spec.threat.eps[-1], spec.threat.norm)
+        threat = {"norm": spec.threat.norm, "eps": str(eps)}
+    return Job(
+        "train",
+        {
+            "engine": TRAIN_REVISION,
+            "data": {
+                "name": facts.name,
+                "train": spec.data.train or facts.train,
+                "validation": spec.data.validation,
+                "size": facts.size,
+            },
+            "model": {
+                "name": model.name,
+                "set": architecture.resolve(model.set, "models "),
+                "revision": architecture.constant("revision", 1),
+            },
+            "defense": {
+                "name": entry.name,
+                "set": settings,
+                "revision": defense.constant("revision", 1),
+            },
+            "threat": threat,
+            "recipe": spec.recipe,
+            "train": training if uses_threat else {**training, "eps_warmup": 0.0},
+            "seed": seed,
+        },
+    )
+
+
+def _base(settings: dict[str, Any]) -> list[str]:
+    """The defense that another one is built around, if there is one."""
+    return [settings["base"]["name"]] if isinstance(settings.get("base"), dict) else []
+
+
+def _check_training(spec: Spec, training: dict[str, Any], defenses: list[str]) -> None:
+    """Refuse a recipe that a defense would quietly not follow, and a choice by validation without images for it."""
+    asked = {"label_smoothing": "label_smoothing" in training, training.get("precision", "fp32"): True}
+    for name in defenses:
+        for wanted in (w for w, on in asked.items() if on and w != "fp32"):
+            if wanted not in catalog.get("defenses", name).constant("honours", ()):
+                setting = "precision" if wanted in ("bf16", "fp16") else wanted
+                raise ValueError(
+                    f"defense {name} does not take part in train.{setting}={training[setting]}; leave that setting "
+                    "out, or run this defense without it"
+                )
+    if training.get("keep") == "best" and not spec.data.validation:
+        raise ValueError(
+            "train.keep is best, but data.validation is 0; expected images to choose by, such as --validation 1000"
+        )

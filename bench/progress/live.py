@@ -1,0 +1,181 @@
+"""What a run shows: a live table on a terminal, plain lines elsewhere, JSON events for programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bench.executors.base import Event
+from bench.planning.job import Job
+from bench.progress.remaining import together
+from bench.records import curves
+from bench.records.estimate import Estimator, clock
+from bench.records.store import Store
+from bench.terminal import plain as printable
+
+
+def safe(text: str) -> Text:
+    """Text for rich: no markup, since none is meant, and nothing that steers the terminal. Line breaks stay."""
+    return Text("\n".join(printable(line) for line in text.split("\n")))
+
+
+ALWAYS_TOLD = ("error", "blocked", "retried")
+LINE_EVERY = 30.0  # seconds between plain progress lines
+LOOK_EVERY = 2.0  # seconds between estimates of the time left
+
+
+def title(job: Job, jobs: dict[str, Job]) -> str:
+    """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that tell jobs apart."""
+    from bench.planning.names import defense_label, label
+
+    trained = job if job.kind in ("train", "import") else jobs.get(job.needs[0])
+    # a results folder may hold an evaluation without its training
+    owner = f"{defense_label(trained.what)} seed {trained.what['seed']}" if trained else f"training {job.needs[0]}"
+    if job.kind in ("train", "import"):
+        return f"{job.kind} {owner}"
+    if job.kind == "audit":
+        return f"soundness checks of the {job.what['part']} of {owner}"
+    threat, images = job.what["threat"], job.what.get("images")
+    budget = f" {threat['norm']} {threat['eps']}" if threat else ""
+    shard = f" images {images[0]} to {images[1] - 1}" if images else ""
+    return f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])}{budget}{shard} on {owner}"
+
+
+class View:
+    """Follows the events of a run. `mode`: "live", "plain", "json" or "quiet". Counts what happened."""
+
+    def __init__(self, console: Console, store: Store, jobs: list[Job], mode: str, workers: int) -> None:
+        self.console, self.store, self.mode, self.workers = console, store, mode, workers
+        self.jobs = {job.key: job for job in jobs}
+        self.estimator = Estimator(store)
+        self.estimator.know(jobs)
+        self.next_look, self.time_left = 0.0, (0.0, 0)
+        self.running: dict[str, float] = {}
+        self.left = set(self.jobs)
+        self.counts = {"skipped": 0, "ok": 0, "error": 0, "blocked": 0}
+        self.last_line = time.monotonic()
+
+    def follow(self, events: Iterator[Event]) -> None:
+        """Consume all events, showing them as they come."""
+        if self.mode != "live":
+            for event in events:
+                self._take(event)
+            return
+        with Live(self._table(), console=self.console, refresh_per_second=4, transient=True) as live:
+            for event in events:
+                self._take(event)
+                live.update(self._table())
+
+    def _take(self, event: Event) -> None:
+        job = event.job
+        if job is None:
+            self._heartbeat()
+            return
+        if event.kind == "started":
+            self.running[job.key] = time.monotonic()
+        elif event.kind == "retried":
+            self.running.pop(job.key, None)
+        else:
+            self.counts[event.kind] += 1
+            self.left.discard(job.key)
+            self.running.pop(job.key, None)
+            record = self.store.record(job.key) if event.kind == "ok" else None
+            if record is not None and record["state"] == "done":
+                self.estimator.learn(job, record)
+        self._say(event, job)
+
+    def _say(self, event: Event, job: Job) -> None:
+        if self.mode == "json":
+            line = {"event": event.kind, "key": job.key, "kind": job.kind, "message": event.message}
+            print(json.dumps({**line, "job": title(job, self.jobs)}), flush=True)
+        elif event.kind in ALWAYS_TOLD or (self.mode == "plain" and event.kind in ("ok", "started")):
+            done = len(self.jobs) - len(self.left)
+            name = {"started": "start ", "ok": "done  ", "error": "FAILED"}.get(event.kind, event.kind)
+            style = "red" if event.kind in ("error", "blocked") else ""
+            text = f"[{done}/{len(self.jobs)}] {name} {title(job, self.jobs)} ({job.key})"
+            self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
+
+    def _heartbeat(self) -> None:
+        """A line every 30 s where there is no live table: what runs, how far, how long still."""
+        if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
+            self.last_line = time.monotonic()
+            parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
+            self.console.print(safe(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
+            self.console.print(safe(f"  time left: {self._left()}"))
+
+    def _share(self, key: str) -> float:
+        return float(self.store.progress(key).get("share", 0.0))
+
+    def _left(self) -> str:
+        """How long all of it still takes; looked up every few seconds, since it reads what running jobs say."""
+        if time.monotonic() >= self.next_look:
+            began = time.monotonic()
+            waiting = [self.jobs[key] for key in self.left]
+            self.time_left = together(self.store, waiting, self.estimator, self.workers)
+            self.next_look = time.monotonic() + max(LOOK_EVERY, 50 * (time.monotonic() - began))
+        seconds, unknown = self.time_left
+        return f"about {clock(seconds)}" + (f" + {unknown} jobs of unknown length" if unknown else "")
+
+    def _table(self) -> Table:
+        done = len(self.jobs) - len(self.left)
+        table = Table(title=f"{done}/{len(self.jobs)} jobs, {self._left()} left", title_justify="left", box=None)
+        for name in ("job", "progress", "detail", "by epoch", "time"):
+            table.add_column(name, overflow="fold")
+        for key, began in self.running.items():
+            says = self.store.progress(key)
+            what, share = safe(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}"
+            table.add_row(what, share, safe(_detail(says)), self._course(key), clock(time.monotonic() - began))
+        return table
+
+    def _course(self, key: str) -> str:
+        """Loss, and validation accuracy where it is taken, of the epochs of a training that are over: bars and the
+        last value."""
+        log = curves.read(self.store.folder(key) / curves.LOG) if self.jobs[key].kind == "train" else []
+        losses = [curves.total(line) for line in log]
+        judged = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
+        parts = [f"loss {curves.sparkline(losses)} {losses[-1]:.3g}"] if curves.sparkline(losses) else []
+        parts += [f"val {curves.sparkline(judged)} {judged[-1]:.1%}"] if judged else []
+        return "\n".join(parts)
+
+
+def _detail(says: dict[str, Any]) -> str:
+    parts = []
+    if "epochs" in says:
+        parts.append(f"epoch {says['epoch']}/{says['epochs']}")
+    parts += [f"{name} {says[name]:.3f}" for name in ("loss", "accuracy") if name in says]
+    return ", ".join(parts + ([str(says["note"])] if says.get("note") else []))
+
+
+def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[Any], None], width: int) -> None:
+    """Print a (header, rows, notes) table with rich, notes below it.
+
+    Nothing is cut: headers wrap, and what does not fit beside the first two columns goes into a further table.
+    """
+    header, rows, notes = table
+    cells = [max((len(row[k]) for row in rows), default=0) for k in range(len(header))]
+    wide = [max(cell, *map(len, name.split())) for cell, name in zip(cells, header, strict=True)]
+    names = [textwrap.fill(name, size, break_long_words=False) for name, size in zip(header, wide, strict=True)]
+    fixed, groups, used = list(range(min(2, len(header)))), [list[int]()], 0
+    for k in range(len(fixed), len(header)):
+        used += wide[k] + 3
+        if groups[-1] and sum(wide[f] + 3 for f in fixed) + used + 1 > width:
+            groups.append([])
+            used = wide[k] + 3
+        groups[-1].append(k)
+    for group in groups:
+        shown = Table(header_style="bold")
+        for k in fixed + group:
+            shown.add_column(safe(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
+        for row in rows:
+            shown.add_row(*(safe(row[k]) for k in fixed + group))
+        echo(shown)
+    for note in notes:
+        echo(safe(note))

@@ -1,0 +1,194 @@
+"""How long a job will take, from the records of jobs like it. A guess is labelled as one; no record, no number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.records.store import Store
+
+
+class Past(NamedTuple):
+    """What one job took: seconds of work that grow with its size, the size, and the seconds beside that work (loading,
+    saving), None where a job was begun by one process and ended by another, which knows only its own."""
+
+    seconds: float
+    size: float
+    beside: float | None
+
+
+class Estimator:
+    """Seconds a job took before: the same method on the same model, per epoch (training) or per image (evaluation).
+
+    `device`: only records of this kind of device (cpu or cuda) tell how long jobs take and what they hold; default all.
+    """
+
+    def __init__(self, store: Store, device: str | None = None) -> None:
+        self.store, self.device = store, device
+        self.rates: dict[tuple[str, ...], list[Past]] = {}
+        self.peaks: dict[tuple[str, ...], dict[str, float]] = {}
+        self.bytes: dict[tuple[str, ...], list[int]] = {}
+        self.spreads: dict[tuple[str, ...], tuple[float, float]] = {}
+        self.jobs: dict[str, Job] = {}
+        past = list(store.records())
+        self.jobs.update((job.key, job) for job, _ in past)
+        for job, record in past:
+            if record["state"] == "done":
+                self.learn(job, record)
+
+    def know(self, jobs: Iterable[Job]) -> None:
+        """Jobs without a record: an evaluation is judged by what its training is, also before that was ever run."""
+        self.jobs.update((job.key, job) for job in jobs)
+
+    def learn(self, job: Job, record: dict[str, Any]) -> None:
+        """Remember what a finished job took."""
+        self.jobs[job.key] = job
+        past = _past(job, record)
+        if job.parts or (self.device and _kind_of_device(record) not in (self.device, None)):
+            return  # shards that were put together took what they took, and are records of their own
+        for likeness in self.likeness(job):
+            if past is not None:
+                self.rates.setdefault(likeness, []).append(past)
+            held = self.peaks.setdefault(likeness, {})
+            for where, peak in (record.get("peak_memory_mb") or {}).items():
+                held[where] = max(held.get(where, 0.0), peak or 0.0)
+
+    def assume(
+        self, job: Job, seconds: float, span: tuple[float, float], beside: float, peaks: dict[str, float], kept: int
+    ) -> None:
+        """What a probe of a job says of its kind: seconds of work and their range, seconds beside, memory and disk."""
+        self.disk([])
+        kind, whole = self.likeness(job)[0], max(size(job), 1.0)
+        self.rates[kind] = [Past(seconds, whole, beside)]
+        self.spreads[kind] = span[0] / whole, span[1] / whole
+        self.peaks[kind], self.bytes[kind] = peaks, [kept]
+
+    def seconds(self, job: Job) -> float | None:
+        """Expected seconds, None where nothing like it was ever run."""
+        self.jobs[job.key] = job
+        if job.parts:
+            return 0.0
+        for likeness in self.likeness(job):
+            if likeness in self.rates:
+                return _expected(self.rates[likeness], size(job))
+        return None
+
+    def span(self, job: Job) -> tuple[float, float]:
+        """The least and the most that jobs like it would have taken; (0, 0) where nothing is known or they are over."""
+        for likeness in [] if job.parts else self.likeness(job):
+            past = self.rates.get(likeness)
+            if past:
+                weighty = [one for one in past if 4 * one.size >= max(other.size for other in past)]
+                rates = self.spreads.get(likeness) or [one.seconds / max(one.size, 1.0) for one in weighty]
+                low, high = (_expected([Past(rate, 1.0, None)], size(job)) for rate in (min(rates), max(rates)))
+                extra = _expected(past, 0.0)
+                return low + extra, high + extra
+        return 0.0, 0.0
+
+    def memory(self, job: Job, where: str) -> float | None:
+        """Peak MB that jobs like it held (`rss`, or `cuda` on the device), None where none was measured."""
+        for likeness in self.likeness(job):
+            peak = self.peaks.get(likeness, {}).get(where)
+            if peak:
+                return peak
+        return None
+
+    def disk(self, jobs: list[Job]) -> tuple[int, int]:
+        """Bytes that jobs like these left on disk, and the number of jobs nothing is known about."""
+        if not self.bytes:
+            for job, record in self.store.records():
+                sizes = [_bytes(self.store.folder(job.key) / name) for name in record["files"]]
+                if None not in sizes and record["state"] == "done":  # git brings records without their files
+                    for likeness in self.likeness(job):
+                        self.bytes.setdefault(likeness, []).append(sum(size or 0 for size in sizes))
+        found = [next((max(self.bytes[k]) for k in self.likeness(job) if k in self.bytes), None) for job in jobs]
+        return sum(size for size in found if size is not None), sum(size is None for size in found)
+
+    def likeness(self, job: Job) -> list[tuple[str, ...]]:
+        """From the most to the least alike: method with settings and model, then method and model."""
+        if job.kind == "import":
+            return []
+        if job.kind == "train":
+            base = job.what
+            name, settings = base["defense"]["name"], str(sorted(base["defense"]["set"].items()))
+        else:
+            trained = self.jobs.get(job.needs[0])
+            if trained is None:
+                return []
+            base = trained.what
+            attack = job.what.get("attack") or {"name": job.what["part"], "set": {"level": job.what["level"]}}
+            name, settings = attack["name"], str(sorted(attack["set"].items()))
+            name += "/" + _deploys(base["defense"]["name"])  # a vote of many draws takes as many passes
+        kind = "evaluate" if job.kind == "shard" else job.kind
+        where = (kind, base["data"]["name"], base["model"]["name"], name)
+        return [(*where, settings), where]
+
+
+def size(job: Job) -> float:
+    """What the work of a job grows with: images of all epochs of a training, images of an evaluation."""
+    what = job.what
+    if job.kind == "train":
+        return float(what["train"]["epochs"] * what["data"]["train"])
+    first, last = what.get("images", (0, what.get("n", 1)))
+    return float(last - first)
+
+
+def _past(job: Job, record: dict[str, Any]) -> Past | None:
+    metrics, wall = record["metrics"], (record.get("time") or {}).get("seconds")
+    if job.kind == "audit":
+        return None if wall is None else Past(wall, size(job), 0.0)
+    work = metrics.get("train_seconds", metrics.get("attack_seconds"))
+    if work is None:
+        return None
+    work += metrics.get("check_seconds", 0.0) + metrics.get("keep_seconds", 0.0)
+    whole = wall is not None and wall >= work and not metrics.get("resumed")
+    return Past(work, size(job), wall - work if whole else None)
+
+
+def _expected(past: list[Past], size: float) -> float:
+    """Long jobs say more of the rate than short ones, which are mostly warm-up."""
+    rate = sum(one.seconds for one in past) / max(sum(one.size for one in past), 1.0)
+    beside = [one.beside for one in past if one.beside is not None]
+    return rate * size + (sum(beside) / len(beside) if beside else 0.0)
+
+
+def _kind_of_device(record: dict[str, Any]) -> str | None:
+    name = (record.get("provenance") or {}).get("device")
+    return None if name is None else "cpu" if name.startswith("CPU") else "cuda"
+
+
+def _deploys(defense: str) -> str:
+    try:
+        return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
+    except (LookupError, ValueError):  # records outlive plug-ins
+        return "unknown"
+
+
+def _bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def duration(text: str) -> float:
+    """Seconds of "90", "90s", "15m" or "2h". Raises ValueError for anything else."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"'{text}' is no time; expected such as 90s, 15m or 2h")
+    return seconds
+
+
+def clock(seconds: float) -> str:
+    """1 h 05 min, 3 min 20 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,146 @@
+"""`bench merge`: the results of several machines in one folder. All or nothing: a conflict is named, never resolved."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.planning.job import Job
+from bench.records.leases import claim
+from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, damaged, file_hash, write_atomic
+
+NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
+
+
+@dataclass
+class Plan:
+    """What a merge would do. `take`: key -> the store it comes from; `problems`: why nothing may be done."""
+
+    take: dict[str, Store] = field(default_factory=dict)
+    same: int = 0
+    unfinished: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def merge(sources: list[Path], target: Path) -> int:
+    """Copy what is not there yet; gives the exit code: 1 where something is in the way, and then nothing was copied."""
+    for folder in sources:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no results folder {folder}")
+        if folder.resolve() == target.resolve():
+            raise ValueError(f"{folder} is the results folder itself")
+    store = Store(target)
+    plan = planned([Store(folder) for folder in sources], store)
+    for line in plan.problems:
+        print(line)
+    if plan.problems:
+        print(f"{len(plan.problems)} conflicts or damaged records; nothing was copied")
+        return 1
+    store.prepare()
+    busy = [key for key, source in plan.take.items() if not _copy(source, store, key)]
+    for key in busy:
+        print(f"{key} is being done in {target}; left alone")
+    done = f"{len(plan.take) - len(busy)} records copied, {plan.same} equal ones skipped"
+    print(f"{done}, {plan.unfinished} unfinished jobs left out")
+    return 1 if busy else 0
+
+
+def planned(sources: list[Store], target: Store) -> Plan:
+    """Compare everything with everything before anything is written."""
+    plan = Plan()
+    for source in sources:
+        for key in source.keys():
+            record, path = source.record(key), source.folder(key) / RECORD
+            if record is None:
+                plan.unfinished += not path.exists()
+                plan.problems += [f"damaged: {path} does not match its checksum"] if path.exists() else []
+                continue
+            wrong = _wrong(source, key)
+            if wrong:
+                plan.problems.append(f"damaged: {wrong}")
+                continue
+            known = plan.take.get(key) or (target if (target.root / key / RECORD).exists() else None)
+            conflict = _conflict(known, source, key) if known is not None else ""
+            if conflict:
+                plan.problems.append(f"conflict: {conflict}")
+            elif known is None:
+                plan.take[key] = source
+            else:
+                plan.same += 1
+    return plan
+
+
+def _wrong(source: Store, key: str) -> str:
+    """What is damaged in a job that is to be copied; empty where all is well. Weights and images may be absent."""
+    try:
+        source.job(key)
+    except (LookupError, ValueError) as error:
+        return str(error)
+    record = source.record(key) or {"files": {}}
+    names = damaged(source.folder(key), record)
+    if SAMPLES in record["files"] and not (source.folder(key) / SAMPLES).exists():
+        names.append(SAMPLES)
+    return f"{', '.join(names)} of {key} in {source.root} do not match the record" if names else ""
+
+
+def _conflict(known: Store, source: Store, key: str) -> str:
+    """How two records of one job contradict each other; times, machines and images of equal verdicts may differ."""
+    ours, theirs = known.record(key), source.record(key)
+    where = f"{key} in {known.root} and {source.root}"
+    if ours is None or theirs is None:
+        return f"{where}: a record is damaged"
+    if ours["state"] != theirs["state"]:
+        return f"{where}: {ours['state']} and {theirs['state']}"
+    for name in sorted({*ours["files"], *theirs["files"]} - {IMAGES}):
+        if ours["files"].get(name) != theirs["files"].get(name) and not _equal_samples(known, source, key, name):
+            return f"{where}: other {name}"
+    findings = [record["metrics"].get("findings") for record in (ours, theirs)]
+    return f"{where}: other findings" if findings[0] != findings[1] else ""
+
+
+def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
+    """Equal columns may be compressed to other bytes by another version of zlib."""
+    if name != SAMPLES:
+        return False
+    import numpy as np
+
+    try:
+        ours, theirs = known.samples(key), source.samples(key)
+    except ValueError:
+        return False
+    return set(ours) == set(theirs) and all(
+        ours[n].dtype == theirs[n].dtype and np.array_equal(ours[n], theirs[n], equal_nan=ours[n].dtype.kind == "f")
+        for n in ours
+    )
+
+
+def _copy(source: Store, target: Store, key: str) -> bool:
+    """One job, its record last. False where it is being done in the target, or was done there meanwhile."""
+    job: Job = source.job(key)
+    target.add(job)
+    lease = claim(target, key)
+    if lease is None:
+        return False
+    try:
+        if target.record(key) is not None:
+            return False
+        for path in sorted(source.folder(key).iterdir()):
+            if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith((".", "lease-")):
+                _copy_file(path, target.folder(key) / path.name)
+        record = source.record(key) or {"files": {}}
+        torn = damaged(target.folder(key), record)
+        if torn:
+            raise OSError(f"{torn[0]} of {key} changed while it was copied; nothing of {key} counts, merge again")
+        _copy_file(source.folder(key) / RECORD, target.folder(key) / RECORD)
+    finally:
+        lease.release()
+    return True
+
+
+def _copy_file(path: Path, copy: Path) -> None:
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link; results hold real files only")
+    if file_hash(copy) != file_hash(path):
+        with path.open("rb") as file:
+            write_atomic(copy, lambda out: shutil.copyfileobj(file, out))

@@ -1,0 +1,134 @@
+"""Rows -> the text of each cell of the leaderboard, with all that qualifies a number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from bench.analysis.marks import flags, unreliable
+from bench.analysis.pareto import fronts, told
+from bench.analysis.rows import Row
+from bench.analysis.worst import Cell
+from bench.planning import catalog
+
+LONGEST_VENUE = 120
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which `cifar10` stands before `cifar100`, and 2 before 10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", text)
+    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p.lower()) for p in parts]
+
+
+def provisional_letters(rows: list[Row]) -> dict[str, str]:
+    """A letter for each reason why a row of this table has no rank."""
+    letters: dict[str, str] = {}
+    for row in rows:
+        for reason in row.provisional:
+            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
+    return letters
+
+
+def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
+    """RobustBench's columns in its order, then ours."""
+    shown: dict[str, Callable[[Row], str]] = {
+        "Method": lambda row: row.method,
+        "Standard accuracy": lambda row: cell_text(row, row.clean),
+        "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
+        "Best known robust accuracy": lambda row: cell_text(row, row.worst),
+        **({"Single draw": lambda row: cell_text(row, row.single)} if any(r.single.values for r in rows) else {}),
+        "AA eval. potentially unreliable": unreliable,
+        "Extra data": lambda row: "✗",
+        "Architecture": lambda row: row.model,
+        "Venue": lambda row: venue(row.defense),
+        "Verdict": lambda row: row.verdict,
+        "Flags": flags,
+        "95 % interval": _interval_text,
+    }
+    # the AutoAttack column has shown its cells already
+    own = {name for row in rows for name, cell in row.attacks.items() if cell is not row.autoattack}
+    for name in sorted(own, key=natural):
+        shown[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
+    for radius in sorted({radius for row in rows for radius in row.certified}):
+        shown[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
+    if any(row.certified for row in rows):
+        shown["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
+    if any(row.draws for row in rows):
+        shown["EOT draws"] = lambda row: str(row.draws or "–")
+    on = fronts(rows)
+    return shown | {
+        "n": lambda row: str(row.worst.n) if row.worst.values else "–",
+        "Seeds": _seeds_text,
+        "Train eps": lambda row: row.train_eps,
+        "Training s (× standard)": _time_text,
+        "Attacks s": lambda row: "–" if math.isnan(row.attack_seconds) else f"{row.attack_seconds:.1f}",
+        "Peak GB": lambda row: "–" if math.isnan(row.peak_memory_mb) else f"{row.peak_memory_mb / 1000:.2f}",
+        "Pareto front": lambda row: told(on, row),
+        "Selected on": lambda row: row.selected,
+        "Recipe": _recipe,
+        "Device": lambda row: row.device,
+        "Commit": lambda row: row.commit,
+        "Provisional": lambda row: ", ".join(letters[reason] for reason in row.provisional) or "no",
+    }
+
+
+def _recipe(row: Row) -> str:
+    return row.recipe if row.recipe == "imported" else f"{row.recipe}, {row.epochs} epochs"
+
+
+def venue(defense: str) -> str:
+    """The paper a defense comes from: what its file says before the first colon."""
+    try:
+        return catalog.get("defenses", defense).source.partition(":")[0][:LONGEST_VENUE] or "–"
+    except (LookupError, ValueError):  # records outlive plug-ins
+        return "unknown"
+
+
+def percent(share: float) -> str:
+    """0.4512 -> '45.12'."""
+    return f"{100 * share:.2f}"
+
+
+def cell_text(row: Row, cell: Cell | None, show: Callable[[float], str] = percent) -> str:
+    """The number with all that qualifies it, or why there is none."""
+    if cell is None or not cell.values:
+        return cell.state() if cell else "not run"
+    # against noise AutoAttack runs its suite `rand`, whatever was asked for
+    notes = ["rand"] if cell is row.autoattack and row.deploys != "deterministic" else []
+    notes += [cell.median()] if cell.distance else []
+    notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
+    if cell.n != row.worst.n or not row.worst.values:
+        notes.append(f"n={cell.n}")
+    if cell is not row.worst and len(cell.values) < len(row.seeds):
+        notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")
+        notes += [cell.state()] if cell.absent else []
+    return show(cell.mean) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _interval_text(row: Row) -> str:
+    low, high = row.worst.interval()
+    return f"{percent(low)} to {percent(high)}" if row.worst.values else "–"
+
+
+def _seeds_text(row: Row) -> str:
+    """done/planned, the worst case of each seed where there are several, which seeds collapsed, and the mean without
+    them: that of the row is over all."""
+    if row.verdict == "INVALID":
+        return "–"
+    text = f"{len(row.worst.values)}/{len(row.seeds)}"
+    if len(row.worst.values) > 1:
+        text += " (" + ", ".join(f"{seed}: {percent(value)}" for seed, value in sorted(row.worst.values.items())) + ")"
+    collapsed = ", ".join(map(str, row.collapsed))
+    if not collapsed:
+        return text
+    others = row.worst.without(row.collapsed)
+    beside = f"; the others {percent(others.mean)} (std {percent(others.std)})" if others.values else ""
+    return f"{text}, {len(row.collapsed)} collapsed (seed {collapsed}{beside})"
+
+
+def _time_text(row: Row) -> str:
+    if math.isnan(row.train_seconds):
+        return "–"
+    ratio = "" if math.isnan(row.ratio) else f" ({row.ratio:.2f}×)"
+    return f"{row.train_seconds:.1f}{ratio}{' ‡' if row.shared else ''}"

@@ -1,0 +1,149 @@
+"""The leaderboard for other tools: LaTeX with booktabs, and JSON under the keys of RobustBench's model files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+
+from bench.analysis.marks import FLAG, ranked, unreliable
+from bench.analysis.pareto import KINDS, fronts
+from bench.analysis.rows import Row
+from bench.analysis.worst import Cell
+from bench.planning import catalog
+
+Sections = dict[tuple[str, str], dict[str, list[Row]]]  # as `bench.tables.leaderboard.sections` gives them
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "–": "--", "†": r"\dag{}", "‡": r"\ddag{}", "×": r"$\times$",
+    FLAG: r"$\ast$", "`": r"\textasciigrave{}",
+}  # fmt: skip
+_HEADER = (
+    "Rank",
+    "Method",
+    "Architecture",
+    "Train eps",
+    "Clean",
+    "AutoAttack",
+    "Worst case",
+    r"95 \% interval",
+    "$n$",
+    "Verdict",
+)
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+_AUTHORS = re.compile(r"\(([^()]*?) (?:19|20)\d\d\b")
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it is: nothing in it is a command, a comment, a dash or a line break."""
+    plain = "".join(" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+    shown = ("-{}" if c + after == "--" else _LATEX.get(c, c) for c, after in zip(plain, plain[1:] + " ", strict=True))
+    return "".join(shown).strip()
+
+
+def latex(sections: Sections) -> str:
+    """One tabular a section, for `\\input` in a document that loads booktabs; accuracies in percent."""
+    parts = ["% Written by `bench leaderboard`; needs \\usepackage{booktabs} and, for names, UTF-8.", ""]
+    for (dataset, threat), kinds in sections.items():
+        for kind, members in kinds.items():
+            if members:
+                parts += [f"% {_comment(dataset)}, {_comment(threat)}, {kind}", *_tabular(members), ""]
+    return "\n".join(parts)
+
+
+def _tabular(members: list[Row]) -> list[str]:
+    lines = [[latex_text(cell) for cell in _cells(rank, row)] for rank, row in ranked(members)]
+    body = [f"{' & '.join(line)} \\\\" for line in lines]
+    head = [r"\begin{tabular}{llllrrrrrl}", r"\toprule", f"{' & '.join(_HEADER)} \\\\", r"\midrule"]
+    # a [ at the start of a row would be an argument of the \\ before it
+    return [
+        *head,
+        *(f"{{}}{line}" if line.startswith("[") else line for line in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def _cells(rank: str, row: Row) -> list[str]:
+    low, high = row.worst.interval()
+    interval = f"{100 * low:.2f}–{100 * high:.2f}" if row.worst.values else "–"
+    n = str(row.worst.n) if row.worst.values else "–"
+    cells = [_shown(row, cell) for cell in (row.clean, row.autoattack, row.worst)]
+    return [rank, row.method, row.model, row.train_eps, *cells, interval, n, row.verdict]
+
+
+def _shown(row: Row, cell: Cell) -> str:
+    """Percent, and n where it is not that of the worst case; or the state."""
+    if not cell.values:
+        return cell.state()
+    return f"{100 * cell.mean:.2f}" + (f" (n={cell.n})" if cell.n != row.worst.n else "")
+
+
+def _comment(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def robustbench(sections: Sections) -> str:
+    """A JSON list, one entry a row in the order of the leaderboard.
+
+    RobustBench's keys, numbers as text in percent, null where a thing is unknown; `reported`, a paper's own number, is
+    never known here. `autoattack_acc` is AutoAttack standard alone; `external` the worst case where some attack is
+    stronger. What has no key there stands under `bench`. An UNSOUND or INVALID row is `unreliable`.
+    """
+    on = fronts(row for kinds in sections.values() for members in kinds.values() for row in members)
+    found = [
+        _entry(dataset, kind, rank, row, on.get(id(row), {}))
+        for (dataset, _), kinds in sections.items()
+        for kind, members in kinds.items()
+        for rank, row in ranked(members)
+    ]
+    return json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
+    source = _source(row.defense)
+    arxiv, authors = _ARXIV.search(source), _AUTHORS.search(source)
+    standard = row.autoattack.values and row.deploys == "deterministic"
+    stronger = row.worst.values and not (standard and row.worst.mean >= row.autoattack.mean)
+    return {
+        "link": f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else None,
+        "name": row.method,
+        "authors": authors[1] if authors else None,
+        "additional_data": False,
+        "number_forward_passes": "1" if row.deploys == "deterministic" else None,
+        "dataset": dataset,
+        "venue": source or None,
+        "architecture": row.model,
+        "eps": row.eps,
+        "clean_acc": _percent(row.clean),
+        "reported": None,
+        "autoattack_acc": _percent(row.autoattack) if standard else None,
+        "external": _percent(row.worst) if stronger else None,
+        "unreliable": {"yes": True, "no": False}.get(unreliable(row)),
+        "footnote": "; ".join(row.provisional) or None,
+        "bench": {
+            "rank": rank, "section": kind, "norm": row.norm, "verdict": row.verdict, "worst_case": _percent(row.worst),
+            "n": row.worst.n if row.worst.values else None, "seeds": list(row.seeds), "train_eps": row.train_eps,
+            "train_key": row.train_key,
+            "keys": sorted(key for keys in row.keys.values() for key in keys), "interval": _interval(row),
+            "collapsed": list(row.collapsed), "pareto": {name: on.get(name) for name in KINDS},
+        },
+    }  # fmt: skip
+
+
+def _percent(cell: Cell) -> str | None:
+    return f"{100 * cell.mean:.2f}" if cell.values and not math.isnan(cell.mean) else None
+
+
+def _interval(row: Row) -> list[str] | None:
+    return [f"{100 * end:.2f}" for end in row.worst.interval()] if row.worst.values else None
+
+
+def _source(defense: str) -> str:
+    try:
+        return catalog.get("defenses", defense).source.partition(":")[0]
+    except (LookupError, ValueError):  # records outlive plug-ins
+        return ""

@@ -1,0 +1,122 @@
+"""Rows as lines of CSV: one a row, and one a cell and seed with the keys of the evaluations behind it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from bench.analysis.frame import Entry
+from bench.analysis.marks import flags, unreliable
+from bench.analysis.pareto import KINDS, fronts
+from bench.analysis.rows import Row
+from bench.analysis.worst import Cell
+from bench.tables.markdown import visible
+
+FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet may take for a formula at the start of a cell
+Ranked = list[tuple[str, str, str, Row]]  # data set, section, rank, row: in the order of the leaderboard
+
+
+def lines(found: Ranked) -> list[dict[str, object]]:
+    """Rows for leaderboard.csv: shares in [0,1], or the state as text.
+
+    `seed_values` are worst cases by seed; `others_mean`, `others_std` are without the collapsed seeds, of which
+    `collapsed` is the number; `pareto_...`: is the row on that front, empty where there was nothing to compare.
+    """
+    on = fronts(row for _, _, _, row in found)
+    return [_line(dataset, section, rank, row, on.get(id(row), {})) for dataset, section, rank, row in found]
+
+
+def _line(dataset: str, section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
+    low, high = row.worst.interval()
+    seeds = " ".join(f"{seed}:{value}" for seed, value in sorted(row.worst.values.items()))
+    others = row.worst.without(row.collapsed) if row.collapsed else Cell({}, 0, {})
+    line = {
+        "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "rank": rank,
+        "method": row.method, "model": row.model, "clean": _value(row.clean),
+        "autoattack": _value(row.autoattack), "worst_case": _value(row.worst),
+        "single_draw": row.single.mean, "low": low, "high": high,
+        "std": row.worst.std, "n": row.worst.n, "seeds_done": len(row.worst.values),
+        "seeds_planned": len(row.seeds), "seed_values": seeds, "collapsed": len(row.collapsed),
+        "collapsed_seeds": " ".join(map(str, row.collapsed)), "others_mean": others.mean, "others_std": others.std,
+        "verdict": row.verdict, "flags": flags(row), "aa_unreliable": unreliable(row),
+        "train_eps": row.train_eps, "train_seconds": row.train_seconds, "ratio_to_standard": row.ratio,
+        "machine_shared": row.shared, "train_work_f": row.train_work, "attack_seconds": row.attack_seconds,
+        "peak_memory_mb": row.peak_memory_mb, "eot_draws": row.draws or None,
+        **{f"pareto_{kind}": on.get(kind) for kind in KINDS},
+        "selected_on": row.selected, "recipe": row.recipe, "epochs": row.epochs, "device": row.device,
+        "commit": row.commit, "provisional": "; ".join(row.provisional), "config": row.config,
+        "train_key": row.train_key,
+    }  # fmt: skip
+    attacks = {f"attack {name}": _value(cell) for name, cell in row.attacks.items()}
+    radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in row.certified.items()}
+    acr = {"average certified L2 radius": _value(row.acr)} if row.certified else {}
+    return {**line, **attacks, **radii, **acr}
+
+
+def cells(found: Ranked) -> list[dict[str, object]]:
+    """Lines of cells.csv, one a cell and seed: its value in [0,1] or its state and reason, and the keys of the
+    evaluations that it is made of."""
+    return [line for dataset, section, _, row in found for line in _cells(dataset, section, row)]
+
+
+def _cells(dataset: str, section: str, row: Row) -> Iterator[dict[str, object]]:
+    about = {"dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "method": row.method}
+    about |= {"config": row.config}
+    for column, cell in _columns(row):
+        for seed in row.seeds:
+            state, reason = cell.absent.get(seed, ("done" if seed in cell.values else "not run", ""))
+            keys = row.keys.get(seed, ()) if column in ("worst case", "single draw") else _keys(row, column, seed)
+            yield {
+                **about, "column": column, "seed": seed, "state": state, "reason": reason,
+                "value": cell.values.get(seed), "n": cell.n if seed in cell.values else None,
+                "collapsed": seed in row.collapsed, "keys": " ".join(keys), "train_key": _trained(row, seed),
+            }  # fmt: skip
+
+
+def _columns(row: Row) -> Iterator[tuple[str, Cell]]:
+    yield "clean", row.clean
+    yield from row.attacks.items()
+    yield "worst case", row.worst
+    if row.single.values:
+        yield "single draw", row.single
+    for radius, cell in row.certified.items():
+        yield f"certified L2 {radius:g}", cell
+    if row.certified:
+        yield "average certified L2 radius", row.acr
+
+
+def _keys(row: Row, column: str, seed: int) -> list[str]:
+    """The evaluation of an attack, of clean images, or of certificates."""
+    kind = "clean" if column == "clean" else "certify" if "certified L2" in column else None
+    found = [by for name, by in row.entries.items() if name == column or (kind and _attack(by) == kind)]
+    return [by[seed]["key"] for by in found if seed in by]
+
+
+def _attack(by: dict[int, Entry]) -> str:
+    return str(next(iter(by.values()))["attack"])
+
+
+def _trained(row: Row, seed: int) -> str | None:
+    return next((by[seed]["train_key"] for by in row.entries.values() if seed in by), None)
+
+
+def _value(cell: Cell) -> float | str:
+    return cell.mean if cell.values else cell.state()
+
+
+def csv_text(lines: list[dict[str, object]]) -> str:
+    """CSV with the union of the columns in order of appearance; no cell starts a spreadsheet formula."""
+    header = list(dict.fromkeys(name for line in lines for name in line))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([_harmless(name) for name in header])
+    writer.writerows([[_harmless(line.get(name)) for name in header] for line in lines])
+    return file.getvalue()
+
+
+def _harmless(value: object) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    text = visible(str(value))
+    return f"'{text}" if text[:1] in FORMULA and not isinstance(value, (int, float)) else text

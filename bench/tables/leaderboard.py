@@ -1,0 +1,154 @@
+"""Rows -> Markdown and CSV. Text is generated only: equal records give equal bytes, and no time stamps get in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.analysis.frame import frame
+from bench.analysis.frame import tested as tested
+from bench.analysis.marks import checks_lines, hide_invalid, legend, ranked, reasons
+from bench.analysis.reading import ReadOnce
+from bench.analysis.rows import RADII, Row
+from bench.analysis.rows import rows as rows_of
+from bench.analysis.telling import failures
+from bench.analysis.verdicts import judged
+from bench.analysis.worst import MEDIAN
+from bench.records.store import Store, write_atomic
+from bench.tables import export, flat, measures, timing
+from bench.tables.columns import columns as columns
+from bench.tables.columns import natural as natural
+from bench.tables.columns import percent as percent
+from bench.tables.columns import provisional_letters as provisional_letters
+from bench.tables.columns import venue as venue
+from bench.tables.flat import csv_text as csv_text
+from bench.tables.markdown import BEGIN as BEGIN
+from bench.tables.markdown import END as END
+from bench.tables.markdown import escape as escape
+from bench.tables.markdown import item, replace_block
+from bench.tables.markdown import table as table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INTRO = (
+    "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
+    "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
+    "Rows share a rank unless the best row of that rank is significantly better on the same images (exact McNemar test "
+    "at 5 %; with several seeds, a bootstrap over images). "
+    "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
+    "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
+    "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
+)
+SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomised at test time", "smoothed": "Certified"}
+
+
+def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
+    """Rows by (dataset, threat), in natural order, and by kind of predictor."""
+
+    def order(row: Row) -> tuple[list[tuple[int, int, str]], str, float]:
+        return natural(row.dataset), row.norm or "", row.eps_value if row.norm else 0.0
+
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in sorted(rows, key=order):
+        threat = f"{row.norm} eps = {row.eps}" if row.norm else "no attack"
+        kinds = found.setdefault((row.dataset, threat), {kind: [] for kind in SECTIONS})
+        kinds[row.deploys if row.deploys in kinds else "deterministic"].append(row)
+    return found
+
+
+def markdown(store: Store) -> str:
+    """The generated part of leaderboard.md, without the markers: a function of the records alone."""
+    store = ReadOnce.of(store)
+    known = tested(frame(store))
+    return _block(judged(store, rows_of(store, known)), list(known[known["config"].isna()]["key"]))
+
+
+def board(store: Store) -> list[Row]:
+    """The rows of leaderboard.md, judged."""
+    store = ReadOnce.of(store)
+    return judged(store, rows_of(store, tested(frame(store))))
+
+
+def write_leaderboard(
+    store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
+) -> list[Path]:
+    """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv, cells.csv, checks.csv, what things cost, a
+    table of each evaluation that measures something else than robustness, and leaderboard.tex and .json; gives what was
+    written.
+
+    `radii`: L2 radii of the columns of certified accuracy.
+    Raises ValueError where the file's markers are not one pair.
+    """
+    if csv_dir is not None and csv_dir.is_symlink():
+        raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
+    store = ReadOnce.of(store)
+    everything = frame(store)
+    on_test = tested(everything)
+    found = judged(store, rows_of(store, on_test, radii))
+    block = _block(found, list(on_test[on_test["config"].isna()]["key"]))
+    written = [_write(path, replace_block(path, block))]
+    if csv_dir is not None:
+        texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, everything, found).items()}
+        placed = sections(found)
+        texts |= {"leaderboard.tex": export.latex(placed), "leaderboard.json": export.robustbench(placed)}
+        written += [_write(csv_dir / name, text) for name, text in texts.items()]
+    return written
+
+
+def _tables(store: Store, everything: pd.DataFrame, found: list[Row]) -> dict[str, list[dict[str, object]]]:
+    """Lines of each CSV file by its name."""
+    filled = everything.astype(object).where(everything.notna(), None)
+    evaluations = [{str(k): v for k, v in e.items()} for e in filled.to_dict("records")]
+    hide_invalid(evaluations, found)
+    tables = [(d, kind, members) for (d, _), kinds in sections(found).items() for kind, members in kinds.items()]
+    placed = [(d, kind, row) for d, kind, members in tables for row in members]
+    in_order = [(d, kind, rank, row) for d, kind, members in tables for rank, row in ranked(members)]
+    return {
+        "evaluations": evaluations,
+        "leaderboard": flat.lines(in_order),
+        "cells": flat.cells(in_order),
+        "checks": checks_lines(placed),
+        "timing": timing.lines(timing.trainings(found)),
+        "timing_attacks": timing.lines(timing.attacks(found)),
+        **measures.by_attack(store, everything),
+    }
+
+
+def _block(rows: list[Row], unreadable: list[str]) -> str:
+    parts = [INTRO, ""]
+    if not rows:
+        parts += ["No evaluations yet.", ""]
+    for (dataset, threat), kinds in sections(rows).items():
+        parts += [f"## {escape(dataset)}, {escape(threat)}", ""]
+        for kind, members in kinds.items():
+            if members:
+                parts += [f"### {SECTIONS[kind]}", "", *_subsection(members)]
+    if unreadable:
+        parts += [f"Job folders that cannot be read and are in no table: {', '.join(unreadable)}.", ""]
+    return "\n".join(parts)
+
+
+def _subsection(rows: list[Row]) -> list[str]:
+    letters = provisional_letters(rows)
+    shown = columns(rows, letters)
+    lines = [[rank, *(show(row) for show in shown.values())] for rank, row in ranked(rows)]
+    parts = [table(["Rank", *shown], lines)]
+    if letters:
+        parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
+    if any(row.shared for row in rows):
+        parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
+    if any(cell.distance for row in rows for cell in row.attacks.values()):
+        parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
+    asked = [item(line) for line in legend(rows)]
+    parts += ["Flagged checks and what they ask for (`bench explain CODE` says more):", "", *asked, ""] if asked else []
+    notes = [*reasons(rows), *failures(rows)]
+    return [*parts, *(item(line) for line in notes), ""] if notes else parts
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write atomically, making the folder; gives the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda file: file.write(text.encode()))
+    return path

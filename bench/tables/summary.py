@@ -1,0 +1,109 @@
+"""Rows -> the table at the end of a run. `bench.tables.leaderboard` writes the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from bench.analysis.frame import frame
+from bench.analysis.marks import reasons, titles, verdict_text
+from bench.analysis.reading import ReadOnce
+from bench.analysis.rows import Row, failures, rows
+from bench.analysis.verdicts import judged
+from bench.analysis.worst import MEDIAN, Cell
+from bench.records.store import Store
+from bench.tables import measures
+
+MATRIX_RADII = (0.25, 0.5)
+
+
+def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]], list[str]]:
+    """The end-of-run table of these jobs, in their order: header, lines, notes. Percent with half a 95 % interval."""
+    store, asked = ReadOnce.of(store), list(keys)
+    table = frame(store, asked)
+    place = {key: k for k, key in enumerate(asked)}
+    known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))
+    order = {config: k for k, config in enumerate(dict.fromkeys(known["config"]))}
+    found = judged(store, rows(store, table), asked)
+    found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
+    accuracies = known["norm"].notna() & known["measures"].isna()
+    columns = _matrix_columns(found, list(dict.fromkeys(known[accuracies]["attack_label"])))
+    lines = [[show(row) for show in columns.values()] for row in found]
+    unreadable = table[table["config"].isna()]
+    held_out = (
+        ["judged on validation images: nothing here is a test result"] if "validation" in set(table["split"]) else []
+    )
+    notes = [
+        *held_out,
+        *_matrix_notes(found),
+        *measures.notes(table),
+        *(f"{key}: unreadable: {why}" for key, why in unreadable[["key", "reason"]].values),
+    ]
+    return list(columns), lines, notes
+
+
+def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[[Row], str]]:
+    columns: dict[str, Callable[[Row], str]] = {"defense": lambda row: row.method}
+    for name in ("dataset", "model"):
+        if len({getattr(row, name) for row in found}) > 1:
+            columns[name] = lambda row, name=name: getattr(row, name)  # type: ignore[misc]
+    columns["eps"] = lambda row: f"{row.norm} {row.eps}" if row.norm else "–"
+    if any(row.train_eps not in ("–", row.eps) for row in found):
+        columns["train eps"] = lambda row: row.train_eps
+    columns["clean"] = lambda row: _short(row, row.clean)
+    for name in attacks:
+        columns[name] = lambda row, name=name: _short(row, row.attacks.get(name))  # type: ignore[misc]
+    columns["worst case"] = lambda row: _short(row, row.worst) + ("†" if row.provisional else "")
+    columns["verdict"] = verdict_text
+    for radius in MATRIX_RADII if any(row.certified for row in found) else ():
+        columns[f"certified {radius:g}"] = lambda row, r=radius: _certificate(row, r)  # type: ignore[misc]
+    if any(row.certified for row in found):
+        columns["ACR"] = lambda row: f"{row.acr.mean:.3f}" if row.acr.values else _certificate(row, MATRIX_RADII[0])
+    seconds = {"train s": lambda row: "–" if math.isnan(row.train_seconds) else f"{row.train_seconds:.1f}"}
+    ratio = {"× standard": lambda row: "–" if math.isnan(row.ratio) else f"{row.ratio:.2f}"}
+    return columns | seconds | ratio
+
+
+def _short(row: Row, cell: Cell | None) -> str:
+    if cell is None or not cell.values:
+        return cell.state() if cell else "not run"
+    (low, high), done, planned = cell.interval(), len(cell.values), len(row.seeds)
+    seeds = f" ({done}/{planned})" if done < planned else ""
+    median = f" ({cell.median()})" if cell.distance else ""
+    return f"{100 * cell.mean:.1f} ±{50 * (high - low):.1f}{median}{seeds}"
+
+
+def _matrix_notes(found: list[Row]) -> list[str]:
+    sizes: dict[str, set[int]] = {}
+    for row in found:
+        cells = {"clean": row.clean, **row.attacks, "worst case": row.worst}
+        cells |= {"certified": next(iter(row.certified.values()), Cell({}, 0, {}))}
+        for name, cell in cells.items():
+            if cell.values:
+                sizes.setdefault(name, set()).add(cell.n)
+    shown = ", ".join(f"{name} {'/'.join(map(str, sorted(n)))}" for name, n in sizes.items())
+    notes = [f"percent ± half a 95 % interval; images: {shown}"] if shown else []
+    if any(row.acr.values for row in found):
+        notes.append("ACR: average certified L2 radius in pixel units, 0 where the vote is wrong or abstains")
+    partial = [row for row in found if 0 < len(row.worst.values) < len(row.seeds)]
+    notes += ["(k/s): k of s seeds; only seeds with every attack count in the worst case"] if partial else []
+    notes += (
+        ["training times were taken while the machine did other jobs"]
+        if any(r.shared and r.train_seconds > 0 for r in found)
+        else []
+    )
+    notes += [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in found if row.collapsed]
+    notes += [MEDIAN] if any(cell.distance for row in found for cell in row.attacks.values()) else []
+    lacking: dict[str, list[str]] = {}
+    for row in found:
+        for reason in row.provisional:
+            lacking.setdefault(reason, []).append(row.method)
+    for reason, methods in lacking.items():
+        names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
+        notes.append(f"† {reason} ({names})")
+    return [*notes, *titles(found), *reasons(found), *failures(found)]
+
+
+def _certificate(row: Row, radius: float) -> str:
+    """Only smoothed models can certify; elsewhere there is nothing to run."""
+    return _short(row, row.certified.get(radius)) if row.certified or row.deploys == "smoothed" else "–"

@@ -1,0 +1,181 @@
+"""Sweeps and maps as text, lines of CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from bench.analysis.compare import aligned
+from bench.analysis.marks import verdict_text
+from bench.analysis.matching import Match
+from bench.analysis.rows import failures
+from bench.analysis.sweep import Point, Series
+from bench.analysis.worst import Cell
+from bench.records.store import Store
+from bench.terminal import plain
+
+Map = tuple[Series, Series, list[Match]]
+
+
+def title(series: Series) -> str:
+    """`mnist, lenet5, Linf eps 0.1: noisy (structure=diag) against sigma`."""
+    fixed = f" ({series.fixed})" if series.fixed else ""
+    return f"{series.place}: {series.defense}{fixed} against {series.setting}"
+
+
+def table(series: Series) -> list[str]:
+    """The terminal's table of one series, with what must be known to read it."""
+    names = series.columns
+    header = [series.setting, *names, "seeds", "verdict"]
+    found = [[f"{point.x:g}", *_cells(series, point)] for point in series.points]
+    if series.standard is not None and any(point.row.defense != "standard" for point in series.points):
+        found.append(["standard", *_cells(series, series.standard)])
+    rows = [point.row for point in series.points]
+    notes = [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in rows if row.collapsed]
+    if any({*row.seeds} - {*series.seeds} for row in rows):
+        seeds = ", ".join(map(str, series.seeds))
+        notes.append(f"means are over seed {seeds}, which every value has; brackets hold all seeds")
+    if series.left_out:
+        notes.append(f"not in the worst case, as only some points had them: {', '.join(series.left_out)}")
+    return [title(series), "", *aligned([header, *found]), "", *notes, *failures(rows)]
+
+
+def _cells(series: Series, point: Point) -> list[str]:
+    row = point.row
+    seeds = f"{len(row.seeds)}" + (f", {len(row.collapsed)} collapsed" if row.collapsed else "")
+    return [*(_shown(series, point.cells.get(name)) for name in series.columns), seeds, verdict_text(row)]
+
+
+def _shown(series: Series, cell: Cell | None) -> str:
+    """Mean in percent with half a 95 % interval; of all seeds, where there are several, each and the deviation; n."""
+    counted = series.mean(cell) if cell else None
+    if cell is None or counted is None or not counted.values:
+        return cell.state() if cell else "not run"
+    low, high = counted.interval()
+    seeds = "/".join(f"{100 * value:.1f}" for _, value in sorted(cell.values.items()))
+    told = f"{seeds}, std {100 * cell.std:.1f}, " if len(cell.values) > 1 else ""
+    return f"{100 * counted.mean:.1f} ±{50 * (high - low):.1f} ({told}n={cell.n})"
+
+
+def lines(series: Series) -> list[dict[str, object]]:
+    """Lines of CSV, one a value and column: shares in [0,1], or the state.
+
+    `mean` and its interval `low` to `high` are over the seeds `mean_over`, all else over every seed there is.
+    """
+    row = series.row
+    found: list[dict[str, object]] = []
+    about = {"dataset": row.dataset, "model": row.model, "norm": row.norm, "defense": series.defense}
+    about |= {"fixed": series.fixed, "setting": series.setting}
+    points = [(p.x, p) for p in series.points] + ([("standard", series.standard)] if series.standard else [])
+    for x, p in points:
+        for name in series.columns:
+            cell = p.cells.get(name, Cell({}, 0, {}))
+            counted, some = series.mean(cell), cell.values.values()
+            low, high = counted.interval()
+            keys = [p.picked[name][s]["key"] for s in sorted(cell.values)] if name in p.picked else []
+            line = {
+                "eps": p.row.eps, "value": x, "column": name, "mean": counted.mean,
+                "mean_over": _listed(counted.values), "std": cell.std, "low": low, "high": high,
+                "lowest": min(some, default=None),
+                "highest": max(some, default=None), "n": cell.n or None,
+                "seed_values": " ".join(f"{seed}:{v}" for seed, v in sorted(cell.values.items())),
+                "collapsed": _listed(p.row.collapsed), "state": "done" if some else cell.state(),
+                "verdict": p.row.verdict, "keys": " ".join(keys), "train_key": p.row.train_key,
+            }  # fmt: skip
+            found.append({**about, **line})
+    return found
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(seeds)))
+
+
+def map_table(store: Store, found: Map) -> list[str]:
+    """The terminal's table of a map: what each value of A is worth, with what B was fitted to."""
+    a, b, matches = found
+    ends = f"{b.points[0].x:g} and {b.points[-1].x:g}"
+    name = f"{b.defense} {b.setting}"
+    out = [f"{a.place}: {a.defense} {a.setting} and the {name} that is as accurate", ""]
+    header = [a.setting, "column", "accuracy %", name, "95 % interval", "n", "seeds", *_RATIOS]
+    ratios = {p.x: _ratios(store, p) for p in a.points}
+    cells = [
+        [
+            f"{m.a:g}", m.column, f"{100 * m.accuracy:.1f}", _at(m.b, b), f"{_at(m.low, b)} to {_at(m.high, b)}",
+            str(m.n), str(m.seeds), *ratios[m.a],
+        ]
+        for m in sorted(matches, key=lambda m: (m.a, m.column != "clean"))
+    ]  # fmt: skip
+    if not any(text != "–" for by in ratios.values() for text in by):
+        header, cells = header[: -len(_RATIOS)], [line[: -len(_RATIOS)] for line in cells]
+    values = ", ".join(f"{p.x:g}" + (" (standard)" if p.row.defense == "standard" else "") for p in b.points)
+    notes = [
+        f"{b.defense}{f' ({b.fixed})' if b.fixed else ''} was trained at {b.setting} {values}; between these the fit "
+        "is a straight line, and the interval knows of images only, not of other training seeds",
+        f"below or above: no {b.setting} between {ends} is as accurate",
+    ]
+    return [*out, *aligned([header, *cells]), "", *notes]
+
+
+def _at(value: float, b: Series) -> str:
+    ends = b.points[0].x, b.points[-1].x
+    return f"below {ends[0]:g}" if value == -math.inf else f"above {ends[1]:g}" if value == math.inf else f"{value:.3g}"
+
+
+# of the noise at the first layer's output z = W x: only ratios can carry over to another net
+_RATIOS = ("noise / std(z)", "noise / |W|")
+
+
+def _ratios(store: Store, point: Point) -> list[str]:
+    """Noise over the spread of z, and over the Frobenius norm of W, means over the seeds that were trained."""
+    logged = [_logged(store, key) for key in _trainings(point)]
+    pairs = [(1 / m["snr"], m["sigma"] / m["w1_norm"]) for m in logged if {"snr", "sigma", "w1_norm"} <= m.keys()]
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    return [f"{sum(column) / len(pairs):.3g}" for column in zip(*pairs, strict=True)] if pairs else ["–", "–"]
+
+
+def _logged(store: Store, key: str) -> dict[str, float]:
+    said = (store.record(key) or {"metrics": {}})["metrics"].get("defense") or {}
+    return {name: float(v) for name, v in said.items() if isinstance(v, (int, float)) and v}
+
+
+def _trainings(point: Point) -> list[str]:
+    return sorted({entry["train_key"] for by in point.picked.values() for entry in by.values()})
+
+
+def map_lines(found: Map) -> list[dict[str, object]]:
+    """Lines of CSV of a map; a value that B never has is `below` or `above` its range."""
+    a, b, matches = found
+    about = {"dataset": a.row.dataset, "model": a.row.model, "norm": a.row.norm, "eps": a.row.eps}
+    about |= {"a": a.defense, "a_setting": a.setting, "a_fixed": a.fixed}
+    about |= {"b": b.defense, "b_setting": b.setting, "b_fixed": b.fixed}
+    return [
+        about | {
+            "column": m.column, "a_value": m.a, "accuracy": m.accuracy, "b_value": _finite(m.b),
+            "low": _finite(m.low), "high": _finite(m.high), "n": m.n, "seeds": m.seeds,
+        }
+        for m in matches
+    ]  # fmt: skip
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else "above" if value > 0 else "below"
+
+
+def text(store: Store, swept: list[Series], maps: list[Map]) -> str:
+    """All tables for a terminal."""
+    parts = [table(series) for series in swept] + [map_table(store, found) for found in maps]
+    legend = "percent ± half a 95 % Wilson interval of n images; in brackets each seed and their standard deviation"
+    return "\n".join(plain(line) for part in [*parts, [legend]] for line in [*part, ""]).rstrip()
+
+
+def as_json(swept: list[Series], maps: list[Map]) -> str:
+    """The same as one JSON object with the lines of both CSV files; null where there is no number."""
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    series = [{name: known(v) for name, v in line.items()} for each in swept for line in lines(each)]
+    mapped = [{name: known(v) for name, v in line.items()} for each in maps for line in map_lines(each)]
+    return json.dumps({"sweep": series, "map": mapped}, indent=1, sort_keys=True, allow_nan=False)

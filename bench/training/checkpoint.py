@@ -1,0 +1,43 @@
+"""What a job keeps of itself while it runs: tensors in one file that is whole or ignored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bench.records.store import write_atomic
+
+
+def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """Keep tensors (any device; stored on the CPU) and short texts, atomically, with a checksum over all of it."""
+    plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    path.parent.mkdir(exist_ok=True)
+    data = save(plain, metadata={**facts, "checksum": _checksum(plain, facts)})
+    write_atomic(path, lambda file: file.write(data))
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What was kept, or None where there is nothing or the file is damaged: then the work is simply done again."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = dict(file.metadata() or {})
+            plain = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, ValueError):
+        return None
+    if facts.pop("checksum", "") != _checksum(plain, facts):
+        return None
+    return {name: values.to(device) for name, values in plain.items()}, facts
+
+
+def _checksum(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

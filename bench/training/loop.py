@@ -1,0 +1,203 @@
+"""One training: the pass through an epoch, and what is looked at after it. It knows interfaces only."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.classifier import Classifier, frozen
+from bench.core.defense import Batch, Defense
+from bench.core.rng import scope, seed
+from bench.data.images import Data, batches, layout, to_float
+from bench.planning.spec import TrainSpec
+from bench.training import stopping
+from bench.training.averaging import Average, recalibrate
+from bench.training.choice import Choice, validation_accuracy
+from bench.training.cost import counted_step
+from bench.training.guards import MIN_STEPS, Diverged, Watch, not_finite
+from bench.training.optimise import optimisation, passes_in
+from bench.training.resume import random_streams, restore_streams
+
+
+class Loop:
+    """One training: the defense, its net and optimiser, the pass through an epoch, and what is looked at after it."""
+
+    def __init__(
+        self,
+        defense: Defense,
+        net: nn.Module,
+        what: dict[str, Any],
+        data: Data,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.defense, self.net = defense, net
+        # jobs leave out settings that are younger than the first records while at their default
+        self.settings = settings = TrainSpec.model_validate(what["train"]).model_dump()
+        self.seed, self.data, self.report = what["seed"], data, report
+        self.steps_per_epoch = max(len(data.train.x) // settings["batch_size"], 1)
+        self.updater = optimisation(self.defense, self.net, settings, self.steps_per_epoch)
+        self.average = None
+        if settings["average"] != "none":
+            kind, decay, start = (settings[name] for name in ("average", "ema_decay", "swa_start"))
+            self.average = Average(self.net, kind, total=self.updater.total, decay=decay, start=start)
+            self.updater.on_update = self.average.update
+        self.threat = self.defense.threat
+        self.watch, self.choice, self.check_seconds = Watch(data, self.seed), Choice(), 0.0
+        self.cost: dict[str, float] = {}
+        self.place = 0
+        """Steps made in the epoch that is under way."""
+        self.on_step: Callable[[], None] = lambda: None
+        """Called between two steps of an epoch."""
+        self._active, self._counts = Counter[str](), Counter[str]()
+        self._sums: dict[str, Tensor] = {}
+        self.net.train()
+
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images, or what is left of it after a kill; the mean of each term over the steps
+        that had it. The only host sync is at its end."""
+        settings, sums, first = self.settings, self._sums, self.place
+        loader = batches(
+            self.data.train,
+            min(settings["batch_size"], len(self.data.train.x)),
+            shuffle_seed=seed(self.seed, "order", epoch),
+            augment=settings["augment"],
+            drop_last=True,
+            first=first,
+        )
+        with passes_in(self.net, settings["precision"]):
+            for place, (x, y, index) in enumerate(loader, first):
+                progress = (epoch + place / self.steps_per_epoch) / settings["epochs"]
+                batch = Batch(layout(x), y, index, epoch, progress, settings["label_smoothing"])
+                last = epoch + 1 == settings["epochs"] and place + 1 == self.steps_per_epoch
+                for name, value in self._step(batch, last).items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+                    self._counts[name] += 1
+                self.place = place + 1
+                if place % 50 == 0 or place == first:
+                    self.report({"epoch": epoch + 1, "epochs": settings["epochs"], "share": progress})
+                if self.place < self.steps_per_epoch:
+                    self.on_step()
+        self.defense.threat = self.threat
+        if self.average is not None:
+            self.average.end_epoch((epoch + 1) / settings["epochs"])
+        terms = {name: float(value) / self._counts[name] for name, value in sums.items()}
+        self.place, self._sums, self._counts = 0, {}, Counter()
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step or the end of an epoch changes, random streams included, between two steps."""
+        parts = {name: part.state_dict() for name, part in self._parts()}
+        counts = {"active": dict(self._active), "counts": dict(self._counts), "sums": self._sums, "cost": self.cost}
+        return {**parts, **counts, "place": self.place, "checks": self.check_seconds, "random": random_streams()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave: what is left of the training then gives the bits that it would have given."""
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+        self._active, self._counts = Counter(state["active"]), Counter(state["counts"])
+        self._sums, self.cost = state["sums"], state["cost"]
+        self.place, self.check_seconds = state["place"], state["checks"]
+        restore_streams(state["random"])
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        parts = {"net": self.net, "defense": self.defense, "updater": self.updater}
+        watching = {"watch": self.watch, "choice": self.choice}
+        return [*parts.items(), *watching.items(), *([("average", self.average)] if self.average is not None else [])]
+
+    def _step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """The defense's step under the budget of this moment, and what has to be told of it.
+
+        The last one is counted: every warm-up is over then, which makes the first steps of some methods cheaper.
+        """
+        warmup, before = self.settings["eps_warmup"], self.updater.steps
+        if warmup:
+            self.defense.threat = self.threat.scaled(batch.progress / warmup)
+        if last:
+            terms, self.cost = counted_step(self.defense, self.net, self.updater, batch)
+        else:
+            terms = self.defense.step(self.net, self.updater, batch)
+        self.updater.settle()
+        if self.average is not None and self.defense.rolled_back:
+            self.average.restart()
+        made = self.updater.steps - before
+        for name in ("eps_warmup", "lr_warmup"):
+            self._active[name] += made * (batch.progress < self.settings[name])
+        self._active["label_smoothing"] += made * (batch.smoothing > 0)
+        return terms
+
+    def check(self, epoch: int, terms: dict[str, float]) -> tuple[dict[str, float], Diverged | None]:
+        """After an epoch: validation accuracy where the recipe chooses by it, and the reason to stop, if there is one.
+
+        Leaves weights, buffers, modes and random streams as they are.
+        """
+        settings, epochs, began = self.settings, self.settings["epochs"], time.perf_counter()
+        found = dict[str, float]()
+        problem = not_finite(terms, self.net, epoch + 1, epochs)
+        share = (epoch + 1) / epochs
+        judged = self.updater.steps >= MIN_STEPS and share > max(settings["eps_warmup"], settings["lr_warmup"])
+        if problem is None and settings["guard"] and judged:
+            problem = self.watch.fallen(self.defense.deploy(self.net), epoch + 1, epochs)
+        due = (epoch + 1) % settings["choose_every"] == 0 or epoch + 1 == epochs
+        if problem is None and settings["keep"] == "best" and due:
+            with self._averaged(), frozen(self.net):
+                model = self.defense.deploy(self.net)
+                threat = self.threat if self.defense.uses_threat else None
+                found["validation"] = validation_accuracy(model, self.data.validation, threat, self.seed)
+                self.choice.offer(epoch + 1, found["validation"], self.net.state_dict())
+        self.check_seconds += time.perf_counter() - began
+        return found, problem
+
+    def deploy(self) -> Classifier:
+        """What is attacked and served. Raises Collapsed where it is at chance."""
+        if self.average is not None:
+            self.average.install()
+            self._recalibrate()
+        model, began = self.defense.deploy(self.net.eval()), time.perf_counter()
+        problem = self.watch.failed(model, self.updater.steps) if self.settings["guard"] else None
+        self.check_seconds += time.perf_counter() - began
+        if problem is not None:
+            raise problem
+        return model
+
+    def active(self) -> dict[str, int]:
+        """In how many optimiser steps (swa: epochs) each mechanism of the recipe that is on did something."""
+        found = {name: self._active[name] for name in ("eps_warmup", "lr_warmup", "label_smoothing")}
+        found["grad_clip"] = self.updater.clipped
+        on = {name: value for name, value in found.items() if self.settings[name]}
+        if self.average is not None:
+            on["ema" if self.average.kind == "ema" else "swa_epochs"] = self.average.active
+        if self.settings["precision"] != "fp32":
+            on[self.settings["precision"]] = self.updater.steps
+        if self.settings["precision"] == "fp16":
+            on["skipped_for_overflow"] = self.updater.skipped
+        return on
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the net stands as it would be deployed now; without an average, as it is."""
+        if self.average is None:
+            yield
+            return
+        with self.average.standing(self.net):
+            self._recalibrate()
+            yield
+
+    def _recalibrate(self) -> None:
+        """Statistics of the averaged weights from one clean pass of what is deployed; ema keeps the live ones."""
+        wanted = self.settings["average_bn"] or ("live" if self.settings["average"] == "ema" else "clean")
+        if wanted == "clean":
+            with scope(seed(self.seed, "recalibrate")):
+                recalibrate(self.defense.deploy(self.net), self._images())
+
+    def _images(self) -> Iterator[Tensor]:
+        """All training images in batches, in the order in which they lie."""
+        x, size = self.data.train.x, self.settings["batch_size"]
+        for start in range(0, len(x), size):
+            stopping.point()
+            yield layout(to_float(x[start : start + size]))
