@@ -284,7 +284,7 @@ def test_folder_cache_hit_and_invalidation(pets, own_cache):
     first = load_pets(pets, report=notes.append)
     assert len(notes) == 1
     assert "decoding 20 images" in notes[0]
-    assert len(list(own_cache.iterdir())) == 1  # and no temporary file
+    assert sorted(path.suffix for path in own_cache.iterdir()) == [".json", ".npz"]  # and no temporary file
     assert torch.equal(first.train.x, load_pets(pets, report=notes.append).train.x)
     assert len(notes) == 1
     path = pets / "pets" / "test" / "cat" / "0.png"
@@ -294,15 +294,15 @@ def test_folder_cache_hit_and_invalidation(pets, own_cache):
     second = load_pets(pets, report=notes.append)
     assert len(notes) == 2
     assert second.test_hash != first.test_hash  # one bit of one pixel
-    assert len(list(own_cache.iterdir())) == 1  # the outdated cache is gone
+    assert len(list(own_cache.glob("*.npz"))) == 1  # the outdated cache is gone
     load_pets(pets, size=8, report=notes.append)
     assert len(notes) == 3
-    assert len(list(own_cache.iterdir())) == 2  # another size is not outdated
+    assert len(list(own_cache.glob("*.npz"))) == 2  # another size is not outdated
 
 
 def test_cache_is_what_is_read(pets, own_cache):
     before = load_pets(pets)
-    (path,) = own_cache.iterdir()
+    (path,) = own_cache.glob("*.npz")
     with np.load(path, allow_pickle=False) as held:
         x = held["x"]
     np.savez(path, x=255 - x)
@@ -312,7 +312,7 @@ def test_cache_is_what_is_read(pets, own_cache):
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:800] + b"\0\1\2" + b[803:], lambda b: b""])
 def test_damaged_cache_is_made_anew(pets, own_cache, spoil):
     before = load_pets(pets)
-    (path,) = own_cache.iterdir()
+    (path,) = own_cache.glob("*.npz")
     path.write_bytes(spoil(path.read_bytes()))
     assert torch.equal(load_pets(pets).train.x, before.train.x)
 
@@ -321,6 +321,28 @@ def test_folder_without_a_writable_cache(pets, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file" / "below"))
     assert len(load_pets(pets).train.x) == 12
+
+
+def test_a_job_is_not_done_on_other_images_than_it_was_planned_for(pets, tmp_path):
+    from bench.jobs.worker import work
+    from bench.planning.plan import plan
+    from bench.planning.spec import build
+    from bench.records.store import Store
+
+    asked = {"data": {"name": "folder:pets"}, "defenses": ["standard"], "train": {"epochs": 1, "batch_size": 4}}
+    asked |= {"models": ["mlp"], "threat": {"norm": "Linf", "eps": "0.1"}, "attacks": ["clean"]}
+    store, (job, *_) = Store(tmp_path / "results"), plan(build(asked), pets)
+    store.prepare()
+    store.add(job)
+    path = pets / "pets" / "train" / "cat" / "0.png"
+    before = path.read_bytes()
+    Image.new("RGB", (10, 10)).save(path)
+    assert work(store.root, job.key, pets) == "error"
+    said = store.record(job.key)["error"]["message"]
+    assert said.startswith("the images of folder:pets have content ")
+    assert f"this job was planned for {job.what['data']['content']}" in said
+    path.write_bytes(before)
+    assert work(store.root, job.key, pets) == "done"
 
 
 def test_grey_folder_stays_one_channel(pets):
@@ -517,7 +539,7 @@ def test_prepare_passes_other_troubles_on(other_torchvision):
 @pytest.mark.slow
 def test_torchvision_and_torchattacks_import_quietly():
     code = (
-        "from bench import vision; vision.prepare(); import torchvision; state = dict(vars(torchvision));"
+        "from bench.data import vision; vision.prepare(); import torchvision; state = dict(vars(torchvision));"
         "vision.prepare(); assert state == vars(torchvision); print(vision.torchvision_datasets().MNIST.__name__);"
         "import importlib.util as u; u.find_spec('torchattacks') and __import__('torchattacks')"
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.data import datasets
+from bench.data import datasets, folders
 
 
 def idx_files(root, folder="MNIST"):
@@ -147,18 +148,67 @@ def test_folder_listing(tmp_path):
     (path / "train" / ".hidden").mkdir()
     (path / "train" / "cat" / "notes.txt").write_text("")
     (path / "train" / "cat" / "0.JPG").write_bytes(b"")
-    listed = datasets.folder("folder:pets", tmp_path)
+    listed = folders.find("folder:pets", tmp_path)
     assert listed.classes == ("cat", "dog")
     assert listed.train == (("train/cat/0.JPG", 0), ("train/cat/1.png", 0), ("train/dog/1.png", 1))
     assert listed.test == (("test/cat/1.png", 0), ("test/dog/1.png", 1))
-    assert datasets.folder(f"folder:{path}", tmp_path / "elsewhere") == listed
+    assert folders.find(f"folder:{path}", tmp_path / "elsewhere") == listed
     datasets.check("folder:pets", tmp_path, explicit=True)
 
 
 def test_relative_folder_from_the_current_one(tmp_path, monkeypatch):
     image_folder(tmp_path / "pets")
     monkeypatch.chdir(tmp_path)
-    assert datasets.folder("folder:pets", tmp_path / "data").path == Path("pets")
+    assert folders.find("folder:pets", tmp_path / "data").path == Path("pets")
+
+
+def test_content_of_a_folder_is_that_of_its_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    path = image_folder(tmp_path / "pets")
+    for number, file in enumerate(sorted(path.glob("*/*/*.png"))):
+        file.write_bytes(bytes([number, 7]))
+
+    def content(name="pets"):
+        return folders.content(folders.find(f"folder:{name}", tmp_path))
+
+    first = content()
+    assert len(first) == 16
+    shutil.copytree(path, tmp_path / "copy", copy_function=shutil.copyfile)  # elsewhere, and of another time
+    assert content("copy") == first
+    (path / "train" / "cat" / "1.png").rename(path / "train" / "cat" / "2.png")
+    (path / "notes.txt").write_text("no image")
+    assert content() == first
+    cat, dog = (path / "train" / name / file for name, file in (("cat", "2.png"), ("dog", "1.png")))
+    found = {first}
+    for change in (
+        lambda: cat.write_bytes(bytes([9, 7])),  # one image, of the same length
+        lambda: (
+            cat.rename(path / "kept"),
+            dog.rename(cat),
+            (path / "kept").rename(dog),
+        ),  # the same images, labels swapped
+        lambda: dog.rename(path / "test" / "dog" / "0.png"),  # from training to test
+    ):
+        change()
+        if not list(dog.parent.iterdir()):
+            dog.write_bytes(b"7")
+        found.add(content())
+    assert len(found) == 4
+
+
+def test_content_is_read_again_only_where_a_file_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    images = folders.find("folder:pets", image_folder(tmp_path / "pets").parent)
+    first = folders.content(images)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text(kept.read_text().replace(first, "0" * 16))
+    assert folders.content(images) == "0" * 16
+    for damaged in ("", "[]", "{}", '{"stamp": 3}', kept.read_text()[:20]):
+        kept.write_text(damaged)
+        assert folders.content(images) == first
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file" / "below"))
+    assert folders.content(images) == first
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.data import folders
+from bench.data.folders import Folder
+
 
 @dataclass(frozen=True)
 class Facts:
     """What a data set is: images `channels x size x size` in [0,1], normalised inside the model by `mean` and `std`.
 
     `train` and `test` count images, `augment` is the default of the recipe, `default_model` an architecture of
-    `bench list models`, `title` one line for `bench list datasets`.
+    `bench list models`, `title` one line for `bench list datasets`; `content` tells folders with other images apart.
     """
 
     name: str
@@ -28,16 +31,7 @@ class Facts:
     std: tuple[float, ...]
     default_model: str
     title: str
-
-
-@dataclass(frozen=True)
-class Folder:
-    """An image folder: `train` and `test` list (path relative to `path`, class index), sorted."""
-
-    path: Path
-    classes: tuple[str, ...]
-    train: tuple[tuple[str, int], ...]
-    test: tuple[tuple[str, int], ...]
+    content: str = ""
 
 
 _CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -75,7 +69,6 @@ ARCHIVES: dict[str, tuple[str, ...]] = {
     "cifar10": ("cifar-10-python.tar.gz",),
     "cifar100": ("cifar-100-python.tar.gz",),
 }
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 _GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 
@@ -86,7 +79,7 @@ def facts(name: str, root: Path, size: int | None = None) -> Facts:
     Raises LookupError for an unknown name, FileNotFoundError or ValueError for a folder that is not as expected.
     """
     if name.startswith("folder:"):
-        return _folder_facts(name, folder(name, root), size)
+        return _folder_facts(name, folders.find(name, root), size)
     known = _known(name)
     if size is not None and size != known.size:
         raise ValueError(f"size is {size}, but {name} has {known.size} pixels a side; only folder:PATH is resized")
@@ -112,7 +105,7 @@ def check(name: str, root: Path, *, explicit: bool, download: bool = True) -> No
     if explicit and not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}; --data-dir or BENCH_DATA names an existing one")
     if name.startswith("folder:"):
-        folder(name, root)
+        folders.find(name, root)
         return
     _known(name)
     absent = missing(name, root)
@@ -147,36 +140,6 @@ def check_files(name: str, root: Path) -> None:
             raise ValueError(f"{path} is not {name.upper()}: {found} bytes, expected {n} images in {expected} bytes")
 
 
-def folder(name: str, root: Path) -> Folder:
-    """List `folder:PATH`, that is PATH/train/<class>/* and PATH/test/<class>/*; hidden files are passed over.
-
-    A relative PATH is looked for below `root` first, then in the current folder. Raises FileNotFoundError or
-    ValueError in one line.
-    """
-    written = name.removeprefix("folder:").strip()
-    if not written:
-        raise ValueError(
-            "folder: names no path; expected folder:PATH with PATH/train/<class>/* and PATH/test/<class>/*"
-        )
-    relative = Path(written).expanduser()
-    places = [root / relative, relative] if not relative.is_absolute() else [relative]
-    path = next((place for place in places if place.is_dir()), None)
-    if path is None:
-        raise FileNotFoundError(f"no image folder {' or '.join(str(place) for place in places)}")
-    for part in ("train", "test"):
-        if not (path / part).is_dir():
-            raise FileNotFoundError(
-                f"no folder {path / part}; expected {path}/train/<class>/* and {path}/test/<class>/*"
-            )
-    classes = _names(path / "train", folders=True)
-    if len(classes) < 2:
-        raise ValueError(f"{path / 'train'} has {len(classes)} class folders; expected at least 2")
-    different = sorted(set(classes) ^ set(_names(path / "test", folders=True)))
-    if different:
-        raise ValueError(f"train and test of {path} differ in classes ({', '.join(different[:5])}); expected the same")
-    return Folder(path, classes, _images(path, "train", classes), _images(path, "test", classes))
-
-
 def mode_channels(mode: str) -> int | None:
     """1 for a grey PIL image mode, 3 for a coloured one, None for one we do not read (16-bit, float)."""
     return 1 if mode in _GREY_MODES else 3 if mode in _COLOUR_MODES else None
@@ -203,23 +166,6 @@ def _absent_message(name: str, root: Path, absent: list[str]) -> str:
     return f"no {absent[0]} in {root}; expected torchvision's layout of {name}: {root / absent[0]}{hint}"
 
 
-def _names(path: Path, *, folders: bool) -> tuple[str, ...]:
-    with os.scandir(path) as entries:
-        found = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() if folders else e.is_file())]
-    return tuple(sorted(found))
-
-
-def _images(path: Path, part: str, classes: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    found: list[tuple[str, int]] = []
-    for label, name in enumerate(classes):
-        place = path / part / name
-        files = [file for file in _names(place, folders=False) if file.lower().endswith(_SUFFIXES)]
-        if not files:
-            raise ValueError(f"no images in {place}; expected {', '.join(_SUFFIXES)}")
-        found += [(f"{part}/{name}/{file}", label) for file in files]
-    return tuple(found)
-
-
 def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
     from PIL import Image
 
@@ -236,7 +182,12 @@ def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
         raise ValueError(f"image {first} is {width} x {height}; expected a square, or give data.size to resize all")
     side = size or width
     base = Facts(name, 1, side, len(images.classes), len(images.train), len(images.test), False, *_GREY, "mlp", "")
-    base = replace(base, title=f"images of {images.path}", default_model="lenet5" if _suits_lenet(side) else "mlp")
+    base = replace(
+        base,
+        content=folders.content(images),
+        title=f"images of {images.path}",
+        default_model="lenet5" if _suits_lenet(side) else "mlp",
+    )
     if channels == 1:
         return base
     # the true mean and deviation would cost a pass over all images; these are near those of photographs

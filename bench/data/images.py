@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.rng import seed as named_seed
-from bench.data import datasets, vision
-from bench.data.datasets import Facts, Folder
+from bench.data import datasets, folders, vision
+from bench.data.datasets import Facts
+from bench.data.folders import Folder
 from bench.data.vision import Bytes, Labels, Raw
 
 Report = Callable[[str], None]
@@ -69,7 +70,7 @@ def load(
     tell = report or (lambda note: None)
     facts = datasets.facts(name, root, size)
     if name.startswith("folder:"):
-        raw = _folder(datasets.folder(name, root), facts, size is not None, tell)
+        raw = _folder(folders.find(name, root), facts, size is not None, tell)
     else:
         raw = vision.read(name, root, tell)
     kept, held_out = _split(_count("train", train, facts.train), facts.train, validation, seed)
@@ -194,12 +195,9 @@ def _count(what: str, asked: int | None, there: int) -> int:
 def _folder(images: Folder, facts: Facts, resize: bool, tell: Report) -> Raw:
     """Decoded images of a folder, from the cache if no file's name, size or time of change differs."""
     files = [*images.train, *images.test]
-    content = hashlib.sha256(f"{facts.channels} {facts.size}".encode())
-    for relative, _ in files:
-        stat = (images.path / relative).stat()
-        content.update(f"\n{relative}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    content = hashlib.sha256(f"{facts.channels} {facts.size} {folders.stamp(images)}".encode()).hexdigest()
     place = hashlib.sha256(f"{images.path.resolve()}\0{facts.size}".encode()).hexdigest()[:12]
-    cached = _cache() / f"folder-{place}-{content.hexdigest()[:20]}.npz"
+    cached = folders.cache() / f"folder-{place}-{content[:20]}.npz"
     x = _cached(cached, (len(files), facts.channels, facts.size, facts.size))
     if x is None:
         tell(f"decoding {len(files)} images of {images.path}")
@@ -208,12 +206,6 @@ def _folder(images: Folder, facts: Facts, resize: bool, tell: Report) -> Raw:
             _keep(cached, x, f"folder-{place}-*.npz")
     n, labels = len(images.train), np.array([label for _, label in files], dtype=np.int64)
     return Raw(images.classes, x[:n], labels[:n], x[n:], labels[n:])
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("defense-bench")).expanduser()
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> Bytes | None:

@@ -181,7 +181,7 @@ def _data(
     what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
 ) -> Data:
     data = what["data"]
-    return load_data(
+    loaded = load_data(
         data["name"],
         root=root,
         device=device,
@@ -192,6 +192,12 @@ def _data(
         seed=what["seed"],
         report=lambda note: report({"share": 0.0, "note": note}),
     )
+    if data.get("content", loaded.facts.content) != loaded.facts.content:
+        raise ValueError(
+            f"the images of {data['name']} have content {loaded.facts.content}, this job was planned for "
+            f"{data['content']}; put those back, or give the command again, which makes new jobs"
+        )
+    return loaded
 
 
 def _neighbours(folder: Path) -> int:

@@ -18,6 +18,7 @@ from bench.data import datasets
 from bench.planning import catalog, cells
 from bench.planning.job import Job
 from bench.planning.names import label
+from bench.planning.plan import images
 from bench.planning.spec import Spec
 
 IMPORT_REVISION = 1
@@ -151,7 +152,7 @@ def job(model: Model, facts: datasets.Facts) -> Job:
         about = {"name": architecture.name, "set": model.settings, "revision": revision}
     what = {
         "engine": IMPORT_REVISION,
-        "data": {"name": facts.name, "train": facts.train, "validation": 0, "size": facts.size},
+        "data": images(facts, None, 0),
         "model": about,
         "checkpoint": None if model.checkpoint is None else {"sha256": file_hash(model.checkpoint)},
         "normalise": model.normalise,

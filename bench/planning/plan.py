@@ -151,12 +151,7 @@ def _train_job(
         "train",
         {
             "engine": TRAIN_REVISION,
-            "data": {
-                "name": facts.name,
-                "train": spec.data.train or facts.train,
-                "validation": spec.data.validation,
-                "size": facts.size,
-            },
+            "data": images(facts, spec.data.train, spec.data.validation),
             "model": {
                 "name": model.name,
                 "set": architecture.resolve(model.set, "models "),
@@ -173,6 +168,12 @@ def _train_job(
             "seed": seed,
         },
     )
+
+
+def images(facts: datasets.Facts, train: int | None, validation: int) -> dict[str, Any]:
+    """The images of a job. Those of a folder are told apart by their content, those of a known data set by its name."""
+    content = {"content": facts.content} if facts.content else {}
+    return {"name": facts.name, "train": train or facts.train, "validation": validation, "size": facts.size, **content}
 
 
 def _base(settings: dict[str, Any]) -> list[str]:

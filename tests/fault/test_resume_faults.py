@@ -6,6 +6,7 @@ Torch-free. Each test has a small part that always runs, and the number of trial
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import random
 import time
@@ -120,10 +121,10 @@ NO_KEY_INPUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def begun(root: Path, acks: Path, changed: dict[str, Any]) -> int:
-    """Jobs of the changed spec that were done anew on the folder of the unchanged one."""
+def begun(root: Path, acks: Path, changed: dict[str, Any], data: Path | None = None) -> int:
+    """Jobs of the changed spec that were done anew on the folder of the unchanged one. `data`: where images lie."""
     before = len(acks.read_text().splitlines()) if acks.exists() else 0
-    run(root, plan.plan(build({**BASE, **changed}), root), told(acks))
+    run(root, plan.plan(build({**BASE, **changed}), data or root), told(acks))
     return sum(line.startswith("begin") for line in acks.read_text().splitlines()[before:])
 
 
@@ -134,6 +135,22 @@ def test_f12_what_a_result_depends_on_is_recomputed_and_nothing_else_is(tmp_path
     needless = [name for name, change in NO_KEY_INPUTS.items() if begun(root, acks, change) > 0]
     assert (stale, needless) == ([], [])
     assert (len(KEY_INPUTS), len(NO_KEY_INPUTS)) == (CHANGED, IRRELEVANT)
+
+
+def test_f12_images_of_a_folder_that_changed_make_new_jobs(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / "pets" / part / name).mkdir(parents=True)
+        image.new("L", (14, 14), len(name + part)).save(tmp_path / "pets" / part / name / "1.png")
+    root, acks = tmp_path / "results", tmp_path / "acks"
+    pets = {"data": {"name": "folder:pets"}}
+    assert begun(root, acks, pets, tmp_path) == 2
+    assert begun(root, acks, pets, tmp_path) == 0
+    image.new("L", (14, 14), 99).save(tmp_path / "pets" / "test" / "dog" / "1.png")
+    assert begun(root, acks, pets, tmp_path) == 2
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pets").rename(tmp_path / "elsewhere" / "pets")
+    assert begun(root, acks, pets, tmp_path / "elsewhere") == 0
 
 
 @pytest.mark.parametrize(("owner", "revision"), [(plan, "TRAIN_REVISION"), (cells, "EVALUATE_REVISION")])
