@@ -21,7 +21,7 @@ from bench.analysis.worst import Cell
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
-from bench.tables.leaderboard import table
+from bench.tables.markdown import table
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -13,7 +13,7 @@ from records import DOCS, ROOT, Training, trainings
 
 from bench.analysis.worst import paired
 from bench.records.store import Store
-from bench.tables.leaderboard import table
+from bench.tables.markdown import table
 
 HEAD = """# Every defense once on MNIST
 

@@ -14,7 +14,7 @@ from bench.analysis.worst import paired
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
-from bench.tables.leaderboard import table
+from bench.tables.markdown import table
 
 CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoattack"
 

@@ -14,7 +14,7 @@ from typing import Any
 from records import DOCS, ROOT, Training, trainings
 
 from bench.records.store import Store
-from bench.tables.leaderboard import table
+from bench.tables.markdown import table
 
 EPS = "0.1"
 ATTACKS = {"clean": "clean", "ce": "PGD-20 CE", "cw": "PGD-40 margin", "autoattack": "AutoAttack"}

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.atomic import file_hash, write_atomic
 from bench.checks import Finding
 from bench.checks.texts import CHECKS
 from bench.planning.cells import RANDOMISED_REVISION
 from bench.planning.job import Job
-from bench.records.store import SAMPLES, Store, file_hash, write_atomic
+from bench.records.store import SAMPLES, Store
 
 Array = np.ndarray[Any, Any]
 SEEDS, EPS = 5, ("0.1", "0.2", "0.3")

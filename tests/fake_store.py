@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.atomic import file_hash, write_atomic
 from bench.executors.debug import Debug
 from bench.planning.job import Job
-from bench.records.store import IMAGES, SAMPLES, Store, file_hash, weights_file, write_atomic
+from bench.records.store import IMAGES, SAMPLES, Store, weights_file
 
 N = 16  # images of an evaluation
 

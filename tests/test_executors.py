@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness import outcomes, write_plugins
 
+from bench.atomic import file_hash
 from bench.executors.base import Event, blocker, ended, todo
 from bench.executors.debug import Debug
 from bench.executors.devices import Slot
@@ -17,7 +18,7 @@ from bench.executors.local import Local
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
-from bench.records.store import Store, file_hash, weights_file
+from bench.records.store import Store, weights_file
 
 TRAIN = Job("train", {"seed": 0})
 FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))

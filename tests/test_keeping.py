@@ -15,9 +15,10 @@ import pytest
 from fake_store import N, contents, matrix, npz, run
 from harness import Bench
 
+from bench.atomic import file_hash, write_json
 from bench.planning.job import Job
 from bench.records.leases import claim
-from bench.records.store import IMAGES, SAMPLES, Store, checksum, file_hash, write_json
+from bench.records.store import IMAGES, SAMPLES, Store, checksum
 
 RESULTS = Path("results")
 JOBS = matrix(2, 3)

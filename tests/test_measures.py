@@ -12,10 +12,11 @@ from harness import Bench, tiny
 
 from bench.analysis.frame import frame
 from bench.analysis.rows import rows
+from bench.atomic import file_hash
 from bench.jobs.judge import assemble
 from bench.planning import catalog
 from bench.planning.job import Job
-from bench.records.store import Store, file_hash
+from bench.records.store import Store
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.measures import by_attack, notes
 from bench.tables.summary import matrix

@@ -11,13 +11,14 @@ import pytest
 from fake_jobs import evaluate, measured, train
 from harness import Bench, tiny, write_plugins
 
+from bench.atomic import write_json
 from bench.planning.job import Job
 from bench.progress.forecast import time as told
 from bench.progress.live import View
 from bench.progress.remaining import kept_seconds, left, together
 from bench.records.estimate import Estimator
 from bench.records.leases import claim
-from bench.records.store import Store, write_json
+from bench.records.store import Store
 
 OLD, NEW = train(0), train(1)
 OF_OLD, OF_NEW = evaluate(OLD), evaluate(NEW)

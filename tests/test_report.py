@@ -16,6 +16,7 @@ from harness import Bench
 from test_tables import STEPS, evaluated, full, store, trained
 
 from bench.analysis.frame import frame
+from bench.analysis.pareto import pareto
 from bench.analysis.rows import Row, rows
 from bench.analysis.verdicts import judged
 from bench.checks import Finding
@@ -26,7 +27,7 @@ from bench.report.classes import class_maps
 from bench.report.heat import heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
-from bench.report.scatter import clean_against_robust, cost_against_robust, pareto
+from bench.report.scatter import clean_against_robust, cost_against_robust
 
 __all__ = ["store"]  # a fixture
 HOSTILE = (

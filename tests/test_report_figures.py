@@ -19,11 +19,12 @@ from test_report import Page, all_judged, matrix
 from test_tables import evaluated, full, store, train_job, trained
 
 from bench.analysis.frame import frame
+from bench.atomic import file_hash
 from bench.commands.pictures import Pictures, _choose
 from bench.core.stats import wilson
 from bench.planning.job import Job
 from bench.records.curves import LOG
-from bench.records.store import Store, file_hash
+from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves

@@ -15,12 +15,13 @@ import torch
 from harness import Bench, outcomes, tiny
 from torch import Tensor, nn
 
+from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.randomised import Randomised
 from bench.data.images import Data, load
 from bench.jobs.evaluate import Kept, evaluate
 from bench.jobs.worker import work
-from bench.records.store import Store, file_hash
+from bench.records.store import Store
 from bench.training import checkpoint
 
 RESULTS, ROOT = Path("results"), Path("no-data-here")

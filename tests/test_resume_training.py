@@ -19,6 +19,7 @@ import torch
 from harness import Bench, outcomes
 from torch import Tensor, nn
 
+from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.rng import scope
 from bench.data.images import Data, load
@@ -26,7 +27,7 @@ from bench.jobs import worker
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
-from bench.records.store import Store, file_hash
+from bench.records.store import Store
 from bench.training import checkpoint
 from bench.training.guards import Watch
 from bench.training.resume import PLACE, Clock, Kept, origin_of, pack, random_streams, restore_streams, unpack

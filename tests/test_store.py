@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from harness import Bench
 
+from bench.atomic import file_hash, write_atomic, write_json
 from bench.planning import job as job_module
 from bench.planning.job import Job, NewerSchemaError
-from bench.records.store import Store, checksum, file_hash, write_atomic, write_json
+from bench.records.store import Store, checksum
 
 JOB = Job("train", {"seed": 0})
 OTHER = Job("evaluate", {"n": 4}, (JOB.key,))

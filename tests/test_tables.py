@@ -18,13 +18,16 @@ from harness import Bench
 from bench.analysis.frame import COLUMNS, frame
 from bench.analysis.rows import Row, rows
 from bench.analysis.worst import paired
+from bench.atomic import file_hash, write_atomic
 from bench.core.stats import paired_difference, wilson
 from bench.data import datasets
 from bench.planning.cells import RANDOMISED_REVISION
 from bench.planning.job import Job
 from bench.planning.names import label
-from bench.records.store import Store, file_hash, write_atomic
-from bench.tables.leaderboard import BEGIN, END, escape, markdown, venue, write_leaderboard
+from bench.records.store import Store
+from bench.tables.columns import venue
+from bench.tables.leaderboard import markdown, write_leaderboard
+from bench.tables.markdown import BEGIN, END, escape
 from bench.tables.summary import matrix
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard.md"

@@ -22,12 +22,13 @@ from bench.analysis.marks import unreliable
 from bench.analysis.rows import Row, rows
 from bench.analysis.verdicts import judged
 from bench.analysis.worst import Cell
+from bench.atomic import file_hash, write_atomic
 from bench.checks import Check, Finding
 from bench.checks.texts import CHECKS
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.planning.names import label
-from bench.records.store import Store, file_hash, write_atomic
+from bench.records.store import Store
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.summary import matrix
 

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, Any
 from bench.analysis.facts import BY_VALIDATION
 from bench.analysis.frame import Entry
 from bench.analysis.provisional import why_provisional
-from bench.analysis.telling import failures as failures
 from bench.analysis.telling import told_apart
-from bench.analysis.times import attack_seconds, of_trainings
-from bench.analysis.times import busy as busy
-from bench.analysis.times import standard_times as standard_times
-from bench.analysis.times import time_class as time_class
+from bench.analysis.times import attack_seconds, busy, of_trainings, standard_times, time_class
 from bench.analysis.worst import Cell, Picked, cell_of, worst_case
 from bench.checks import Finding, Verdict
 from bench.core.numbers import Number

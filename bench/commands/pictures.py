@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.atomic import file_hash
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
 from bench.data import datasets
 from bench.data.images import Data, load, test_block
 from bench.planning.job import Job
-from bench.records.store import IMAGES, Store, file_hash
+from bench.records.store import IMAGES, Store
 from bench.report.images import EACH, Fetched, Picture, Wanted
 
 DRAWS = 32  # of a model that draws, for its confidence

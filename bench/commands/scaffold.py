@@ -6,8 +6,8 @@ import keyword
 import re
 from pathlib import Path
 
+from bench.atomic import write_atomic
 from bench.planning import catalog
-from bench.records.store import write_atomic
 
 DEFENSE = '''"""min E[ CE(f(x'), y) ],  x' = x + sigma N(0, I)  (replace this line by your objective).
 

@@ -6,9 +6,10 @@ from collections.abc import Container, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from bench.atomic import file_hash
 from bench.planning.job import Job
 from bench.records.leases import Claims
-from bench.records.store import Store, file_hash
+from bench.records.store import Store
 
 EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
 FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an error

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.atomic import write_atomic
 from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, ending, fields, parse_job, queue, script
 from bench.executors.submitted import Submitted
@@ -21,7 +22,7 @@ from bench.jobs import retries
 from bench.jobs.attempt import HELD, forget, retry, tried
 from bench.planning.job import Job
 from bench.records.leases import Claims, holder_of
-from bench.records.store import Store, write_atomic
+from bench.records.store import Store
 
 TICK = 0.5  # seconds between ticks
 FASTEST, SLOWEST = 1.0, 15.0  # seconds between looks at the queue: often in a short run, seldom in a long one

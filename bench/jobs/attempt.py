@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.atomic import write_json
 from bench.jobs import retries
 from bench.planning.job import Job
 from bench.records.leases import Lease, claim, holders, this_machine
-from bench.records.store import Store, write_json
+from bench.records.store import Store
 
 HELD = 5  # exit code: another process is at the job, or it is over; nothing was done
 ATTEMPTS = "attempts.json"  # retries so far, while a job is not over: they outlive the process

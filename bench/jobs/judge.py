@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.atomic import file_hash
 from bench.core.numbers import Number
 from bench.core.threat import Threat
 from bench.data.images import test_block
@@ -16,7 +17,7 @@ from bench.jobs import recheck
 from bench.jobs.evaluate import Kept, evaluate
 from bench.planning import catalog
 from bench.planning.job import Job
-from bench.records.store import IMAGES, Store, file_hash
+from bench.records.store import IMAGES, Store
 
 if TYPE_CHECKING:
     from bench.core.classifier import Classifier

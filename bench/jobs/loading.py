@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import plugins
+from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.rng import scope, seed
 from bench.data.datasets import Facts
@@ -21,7 +22,6 @@ from bench.jobs.strict import OWN, State, fill, read, unprefixed
 from bench.models.common import Inputs, Normalise
 from bench.planning import catalog
 from bench.planning.imports import MODEL_FILE
-from bench.records.store import file_hash
 from bench.training.cost import inference_ms
 
 

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from bench import plugins
+from bench.atomic import file_hash
 from bench.checks import Finding
 from bench.core.classifier import Classifier, frozen
 from bench.core.numbers import Number
 from bench.core.threat import Threat
 from bench.data.images import Data, test_block
 from bench.planning.job import Job
-from bench.records.store import IMAGES, Store, file_hash
+from bench.records.store import IMAGES, Store
 
 LEAST = {"quick": 256, "full": 10**9}  # images re-checked, rounded up to whole blocks
 Tell = Callable[[int, int, str], None]

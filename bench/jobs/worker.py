@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from bench.atomic import appending
+from bench.atomic import appending, file_hash, write_atomic
 from bench.core.classifier import Classifier
 from bench.core.threat import NotFiniteError
 from bench.data.images import Data, judged_by_validation
@@ -33,7 +33,7 @@ from bench.jobs.judge import assemble, judge
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.private import Portable, portable
-from bench.records.store import IMAGES, SAMPLES, SHARED, Store, file_hash, weights_file, write_atomic
+from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
 from bench.training import stopping
 from bench.training.guards import Diverged
 from bench.training.resume import PLACE, Kept, origin_of

@@ -6,9 +6,10 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.atomic import file_hash, write_atomic
 from bench.planning.job import Job
 from bench.records.leases import claim
-from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, damaged, file_hash, write_atomic
+from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, damaged
 
 NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
 

@@ -19,9 +19,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.atomic import file_hash as file_hash
-from bench.atomic import write_atomic as write_atomic
-from bench.atomic import write_json as write_json
+from bench.atomic import file_hash, write_json
 from bench.planning.job import SCHEMA, Job, NewerSchemaError, upgraded
 
 IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from bench.analysis.frame import Entry
 from bench.analysis.marks import GRAVE, ranked, reasons
-from bench.analysis.rows import Row, failures
+from bench.analysis.rows import Row
+from bench.analysis.telling import failures
 from bench.checks import Finding
 from bench.checks.texts import CHECKS
 from bench.report.where import behind
-from bench.tables import leaderboard
-from bench.tables.leaderboard import SECTIONS, percent
+from bench.tables.columns import columns as column_texts
+from bench.tables.columns import natural, percent, provisional_letters
+from bench.tables.leaderboard import SECTIONS, sections
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Board:
 def boards(rows: list[Row]) -> list[Board]:
     """The sections of leaderboard.md, in their order and with their columns."""
     found = []
-    for (dataset, threat), kinds in leaderboard.sections(rows).items():
+    for (dataset, threat), kinds in sections(rows).items():
         for kind, members in kinds.items():
             if members:
                 found.append(_board(dataset, threat, SECTIONS[kind], members))
@@ -70,8 +72,8 @@ def boards(rows: list[Row]) -> list[Board]:
 
 
 def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
-    letters = leaderboard.provisional_letters(members)
-    columns = leaderboard.columns(members, letters)
+    letters = provisional_letters(members)
+    columns = column_texts(members, letters)
     lines = [
         Line(
             row, rank, [show(row) for show in columns.values()], [behind(row, name) for name in columns],
@@ -100,7 +102,7 @@ def _evidence(row: Row) -> list[Evidence]:
             f"{entry['norm']} {entry['eps']}" if entry["norm"] else "–",
             entry["device"] or "–", entry["key"], entry["train_key"],
         )
-        for label, by in sorted(row.entries.items(), key=lambda pair: leaderboard.natural(pair[0]))
+        for label, by in sorted(row.entries.items(), key=lambda pair: natural(pair[0]))
         for seed, entry in sorted(by.items())
     ]  # fmt: skip
 

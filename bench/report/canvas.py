@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records.store import write_atomic
+from bench.atomic import write_atomic
 from bench.report.svg import INK, inline
-from bench.tables.leaderboard import csv_text
+from bench.tables.flat import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

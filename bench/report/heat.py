@@ -12,7 +12,7 @@ from bench.report.captions import called, conditions
 from bench.report.svg import INK
 from bench.report.text import short
 from bench.report.where import of_attack, of_clean, of_worst
-from bench.tables.leaderboard import natural
+from bench.tables.columns import natural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,18 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.frame import frame
+from bench.analysis.frame import frame, tested
 from bench.analysis.reading import ReadOnce
 from bench.analysis.rows import rows
 from bench.analysis.verdicts import judged
+from bench.atomic import write_atomic
 from bench.checks.texts import CHECKS
-from bench.records.store import Store, write_atomic
+from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.gallery import Group, groups
 from bench.report.images import Fetch, nothing
 from bench.report.text import number, plain
 from bench.report.where import origins
-from bench.tables import leaderboard
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -45,7 +45,7 @@ def html(store: Store, fetch: Fetch = nothing) -> str:
 def _made(store: Store, fetch: Fetch) -> tuple[str, list[Group]]:
     store = ReadOnce.of(store)
     table = frame(store)
-    found = judged(store, rows(store, leaderboard.tested(table)))
+    found = judged(store, rows(store, tested(table)))
     placed = boards(found)
     sections = groups(store, placed, found, table, fetch)
     style, script = (_part(name) for name in ("page.css", "page.js"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bench.analysis.pareto import pareto as pareto
+from bench.analysis.pareto import pareto
 from bench.analysis.rows import Row
 from bench.report.board import Board
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.analysis.frame import frame
-from bench.analysis.frame import tested as tested
+from bench.analysis.frame import frame, tested
 from bench.analysis.marks import checks_lines, hide_invalid, legend, ranked, reasons
 from bench.analysis.reading import ReadOnce
 from bench.analysis.rows import RADII, Row
@@ -15,19 +14,12 @@ from bench.analysis.rows import rows as rows_of
 from bench.analysis.telling import failures
 from bench.analysis.verdicts import judged
 from bench.analysis.worst import MEDIAN
-from bench.records.store import Store, write_atomic
+from bench.atomic import write_atomic
+from bench.records.store import Store
 from bench.tables import export, flat, measures, timing
-from bench.tables.columns import columns as columns
-from bench.tables.columns import natural as natural
-from bench.tables.columns import percent as percent
-from bench.tables.columns import provisional_letters as provisional_letters
-from bench.tables.columns import venue as venue
-from bench.tables.flat import csv_text as csv_text
-from bench.tables.markdown import BEGIN as BEGIN
-from bench.tables.markdown import END as END
-from bench.tables.markdown import escape as escape
-from bench.tables.markdown import item, replace_block
-from bench.tables.markdown import table as table
+from bench.tables.columns import columns, natural, provisional_letters
+from bench.tables.flat import csv_text
+from bench.tables.markdown import escape, item, replace_block, table
 
 if TYPE_CHECKING:
     import pandas as pd

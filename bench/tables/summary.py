@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from bench.analysis.frame import frame
 from bench.analysis.marks import reasons, titles, verdict_text
 from bench.analysis.reading import ReadOnce
-from bench.analysis.rows import Row, failures, rows
+from bench.analysis.rows import Row, rows
+from bench.analysis.telling import failures
 from bench.analysis.verdicts import judged
 from bench.analysis.worst import MEDIAN, Cell
 from bench.records.store import Store

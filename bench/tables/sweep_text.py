@@ -10,8 +10,8 @@ from typing import Any
 from bench.analysis.compare import aligned
 from bench.analysis.marks import verdict_text
 from bench.analysis.matching import Match
-from bench.analysis.rows import failures
 from bench.analysis.sweep import Point, Series
+from bench.analysis.telling import failures
 from bench.analysis.worst import Cell
 from bench.records.store import Store
 from bench.terminal import plain

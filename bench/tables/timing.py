@@ -12,7 +12,8 @@ from typing import Any
 from bench.analysis.compare import aligned
 from bench.analysis.frame import Entry
 from bench.analysis.marks import UNRANKED
-from bench.analysis.rows import Row, busy, standard_times, time_class
+from bench.analysis.rows import Row
+from bench.analysis.times import busy, standard_times, time_class
 from bench.terminal import plain
 
 SHARED = "‡"

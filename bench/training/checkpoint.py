@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.records.store import write_atomic
+from bench.atomic import write_atomic
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from harness import Bench, tiny, write_plugins
 
-from bench.records.store import IMAGES, SAMPLES, Store, checksum, file_hash, write_json
+from bench.atomic import file_hash, write_json
+from bench.records.store import IMAGES, SAMPLES, Store, checksum
 
 TAMPERED = 20
 RESULTS = Path("results")

@@ -25,7 +25,8 @@ from bench.progress import live
 from bench.records.store import Store
 from bench.report.page import write_report
 from bench.tables.export import latex_text
-from bench.tables.leaderboard import BEGIN, END, escape, write_leaderboard
+from bench.tables.leaderboard import write_leaderboard
+from bench.tables.markdown import BEGIN, END, escape
 from bench.tables.summary import matrix
 
 STRINGS = fuzzed.strings()
