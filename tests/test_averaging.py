@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.jobs.contract import Toy
+from bench.contract.toy import Toy
 from bench.training.averaging import Average, recalibrate
 
 

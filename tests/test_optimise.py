@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.contract.toy import Toy
 from bench.core.defense import Batch, Defense
 from bench.core.numbers import Number
 from bench.core.threat import Threat
-from bench.jobs.contract import Toy
 from bench.planning.spec import TrainSpec
 from bench.training.optimise import SCHEDULES, Optimisation, optimisation, passes_in
 from defenses.awp import AWP

@@ -106,8 +106,7 @@ def check(name: str | None, everything: bool) -> int:
         known = [each for kind in kinds for each in catalog.names(kind)]
         hint = catalog.suggest(str(name), known) or " `bench list` names them; a file elsewhere needs --plugin FILE"
         raise LookupError(f"no defense or attack '{name}'.{hint}")
-    from bench import plugins
-    from bench.jobs import contract
+    from bench import contract, plugins
 
     failed = 0
     for kind, each in wanted:

@@ -75,8 +75,7 @@ class {title}(Attack):
 '''
 TEST = '''"""{name}: what it owes the harness; add what only it claims (limits, a hand-computed value)."""
 
-from bench import plugins
-from bench.jobs import contract
+from bench import contract, plugins
 
 
 def test_{name}_keeps_the_contract() -> None:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench import contract
 from bench.core.attack import Attack, Columns, Context, Evaluation
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Terms
-from bench.jobs import contract
 from bench.planning import catalog
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,82 @@
+"""The toy network, images and budgets on which plug-ins are checked, and what is compared before and after."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.classifier import Classifier
+from bench.core.numbers import Number
+from bench.core.randomised import InputNoise, Randomised
+from bench.core.rng import scope
+from bench.core.smoothing import Smoothed
+from bench.core.threat import Norm, Threat
+
+CLASSES, CHANNELS, SIZE = 5, 1, 8
+BUDGET: dict[Norm, Number] = {"Linf": Number("8/255"), "L2": Number("0.3"), "L1": Number("1")}
+
+
+class Toy(nn.Module):
+    """A small network with a convolution, BatchNorm and a linear `head`; no parameter is dead (no bias before BN)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+        self.flat = nn.Flatten()
+        self.head = nn.Linear(6 * (SIZE // 2) ** 2, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `b 5` of images `b 1 8 8`."""
+        logits: Tensor = self.head(self.flat(self.pool(self.relu(self.norm(self.conv(x))))))
+        return logits
+
+
+def threat(norm: Norm, scale: int = 1) -> Threat:
+    """The budget of checks in this norm, `scale` times."""
+    return Threat(norm, Number(BUDGET[norm] * scale))
+
+
+def images(count: int = 12) -> tuple[Tensor, Tensor]:
+    """Images `n 1 8 8` in [0,1] and labels; the same ones each time."""
+    with scope(1):
+        x = torch.rand(count, CHANNELS, SIZE, SIZE)
+        x[:, :, :2] = 0  # pixels at the edge of the box are where projections go wrong
+        return x, torch.arange(count) % CLASSES
+
+
+def modes(net: nn.Module) -> list[tuple[str, bool]]:
+    """Training mode of every module and gradient flag of every parameter."""
+    return [
+        *((name, module.training) for name, module in net.named_modules()),
+        *((name, parameter.requires_grad) for name, parameter in net.named_parameters()),
+    ]
+
+
+def copy(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers as they are now."""
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
+    """None where both hold the same bits, else what differs."""
+    if one.keys() != other.keys():
+        return f"tensors {sorted(one.keys() ^ other.keys())} come and go"
+    changed = [name for name, value in one.items() if not torch.equal(value, other[name])]
+    return f"{', '.join(changed)} differ" if changed else None
+
+
+def toy_model(kind: str) -> tuple[Classifier, nn.Module]:
+    """A toy model in eval mode and its BatchNorm layer, which is left in train mode as a trap."""
+    with scope(5):
+        net = Toy()
+        net(torch.rand(64, CHANNELS, SIZE, SIZE))  # running statistics
+    net.eval()
+    if kind == "smoothed":
+        return Smoothed(net, sigma=0.1, n_vote=20), net.norm
+    if kind == "randomised":
+        InputNoise(0.1).attach(net.conv)
+        return Randomised(net, draws=5), net.norm
+    return Classifier(net), net.norm

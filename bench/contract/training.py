@@ -1,0 +1,160 @@
+"""Two steps of a defense on the toy network, and what must hold around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bench.contract.toy import CLASSES, Toy, copy, images, modes, same, threat
+from bench.core.classifier import Classifier
+from bench.core.defense import Batch, Defense, Terms
+from bench.core.rng import scope
+from bench.core.threat import Norm
+from bench.training.optimise import passes_in
+
+LEARNING_RATE = 1e-3  # losses on moments blow up at the usual 0.05
+
+
+class Recorder:
+    """A plain Updater that remembers which parameters got a gradient, by name."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
+        self.moved: set[str] = set()
+        self.terms: Terms = {}
+
+    def descend(self, terms: Terms) -> None:
+        self.optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        self.moved |= {n for n, p in self.net.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+        self.terms = terms
+        self.optimizer.step()
+
+
+class Training:
+    """Two steps of one defense on the toy network, and what must hold around them."""
+
+    def __init__(self, cls: type[Defense]) -> None:
+        self.cls = cls
+        norm: Norm = getattr(cls, "norms", ("Linf",))[0]
+        self.threat = threat(norm)
+        x, y = images()
+        self.batch = Batch(x, y, torch.arange(len(x)), epoch=1, progress=0.6)
+
+    def fresh(self) -> tuple[Defense, nn.Module]:
+        defense = self.cls(self.threat, **self.cls.smoke)
+        return defense, defense.wrap(Toy()).train()
+
+    def trained(self) -> tuple[Defense, nn.Module, Recorder]:
+        with scope(2):
+            defense, net = self.fresh()
+            recorder = Recorder(net)
+            for _ in range(2):
+                defense.step(net, recorder, self.batch)
+        return defense, net, recorder
+
+    def learns(self) -> str | None:
+        _, net, recorder = self.trained()
+        for name, value in recorder.terms.items():
+            if value.dim() != 0 or not bool(torch.isfinite(value)):
+                return f"term '{name}' must be a finite scalar, found {value.detach()}"
+        idle = sorted({name for name, _ in net.named_parameters()} - recorder.moved)
+        return f"no gradient reaches {', '.join(idle)}" if idle else None
+
+    def flags_survive(self) -> str | None:
+        with scope(2):
+            defense, net = self.fresh()
+            for module in net.modules():
+                module.train(not isinstance(module, nn.BatchNorm2d))  # a frozen BatchNorm must stay frozen
+            before = modes(net)
+            defense.step(net, Recorder(net), self.batch)
+        return None if modes(net) == before else "a module's training mode or a parameter's requires_grad changed"
+
+    def inner_is_clean(self) -> str | None:
+        with scope(2):
+            defense, net = self.fresh()
+            before = copy(net)
+            defense.inner(net, self.batch)
+        if any(parameter.grad is not None for parameter in net.parameters()):
+            return "inner leaves gradients on parameters"
+        # in this mode, as published, each attack step moves the running statistics
+        moving = {n for n, _ in net.named_buffers()} if getattr(defense, "attack_bn_mode", "") == "train" else set()
+        after = net.state_dict()
+        return same(*({n: v for n, v in state.items() if n not in moving} for state in (before, after)))
+
+    def inner_is_feasible(self) -> str | None:
+        defense, net, _ = self.trained()
+        with scope(3):
+            adv = defense.inner(net, self.batch)
+        if self.cls.uses_threat and isinstance(adv, Tensor):
+            if adv.requires_grad:
+                return "the images that inner gives must carry no graph"
+            self.threat.check(self.batch.x, adv)
+        return None
+
+    def repeats(self) -> str | None:
+        return same(self.trained()[1].state_dict(), self.trained()[1].state_dict())
+
+    def deploys(self) -> str | None:
+        defense, net, _ = self.trained()
+        model, x = defense.deploy(net.eval()), self.batch.x
+        if not isinstance(model, Classifier):
+            return f"deploy must give a Classifier, found {type(model).__name__}"
+        kind = "smoothed" if model.smoothed else "randomised" if model.stochastic else "deterministic"
+        if kind != self.cls.deploys:
+            return f"deploys says {self.cls.deploys}, the model is {kind}"
+        with torch.no_grad(), scope(4):
+            logits, labels, again = model(x), model.predict(x), model(x)
+        if tuple(logits.shape) != (len(x), CLASSES) or labels.shape != (len(x),):
+            return f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} for {len(x)} images"
+        if model.stochastic == torch.equal(logits, again):
+            return f"two passes {'agree' if model.stochastic else 'differ'}, but stochastic is {model.stochastic}"
+        return None
+
+    def honours(self) -> str | None:
+        """Label smoothing must reach the loss exactly where it is declared; declared 16-bit passes must train."""
+        said = self.cls.honours
+        unknown = sorted(set(said) - {"label_smoothing", "bf16", "fp16"})
+        if unknown:
+            return f"honours knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
+        totals = [self._total(smoothing, "fp32") for smoothing in (0.0, 0.5)]
+        if torch.equal(*totals) == ("label_smoothing" in said):
+            return "label_smoothing must be in honours exactly where the loss passes batch.smoothing on"
+        wide = [name for name in ("bf16", "fp16") if name in said]
+        bad = [name for name in wide if not bool(torch.isfinite(self._total(0.0, name)))]
+        return f"the loss of {bad[0]} passes is not finite" if bad else None
+
+    def _total(self, smoothing: float, precision: str) -> Tensor:
+        """The loss of one step."""
+        with scope(2):
+            defense, net = self.fresh()
+            with passes_in(net, precision):
+                terms = defense.step(net, Recorder(net), replace(self.batch, smoothing=smoothing))
+        return torch.stack(list(terms.values())).sum().detach()
+
+    def state_trip(self) -> str | None:
+        defense, _, _ = self.trained()
+        state = {name: value.clone() for name, value in defense.state_dict().items()}
+        fresh, _ = self.fresh()
+        fresh.load_state_dict(state)
+        return same(state, fresh.state_dict())
+
+    def goes_on(self) -> str | None:
+        """What a step depends on beside weights and random streams must be in the state: training may be killed."""
+        defense, net, _ = self.trained()
+        with scope(2):
+            fresh, other = self.fresh()
+        other.load_state_dict(net.state_dict())
+        fresh.load_state_dict({name: value.clone() for name, value in defense.state_dict().items()})
+        found = []
+        for one, its in ((defense, net), (fresh, other)):
+            with scope(6):
+                terms = one.step(its, Recorder(its), self.batch)
+            told = {**terms, **one.metrics(its)}
+            values = {f"'{name}' of the next step": value.detach().nan_to_num(-7.0) for name, value in told.items()}
+            found.append({**copy(its), **values})
+        wrong = same(*found)
+        return wrong and f"{wrong}; state_dict must hold what a step depends on"
