@@ -16,7 +16,7 @@ from bench import terminal
 from bench.commands import model_commands, report_command, store_commands, sweep_command, table_commands
 from bench.commands.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
 from bench.executors.clusters import Absent, Cluster, Machine, takes_cluster
-from bench.planning.options import Options
+from bench.planning.typed import Options
 from bench.training import stopping
 
 app = typer.Typer(

@@ -42,9 +42,10 @@ from bench.core.rng import scope, seed
 from bench.data import images as datasets
 from bench.jobs.worker import _git, load_model, work
 from bench.planning.job import Job
-from bench.planning.options import Options, to_spec
+from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import TrainSpec
+from bench.planning.typed import Options
 from bench.records.store import Store, weights_file
 from bench.training.optimise import optimisation
 from bench.training.train import build

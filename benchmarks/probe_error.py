@@ -24,8 +24,9 @@ from bench.executors.devices import Slot
 from bench.executors.local import Local
 from bench.executors.policy import simulate
 from bench.planning.job import Job
-from bench.planning.options import Options, to_spec
+from bench.planning.options import to_spec
 from bench.planning.plan import plan
+from bench.planning.typed import Options
 from bench.progress import forecast, probe
 from bench.progress.live import title
 from bench.records.estimate import Estimator

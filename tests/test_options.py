@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench.planning.options import Options, to_spec
+from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import Spec
+from bench.planning.typed import Options
 
 ROOT = Path("no-data-here")
 SPEC = """\

@@ -14,8 +14,9 @@ from harness import Bench, tiny, write_plugins
 
 from bench.executors.devices import Slot
 from bench.planning.job import Job
-from bench.planning.options import Options, to_spec
+from bench.planning.options import to_spec
 from bench.planning.plan import plan
+from bench.planning.typed import Options
 from bench.progress import probe
 from bench.records.estimate import Estimator
 from bench.records.store import Store

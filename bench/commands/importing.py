@@ -21,8 +21,9 @@ from bench.executors.clusters import Machine
 from bench.executors.local import Local
 from bench.planning import imports
 from bench.planning.job import Job
-from bench.planning.options import Options, to_spec
+from bench.planning.options import to_spec
 from bench.planning.plan import check_counts
+from bench.planning.typed import Options
 from bench.progress import live
 from bench.records.store import Store
 

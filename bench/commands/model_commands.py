@@ -24,7 +24,7 @@ from bench.commands.arguments import (
     plugins,
     typed,
 )
-from bench.planning.options import Options
+from bench.planning.typed import Options
 
 
 def eval_(

@@ -22,9 +22,10 @@ from bench.planning.cells import wants
 from bench.planning.duplicates import duplicates
 from bench.planning.job import Job
 from bench.planning.names import defense_label, label
-from bench.planning.options import Options, to_spec
+from bench.planning.options import to_spec
 from bench.planning.plan import plan, without_cell
 from bench.planning.spec import Spec, TrainSpec
+from bench.planning.typed import Options
 from bench.progress import forecast, live
 from bench.progress.tracker import tracker as follows
 from bench.records.estimate import clock

@@ -21,11 +21,14 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show what is done, running and failed. Also while a run goes on, from another terminal."""
-    from bench.commands import running
-    from bench.planning.options import Options
     from bench.progress import status as survey
 
-    planned = running.prepare(Options(spec=spec), data_dir).jobs if spec else []
+    planned = []
+    if spec:
+        from bench.commands import running
+        from bench.planning.typed import Options
+
+        planned = running.prepare(Options(spec=spec), data_dir).jobs
     survey.status(_existing(results_dir), planned, as_json)
 
 

@@ -13,7 +13,6 @@ import typer
 
 from bench.executors.base import Absent, Executor
 from bench.executors.devices import Slot, lanes, slots
-from bench.records.estimate import duration
 
 __all__ = ["NO_CLUSTER", "THIS_MACHINE", "Absent", "Cluster", "Machine", "engine", "takes_cluster"]
 EXECUTORS = ("local", "debug", "slurm", "ray")
@@ -166,3 +165,15 @@ def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tup
 
     places = machine.slots()
     return Local(root, places, machine.time_limit), lanes(places)
+
+
+def duration(text: str) -> float:
+    """Seconds of "90", "90s", "15m" or "2h". Raises ValueError for anything else."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"'{text}' is no time; expected such as 90s, 15m or 2h")
+    return seconds

@@ -14,12 +14,14 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import annotated_types
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from bench.core.numbers import Number
+
+if TYPE_CHECKING:  # many commands read what plug-ins declare, few check settings
+    from pydantic import TypeAdapter, ValidationError
 
 Kind = Literal["defenses", "attacks", "models"]
 KINDS: tuple[Kind, ...] = ("defenses", "attacks", "models")
@@ -92,6 +94,8 @@ class Plugin:
                 raise LookupError(f"{where}{self.name} has no setting '{name}'.{suggest(name, known)} Known: {listing}")
         if self.kind != "models" and isinstance(values.get("base"), str):
             values = {**values, "base": {"name": values["base"]}}  # the short form
+        from pydantic import ValidationError
+
         words = {field.name: get_args(field.type) for field in self.fields}
         # YAML and the command line read `label: true` as a boolean; where the word is one of the choices it is meant
         values = {k: "true" if v is True and "true" in words[k] else v for k, v in values.items()}
@@ -293,6 +297,8 @@ def _type(node: ast.expr | None, path: Path) -> Any:
 
 @functools.cache
 def _model(plugin: Plugin) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter, create_model
+
     fields: dict[str, Any] = {f.name: (f.type, ... if f.default is REQUIRED else f.default) for f in plugin.fields}
     config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
     return TypeAdapter(create_model(plugin.name, __config__=config, **fields))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build, read
+from bench.planning.typed import Options
 
 # what a claim about a model that draws at test time needs beside the default attacks
 PROTOCOL_ATTACKS: tuple[dict[str, Any], ...] = (
@@ -17,31 +17,6 @@ PROTOCOL_ATTACKS: tuple[dict[str, Any], ...] = (
     {"name": "transfer", "n": 100},
 )
 CERTIFY = {"name": "certify", "n": 100, "set": {"n": 10_000}}
-
-
-@dataclass
-class Options:
-    """What was typed; None or empty means "not typed"."""
-
-    spec: Path | None = None
-    dataset: str | None = None
-    size: int | None = None
-    model: list[str] = field(default_factory=list)
-    defense: list[str] = field(default_factory=list)
-    attack: list[str] = field(default_factory=list)
-    norm: str | None = None
-    eps: list[str] = field(default_factory=list)
-    train_eps: str | None = None
-    epochs: int | None = None
-    seeds: list[str] = field(default_factory=list)
-    n: int | None = None
-    train_n: int | None = None
-    recipe: str | None = None
-    set: list[str] = field(default_factory=list)
-    grid: list[str] = field(default_factory=list)
-    baseline: bool = True
-    validation: int | None = None
-    checks: str | None = None
 
 
 def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:

@@ -174,18 +174,6 @@ def _bytes(path: Path) -> int | None:
         return None
 
 
-def duration(text: str) -> float:
-    """Seconds of "90", "90s", "15m" or "2h". Raises ValueError for anything else."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
-    try:
-        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"'{text}' is no time; expected such as 90s, 15m or 2h")
-    return seconds
-
-
 def clock(seconds: float) -> str:
     """1 h 05 min, 3 min 20 s, 12 s."""
     whole = round(seconds)

@@ -23,8 +23,8 @@ from bench import atomic
 from bench.atomic import appending, write_atomic
 from bench.commands import running
 from bench.planning import cells, plan
-from bench.planning.options import Options
 from bench.planning.spec import build
+from bench.planning.typed import Options
 from bench.records.leases import STALE, claim
 from bench.records.store import Store
 
