@@ -40,7 +40,8 @@ from bench.core.attack import Context
 from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
 from bench.data import images as datasets
-from bench.jobs.worker import _git, load_model, work
+from bench.jobs.provenance import git
+from bench.jobs.worker import load_model, work
 from bench.planning.job import Job
 from bench.planning.options import to_spec
 from bench.planning.plan import plan
@@ -214,7 +215,7 @@ def direct(root: Path, repeats: int = 3) -> Record:
                 length = EPOCHS * STEPS * median + plain
                 found.append({"ours_s": ours, "plain_s": plain, "overhead": (ours - plain) / length})
     over = [one["overhead"] for one in found]
-    return {**_git(), "repeats": found, "overhead": statistics.median(over), "low": min(over), "high": max(over)}
+    return {**git(), "repeats": found, "overhead": statistics.median(over), "low": min(over), "high": max(over)}
 
 
 def bars(record: Record) -> list[Record]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench.jobs.worker import _git, _versions, device_name
+from bench.jobs.provenance import device_name, git, versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs" / "performance.md"
@@ -79,8 +79,8 @@ def conditions(name: str, device: str = "cpu") -> Record:
         "clock": "wall, synchronised" if device.startswith("cuda") else "process CPU time",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "versions": _versions(),
-        **_git(),
+        "versions": versions(),
+        **git(),
     }
 
 

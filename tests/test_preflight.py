@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import Bench, Outcome, states, tiny, write_plugins, written
 
-from bench.planning.spec import read
+from bench.planning.strict_yaml import read
 
 torch = pytest.importorskip("torch")
 SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))

@@ -140,14 +140,14 @@ def test_steps_are_timed_after_the_warm_up_and_up_to_the_cap() -> None:
 
 
 def test_a_warm_up_counts_as_long_as_it_lasts(store: Store) -> None:
-    from bench.jobs.worker import _data
+    from bench.jobs.worker import load_images
     from bench.progress.probing import _steps
     from bench.training.loop import Loop
     from bench.training.train import build
 
     settings = ["awp.warmup=0.25", "awp.base=pgd_at"]
     job = jobs_of(defense=["awp"], set=settings, attack=["clean"], train_n=64)[0]
-    data = _data(job.what, None, ROOT, torch.device("cpu"), lambda values: None)
+    data = load_images(job.what, None, ROOT, torch.device("cpu"), lambda values: None)
     loop = Loop(*build(job.what, data), job.what, data, lambda values: None)
     list(itertools.islice(_steps(loop, torch.device("cpu")), 40))
     share = loop.defense.metrics(loop.net)["awp_share"]

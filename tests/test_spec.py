@@ -10,7 +10,8 @@ import pytest
 from bench.core.numbers import Number
 from bench.data import datasets
 from bench.planning import catalog
-from bench.planning.spec import MAX_BYTES, MAX_DEPTH, PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, read, recipe
+from bench.planning.spec import PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, recipe
+from bench.planning.strict_yaml import MAX_BYTES, MAX_DEPTH, read
 
 GOOD = """\
 name: mine

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
-import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +16,8 @@ from torch import Tensor
 from bench.core.rng import seed as named_seed
 from bench.data import datasets, folders, vision
 from bench.data.datasets import Facts
-from bench.data.folders import Folder
-from bench.data.vision import Bytes, Labels, Raw
+from bench.data.decoding import decoded
+from bench.data.vision import Bytes, Labels
 
 Report = Callable[[str], None]
 
@@ -70,7 +64,7 @@ def load(
     tell = report or (lambda note: None)
     facts = datasets.facts(name, root, size)
     if name.startswith("folder:"):
-        raw = _folder(folders.find(name, root), facts, size is not None, tell)
+        raw = decoded(folders.find(name, root), facts, size is not None, tell)
     else:
         raw = vision.read(name, root, tell)
     kept, held_out = _split(_count("train", train, facts.train), facts.train, validation, seed)
@@ -190,70 +184,3 @@ def _count(what: str, asked: int | None, there: int) -> int:
     if asked is not None and not 0 < asked <= there:
         raise ValueError(f"{what} is {asked}, but the data set has {there} {what} images")
     return asked or there
-
-
-def _folder(images: Folder, facts: Facts, resize: bool, tell: Report) -> Raw:
-    """Decoded images of a folder, from the cache if no file's name, size or time of change differs."""
-    files = [*images.train, *images.test]
-    content = hashlib.sha256(f"{facts.channels} {facts.size} {folders.stamp(images)}".encode()).hexdigest()
-    place = hashlib.sha256(f"{images.path.resolve()}\0{facts.size}".encode()).hexdigest()[:12]
-    cached = folders.cache() / f"folder-{place}-{content[:20]}.npz"
-    x = _cached(cached, (len(files), facts.channels, facts.size, facts.size))
-    if x is None:
-        tell(f"decoding {len(files)} images of {images.path}")
-        x = _decode([images.path / relative for relative, _ in files], facts, resize)
-        with contextlib.suppress(OSError):  # without a cache the next start is slower, not wrong
-            _keep(cached, x, f"folder-{place}-*.npz")
-    n, labels = len(images.train), np.array([label for _, label in files], dtype=np.int64)
-    return Raw(images.classes, x[:n], labels[:n], x[n:], labels[n:])
-
-
-def _cached(path: Path, shape: tuple[int, ...]) -> Bytes | None:
-    """The cached images, or None where there are none or the file is damaged (zip checks sums)."""
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            x: Bytes = held["x"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-    return x if x.shape == shape and x.dtype == np.uint8 else None
-
-
-def _keep(path: Path, x: Bytes, older: str) -> None:
-    """Write the cache whole or not at all, and drop what the same folder left there before it changed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, x=x)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    for old in set(path.parent.glob(older)) - {path}:
-        old.unlink(missing_ok=True)
-
-
-def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
-    """Images n c h w. Raises ValueError, naming the file, for one that is unreadable or unlike the first."""
-    from PIL import Image
-
-    side, grey = facts.size, facts.channels == 1
-    x = np.empty((len(paths), side, side, facts.channels), dtype=np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for i, path in enumerate(paths):
-            try:
-                with Image.open(path) as file:
-                    channels = datasets.mode_channels(file.mode)
-                    image: Image.Image = file.convert("L" if grey else "RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
-                raise ValueError(f"cannot read image {path}: {error}") from None
-            if channels is None or (grey and channels == 3):
-                wanted = "grey as the first image" if grey else "grey or colour"
-                raise ValueError(f"image {path} has mode {file.mode}; expected 8-bit {wanted}")
-            if image.size != (side, side) and not resize:
-                raise ValueError(f"image {path} has size {image.size}; expected {side} x {side}, or give data.size")
-            if image.size != (side, side):
-                image = image.resize((side, side), Image.Resampling.BICUBIC)
-            x[i] = np.asarray(image).reshape(side, side, facts.channels)
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))

@@ -7,10 +7,7 @@ import functools
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,7 +27,7 @@ from bench.data.images import load as load_data
 from bench.jobs import passes, retries
 from bench.jobs.evaluate import Unsupported
 from bench.jobs.judge import assemble, judge
-from bench.planning import catalog
+from bench.jobs.provenance import peak_mb, provenance
 from bench.planning.job import Job
 from bench.records.private import Portable, portable
 from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
@@ -77,7 +74,7 @@ def work(
     origin = provenance(job, device, max(workers, _neighbours(folder)))
     if rows is not None:
         origin["rows_per_pass"] = rows
-    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": _peak(device)}
+    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": peak_mb(device)}
     if before:
         about["attempts"] = list(before)
     store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
@@ -97,7 +94,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
     report = Progress(folder / "progress.json", job)
     report({"share": 0.0})
     if job.kind == "train":
-        data = _data(job.what, None, root, device, report)
+        data = load_images(job.what, None, root, device, report)
         kept = Kept(folder / PLACE, functools.partial(origin_of, job.what, data))
         trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report, kept)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
@@ -108,9 +105,9 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
         return _stored(folder, *assemble(store, job))
     trained = store.job(job.needs[0])
     if job.what.get("split") == "validation":
-        data = judged_by_validation(_data(trained.what, None, root, device, report), job.what["n"])
+        data = judged_by_validation(load_images(trained.what, None, root, device, report), job.what["n"])
     else:
-        data = _data(trained.what, job.what["n"], root, device, report)
+        data = load_images(trained.what, job.what["n"], root, device, report)
     model = load_model(store, trained, data, job.what["weights"])
     if rows is not None:
         passes.limit(model, rows)
@@ -125,7 +122,7 @@ def _import(folder: Path, job: Job, root: Path, device: torch.device, report: Pr
 
     about = job.what["data"]
     there = datasets.facts(about["name"], root, about["size"]).test
-    data = _data(job.what, min(imports.CLEAN_N, there), root, device, report)
+    data = load_images(job.what, min(imports.CLEAN_N, there), root, device, report)
     source = folder / imports.SOURCE if job.what["checkpoint"] else None
     net, metrics = loading.measure(job.what, data, source)
     # tied weights share memory, which the format refuses
@@ -177,9 +174,10 @@ def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> C
     return defense.deploy(net.eval())
 
 
-def _data(
+def load_images(
     what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
 ) -> Data:
+    """The data set of a training on a device, with `test` test images. Raises ValueError where a folder has changed."""
     data = what["data"]
     loaded = load_data(
         data["name"],
@@ -227,77 +225,3 @@ class Progress:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(text, encoding="utf-8")  # no fsync: losing it costs nothing
             temporary.replace(self.path)
-
-
-def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
-    """Where a record comes from; no user, host or path names. `workers` > 1: timings shared the device."""
-    kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
-    plugin = {}
-    if name in job.what:
-        plugin = {"plugin_sha256": catalog.get(kind, job.what[name]["name"]).sha256[:16]}  # type: ignore[arg-type]
-    return {
-        **_git(),
-        "device": device_name(device),
-        "workers": workers,
-        "threads": torch.get_num_threads(),
-        "versions": dict(_versions()),
-        **plugin,
-    }
-
-
-@functools.cache
-def _git() -> dict[str, Any]:
-    """Commit of the code and whether it was changed since; None where it is no checkout."""
-    here = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "--short=12", "HEAD")
-    changes = git("status", "--porcelain", "--", "bench", "defenses", "attacks")
-    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Of what is loaded here; asking takes longer than all else in a record."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("defense-bench", "torch", "torchvision", "pyautoattack", "torchattacks", "numpy", "scipy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def device_name(device: str) -> str:
-    """The hardware's own name: timings are compared only where it is the same."""
-    if device.startswith("cuda"):
-        try:
-            return torch.cuda.get_device_name(torch.device(device))
-        except (RuntimeError, AssertionError):  # a lost device still owes its job a record
-            return "GPU that could not be asked"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return "CPU " + line.partition(":")[2].strip()
-    return f"CPU {platform.processor() or platform.machine()}"
-
-
-def _peak(device: str) -> dict[str, float | None]:
-    """Peak resident set of this process, and peak memory on the GPU, in MB."""
-    import resource
-
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-    cuda = None
-    if device.startswith("cuda"):
-        with contextlib.suppress(RuntimeError, AssertionError):
-            cuda = torch.cuda.max_memory_allocated() / 2**20
-    return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
-
-
-_versions()  # the fork server asks once, and every worker that comes from it finds the answer

@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.data import datasets
 from bench.planning import catalog
-from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build, read
+from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build
+from bench.planning.strict_yaml import read
 from bench.planning.typed import Options
 
 # what a claim about a model that draws at test time needs beside the default attacks

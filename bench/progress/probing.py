@@ -19,6 +19,7 @@ from bench.core.defense import Batch
 from bench.core.rng import scope, seed
 from bench.data.images import Images, batches, layout
 from bench.jobs import worker
+from bench.jobs.provenance import peak_mb
 from bench.progress.probe import Probe, Task
 from bench.progress.probing_images import evaluation
 from bench.training.choice import validation_accuracy
@@ -39,13 +40,13 @@ def measure(task: Task) -> Probe:
     training = task.job.kind == "train"
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = training
     found = _training(task, device, began) if training else evaluation(task, device, began)
-    peaks = {where: peak for where, peak in worker._peak(task.device).items() if peak is not None}
+    peaks = {where: peak for where, peak in peak_mb(task.device).items() if peak is not None}
     return found._replace(peaks=peaks)
 
 
 def _training(task: Task, device: torch.device, began: float) -> Probe:
     what = task.job.what
-    data = worker._data(what, None, task.root, device, _silent)
+    data = worker.load_images(what, None, task.root, device, _silent)
     loop = Loop(*build(what, data), what, data, lambda values: None)
     beside = time.perf_counter() - began
     with scope(seed(what["seed"], "inner")):

@@ -67,9 +67,9 @@ def evaluation(task: Task, device: torch.device, began: float) -> Probe:
 def _case(task: Task, trained: Job, device: torch.device) -> _Case:
     what = task.job.what
     if what.get("split") == "validation":
-        data = judged_by_validation(worker._data(trained.what, None, task.root, device, _silent), what["n"])
+        data = judged_by_validation(worker.load_images(trained.what, None, task.root, device, _silent), what["n"])
     else:
-        data = worker._data(trained.what, what["n"], task.root, device, _silent)
+        data = worker.load_images(trained.what, what["n"], task.root, device, _silent)
     first, last = what.get("images", (0, what["n"]))
     x, y = test_block(data, first, min(last, first + 500))
     try:

@@ -1,0 +1,90 @@
+"""What a record says of where it comes from: commit, versions, hardware, memory. No user, host or path names."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.planning import catalog
+from bench.planning.job import Job
+
+
+def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
+    """Where a record comes from. `workers` > 1: timings shared the device."""
+    kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
+    plugin = {}
+    if name in job.what:
+        plugin = {"plugin_sha256": catalog.get(kind, job.what[name]["name"]).sha256[:16]}  # type: ignore[arg-type]
+    return {
+        **git(),
+        "device": device_name(device),
+        "workers": workers,
+        "threads": torch.get_num_threads(),
+        "versions": dict(versions()),
+        **plugin,
+    }
+
+
+@functools.cache
+def git() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; None where it is no checkout."""
+    here = Path(__file__).resolve().parents[2]
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "--short=12", "HEAD")
+    changes = ask("status", "--porcelain", "--", "bench", "defenses", "attacks")
+    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what is loaded here; asking takes longer than all else in a record."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("defense-bench", "torch", "torchvision", "pyautoattack", "torchattacks", "numpy", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def device_name(device: str) -> str:
+    """The hardware's own name: timings are compared only where it is the same."""
+    if device.startswith("cuda"):
+        try:
+            return torch.cuda.get_device_name(torch.device(device))
+        except (RuntimeError, AssertionError):  # a lost device still owes its job a record
+            return "GPU that could not be asked"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return "CPU " + line.partition(":")[2].strip()
+    return f"CPU {platform.processor() or platform.machine()}"
+
+
+def peak_mb(device: str) -> dict[str, float | None]:
+    """Peak resident set of this process, and peak memory on the GPU, in MB."""
+    import resource
+
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    cuda = None
+    if device.startswith("cuda"):
+        with contextlib.suppress(RuntimeError, AssertionError):
+            cuda = torch.cuda.max_memory_allocated() / 2**20
+    return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
+
+
+versions()  # the fork server asks once, and every worker that comes from it finds the answer
