@@ -48,6 +48,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     losses = {f"{part}_{name}": np.array([1.0, 2.0]) for part in ("clean", "adversarial") for name in ("loss", "rise")}
     losses |= {f"{part}_loss_0.5": np.array([[2.0, 3.0]] * 2) for part in ("clean", "adversarial")}
     evaluated(store, train, "flatness", [1, 1], columns=losses, metrics={"measures": "adversarial_rise"})
+    plane = {"loss": np.arange(18.0).reshape(2, 3, 3), "clean_loss": np.array([4.0, 13.0]), "off_gradient": np.ones(2)}
+    plane |= {"nonlinearity": np.array([0.5, 0.25])}
+    evaluated(store, train, "surface", [1, 1], columns=plane, metrics={"measures": "nonlinearity"})
     elsewhere = trained(store, "abroad", data={"name": "other"})
     evaluated(store, elsewhere, "clean", [1, 0])
     smoothed = trained(store, "hazy_too", deploys="smoothed")
@@ -94,8 +97,8 @@ def focused(browser: Browser, what: str = "textContent") -> str:
 def test_it_holds_every_section(browser: Browser) -> None:
     names = browser.js("[...document.querySelectorAll('main > section')].map(s => s.id)")
     assert names == [
-        "boards", "heat", "eps", "curve", "trade", "cost", "training", "flatness", "certified", "classes", "images",
-        "checks", "origins",
+        "boards", "heat", "eps", "curve", "trade", "cost", "training", "flatness", "surface", "certified", "classes",
+        "images", "checks", "origins",
     ]  # fmt: skip
     assert browser.js("document.querySelectorAll('#images image').length") >= 6
     assert "Something is not here." in browser.js("document.getElementById('images').textContent")

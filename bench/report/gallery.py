@@ -14,6 +14,7 @@ from bench.report.heat import heat_maps
 from bench.report.images import Fetch, image_grids
 from bench.report.lines import certified_curves, eps_curves, security_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
+from bench.report.surface import surfaces
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
 
@@ -55,6 +56,7 @@ def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFram
         Group("cost", "Training cost against robust accuracy", "", cost_against_robust(found)),
         Group("training", "Training curves", "", training_curves(store, rows)),
         Group("flatness", "Loss around the weights", "", flatness_curves(store, table)),
+        Group("surface", "Loss surface around the images", "", surfaces(store, table)),
         Group("certified", "Certified accuracy against radius", "", certified_curves(store, rows)),
         Group("classes", "Robust accuracy by class", "", class_maps(store, found)),
         Group("images", "Adversarial images", note, grids),

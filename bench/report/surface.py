@@ -1,0 +1,188 @@
+"""The loss on a plane through the images: one direction of the gradient, one at random, as `surface` measured it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.analysis.frame import Entry
+from bench.records.store import Store
+from bench.report.canvas import STYLE, Plot, slug
+from bench.report.contours import fill
+from bench.report.svg import INK
+from bench.report.text import joined, short
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Array = np.ndarray[Any, Any]
+
+MOST = 8  # models of a figure; its table has all
+MEASURES = ("clean_loss", "nonlinearity", "off_gradient")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing: what it is of, and the loss by a and b; nothing where no image has a finite one."""
+
+    title: str
+    loss: Array | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model under one measurement, its evaluations by seed: numbers of all their images, panels of the first."""
+
+    name: str
+    entries: list[Entry]
+    values: dict[str, Array]
+    panels: list[Panel]
+
+    @property
+    def bend(self) -> float:
+        """Mean nonlinearity; infinite where one is not finite."""
+        import numpy as np
+
+        found = self.values["nonlinearity"]
+        return float(found.mean()) if np.isfinite(found).all() else math.inf
+
+
+def surfaces(store: Store, table: pd.DataFrame) -> list[Plot]:
+    """One figure for each data set, budget and setting of `surface` that is done, on test images."""
+    groups: dict[tuple[str, str, str], dict[str, list[Entry]]] = {}
+    done = table[(table["attack"] == "surface") & (table["state"] == "done") & (table["split"] == "test")]
+    for entry in done.to_dict("records"):
+        place = (entry["dataset"], f"{entry['norm']} eps = {entry['eps']}", entry["attack_label"])
+        groups.setdefault(place, {}).setdefault(entry["config"], []).append({str(k): v for k, v in entry.items()})
+    found = []
+    for place, by_config in sorted(groups.items()):
+        nets = {entries[0]["model"] for entries in by_config.values()}
+        models = [m for entries in by_config.values() if (m := _measured(store, entries, len(nets) > 1)) is not None]
+        if models:
+            reach = store.job(models[0].entries[0]["key"]).what["attack"]["set"].get("reach", 1.0)
+            found.append(_figure(place, sorted(models, key=lambda m: (m.bend, m.name)), float(reach)))
+    return found
+
+
+def _measured(store: Store, entries: list[Entry], with_net: bool) -> Measured | None:
+    """Nothing where the samples hold no surface (an evaluation of that name from elsewhere)."""
+    import numpy as np
+
+    # of one seed the evaluation of most images
+    longest = {entry["seed"]: entry for entry in sorted(entries, key=lambda entry: entry["n"])}
+    entries = [longest[seed] for seed in sorted(longest)]
+    held: list[dict[str, Any]] = [store.samples(entry["key"]) for entry in entries]
+    if any(not {*MEASURES, "loss"} <= samples.keys() or samples["loss"].ndim != 3 for samples in held):
+        return None
+    first = entries[0]
+    name = f"{first['defense_label']}, {first['model']}" if with_net else first["defense_label"]
+    budget = f" trained at {first['train_eps']}" if first["train_eps"] is not None else ""
+    values = {column: np.concatenate([samples[column] for samples in held]) for column in MEASURES}
+    return Measured(f"{name}{budget}", entries, values, _panels(held[0]))
+
+
+def _panels(samples: dict[str, Any]) -> list[Panel]:
+    """Mean over images, the image of median nonlinearity (of an even number the lower one), and that of the largest."""
+    import numpy as np
+
+    bend, loss = samples["nonlinearity"], samples["loss"].astype(np.float64)
+    whole = np.isfinite(loss).all((1, 2)) & np.isfinite(bend)
+    if not whole.any():
+        return [Panel(title, None) for title in ("mean", "median", "largest")]
+    places = np.flatnonzero(whole)
+    order = places[np.argsort(bend[places], kind="stable")]
+    of = f"{len(places)}" if whole.all() else f"{len(places)} of {len(whole)}"
+    median, last = (int(order[k]) for k in ((len(order) - 1) // 2, -1))
+    return [
+        Panel(f"mean of {of} images", loss[places].mean(0)),
+        Panel(f"median: image {samples['index'][median]}", loss[median]),
+        Panel(f"largest: image {samples['index'][last]}", loss[last]),
+    ]
+
+
+def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -> Plot:
+    dataset, threat, setting = place
+    entries = [entry for model in models for entry in model.entries]
+    few = f" Drawn are the {MOST} of {len(models)} models with the least nonlinearity; the table has all."
+    return Plot(
+        slug("surface", dataset, threat, setting),
+        f"{dataset}, {threat}, {setting}",
+        f"Contour maps of the loss around test images, three for each of {min(len(models), MOST)} models; the table "
+        "has their numbers over all images.",
+        "Cross-entropy of an image moved along the steepest direction of its loss (to the right) and along a random "
+        "one (upwards), in units of eps and clipped to [0,1]. Dot: the image; triangle: one whole gradient step; line: "
+        "edge of the ball. Every panel has its own colours, from dark at its lowest to bright at its highest loss, "
+        "which stand above it. Median and largest are by nonlinearity: how far the loss in the ball is from what the "
+        "gradient foretells (Qin et al. 2019 search the whole ball, so on one plane it is a lower bound). Off "
+        "gradient: highest loss in the ball less that of the whole gradient step. A smooth surface is no proof of "
+        f"robustness. n {joined(entry['n'] for entry in entries)}; eps {threat.replace('eps = ', '')}; "
+        f"seeds {joined(entry['seed'] for entry in entries)}; device {joined(entry['device'] for entry in entries)}. "
+        f"Panels are of seed {joined(model.entries[0]['seed'] for model in models[:MOST])}, numbers of all seeds."
+        + (few if len(models) > MOST else ""),
+        ["defense", "clean loss", "nonlinearity, mean", "nonlinearity, median", "nonlinearity, largest",
+         "off gradient, mean", "off gradient above 0 (% of images)"],
+        [[model.name, *_numbers(model.values)] for model in models],
+        _drawing(models[:MOST], reach, threat.startswith("Linf")),
+        dataset,
+        threat,
+        [{0: [entry["key"] for entry in model.entries]} for model in models],
+    )  # fmt: skip
+
+
+def _numbers(values: dict[str, Array]) -> list[str]:
+    """The cells of a model's line, over the images of all its seeds."""
+    import numpy as np
+
+    clean, bend, off = (values[name] for name in MEASURES)
+    asked = ((clean, np.mean), (bend, np.mean), (bend, np.median), (bend, np.max), (off, np.mean))
+    known = [f"{float(pick(of)):.4g}" if np.isfinite(of).all() else "not finite" for of, pick in asked]
+    return [*known, f"{100 * float((off > 0).mean()):.1f}"]
+
+
+def _drawing(models: list[Measured], reach: float, linf: bool) -> Figure:
+    """A row for each model: its name and numbers, then its panels."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 0.4 + 1.8 * len(models)), layout="constrained")
+        grid = figure.subplots(len(models), 4, squeeze=False, width_ratios=[1.2, 1, 1, 1])
+    for k, (model, (label, *row)) in enumerate(zip(models, grid, strict=True)):
+        clean, bend, _, _, off, _ = _numbers(model.values)
+        means = f"means over images:\nclean loss {clean}\nnonlinearity {bend}\noff gradient {off}"
+        label.set_axis_off()
+        label.text(0, 0.62, textwrap.fill(short(model.name, 72), 24), va="bottom", fontsize=9.5, color=INK)
+        label.text(0, 0.56, means, va="top", fontsize=8, color=INK, linespacing=1.4)
+        for axes, panel in zip(row, model.panels, strict=True):
+            _panel(axes, panel, reach, linf)
+            axes.tick_params(bottom=False, left=False, labelbottom=k == len(models) - 1, labelleft=axes is row[0])
+        row[0].set_ylabel("random\ndirection (eps)", fontsize=8)
+    for axes in grid[-1][1:]:
+        axes.set_xlabel("gradient direction (eps)", fontsize=8)
+    return figure
+
+
+def _panel(axes: Axes, panel: Panel, reach: float, linf: bool) -> None:
+    import numpy as np
+    from matplotlib.patches import Circle, Polygon
+
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    for of in (axes.xaxis, axes.yaxis):
+        of.set_ticks([-reach, 0, reach], [f"{-reach:g}", "0", f"{reach:g}"], fontsize=7.5)
+    if panel.loss is None:
+        axes.set_title(f"{panel.title}\nnot finite", fontsize=7.5, color=INK)
+        return
+    axes.set_title(f"{panel.title}\nloss {panel.loss.min():.3g} to {panel.loss.max():.3g}", fontsize=7.5, color=INK)
+    fill(axes, np.linspace(-reach, reach, len(panel.loss)), panel.loss)
+    for colour, width in (("black", 2.2), ("white", 1.0)):
+        edge = Polygon([(1, 0), (0, 1), (-1, 0), (0, -1)]) if linf else Circle((0, 0), 1)
+        edge.set(fill=False, edgecolor=colour, linewidth=width)
+        axes.add_patch(edge)
+    for a, mark in ((0, "o"), (1, ">")):
+        if a <= reach:
+            axes.plot(a, 0, mark, color="white", markeredgecolor="black", markersize=4.5, clip_on=False)

@@ -1,0 +1,357 @@
+"""The figure of the loss around images: which are drawn, what stands where, and that it stays small; and a real
+measurement on its way through records, shards, tables and page."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import Bench, tiny
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon
+from matplotlib.path import Path as Line
+from test_report import Page
+from test_tables import evaluated, store, trained
+
+import bench as notebook
+from bench.analysis.frame import frame
+from bench.atomic import file_hash
+from bench.jobs.judge import assemble
+from bench.planning.job import Job
+from bench.records.store import Store
+from bench.report.contours import LEVELS, POINTS, fill, shorten
+from bench.report.surface import _drawing, _measured, surfaces
+from bench.tables.leaderboard import markdown
+
+__all__ = ["store"]  # a fixture
+AT = np.linspace(-1, 1, 5)
+RISING = 1.0 + AT[:, None] + 0 * AT[None, :]  # along a alone
+
+
+def around(store: Store, train: Job, bends: list[float], *, loss: Any = None, **other: Any) -> str:
+    """An evaluation by `surface` of images with these nonlinearities; image k has the loss RISING times k + 1."""
+    count = np.arange(len(bends))
+    columns: dict[str, Any] = {
+        "index": other.pop("first", 0) + count,
+        "loss": (RISING * (1 + count[:, None, None]) if loss is None else loss).astype(np.float32),
+        "clean_loss": 1.0 + count,
+        "nonlinearity": np.array(bends),
+        "off_gradient": np.where(count == 0, 0.5, 0.0),
+    }
+    columns |= other.pop("columns", {})
+    attack = other.pop("attack", "surface")
+    about = {"columns": columns, "metrics": {"measures": "nonlinearity"}}
+    return evaluated(store, train, attack, [1] * len(bends), **about, **other)
+
+
+def drawn(store: Store, train: Job, key: str) -> tuple[list[str], list[Any]]:
+    """Titles and surfaces of the panels of one evaluation."""
+    table = frame(store)
+    entries = [entry for entry in table.to_dict("records") if entry["key"] == key]
+    found = _measured(store, entries, False)  # type: ignore[arg-type]
+    assert found is not None
+    return [panel.title for panel in found.panels], [panel.loss for panel in found.panels]
+
+
+def test_numbers_are_over_all_seeds_and_the_least_nonlinear_model_comes_first(store: Store) -> None:
+    keys = [around(store, trained(store, seed=seed), bends) for seed, bends in enumerate([[0.5, 1.0, 6.0], [2.0]])]
+    other = around(store, trained(store, "other"), [0.25, 0.125])
+    around(store, trained(store, "elsewhere", data={"name": "another"}), [0.5], norm="L2", eps="0.5")
+    around(store, trained(store, "unseen"), [0.0], split="validation")
+    l2, plot = surfaces(store, frame(store))
+    assert [list(line) for line in plot.lines] == [
+        ["other trained at 0.1", "1.5", "0.1875", "0.1875", "0.25", "0.25", "50.0"],
+        ["guard trained at 0.1", "1.75", "2.375", "1.5", "6", "0.25", "50.0"],
+    ]
+    assert plot.header == [
+        "defense", "clean loss", "nonlinearity, mean", "nonlinearity, median", "nonlinearity, largest",
+        "off gradient, mean", "off gradient above 0 (% of images)",
+    ]  # fmt: skip
+    assert [behind[0] for behind in plot.behind] == [[other], keys]
+    assert (plot.title, plot.threat, plot.dataset) == ("toy, Linf eps = 0.1, surface", "Linf eps = 0.1", "toy")
+    assert "n 2, 3, 1; eps Linf 0.1; seeds 0, 1; device CPU x. Panels are of seed 0, numbers of all" in plot.caption
+    assert "no proof of robustness" in plot.caption
+    assert "lower bound" in plot.caption
+    assert "Drawn are" not in plot.caption
+    assert (l2.dataset, l2.threat) == ("another", "L2 eps = 0.5")
+    assert isinstance(l2.drawing.axes[1].patches[-1], Circle)
+    assert isinstance(plot.drawing.axes[1].patches[-1], Polygon)
+    shown = "\n".join(Page(plot.svg()).text)
+    for said in ("other trained at 0.1", "nonlinearity 2.375", "gradient direction (eps)", "direction (eps)"):
+        assert said in shown
+
+
+def test_panels_are_the_mean_the_median_and_the_largest(store: Store) -> None:
+    train = trained(store)
+    key = around(store, train, [3.0, 9.0, 1.0, 2.0], first=40)
+    titles, losses = drawn(store, train, key)
+    assert titles == ["mean of 4 images", "median: image 43", "largest: image 41"]
+    for loss, factor in zip(losses, (2.5, 4.0, 2.0), strict=True):
+        np.testing.assert_allclose(loss, factor * RISING)
+    odd = around(store, trained(store, "odd"), [3.0, 9.0, 1.0])
+    assert drawn(store, train, odd)[0][1:] == ["median: image 0", "largest: image 1"]
+
+
+def test_of_several_seeds_the_first_is_drawn_and_of_one_seed_the_most_images(store: Store) -> None:
+    for seed in (2, 10, 1):
+        around(store, trained(store, seed=seed), [float(seed)] * 2, first=100 * seed)
+    around(store, trained(store, seed=1), [1.0] * 3, first=500)
+    (plot,) = surfaces(store, frame(store))
+    shown = "\n".join(Page(plot.svg()).text)
+    assert "mean of 3 images" in shown
+    assert "median: image 501" in shown
+    assert "Panels are of seed 1," in plot.caption
+    assert plot.lines[0][1] == f"{(1 + 2 + 3 + 1 + 2 + 1 + 2) / 7:.4g}"
+
+
+def test_what_is_not_finite_is_said_left_out_of_panels_and_comes_last(store: Store) -> None:
+    bad = np.stack([RISING, RISING, 2 * RISING, 3 * RISING])
+    bad[0, 2, 2] = math.inf
+    train = trained(store)
+    key = around(store, train, [0.0, math.nan, 1.0, 2.0], loss=bad)
+    titles, losses = drawn(store, train, key)
+    assert titles == ["mean of 2 of 4 images", "median: image 2", "largest: image 3"]
+    np.testing.assert_allclose(losses[0], 2.5 * RISING)
+    none = around(store, trained(store, "none"), [1.0], loss=np.full((1, 5, 5), math.nan))
+    assert drawn(store, train, none)[1] == [None, None, None]
+    around(store, trained(store, "zz"), [50.0])
+    (plot,) = surfaces(store, frame(store))
+    assert [line[0] for line in plot.lines] == ["none trained at 0.1", "zz trained at 0.1", "guard trained at 0.1"]
+    assert plot.lines[2][1:] == ["2.5", "not finite", "not finite", "not finite", "0.125", "25.0"]
+    assert "\n".join(Page(plot.svg()).text).count("not finite") == 3 + 1
+
+
+def test_an_evaluation_of_that_name_without_surfaces_is_passed_over(store: Store) -> None:
+    evaluated(store, trained(store), "surface", [1, 1], columns={"nonlinearity": np.ones(2)})
+    around(store, trained(store, "flat"), [1.0] * 2, columns={"loss": np.ones(2)})
+    assert surfaces(store, frame(store)) == []
+
+
+def test_models_of_several_architectures_are_told_apart(store: Store) -> None:
+    for k, net in enumerate(("tiny", "broad")):
+        around(store, trained(store, model={"name": net, "set": {}, "revision": 1}), [float(k)])
+    (plot,) = surfaces(store, frame(store))
+    assert [line[0] for line in plot.lines] == ["guard, tiny trained at 0.1", "guard, broad trained at 0.1"]
+
+
+def panels(store: Store, linf: bool = True, reach: float = 1.0) -> list[Any]:
+    """The axes of one model, those of its name first."""
+    train = trained(store)
+    key = around(store, train, [3.0, 9.0, 1.0])
+    entries = [entry for entry in frame(store).to_dict("records") if entry["key"] == key]
+    found = _measured(store, entries, False)  # type: ignore[arg-type]
+    assert found is not None
+    return _drawing([found], reach, linf).axes
+
+
+def test_the_gradient_runs_to_the_right_and_the_ball_is_that_of_the_norm(store: Store) -> None:
+    label, mean, *_ = panels(store)
+    assert label.texts[0].get_text() == "guard trained at 0.1"
+    (brightest,) = mean.collections[-1].get_paths()
+    assert (brightest.vertices[:, 0].min(), brightest.vertices[:, 0].max()) == pytest.approx((0.8, 1.0))
+    assert (brightest.vertices[:, 1].min(), brightest.vertices[:, 1].max()) == pytest.approx((-1.0, 1.0))
+    diamond = mean.patches[-1]
+    assert isinstance(diamond, Polygon)
+    assert {tuple(corner) for corner in diamond.get_xy()} == {(1, 0), (0, 1), (-1, 0), (0, -1)}
+    circle = panels(store, linf=False)[1].patches[-1]
+    assert isinstance(circle, Circle)
+    assert (circle.center, circle.radius) == ((0, 0), 1)
+    assert [line.get_xydata().tolist() for line in mean.lines] == [[[0, 0]], [[1, 0]]]
+    near = panels(store, reach=0.5)[1]
+    assert near.get_xlim() == (-0.5, 0.5)
+    assert len(near.lines) == 1  # the whole gradient step lies outside
+
+
+def test_reach_is_that_of_the_job(store: Store) -> None:
+    around(store, trained(store), [1.0], settings={"reach": 2.0, "points": 5})
+    (plot,) = surfaces(store, frame(store))
+    assert plot.drawing.axes[1].get_xlim() == (-2, 2)
+    assert (plot.drawing.axes[1].get_xlabel(), plot.drawing.axes[1].get_ylabel()) == (
+        "gradient direction (eps)",
+        "random\ndirection (eps)",
+    )
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_a_figure_of_eight_models_is_small_and_says_that_it_leaves_some_out(store: Store, rough: bool) -> None:
+    generator, at = np.random.default_rng(0), np.linspace(-1, 1, 15)
+    for k in range(9):
+        shape = np.exp(2 * at)[:, None] * (1 + k / 9) + np.sin(3 * at)[None, :] + at[:, None] * at[None, :]
+        loss = generator.random((3, 15, 15)) if rough else np.stack([shape, 2 * shape, shape**2])
+        around(store, trained(store, f"defense_{k}"), [9.0 - k] * 3, loss=loss)
+    (plot,) = surfaces(store, frame(store))
+    svg = plot.svg()
+    assert len(svg.encode()) < 120_000
+    assert "Drawn are the 8 of 9 models with the least nonlinearity" in plot.caption
+    assert [line[0][:9] for line in plot.lines] == ["defense_8", *(f"defense_{k}" for k in range(7, -1, -1))]
+    shown = "\n".join(Page(svg).text)
+    assert "defense_1 " in shown
+    assert "defense_0 " not in shown
+    assert not re.search(r"<image|style=|<style", svg)  # what the page's content policy forbids
+    assert 'fill="currentColor"' in svg  # text follows the theme
+    assert f'aria-label="{plot.alt}"' in svg
+
+
+def test_names_of_records_stay_text(store: Store) -> None:
+    around(store, trained(store, '<script>alert(1)</script> & "$x_1$"'), [1.0])
+    (plot,) = surfaces(store, frame(store))
+    assert "<script" not in plot.svg()
+    assert "<script>" in "".join(Page(plot.svg()).text).replace("\n", "")
+
+
+def filled(values: Any) -> Any:
+    axes = Figure().add_subplot()
+    at = np.linspace(-1, 1, len(values))
+    fill(axes, at, np.asarray(values, dtype=float))
+    return axes
+
+
+def test_contours_rise_from_dark_to_bright() -> None:
+    axes = filled(RISING)
+    assert len(axes.collections) == LEVELS[0] - 1
+    assert to_hex(axes.get_facecolor()) == "#00224e"
+    assert to_hex(axes.collections[-1].get_facecolor()[0]) == "#fee838"
+    edges = [region.get_paths()[0].vertices[:, 0].min() for region in axes.collections]
+    assert edges == pytest.approx([0.2 * k - 1 for k in range(1, 10)])
+    below = filled(-RISING - 5)  # all values below 0
+    assert [region.get_paths()[0].vertices[:, 0].max() for region in below.collections] == pytest.approx(
+        [1 - 0.2 * k for k in range(1, 10)]
+    )
+
+
+def test_what_varies_by_rounding_is_one_colour_and_what_is_rough_gets_fewer() -> None:
+    flat = np.full((5, 5), 3.0)
+    flat[2, 2] += 1e-7
+    assert len(filled(flat).collections) == 0
+    flat[2, 2] += 1e-3
+    assert len(filled(flat).collections) == LEVELS[0] - 1
+    axes = filled(np.random.default_rng(0).random((15, 15)))
+    count = len(axes.collections)
+    assert count + 1 in LEVELS[1:]
+    points = sum(len(path.vertices) for region in axes.collections for path in region.get_paths())
+    assert points <= POINTS or count + 1 == LEVELS[-1]
+
+
+def test_a_shorter_path_strays_no_further_than_it_may() -> None:
+    angle = np.linspace(0, 2 * np.pi, 201)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
+    for stray, fewer in ((0.05, 20), (0.001, 120)):
+        path = Line(circle.copy(), [Line.MOVETO, *[Line.LINETO] * 199, Line.CLOSEPOLY])
+        shorten(path, stray)
+        left = np.asarray(path.vertices)
+        assert 5 < len(left) < fewer
+        assert len(left) == len(path.codes)  # type: ignore[arg-type]
+        middles = (left[1:] + left[:-1]) / 2
+        assert 1 - np.hypot(*middles.T).min() < 1.5 * stray
+    there_and_back = Line(np.array([[0, 0], [1, 0], [0, 0], [0, 1]], float))
+    there_and_back.codes = [Line.MOVETO, *[Line.LINETO] * 3]
+    shorten(there_and_back, 0.1)
+    assert [1, 0] in np.asarray(there_and_back.vertices).tolist()
+    square = [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2], [1, 2], [0, 2], [0, 1], [0, 0]]
+    path = Line(np.array(square + square, float), [Line.MOVETO, *[Line.LINETO] * 7, Line.CLOSEPOLY] * 2)
+    shorten(path, 1e-9)
+    corners = [[0, 0], [2, 0], [2, 2], [0, 2], [0, 1], [0, 0]]
+    assert np.asarray(path.vertices).tolist() == corners * 2  # what stands before the end of a polygon is kept
+
+
+@pytest.fixture(scope="module")
+def cache() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def ran(bench: Bench, cache: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One defense judged by `clean` and measured by `surface` at two seeds; a copy."""
+    if "results" not in cache:
+        folder = tmp_path_factory.mktemp("measured") / "results"
+        words = tiny("--eps", "0.1", "--seeds", "0,1", defense="standard", attack="clean,surface")
+        outcome = bench(*words, "--set", "surface.points=5", "--results-dir", folder, "--executor", "debug")
+        assert outcome.code == 0, outcome.err
+        assert "standard: surface (points=5) at Linf 0.1: mean nonlinearity" in outcome.out
+        cache["results"] = folder
+    shutil.copytree(cache["results"], "results")
+    return Store(Path("results"))
+
+
+def keys(store: Store) -> list[str]:
+    found = {k: j for k, j in store.jobs().items() if j.kind == "evaluate" and j.what["attack"]["name"] == "surface"}
+    return sorted(found, key=lambda key: found[key].what["seed"])
+
+
+def test_surfaces_pass_through_records_tables_and_notebooks(bench: Bench, ran: Store) -> None:
+    first, _ = keys(ran)
+    samples = ran.samples(first)
+    assert (samples["loss"].shape, samples["loss"].dtype) == ((16, 5, 5), np.dtype("float32"))
+    assert samples["forwards"].tolist() == [27.0] * 16
+    images = notebook.samples(first)
+    assert images["loss"][3].shape == (5, 5)
+    np.testing.assert_array_equal(images["loss"][3], samples["loss"][3])
+    np.testing.assert_allclose([x[2, 2] for x in images["loss"]], images["clean_loss"], rtol=1e-6)
+    assert bench("leaderboard", "--results-dir", "results", "--output", "board.md").code == 0
+    (table,) = Path().rglob("surface.csv")
+    lines = list(csv.DictReader(table.open()))
+    assert [line["seed"] for line in lines] == ["0", "1"]
+    for name in ("loss", "nonlinearity", "off_gradient", "clean_loss"):
+        assert float(lines[0][name]) == pytest.approx(samples[name].mean())
+    assert bench("verify", "--results-dir", "results").code == 0
+    board = markdown(ran)
+    for key in keys(ran):
+        shutil.rmtree(ran.folder(key))
+    assert markdown(Store(Path("results"))) == board  # it judges no robustness
+
+
+def test_surfaces_are_merged_and_another_one_is_a_conflict(bench: Bench, ran: Store) -> None:
+    key = keys(ran)[0]
+    shutil.copytree("results", "other")
+    assert bench("merge", "other", "--results-dir", "fresh").code == 0
+    np.testing.assert_array_equal(Store(Path("fresh")).samples(key)["loss"], ran.samples(key)["loss"])
+    assert bench("merge", "other", "--results-dir", "results").code == 0
+    other, samples = Store(Path("other")), ran.samples(key)
+    samples["loss"][3, 1, 1] += 1
+    path = other.folder(key) / "samples.npz"
+    np.savez(path, **samples)
+    record = other.record(key)
+    assert record is not None
+    other.put(other.job(key), "done", {**record, "files": {"samples.npz": file_hash(path)}})
+    outcome = bench("merge", "other", "--results-dir", "results")
+    assert outcome.code == 1
+    assert f"{key} in results and other: other samples.npz" in outcome.out
+
+
+def test_surfaces_in_shards_are_put_together(ran: Store) -> None:
+    key = keys(ran)[0]
+    whole, samples, record = ran.job(key), ran.samples(key), ran.record(key)
+    assert record is not None
+    shards = []
+    for first, last in ((0, 10), (10, 16)):
+        shard = Job("shard", {**whole.what, "images": [first, last]}, whole.needs)
+        ran.add(shard)
+        path = ran.folder(shard.key) / "samples.npz"
+        np.savez(path, **{name: values[first:last] for name, values in samples.items()})
+        about = {name: record[name] for name in ("metrics", "provenance")}
+        ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
+        shards.append(shard.key)
+    columns, _, metrics = assemble(ran, Job(whole.kind, whole.what, whole.needs, tuple(shards)))
+    assert metrics["measures"] == "nonlinearity"
+    assert all(np.array_equal(columns[name], values) for name, values in samples.items())
+
+
+def test_the_command_draws_them(bench: Bench, ran: Store) -> None:
+    words = ("report", "--results-dir", "results", "--output", "page.html", "--figures", "figures", "--no-images")
+    assert bench(*words).code == 0
+    page = Path("page.html").read_text()
+    assert page.count('<section id="surface"') == 1
+    assert "Loss surface around the images" in page
+    (picture,) = Path("figures").glob("surface-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (line,) = csv.DictReader(picture.with_suffix(".csv").open())
+    bends = np.concatenate([ran.samples(key)["nonlinearity"] for key in keys(ran)])
+    assert float(line["nonlinearity, mean"]) == pytest.approx(bends.mean(), rel=1e-3)
+    assert line["defense"] == "standard"
