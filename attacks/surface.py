@@ -70,7 +70,7 @@ class Surface(Evaluation):
             z = x.detach().clone().requires_grad_(True)
             here = loss(z)
             (grad,) = torch.autograd.grad(here.sum(), z)
-            clean, u = here.detach().double(), steepest(self.threat, grad)
+            clean, u = here.detach().double(), self.threat.direction(grad)
             with scope(seed(ctx.seed, "direction")):
                 v = across(self.threat, u)
             highest, gap, surface = clean, torch.zeros_like(clean), list[Tensor]()
@@ -96,13 +96,6 @@ class Surface(Evaluation):
         """Every a and b, row by row, then the whole gradient step, which need not be on the grid."""
         axis = [self.reach * (2 * k / (self.points - 1) - 1) for k in range(self.points)]
         return [*((a, b) for a in axis for b in axis), (1.0, 0.0)]
-
-
-def steepest(threat: Threat, grad: Tensor) -> Tensor:
-    """Steepest ascent of unit norm, 0 where the gradient is. A gradient of 1e-20, of an image that the model is sure
-    of, has a direction too: it is brought to size first."""
-    largest = grad.abs().flatten(1).amax(1).view(-1, *[1] * (grad.dim() - 1))
-    return threat.direction(grad / torch.where(largest > 0, largest, 1))
 
 
 def across(threat: Threat, u: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class SmoothAdv(Defense):
     deploys: ClassVar[str] = "smoothed"
     passes: ClassVar[str] = "(2 steps + 3) draws F = 14F"
     adaptive: ClassVar[str] = "closed_form, eot"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",

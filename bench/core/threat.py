@@ -77,11 +77,17 @@ class Threat:
         return moved.clamp(0, 1)
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Steepest ascent of unit norm: the sign (Linf), the normalised gradient (L2), one coordinate (L1)."""
+        """Steepest ascent of unit norm: the sign (Linf), the normalised gradient (L2), one coordinate (L1); 0 stays 0.
+
+        A gradient of 1e-20, as of an image that the model is sure of, has a direction like any other: a constant added
+        to its norm would shorten the step to nothing, and the image would look robust.
+        """
         if self.norm == "Linf":
             return grad.sign()
         if self.norm == "L2":
-            return grad / _per_sample(grad.flatten(1).norm(dim=1) + 1e-10, grad)
+            largest = grad.abs().flatten(1).amax(1)  # brought to size first, as squares of small numbers vanish
+            grad = grad / _per_sample(torch.where(largest > 0, largest, 1), grad)
+            return grad / _per_sample(grad.flatten(1).norm(dim=1).clamp_min(1), grad)
         flat = grad.flatten(1)
         top = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(grad)

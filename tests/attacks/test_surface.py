@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from harness import Bench
 from torch import Tensor, nn
 
-from attacks.surface import Surface, across, steepest
+from attacks.surface import Surface, across
 from bench import plugins
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
@@ -256,7 +256,8 @@ def test_directions_have_unit_norm_and_in_l2_a_right_angle(dtype: torch.dtype) -
     grad = torch.randn(5, 3, 8, 8, dtype=dtype)
     for norm in NORMS:
         threat = Threat(norm, Number(EPS))
-        u, v = steepest(threat, grad), across(threat, steepest(threat, grad))
+        u = threat.direction(grad)
+        v = across(threat, u)
         assert u.dtype == v.dtype == dtype
         torch.testing.assert_close(threat.size(u), torch.ones(5, dtype=dtype))
         torch.testing.assert_close(threat.size(v), torch.ones(5, dtype=dtype))
@@ -274,9 +275,9 @@ def test_directions_have_unit_norm_and_in_l2_a_right_angle(dtype: torch.dtype) -
 def test_a_gradient_however_small_has_a_direction_and_a_zero_one_has_none(norm: Norm) -> None:
     torch.manual_seed(2)
     grad, threat = torch.randn(3, 1, 4, 4), Threat(norm, Number(EPS))
-    torch.testing.assert_close(steepest(threat, 1e-30 * grad), steepest(threat, grad))
+    torch.testing.assert_close(threat.direction(1e-30 * grad), threat.direction(grad))
     grad[1] = 0
-    u = steepest(threat, grad)
+    u = threat.direction(grad)
     v = across(threat, u)
     assert (u[1] == 0).all()
     torch.testing.assert_close(threat.size(v), torch.ones(3))

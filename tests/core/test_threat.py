@@ -74,7 +74,16 @@ def test_samples_and_directions(norm: Norm) -> None:
     torch.testing.assert_close((step * grad).flatten(1).sum(1), threat.dual(grad))
     rival = threat.direction(torch.randn_like(x))
     assert ((rival * grad).flatten(1).sum(1) <= threat.dual(grad) + 1e-12).all()
-    assert torch.isfinite(threat.direction(torch.zeros_like(x))).all()
+    assert (threat.direction(torch.zeros_like(x)) == 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("scale", [1e-8, 1e-12, 1e-30])  # the square of the last one is 0 in float32
+def test_a_vanishing_gradient_has_the_direction_of_a_large_one(norm: Norm, scale: float) -> None:
+    threat = Threat(norm, Number("0.3"))
+    torch.manual_seed(0)
+    grad = torch.randn(6, 2, 5, 5)
+    torch.testing.assert_close(threat.direction(scale * grad), threat.direction(grad))
 
 
 def test_check_tells_the_worst_numbers() -> None:
