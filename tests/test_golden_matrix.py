@@ -77,7 +77,8 @@ def matrix(store: Store) -> None:
     for name, less in (("eot", 0.1), ("closed_form", 0.05), ("transfer", 0.0)):
         settings = {"draws": [1, 4, 32]} if name == "eot" else {}
         own = draws(list(share - less), list(share - less))
-        evaluated(store, coin, name, [int(s - less > 0.5) for s in share], settings, columns=own)
+        cost = {"backwards_per_image": 20.0 * sum(settings["draws"])} if settings else {}
+        evaluated(store, coin, name, [int(s - less > 0.5) for s in share], settings, columns=own, metrics=cost)
     smooth = trained(store, "smooth", eps=None, deploys="smoothed", seconds=12.0)
     evaluated(store, smooth, "clean", right(0.9), columns=draws([0.9] * N, [0.9] * N))
     evaluated(store, smooth, "certify", right(0.85), columns={"radius": np.linspace(1.2, 0, N)})

@@ -288,6 +288,22 @@ def test_a_bad_option_is_one_line(case: str, bench: Bench) -> None:
     assert not Path("results").exists()
 
 
+def test_nothing_is_claimed_of_how_a_checkpoint_was_trained_or_chosen(bench: Bench, checkpoint: Path) -> None:
+    words = ("--attack", "clean,fgsm", "--eps", "0.1", "--n", 20)
+    assert evaluate(bench, checkpoint, *ARCH, *words).code == 0
+    assert bench("leaderboard", "--output", "board.md").code == 0
+    header, line = (
+        text.split(" | ") for text in Path("board.md").read_text().splitlines() if " | " in text and "--" not in text
+    )
+    assert line[header.index("Extra data")] == "unknown"
+    assert line[header.index("Selected on")] == "unknown"
+    assert '"additional_data": null' in Path("results/tables/leaderboard.json").read_text()
+    assert (
+        "C27,not checked,,,,how this checkpoint was chosen is not known"
+        in Path("results/tables/checks.csv").read_text()
+    )
+
+
 def test_attacks_start_only_when_the_clean_accuracy_is_as_claimed(bench: Bench, checkpoint: Path) -> None:
     evaluate(bench, checkpoint, *ARCH)
     found = imported()[1]["metrics"]["clean_accuracy"]

@@ -517,7 +517,9 @@ def test_a_row_is_ranked_with_1000_images_and_autoattack_standard(store: Store) 
 def test_a_row_is_provisional_with_the_reason(store: Store, n: int, version: str, deploys: str, reason: str) -> None:
     train = trained(store, deploys=deploys)
     evaluated(store, train, "steep", [1] * n)
-    evaluated(store, train, "autoattack", [1] * n, {"version": version})
+    evaluated(
+        store, train, "autoattack", [1] * n, {"version": version, "eot": 20}, metrics={"backwards_per_image": 400.0}
+    )
     assert only(store).provisional == (reason,)
     assert f"a = {escape(reason)}" in markdown(store)
     assert "| 1† |" in markdown(store)

@@ -435,6 +435,45 @@ def test_pgd_50_with_5_restarts_is_the_least_attack(store: Store, settings: Any,
     assert finding(only(store), "C24").level == level
 
 
+def test_a_row_below_the_floor_is_provisional(store: Store) -> None:
+    sound(store, attacks={"pgd": ("pgd", {"steps": 10}, right(0.52)), "autoattack": None, "cw": None})
+    assert "too little attack (C24)" in only(store).provisional
+    sound(store, name="trades")
+    assert [row.provisional for row in all_rows(store) if row.defense == "trades"] == [()]
+
+
+def test_autoattack_against_noise_is_its_suite_rand_whatever_was_asked(store: Store) -> None:
+    train = trained(store, "pni", deploys="randomised")
+    hits = right(0.5)
+    for name, settings in (("pgd", {"steps": 10}), ("autoattack", {**STANDARD, "eot": 20})):
+        columns = draws(hits, hits) | ({"stage": np.array([-hit or 2 for hit in hits])} if name != "pgd" else {})
+        evaluated(store, train, name, hits, settings, columns=columns, metrics={"backwards_per_image": 249})
+    row = only(store)
+    assert {code: finding(row, code).level for code in ("C1", "C13", "C24")} == {
+        "C1": "I", "C13": "not checked", "C24": "F",
+    }  # fmt: skip
+    evaluated(store, train, "square", right(0.45), columns=draws(right(0.45), right(0.45)))
+    assert finding(only(store), "C13").level == "U"
+
+
+@pytest.mark.parametrize(("attack", "settings"), [("eot", {"draws": [1]}), ("autoattack", {**STANDARD, "eot": 1})])
+def test_an_average_over_one_draw_is_none(store: Store, attack: str, settings: dict[str, Any]) -> None:
+    train = trained(store, "pni", deploys="randomised")
+    hits = right(0.5)
+    for name, own in (("closed_form", {}), ("transfer", {}), ("eot", {"draws": [1, 4]})):
+        state = "unsupported" if name == "closed_form" else "done"
+        evaluated(store, train, name, hits, own, columns=draws(hits, hits), state=state)
+    before = only(store)
+    assert finding(before, "C1").level == "I"
+    assert not any("lacks" in reason for reason in before.provisional)
+    other = trained(store, "rse", deploys="randomised")
+    evaluated(store, other, "transfer", hits, columns=draws(hits, hits))
+    evaluated(store, other, attack, hits, settings, columns=draws(hits, hits))
+    (row,) = [row for row in all_rows(store) if row.defense == "rse"]
+    assert finding(row, "C1").level == "U"
+    assert any("lacks eot, closed_form" in reason for reason in row.provisional)
+
+
 def test_where_no_image_stands_no_attack_was_too_weak(store: Store) -> None:
     evaluated(store, trained(store, "standard", eps=None), "pgd", right(0.0))
     assert finding(only(store), "C24").level == "ok"
@@ -682,19 +721,19 @@ def test_noise_is_judged_by_majorities(store: Store) -> None:
     train = trained(store, "pni", deploys="randomised")
     # by single draws seven steps would leave more images than one
     evaluated(store, train, "fgsm", right(0.5), columns=draws(right(0.5), right(0.6)))
-    evaluated(store, train, "eot", right(0.6), columns=draws(right(0.6), right(0.5)))
+    evaluated(store, train, "eot", right(0.6), {"draws": [4]}, columns=draws(right(0.6), right(0.5)))
     row = only(store)
     assert finding(row, "C7").level == "ok"
     assert finding(row, "C1").level == "I"
     audited(store, train, Finding("C1", "U", 3.0, 0.0, "3 labels flip"))
     assert finding(only(store), "C1").level == "I"  # the noise is declared
-    assert finding(row, "C28").note == "yes: eot"
+    assert finding(row, "C28").note == "yes: eot (draws=[4])"
 
 
 def test_a_few_draws_of_noise_prove_nothing(store: Store) -> None:
     train = trained(store, "pni", deploys="randomised")
     evaluated(store, train, "fgsm", right(0.5))
-    evaluated(store, train, "autoattack", right(0.6), STANDARD)
+    evaluated(store, train, "autoattack", right(0.6), {**STANDARD, "eot": 20})
     row = only(store)
     assert finding(row, "C7").level == finding(row, "C1").level == "not checked"
     assert "draws" in finding(row, "C7").note
@@ -778,8 +817,9 @@ def test_a_seed_outside_the_headline_owes_it_no_attack(store: Store) -> None:
     for train in (first, second):
         evaluated(store, train, "fgsm", right(0.6), columns=draws(right(0.6), right(0.6)))
     evaluated(
-        store, first, "eot", right(0.5), columns=draws(right(0.5), right(0.5)), metrics={"backwards_per_image": 300}
-    )
+        store, first, "eot", right(0.5), {"draws": [1, 4]}, columns=draws(right(0.5), right(0.5)),
+        metrics={"backwards_per_image": 300},
+    )  # fmt: skip
     row = only(store)
     assert set(row.keys) == {0}
     assert {code: finding(row, code).level for code in ("C1", "C24", "C28")} == {"C1": "I", "C24": "ok", "C28": "ok"}

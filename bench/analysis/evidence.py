@@ -95,7 +95,7 @@ class Attacked:
 
     `right`: under the whole attack, of a model with noise in most of many draws (then `voted`) where there are any;
     `white`: the same without a stage of a suite that sees scores only, None where the suite does not tell that apart;
-    `deployed`: by the model's own rule.
+    `deployed`: by the model's own rule; `suite`: the stages of AutoAttack that ran.
     """
 
     label: str
@@ -107,6 +107,7 @@ class Attacked:
     white: Column | None
     deployed: Column
     voted: bool
+    suite: tuple[str, ...] = ()
 
     @property
     def one_step(self) -> bool:
@@ -116,14 +117,18 @@ class Attacked:
     @property
     def scores_stage(self) -> bool:
         """Does it search without gradients, in whole or in a stage?"""
-        return self.access == "scores" or "square" in stages(self.name, self.settings)
+        return self.access == "scores" or "square" in self.suite
 
 
-def stages(name: str, settings: dict[str, Any]) -> tuple[str, ...]:
-    """The attacks of an AutoAttack suite in order; empty for any other attack."""
+def stages(name: str, settings: dict[str, Any], deploys: str) -> tuple[str, ...]:
+    """The attacks of an AutoAttack suite in order, as they ran: against a model that draws the suite is `rand`, unless
+    the stages were named. Empty for any other attack."""
     if name != "autoattack":
         return ()
-    return _STAGES.get(settings.get("version", "standard")) or tuple(settings.get("attacks_to_run", ()))
+    version = settings.get("version", "standard")
+    if version != "custom" and deploys != "deterministic":
+        version = "rand"
+    return _STAGES.get(version) or tuple(settings.get("attacks_to_run", ()))
 
 
 def access(name: str, settings: dict[str, Any]) -> str:
@@ -174,9 +179,10 @@ class Evidence:
             self.certified = deployed, samples["radius"]
         elif entry["norm"]:
             name, settings = entry["attack"], job.what["attack"]["set"]
-            white = _without_scores(right, stages(name, settings), samples.get("stage"))
+            suite = stages(name, settings, self.row.deploys)
+            white = _without_scores(right, suite, samples.get("stage"))
             facts = (entry["attack_label"], name, settings, entry, access(name, settings))
-            self.attacks.append(Attacked(*facts, right, white, deployed, voted))
+            self.attacks.append(Attacked(*facts, right, white, deployed, voted, suite))
 
     def _columns(self, store: Store, key: str, entries: list[Entry]) -> dict[str, Column]:
         """Per-sample columns of the audit by name; none where an evaluation has other labels at the same index."""

@@ -90,3 +90,9 @@ def _constant(kind: str, name: str, constant: str, default: Any) -> Any:
         return catalog.get(kind, name).constant(constant, default)  # type: ignore[arg-type]
     except (LookupError, ValueError):
         return default
+
+
+def draws_of(attack: str, settings: dict[str, Any]) -> int:
+    """The most draws of a model's noise that a step of this attack averages over; 0 where it has no such setting."""
+    # the attack `eot` tries a list of them, others have a setting of that name
+    return max(settings.get("draws") or [0]) if attack == "eot" else int(settings.get("eot") or 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from bench.analysis.evidence import Attacked, Evidence, stages
+from bench.analysis.evidence import Attacked, Evidence
+from bench.analysis.facts import draws_of
 from bench.analysis.symptoms import not_checked
 from bench.checks import Finding
 from bench.data import datasets
@@ -13,7 +14,7 @@ from bench.planning import catalog
 
 ENOUGH, SEEDS = 1000, 3  # C22, C23
 FLOOR = 250.0  # C24: gradient steps of PGD-50 with 5 restarts
-_AVERAGING = ("autoattack", "closed_form", "eot")  # C1
+CLOSED_FORM = "closed_form"  # it climbs the expectation itself
 _ATTACKS = re.compile(r"[a-z0-9_]+(, [a-z0-9_]+)*")
 
 
@@ -26,9 +27,9 @@ def noise_averaged(e: Evidence) -> list[Finding]:
         return []
     if not e.attacks or not e.in_headline:
         return [Finding("C1", "n/a", note="noise is declared, and no headline rests on it")]
-    averaged = [attack for attack in e.attacks if attack.name in _AVERAGING]
+    averaged = [a for a in e.attacks if a.name == CLOSED_FORM or draws_of(a.name, a.settings) > 1]
     if not averaged:
-        note = f"noise at test time, and no attack averages over it ({', '.join(_AVERAGING)})"
+        note = "noise at test time, and no attack averages over it (autoattack, closed_form, eot with several draws)"
         return [Finding("C1", "U", note=note)]
     voted = [attack.label for attack in averaged if attack.voted]
     if not voted:
@@ -63,7 +64,7 @@ def several_seeds(e: Evidence) -> list[Finding]:
 
 def budget_floor(e: Evidence) -> list[Finding]:
     """C24: AutoAttack standard, or as many gradient steps as PGD-50 with 5 restarts, on what still stands."""
-    suites = [a for a in e.attacks if {"apgd-t", "square"} <= set(stages(a.name, a.settings))]
+    suites = [a for a in e.attacks if {"apgd-t", "square"} <= set(a.suite)]
     worst = e.worst()
     if worst is None or not e.in_headline:
         return [Finding("C24", "n/a", note="not attacked, or not in the headline")]
@@ -83,6 +84,8 @@ def _steps(attack: Attacked) -> float:
 
 def no_peeking(e: Evidence) -> list[Finding]:
     """C27: an epoch is chosen by validation images with a stored hash, which are not those it is judged on."""
+    if e.train.kind == "import":
+        return [not_checked("C27", "how this checkpoint was chosen is not known")]
     if e.weights == "last":
         return [Finding("C27", "ok", note="last weights: nothing was chosen")]
     chosen = e.trained.get("validation_hash")

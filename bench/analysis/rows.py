@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.facts import BY_VALIDATION
+from bench.analysis.facts import BY_VALIDATION, draws_of
 from bench.analysis.frame import Entry
 from bench.analysis.provisional import why_provisional
 from bench.analysis.telling import told_apart
@@ -18,6 +18,7 @@ from bench.checks import Finding, Verdict
 from bench.core.numbers import Number
 from bench.core.stats import wilson
 from bench.data import datasets
+from bench.planning.job import IMPORTED
 from bench.records.store import Store
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     worst, single, keys, right, share = worst_case(store, clean | attacks, seeds, eps)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
+    draws = {name: _draws(store, found) for name, found in attacks.items()}
     mean_seconds = of_trainings(entries, lambda e: e["train_seconds"])
     row = Row(
         **{name: first[name] for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
@@ -147,8 +149,8 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         peak_memory_mb=of_trainings(entries, lambda e: e["peak_memory_mb"]),
         ratio=mean_seconds / times.get(time_class(first), math.nan),
         shared=any(busy(e) for e in entries),
-        selected="validation" if first["defense_label"].endswith(BY_VALIDATION) else "last epoch",
-        draws=_draws(store, attacks) if first["deploys"] != "deterministic" else 0,
+        selected=_selected(first),
+        draws=_most(draws) if first["deploys"] != "deterministic" else 0,
         device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
         commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
         provisional=(),
@@ -156,7 +158,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         right=right,
         share=share,
     )
-    return replace(row, provisional=why_provisional(row))
+    return replace(row, provisional=why_provisional(row, draws))
 
 
 def _pick(entries: list[Entry]) -> Picked:
@@ -177,16 +179,22 @@ def _any(found: dict[int, Entry]) -> Entry:
     return next(iter(found.values()))
 
 
-def _draws(store: Store, attacks: Picked) -> int:
-    """The most draws of the model's noise that a step of one of these attacks averages over."""
-    most = 0
-    for found in attacks.values():
-        entry = _any(found)
-        settings = store.job(entry["key"]).what["attack"]["set"]
-        # the attack `eot` tries a list of them, others have a setting of that name
-        own = max(settings.get("draws") or [0]) if entry["attack"] == "eot" else settings.get("eot", 0)
-        most = max(most, own if own > 1 else 0)
-    return most
+def _draws(store: Store, found: dict[int, Entry]) -> int:
+    entry = _any(found)
+    return draws_of(entry["attack"], store.job(entry["key"]).what["attack"]["set"])
+
+
+def _most(draws: dict[str, int]) -> int:
+    """The most draws of the model's noise that a step of one of these attacks averages over; 0 where none does."""
+    most = max(draws.values(), default=0)
+    return most if most > 1 else 0
+
+
+def _selected(entry: Entry) -> str:
+    """By which images the weights were chosen."""
+    if entry["recipe"] == IMPORTED:
+        return "unknown"
+    return "validation" if entry["defense_label"].endswith(BY_VALIDATION) else "last epoch"
 
 
 def _joined(names: Iterable[str | None]) -> str:

@@ -152,6 +152,8 @@ def _with_verdict(row: Row, by_seed: dict[int, list[Finding]]) -> Row:
     counted = row.keys or dict.fromkeys(by_seed)
     verdicts = [verdict(found, needed if seed in counted else frozenset()) for seed, found in by_seed.items()]
     done = replace(row, findings=_gravest(by_seed), verdict=max(verdicts, key=VERDICTS.index))
+    if any(finding.code == "C24" and finding.level in GRAVE for finding in done.findings):
+        done = replace(done, provisional=(*done.provisional, "too little attack (C24)"))
     return _without_numbers(done) if done.verdict == "INVALID" else done
 
 

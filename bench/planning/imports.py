@@ -16,13 +16,12 @@ from typing import Any
 from bench.atomic import file_hash
 from bench.data import datasets
 from bench.planning import catalog, cells
-from bench.planning.job import Job
+from bench.planning.job import IMPORTED, Job
 from bench.planning.names import label
 from bench.planning.plan import images
 from bench.planning.spec import Spec
 
 IMPORT_REVISION = 1
-RECIPE = "imported"
 MODEL_FILE = "BENCH_MODEL_FILE"  # the environment variable that names the model file to every worker
 SOURCE = "blocks/source"  # where a checkpoint lies in its job's folder until its weights are stored
 CLEAN_N = 1000  # the first images of the test set, on which the clean accuracy of an import is measured
@@ -159,7 +158,7 @@ def job(model: Model, facts: datasets.Facts) -> Job:
         "randomised": model.randomised,
         "defense": {"name": model.name, "set": {}, "revision": 1},
         "threat": None,
-        "recipe": RECIPE,
+        "recipe": IMPORTED,
         "train": {"epochs": 0},
         "seed": 0,
     }

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+IMPORTED = "imported"  # the recipe of a model of the user's, of whose training nothing is known
 SCHEMA = 1  # of job.json and record.json
 KEYS = 1  # part of every key: another one says that no older outcome counts
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from the schema named to the next

@@ -11,6 +11,7 @@ from bench.analysis.pareto import fronts, told
 from bench.analysis.rows import Row
 from bench.analysis.worst import Cell
 from bench.planning import catalog
+from bench.planning.job import IMPORTED
 
 LONGEST_VENUE = 120
 
@@ -39,7 +40,7 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         "Best known robust accuracy": lambda row: cell_text(row, row.worst),
         **({"Single draw": lambda row: cell_text(row, row.single)} if any(r.single.values for r in rows) else {}),
         "AA eval. potentially unreliable": unreliable,
-        "Extra data": lambda row: "✗",
+        "Extra data": lambda row: "unknown" if row.recipe == IMPORTED else "✗",
         "Architecture": lambda row: row.model,
         "Venue": lambda row: venue(row.defense),
         "Verdict": lambda row: row.verdict,
@@ -74,7 +75,7 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
 
 
 def _recipe(row: Row) -> str:
-    return row.recipe if row.recipe == "imported" else f"{row.recipe}, {row.epochs} epochs"
+    return row.recipe if row.recipe == IMPORTED else f"{row.recipe}, {row.epochs} epochs"
 
 
 def venue(defense: str) -> str:

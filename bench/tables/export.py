@@ -12,6 +12,7 @@ from bench.analysis.pareto import KINDS, fronts
 from bench.analysis.rows import Row
 from bench.analysis.worst import Cell
 from bench.planning import catalog
+from bench.planning.job import IMPORTED
 
 Sections = dict[tuple[str, str], dict[str, list[Row]]]  # as `bench.tables.leaderboard.sections` gives them
 
@@ -112,7 +113,7 @@ def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) ->
         "link": f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else None,
         "name": row.method,
         "authors": authors[1] if authors else None,
-        "additional_data": False,
+        "additional_data": None if row.recipe == IMPORTED else False,
         "number_forward_passes": "1" if row.deploys == "deterministic" else None,
         "dataset": dataset,
         "venue": source or None,
