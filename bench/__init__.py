@@ -1,4 +1,4 @@
-"""The package face for notebooks: `bench.load("results")` and `bench.samples(key)`; docs/schema.md has the columns.
+"""The package face for notebooks: `bench.load`, `bench.samples` and `bench.worst`; docs/schema.md has the columns.
 
 Nothing heavy is imported before one of them is called: the command line starts through here.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["load", "samples"]
+__all__ = ["load", "samples", "worst"]
 
 
 def load(results: str | os.PathLike[str] = "results") -> pd.DataFrame:
@@ -46,6 +46,37 @@ def samples(key: str, results: str | os.PathLike[str] = "results") -> pd.DataFra
         columns[name] = values if values.ndim == 1 else list(values)
     found = pd.DataFrame(columns)
     return found.set_index("index").sort_index() if "index" in found else found
+
+
+def worst(
+    train_key: str, eps: str | float, results: str | os.PathLike[str] = "results", *, weights: str = "last"
+) -> pd.DataFrame:
+    """One row a test image: does this training's model stand under clean and every attack at this budget?
+
+    Columns: `right` (bool), by the deployed rule; of a model that draws also `share`, of single draws that are right,
+    where the attack that counts was chosen by other draws. Their means are the worst case of the leaderboard. `eps`
+    as in the column of `bench.load`, or a number; `weights`: last, or best, ema, swa where they were judged.
+    Raises LookupError where there is no such worst case, with the reason.
+    """
+    import pandas as pd
+
+    from bench.analysis.frame import frame, tested
+    from bench.analysis.rows import rows
+    from bench.core.numbers import Number
+
+    store, radius = _store(results), float(Number(eps))
+    reasons = []
+    for row in rows(store, tested(frame(store))):
+        entries = [e for by in row.entries.values() for e in by.values() if e["train_key"] == train_key]
+        if not entries or row.eps_value != radius or store.job(entries[0]["key"]).what["weights"] != weights:
+            continue
+        seed = entries[0]["seed"]
+        if seed in row.right:
+            columns = {"right": row.right[seed], **({"share": row.share[seed]} if seed in row.share else {})}
+            return pd.DataFrame(columns).rename_axis("index")
+        reasons.append(": ".join(part for part in row.worst.absent.get(seed, ("not attacked", "")) if part))
+    why = "; ".join(reasons) or f"no evaluation of its {weights} weights at this eps"
+    raise LookupError(f"training {train_key} has no worst case at eps {eps}: {why}")
 
 
 def _store(results: str | os.PathLike[str]) -> Any:

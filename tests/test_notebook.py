@@ -64,3 +64,49 @@ def test_importing_bench_imports_nothing_heavy() -> None:
     code = "import bench, sys; print({'pandas', 'numpy', 'scipy', 'torch', 'pydantic', 'typer'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_worst_case_of_one_training_is_the_leaderboards(store: Store) -> None:
+    train = trained(store, seed=3)
+    evaluated(store, train, "clean", [1, 1, 1, 1, 0])
+    evaluated(store, train, "steep", [1, 0, 1, 1, 1])
+    evaluated(store, train, "onestep", [1, 1, 1], eps="0.1")
+    evaluated(store, train, "steep", [0, 0, 1, 1, 1], eps="0.2")
+    losses = {"loss": np.zeros(5)}
+    evaluated(store, train, "flatness", [1] * 5, columns=losses, metrics={"measures": "loss"})
+    columns = {"broken_at": np.array([0.05, 0.2, 0.15, np.inf, 0.2])}
+    evaluated(store, train, "curve", [0] * 5, {"budgets": ["0.1", "0.2"]}, columns=columns)
+    found = bench.worst(train.key, "0.1", store.root)
+    assert found["right"].tolist() == [False, False, True]
+    assert list(found.columns) == ["right"]
+    assert found.equals(bench.worst(train.key, 0.1, store.root))
+    for budget, why in (("0.3", "no evaluation of its last weights"), ("1/3", "no evaluation")):
+        with pytest.raises(LookupError, match=rf"{train.key} has no worst case at eps {budget}: {why}"):
+            bench.worst(train.key, budget, store.root)
+    evaluated(store, train, "onestep", state="missing", n=3, eps="0.2")
+    with pytest.raises(LookupError, match=r"at eps 0\.2: incomplete: onestep missing"):
+        bench.worst(train.key, "0.2", store.root)
+
+
+def test_the_worst_case_of_a_model_that_draws_is_judged_by_other_draws_than_chose_it(store: Store) -> None:
+    coin = trained(store, deploys="randomised")
+    evaluated(store, coin, "steep", [1, 0], columns=draws([0.2, 0.9], [0.6, 0.8]))
+    evaluated(store, coin, "onestep", [0, 1], columns=draws([0.3, 0.1], [0.1, 0.5]))
+    found = bench.worst(coin.key, "0.1", store.root)
+    assert found["share"].tolist() == pytest.approx([0.6, 0.5])
+    assert found["right"].tolist() == [True, True]
+
+
+def test_the_documented_worst_case_is_the_leaderboards() -> None:
+    """The very lines of docs/schema.md, on the committed records."""
+    root = Path(__file__).parent.parent
+    (code,) = re.findall(r"```python\n(images = .*?)```", SCHEMA, flags=re.DOTALL)
+    code = code.replace('"0.1")', f'"0.1", {str(root / "results")!r})')
+    done = subprocess.run([sys.executable, "-c", f"import bench\n{code}"], capture_output=True, text=True, check=True)
+    share, n = done.stdout.split()
+    (row,) = (
+        line for line in (root / "results" / "tables" / "leaderboard.csv").read_text().splitlines()
+        if line.startswith("mnist,Linf,0.1,deterministic,") and ",noisy (sigma=1.1)," in line
+    )  # fmt: skip
+    assert share in row.split(",")
+    assert n in row.split(",")
