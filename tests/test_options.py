@@ -205,3 +205,13 @@ def test_the_default_budget_belongs_to_the_norm(norm: str | None, eps: str, tmp_
     spec, _, notes = to_spec(Options(norm=norm), tmp_path)
     assert [str(each) for each in spec.threat.eps] == [eps]
     assert f"eps {eps}" in notes
+
+
+def test_images_asked_for_are_for_every_default_attack() -> None:
+    assert {a.name: a.n for a in made(n=150, defense=["standard"]).attacks}["autoattack"] == 150
+    assert {a.name: a.n for a in made(defense=["standard"]).attacks}["autoattack"] == 100
+
+
+def test_default_attacks_fit_the_norm() -> None:
+    assert "fgsm" not in [a.name for a in made(defense=["standard"], norm="l1", eps=["1"]).attacks]
+    assert "fgsm" in [a.name for a in made(defense=["standard"], norm="L2", eps=["1"]).attacks]

@@ -579,13 +579,13 @@ def test_times_from_a_shared_machine_are_marked(store: Store) -> None:
 def test_train_jobs_that_differ_in_more_than_the_seed_are_told_apart(store: Store) -> None:
     for lr in (0.1, 0.2):
         evaluated(store, trained(store, train={"lr": lr}), "steep", [1, 0])
-    assert [row.method for row in all_rows(store)] == ["guard [train.lr=0.1]", "guard [train.lr=0.2]"]
+    assert [row.method for row in all_rows(store)] == ["guard [lr=0.1]", "guard [lr=0.2]"]
 
 
 def test_a_young_setting_that_a_job_leaves_out_reads_as_its_default(store: Store) -> None:
     for train in ({}, {"average": "ema"}):
         evaluated(store, trained(store, train=train), "steep", [1, 0])
-    assert [row.method for row in all_rows(store)] == ["guard [train.average=ema]", "guard [train.average=none]"]
+    assert [row.method for row in all_rows(store)] == ["guard [average=ema]", "guard [average=none]"]
 
 
 def test_paired_difference_on_shared_images(store: Store) -> None:
@@ -825,3 +825,31 @@ def test_nothing_found_is_infinitely_far(store: Store) -> None:
     evaluated(store, train, "torchattacks", [1, 1, 0], {"method": "CW"}, columns=columns)
     assert frame(store)["median_distance"].tolist() == [np.inf]
     assert "(median inf" in markdown(store)
+
+
+def test_a_worst_case_over_few_images_says_what_more_images_leave(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1] * 190 + [0] * 10)
+    evaluated(store, train, "steep", [1] * 120 + [0] * 80)
+    evaluated(store, train, "autoattack", [1] * 90 + [0] * 10, STANDARD)
+    other = trained(store, "other")
+    evaluated(store, other, "steep", [1] * 190 + [0] * 10)
+    evaluated(store, other, "autoattack", [1] * 90 + [0] * 10, STANDARD)
+    written = markdown(store)
+    assert "| 90.00 (≤ 60.00 on 200) |" in written
+    assert written.count("≤") == 2  # the number and its legend, and not the row whose few images say enough
+    notes = matrix(store, store.keys())[2]
+    assert [note for note in notes if "alone leaves" in note] == [
+        "guard at Linf eps 0.1: steep alone leaves 60.0 on 200 images, the worst case 90.0 is over 100; "
+        "--n 200 gives all attacks as many"
+    ]
+
+
+def test_what_more_images_leave_is_asked_of_the_same_seeds(store: Store) -> None:
+    for seed, hits in ((0, 180), (1, 20)):
+        train = trained(store, seed=seed)
+        evaluated(store, train, "steep", [1] * hits + [0] * (200 - hits))
+        if seed == 0:
+            evaluated(store, train, "autoattack", [1] * 80 + [0] * 20, STANDARD)
+    assert list(only(store).worst.values) == [0]
+    assert "≤" not in markdown(store)

@@ -79,7 +79,7 @@ def titles(rows: Iterable[Row]) -> list[str]:
     """The same in one line, without thresholds: for a terminal."""
     codes = {finding.code for row in rows for finding in grave(row)}
     known = [f"{code} {check.title}" for code, check in CHECKS.items() if code in codes]
-    return [f"flags: {'; '.join(known)} (bench explain CODE says more)"] if known else []
+    return [f"flags, checks not passed: {'; '.join(known)} (bench explain CODE says more)"] if known else []
 
 
 def reasons(rows: Iterable[Row]) -> list[str]:

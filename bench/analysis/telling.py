@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from bench.analysis.rows import Row
 
 LONGEST_REASON = 200
+_SHORT = {"threat.eps": "train_eps", "threat.norm": "train_norm"}
 
 
 def told_apart(store: Store, found: list[Row]) -> list[Row]:
     """Rows that would read alike get the settings in which they differ behind their name."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
-        shown = (row.dataset, row.norm, row.eps, row.method, row.model, row.train_eps, row.recipe, row.epochs)
+        shown = (row.dataset, row.norm, row.eps, row.method, row.model)
         alike.setdefault(shown, []).append(row)
     names = {}
     young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.added}
@@ -29,8 +30,38 @@ def told_apart(store: Store, found: list[Row]) -> list[Row]:
         differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
         for row, facts in zip(group, flat, strict=True):
             if differ:
-                names[id(row)] = f"{row.method} [{', '.join(f'{k}={facts.get(k)}' for k in differ)}]"
+                names[id(row)] = f"{row.method} [{', '.join(f'{_short(k)}={facts.get(k)}' for k in differ)}]"
     return [replace(row, method=names.get(id(row), row.method)) for row in found]
+
+
+def _short(setting: str) -> str:
+    return _SHORT.get(setting) or setting.removeprefix("train.")
+
+
+def bound(row: Row) -> tuple[float, int, str] | None:
+    """Where one evaluation on more images than the worst case has leaves less of the same seeds: share, images, name.
+    The few images were easy ones then."""
+    seeds = row.worst.values
+    found = [
+        (sum(cell.values[seed] for seed in seeds) / len(seeds), cell.n, name)
+        for name, cell in (("clean", row.clean), *row.attacks.items())
+        if seeds and cell.n > row.worst.n and seeds.keys() <= cell.values.keys()
+    ]
+    lowest = min(found, default=None)
+    return lowest if lowest and lowest[0] < row.worst.mean else None
+
+
+def undercut(found: Iterable[Row]) -> list[str]:
+    """A line for each row whose worst case over few images is above one attack over many."""
+    lines = []
+    for row in found:
+        if below := bound(row):
+            share, n, name = below
+            lines.append(
+                f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on {n} images, the "
+                f"worst case {100 * row.worst.mean:.1f} is over {row.worst.n}; --n {n} gives all attacks as many"
+            )
+    return lines
 
 
 def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -124,14 +124,14 @@ def audits(spec: Spec, facts: datasets.Facts, train: Job, jobs: list[Job]) -> li
 
 def check_norm(spec: Spec, name: str) -> None:
     """Raise ValueError for an attack that cannot measure in the spec's norm."""
-    norms = _norms(name)
-    if spec.threat.norm not in norms:
-        fit = dict.fromkeys(other.name for other in spec.attacks if spec.threat.norm in _norms(other.name))
+    found = norms(name)
+    if spec.threat.norm not in found:
+        fit = dict.fromkeys(other.name for other in spec.attacks if spec.threat.norm in norms(other.name))
         advice = f"; leave it out: {', '.join(fit)} can stay" if fit else ""
-        raise ValueError(f"attack {name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}{advice}")
+        raise ValueError(f"attack {name} has no {spec.threat.norm} version; its norms: {', '.join(found)}{advice}")
 
 
-def _norms(name: str) -> tuple[str, ...]:
+def norms(name: str) -> tuple[str, ...]:
     """The norms of an attack; all of them for one that has no threat."""
     attack, every = catalog.get("attacks", name), ("Linf", "L2", "L1")
     found: tuple[str, ...] = attack.constant("norms", every) if attack.constant("uses_threat", True) else every

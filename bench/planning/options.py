@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import datasets
-from bench.planning import catalog
+from bench.planning import catalog, cells
 from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build
 from bench.planning.strict_yaml import read
 from bench.planning.typed import Options
@@ -80,7 +80,10 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
         values["attacks"] = _split(options.attack)
     else:
         limit = options.n or datasets.facts(data["name"], root, data.get("size")).test
-        attacks = [{**a, "n": min(a["n"], limit)} if "n" in a else dict(a) for a in DEFAULT_ATTACKS]
+        norm = _norm(options.norm)
+        fit = [a for a in DEFAULT_ATTACKS if norm in cells.norms(a["name"])]
+        # images that were asked for are for every attack; otherwise the slow one takes few of them
+        attacks = [{**a, "n": options.n or min(a["n"], limit)} if "n" in a else dict(a) for a in fit]
         kinds = {_deploys(name) for name in defenses}
         if kinds != {"deterministic"}:
             attacks += [{**a, "n": min(a["n"], limit)} for a in PROTOCOL_ATTACKS]
@@ -90,6 +93,11 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
             attacks.append({"name": "curve"})
         values["attacks"] = attacks
         notes.append("attacks " + ", ".join(_told(a) for a in attacks))
+
+
+def _norm(typed: str | None) -> str:
+    """The norm as the spec will read it; one that it will refuse keeps all attacks."""
+    return {"l2": "L2", "l1": "L1"}.get((typed or "").lower(), "Linf")
 
 
 def _told(attack: dict[str, Any]) -> str:

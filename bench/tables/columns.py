@@ -9,6 +9,7 @@ from collections.abc import Callable
 from bench.analysis.marks import flags, unreliable
 from bench.analysis.pareto import fronts, told
 from bench.analysis.rows import Row
+from bench.analysis.telling import bound
 from bench.analysis.worst import Cell
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
@@ -101,6 +102,8 @@ def cell_text(row: Row, cell: Cell | None, show: Callable[[float], str] = percen
     notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
     if cell.n != row.worst.n or not row.worst.values:
         notes.append(f"n={cell.n}")
+    if cell is row.worst and (below := bound(row)):
+        notes.append(f"≤ {show(below[0])} on {below[1]}")
     if cell is not row.worst and len(cell.values) < len(row.seeds):
         notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")
         notes += [cell.state()] if cell.absent else []

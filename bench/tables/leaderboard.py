@@ -11,7 +11,7 @@ from bench.analysis.marks import checks_lines, hide_invalid, legend, ranked, rea
 from bench.analysis.reading import ReadOnce
 from bench.analysis.rows import RADII, Row
 from bench.analysis.rows import rows as rows_of
-from bench.analysis.telling import failures
+from bench.analysis.telling import bound, failures
 from bench.analysis.verdicts import judged
 from bench.analysis.worst import MEDIAN
 from bench.atomic import write_atomic
@@ -129,12 +129,16 @@ def _subsection(rows: list[Row]) -> list[str]:
     parts = [table(["Rank", *shown], lines)]
     if letters:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
+    if any(bound(row) for row in rows):
+        parts += ["≤: what one attack leaves on more images than all attacks share, where that is less.", ""]
     if any(row.shared for row in rows):
         parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
     if any(cell.distance for row in rows for cell in row.attacks.values()):
         parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
     asked = [item(line) for line in legend(rows)]
-    parts += ["Flagged checks and what they ask for (`bench explain CODE` says more):", "", *asked, ""] if asked else []
+    if asked:
+        parts += ["Checks that flagged rows do not pass, and what they ask for (`bench explain CODE` says more):", ""]
+        parts += [*asked, ""]
     notes = [*reasons(rows), *failures(rows)]
     return [*parts, *(item(line) for line in notes), ""] if notes else parts
 

@@ -9,7 +9,7 @@ from bench.analysis.frame import frame
 from bench.analysis.marks import reasons, titles, verdict_text
 from bench.analysis.reading import ReadOnce
 from bench.analysis.rows import Row, rows
-from bench.analysis.telling import failures
+from bench.analysis.telling import failures, undercut
 from bench.analysis.verdicts import judged
 from bench.analysis.worst import MEDIAN, Cell
 from bench.records.store import Store
@@ -102,7 +102,7 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
-    return [*notes, *titles(found), *reasons(found), *failures(found)]
+    return [*notes, *undercut(found), *titles(found), *reasons(found), *failures(found)]
 
 
 def _certificate(row: Row, radius: float) -> str:
