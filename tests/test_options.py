@@ -215,3 +215,38 @@ def test_images_asked_for_are_for_every_default_attack() -> None:
 def test_default_attacks_fit_the_norm() -> None:
     assert "fgsm" not in [a.name for a in made(defense=["standard"], norm="l1", eps=["1"]).attacks]
     assert "fgsm" in [a.name for a in made(defense=["standard"], norm="L2", eps=["1"]).attacks]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"spec": Path("pgd_at")}, FileNotFoundError, "no spec file pgd_at; several defenses are separated by commas"),
+        ({"spec": Path("square")}, FileNotFoundError, "no spec file square; several attacks are separated by commas"),
+        (
+            {"spec": Path("spec/demo.yml")},
+            FileNotFoundError,
+            r"no spec file spec/demo\.yml; did you mean specs/demo\.yaml\?",
+        ),
+        ({"spec": Path("dem")}, FileNotFoundError, r"did you mean specs/demo\.yaml\?"),
+        ({"spec": Path("specs")}, FileNotFoundError, r"no spec file specs \(a folder\)"),
+        (
+            {"epochs": 7, "set": ["train.epochs=5"]},
+            ValueError,
+            r"--epochs 7 and --set train\.epochs=5; give one of them",
+        ),
+        ({"seeds": ["-1"]}, ValueError, "seeds"),
+        (
+            {"defense": ["noisy"], "set": ["pgd_at.steps=1"]},
+            LookupError,
+            r"not in this run\. Add it with --defense pgd_at",
+        ),
+        ({"defense": ["noisy"], "set": ["nosy.sigma=1"]}, LookupError, "Did you mean 'noisy'"),
+    ],
+)
+def test_what_was_meant_is_said(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(kind, match=says) as error:
+        made(**options)
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
     notes: list[str] = []
     values: dict[str, Any] = {}
     if options.spec is not None:
+        _check_spec(options.spec)
         values, lines = read(options.spec)
         build(values, str(options.spec), lines)  # the file must stand on its own before options change it
     _section(values, "data", name=options.dataset, test=options.n, size=options.size, train=options.train_n)
@@ -55,8 +57,24 @@ def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
     _section(values, "train", epochs=options.epochs)
     for target, assignments in (("set", options.set), ("grid", options.grid)):
         for assignment in assignments:
+            if options.epochs is not None and assignment.startswith("train.epochs="):
+                raise ValueError(f"--epochs {options.epochs} and --{target} {assignment}; give one of them")
             _assign(values, target, assignment)
     return build(values), root, notes  # the file was checked above, so what is wrong now was typed
+
+
+def _check_spec(path: Path) -> None:
+    """Say what was probably meant where there is no such file: a spec nearby, or another defense or attack."""
+    if path.is_file():
+        return
+    kinds = [kind.removesuffix("s") for kind in catalog.KINDS if str(path) in catalog.names(kind)]
+    if kinds:
+        raise FileNotFoundError(f"no spec file {path}; several {kinds[0]}s are separated by commas, without a space")
+    places = dict.fromkeys((path.parent, Path("specs")))
+    near = {file.stem: file for place in places if place.is_dir() for file in sorted(place.glob("*.y*ml"))}
+    found = difflib.get_close_matches(path.stem, near, n=1)
+    hint = f"; did you mean {near[found[0]]}?" if found else ""
+    raise FileNotFoundError(f"no spec file {path}{' (a folder)' if path.is_dir() else ''}{hint}")
 
 
 def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: Path) -> None:
@@ -86,9 +104,9 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
         attacks = [{**a, "n": options.n or min(a["n"], limit)} if "n" in a else dict(a) for a in fit]
         kinds = {_deploys(name) for name in defenses}
         if kinds != {"deterministic"}:
-            attacks += [{**a, "n": min(a["n"], limit)} for a in PROTOCOL_ATTACKS]
+            attacks += [{**a, "n": options.n or min(a["n"], limit)} for a in PROTOCOL_ATTACKS]
         if "smoothed" in kinds:
-            attacks.append({**CERTIFY, "n": min(100, limit)})
+            attacks.append({**CERTIFY, "n": options.n or min(100, limit)})
         if len(_split(options.eps)) > 1:
             attacks.append({"name": "curve"})
         values["attacks"] = attacks
@@ -168,7 +186,9 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
             values.pop("models", None)
     if not found:
         known = [e["name"] for s in ("defenses", "attacks", "models") for e in values.get(s) or []]
-        raise LookupError(f"--{target} {assignment}: '{owner}' is not in this run.{catalog.suggest(owner, known)}")
+        kinds = [kind.removesuffix("s") for kind in catalog.KINDS if owner in catalog.names(kind)]
+        hint = f" Add it with --{kinds[0]} {owner}, or leave this out" if kinds else catalog.suggest(owner, known)
+        raise LookupError(f"--{target} {assignment}: '{owner}' is not in this run.{hint}")
 
 
 def value(text: str) -> Any:

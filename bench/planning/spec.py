@@ -159,7 +159,7 @@ class Spec(_Strict):
     name: str = "run"
     data: DataSpec = DataSpec()
     models: Annotated[list[ModelSpec], Len(1)] | None = None
-    seeds: Annotated[list[int], Len(1)] = [0]
+    seeds: Annotated[list[Annotated[int, Ge(0)]], Len(1)] = [0]
     threat: ThreatSpec
     recipe: Literal["shared", "paper"] = "shared"
     train: TrainSpec = TrainSpec()
