@@ -149,10 +149,26 @@ def check(what: dict[str, Any], facts: Facts, source: Path | None) -> str:
         raise ValueError(
             f"{name} gives {shape} for 2 images of {facts.name}; expected logits of shape {(2, facts.classes)}"
         )
+    if not what["randomised"] and _draws(model, facts):
+        raise ValueError(
+            f"{name} gives two answers to one image; declare a model that draws at test time with --randomised, or "
+            "switch its noise or dropout off"
+        )
     odd = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
         raise ValueError(f"{name} keeps something other than a tensor in its state ({odd[0]}); it cannot be stored")
     return chosen(model)
+
+
+def _draws(model: nn.Module, facts: Facts) -> bool:
+    """Do two passes over the same random images differ by more than rounding?"""
+    with scope(1):
+        x = torch.rand(8, facts.channels, facts.size, facts.size)
+    answers = []
+    for number in range(2):
+        with scope(2 + number), torch.no_grad():
+            answers.append(model(x))
+    return float((answers[0] - answers[1]).abs().max()) > 1e-3 * float(answers[0].abs().max())
 
 
 def chosen(model: nn.Module) -> str:
