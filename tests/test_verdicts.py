@@ -18,7 +18,7 @@ from test_tables import evaluated, trained
 
 from bench.analysis.evidence import Column, on_shared, worst_of
 from bench.analysis.frame import frame
-from bench.analysis.marks import unreliable
+from bench.analysis.marks import flags, unreliable
 from bench.analysis.rows import Row, rows
 from bench.analysis.verdicts import judged
 from bench.analysis.worst import Cell
@@ -577,7 +577,15 @@ def test_what_nobody_looked_at_is_not_checked(store: Store, write: Any, code: st
     assert row.verdict == "NOT CHECKED"
     assert finding(row, code).level == "not checked"
     assert why in finding(row, code).note
-    assert "| NOT CHECKED | not checked |" in markdown(store)
+    assert re.search(rf"\| NOT CHECKED \| ({code} )?not checked \|", markdown(store))
+
+
+@pytest.mark.parametrize(
+    ("write", "said"), [(sound, "none"), (without_images, "C16 not checked"), (without_audit, "not checked")]
+)
+def test_the_few_answers_that_lack_are_named(store: Store, write: Any, said: str) -> None:
+    write(store)
+    assert flags(only(store)) == said
 
 
 def test_a_full_audit_stands_for_a_quick_one(store: Store) -> None:

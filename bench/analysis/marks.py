@@ -11,6 +11,7 @@ from bench.checks.texts import CHECKS
 
 GRAVE = ("F", "U", "X")
 FLAG = "⚑"
+FEW = 3  # answers that lack are named; more of them mean that there was no audit
 UNRANKED = {"UNSOUND": "unsound", "INVALID": "invalid"}
 # what RobustBench calls a potentially unreliable evaluation by AutoAttack; the first four need an audit
 _AUTOATTACK, _AUDITED = ("C1", "C2", "C4", "C6", "C13"), ("C1", "C2", "C4", "C6")
@@ -22,13 +23,26 @@ def grave(row: Row) -> list[Finding]:
     return sorted(found, key=lambda f: (int(f.code[1:]), -GRAVE.index(f.level), f.attack or ""))
 
 
+def required(row: Row) -> frozenset[str]:
+    """The checks without whose answer a row is NOT CHECKED: those of an audit that could make it unsound or invalid,
+    and of a row without a budget those that could make it invalid."""
+    if row.norm is None or row.eps_value == 0:
+        return frozenset(check.code for check in CHECKS.values() if check.source == "model" and check.worst == "X")
+    of_audits = [check for check in CHECKS.values() if check.source in ("model", "images")]
+    return frozenset(check.code for check in of_audits if check.worst in ("U", "X"))
+
+
 def flags(row: Row) -> str:
-    """`C8 F, C13 U`: each code once, with its gravest level; else "none", or "not checked" where a check is missing."""
+    """`C8 F, C13 U`: each code once, with its gravest level, and `C16 not checked` where only a few answers lack; else
+    "none", or "not checked" where most do."""
     found: dict[str, str] = {}
     for finding in grave(row):
         found.setdefault(finding.code, f"{finding.code} {finding.level}")
-    none = "not checked" if row.verdict == "NOT CHECKED" else "none"
-    return ", ".join(found.values()) or none
+    answered = {finding.code for finding in row.findings if finding.level != "not checked"}
+    open_ = sorted(required(row) - answered, key=lambda code: int(code[1:])) if row.verdict == "NOT CHECKED" else []
+    if len(open_) <= FEW:
+        found |= {code: f"{code} not checked" for code in open_ if code not in found}
+    return ", ".join(found.values()) or ("not checked" if open_ else "none")
 
 
 def verdict_text(row: Row) -> str:

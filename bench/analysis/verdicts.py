@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.analysis.audits import Audits
 from bench.analysis.evidence import Evidence, on_shared
+from bench.analysis.marks import required
 from bench.analysis.protocol import PROTOCOL
 from bench.analysis.rows import Row
 from bench.analysis.symptoms import MARGIN, SYMPTOMS, not_checked, success_grows
@@ -80,15 +81,6 @@ def _incomparable(e: Evidence) -> str:
     if e.single_draws:
         return "a few draws of a model with noise, where majorities of 100 are needed"
     return next((state for state, _ in e.row.worst.absent.values() if state == "mixed test sets"), "")
-
-
-def required(row: Row) -> frozenset[str]:
-    """The checks without whose answer a row is NOT CHECKED: those of an audit that could make it unsound or invalid,
-    and of a row without a budget those that could make it invalid."""
-    if row.norm is None or row.eps_value == 0:
-        return frozenset(check.code for check in CHECKS.values() if check.source == "model" and check.worst == "X")
-    of_audits = [check for check in CHECKS.values() if check.source in ("model", "images")]
-    return frozenset(check.code for check in of_audits if check.worst in ("U", "X"))
 
 
 def _weighed(e: Evidence, records: list[Finding]) -> list[Finding]:
