@@ -124,6 +124,23 @@ def test_times_that_cannot_be_compared_have_no_ratio(store: Store, other: dict[s
     assert why in found["training seconds"].why
 
 
+def test_times_beside_other_jobs_are_left_out_where_both_sides_have_others(store: Store) -> None:
+    """Blended they would be 60 and 30 s; work does not depend on what else the machine did."""
+    for name, seconds, work in (("guard", (30.0, 90.0), (12.0, 8.0)), ("other_guard", (10.0, 50.0), (4.0, 1.0))):
+        for seed in (0, 1):
+            metrics = {"work_per_image_f": work[seed], "inference_ms_per_image": seconds[seed] / 10}
+            train = trained(store, name, seed, seconds=seconds[seed], workers=1 + 3 * seed, metrics=metrics)
+            evaluated(store, train, "steep", [1, 0])
+    found = costed(store)
+    alone = "of the trainings that had the machine to themselves"
+    assert found["training seconds"] == Cost("training seconds", 30.0, 10.0, 3.0, alone)
+    assert found["inference ms an image"] == Cost("inference ms an image", 3.0, 1.0, 3.0, alone)
+    assert found["training work, F an image"] == Cost("training work, F an image", 10.0, 2.5, 4.0)
+    assert f"training seconds: {alone}" in show(store, "guard", "other_guard", Where(), False)
+    (pair,) = pairs(store, "guard", "other_guard", Where(seed=0))
+    assert {cost.why for cost in costs(pair)} == {""}  # nothing was left out of this seed
+
+
 def test_work_that_was_not_counted_has_no_ratio(store: Store) -> None:
     two(store, metrics={})
     assert costed(store)["training work, F an image"] == Cost(

@@ -570,6 +570,23 @@ def test_training_time_is_compared_with_standard_on_the_same_footing(store: Stor
     assert "| 45.0 |" in markdown(store)
 
 
+def test_each_seed_is_compared_with_standard_as_it_was_trained_itself(store: Store) -> None:
+    """Alone standard takes 10 s and beside other jobs 40 s, guard 30 s and 80 s: 3 and 2 times as long."""
+    for name, seed, seconds, workers in (
+        ("standard", 0, 10.0, 1), ("standard", 1, 30.0, 4), ("standard", 2, 50.0, 4),
+        ("guard", 0, 30.0, 1), ("guard", 1, 80.0, 4), ("late", 1, 80.0, 4), ("partly", 0, 30.0, 1),
+    ):  # fmt: skip
+        evaluated(store, trained(store, name, seed, seconds=seconds, workers=workers), "steep", [1, 0])
+    evaluated(store, trained(store, "partly", 1, seconds=80.0, device="H100"), "steep", [1, 0])
+    found = {row.method: row for row in all_rows(store)}
+    assert {name: pytest.approx(row.ratio) for name, row in found.items()} == {
+        "standard": 1.0, "guard": 2.5, "late": 2.0, "partly": 3.0,
+    }  # fmt: skip
+    assert (found["guard"].train_seconds, found["guard"].shared) == (55.0, True)
+    assert "| 30.0 (1.00×) ‡ |" in markdown(store)
+    assert "| 55.0 (2.50×) ‡ |" in markdown(store)
+
+
 def test_times_from_a_shared_machine_are_marked(store: Store) -> None:
     evaluated(store, trained(store, workers=4), "steep", [1, 0])
     assert "10.0 ‡" in markdown(store)

@@ -13,6 +13,7 @@ from bench.analysis.frame import Entry
 from bench.analysis.rows import Row
 from bench.analysis.sides import Pair, Where, pairs
 from bench.analysis.ties import Difference, Outcomes, difference, same_images
+from bench.analysis.times import busy
 from bench.analysis.worst import outcomes
 from bench.records.store import Store
 from bench.terminal import plain
@@ -23,6 +24,7 @@ COSTS = {
     "inference ms an image": "inference_ms",
     "peak memory MB": "peak_memory_mb",
 }
+ALONE = "of the trainings that had the machine to themselves"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of each side, None where unknown; `ratio` is a / b, None where the two cannot be compared, and `why`."""
+    """Of each side, None where unknown; `ratio` is a / b, None where the two cannot be compared; `why`: that, or of
+    which trainings it is."""
 
     what: str
     a: float | None
@@ -97,22 +100,26 @@ def _attack(store: Store, name: str, pair: Pair) -> Line:
 
 
 def costs(pair: Pair) -> list[Cost]:
-    """Work, seconds, milliseconds and memory, means over the seeds. Times of other devices have no ratio."""
+    """Work, seconds, milliseconds and memory, means over the seeds. Times of other devices have no ratio, and those of
+    trainings beside other jobs are left out where each side has some that had the machine to themselves."""
     sides = [_trainings(row, seed) for row, seed in zip((pair.a, pair.b), pair.seeds, strict=True)]
+    alone = [[entry for entry in side if not busy(entry)] for side in sides]
     devices = {entry["train_device"] for side in sides for entry in side}
-    busy = [row.method for row in (pair.a, pair.b) if row.shared]
+    crowded = alone != sides
     found = []
     for what, column in COSTS.items():
-        a, b = (_mean(entry[column] for entry in side) for side in sides)
-        why = ""
+        timed = column in ("train_seconds", "inference_ms")
+        taken = alone if timed and all(alone) else sides
+        a, b = (_mean(entry[column] for entry in side) for side in taken)
+        no_ratio = ""
         if a is None or b is None:
-            why = "not measured"
+            no_ratio = "not measured"
         elif column != "work_per_image_f" and len(devices) > 1:
-            why = f"other devices: {', '.join(sorted(map(str, devices)))}"
-        elif column in ("train_seconds", "inference_ms") and busy:
-            why = "the machine did other jobs meanwhile"
-        ratio = a / b if not why and a is not None and b else None
-        found.append(Cost(what, a, b, ratio, why))
+            no_ratio = f"other devices: {', '.join(sorted(map(str, devices)))}"
+        elif timed and crowded and taken is sides:
+            no_ratio = "the machine did other jobs meanwhile"
+        ratio = a / b if not no_ratio and a is not None and b else None
+        found.append(Cost(what, a, b, ratio, no_ratio or (ALONE if crowded and taken is alone else "")))
     return found
 
 
@@ -157,10 +164,10 @@ def _text(store: Store, pair: Pair) -> str:
     header = ["", "A %", "B %", "A - B, pp", "95 % interval", "McNemar p", "only A", "only B", "n", "seeds"]
     out = [place, *(f"{sign} = {_about(row, on)}" for sign, row, on in zip("AB", (a, b), pair.pareto, strict=True)), ""]
     out += aligned([header, *(_cells(line) for line in lines(store, pair))])
-    facts = [
-        [c.what, _number(c.a), _number(c.b), f"{c.ratio:.2f}" if c.ratio is not None else c.why] for c in costs(pair)
-    ]
+    spent = costs(pair)
+    facts = [[c.what, _number(c.a), _number(c.b), c.why if c.ratio is None else f"{c.ratio:.2f}"] for c in spent]
     out += ["", *aligned([["", "A", "B", "A / B"], *facts])]
+    out += [f"{c.what}: {c.why}" for c in spent if c.ratio is not None and c.why]
     return "\n".join(plain(line) for line in out)
 
 

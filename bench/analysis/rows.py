@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -12,7 +11,7 @@ from bench.analysis.facts import BY_VALIDATION, draws_of
 from bench.analysis.frame import Entry
 from bench.analysis.provisional import why_provisional
 from bench.analysis.telling import told_apart
-from bench.analysis.times import attack_seconds, busy, of_trainings, standard_times, time_class
+from bench.analysis.times import attack_seconds, busy, of_trainings, over_standard, standard_times
 from bench.analysis.worst import Cell, Picked, cell_of, worst_case
 from bench.checks import Finding, Verdict
 from bench.core.numbers import Number
@@ -37,7 +36,8 @@ class Row:
     `seeds` that have the full attack set, `single` (randomised models) the same with single draws in place of the
     deployed rule; `keys` are the evaluations in it. `collapsed` seeds stay in every mean, and the tables count them
     and show what the others give: a mean alone would average them away. `provisional` says why the row is not
-    ranked. `ratio` is the training time over that of `standard`; `shared`: the machine did other jobs meanwhile.
+    ranked. `ratio` is the training time over that of `standard`, each seed's over those taken as its own was (device,
+    recipe, use of the machine); `shared`: the machine did other jobs during some of the trainings.
     `train_work`: all training steps in forward passes over the training images; `attack_seconds`: of all
     evaluations of a seed together; `peak_memory_mb`: of the training; all three are means over seeds, NaN where
     unknown. `selected`: by what the epoch was chosen. `draws`: the most draws that an attack averages over in a
@@ -127,7 +127,6 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
     draws = {name: _draws(store, found) for name, found in attacks.items()}
-    mean_seconds = of_trainings(entries, lambda e: e["train_seconds"])
     row = Row(
         **{name: first[name] for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
         **{name: first[name] for name in ("epochs", "deploys", "train_key", "config")},
@@ -143,11 +142,11 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         seeds=seeds,
         keys=keys,
         collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
-        train_seconds=mean_seconds,
+        train_seconds=of_trainings(entries, lambda e: e["train_seconds"]),
         train_work=of_trainings(entries, lambda e: e["work_per_image_f"] * e["epochs"]),
         attack_seconds=attack_seconds(picked),
         peak_memory_mb=of_trainings(entries, lambda e: e["peak_memory_mb"]),
-        ratio=mean_seconds / times.get(time_class(first), math.nan),
+        ratio=over_standard(entries, times),
         shared=any(busy(e) for e in entries),
         selected=_selected(first),
         draws=_most(draws) if first["deploys"] != "deterministic" else 0,

@@ -40,6 +40,11 @@ def of_trainings(entries: list[Entry], value: Callable[[Entry], float]) -> float
     return fmean(known.values()) if known else math.nan
 
 
+def over_standard(entries: list[Entry], times: Mapping[tuple[Any, ...], float]) -> float:
+    """Mean over the trainings of their seconds over those of `standard` in the same class; NaN where it has none."""
+    return of_trainings(entries, lambda e: e["train_seconds"] / times.get(time_class(e), math.nan))
+
+
 def attack_seconds(picked: Mapping[str, dict[int, Entry]]) -> float:
     """Seconds of all evaluations of a seed together, mean over seeds; NaN where none was timed."""
     spent: dict[int, dict[str, float]] = {}
