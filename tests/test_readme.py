@@ -1,9 +1,10 @@
-"""The commands of README, docs/training.md and docs/own_model.md: each is parsed and planned as it stands."""
+"""The commands of README and of the pages it leads to: each is parsed, planned or answered as it stands."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import nets
@@ -11,15 +12,26 @@ import pytest
 import torch
 from harness import Bench
 from safetensors.torch import save_file
+from test_tables import evaluated, trained
+
+from bench.records.store import Store
 
 ROOT = Path(__file__).parent.parent
-LINES = [
-    line.split("#")[0].strip()
-    for page in ("README.md", "docs/training.md", "docs/own_model.md")
-    for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-    if line.startswith("bench ")
-]
+
+
+def typed(*pages: str) -> list[str]:
+    """The commands of `bench` that these pages show, without their comments."""
+    return [
+        line.split("#")[0].strip()
+        for page in pages
+        for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+        if line.startswith("bench ")
+    ]
+
+
+LINES = typed("README.md", "docs/training.md", "docs/own_model.md")
+START = typed("docs/quickstart.md")
 MODELS = [line for line in LINES if line.startswith("bench eval") or re.match(r"bench doctor \w+\.", line)]
 RUNS = [line for line in LINES if line.startswith("bench run") and not re.search("FOLDER|PATH|my_method", line)]
 
@@ -57,3 +69,38 @@ def test_every_command_of_the_readme_exists(bench: Bench) -> None:
     assert {"run", "plan", "status", "leaderboard", "list", "doctor", "new", "check", "eval"} <= named
     known = bench("--help").out
     assert [name for name in named if f" {name} " not in known] == []
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> Store:
+    """A copy of the records that come with the source."""
+    return Store(Path(shutil.copytree(ROOT / "results", tmp_path / "results")))
+
+
+def test_comparisons_and_sweeps_of_the_readme_are_answered_by_the_committed_records(
+    committed: Store, bench: Bench
+) -> None:
+    asked = [line for line in LINES if line.split()[1] in ("compare", "sweep")]
+    assert {line.split()[1] for line in asked} == {"compare", "sweep"}
+    for line in asked:
+        outcome = bench(*shlex.split(line)[1:], "--results-dir", committed.root)
+        assert (outcome.code, outcome.err) == (0, ""), line
+    assert "worst case" in outcome.out
+
+
+def test_the_comparison_of_the_quick_start_is_answered_beside_the_committed_records(
+    committed: Store, bench: Bench
+) -> None:
+    """Its first run adds `standard` and `pgd_at` on digits to the records that come with the source."""
+    assert "bench run --defense pgd_at" in START
+    digits = {"data": {"name": "digits", "train": 1437}}
+    for name, eps in (("standard", None), ("pgd_at", "0.1")):
+        train = trained(committed, name, eps=eps, **digits)
+        evaluated(committed, train, "clean", [1] * 8)
+        evaluated(committed, train, "pgd", [int(eps is not None)] * 8)
+    asked = [line for line in START if line.startswith("bench compare")]
+    assert asked
+    for line in asked:
+        outcome = bench(*shlex.split(line)[1:], "--results-dir", committed.root)
+        assert (outcome.code, outcome.err) == (0, ""), line
+        assert outcome.out.startswith("digits, Linf eps 0.1")
