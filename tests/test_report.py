@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from harness import Bench
 from test_tables import STEPS, evaluated, full, store, trained
+from test_verdicts import audited
 
 from bench.analysis.frame import frame
 from bench.analysis.pareto import pareto
@@ -239,6 +240,15 @@ def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certif
     wanted = {0.0: 0.75, 0.1: 0.75, 0.12: 0.5, 0.6: 0.5, 0.62: 0.25, 1.2: 0.25}
     assert {radius: shares[radius] for radius in wanted} == wanted
     assert max(shares) == 1.2
+
+
+def test_a_certified_curve_of_an_unsound_row_says_so(store: Store) -> None:
+    train = trained(store, eps="1", deploys="smoothed")
+    evaluated(store, train, "certify", [1, 1], columns={"radius": np.array([0.1, 0.6])})
+    audited(store, train, Finding("C9", "U", 0.4, 0.1))
+    (plot,) = certified_curves(store, all_judged(store))
+    assert {line[0] for line in plot.lines} == {"guard trained at 1 (unsound)"}
+    assert "guard trained at 1 (unsound)" in Page(plot.svg()).text
 
 
 def test_figures_follow_the_theme_and_the_content_policy(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from test_tables import all_rows, evaluated, store, trained
 from bench.analysis.matching import matches, partner, reached, rising
 from bench.analysis.sides import Where
 from bench.analysis.sweep import WORST, Series, sweep, with_anchor
+from bench.checks import Finding
 from bench.records.store import Store
+from bench.report.sweeps import map_plot
+from bench.tables.leaderboard import board
 from bench.tables.sweep_text import lines, map_lines, map_table, table
 
 __all__ = ["store"]
@@ -167,6 +171,8 @@ def test_sigma_is_mapped_to_the_budget_of_equal_accuracy_with_standard_at_zero(s
     at, low, high = found["steep", 1.0]
     assert low < at < high
     told = "\n".join(map_table(store, (a, b, matches(store, a, b))))
+    assert told.startswith("toy, tiny, Linf eps 0.1: guard sigma and the rival train_eps that is as accurate\n")
+    assert "unsound" not in told
     assert "above 0.2" in told
     assert "below 0" in told
     assert "0 (standard), 0.1, 0.2" in told
@@ -204,9 +210,6 @@ def test_only_the_same_footing_is_a_partner(store: Store) -> None:
 def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
     from test_verdicts import audited
 
-    from bench.checks import Finding
-    from bench.tables.leaderboard import board
-
     noise(store, 0.2, 0.4)
     noise(store, 1.0, 0.6)
     against(store, "0.1", 0.3, 0.95)
@@ -219,6 +222,59 @@ def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
     assert [bool(p.cells[WORST].values) for p in a.points] == [True, False]
     (b,) = sweep(store, rows, "rival", "train_eps", Where())
     assert {m.a for m in matches(store, a, b)} == {0.2}
+
+
+def unsound(store: Store, name: str, eps: str | None, **settings: Any) -> None:
+    from test_verdicts import audited
+
+    audited(store, trained(store, name, eps=eps, defense={"set": settings}), Finding("C9", "U", 0.4, 0.1))
+
+
+def test_a_map_shows_the_verdict_of_each_value_and_names_unsound_values_of_the_other_side(store: Store) -> None:
+    for eps, share in (("0.1", 0.3), ("0.2", 0.7)):
+        against(store, eps, share, 0.95)
+    for sigma in (0.2, 1.0):
+        noise(store, sigma, 0.5)
+    unsound(store, "guard", None, sigma=1.0)
+    unsound(store, "rival", "0.2")
+    rows = board(store)
+    (a,), (b,) = (sweep(store, rows, *of, Where()) for of in (("guard", "sigma"), ("rival", "train_eps")))
+    found = a, b, matches(store, a, b)
+    told = map_table(store, found)
+    assert [re.split("  +", line)[-1] for line in told[2:7]] == [
+        "verdict", "NOT CHECKED", "NOT CHECKED", "UNSOUND", "UNSOUND",
+    ]  # fmt: skip
+    assert "rival is unsound at train_eps 0.2: the fit may be too high there" in told
+    by = {(line["a_value"], line["verdict"], line["b_unsound"]) for line in map_lines(found)}
+    assert by == {(0.2, "NOT CHECKED", "0.2"), (1.0, "UNSOUND", "0.2")}
+    plot = map_plot(found)
+    assert plot is not None
+    verdict = plot.header.index("verdict")
+    assert {(line[plot.header.index("a_value")], line[verdict]) for line in plot.lines} == {
+        (0.2, "NOT CHECKED"), (1.0, "UNSOUND"),
+    }  # fmt: skip
+    hollow = [line for line in plot.drawing.axes[0].lines if str(line.get_markerfacecolor()) == "white"]
+    assert {tuple(line.get_xdata()) for line in hollow} == {(1.0,)}
+
+
+def test_maps_of_several_series_are_told_apart_by_what_is_fixed(store: Store, bench: Bench) -> None:
+    against(store, "0.1", 0.3, 0.95)
+    against(store, "0.2", 0.7, 0.95)
+    for sigma in (0.2, 1.0):
+        noise(store, sigma, 0.5)
+        noise(store, sigma, 0.4, settings={"form": "other"})
+    swept_ = sweep(store, all_rows(store), "guard", "sigma", Where())
+    (b,) = sweep(store, all_rows(store), "rival", "train_eps", Where())
+    maps = [(a, b, matches(store, a, b)) for a in swept_]
+    titles = [map_table(store, found)[0] for found in maps]
+    place = "toy, tiny, Linf eps 0.1: guard"
+    other = "rival train_eps"
+    forms = ("None", "other")
+    assert sorted(titles) == [f"{place} (form={form}) sigma and the {other} that is as accurate" for form in forms]
+    plots = [plot for found in maps if (plot := map_plot(found)) is not None]
+    assert sorted(plot.title for plot in plots) == [f"{place} (form={form}) sigma and {other}" for form in forms]
+    told = bench("sweep", "guard", "sigma", "--against", "rival", "--results-dir", store.root).out
+    assert all(title in told.splitlines() for title in titles)
 
 
 def test_the_command_writes_tables_and_figures(store: Store, bench: Bench, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from harness import Bench
-from test_tables import all_rows, evaluated, store, trained
+from test_tables import all_rows, evaluated, store, train_job, trained
+from test_verdicts import audited
 
+from bench.checks import Finding
 from bench.records.store import Store
 from bench.tables.leaderboard import write_leaderboard
 from bench.tables.timing import attacks, show, trainings
@@ -55,6 +57,21 @@ def test_accuracy_an_hour_is_at_the_budget_trained_at_or_the_largest(store: Stor
     assert (guard.budget, guard.robust, guard.n) == ("Linf 0.1", 0.5, 10)
     assert guard.per_hour == pytest.approx(50 / 0.01)
     assert standard.budget == "Linf 0.3"
+
+
+def test_the_verdict_stands_beside_the_accuracy(store: Store, tmp_path: Path, bench: Bench) -> None:
+    filled(store)
+    audited(store, train_job("guard", 0), Finding("C9", "U", 0.4, 0.1))
+    verdicts = {"guard": "UNSOUND", "standard": "NOT CHECKED"}
+    write_leaderboard(store, tmp_path / "board.md", tmp_path / "tables")
+    with (tmp_path / "tables" / "timing.csv").open(newline="") as file:
+        assert {line["method"]: line["verdict"] for line in csv.DictReader(file)} == verdicts
+    shown = json.loads(bench("timing", "--results-dir", store.root, "--json").out)["trainings"]
+    assert {line["method"]: line["verdict"] for line in shown} == verdicts
+    lines = bench("timing", "--results-dir", store.root).out.splitlines()
+    header, guard = (next(line for line in lines if line.startswith(word)) for word in ("method", "guard  "))
+    end = header.index("verdict") + len("verdict")
+    assert guard[:end].endswith("UNSOUND")
 
 
 def test_attacks_are_timed_an_image(store: Store) -> None:

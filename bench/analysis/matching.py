@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.analysis.sweep import WORST, Point, Series, footing
 from bench.analysis.worst import images
+from bench.checks import Verdict
 from bench.records.store import Store
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Match:
 
     b is -inf where B is past it at its smallest value already, inf where no value of B reaches it. The interval is a
     percentile bootstrap over images, drawn for both sides at once; what another training seed would change is not in
-    it. `seeds`: of A's point.
+    it. `seeds` and `verdict`: of A's point; where that is UNSOUND, so may be what it is said to be worth.
     """
 
     column: str
@@ -41,6 +42,7 @@ class Match:
     high: float
     n: int
     seeds: int
+    verdict: Verdict
 
 
 def rising(values: Array) -> Array:
@@ -104,9 +106,8 @@ def _column(store: Store, a: Series, b: Series, name: str, members: list[str]) -
         low, high = np.quantile(at[1:], [0.025, 0.975], method="inverted_cdf")
         accuracy = float(right[place].mean())
         point = a.points[k]
-        found.append(
-            Match(name, point.x, accuracy, float(at[0]), float(low), float(high), right.shape[1], len(keys[k]))
-        )
+        bounds = float(at[0]), float(low), float(high)
+        found.append(Match(name, point.x, accuracy, *bounds, right.shape[1], len(keys[k]), point.row.verdict))
     return found
 
 

@@ -116,7 +116,7 @@ def certified_curves(store: Store, rows: list[Row]) -> list[Plot]:
 
 
 def _certified_figure(dataset: str, by_config: dict[str, tuple[Row, list[Point]]]) -> Plot:
-    drawn_ = [(row.method, points) for row, points in list(by_config.values())[:MOST]]
+    drawn_ = [(called(row), points) for row, points in list(by_config.values())[:MOST]]
     figure = _lines(drawn_, "certified L2 radius", "Certified accuracy (%)", marked=False)
     members = [row for row, _ in by_config.values()]
     sizes = ", ".join(dict.fromkeys(str(cell.n) for row in members for cell in list(row.certified.values())[:1]))
@@ -128,7 +128,7 @@ def _certified_figure(dataset: str, by_config: dict[str, tuple[Row, list[Point]]
         "Share of images that are right and certified at least to the radius: no attack within it can succeed. "
         f"Bands are 95 % Wilson intervals. {conditions(members, 'L2 radius on the axis', sizes)}{few}",
         ["defense", "radius", "certified accuracy", "low", "high"],
-        [[row.method, *(round(v, 4) for v in point)] for row, points in by_config.values() for point in points],
+        [[called(row), *(round(v, 4) for v in point)] for row, points in by_config.values() for point in points],
         figure,
         dataset,
         behind=[{2: of_certificate(row)} for row, points in by_config.values() for _ in points],

@@ -10,7 +10,7 @@ from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import conditions
 from bench.report.svg import INK
 from bench.report.text import short
-from bench.tables.sweep_text import Map, lines, map_lines, title
+from bench.tables.sweep_text import Map, lines, map_lines, map_title, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +88,8 @@ def map_plot(found: Map) -> Plot | None:
             [m.a for m in members], [m.b for m in members], yerr=[[max(v, 0) for v in side] for side in bars],
             fmt=form, color=colour, capsize=2, markersize=5, elinewidth=0.9, label=short(name, 40),
         )  # fmt: skip
+        for m in (m for m in members if m.verdict == "UNSOUND"):
+            axes.plot(m.a, m.b, form[0], color=colour, markerfacecolor="white", markersize=5, zorder=3)
     axes.set_xlabel(f"{a.defense} {a.setting}")
     axes.set_ylabel(f"{b.defense} {b.setting} of the same accuracy")
     axes.set_ylim(bottom=0)
@@ -97,11 +99,11 @@ def map_plot(found: Map) -> Plot | None:
         slug(
             "map", a.defense, a.setting, b.defense, b.setting, a.row.dataset, a.row.norm or "", a.row.eps or "", a.fixed
         ),
-        f"{a.place}: {a.defense} {a.setting} and {b.defense} {b.setting}",
+        map_title(a, f"{b.defense} {b.setting}"),
         f"Chart of the {b.setting} of {b.defense} that is as accurate as each {a.setting} of {a.defense}.",
         f"The least {b.setting} at which {b.defense} is as accurate, by a monotone fit; bars are 95 % bootstrap "
-        "intervals over images, cut at the range trained. Values outside the range are in the table. "
-        + conditions([a.row, b.row]),
+        "intervals over images, cut at the range trained; hollow marks are unsound rows. Values outside the range are "
+        "in the table. " + conditions([a.row, b.row]),
         list(told[0]),
         [list(line.values()) for line in told],
         figure,

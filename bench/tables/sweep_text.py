@@ -25,6 +25,12 @@ def title(series: Series) -> str:
     return f"{series.place}: {series.defense}{fixed} against {series.setting}"
 
 
+def map_title(a: Series, name: str) -> str:
+    """`mnist, lenet5, Linf eps 0.1: noisy (structure=diag) sigma and` what it is matched with."""
+    fixed = f" ({a.fixed})" if a.fixed else ""
+    return f"{a.place}: {a.defense}{fixed} {a.setting} and {name}"
+
+
 def table(series: Series) -> list[str]:
     """The terminal's table of one series, with what must be known to read it."""
     names = series.columns
@@ -97,13 +103,13 @@ def map_table(store: Store, found: Map) -> list[str]:
     a, b, matches = found
     ends = f"{b.points[0].x:g} and {b.points[-1].x:g}"
     name = f"{b.defense} {b.setting}"
-    out = [f"{a.place}: {a.defense} {a.setting} and the {name} that is as accurate", ""]
-    header = [a.setting, "column", "accuracy %", name, "95 % interval", "n", "seeds", *_RATIOS]
+    out = [map_title(a, f"the {name} that is as accurate"), ""]
+    header = [a.setting, "column", "accuracy %", name, "95 % interval", "n", "seeds", "verdict", *_RATIOS]
     ratios = {p.x: _ratios(store, p) for p in a.points}
     cells = [
         [
             f"{m.a:g}", m.column, f"{100 * m.accuracy:.1f}", _at(m.b, b), f"{_at(m.low, b)} to {_at(m.high, b)}",
-            str(m.n), str(m.seeds), *ratios[m.a],
+            str(m.n), str(m.seeds), m.verdict, *ratios[m.a],
         ]
         for m in sorted(matches, key=lambda m: (m.a, m.column != "clean"))
     ]  # fmt: skip
@@ -115,7 +121,13 @@ def map_table(store: Store, found: Map) -> list[str]:
         "is a straight line, and the interval knows of images only, not of other training seeds",
         f"below or above: no {b.setting} between {ends} is as accurate",
     ]
+    if unsound := _unsound(b):
+        notes.append(f"{b.defense} is unsound at {b.setting} {', '.join(unsound)}: the fit may be too high there")
     return [*out, *aligned([header, *cells]), "", *notes]
+
+
+def _unsound(series: Series) -> list[str]:
+    return [f"{p.x:g}" for p in series.points if p.row.verdict == "UNSOUND"]
 
 
 def _at(value: float, b: Series) -> str:
@@ -154,6 +166,7 @@ def map_lines(found: Map) -> list[dict[str, object]]:
         about | {
             "column": m.column, "a_value": m.a, "accuracy": m.accuracy, "b_value": _finite(m.b),
             "low": _finite(m.low), "high": _finite(m.high), "n": m.n, "seeds": m.seeds,
+            "verdict": m.verdict, "b_unsound": " ".join(_unsound(b)),
         }
         for m in matches
     ]  # fmt: skip

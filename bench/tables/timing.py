@@ -25,9 +25,9 @@ class Training:
 
     `ratio`: training seconds over those of `standard` on the same data, model, device, recipe and use of the machine.
     `work_f`: of a training step per image, in forward passes of the net. `robust`: the worst case in [0,1] over n
-    images at `budget`, the one trained at or else the largest attacked, and `per_hour` is percent of it over the
-    hours of training; `collapsed` of the seeds in that are. `predictor`: deterministic, randomised or smoothed, and
-    `inference_ms` is of all its draws. `shared`: the machine did other jobs meanwhile.
+    images at `budget`, the one trained at or else the largest attacked, `verdict` is of that row, and `per_hour` is
+    percent of it over the hours of training; `collapsed` of the seeds in that are. `predictor`: deterministic,
+    randomised or smoothed, and `inference_ms` is of all its draws. `shared`: the machine did other jobs meanwhile.
     """
 
     dataset: str
@@ -50,6 +50,7 @@ class Training:
     robust: float
     collapsed: int
     n: int
+    verdict: str
     per_hour: float
     shared: bool
     config: str
@@ -128,6 +129,7 @@ def _training(row: Row, seeds: list[Entry], standard: float) -> Training:
         robust=robust,
         collapsed=sum(entry["seed"] in row.collapsed for entry in seeds) if told else 0,
         n=row.worst.n if told else 0,
+        verdict=row.verdict,
         per_hour=100 * robust / (seconds / 3600) if seconds > 0 and row.verdict not in UNRANKED else math.nan,
         shared=busy(seeds[0]),
         config=row.config,
@@ -215,6 +217,7 @@ _TRAINING: dict[str, Callable[[Training], str]] = {
     "robust %": lambda t: _number(100 * t.robust),
     "at": lambda t: t.budget or "–",
     "n": lambda t: str(t.n or "–"),
+    "verdict": lambda t: t.verdict,
     "robust %/h": lambda t: _number(t.per_hour, 0),
 }
 _ATTACK: dict[str, Callable[[Attack], str]] = {
