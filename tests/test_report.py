@@ -17,8 +17,11 @@ from test_tables import STEPS, evaluated, full, store, trained
 from test_verdicts import audited
 
 from bench.analysis.frame import frame
+from bench.analysis.matching import matches
 from bench.analysis.pareto import pareto
 from bench.analysis.rows import Row, rows
+from bench.analysis.sides import Where
+from bench.analysis.sweep import sweep
 from bench.analysis.verdicts import judged
 from bench.checks import Finding
 from bench.core.stats import wilson
@@ -29,6 +32,7 @@ from bench.report.heat import heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust
+from bench.report.sweeps import map_plot, sweep_plot
 
 __all__ = ["store"]  # a fixture
 HOSTILE = (
@@ -212,6 +216,46 @@ def test_eps_curves_begin_at_clean_and_have_wilson_bands(store: Store) -> None:
     assert guard[1] == pytest.approx([0.1, 0.41, low, high], abs=1e-4)
     assert guard[2][:2] == [0.2, 0.1]
     assert {"0.025", "0.125", "0.200"} <= set(Page(plot.svg()).text)
+
+
+def unfinished(store: Store, name: str = "guard", **settings: object) -> str:
+    """Seed 1 has every attack, over 4 images; seed 0 lacks one and seed 2 was never trained. Key of seed 1's clean."""
+    keys = {}
+    for seed, clean in ((0, [1, 0] * 5), (1, [1] * 9 + [0])):
+        train = trained(store, name, seed, defense={"set": settings})
+        keys[seed] = evaluated(store, train, "clean", clean)
+        evaluated(store, train, "steep", [1, 1, 0, 0])
+        evaluated(store, train, "onestep", [1, 1, 1, 0] if seed else None, state="done" if seed else "error", n=4)
+    evaluated(store, trained(store, name, 2, state="missing", defense={"set": settings}), "steep", state="missing", n=4)
+    return keys[1]
+
+
+def test_captions_name_the_seeds_and_sizes_that_are_in_the_numbers(store: Store) -> None:
+    key = unfinished(store)
+    unfinished(store, "other")
+    rows = all_judged(store)
+    assert {row.seeds for row in rows} == {(0, 1, 2)}
+    (curve,), found = eps_curves(rows), boards(rows)
+    (clean,), (cost,), (heat,) = clean_against_robust(found), cost_against_robust(found), heat_maps(found)
+    assert "n 4; eps Linf on the axis; seeds 1; device CPU x. At eps 0: n 10, the seeds of" in curve.caption
+    assert "n 4; eps Linf 0.1; seeds 1; device CPU x. Clean accuracy: n 10, mean over seeds 0, 1." in clean.caption
+    assert "n 4; eps Linf 0.1; seeds 1; device CPU x. Times are means over seeds 0, 1." in cost.caption
+    assert "n 10, 4; eps Linf 0.1; seeds 0, 1; device CPU x" in heat.caption
+    assert [line[1:3] for line in curve.lines[:2]] == [[0.0, 0.9], [0.1, 0.5]]  # over both seeds clean is 0.7
+    assert curve.lines[0][3:] == pytest.approx(wilson(9, 10), abs=1e-4)
+    assert curve.behind[0] == {2: [key]}
+
+
+def test_captions_of_sweeps_and_maps_name_their_seeds(store: Store) -> None:
+    for sigma in (1.0, 2.0):
+        unfinished(store, sigma=sigma)
+        unfinished(store, "rival", level=sigma)
+    (a,), (b,) = (sweep(store, all_judged(store), *of, Where()) for of in (("guard", "sigma"), ("rival", "level")))
+    assert "n 10, 4; eps Linf 0.1; seeds 0, 1; device" in sweep_plot(a).caption
+    found = [match for match in matches(store, a, b) if match.column == "worst case"]
+    plot = map_plot((a, b, found))
+    assert plot is not None
+    assert "n 4; eps Linf 0.1; seeds 1; device" in plot.caption
 
 
 def test_the_pareto_line_joins_what_nothing_beats() -> None:

@@ -41,7 +41,7 @@ class Match:
     low: float
     high: float
     n: int
-    seeds: int
+    seeds: tuple[int, ...]
     verdict: Verdict
 
 
@@ -107,7 +107,7 @@ def _column(store: Store, a: Series, b: Series, name: str, members: list[str]) -
         accuracy = float(right[place].mean())
         point = a.points[k]
         bounds = float(at[0]), float(low), float(high)
-        found.append(Match(name, point.x, accuracy, *bounds, right.shape[1], len(keys[k]), point.row.verdict))
+        found.append(Match(name, point.x, accuracy, *bounds, right.shape[1], tuple(sorted(keys[k])), point.row.verdict))
     return found
 
 

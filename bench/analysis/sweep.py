@@ -63,7 +63,7 @@ class Series:
 
     def mean(self, cell: Cell) -> Cell:
         """The cell over the seeds that every point has."""
-        return replace(cell, values={seed: v for seed, v in cell.values.items() if seed in self.seeds})
+        return cell.only(self.seeds)
 
     @property
     def columns(self) -> list[str]:

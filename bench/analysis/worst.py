@@ -44,6 +44,10 @@ class Cell:
         """The cell over the other seeds."""
         return replace(self, values={seed: v for seed, v in self.values.items() if seed not in seeds})
 
+    def only(self, seeds: Container[int]) -> Cell:
+        """The cell over these seeds."""
+        return replace(self, values={seed: v for seed, v in self.values.items() if seed in seeds})
+
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the mean at n images: seeds share their images, so they do not add to n."""
         return wilson(round(self.mean * self.n), self.n) if self.values else (math.nan, math.nan)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from bench.analysis.marks import FLAG
 from bench.analysis.rows import Row
+from bench.analysis.worst import Cell
 from bench.report.text import joined
 
 
@@ -16,14 +17,23 @@ def called(row: Row) -> str:
     return f"{row.method}{budget}{mark}"
 
 
-def conditions(rows: Iterable[Row], eps: str = "", sizes: str = "") -> str:
-    """`n 1000; eps 0.1; seeds 0, 1; device CPU x`. `sizes`: n, where it is not that of the worst case."""
+def conditions(rows: Iterable[Row], eps: str = "", cells: Iterable[Cell | None] = ()) -> str:
+    """`n 1000; eps 0.1; seeds 0, 1; device CPU x`. `cells`: what is drawn, where it is not the worst case.
+
+    Seeds are those in the numbers: one that was planned, but lacks an attack, is in no worst case.
+    """
     listed = list(rows)
-    sizes = sizes or joined(row.worst.n or row.clean.n or "" for row in listed)
-    seeds = joined(seed for row in listed for seed in row.seeds)
+    shown = [cell for cell in (cells or [row.worst for row in listed]) if cell is not None and cell.values]
+    sizes = joined(cell.n or "" for cell in shown)
+    seeds = seeds_of(shown)
     devices = joined(row.device for row in listed)
     budgets = eps or joined(f"{row.norm} {row.eps}" if row.norm else "none" for row in listed)
     return f"n {sizes}; eps {budgets}; seeds {seeds}; device {devices}."
+
+
+def seeds_of(cells: Iterable[Cell]) -> str:
+    """The seeds in these numbers: `0, 1`."""
+    return joined(sorted({seed for cell in cells for seed in cell.values}))
 
 
 def best(rows: list[Row], most: int) -> list[Row]:

@@ -42,8 +42,9 @@ def _heat_map(board: Board) -> Plot:
         slug("heat", board.dataset, board.threat, board.kind),
         f"{board.dataset}, {board.threat}, {board.kind.lower()}",
         f"Heat map of accuracy in percent: {len(rows)} defenses by {len(columns)} attacks; the table has its numbers.",
-        "Accuracy in percent under each attack; the worst case is per image, over the images that all attacks share. "
-        f"{conditions(rows)}{more}",
+        "Accuracy in percent under each attack, mean over the seeds that have it; the worst case is per image, over "
+        "the images that all attacks share and the seeds that have all of them. "
+        f"{conditions(rows, cells=[cell for line in cells for cell in line])}{more}",
         ["defense", *columns],
         [[called(row), *(_said(cell) for cell in line)] for row, line in zip(rows, cells, strict=True)],
         figure,

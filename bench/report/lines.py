@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.analysis.rows import Row
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 Point = tuple[float, float, float, float]  # x, share, low, high
 Placed = tuple[Point, list[str]]  # and the keys of the evaluations that it rests on
 STEPS = 60
+
+
+@dataclass
+class Curve:
+    """One model: its row at the smallest budget, its points by budget, and the cells that they show; `clean` at 0."""
+
+    row: Row
+    points: dict[float, Placed] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    clean: Cell | None = None
 
 
 def eps_curves(rows: list[Row]) -> list[Plot]:
@@ -59,47 +70,43 @@ def _by_budget(
     cell_of: Callable[[Row], Cell | None],
     keys_of: Callable[[Row], list[str]],
 ) -> list[Plot]:
-    groups: dict[tuple[str, str], dict[str, dict[float, Placed]]] = {}
-    models: dict[str, Row] = {}  # of each model the row at its smallest budget
-    sizes: dict[str, int] = {}
+    groups: dict[tuple[str, str], dict[str, Curve]] = {}
     for row in sorted((row for row in rows if row.norm), key=lambda row: row.eps_value):
         cell = cell_of(row)
         if row.norm and cell is not None and cell.values:
-            models.setdefault(row.config, row)
-            points = groups.setdefault((row.dataset, row.norm), {}).setdefault(row.config, {})
-            if row.clean.values and not points:
-                points[0.0] = (0.0, row.clean.mean, *row.clean.interval()), of_clean(row)
-            points[row.eps_value] = (row.eps_value, cell.mean, *cell.interval()), keys_of(row)
-            sizes.setdefault(row.config, cell.n)
+            curve = groups.setdefault((row.dataset, row.norm), {}).setdefault(row.config, Curve(row))
+            clean = row.clean.only(cell.values)  # another seed at 0 would bend the curve
+            if clean.values and not curve.points:
+                curve.points[0.0] = (0.0, clean.mean, *clean.interval()), of_clean(row, cell.values)
+                curve.clean = clean
+            curve.points[row.eps_value] = (row.eps_value, cell.mean, *cell.interval()), keys_of(row)
+            curve.cells.append(cell)
     return [
-        _budget_figure((kind, dataset, norm), label, about, {config: models[config] for config in by}, by, sizes)
+        _budget_figure((kind, dataset, norm), label, about, list(by.values()))
         for (dataset, norm), by in sorted(groups.items())
     ]
 
 
-def _budget_figure(
-    place: tuple[str, str, str],
-    label: str,
-    about: str,
-    models: dict[str, Row],
-    curves: dict[str, dict[float, Placed]],
-    sizes: dict[str, int],
-) -> Plot:
-    (_, dataset, norm), chosen = place, best(list(models.values()), MOST)
-    named = {config: called(row) for config, row in models.items()}
-    lines = [(named[row.config], [point for point, _ in curves[row.config].values()]) for row in chosen]
-    said = conditions(models.values(), f"{norm} on the axis", joined(sizes[config] for config in curves))
+def _budget_figure(place: tuple[str, str, str], label: str, about: str, curves: list[Curve]) -> Plot:
+    (_, dataset, norm), rows = place, [curve.row for curve in curves]
+    by_row = {id(curve.row): curve for curve in curves}
+    chosen = [by_row[id(row)] for row in best(rows, MOST)]
+    lines = [(called(curve.row), [point for point, _ in curve.points.values()]) for curve in chosen]
+    said = conditions(rows, f"{norm} on the axis", [cell for curve in curves for cell in curve.cells])
+    at_zero = [curve.clean.n for curve in curves if curve.clean]
+    said += f" At eps 0: n {joined(at_zero)}, the seeds of the smallest eps." if at_zero else ""
     few = f" Drawn are {len(chosen)} of {len(curves)} models: the best at their smallest eps, and standard."
+    told = [(called(curve.row), point, keys) for curve in curves for point, keys in curve.points.values()]
     return Plot(
         slug(*place),
         f"{dataset}, {norm}",
         f"Line chart of {label.lower()} against {norm} eps for {len(chosen)} models; the table has its numbers.",
         f"{about} Bands are 95 % Wilson intervals. {said}{few if len(chosen) < len(curves) else ''}",
         ["defense", "eps", "accuracy", "low", "high"],
-        [[named[c], *(round(v, 4) for v in p)] for c, points in curves.items() for p, _ in points.values()],
+        [[name, *(round(v, 4) for v in point)] for name, point, _ in told],
         _lines(lines, f"{norm} eps", f"{label} (%)"),
         dataset,
-        behind=[{2: keys} for points in curves.values() for _, keys in points.values()],
+        behind=[{2: keys} for _, _, keys in told],
     )
 
 
@@ -119,14 +126,14 @@ def _certified_figure(dataset: str, by_config: dict[str, tuple[Row, list[Point]]
     drawn_ = [(called(row), points) for row, points in list(by_config.values())[:MOST]]
     figure = _lines(drawn_, "certified L2 radius", "Certified accuracy (%)", marked=False)
     members = [row for row, _ in by_config.values()]
-    sizes = ", ".join(dict.fromkeys(str(cell.n) for row in members for cell in list(row.certified.values())[:1]))
+    cells = [cell for row in members for cell in list(row.certified.values())[:1]]
     few = f" Drawn are the first {MOST} of {len(by_config)}." if len(by_config) > MOST else ""
     return Plot(
         slug("certified", dataset),
         dataset,
         f"Line chart of certified accuracy against L2 radius for {len(drawn_)} models; the table has its numbers.",
         "Share of images that are right and certified at least to the radius: no attack within it can succeed. "
-        f"Bands are 95 % Wilson intervals. {conditions(members, 'L2 radius on the axis', sizes)}{few}",
+        f"Bands are 95 % Wilson intervals. {conditions(members, 'L2 radius on the axis', cells)}{few}",
         ["defense", "radius", "certified accuracy", "low", "high"],
         [[called(row), *(round(v, 4) for v in point)] for row, points in by_config.values() for point in points],
         figure,

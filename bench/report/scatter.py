@@ -9,9 +9,9 @@ from bench.analysis.pareto import pareto
 from bench.analysis.rows import Row
 from bench.report.board import Board
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
-from bench.report.captions import called, conditions
+from bench.report.captions import called, conditions, seeds_of
 from bench.report.svg import INK
-from bench.report.text import short
+from bench.report.text import joined, short
 from bench.report.where import of_clean, of_training, of_worst
 
 NAMED = 16  # points named beside the drawing, those of the Pareto line first; all are in the table
@@ -41,6 +41,16 @@ def _seconds(row: Row) -> float:
 
 def _timed(row: Row) -> str:
     return f"{row.device}{', shared machine' if row.shared else ''}"
+
+
+def _of_x(rows: list[Row], kind: str) -> str:
+    """What the numbers along the axis rest on: they may be of more seeds, or images, than the worst case is."""
+    if kind == "cost":
+        trainings = [e for row in rows for by in row.entries.values() for e in by.values()]
+        seeds = sorted({e["seed"] for e in trainings if not math.isnan(e["train_seconds"])})
+        return f" Times are means over seeds {joined(seeds)}."
+    sizes = joined(row.clean.n for row in rows)
+    return f" Clean accuracy: n {sizes}, mean over seeds {seeds_of(row.clean for row in rows)}."
 
 
 def _scatter(
@@ -92,7 +102,8 @@ def _scatter(
         f"{title}: {board.dataset}, {board.threat}, {board.kind.lower()}",
         f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
         "The line joins models that no other beats in both (UNSOUND ones left out); bars are 95 % Wilson intervals. "
-        + ("Each device and load has a line of its own. " if kind == "cost" else "") + conditions(rows),
+        + ("Each device and load has a line of its own. " if kind == "cost" else "") + conditions(rows)
+        + _of_x(rows, kind),
         ["point", "defense", label, "worst case (%)", "on the Pareto line", "timed on"],
         [
             [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bench.analysis.matching import Match
 from bench.analysis.sweep import Series
+from bench.analysis.worst import Cell
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import conditions
 from bench.report.svg import INK
@@ -35,7 +38,7 @@ def sweep_plot(series: Series) -> Plot:
         f"Lines are means over seed {', '.join(map(str, series.seeds))}, which every value has; bars are 95 % Wilson "
         "intervals of n images; small points are single seeds, crosses collapsed ones, and a band reaches from the "
         "lowest seed to the highest; hollow marks are unsound rows, dotted lines `standard`. "
-        + conditions(p.row for p in series.points),
+        + conditions((p.row for p in series.points), cells=[c for p in series.points for c in p.cells.values()]),
         list(found[0]),
         [list(line.values()) for line in found],
         figure,
@@ -103,9 +106,15 @@ def map_plot(found: Map) -> Plot | None:
         f"Chart of the {b.setting} of {b.defense} that is as accurate as each {a.setting} of {a.defense}.",
         f"The least {b.setting} at which {b.defense} is as accurate, by a monotone fit; bars are 95 % bootstrap "
         "intervals over images, cut at the range trained; hollow marks are unsound rows. Values outside the range are "
-        "in the table. " + conditions([a.row, b.row]),
+        "in the table. " + conditions([a.row, b.row], cells=_matched(a, inside)),
         list(told[0]),
         [list(line.values()) for line in told],
         figure,
         a.row.dataset,
     )
+
+
+def _matched(a: Series, matches: list[Match]) -> list[Cell]:
+    """What was matched: accuracies of A over the seeds and images that both sides have."""
+    cells = {p.x: p.cells for p in a.points}
+    return [replace(cells[m.a][m.column].only(m.seeds), n=m.n) for m in matches]

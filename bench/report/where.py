@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -93,9 +93,9 @@ def of_attack(row: Row, name: str) -> list[str]:
     return [entry["key"] for _, entry in sorted(row.entries.get(name, {}).items())]
 
 
-def of_clean(row: Row) -> list[str]:
-    """The clean evaluations."""
-    return _of(row, "clean")
+def of_clean(row: Row, seeds: Container[int] | None = None) -> list[str]:
+    """The clean evaluations, of these seeds or of all."""
+    return _of(row, "clean", seeds)
 
 
 def of_certificate(row: Row) -> list[str]:
@@ -113,6 +113,6 @@ def of_training(row: Row) -> list[str]:
     return list(dict.fromkeys(e["train_key"] for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())))
 
 
-def _of(row: Row, attack: str) -> list[str]:
+def _of(row: Row, attack: str, seeds: Container[int] | None = None) -> list[str]:
     found: list[dict[str, Any]] = [e for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())]
-    return [entry["key"] for entry in found if entry["attack"] == attack]
+    return [e["key"] for e in found if e["attack"] == attack and (seeds is None or e["seed"] in seeds)]

@@ -109,7 +109,7 @@ def map_table(store: Store, found: Map) -> list[str]:
     cells = [
         [
             f"{m.a:g}", m.column, f"{100 * m.accuracy:.1f}", _at(m.b, b), f"{_at(m.low, b)} to {_at(m.high, b)}",
-            str(m.n), str(m.seeds), m.verdict, *ratios[m.a],
+            str(m.n), str(len(m.seeds)), m.verdict, *ratios[m.a],
         ]
         for m in sorted(matches, key=lambda m: (m.a, m.column != "clean"))
     ]  # fmt: skip
@@ -165,7 +165,7 @@ def map_lines(found: Map) -> list[dict[str, object]]:
     return [
         about | {
             "column": m.column, "a_value": m.a, "accuracy": m.accuracy, "b_value": _finite(m.b),
-            "low": _finite(m.low), "high": _finite(m.high), "n": m.n, "seeds": m.seeds,
+            "low": _finite(m.low), "high": _finite(m.high), "n": m.n, "seeds": len(m.seeds),
             "verdict": m.verdict, "b_unsound": " ".join(_unsound(b)),
         }
         for m in matches
