@@ -9,11 +9,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from harness import Bench
-from test_tables import STEPS, evaluated, full, store, trained
+from test_tables import STANDARD, STEPS, evaluated, full, store, train_job, trained
 from test_verdicts import audited
 
 from bench.analysis.frame import frame
@@ -269,9 +270,48 @@ def test_scatters_tell_who_is_on_the_line_and_never_mix_devices(store: Store) ->
         full(store, trained(store, name, seconds=seconds, device=device), hits)
     found = boards(all_judged(store))
     (cost,), (clean,) = cost_against_robust(found), clean_against_robust(found)
-    assert {line[1]: line[4] for line in cost.lines} == {"a": "yes", "b": "yes", "c": "no", "d": "yes"}
+    assert {line[1]: line[4] for line in cost.lines} == {"a": "yes", "b": "yes", "c": "no", "d": "–"}
+    assert {line[1]: line[5] for line in cost.lines} == {"a": "x", "b": "x", "c": "x", "d": "y"}
+    assert {line[5] for line in clean.lines} == {"all"}
     assert {line[1]: line[4] for line in clean.lines} == {"a": "yes", "b": "no", "c": "no", "d": "no"}
     assert {line[1]: line[2] for line in cost.lines} == {"a": 9.0, "b": 3.0, "c": 5.0, "d": 99.0}
+
+
+def scored(store: Store, name: str, clean: float, robust: float, n: int = 1000, **other: Any) -> None:
+    """A model that is ranked where n is 1000."""
+    train = trained(store, name, **other)
+    for attack, share, settings in (("clean", clean, {}), ("autoattack", robust, STANDARD)):
+        hits = round(share * n)
+        evaluated(store, train, attack, [1] * hits + [0] * (n - hits), settings)
+
+
+def test_lines_of_scatters_are_the_fronts_of_the_table(store: Store) -> None:
+    """Three classes, of which each would beat the one before, and an unsound row that would beat all."""
+    scored(store, "a", 0.9, 0.3)
+    scored(store, "b", 0.6, 0.5)
+    scored(store, "c", 0.6, 0.4)
+    scored(store, "few", 0.94, 0.62, n=100)
+    scored(store, "fewer", 0.92, 0.6, n=100)
+    scored(store, "huge", 0.96, 0.7, model={"name": "huge"}, seconds=5.0)
+    scored(store, "masked", 0.99, 0.99)
+    audited(store, train_job("masked", 0), Finding("C9", "U", 0.4, 0.1))
+    found = boards(all_judged(store))
+    (board,), (clean,), (cost,) = found, clean_against_robust(found), cost_against_robust(found)
+    on = {line[1]: line[4] for line in clean.lines}
+    assert on == {
+        "a": "yes", "b": "yes", "c": "no", "few": "yes", "fewer": "no", "huge": "–", "masked (unsound)": "–",
+    }  # fmt: skip
+    front = board.header[1:].index("Pareto front")
+    told = {line.row.method: line.cells[front] for line in board.lines}
+    for plot, kind in ((clean, "clean"), (cost, "seconds")):
+        for line in plot.lines:
+            cell = told[str(line[1]).removesuffix(" (unsound)")]
+            assert {"yes": kind in cell, "no": cell != "–" and kind not in cell, "–": cell == "–"}[str(line[4])]
+    lines = [line for line in clean.drawing.axes[0].lines if line.get_linestyle() == "-"]
+    assert sorted(list(zip(*line.get_data(), strict=True)) for line in lines) == [[(60, 50), (90, 30)], [(94, 62)]]
+    among = {line[1]: line[5] for line in clean.lines}
+    assert (among["few"], among["huge"]) == ("tiny, n 100, provisional", "huge, n 1000, ranked")
+    assert len(set(among.values())) == 3
 
 
 def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certified(store: Store) -> None:

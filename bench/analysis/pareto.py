@@ -36,17 +36,22 @@ def fronts(rows: Iterable[Row]) -> Fronts:
     number or nothing to be compared with."""
     listed = [row for row in rows if row.verdict not in UNRANKED and row.worst.values]
     found: Fronts = {}
-    for kind, (value_of, class_of) in KINDS.items():
+    for kind, (value_of, _) in KINDS.items():
         classes: dict[tuple[Any, ...], list[tuple[Row, float]]] = {}
         for row in listed:
             x = value_of(row)
             if not math.isnan(x):
-                classes.setdefault((*_comparable(row), *class_of(row)), []).append((row, x))
+                classes.setdefault(footing(row, kind), []).append((row, x))
         for members in classes.values():
             front = set(pareto([(x, row.worst.mean) for row, x in members]))
             for k, (row, _) in enumerate(members) if len(members) > 1 else ():
                 found.setdefault(id(row), {})[kind] = k in front
     return found
+
+
+def footing(row: Row, kind: str) -> tuple[Any, ...]:
+    """What rows must have in common to be compared in this kind of front."""
+    return *_comparable(row), *KINDS[kind][1](row)
 
 
 def told(found: Fronts, row: Row) -> str:
