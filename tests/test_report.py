@@ -24,6 +24,7 @@ from bench.analysis.rows import Row, rows
 from bench.analysis.sides import Where
 from bench.analysis.sweep import sweep
 from bench.analysis.verdicts import judged
+from bench.analysis.worst import MEDIAN
 from bench.checks import Finding
 from bench.core.stats import wilson
 from bench.records.store import Store
@@ -34,6 +35,7 @@ from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.sweeps import map_plot, sweep_plot
+from bench.tables.leaderboard import markdown
 
 __all__ = ["store"]  # a fixture
 HOSTILE = (
@@ -192,6 +194,26 @@ def test_an_invalid_row_shows_no_number(store: Store) -> None:
     (board,) = boards([row])
     assert {e.result for e in board.lines[0].evidence} == {"invalid"}
     assert [f.note for f in board.lines[0].found] == ["why"]
+
+
+def test_signs_of_a_table_are_explained_below_it_as_in_the_leaderboard(store: Store) -> None:
+    full(store, trained(store, "alone"), 500)
+    page = " ".join(Page(html(store)).text)
+    assert not re.search("‡|≤:|Median:", page)
+    full(store, trained(store, "crowded", workers=3), 400)
+    distance = {"distance": np.full(1000, 0.25, np.float32), "clean": np.ones(1000, bool)}
+    evaluated(store, trained(store, "alone"), "minnorm", [1, 0] * 500, columns=distance)
+    few = trained(store, "few")
+    evaluated(store, few, "steep", [1] * 10)
+    evaluated(store, few, "onestep", [1] * 10 + [0] * 990)
+    page, told = " ".join(Page(html(store)).text), markdown(store)
+    assert "10.0 ‡" in page
+    assert "(≤ 1.00 on 1000)" in page
+    shared = "‡ trained while the machine did other jobs: not comparable with other times."
+    below = "≤: what one attack leaves on more images than all attacks share, where that is less."
+    for note in (shared, below, f"M{MEDIAN[1:]}."):
+        assert note in page
+        assert note in told
 
 
 def test_a_heat_map_has_every_value_and_every_state(store: Store) -> None:

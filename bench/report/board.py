@@ -13,7 +13,7 @@ from bench.checks.texts import CHECKS
 from bench.report.where import behind
 from bench.tables.columns import columns as column_texts
 from bench.tables.columns import natural, percent, provisional_letters
-from bench.tables.leaderboard import SECTIONS, sections
+from bench.tables.leaderboard import SECTIONS, footnotes, sections
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Board:
     header: list[str]
     lines: list[Line]
     letters: dict[str, str]
+    footnotes: list[str]
     notes: list[str]
 
     @property
@@ -82,7 +83,8 @@ def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
         for rank, row in ranked(members)
     ]  # fmt: skip
     notes = [*reasons(members), *failures(members)]
-    return Board(dataset, threat, kind, ["Rank", *columns], lines, {v: k for k, v in letters.items()}, notes)
+    told = {v: k for k, v in letters.items()}
+    return Board(dataset, threat, kind, ["Rank", *columns], lines, told, footnotes(members), notes)
 
 
 def _told(row: Row) -> list[Finding]:

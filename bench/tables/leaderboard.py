@@ -129,18 +129,26 @@ def _subsection(rows: list[Row]) -> list[str]:
     parts = [table(["Rank", *shown], lines)]
     if letters:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
-    if any(bound(row) for row in rows):
-        parts += ["≤: what one attack leaves on more images than all attacks share, where that is less.", ""]
-    if any(row.shared for row in rows):
-        parts += ["‡ trained while the machine did other jobs: not comparable with other times.", ""]
-    if any(cell.distance for row in rows for cell in row.attacks.values()):
-        parts += [f"{MEDIAN[0].upper()}{MEDIAN[1:]}.", ""]
+    for note in footnotes(rows):
+        parts += [note, ""]
     asked = [item(line) for line in legend(rows)]
     if asked:
         parts += ["Checks that flagged rows do not pass, and what they ask for (`bench explain CODE` says more):", ""]
         parts += [*asked, ""]
     notes = [*reasons(rows), *failures(rows)]
     return [*parts, *(item(line) for line in notes), ""] if notes else parts
+
+
+def footnotes(rows: list[Row]) -> list[str]:
+    """What signs and words in the cells of these rows mean, apart from the letters of provisional ones."""
+    found = []
+    if any(bound(row) for row in rows):
+        found.append("≤: what one attack leaves on more images than all attacks share, where that is less.")
+    if any(row.shared for row in rows):
+        found.append("‡ trained while the machine did other jobs: not comparable with other times.")
+    if any(cell.distance for row in rows for cell in row.attacks.values()):
+        found.append(f"{MEDIAN[0].upper()}{MEDIAN[1:]}.")
+    return found
 
 
 def _write(path: Path, text: str) -> Path:
