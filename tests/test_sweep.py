@@ -15,10 +15,11 @@ from harness import Bench
 from scipy.optimize import isotonic_regression
 from test_tables import all_rows, evaluated, store, trained
 
-from bench.analysis.matching import matches, partner, reached, rising
+from bench.analysis.matching import _resampled, matches, partner, reached, rising
 from bench.analysis.sides import Where
 from bench.analysis.sweep import WORST, Series, sweep, with_anchor
 from bench.checks import Finding
+from bench.core.stats import wilson
 from bench.records.store import Store
 from bench.report.sweeps import map_plot
 from bench.tables.leaderboard import board
@@ -196,6 +197,36 @@ def test_the_interval_of_a_match_is_paired_over_images(store: Store) -> None:
     assert widths[0.2] < 0.05
     assert widths[0.4] == math.inf
     assert nested["steep", 0.2] == found["steep", 0.2]  # fixed draws: nothing hidden moves it
+
+
+def test_a_match_of_images_that_are_all_alike_has_wilsons_bounds(store: Store) -> None:
+    """B rises from 0 to 100 % between 0.1 and 0.3, where 1 % is worth 0.002; A is at 0 % or at 100 %."""
+    against(store, "0.1", 0.0, 0.95)
+    against(store, "0.2", 0.5, 0.95)
+    against(store, "0.3", 1.0, 0.95)
+    noise(store, 0.2, 0.0)
+    noise(store, 1.0, 1.0)
+    _, _, found = mapped(store)
+    margin = wilson(0, N)[1]
+    at, low, high = found["steep", 0.2]
+    assert (at, low) == (0.1, -math.inf)  # B at 0 % may lie above A's
+    assert high == pytest.approx(0.1 + 0.2 * margin, abs=5e-4)
+    at, low, high = found["steep", 1.0]
+    assert (at, high) == (pytest.approx(0.3), math.inf)
+    assert low == pytest.approx(0.3 - 0.2 * margin, abs=5e-4)
+
+
+def test_draws_of_a_point_without_spread_fill_wilsons_interval() -> None:
+    n = 100
+    right = np.array([[0.0] * n, [1.0] * n, [1.0] * 40 + [0.0] * 60, [1 / 3] * n, [0.0] * n])
+    drawn = _resampled(right)
+    assert np.array_equal(drawn, _resampled(right))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    for k, hits in ((0, 0), (1, n)):
+        assert (low[k], high[k]) == pytest.approx(wilson(hits, n), abs=4e-3)
+    assert high[3] - low[3] == pytest.approx(wilson(33, n)[1] - wilson(33, n)[0], abs=0.01)
+    assert np.array_equal(drawn[:, 2], _resampled(right[2:3])[:, 0])  # as ever where images differ
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 4])[0, 1]) < 0.1  # each for itself, as Newcombe's
 
 
 def test_only_the_same_footing_is_a_partner(store: Store) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+SAME = 1e-9  # means over seeds that differ by less are one number, rounded in two ways
 _Z95 = 1.959963984540054
 
 
@@ -79,14 +80,22 @@ def bootstrap_difference(a: Sequence[float], b: Sequence[float], draws: int = 10
     """Difference of two means over the *same* images with its 95 % percentile bootstrap interval (Efron 1979).
 
     For shares of draws, or means over seeds, which are no yes or no. The interval is over images drawn again with
-    replacement, from a fixed stream of random numbers: equal data give equal bounds.
+    replacement, from a fixed stream of random numbers: equal data give equal bounds. Where every image has the same
+    difference all draws are equal too, though n images cannot be that sure: Newcombe's interval then, or, of shares,
+    the most images that may differ otherwise where 0 of n do (by Wilson; the same where both sides have 0 of n right).
     """
     import numpy as np
 
     n = len(a)
     if n == 0 or n != len(b):
         raise ValueError(f"a paired difference needs two equally long, non-empty samples, got {n} and {len(b)}")
-    values, counts = np.unique(np.asarray(a, float) - np.asarray(b, float), return_counts=True)
+    first, second = np.asarray(a, float), np.asarray(b, float)
+    values, counts = np.unique(first - second, return_counts=True)
+    if values[-1] - values[0] < SAME:
+        if np.isin([first, second], (0.0, 1.0)).all():
+            return paired_difference((first > 0).tolist(), (second > 0).tolist())
+        found, spread = float(values.mean()), wilson(0, n)[1]
+        return found, max(-1.0, found - spread), min(1.0, found + spread)
     # how often each distinct difference is drawn among n is multinomial: the same law, without n draws each time
     rng, sums = np.random.default_rng(0), np.empty(draws)
     step = max(1, 2_000_000 // len(values))

@@ -105,7 +105,27 @@ def test_bootstrap_is_scipys() -> None:
     assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=4e-4)
     assert bootstrap_difference(a, b) == (difference, low, high)  # nothing hidden moves it
     assert bootstrap_difference(b, a)[0] == pytest.approx(-difference)
-    assert bootstrap_difference(a, a) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("hits_a", "hits_b"), [(0, 0), (100, 100), (0, 100), (100, 0)])
+def test_a_bootstrap_of_images_that_are_all_alike_has_newcombes_interval(hits_a: int, hits_b: int) -> None:
+    """Drawing 0 of 100 again gives 0 of 100 for ever."""
+    a, b = ([1.0] * hits + [0.0] * (100 - hits) for hits in (hits_a, hits_b))
+    found = bootstrap_difference(a, b)
+    assert found == paired_difference(*([value > 0 for value in column] for column in (a, b)))
+    assert found[2] - found[1] > 0.05
+    if hits_a == hits_b:
+        assert found == (0.0, pytest.approx(-0.037, abs=1e-4), pytest.approx(0.037, abs=1e-4))
+
+
+def test_equal_shares_of_draws_leave_room_for_images_that_differ() -> None:
+    a = np.random.default_rng(3).binomial(100, 0.6, 400) / 100
+    margin = wilson(0, 400)[1]
+    assert bootstrap_difference(a, a) == (0.0, -margin, margin)
+    thirds = bootstrap_difference(a + 1 / 3, a)  # differences that are one number but for rounding
+    assert thirds == pytest.approx((1 / 3, 1 / 3 - margin, 1 / 3 + margin))
+    assert bootstrap_difference([0.9975] * 400, [0.0] * 400)[2] == 1.0
+    assert bootstrap_difference([0.0] * 400, [0.9975] * 400)[1] == -1.0
 
 
 def test_bootstrap_covers_the_difference_of_shares() -> None:
