@@ -178,6 +178,25 @@ def test_names_that_mean_nothing_or_several_things_get_one_line(store: Store, be
     assert bench("compare", key_a, "other_guard", "--results-dir", store.root).code == 0
 
 
+def test_a_star_is_mcnemars_with_one_seed_a_side_and_the_intervals_with_several(store: Store) -> None:
+    """Five images that one alone loses: p is 2/32, though Newcombe's interval leaves out 0; of six p is 2/64."""
+    for name, lost in (("guard", 50), ("other_guard", 55)):
+        evaluated(store, trained(store, name), "steep", [0] * lost + [1] * (100 - lost))
+    found = compared(store)["steep"].found
+    assert found is not None
+    assert (found.low > 0, found.p, found.significant) == (True, 0.0625, False)
+    assert "+5.00 *" not in show(store, "guard", "other_guard", Where(), False)
+    for name, lost in (("guard", 49), ("other_guard", 55)):
+        evaluated(store, trained(store, name, 1), "steep", [0] * lost + [1] * (100 - lost))
+    six = compared(store, seed=1)["steep"].found
+    assert six is not None
+    assert (six.p, six.significant) == (0.03125, True)
+    assert "+6.00 *" in show(store, "guard", "other_guard", Where(seed=1), False)
+    both = compared(store)["steep"].found
+    assert both is not None
+    assert (both.p, both.low > 0, both.significant) == (None, True, True)
+
+
 def test_text_and_json_say_the_same_twice(store: Store, bench: Bench) -> None:
     two(store)
     text, as_json = (show(store, "guard", "other_guard", Where(), flag) for flag in (False, True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_another_word_is_a_difference(shown: str, printed: str, told: str) -> No
 def test_every_command_of_the_tutorial_shows_what_it_printed() -> None:
     silent = [s.what for s in tutorial.steps(tutorial.PAGE.read_text("utf-8")) if s.kind == "command" and not s.text]
     assert [what for what in silent if not what.startswith("export ")] == []  # else: python docs/tutorial.py --write
+
+
+def test_a_star_on_the_page_is_what_its_text_says() -> None:
+    text = tutorial.PAGE.read_text("utf-8")
+    assert "McNemar's exact test finds at 5 % (p below 0.05) is marked `*`" in text
+    lines = re.findall(r"[+-]\d+\.\d+ (\*)? +[+-][\d.]+ to [+-][\d.]+ +(<?[\d.]+)", text)
+    assert {star for star, _ in lines} == {"*", ""}
+    assert [p for star, p in lines if bool(star) != (float(p.removeprefix("<")) < 0.05)] == []
 
 
 @pytest.mark.slow
