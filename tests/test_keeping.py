@@ -48,7 +48,8 @@ def change(store: Store, job: Job, **values: Any) -> None:
 def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> None:
     fail(store, STEEP, "diverged")
     (store.folder(CLEAN.key) / "record.json").unlink()
-    write_json(store.folder(CLEAN.key) / "progress.json", {"share": 0.25, "began": time.time() - 100, "now": 0})
+    now = time.time()
+    write_json(store.folder(CLEAN.key) / "progress.json", {"share": 0.25, "began": now - 100, "now": now})
     (store.folder(JOBS[5].key) / "record.json").write_text("{")
     store.reopen(JOBS[5].key)
     before = contents(RESULTS)

@@ -35,7 +35,8 @@ def store(tmp_path: Path) -> Store:
 
 
 def says(store: Store, job: Job, **values: float) -> None:
-    """What a worker that is at a job said a moment ago."""
+    """What a worker that is at a job, and holds its lease, said a moment ago."""
+    claim(store, job.key)
     write_json(store.folder(job.key) / "progress.json", {"now": time.time(), **values})
 
 
@@ -71,7 +72,7 @@ def test_the_share_of_an_attack_is_trusted_only_without_a_record(store: Store) -
 
 def test_a_long_silence_counts_as_time_that_went_by(store: Store) -> None:
     now = time.time()
-    write_json(store.folder(NEW.key) / "progress.json", {"share": 0.5, "began": now - 50, "now": now - 20})
+    says(store, NEW, share=0.5, began=now - 50, now=now - 20)
     assert left(store, NEW, Estimator(store)).seconds == pytest.approx(30 - 20, abs=1)
 
 
@@ -117,15 +118,27 @@ def test_kept_work_is_spared_exactly(store: Store) -> None:
 
 
 def test_the_plan_says_what_runs_now(store: Store) -> None:
-    lease = claim(store, NEW.key)
-    assert lease is not None
     says(store, NEW, share=0.5, began=time.time() - 50)
     lines = told([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)
     assert lines == [
         "time      about 50 s on 2 slots, 1 jobs with no past record",
         "running   1 of these jobs run just now",
     ]
-    lease.release()
+
+
+def test_a_stopped_job_runs_no_more_and_its_kept_work_counts(store: Store) -> None:
+    torch = pytest.importorskip("torch")
+    from bench.jobs.evaluate import Kept
+
+    lease = claim(store, NEW.key)
+    assert lease is not None
+    Kept(store.folder(NEW.key) / "blocks", "this").write("block-000000", {"correct": torch.zeros(3)}, 62.5)
+    says(store, NEW, share=0.6, began=time.time() - 60)
+    assert left(store, NEW, Estimator(store)).running
+    lease.release()  # as a stop does; what the worker said a moment ago stays
+    assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
+    spared = "kept      1 jobs go on where they were stopped, 1 min 02 s of work spared above"
+    assert told([NEW], store, Estimator(store), 1) == ["time      about 38 s on 1 slots", spared]
 
 
 def test_seconds_beside_the_work_count_once_and_long_jobs_say_more(store: Store) -> None:

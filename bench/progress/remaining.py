@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.executors.policy import bound
 from bench.planning.job import Job
@@ -17,7 +17,6 @@ from bench.records.estimate import Estimator
 from bench.records.leases import holder_of
 from bench.records.store import Store
 
-SILENT = 120.0  # seconds after which progress without a lease says nothing any more
 TELLING = 0.05  # share of a job from which on its own speed is worth more than that of others
 HEADER = 2**24  # bytes; a longer header is none of ours
 
@@ -33,7 +32,7 @@ class Left(NamedTuple):
 def left(store: Store, job: Job, estimator: Estimator) -> Left:
     """Seconds until a job that is not over would be, on a slot of its own."""
     says, whole = store.progress(job.key), estimator.seconds(job)
-    if not runs(store, job.key, says):
+    if not runs(store, job.key):
         kept = kept_seconds(store.folder(job.key))
         return Left(None if whole is None else max(whole - kept, 0.0), kept)
     now = time.time()
@@ -49,10 +48,9 @@ def left(store: Store, job: Job, estimator: Estimator) -> Left:
     return Left(None if found is None else max(found - silent, 0.0), done + silent, True)
 
 
-def runs(store: Store, key: str, says: dict[str, Any]) -> bool:
-    """Is somebody at this job, as far as its folder tells?"""
-    fresh = abs(time.time() - says.get("now", 0)) < SILENT
-    return (store.root / key).is_dir() and (fresh or holder_of(store, key) is not None)
+def runs(store: Store, key: str) -> bool:
+    """Is somebody at this job? Whoever is holds its lease; what it said outlives a stop."""
+    return holder_of(store, key) is not None
 
 
 def together(store: Store, jobs: Iterable[Job], estimator: Estimator, lanes: int) -> tuple[float, int]:

@@ -35,7 +35,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
     running, waiting, failed, dirty, retried = list[Job](), list[Job](), [], 0, 0
     for key, job in jobs.items():
         record = store.record(key)
-        state = record["state"] if record else "running" if runs(store, key, store.progress(key)) else "waiting"
+        state = record["state"] if record else "running" if runs(store, key) else "waiting"
         kinds.setdefault(job.kind, Counter())[state] += 1
         if record is None:
             (running if state == "running" else waiting).append(job)
