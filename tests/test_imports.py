@@ -459,3 +459,18 @@ def test_json_events_tell_the_clean_accuracy_first(bench: Bench, checkpoint: Pat
     assert names[:3] == [("started", "import"), ("ok", "import"), ("clean", None)]
     assert events[2]["n"] == 360
     assert names[-1] == ("ok", "evaluate")
+
+
+def test_a_model_file_that_is_not_here_is_no_change_of_the_records(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(MINE)
+    attack = ("--attack", "fgsm", "--n", 20, "--checks", "off", "--device", "cpu")
+    assert bench("eval", f"{file}:build", *attack).code == 0
+    judged = bench("verify", "--full")
+    assert (judged.code, "not judged again" in judged.out) == (0, False), judged.out
+    monkeypatch.delenv("BENCH_MODEL_FILE")
+    outcome = bench("verify", "--full")
+    assert (outcome.code, "WRONG" in outcome.out) == (0, False), outcome.out
+    assert "not judged again: the model file my.py is not here" in outcome.out
