@@ -167,6 +167,27 @@ def test_a_gpu_tells_nothing_of_the_cpu(store: Store) -> None:
     assert seen == [(1.0, 50.0), (None, 50.0), (1.0, None)]
 
 
+def test_disk_grows_with_the_images_of_an_evaluation(store: Store) -> None:
+    def leaves(job: Job, size: int) -> None:
+        store.add(job)
+        (store.folder(job.key) / "samples.npz").write_bytes(bytes(size))
+        store.put(job, "done", {"metrics": {}, "files": {"samples.npz": "hash"}})
+
+    trained, asked = train(5, 1000), evaluate(OLD, n=10_000)
+    leaves(trained, 50_000)
+    leaves(evaluate(OLD, n=1000), 1_200_000)
+    leaves(evaluate(OLD, n=10), 40_000)  # headers, which so few images say the most of
+    shards = [
+        Job("shard", {**asked.what, "images": [first, first + 1000]}, asked.needs) for first in range(0, 10_000, 1000)
+    ]
+    estimator = Estimator(store)
+    assert estimator.disk([asked]) == (12_000_000, 0)
+    assert estimator.disk(shards) == (12_000_000, 0)
+    assert estimator.disk([train(6, 4000), evaluate(OLD, n=500), train(7, defense="trades")]) == (650_000, 1)
+    estimator.assume(evaluate(OLD, n=50), 1.0, (1.0, 1.0), 0.0, {}, 200_000)
+    assert estimator.disk(shards[:2]) == (8_000_000, 0)
+
+
 def test_the_range_is_that_of_the_records(store: Store) -> None:
     record(store, train(5, 100), train_seconds=140.0)
     record(store, train(6, 1), train_seconds=10.0)  # all warm-up

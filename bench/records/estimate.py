@@ -30,7 +30,7 @@ class Estimator:
         self.store, self.device = store, device
         self.rates: dict[tuple[str, ...], list[Past]] = {}
         self.peaks: dict[tuple[str, ...], dict[str, float]] = {}
-        self.bytes: dict[tuple[str, ...], list[int]] = {}
+        self.bytes: dict[tuple[str, ...], list[tuple[int, float]]] = {}
         self.spreads: dict[tuple[str, ...], tuple[float, float]] = {}
         self.jobs: dict[str, Job] = {}
         past = list(store.records())
@@ -64,7 +64,7 @@ class Estimator:
         kind, whole = self.likeness(job)[0], max(size(job), 1.0)
         self.rates[kind] = [Past(seconds, whole, beside)]
         self.spreads[kind] = span[0] / whole, span[1] / whole
-        self.peaks[kind], self.bytes[kind] = peaks, [kept]
+        self.peaks[kind], self.bytes[kind] = peaks, [(kept, _extent(job))]
 
     def seconds(self, job: Job) -> float | None:
         """Expected seconds, None where nothing like it was ever run."""
@@ -97,15 +97,17 @@ class Estimator:
         return None
 
     def disk(self, jobs: list[Job]) -> tuple[int, int]:
-        """Bytes that jobs like these left on disk, and the number of jobs nothing is known about."""
+        """Bytes that jobs like these would leave on disk, and the number of jobs nothing is known about."""
         if not self.bytes:
             for job, record in self.store.records():
                 sizes = [_bytes(self.store.folder(job.key) / name) for name in record["files"]]
                 if None not in sizes and record["state"] == "done":  # git brings records without their files
+                    left = sum(size or 0 for size in sizes), _extent(job)
                     for likeness in self.likeness(job):
-                        self.bytes.setdefault(likeness, []).append(sum(size or 0 for size in sizes))
-        found = [next((max(self.bytes[k]) for k in self.likeness(job) if k in self.bytes), None) for job in jobs]
-        return sum(size for size in found if size is not None), sum(size is None for size in found)
+                        self.bytes.setdefault(likeness, []).append(left)
+        rates = [next((_rate(self.bytes[k]) for k in self.likeness(job) if k in self.bytes), None) for job in jobs]
+        known = [rate * _extent(job) for job, rate in zip(jobs, rates, strict=True) if rate is not None]
+        return round(sum(known)), len(jobs) - len(known)
 
     def likeness(self, job: Job) -> list[tuple[str, ...]]:
         """From the most to the least alike: method with settings and model, then method and model."""
@@ -134,6 +136,17 @@ def size(job: Job) -> float:
         return float(what["train"]["epochs"] * what["data"]["train"])
     first, last = what.get("images", (0, what.get("n", 1)))
     return float(last - first)
+
+
+def _extent(job: Job) -> float:
+    """What the files of a job grow with: its images, where it has columns and images of its own."""
+    return size(job) if job.kind in ("evaluate", "shard") else 1.0
+
+
+def _rate(held: list[tuple[int, float]]) -> float:
+    """The most bytes per extent; of a few images the headers are the most, so that these say nothing of many."""
+    most = max(extent for _, extent in held)
+    return max(count / max(extent, 1.0) for count, extent in held if 4 * extent >= most)
 
 
 def _past(job: Job, record: dict[str, Any]) -> Past | None:
