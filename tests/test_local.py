@@ -46,6 +46,20 @@ def ending(events: list[Event], job: Job) -> str:
     return kinds(events, job)[-1]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_order_is_by_records_of_the_device(store: Store, device: str) -> None:
+    for name, taken in (("trades", {"CPU x": 1000.0, "GPU y": 1.0}), ("rat", {"CPU x": 100.0, "GPU y": 5000.0})):
+        for seed, (where, seconds) in enumerate(taken.items()):
+            past = train(seed, defense=name)
+            store.add(past)
+            content = {"metrics": {"train_seconds": seconds}, "files": {}, "provenance": {"device": where}}
+            store.put(past, "done", content)
+    trades, rat = train(7, defense="trades"), train(7, defense="rat")
+    where = [Slot(device, (("CUDA_VISIBLE_DEVICES", "0"),) if device == "cuda" else ())]
+    events = list(Local(store.root.parent, where, work=fake_jobs.work).run([rat, trades], store))
+    assert order(events) == ([trades.key, rat.key] if device == "cpu" else [rat.key, trades.key])
+
+
 def test_jobs_start_longest_first_by_what_like_jobs_took(store: Store, tmp_path: Path) -> None:
     past = train(9, images=100)
     measured(store, past, 10.0)

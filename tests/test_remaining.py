@@ -13,9 +13,11 @@ from harness import Bench, tiny, write_plugins
 
 from bench.atomic import write_json
 from bench.planning.job import Job
+from bench.progress import live
 from bench.progress.forecast import time as told
 from bench.progress.live import View
 from bench.progress.remaining import kept_seconds, left, together
+from bench.progress.status import survey
 from bench.records.estimate import Estimator
 from bench.records.leases import claim
 from bench.records.store import Store
@@ -92,6 +94,47 @@ def test_the_view_knows_the_evaluations_of_a_running_training(store: Store, caps
     says(store, NEW, share=0.5, began=time.time() - 50)
     view = View(Console(), store, [OF_NEW, NEW], "quiet", 2)
     assert view._left() == "about 1 min 30 s"
+
+
+def test_the_view_asks_the_records_of_its_device(store: Store) -> None:
+    from rich.console import Console
+
+    record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
+    record(store, train(6, defense="trades"), device="CPU x", train_seconds=600.0)
+    asked = train(7, defense="trades")
+    told = [View(Console(), store, [asked], "quiet", 1, device)._left() for device in ("cpu", "cuda")]
+    assert told == ["about 10 min 00 s", "about 1 s"]
+
+
+def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) -> None:
+    record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
+    record(store, train(6, defense="trades"), device="CPU x", train_seconds=600.0)
+    like = train(5, defense="trades").what
+    running, waiting = (Job("train", {**like, "threat": None, "seed": seed}) for seed in (7, 8))
+    for job in (running, waiting):
+        store.add(job)
+    told = []
+    for device in ("cpu", "cuda"):
+        write_json(store.folder(running.key) / "progress.json", {"now": time.time(), "share": 0.0, "device": device})
+        claim(store, running.key)
+        told.append(survey(store, {job.key: job for job in (running, waiting)}, store.jobs())["seconds_left"])
+    assert told == [pytest.approx(1200, abs=1), pytest.approx(2, abs=1)]
+
+
+def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    plugins = write_plugins(tmp_path)
+    assert bench(*tiny(*plugins, attack="clean")).code == 0
+    results = Store(Path("results"))
+    trained, judged = sorted(results.jobs().values(), key=lambda job: job.kind, reverse=True)
+    on_gpu = Job("train", {**trained.what, "seed": 7})
+    record(results, on_gpu, device="GPU y", train_seconds=1e7)
+    record(results, Job("evaluate", judged.what, (on_gpu.key,)), device="GPU y", attack_seconds=1e7)
+    monkeypatch.setattr(live, "LINE_EVERY", 0.0)  # plain lines at every tick
+    shown = bench(*tiny(*plugins, "--seeds", "1", attack="clean")).out
+    lines = [line for line in shown.splitlines() if line.startswith("  time left: about ")]
+    assert lines
+    assert not [line for line in lines if " h " in line]
 
 
 def test_kept_work_is_spared_exactly(store: Store) -> None:
@@ -201,13 +244,14 @@ def test_progress_keeps_what_earlier_attempts_took(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from bench.jobs.worker import Progress
 
-    progress = Progress(tmp_path / "progress.json", OLD)
+    progress = Progress(tmp_path / "progress.json", "cuda")
     told_at = []
     for values in ({"share": 0.0}, {"share": 0.5, "earlier": 30.0}, {"share": 0.6}):
         progress.last = -1.0  # as if half a second went by
         progress(values)
         told_at.append(_read(tmp_path))
     assert [one["earlier"] for one in told_at] == [0.0, 30.0, 30.0]
+    assert {one["device"] for one in told_at} == {"cuda"}
     progress({"share": 0.7, "earlier": 31.0})  # too soon to be written, not to be remembered
     assert (_read(tmp_path)["share"], progress.earlier) == (0.6, 31.0)
 

@@ -130,7 +130,7 @@ def run(
     4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
     """
     store = Store(results)
-    engine, count = choose(executor, matrix.root, machine, cluster)
+    engine, count, device = choose(executor, matrix.root, machine, cluster)
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     follower = follows(tracker, store)
     store.prepare()
@@ -138,7 +138,7 @@ def run(
     if mode in ("live", "plain") and not matrix.told:
         for line in describe(matrix):
             console.print(live.safe(line), soft_wrap=True)
-    view = live.View(console, store, matrix.jobs, mode, count)
+    view = live.View(console, store, matrix.jobs, mode, count, device)
     began = time.monotonic()
     events = engine.run(matrix.jobs, store)
     if follower is not None:
@@ -175,7 +175,7 @@ def run(
 
 def print_script(matrix: Matrix, results: Path, check: bool, machine: Machine, cluster: Cluster) -> int:
     """Print the batch script of `--executor slurm` and write down what its jobs are; submits nothing."""
-    engine, _ = choose("slurm", matrix.root, machine, cluster)
+    engine, *_ = choose("slurm", matrix.root, machine, cluster)
     store = Store(results)
     if check and refused(Local(matrix.root, []), matrix, store):
         return 2

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from bench.executors.base import Absent, Executor
-from bench.executors.devices import Slot, lanes, slots
+from bench.executors.devices import Slot, kind, lanes, slots
 
 __all__ = ["NO_CLUSTER", "THIS_MACHINE", "Absent", "Cluster", "Machine", "engine", "takes_cluster"]
 EXECUTORS = ("local", "debug", "slurm", "ray")
@@ -135,8 +135,9 @@ def takes_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tuple[Executor, int]:
-    """The executor and how many jobs it does at a time. Raises ValueError, Absent without Slurm or Ray."""
+def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tuple[Executor, int, str]:
+    """The executor, how many jobs it does at a time, and on cpu or cuda. Raises ValueError, Absent without Slurm or
+    Ray."""
     cluster.check(executor)
     machine.check(executor)
     device = machine.device
@@ -149,22 +150,23 @@ def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tup
         asked = cluster.sbatch()
         on_gpu = any("gpu" in option for option in asked if not option.startswith(("partition", "account")))
         place = device if device != "auto" else "cuda" if on_gpu else "cpu"
-        return Slurm(root, asked, place, cluster.max_jobs, cluster.detach), cluster.max_jobs or 8
+        return Slurm(root, asked, place, cluster.max_jobs, cluster.detach), cluster.max_jobs or 8, place
     if executor == "ray":
         from bench.executors.ray import Ray
 
         ray = Ray(root, device, cluster.address, cluster.num_gpus, cluster.num_cpus)
-        return ray, ray.places()
+        return ray, ray.places(), ray.kind()
     if executor == "debug":
         from bench.executors.debug import Debug
 
-        return Debug(root, machine.slots()[0].device), 1
+        first = machine.slots()[0].device
+        return Debug(root, first), 1, first
     if executor != "local":
         raise ValueError(f"--executor is '{executor}'; expected {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
     from bench.executors.local import Local
 
     places = machine.slots()
-    return Local(root, places, machine.time_limit), lanes(places)
+    return Local(root, places, machine.time_limit), lanes(places), kind(places)
 
 
 def duration(text: str) -> float:

@@ -147,6 +147,11 @@ def _shown(gpu: Gpu) -> tuple[tuple[str, str], ...]:
     return shown if os.environ.get("CUDA_VISIBLE_DEVICES") else (*shown, ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
 
 
+def kind(slots: Sequence[Slot]) -> str:
+    """cuda where any of them is on a GPU, else cpu: whose records tell how long jobs will take on them."""
+    return "cuda" if any(slot.device == "cuda" for slot in slots) else "cpu"
+
+
 def lanes(slots: Sequence[Slot]) -> int:
     """Jobs at a time to count with; of packed devices one each, until their jobs were measured."""
     packed = {slot.place for slot in slots if slot.memory is not None}

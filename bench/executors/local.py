@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.executors import processes
 from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
-from bench.executors.devices import Slot, lanes, slots
+from bench.executors.devices import Slot, kind, lanes, slots
 from bench.executors.places import Lease, Places
 from bench.executors.policy import Queue, expected
 from bench.executors.processes import carried
@@ -79,7 +79,7 @@ class _Run:
 
     def __init__(self, how: Local, waiting: list[Job], store: Store, claims: Claims) -> None:
         self.how, self.store, self.claims = how, store, claims
-        self.estimator = Estimator(store)
+        self.estimator = Estimator(store, kind(how.slots))
         self.places = Places(how.slots)
         seconds = expected(waiting, self.estimator.seconds)
         self.queue = Queue(waiting, seconds, lanes(how.slots))

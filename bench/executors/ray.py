@@ -65,6 +65,10 @@ class Ray:
             )
         return int(min(most)) if most else 1
 
+    def kind(self) -> str:
+        """cuda or cpu: where jobs run."""
+        return "cuda" if self._asked()["GPU"] else "cpu"
+
     def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
         """See Executor. Closing the iterator cancels what runs and leaves Ray."""
         claims, waiting = yield from begin(jobs, store)
@@ -123,8 +127,7 @@ class Ray:
 
     def _submit(self, job: Job, store: Store, places: int) -> Any:
         (store.folder(job.key) / "progress.json").unlink(missing_ok=True)
-        device = "cuda" if self._asked()["GPU"] else "cpu"
-        return self._task.remote(str(store.root.absolute()), job.key, str(self.root.absolute()), device, places)
+        return self._task.remote(str(store.root.absolute()), job.key, str(self.root.absolute()), self.kind(), places)
 
     def _ended(self, job: Job, reference: Any, store: Store) -> Event | None:
         """The event of a job that Ray is done with; None where its worker found another process at it."""

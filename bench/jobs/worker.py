@@ -91,7 +91,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
     torch.backends.cudnn.allow_tf32 = job.kind == "train"
     torch.backends.cudnn.benchmark = job.kind == "train"
     folder = store.folder(job.key)
-    report = Progress(folder / "progress.json", job)
+    report = Progress(folder / "progress.json", device.type)
     report({"share": 0.0})
     if job.kind == "train":
         data = load_images(job.what, None, root, device, report)
@@ -209,11 +209,13 @@ def _neighbours(folder: Path) -> int:
 class Progress:
     """Writes what the live view shows, at most twice a second, by rename.
 
-    `earlier`: seconds of work in the share that this process found done, said once or again; kept from then on.
+    `device`: cpu or cuda, where it runs. `earlier`: seconds of work in the share that this process found done, said
+    once or again; kept from then on.
     """
 
-    def __init__(self, path: Path, job: Job) -> None:
+    def __init__(self, path: Path, device: str) -> None:
         self.path, self.last, self.began, self.earlier = path, -math.inf, time.monotonic(), 0.0
+        self.device = device
 
     def __call__(self, values: dict[str, Any]) -> None:
         self.earlier = values.get("earlier", self.earlier)
@@ -221,7 +223,7 @@ class Progress:
         if spent - self.last > 0.5:
             self.last = spent
             about = {"earlier": self.earlier, "began": now - spent, "now": now, "pid": os.getpid()}
-            text = json.dumps({**values, **about})
+            text = json.dumps({**values, **about, "device": self.device})
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(text, encoding="utf-8")  # no fsync: losing it costs nothing
             temporary.replace(self.path)

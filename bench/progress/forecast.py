@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.executors.devices import Slot, lanes
+from bench.executors.devices import Slot, kind, lanes
 from bench.executors.policy import simulate
 from bench.planning.job import Job
 from bench.progress import probe as probing
@@ -16,7 +16,7 @@ from bench.records.store import Store
 
 def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: list[Slot], probe: bool) -> None:
     """Print what the jobs `left` will take, a line for each thing. `probe`: measure what no record tells."""
-    estimator = Estimator(store, "cuda" if any(slot.device == "cuda" for slot in places) else "cpu")
+    estimator = Estimator(store, kind(places))
     estimator.know(jobs)
     if probe:
         for line in probing.probe(left, store, root, places, estimator):
@@ -68,7 +68,7 @@ def room(jobs: list[Job], estimator: Estimator, places: list[Slot]) -> list[str]
         lines.append(f"disk      about {size / 2**20:.0f} MB{more}")
     for where, name in (("rss", "memory"), ("cuda", "GPU memory")):
         peaks = sorted((peak for job in jobs if (peak := estimator.memory(job, where))), reverse=True)
-        if peaks and (where == "rss" or any(slot.device == "cuda" for slot in places)):
+        if peaks and (where == "rss" or kind(places) == "cuda"):
             together = f", {sum(peaks[:count]):.0f} MB for the {count} largest at a time" if count > 1 else ""
             lines.append(f"{name:<9} at most {peaks[0]:.0f} MB a job{together}")
     return lines

@@ -50,12 +50,15 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
 
 
 class View:
-    """Follows the events of a run. `mode`: "live", "plain", "json" or "quiet". Counts what happened."""
+    """Follows the events of a run. `mode`: "live", "plain", "json" or "quiet"; `device`: the kind whose records tell
+    how long it takes, default all. Counts what happened."""
 
-    def __init__(self, console: Console, store: Store, jobs: list[Job], mode: str, workers: int) -> None:
+    def __init__(
+        self, console: Console, store: Store, jobs: list[Job], mode: str, workers: int, device: str | None = None
+    ) -> None:
         self.console, self.store, self.mode, self.workers = console, store, mode, workers
         self.jobs = {job.key: job for job in jobs}
-        self.estimator = Estimator(store)
+        self.estimator = Estimator(store, device)
         self.estimator.know(jobs)
         self.next_look, self.time_left = 0.0, (0.0, 0)
         self.running: dict[str, float] = {}

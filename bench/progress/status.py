@@ -86,7 +86,9 @@ def _time_left(store: Store, running: list[Job], waiting: list[Job], known: dict
     """What runs and how long it still takes; how long all takes, on as many slots as are in use now."""
     if not running:
         return {"running": [], "seconds_left": None, "jobs_of_unknown_length": None}
-    estimator, told = Estimator(store), []
+    devices = {store.progress(job.key).get("device") for job in running}
+    # where they run on both, or do not say where, all records tell
+    estimator, told = Estimator(store, devices.pop() if len(devices) == 1 else None), []
     estimator.know(known.values())
     for job in running:
         share = float(store.progress(job.key).get("share", 0.0))

@@ -32,8 +32,8 @@ def drive(root: Path) -> int:
     spec = build({"threat": {"eps": 0.1}, "defenses": ["standard"], "attacks": ["clean"]})
     matrix = running.Matrix(spec, jobs(), root, [], told=True)
 
-    def chosen(*args: Any) -> tuple[Executor, int]:
-        return Local(root, [Slot("cpu")] * SLOTS, work=fake_jobs.work), SLOTS
+    def chosen(*args: Any) -> tuple[Executor, int, str]:
+        return Local(root, [Slot("cpu")] * SLOTS, work=fake_jobs.work), SLOTS, "cpu"
 
     running.choose = chosen
     running.tables = lambda *args: None  # they need real records
