@@ -167,6 +167,48 @@ def test_merge_brings_machines_together(store: Store, halves: list[Path], bench:
     assert run(Path("all"), JOBS) == {"skipped": 8}
 
 
+def test_merge_completes_a_copy_whose_files_are_missing(store: Store, halves: list[Path], bench: Bench) -> None:
+    whole, first, second = contents(RESULTS), *halves
+    weights = "weights-last.safetensors"
+    absent = [RESULTS / TRAIN.key / weights, RESULTS / STEEP.key / IMAGES, RESULTS / CLEAN.key / SAMPLES]
+    for path in absent:
+        path.unlink()
+    both = next(job for job in JOBS[3:5] if job.kind == "evaluate" and job.what["threat"])
+    (RESULTS / both.key / IMAGES).unlink()
+    for half in halves:
+        path = half / both.key / IMAGES
+        path.write_bytes(b"images of another machine, with the same verdicts")
+        change(Store(half), both, files={**(store.record(both.key) or {})["files"], IMAGES: file_hash(path)})
+    (first / STEEP.key / "notes.txt").write_text("no record names it")
+    outcome = bench("merge", first, second)
+    assert (outcome.code, outcome.err) == (0, "")
+    said = "0 records copied, 3 equal ones completed by 3 files, 7 equal ones skipped, 0 unfinished jobs left out\n"
+    assert outcome.out == said
+    del whole[f"{both.key}/{IMAGES}"]  # what lies elsewhere is not what the record names
+    assert contents(RESULTS) == whole
+    assert all(store.intact(job.key) for job in JOBS)
+    assert "0 records copied, 10 equal ones skipped" in bench("merge", *halves).out
+
+
+def test_merge_completes_what_another_source_brought(store: Store, halves: list[Path], bench: Bench) -> None:
+    train = next(job for job in JOBS[3:5] if job.kind == "train")
+    weights = "weights-last.safetensors"
+    (halves[0] / train.key / weights).unlink()
+    outcome = bench("merge", *halves, "--results-dir", "all")
+    assert "8 records copied, 1 equal ones completed by 1 files, 1 equal ones skipped, " in outcome.out
+    assert contents(Path("all")) == contents(RESULTS)
+
+
+def test_merge_leaves_files_alone_that_are_being_made(store: Store, halves: list[Path], bench: Bench) -> None:
+    path = RESULTS / STEEP.key / IMAGES
+    path.unlink()
+    lease = claim(store, STEEP.key)
+    outcome = bench("merge", halves[0])
+    assert (outcome.code, path.exists(), lease is not None and lease.beat()) == (1, False, True)
+    assert f"{STEEP.key} is being done in results; left alone\n" in outcome.out
+    assert "0 records copied, 4 equal ones skipped" in outcome.out
+
+
 @pytest.mark.parametrize("how", ["samples", "state", "record", "file", "absent", "job"])
 def test_merge_names_conflicts_and_damage_and_copies_nothing(
     store: Store, halves: list[Path], bench: Bench, how: str

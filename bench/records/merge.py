@@ -1,4 +1,7 @@
-"""`bench merge`: the results of several machines in one folder. All or nothing: a conflict is named, never resolved."""
+"""`bench merge`: the results of several machines in one folder. All or nothing: a conflict is named, never resolved.
+
+Where equal records lie in both, files that only the target lacks (git brings records without weights) are copied still.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,18 @@ from pathlib import Path
 from bench.atomic import file_hash, write_atomic
 from bench.planning.job import Job
 from bench.records.leases import claim
-from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, damaged
+from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, damaged, refuse_links
 
 NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
 
 
 @dataclass
 class Plan:
-    """What a merge would do. `take`: key -> the store it comes from; `problems`: why nothing may be done."""
+    """What a merge would do. `take`: key -> the store it comes from; `fill`: equal records, of which a store has files
+    that are absent; `problems`: why nothing may be done."""
 
     take: dict[str, Store] = field(default_factory=dict)
+    fill: list[tuple[str, Store]] = field(default_factory=list)
     same: int = 0
     unfinished: int = 0
     problems: list[str] = field(default_factory=list)
@@ -40,10 +45,15 @@ def merge(sources: list[Path], target: Path) -> int:
         return 1
     store.prepare()
     busy = [key for key, source in plan.take.items() if not _copy(source, store, key)]
-    for key in busy:
+    done = f"{len(plan.take) - len(busy)} records copied"
+    filled = {(key, source.root): _fill(source, store, key) for key, source in plan.fill if key not in busy}
+    busy += [key for (key, _), count in filled.items() if count is None]
+    completed = {key for (key, _), count in filled.items() if count}
+    if completed:
+        done += f", {len(completed)} equal ones completed by {sum(filter(None, filled.values()))} files"
+    for key in dict.fromkeys(busy):
         print(f"{key} is being done in {target}; left alone")
-    done = f"{len(plan.take) - len(busy)} records copied, {plan.same} equal ones skipped"
-    print(f"{done}, {plan.unfinished} unfinished jobs left out")
+    print(f"{done}, {plan.same} equal ones skipped, {plan.unfinished} unfinished jobs left out")
     return 1 if busy else 0
 
 
@@ -67,6 +77,8 @@ def planned(sources: list[Store], target: Store) -> Plan:
                 plan.problems.append(f"conflict: {conflict}")
             elif known is None:
                 plan.take[key] = source
+            elif _lacking(known, source, key):
+                plan.fill.append((key, source))
             else:
                 plan.same += 1
     return plan
@@ -114,6 +126,33 @@ def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
         ours[n].dtype == theirs[n].dtype and np.array_equal(ours[n], theirs[n], equal_nan=ours[n].dtype.kind == "f")
         for n in ours
     )
+
+
+def _lacking(known: Store, source: Store, key: str) -> dict[str, str]:
+    """Files, with their hashes, that a record of `known` names, that are absent there and lie in the source."""
+    ours = (known.record(key) or {"files": {}})["files"]
+    absent = {name: expected for name, expected in ours.items() if not (known.folder(key) / name).exists()}
+    there = source.folder(key)
+    return {name: expected for name, expected in absent.items() if expected and file_hash(there / name) == expected}
+
+
+def _fill(source: Store, target: Store, key: str) -> int | None:
+    """Copy what a standing record of the target lacks; gives how many files, None where the job is being done there."""
+    refuse_links(target.folder(key))
+    lease = claim(target, key)
+    if lease is None:
+        return None
+    try:
+        lacking = _lacking(target, source, key)
+        for name, expected in lacking.items():
+            copy = target.folder(key) / name
+            _copy_file(source.folder(key) / name, copy)
+            if file_hash(copy) != expected:
+                copy.unlink()
+                raise OSError(f"{name} of {key} changed while it was copied; merge again")
+    finally:
+        lease.release()
+    return len(lacking)
 
 
 def _copy(source: Store, target: Store, key: str) -> bool:
