@@ -95,8 +95,7 @@ def evaluate(
             images.append(part.pop(IMAGES))
         parts.append({"index": torch.arange(start, stop), **part})
         right += 0 if judge.measures else int(part["correct"].sum())
-    kinds = {name: values for part in parts for name, values in part.items()}
-    columns = {name: torch.cat([_fill(part, name, like) for part in parts]) for name, like in kinds.items()}
+    columns = joined(parts)
     metrics: dict[str, Any] = {"attack_seconds": seconds, "n": last - first, "test_hash": data.test_hash}
     if judge.measures:
         metrics["measures"] = judge.measures  # a record says so itself, as it may outlive the plug-in
@@ -168,7 +167,13 @@ def _tell(
     report({"share": share, "note": note, **so_far, "earlier": so_far["earlier"] + before})
 
 
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The columns of blocks or shards, in their order. Each part holds at least its `index`."""
+    kinds = {name: values for part in parts for name, values in part.items()}
+    return {name: torch.cat([_fill(part, name, like) for part in parts]) for name, like in kinds.items()}
+
+
 def _fill(part: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """A block in which no image was attacked lacks the attack's own columns: NaN there, or 0 for whole numbers."""
+    """A part in which no image was attacked lacks the attack's own columns: NaN there, or 0 for whole numbers."""
     missing = float("nan") if like.is_floating_point() else 0
     return part.get(name, torch.full((len(part["index"]), *like.shape[1:]), missing, dtype=like.dtype))

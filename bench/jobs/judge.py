@@ -14,7 +14,7 @@ from bench.core.numbers import Number
 from bench.core.threat import Threat
 from bench.data.images import test_block
 from bench.jobs import recheck
-from bench.jobs.evaluate import Kept, evaluate
+from bench.jobs.evaluate import Kept, evaluate, joined
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.store import IMAGES, Store
@@ -55,8 +55,7 @@ def assemble(store: Store, job: Job) -> Judged:
         columns.append({name: torch.from_numpy(values) for name, values in store.samples(key).items()})
         if images_of(store, key) is not None:
             images.append(load_file(store.folder(key) / IMAGES)["x_adv"])
-    names = {name: None for part in columns for name in part}
-    whole = {name: torch.cat([part[name] for part in columns]) for name in names}
+    whole = joined(columns)
     n = job.what["n"]
     if whole["index"].tolist() != list(range(n)):
         raise ValueError(f"the {len(columns)} shards hold {len(whole['index'])} images, not the first {n} in order")
