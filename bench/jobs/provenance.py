@@ -32,10 +32,13 @@ def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
     }
 
 
+HERE = Path(__file__).resolve().parents[2]  # the checkout, or where packages are installed
+
+
 @functools.cache
-def git() -> dict[str, Any]:
-    """Commit of the code and whether it was changed since; None where it is no checkout."""
-    here = Path(__file__).resolve().parents[2]
+def git(here: Path = HERE) -> dict[str, Any]:
+    """Commit of the code and whether it was changed since; None where it is no checkout of its own, such as where it is
+    installed below somebody's repository."""
 
     def ask(*words: str) -> str | None:
         try:
@@ -44,6 +47,9 @@ def git() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    top = ask("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != here:
+        return {"commit": None, "dirty": None}
     commit = ask("rev-parse", "--short=12", "HEAD")
     changes = ask("status", "--porcelain", "--", "bench", "defenses", "attacks")
     return {"commit": commit, "dirty": None if commit is None else bool(changes)}
