@@ -48,7 +48,7 @@ def retry(
     failed: Annotated[bool, typer.Option("--failed", help="Every job that failed.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """Let the same run do failed jobs again. Diverged and out of memory too, which it would leave alone."""
+    """Let the same run do failed jobs again. Diverged ones too, which it would leave alone."""
     from bench.records import keeping
 
     raise typer.Exit(keeping.retry(Store(_existing(results_dir)), keys or [], failed))

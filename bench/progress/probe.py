@@ -43,7 +43,7 @@ class Probe(NamedTuple):
 
 
 class Task(NamedTuple):
-    """All that a process is told. `trained`: the training that an evaluation needs; `more`: how many image sources."""
+    """All that a process is told. `trained`: the training that an evaluation needs; `cap`: seconds to time."""
 
     job: Job
     trained: Job | None
