@@ -34,13 +34,14 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the work of one evaluation is kept while it runs. `origin` names the code: work of another is not used."""
+    """Where the work of one evaluation is kept while it runs. `origin` names code, weights and images: what
+    others kept is not used."""
 
     folder: Path
     origin: str
 
     def read(self, name: str, device: torch.device) -> tuple[dict[str, Tensor], float]:
-        """Tensors kept under this name and the seconds they took; empty where there are none of this code."""
+        """Tensors kept under this name and the seconds they took; empty where there are none of this origin."""
         found = checkpoint.read(self.folder / f"{name}.safetensors", device)
         if found is None or found[1].get("origin") != self.origin:
             return {}, 0.0

@@ -15,15 +15,18 @@ from bench.core.threat import Threat
 from bench.data.images import test_block
 from bench.jobs import recheck
 from bench.jobs.evaluate import Kept, evaluate, joined
-from bench.planning import catalog
 from bench.planning.job import Job
+from bench.records.judged import weights_of
 from bench.records.store import IMAGES, Store
+from bench.training import resume
 
 if TYPE_CHECKING:
     from bench.core.classifier import Classifier
     from bench.data.images import Data
     from bench.jobs.evaluate import Report
 
+# all code, by file or folder, that has a say in a verdict: the weights' own, and what attacks and judges them
+CODE = (*resume.CODE, "../attacks", "jobs")
 Judged = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # columns, adversarial images, metrics
 
 
@@ -35,11 +38,22 @@ def judge(store: Store, job: Job, model: Classifier, data: Data, report: Report)
     if len(job.needs) > 1 and not sources:
         raise ValueError(f"none of the {len(job.needs) - 1} evaluations this one takes images from has any")
     others = {key: load_file(store.folder(key) / IMAGES)["x_adv"] for key in sources}
-    kept = Kept(store.folder(job.key) / "blocks", catalog.get("attacks", job.what["attack"]["name"]).sha256)
+    kept = Kept(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
     columns, images, metrics = evaluate(job.what, model, data, report, kept, others)
     lost = [key for key in job.needs[1:] if key not in others]
     more = {"sources": sources, **({"sources_without_images": lost} if lost else {})} if sources else {}
     return columns, images, {**metrics, **more}
+
+
+def origin_of(store: Store, job: Job, data: Data, sources: list[str]) -> str:
+    """SHA-256 over all that a block of an evaluation depends on beside its job: code, the kind of device, the weights,
+    the test images, and the images that it takes from `sources`."""
+    trained = store.job(job.needs[0])
+    own = resume.plugin_hashes("attacks", job.what["attack"])
+    if trained.kind == "train":  # an imported model has a name of the user's where a training has its defense
+        own += resume.plugin_hashes("defenses", trained.what["defense"])
+    theirs = [(store.record(key) or {"files": {}})["files"].get(IMAGES) for key in sources]
+    return resume.digest_of(CODE, [own, data.test.x.device.type, weights_of(store, job), data.test_hash, theirs])
 
 
 def assemble(store: Store, job: Job) -> Judged:

@@ -91,17 +91,28 @@ class Kept:
 
 
 def origin_of(what: dict[str, Any], data: Data) -> str:
-    """SHA-256 over the code of a training (a plug-in from elsewhere included), torch's version, the kind of device, the
-    job and the training images. Not over commits: other changes do not count."""
+    """SHA-256 over the code of a training, the kind of device, the job and the training images."""
+    own = [*plugin_hashes("defenses", what["defense"]), catalog.get("models", what["model"]["name"]).sha256]
+    return digest_of(CODE, [own, data.train.x.device.type, what, content_hash(data.train)])
+
+
+def digest_of(code: tuple[str, ...], about: list[Any]) -> str:
+    """SHA-256 over code (files and folders, seen from bench/), torch's version, and whatever else the work depends on.
+    Not over commits: other changes do not count."""
     here = Path(__file__).parents[1]
-    files = [path for name in CODE for path in ([here / name] if name.endswith(".py") else (here / name).glob("*.py"))]
+    files = [path for name in code for path in ([here / name] if name.endswith(".py") else (here / name).glob("*.py"))]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    own = [catalog.get("defenses", what["defense"]["name"]).sha256, catalog.get("models", what["model"]["name"]).sha256]
-    about = [*own, torch.__version__, data.train.x.device.type, what, content_hash(data.train)]
-    digest.update(json.dumps(about, sort_keys=True).encode())
+    digest.update(json.dumps([torch.__version__, *about], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def plugin_hashes(kind: catalog.Kind, chosen: dict[str, Any]) -> list[str]:
+    """Of a plug-in as a job names it and of its base: either may lie outside the tree."""
+    base = chosen["set"].get("base")
+    inner = plugin_hashes(kind, base) if isinstance(base, dict) else []
+    return [catalog.get(kind, chosen["name"]).sha256, *inner]
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
