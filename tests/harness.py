@@ -1,7 +1,7 @@
 """Tiny plug-ins and a tiny run: what the tests of executors, runs and commands share.
 
-`fragile` (a defense) and `wobble` (an attack) do what a file beside them says: kill, raise, nan, sleep (as long as it
-is there). The file is no part of any key, so the same command can fail once and succeed later.
+`fragile` (a defense) and `wobble` (an attack) do what a file beside them says: kill, raise, nan, other (weights), sleep
+(as long as it is there). The file is no part of any key, so the same command can fail once and succeed later.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Plain(Defense):
 class Fragile(Defense):
     uses_threat: ClassVar[bool] = False
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
-        factor = float("nan") if misbehave(__file__) == "nan" else 1.0
+        factor = {"nan": float("nan"), "other": 0.5}.get(misbehave(__file__), 1.0)
         return {"ce": factor * F.cross_entropy(net(batch.x), batch.y)}
 """,
     "wobble": """@dataclass

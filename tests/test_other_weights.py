@@ -11,16 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import Bench, write_plugins
+from harness import Bench, states, tiny, write_plugins, written
+from test_tables import evaluated, only, store, trained
 
+from bench.analysis.verdicts import judged
 from bench.data.images import Data, load
+from bench.executors.base import todo
 from bench.jobs.judge import origin_of
 from bench.jobs.worker import work
 from bench.planning import catalog
 from bench.planning.job import Job
+from bench.planning.plan import plan
+from bench.planning.spec import build
 from bench.records.store import Store, weights_file
+from bench.tables.leaderboard import markdown
 from bench.training import checkpoint, resume
 
+__all__ = ["store"]
+FIELD = "weights_sha256"
 ROOT = Path("no-data-here")
 BLOCKS = 4
 CODE_FILES = (
@@ -141,3 +149,158 @@ def test_the_origin_of_a_block_names_all_it_depends_on(
         (copy / name).write_text(text)
     assert origin() == honest
     assert len({honest, *others}) == 1 + len(others) == 1 + 4 + len(files) + 1 + len(CODE_FILES)
+
+
+def names(store: Store, key: str, sha: str | None) -> None:
+    """Let a record name weights, or none, as those do that are older than the field."""
+    record = {name: value for name, value in (store.record(key) or {}).items() if name not in (FIELD, "checksum")}
+    store.put(store.job(key), record["state"], {**record, **({} if sha is None else {FIELD: sha})})
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_evaluations_of_a_training_that_was_done_again_stand_only_if_its_weights_are_the_same(
+    other: bool, bench: Bench, tmp_path: Path
+) -> None:
+    """As after a git clone, which brings no weights: one attack is added, so the training is done again."""
+    plugins = [*write_plugins(tmp_path), "--executor", "debug"]
+    assert bench(*tiny(*plugins, defense="fragile", attack="clean,wobble,picky")).code == 0
+    found = Store(Path("results"))
+    jobs = found.jobs()
+    (train,) = [key for key, job in jobs.items() if job.kind == "train"]
+    weights = found.folder(train) / weights_file("last")
+    sha = (found.record(train) or {})["files"][weights.name]
+    assert FIELD not in (found.record(train) or {})
+    assert {(found.record(key) or {}).get(FIELD) for key in jobs if key != train} == {sha}  # also the unsupported one
+    weights.unlink()
+    (tmp_path / "fragile.todo").write_text("other" if other else "")
+    before = written(found.root)
+    more = tiny(*plugins, defense="fragile", attack="clean,wobble,picky,fgsm")
+    first = bench(*more)
+    assert first.code == 0
+    assert "2 jobs run, 3 already done" in first.err + first.out
+    changed = {key for key, stat in written(found.root).items() if before.get(key) != stat}
+    assert changed & before.keys() == {train}  # what stands is not known to be outdated before the training has ended
+    new = (found.record(train) or {})["files"][weights.name]
+    assert (new != sha) == other
+    assert ("mixed weights" in first.out) == other
+    checked = bench("verify", "--sample", 0)
+    assert checked.code == (4 if other else 0)
+    assert checked.out.count("it judged other weights than its training has now") == (3 if other else 0)
+    before = written(found.root)
+    second = bench(*more)
+    assert ("3 jobs run, 2 already done" if other else "0 jobs run, 5 already done") in second.err + second.out
+    assert "mixed weights" not in second.out
+    after_all = written(found.root)
+    assert {key for key in before if before[key] != after_all[key]} == (
+        {key for key in jobs if key != train} if other else set()
+    )
+    assert {(found.record(key) or {}).get(FIELD) for key in found.jobs() if key != train} == {new}
+    assert states(found.root)["fragile/picky"] == "unsupported"
+    assert bench("verify", "--sample", 0).code == 0
+
+
+def test_only_what_names_other_weights_is_done_again(tmp_path: Path) -> None:
+    found = Store(tmp_path / "results")
+    found.prepare()
+    weights = {weights_file("last"): "last", weights_file("best"): "best"}
+    train = Job("train", {"seed": 0})
+    last, best = (Job("evaluate", {"n": 1, "weights": which}, (train.key,)) for which in ("last", "best"))
+    parts = [Job("shard", {"n": 1, "weights": "last", "images": [k, k + 1]}, (train.key,)) for k in (0, 1)]
+    whole = Job("evaluate", {"n": 2, "weights": "last"}, (train.key,), tuple(part.key for part in parts))
+    audit = Job("audit", {"n": 1, "weights": "last"}, (train.key, last.key))
+    jobs = [train, last, best, *parts, whole, audit]
+    for job in jobs:
+        found.add(job)
+        found.put(job, "done", {"metrics": {}, "files": weights if job is train else {}})
+    for job in jobs:
+        if job is train:
+            continue
+        for name in (None, "best" if job is best else "last"):
+            names(found, job.key, name)
+            assert todo(jobs, found) == []
+    names(found, best.key, "last")
+    assert todo([train, last, best], found) == [train, best]  # its weights are not there to be judged
+    names(found, best.key, "best")
+    names(found, parts[0].key, "other")
+    assert todo(jobs, found) == []  # of an evaluation that stands
+    names(found, whole.key, "other")
+    assert todo(jobs, found) == [train, parts[0], whole]
+    names(found, parts[0].key, "last")
+    names(found, whole.key, "last")
+    names(found, audit.key, "other")
+    assert todo(jobs, found) == [train, audit]
+    found.put(last, "diverged", {"metrics": {}, "files": {}, "error": {"type": "Diverged", "message": ""}, FIELD: "x"})
+    assert todo([train, last, best], found) == [train, last]
+    found.put(train, "diverged", {"metrics": {}, "files": {}})  # nothing could judge it
+    assert todo(jobs, found) == []
+
+
+def test_shards_and_audits_of_other_weights_are_not_put_together(fresh_catalog: None, tmp_path: Path) -> None:
+    import yaml
+
+    spec = yaml.safe_load(SPEC) | {"seeds": [0], "checks": "quick"}
+    spec["attacks"][0]["shards"] = 2
+    jobs = plan(build(spec), tmp_path)
+    found = Store(tmp_path / "results")
+    found.prepare()
+    for job in jobs:
+        found.add(job)
+    train, one, two, whole, _, audit = jobs
+    assert [job.kind for job in jobs] == ["train", "shard", "shard", "evaluate", "audit", "audit"]
+    assert [work(found.root, job.key, ROOT) for job in (train, one, two, whole, audit)] == ["done"] * 5
+    sha = (found.record(train.key) or {})["files"][weights_file("last")]
+    assert {(found.record(job.key) or {})[FIELD] for job in (one, two, whole, audit)} == {sha}
+
+    names(found, two.key, "other")
+    assert work(found.root, whole.key, ROOT) == "error"
+    assert "the shards judged different weights" in (found.record(whole.key) or {})["error"]["message"]
+    assert FIELD not in (found.record(whole.key) or {})
+    names(found, two.key, None)  # older than the field: nothing is known of it, nor of the whole
+    assert work(found.root, whole.key, ROOT) == "done"
+    assert FIELD not in (found.record(whole.key) or {})
+
+    assert work(found.root, audit.key, ROOT) == "done"
+    names(found, whole.key, "other")  # the audit judges its images with the present weights
+    assert work(found.root, audit.key, ROOT) == "error"
+    assert f"other weights were judged by {whole.key}" in (found.record(audit.key) or {})["error"]["message"]
+    names(found, two.key, "other")
+    assert [job.key for job in todo(jobs[:4] + [audit], found)] == [two.key, whole.key, audit.key]
+
+
+def test_a_row_of_several_weights_has_no_worst_case(store: Store) -> None:
+    seeds = [trained(store, seed=seed) for seed in range(2)]
+    clean, steep = (
+        [evaluated(store, seed, name, [1, right]) for seed in seeds] for name, right in (("clean", 1), ("steep", 0))
+    )
+    for place in range(2):  # of course seeds differ
+        names(store, clean[place], f"seed {place}")
+        names(store, steep[place], f"seed {place}")
+    assert only(store).worst.mean == 0.5
+    names(store, steep[1], None)  # unknown
+    assert only(store).worst.mean == 0.5
+    names(store, steep[1], "seed 0")
+    row = only(store)
+    assert row.worst.values == {}
+    assert row.keys == {}
+    assert row.worst.state() == "mixed weights"
+    assert {seed: reason for seed, (_, reason) in row.worst.absent.items()} == dict.fromkeys(
+        range(2), row.worst.absent[0][1]
+    )
+    assert row.worst.absent[1][1].startswith(
+        f"{clean[1]} judged weights seed 1, {steep[1]} judged seed 0; `bench run` does"
+    )
+    assert row.attacks["steep"].mean == 0.5  # each is what it was
+    text = markdown(store)
+    assert "| mixed weights |" in text
+    assert f"worst case: mixed weights: {clean[1]}" in text
+    (with_verdict,) = judged(store, [row])
+    compared = [finding for finding in with_verdict.findings if finding.code in ("C7", "C8", "C13")]
+    assert {(finding.level, finding.note) for finding in compared} == {("not checked", "mixed weights")}
+    names(store, steep[1], "seed 1")
+    certificate = evaluated(store, seeds[0], "certify", [1, 1], columns={"radius": np.array([0.3, 0.6])})
+    assert only(store).worst.mean == 0.5
+    names(store, certificate, "other")
+    assert only(store).worst.state() == "mixed weights"
+    evaluated(store, seeds[0], "certify", state="error", n=2)  # the same job
+    names(store, certificate, "other")
+    assert only(store).worst.mean == 0.5  # what has no result mixes nothing

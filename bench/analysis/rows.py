@@ -123,7 +123,7 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
     cells = {name: cell_of(found) for name, found in attacks.items()}
     eps = first["eps_value"] if first["norm"] else 0.0
-    worst, single, keys, right, share = worst_case(store, clean | attacks, seeds, eps)
+    worst, single, keys, right, share = worst_case(store, picked, seeds, eps)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
     draws = {name: _draws(store, found) for name, found in attacks.items()}

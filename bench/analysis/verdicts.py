@@ -17,7 +17,7 @@ from bench.analysis.marks import required
 from bench.analysis.protocol import PROTOCOL
 from bench.analysis.rows import Row
 from bench.analysis.symptoms import MARGIN, SYMPTOMS, not_checked, success_grows
-from bench.analysis.worst import Cell
+from bench.analysis.worst import MIXED, Cell
 from bench.checks import Finding, Level, Verdict, verdict
 from bench.checks.texts import CHECKS
 from bench.records.store import Store
@@ -80,7 +80,7 @@ def _incomparable(e: Evidence) -> str:
     """Why outcomes of this row must not be compared with each other; empty where they can be."""
     if e.single_draws:
         return "a few draws of a model with noise, where majorities of 100 are needed"
-    return next((state for state, _ in e.row.worst.absent.values() if state == "mixed test sets"), "")
+    return next((state for state, _ in e.row.worst.absent.values() if state in MIXED), "")
 
 
 def _weighed(e: Evidence, records: list[Finding]) -> list[Finding]:

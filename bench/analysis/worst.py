@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.analysis.frame import Entry, right_at
 from bench.core.numbers import Number
 from bench.core.stats import mean_std, paired_difference, wilson
+from bench.records.judged import apart
 from bench.records.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
 
 MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
+MIXED = ("mixed test sets", "mixed weights")  # states of what cannot be compared image by image
 Picked = dict[str, dict[int, Entry]]  # attack label -> seed -> the evaluation that counts
 
 
@@ -67,7 +69,7 @@ def cell_of(found: dict[int, Entry]) -> Cell:
     absent = {seed: (e["state"], e["reason"] or "") for seed, e in found.items() if seed not in done}
     problem = _mixed((e["n"], e["test_hash"], e["key"]) for e in done.values())
     if problem:
-        return Cell({}, 0, dict.fromkeys(found, ("mixed test sets", problem)))
+        return Cell({}, 0, dict.fromkeys(found, (MIXED[0], problem)))
     distance = {s: d for s, e in done.items() if not math.isnan(d := e["median_distance"])}
     n = min((e["n"] for e in done.values()), default=0)
     return Cell({s: e["accuracy"] for s, e in done.items()}, n, absent, distance)
@@ -153,12 +155,20 @@ class Worst(NamedTuple):
     share: dict[int, np.ndarray[Any, Any]]
 
 
-def worst_case(store: Store, judged: Picked, seeds: tuple[int, ...], eps: float) -> Worst:
-    """The worst case over these evaluations, image by image; where there is none the cell says why."""
+def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float) -> Worst:
+    """The worst case over the clean evaluations and the attacks of a row, image by image; where there is none the cell
+    says why. A certificate is not in it, but has to be of the same weights."""
+
+    def none(state: str, reason: str = "") -> Worst:
+        return Worst(Cell({}, 0, dict.fromkeys(seeds, (state, reason))), Cell({}, 0, {}), {}, {}, {})
+
+    judged = {name: by for name, by in picked.items() if any(e["norm"] or e["attack"] == "clean" for e in by.values())}
     asked = {name: by for name, by in judged.items() if any(e["state"] != "unsupported" for e in by.values())}
-    none = Cell({}, 0, {})
     if not any(entry["norm"] for by in asked.values() for entry in by.values()):
-        return Worst(Cell({}, 0, dict.fromkeys(seeds, ("not attacked", ""))), none, {}, {}, {})
+        return none("not attacked")
+    done = ((seed, e["key"]) for by in picked.values() for seed, e in by.items() if e["state"] == "done")
+    if problem := apart(store, done):
+        return none(MIXED[1], problem)
     keys, absent = {}, {}
     for seed in seeds:
         states = {name: by[seed]["state"] if seed in by else "not planned" for name, by in sorted(asked.items())}
@@ -168,15 +178,14 @@ def worst_case(store: Store, judged: Picked, seeds: tuple[int, ...], eps: float)
         else:
             keys[seed] = tuple(sorted(by[seed]["key"] for by in asked.values()))
     if not keys:
-        return Worst(Cell({}, 0, absent), none, {}, {}, {})
+        return none("")._replace(cell=Cell({}, 0, absent))
     try:
         columns = _prefixes(store, [(key, eps) for chosen in keys.values() for key in chosen])
-    except ValueError as problem:
-        return Worst(Cell({}, 0, dict.fromkeys(seeds, ("mixed test sets", str(problem)))), none, {}, {}, {})
+    except ValueError as other_images:
+        return none(MIXED[0], str(other_images))
     n, left = len(columns[0].correct), iter(columns)
     if n == 0:
-        why = ("no shared images", "no prefix of the test set is shared")
-        return Worst(Cell({}, 0, dict.fromkeys(seeds, why)), none, {}, {}, {})
+        return none("no shared images", "no prefix of the test set is shared")
     worst = {seed: _worst([next(left) for _ in chosen]) for seed, chosen in keys.items()}
     right = {seed: stands for seed, (stands, _) in worst.items()}
     share = {seed: draws for seed, (_, draws) in worst.items() if draws is not None}

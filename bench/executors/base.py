@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from bench.atomic import file_hash
 from bench.planning.job import Job
+from bench.records.judged import outdated
 from bench.records.leases import Claims
 from bench.records.store import Store
 
@@ -43,10 +44,11 @@ def todo(jobs: list[Job], store: Store) -> list[Job]:
     """What has to run: jobs without a standing record, and those whose files a pending job needs and cannot find.
 
     Records may come from git without weights and images, and files may be damaged; then the job runs again, since
-    nothing else can give them back. Shards of an evaluation that stands are not run.
+    nothing else can give them back. A record does not stand if it judged other weights than its training has now.
+    Shards of an evaluation that stands are not run.
     """
     known = {job.key: job for job in jobs}
-    standing = {job.key for job in jobs if store.intact(job.key)}
+    standing = {job.key for job in jobs if store.intact(job.key) and not outdated(store, job)}
     idle = {part for job in jobs if job.key in standing for part in job.parts}
     pending = {key for key in known if key not in standing and key not in idle}
     found = list(pending)

@@ -16,7 +16,7 @@ from bench.data.images import test_block
 from bench.jobs import recheck
 from bench.jobs.evaluate import Kept, evaluate, joined
 from bench.planning.job import Job
-from bench.records.judged import weights_of
+from bench.records.judged import AGAIN, named, weights_of
 from bench.records.store import IMAGES, Store
 from bench.training import resume
 
@@ -76,6 +76,9 @@ def assemble(store: Store, job: Job) -> Judged:
     hashes = {record["metrics"]["test_hash"] for record in records}
     if len(hashes) > 1:
         raise ValueError(f"the shards saw different test images: {', '.join(sorted(hashes))}")
+    weights = {sha for record in records if (sha := named(record))}
+    if len(weights) > 1:
+        raise ValueError(f"the shards judged different weights; {AGAIN}")
     metrics: dict[str, Any] = {
         "attack_seconds": sum(record["metrics"]["attack_seconds"] for record in records),
         "n": n,

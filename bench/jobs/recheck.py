@@ -16,6 +16,7 @@ from bench.core.numbers import Number
 from bench.core.threat import Threat
 from bench.data.images import Data, test_block
 from bench.planning.job import Job
+from bench.records.judged import AGAIN, outdated
 from bench.records.store import IMAGES, Store
 
 LEAST = {"quick": 256, "full": 10**9}  # images re-checked, rounded up to whole blocks
@@ -26,8 +27,12 @@ def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) ->
     """One finding for each evaluation the audit names: its first images, whole blocks of them, up to `LEAST`.
 
     A perturbation is measured in float64 against ball and box; for a deterministic model the verdict of every image
-    has to come out as it is stored. Value: images for which something is wrong.
+    has to come out as it is stored. Value: images for which something is wrong. Raises ValueError for an evaluation of
+    other weights, whose verdicts need not come out so.
     """
+    others = [key for key in job.needs[1:] if outdated(store, store.job(key))]
+    if others:
+        raise ValueError(f"other weights were judged by {', '.join(others)}; {AGAIN}")
     found = []
     for place, key in enumerate(job.needs[1:]):
         tell(place, len(job.needs) - 1, key)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.planning.job import Job
+from bench.records.judged import AGAIN, outdated
 from bench.records.store import IMAGES, RECORD, SAMPLES, Store, damaged
 
 MOST = 20  # problems printed
@@ -86,6 +87,8 @@ def derivations(store: Store, job: Job, record: dict[str, Any]) -> list[str]:
     """What the record says that its samples do not."""
     if record["kind"] != job.kind:
         return [f"the record is of kind {record['kind']}, the job of kind {job.kind}"]
+    if outdated(store, job):
+        return [f"it judged other weights than its training has now; {AGAIN}"]
     if job.kind not in ("evaluate", "shard") or record["state"] != "done" or SAMPLES not in record["files"]:
         return []
     columns, metrics = store.samples(job.key), record["metrics"]

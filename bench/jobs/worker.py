@@ -29,6 +29,7 @@ from bench.jobs.evaluate import Unsupported
 from bench.jobs.judge import assemble, judge
 from bench.jobs.provenance import peak_mb, provenance
 from bench.planning.job import Job
+from bench.records import judged
 from bench.records.private import Portable, portable
 from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
 from bench.training import stopping
@@ -52,6 +53,7 @@ def work(
     store = Store(results)
     job = store.job(key)
     folder = store.folder(key)
+    weights: dict[str, str] = {}
     started, began = datetime.now(UTC), time.monotonic()  # wall clocks jump
     rows = passes.rows(job, retries.halvings(before))
     with appending(folder / "log.txt") as file:
@@ -59,6 +61,7 @@ def work(
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {started.isoformat()}")
             try:
+                weights = judged.says(store, job)  # before they are read: where they change meanwhile it is done again
                 state, content = "done", _run(store, job, root, torch.device(device), rows)
             except Unsupported as reason:
                 state, content = "unsupported", {"reason": str(reason)}
@@ -74,7 +77,7 @@ def work(
     origin = provenance(job, device, max(workers, _neighbours(folder)))
     if rows is not None:
         origin["rows_per_pass"] = rows
-    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": peak_mb(device)}
+    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": peak_mb(device), **weights}
     if before:
         about["attempts"] = list(before)
     store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
