@@ -580,6 +580,16 @@ def test_what_nobody_looked_at_is_not_checked(store: Store, write: Any, code: st
     assert re.search(rf"\| NOT CHECKED \| ({code} )?not checked \|", markdown(store))
 
 
+def test_an_audit_that_found_no_images_takes_nothing_back(store: Store) -> None:
+    train, keys = sound(store)
+    gone = [Finding("C16", "not checked", note="its adversarial images are absent or damaged", attack=k) for k in keys]
+    audited(store, train, *gone, evaluations=tuple(reversed(keys)))
+    assert only(store).verdict == "OK"
+    assert finding(only(store), "C16").note == "images of 4 attacks looked at again"
+    audited(store, train, Finding("C16", "X", 0.2, attack=keys[0]), evaluations=keys[:2])
+    assert only(store).verdict == "INVALID"
+
+
 @pytest.mark.parametrize(
     ("write", "said"), [(sound, "none"), (without_images, "C16 not checked"), (without_audit, "not checked")]
 )

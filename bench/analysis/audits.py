@@ -41,6 +41,9 @@ class Audits:
                 continue
             if job.kind == "audit":
                 self._take(job, store.record(key))
+        for name, found in self.images.items():
+            # images that one audit looked at may be gone from the disk when another one asks for them
+            self.images[name] = [f for f in found if f.level != "not checked"] or found
 
     def _take(self, job: Job, record: dict[str, Any] | None) -> None:
         about = job.needs[0], job.what["weights"], job.what.get("split", "test")
