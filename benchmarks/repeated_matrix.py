@@ -30,11 +30,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+import yaml
 from records import ROOT
 
 from bench.data import datasets
 from bench.planning.plan import plan
-from bench.planning.spec import load
+from bench.planning.spec import build, load
+from bench.planning.strict_yaml import read
 from bench.records.store import Store
 from bench.tables.summary import matrix
 
@@ -169,22 +171,28 @@ def main() -> None:
 
 def repeated(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the matrix into a folder, and compare."""
-    command = [sys.executable, "-m", "bench", "run", str(asked.spec), "--checks", "off", "--quiet"]
-    command += ["--executor", asked.executor, *(["--workers", "2"] if asked.executor == "local" else [])]
-    command += ["--results-dir", str(folder), *(["--data-dir", str(asked.data_dir)] if asked.data_dir else [])]
-    command += ["--seeds", asked.seeds] if asked.seeds else []
-    found = run(command, asked.kills, asked.mean_seconds, random.Random(asked.seed))
     root = datasets.data_root(asked.data_dir)
-    spec = load(asked.spec)
+    values, _ = read(asked.spec)
+    spec = build(values).model_copy(update={"checks": "off"})
     seeds = [int(seed) for seed in asked.seeds.split(",")] if asked.seeds else spec.seeds
-    spec = spec.model_copy(update={"checks": "off", "seeds": seeds})
-    whole = {job.key for job in plan(load(asked.spec).model_copy(update={"checks": "off"}), root)}
-    # an attack that the spec asks of its first seed alone has no reference for another one
-    keys = [job.key for job in plan(spec, root) if job.key in whole]
-    ours, theirs = Store(folder), Store(asked.reference)
+    # what the spec asks of its first seeds alone has no reference for another one
+    places = [spec.seeds.index(seed) for seed in seeds]
+    limits = [attack.seeds or len(spec.seeds) for attack in spec.attacks]
+    kept = [k for k, limit in enumerate(limits) if all(place < limit for place in places[:limit])]
+    values |= {"seeds": seeds, "checks": "off", "attacks": [values["attacks"][k] for k in kept]}
+    file = folder / "spec.yaml"
+    folder.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "bench", "run", str(file), "--quiet"]
+    command += ["--executor", asked.executor, *(["--workers", "2"] if asked.executor == "local" else [])]
+    command += ["--results-dir", str(folder / "results")]
+    command += ["--data-dir", str(asked.data_dir)] if asked.data_dir else []
+    found = run(command, asked.kills, asked.mean_seconds, random.Random(asked.seed))
+    keys = [job.key for job in plan(load(file), root)]
+    ours, theirs = Store(folder / "results"), Store(asked.reference)
     found |= compare(ours, theirs, keys)
     found["same_table"] = table(ours, keys) == table(theirs, keys)
-    found |= {"spec": asked.spec.name, "seeds": spec.seeds}
+    found |= {"spec": asked.spec.name, "seeds": seeds}
     origin = next(record["provenance"] for job, record in ours.records() if job.kind == "train")
     return found | {"executor": asked.executor, "device": origin["device"], "commit": origin["commit"]}
 
