@@ -309,12 +309,35 @@ def test_random_streams_go_on_where_they_stood() -> None:
 
     with scope(3):
         random.gauss(0, 1), np.random.randn()  # both hold a second value back
-        state = random_streams()
+        state = random_streams(CPU)
         kept = pack(state)
         expected = draws()
     with scope(4):
-        restore_streams(unpack(*kept, CPU))
+        restore_streams(unpack(*kept, CPU), CPU)
         assert draws() == expected
+
+
+def test_a_training_on_a_gpu_goes_on_where_fewer_gpus_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a job that Slurm puts back. torch's own functions, on generators of the CPU."""
+
+    def visible(count: int) -> list[torch.Generator]:
+        found = [torch.Generator().manual_seed(number) for number in range(count)]
+        monkeypatch.setattr(torch.cuda, "default_generators", found)
+        monkeypatch.setattr(torch.cuda.random, "device_count", lambda: count)
+        return found
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_call", lambda call: call())
+    before = visible(8)
+    streams, older = random_streams(torch.device("cuda:2")), random_streams(torch.device("cuda:0"))
+    older["gpus"] += [before[number].get_state() for number in range(1, 8)]  # all of them, as was kept once
+    now = visible(4)
+    restore_streams(unpack(*pack(streams), CPU), torch.device("cuda:3"))
+    assert torch.equal(now[3].get_state(), before[2].get_state())
+    assert torch.equal(now[2].get_state(), torch.Generator().manual_seed(2).get_state())
+    restore_streams(unpack(*pack(older), CPU), torch.device("cuda:1"))
+    assert torch.equal(now[1].get_state(), before[0].get_state())
 
 
 def test_how_often_it_is_kept(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Loop:
         """All that a step or the end of an epoch changes, random streams included, between two steps."""
         parts = {name: part.state_dict() for name, part in self._parts()}
         counts = {"active": dict(self._active), "counts": dict(self._counts), "sums": self._sums, "cost": self.cost}
-        return {**parts, **counts, "place": self.place, "checks": self.check_seconds, "random": random_streams()}
+        streams = random_streams(self.data.train.x.device)
+        return {**parts, **counts, "place": self.place, "checks": self.check_seconds, "random": streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave: what is left of the training then gives the bits that it would have given."""
@@ -103,7 +104,7 @@ class Loop:
         self._active, self._counts = Counter(state["active"]), Counter(state["counts"])
         self._sums, self.cost = state["sums"], state["cost"]
         self.place, self.check_seconds = state["place"], state["checks"]
-        restore_streams(state["random"])
+        restore_streams(state["random"], self.data.train.x.device)
 
     def _parts(self) -> list[tuple[str, Any]]:
         parts = {"net": self.net, "defense": self.defense, "updater": self.updater}

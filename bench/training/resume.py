@@ -148,11 +148,12 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, str], device: torch.devi
     return whole(json.loads(facts["state"]))
 
 
-def random_streams() -> dict[str, Any]:
-    """Where the generators of Python, NumPy and torch (every GPU in use) stand."""
+def random_streams(device: torch.device) -> dict[str, Any]:
+    """Where the generators of Python, NumPy and torch stand: of the GPUs only `device`, on which the training runs,
+    since fewer or others may be visible when it goes on."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    gpus = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {
         "python": [version, torch.tensor(numbers), gauss],
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
@@ -161,12 +162,12 @@ def random_streams() -> dict[str, Any]:
     }
 
 
-def restore_streams(state: dict[str, Any]) -> None:
-    """Put the generators where `random_streams` found them."""
+def restore_streams(state: dict[str, Any], device: torch.device) -> None:
+    """Put the generators where `random_streams` found them, that of the GPU on `device`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["gpus"]:
-        torch.cuda.set_rng_state_all(state["gpus"])
+        torch.cuda.set_rng_state(state["gpus"][0], device)
