@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,17 @@ def test_gpus_are_filled_in_turn_and_as_often_as_asked() -> None:
 
 def test_visible_devices_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-1")
-    assert [gpu.index for gpu in gpus(lambda: EIGHT)] == ["5", "1"]
+    assert gpus(lambda: EIGHT) == [EIGHT[5], replace(EIGHT[1], index="GPU-1")]
+    # CUDA counts in another order than the tool unless it is told to, so a UUID stays one
+    assert {slot.environment for slot in slots("auto", None, None, ["GPU-1"], lambda: EIGHT)} == {
+        (("CUDA_VISIBLE_DEVICES", "GPU-1"),)
+    }
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert shown(slots("auto", None, ask=list)) == ["2", "5"]  # without the tool: one job each
-    for hidden in ("", "-1"):
+    for written, seen in [("1,-1,0", ["1"]), ("1, 0", ["1", "0"]), ("0,,1", ["0"]), ("MIG-9/7/0,x,1", ["MIG-9/7/0"])]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", written)
+        assert shown(slots("auto", None, 1, ask=lambda: TWO)) == seen  # CUDA stops at the first that is none
+    for hidden in ("", "-1", "NoDevFiles", "none", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert slots("auto", 2, ask=lambda: TWO) == [Slot("cpu")] * 2
         with pytest.raises(ValueError, match="--device cuda, but no GPU was found"):

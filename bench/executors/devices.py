@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # others hold more memory, or use a larger share of the time: keep away
 MOST = 8  # jobs packed on a GPU
 BENCH_AFTER = 2  # different jobs that broke a device, none having ended well on it in between
+NAMED = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA takes for a device
 ASKED = "index,uuid,name,memory.total,memory.used,utilization.gpu"
 
 
@@ -81,15 +84,19 @@ def _number(text: str) -> float | None:
 
 
 def gpus(ask: Callable[[], list[Gpu]] = query) -> list[Gpu]:
-    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and believed where the tool is absent."""
+    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and believed where the tool is absent.
+
+    Each is then called what it is called there: the tool's number of a card need not be CUDA's. Like CUDA, this stops
+    at the first word that names none: -1, `none`, or the `NoDevFiles` of a Slurm job without a GPU.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return ask()
-    wanted = [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
+    wanted = list(takewhile(NAMED.fullmatch, map(str.strip, visible.split(","))))
     if not wanted:
         return []
     known = {name: gpu for gpu in ask() for name in (gpu.index, gpu.uuid)}
-    return [known.get(name, Gpu(name)) for name in wanted]
+    return [replace(known[name], index=name) if name in known else Gpu(name) for name in wanted]
 
 
 def slots(
@@ -142,7 +149,8 @@ def _chosen(found: list[Gpu], named: Sequence[str]) -> list[Gpu]:
 
 
 def _shown(gpu: Gpu) -> tuple[tuple[str, str], ...]:
-    """Show one GPU. The tool counts in the order of the bus; CUDA's own order is another one."""
+    """Show one GPU: as the user wrote it, else by the tool's number, which counts in the order of the bus as CUDA's
+    own does not."""
     shown = (("CUDA_VISIBLE_DEVICES", gpu.index),)
     return shown if os.environ.get("CUDA_VISIBLE_DEVICES") else (*shown, ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
 
