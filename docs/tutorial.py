@@ -91,6 +91,7 @@ def masked(text: str) -> list[str]:
     plain = re.sub(r"(?<![\w.])<?[-+±]?\d+(\.\d+)?", "#", plain)
     plain = re.sub(r"(# h )?(# min )?# s\b", "# s", plain)
     plain = re.sub(r"(digits, mlp, (?:# training images, )?).*", r"\1DEVICE", plain)
+    plain = re.sub(r"(?m)^devices .*", "devices DEVICE", plain)
     plain = re.sub(r"; Pareto fronts: [a-z, ]+", "", plain)  # they count seconds
     plain = re.sub(r" \*(?= )", "", re.sub(r"([━─])\1*", r"\1", plain))
     return [" ".join(line.split()) for line in plain.splitlines()]

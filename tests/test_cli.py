@@ -175,6 +175,7 @@ def test_the_plan_shows_the_matrix_and_writes_nothing(bench: Bench) -> None:
         "data      digits, models mlp, seeds 0",
         "threat    Linf eps 0.1 (0.1000)",
         "attacks   clean n=20",
+        "devices   cpu",
         "jobs      6: 3 trainings, 3 evaluations; 0 done, 6 to do",
         "time      unknown, 6 jobs with no past record",
     ):

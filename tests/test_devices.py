@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ from typing import Any
 import fake_jobs
 import pytest
 from fake_jobs import kinds, measured, says, starts, train
+from harness import Bench, tiny
 
+from bench.executors import devices
 from bench.executors.base import Event
+from bench.executors.clusters import NO_CLUSTER, Machine, engine
 from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
 from bench.executors.local import Local
 from bench.executors.places import Places
@@ -48,7 +53,7 @@ def shown(places: list[Slot]) -> list[str]:
     return [slot.place for slot in places]
 
 
-def devices(root: Path, job: Job) -> list[str]:
+def places_of(root: Path, job: Job) -> list[str]:
     return [start["shown"]["CUDA_VISIBLE_DEVICES"] for start in starts(root, job)]
 
 
@@ -107,21 +112,105 @@ def test_visible_devices_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
             slots("cuda", None, ask=lambda: TWO)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the driver's tool")
-def test_the_driver_s_tool_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Puts a shell script in the place of the driver's tool. A test that asks for this has no other tool."""
+    if os.name == "nt":
+        pytest.skip("a shell script stands for the driver's tool")
     monkeypatch.setenv("PATH", str(tmp_path))
+
+    def write(text: str, head: str = "#!/bin/sh") -> None:
+        (tmp_path / "nvidia-smi").write_text(f"{head}\n{text}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+
+    return write
+
+
+CARDS = """case "$1" in
+--query-gpu=*) echo '0, GPU-a, Card X, 81559, 12, 0'; echo '1, GPU-b, Shared, [N/A], [N/A], 40';;
+*) echo 'GPU-b, 17'; echo 'GPU-b, 18';;
+esac"""
+NO_DRIVER = 'echo "NVIDIA-SMI has failed because it couldn\'t communicate with\nthe NVIDIA driver."; exit 9'
+
+
+def test_the_driver_s_tool_is_asked(tool: Callable[..., None]) -> None:
     assert query() == []
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        '#!/bin/sh\ncase "$1" in\n'
-        "--query-gpu=*) echo '0, GPU-a, Card X, 81559, 12, 0'; echo '1, GPU-b, Shared, [N/A], [N/A], 40';;\n"
-        "*) echo 'GPU-b, 17'; echo 'GPU-b, 18';;\nesac\n"
-    )
-    tool.chmod(0o755)
+    tool(CARDS)
     assert query() == [
         Gpu("0", "GPU-a", "Card X", 81559.0, 12.0, 0.0, 0),
         Gpu("1", "GPU-b", "Shared", None, 0.0, 0.4, 2),
     ]
+    tool(CARDS.replace("echo 'GPU-b, 17'; echo 'GPU-b, 18'", "exit 3"))  # who uses them is not told
+    assert [gpu.processes for gpu in query()] == [0, 0]
+
+
+@pytest.mark.parametrize("said", ["echo No devices were found", "echo 'No devices were found' >&2; exit 6"])
+def test_a_tool_that_finds_no_gpu_is_believed(tool: Callable[..., None], said: str) -> None:
+    tool(said)
+    assert slots("auto", 2) == [Slot("cpu")] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "head", "found"),
+    [
+        (NO_DRIVER, "#!/bin/sh", "nvidia-smi failed with exit code 9 .NVIDIA-SMI has .* with the NVIDIA driver.*"),
+        ("exit 15", "#!/bin/sh", "nvidia-smi failed with exit code 15 .no word."),
+        (f"{CARDS}; exit 15", "#!/bin/sh", "nvidia-smi failed with exit code 15 .*"),
+        ("exec /bin/sleep 60", "#!/bin/sh", "nvidia-smi did not answer within 0.5 s"),
+        ("", "#!/nowhere", "nvidia-smi cannot be run: .*"),
+    ],
+)
+def test_a_tool_that_fails_is_not_taken_for_no_gpu(
+    tool: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    head: str,
+    found: str,
+) -> None:
+    monkeypatch.setattr(devices, "ANSWER", 0.5)
+    tool(script, head)
+    for device in ("auto", "cuda"):
+        with pytest.raises(ValueError, match=rf"^{found}; mend the driver, or use --device cpu, or [^\n]*$"):
+            slots(device, None)
+    assert slots("cpu", 1) == [Slot("cpu")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(ValueError, match="mend the driver"):
+        slots("auto", None)
+    assert capsys.readouterr().err == ""
+    assert shown(slots("cuda", None)) == ["1"]
+    assert re.fullmatch(rf"{found}; CUDA_VISIBLE_DEVICES is believed\n", capsys.readouterr().err)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert slots("auto", 1) == [Slot("cpu")]  # nobody was asked
+
+
+def test_a_run_says_what_it_runs_on_or_that_nobody_can_tell(bench: Bench, tool: Callable[..., None]) -> None:
+    words = tiny(defense="standard", attack="clean")
+    plan = ["plan", *words[1:]]
+    auto = [*plan, "--device", "auto"]
+    tool(CARDS)
+    assert "devices   GPU 0" in bench(*auto).out.splitlines()  # 1 is in use
+    assert "devices   GPU 0, GPU 1" in bench(*auto, "--gpus", "0,1").out.splitlines()
+    tool(NO_DRIVER)
+    assert "devices   cpu" in bench(*plan).out.splitlines()
+    for command in (auto, ["run", *auto[1:]]):
+        done = bench(*command)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith("error: nvidia-smi failed with exit code 9 (NVIDIA-SMI has failed")
+    assert not Path("results").exists()
+    assert "devices   cpu" in bench(*words, "--executor", "local").out.splitlines()
+
+
+def test_in_this_process_the_chosen_gpu_is_the_one_shown(
+    tool: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool(CARDS)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    made, *_ = engine("debug", tmp_path, Machine("auto", gpus=("1",)), NO_CLUSTER)
+    assert made.devices() == "cuda, in this process"
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
 
 
 def take(places: Places, *needs: float | None) -> list[str | None]:
@@ -197,7 +286,7 @@ def test_a_device_that_breaks_two_jobs_is_benched(store: Store, tmp_path: Path) 
     events = run(store, jobs, slots("auto", 1, 1, ["0"], lambda: TWO) + slots("auto", 1, 1, ["1"], lambda: TWO))
     assert [kinds(events, job)[-1] for job in jobs] == ["ok"] * 6
     for job in jobs[:2]:
-        first, second = devices(tmp_path, job)
+        first, second = places_of(tmp_path, job)
         assert first != second  # elsewhere
         record: dict[str, Any] = store.record(job.key) or {}
         assert [(each["step"], each["type"]) for each in record["attempts"]] == [("elsewhere", "AcceleratorError")]

@@ -85,6 +85,7 @@ def test_an_edit_that_does_not_fit_is_refused() -> None:
         ("┏━━┳━━━┓\n", "┏━━━━┳━┓\n"),
         ("0 already done in 2 min 33 s; records\n", "0 already done in 9 s; records\n"),
         ("digits, mlp, 1437 training images, CPU AMD EPYC\n", "digits, mlp, 1437 training images, NVIDIA H100\n"),
+        ("a\ndevices   cpu\n", "a\ndevices   GPU 0, GPU 1\n"),
     ],
 )
 def test_what_differs_between_machines_is_no_difference(shown: str, printed: str) -> None:

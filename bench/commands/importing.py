@@ -108,7 +108,7 @@ def evaluate(
     view = live.View(console, store, needed, mode, 1)
     if mode in ("live", "plain"):
         matrix.told = True
-        for line in running.describe(matrix):
+        for line in (*running.describe(matrix), f"devices   {engine.devices()}"):
             console.print(live.safe(line), soft_wrap=True)
     try:
         view.follow(engine.run(needed, store))

@@ -96,8 +96,8 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
 
     `check` builds every model and defense too, as a run does.
     """
-    places = machine.slots()
-    for line in describe(matrix):
+    engine = Local(matrix.root, machine.slots())
+    for line in (*describe(matrix), f"devices   {engine.devices()}"):
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
@@ -107,9 +107,9 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
     print(
         f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do", flush=True
     )
-    problems = check and refused(Local(matrix.root, places), matrix, store)
+    problems = check and refused(engine, matrix, store)
     if left:
-        forecast.show(left, matrix.jobs, store, matrix.root, places, probe and not problems)
+        forecast.show(left, matrix.jobs, store, matrix.root, engine.slots, probe and not problems)
     return 2 if problems else 0
 
 
@@ -136,7 +136,7 @@ def run(
     store.prepare()
     console = Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain") and not matrix.told:
-        for line in describe(matrix):
+        for line in (*describe(matrix), f"devices   {engine.devices()}"):
             console.print(live.safe(line), soft_wrap=True)
     view = live.View(console, store, matrix.jobs, mode, count, device)
     began = time.monotonic()

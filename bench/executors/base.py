@@ -33,6 +33,9 @@ class Event:
 class Executor(Protocol):
     """Runs jobs, each after what it needs. Closing the iterator stops every worker."""
 
+    def devices(self) -> str:
+        """What the jobs run on, in words."""
+
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """Why some of the jobs that have to run can never work, a line each (bench.jobs.preflight). Writes nothing."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +160,9 @@ def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tup
     if executor == "debug":
         from bench.executors.debug import Debug
 
-        first = machine.slots()[0].device
-        return Debug(root, first), 1, first
+        slot = machine.slots()[0]
+        os.environ.update(slot.environment)  # no worker is shown its GPU here, so this process is
+        return Debug(root, slot.device), 1, slot.device
     if executor != "local":
         raise ValueError(f"--executor is '{executor}'; expected {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
     from bench.executors.local import Local

@@ -23,6 +23,10 @@ class Debug:
     device: str = "cpu"
     work: Callable[..., str] | None = None
 
+    def devices(self) -> str:
+        """See Executor."""
+        return f"{self.device}, in this process"
+
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Executor."""
         from bench.jobs.preflight import problems

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +17,7 @@ BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # others hold more memory, or use a larger s
 MOST = 8  # jobs packed on a GPU
 BENCH_AFTER = 2  # different jobs that broke a device, none having ended well on it in between
 NAMED = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA takes for a device
+ANSWER = 20.0  # seconds that the driver's tool may take
 ASKED = "index,uuid,name,memory.total,memory.used,utilization.gpu"
 
 
@@ -55,10 +59,15 @@ class Slot:
         return dict(self.environment).get("CUDA_VISIBLE_DEVICES", self.device)
 
 
+class NoAnswer(ValueError):
+    """nvidia-smi is there, but does not say which GPUs there are. Told in one line."""
+
+
 def query() -> list[Gpu]:
-    """Ask nvidia-smi; no GPU where it is absent. MIG parts are not listed."""
-    lines = _smi(f"--query-gpu={ASKED}")
-    apps = Counter(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid") if line)
+    """Ask nvidia-smi; no GPU where it is absent. MIG parts are not listed. Raises NoAnswer."""
+    lines, apps = _smi(f"--query-gpu={ASKED}"), Counter[str]()
+    with contextlib.suppress(NoAnswer):  # who uses them is good to know, no more
+        apps.update(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid"))
     found = []
     for index, uuid, name, total, used, share in (line for line in lines if len(line) == 6):
         found.append(
@@ -68,12 +77,20 @@ def query() -> list[Gpu]:
 
 
 def _smi(what: str) -> list[list[str]]:
+    if shutil.which("nvidia-smi") is None:
+        return []
     command = ["nvidia-smi", what, "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+        tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said, _ = tool.communicate(timeout=ANSWER)
+    except OSError as error:
+        raise NoAnswer(f"nvidia-smi cannot be run: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        tool.kill()  # and not waited for: what is stuck in the driver cannot be killed
+        raise NoAnswer(f"nvidia-smi did not answer within {ANSWER:g} s") from None
+    if tool.returncode and "no devices were found" not in said.lower():
+        raise NoAnswer(f"nvidia-smi failed with exit code {tool.returncode} ({' '.join(said.split()) or 'no word'})")
+    return [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
 
 
 def _number(text: str) -> float | None:
@@ -83,8 +100,9 @@ def _number(text: str) -> float | None:
         return None
 
 
-def gpus(ask: Callable[[], list[Gpu]] = query) -> list[Gpu]:
-    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and believed where the tool is absent.
+def gpus(ask: Callable[[], list[Gpu]] = query, believe: bool = False) -> list[Gpu]:
+    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and believed where the tool is absent, or with
+    `believe` also where it fails. Raises NoAnswer.
 
     Each is then called what it is called there: the tool's number of a card need not be CUDA's. Like CUDA, this stops
     at the first word that names none: -1, `none`, or the `NoDevFiles` of a Slurm job without a GPU.
@@ -95,7 +113,14 @@ def gpus(ask: Callable[[], list[Gpu]] = query) -> list[Gpu]:
     wanted = list(takewhile(NAMED.fullmatch, map(str.strip, visible.split(","))))
     if not wanted:
         return []
-    known = {name: gpu for gpu in ask() for name in (gpu.index, gpu.uuid)}
+    try:
+        there = ask()
+    except NoAnswer as error:
+        if not believe:
+            raise
+        print(f"{error}; CUDA_VISIBLE_DEVICES is believed", file=sys.stderr)
+        there = []
+    known = {name: gpu for gpu in there for name in (gpu.index, gpu.uuid)}
     return [replace(known[name], index=name) if name in known else Gpu(name) for name in wanted]
 
 
@@ -109,13 +134,14 @@ def slots(
     """Slots for `--device auto|cpu|cuda`. `named`: the GPUs of --gpus, busy or not; else those that nobody uses.
 
     `jobs_per_gpu` None: as many as their measured memory allows. Raises ValueError where CUDA is asked for and there
-    is none, where a named GPU is not there, and where all GPUs are busy: none of that ends on the CPU unasked.
+    is none, where a named GPU is not there, where all GPUs are busy, and where nobody can tell whether there are any:
+    none of that ends on the CPU unasked.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
     if named and device == "cpu":
         raise ValueError("--gpus and --device cpu contradict each other; leave one out")
-    found = gpus(ask) if device in ("auto", "cuda") else []
+    found = _found(ask, device == "cuda") if device in ("auto", "cuda") else []
     if not found and (device == "cuda" or named):
         asked = f"--gpus {','.join(named)}" if named else "--device cuda"
         raise ValueError(f"{asked}, but no GPU was found; run `bench doctor`, or use --device cpu alone")
@@ -131,6 +157,14 @@ def slots(
             if turn == 0 or jobs_per_gpu or packed is not None:
                 places.append(Slot("cuda", _shown(gpu), packed))
     return places[:workers] if workers else places
+
+
+def _found(ask: Callable[[], list[Gpu]], wanted: bool) -> list[Gpu]:
+    try:
+        return gpus(ask, believe=wanted)
+    except NoAnswer as error:
+        ways = "--device cpu, or --device cuda with the GPUs in CUDA_VISIBLE_DEVICES"
+        raise ValueError(f"{error}; mend the driver, or use {ways}") from None
 
 
 def _chosen(found: list[Gpu], named: Sequence[str]) -> list[Gpu]:
@@ -158,6 +192,12 @@ def _shown(gpu: Gpu) -> tuple[tuple[str, str], ...]:
 def kind(slots: Sequence[Slot]) -> str:
     """cuda where any of them is on a GPU, else cpu: whose records tell how long jobs will take on them."""
     return "cuda" if any(slot.device == "cuda" for slot in slots) else "cpu"
+
+
+def told(slots: Sequence[Slot]) -> str:
+    """What they are on, in words."""
+    places = dict.fromkeys(slot.place for slot in slots)
+    return ", ".join(f"GPU {place}" if place.isdecimal() else place for place in places)
 
 
 def lanes(slots: Sequence[Slot]) -> int:

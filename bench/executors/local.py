@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.executors import processes
 from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
-from bench.executors.devices import Slot, kind, lanes, slots
+from bench.executors.devices import Slot, kind, lanes, slots, told
 from bench.executors.places import Lease, Places
 from bench.executors.policy import Queue, expected
 from bench.executors.processes import carried
@@ -46,6 +46,10 @@ class Local:
     work: processes.Work | None = None
     memory_kills: Callable[[], int] = processes.killed_for_memory
     polite: float = POLITE
+
+    def devices(self) -> str:
+        """See Executor."""
+        return told(self.slots)
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Executor."""

@@ -46,6 +46,10 @@ class Ray:
     num_gpus: float | None = None
     num_cpus: float | None = None
 
+    def devices(self) -> str:
+        """See Executor."""
+        return f"{'cuda' if self._asked()['GPU'] else 'cpu'}, on the nodes that Ray gives"
+
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Executor."""
         from bench.executors.local import Local

@@ -43,6 +43,10 @@ class Slurm:
     max_jobs: int | None = None
     detach: bool = False
 
+    def devices(self) -> str:
+        """See Executor."""
+        return f"{self.device}, on the nodes that Slurm gives"
+
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Executor. What Slurm thinks of the options is told when the first job is submitted."""
         from bench.executors.local import Local
