@@ -10,11 +10,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+GONE = (errno.ENOENT, errno.ESTALE)  # the second from NFS, where another machine removed a file while it was read
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """Inside, a file may be read that goes away meanwhile: then the rest of the block is left out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
 
 
 def write_json(path: Path, values: Any) -> None:

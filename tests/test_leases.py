@@ -143,6 +143,27 @@ def test_a_file_server_that_is_away_costs_a_job_after_a_while_only(
     assert not lease.beat()
 
 
+def test_a_lease_that_goes_away_while_it_is_read_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS knows that a file was there, and says that it is stale."""
+    lease, stat, said = claim(store, TRAIN.key), os.stat, errno.ESTALE
+    assert lease is not None
+
+    def gone(path: object, **how: bool) -> os.stat_result:
+        if "lease-" in str(path):
+            raise OSError(said, "gone")
+        return stat(str(path), **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", gone)
+        assert holders(store.folder(TRAIN.key), time.time()) == []
+        assert holder_of(store, TRAIN.key) is None
+        said = errno.EIO
+        with pytest.raises(OSError, match="gone"):
+            holders(store.folder(TRAIN.key), time.time())
+    assert holder_of(store, TRAIN.key) is not None
+    lease.release()
+
+
 def test_the_thread_beats_by_itself(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.05)
     monkeypatch.setattr(leases, "_beating", leases._Beating())

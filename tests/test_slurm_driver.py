@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bench.executors.slurm import Slurm
 from bench.executors.submitted import Submitted
 from bench.jobs.attempt import tried
 from bench.planning.job import Job
-from bench.records.leases import Claims, claim
+from bench.records.leases import Claims, claim, holder_of
 from bench.records.store import Store
 
 TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
@@ -85,6 +86,22 @@ def test_a_job_is_taken_up_before_it_is_submitted(run: Submitted) -> None:
     again = claim(run.store, OTHER.key)
     assert again is not None  # left to its worker
     again.release()
+
+
+def test_what_could_not_be_taken_up_is_held_by_nobody(run: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.store.put(TRAIN, "error", {"metrics": {}, "files": {}})
+    run.claims = Claims(run.store, [TRAIN.key])
+
+    def away(*paths: object, **how: object) -> None:
+        raise OSError(errno.EIO, "away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", away)
+        with pytest.raises(OSError, match="away"):
+            run.take(TRAIN)
+    assert holder_of(run.store, TRAIN.key) is None
+    assert run.take(TRAIN) == (True, None)
+    assert run.store.record(TRAIN.key) is None  # taken away now, which the first try had not come to
 
 
 @pytest.mark.parametrize(
@@ -178,3 +195,59 @@ def test_a_record_may_come_late(run: Submitted, says: Path, monkeypatch: pytest.
     run.store.put(TRAIN, "done", {"metrics": {}, "files": {}})
     assert [event.kind for event in look(run)] == ["started", "ok"]
     assert not run.lost
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every job runs as task 7_0 from when it was submitted; a folder for what was submitted and cancelled."""
+    tools, said = tmp_path / "bin", tmp_path / "said"
+    said.mkdir()
+    tools.mkdir()
+    for name, text in {
+        "sbatch": f"echo $* >>'{said}/sbatch'; echo 7",
+        "squeue": f"[ ! -e '{said}/sbatch' ] || echo '7_0|RUNNING'",
+        "scancel": f"echo $* >>'{said}/scancel'",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    for name in ("TICK", "FASTEST", "SLOWEST"):
+        monkeypatch.setattr(slurm, name, 0.02)
+    return said
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "results")
+    made.prepare()
+    return made
+
+
+def test_a_results_folder_that_is_away_for_a_moment_ends_nothing(store: Store, cluster: Path) -> None:
+    events = Slurm(store.root.parent).run([TRAIN], store)
+    assert next(event for event in events if event.kind != "tick").kind == "started"
+    aside = store.root.with_name("away")
+    store.root.rename(aside)
+    assert [next(events).kind for _ in range(20)] == ["tick"] * 20
+    aside.rename(store.root)
+    store.put(TRAIN, "done", {"metrics": {}, "files": {}})
+    assert [event.kind for event in events if event.kind != "tick"] == ["ok"]
+    assert not (cluster / "scancel").exists()
+    assert len((cluster / "sbatch").read_text().splitlines()) == 1
+
+
+def test_one_that_stays_away_ends_the_driver(store: Store, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = Slurm(store.root.parent).run([TRAIN], store)
+    assert next(event for event in events if event.kind != "tick").kind == "started"
+    monkeypatch.setattr(slurm, "PATIENCE", 0.2)
+    store.root.rename(store.root.with_name("away"))
+    with pytest.raises(FileNotFoundError):
+        list(events)
+    assert (cluster / "scancel").read_text() == "7_0\n"
+
+
+def test_one_that_cannot_be_written_is_told_before_anything_is_submitted(store: Store, cluster: Path) -> None:
+    (store.root / "slurm").write_text("no folder")
+    with pytest.raises(FileExistsError):
+        list(Slurm(store.root.parent).run([TRAIN], store))
+    assert not (cluster / "sbatch").exists()

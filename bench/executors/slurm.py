@@ -27,7 +27,7 @@ from bench.records.store import Store
 TICK = 0.5  # seconds between ticks
 FASTEST, SLOWEST = 1.0, 15.0  # seconds between looks at the queue: often in a short run, seldom in a long one
 GRACE = 10.0  # seconds that a record may take to be seen from another machine
-PATIENCE = 1800.0  # seconds without an answer of Slurm's after which the driver gives up
+PATIENCE = 1800.0  # seconds without an answer of Slurm's, or of the results folder, after which the driver gives up
 KINDS: dict[str, retries.Kind] = {"OUT_OF_MEMORY": "oom", "TIMEOUT": "timeout"}  # by Slurm's state of a task
 NAMES = {"oom": "KilledForMemory", "timeout": "Timeout", "died": "WorkerDied"}
 
@@ -66,15 +66,18 @@ class Slurm:
             _cancel([task for task in run.live.values() if task in run.mine] if not self.detach else [])
 
     def _follow(self, run: Submitted) -> Iterator[Event]:
-        """Look, submit, wait, until every job is over."""
+        """Look, submit, wait, until every job is over. A controller that restarts, or a file server that is away for a
+        moment, is no reason to give up a week's work."""
         states: dict[str, str] | None = queue(run.store.root) if run.pending else {}
-        began = answered = time.monotonic()
+        began = well = time.monotonic()
         while run.pending:
-            yield from self._look(run, states)
-            yield from self._blocked(run)
-            if states is not None:
-                yield from self._adopt(run, states)
-                yield from self._submit(run)
+            try:
+                yield from self._round(run, states)
+                well = time.monotonic() if states is not None else well
+            except OSError:
+                nothing_to_lose = self.detach or not (run.mine or run.live)
+                if nothing_to_lose or time.monotonic() - well > PATIENCE:
+                    raise
             if self.detach:
                 return
             pause = min(SLOWEST, max(FASTEST, (time.monotonic() - began) / 20))
@@ -84,11 +87,18 @@ class Slurm:
                 time.sleep(TICK)
             try:
                 states = queue(run.store.root)
-                answered = time.monotonic()
-            except SlurmError:  # a controller that restarts is no reason to give up a week's work
-                if time.monotonic() - answered > PATIENCE:
+            except SlurmError:
+                if time.monotonic() - well > PATIENCE:
                     raise
                 states = None
+
+    def _round(self, run: Submitted, states: dict[str, str] | None) -> Iterator[Event]:
+        """One look; submits what can be. What an error leaves undone is done in the next round."""
+        yield from self._look(run, states)
+        yield from self._blocked(run)
+        if states is not None:
+            yield from self._adopt(run, states)
+            yield from self._submit(run)
 
     def script(self, jobs: list[Job], store: Store) -> str:
         """The script that submits what is left to do; for labs where people submit by hand."""

@@ -47,8 +47,10 @@ class Submitted:
 
     def take(self, job: Job) -> tuple[bool, Event | None]:
         """May it be submitted? Then the record of an error is gone. The event of a job that is over by now."""
-        took = self.claims.take(job.key)
-        self.claims.release(job.key)  # its worker will take it
+        try:
+            took = self.claims.take(job.key)
+        finally:
+            self.claims.release(job.key)  # its worker will take it
         if took == "held":
             self.held.add(job.key)
         if took != "over":

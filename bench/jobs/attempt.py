@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.atomic import write_json
+from bench.atomic import unless_gone, write_json
 from bench.jobs import retries
 from bench.planning.job import Job
 from bench.records.leases import Lease, claim, holders, this_machine
@@ -107,7 +107,7 @@ def _lease(store: Store, key: str) -> Lease | None:
     """
     seen: tuple[str, float] | None = None
     while (lease := claim(store, key)) is None:
-        with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+        with unless_gone():  # given back meanwhile
             holder = max(holders(store.folder(key), time.time()), key=lambda each: each.generation, default=None)
             if holder is not None:
                 now = holder.path.name, holder.path.stat().st_mtime

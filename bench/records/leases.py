@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.atomic import FULL
+from bench.atomic import FULL, unless_gone
 from bench.records.store import Store
 
 BEAT, STALE = 15.0, 60.0  # seconds
@@ -93,10 +93,10 @@ class Claims:
             return "run"
         if (lease := claim(self.store, key)) is None:
             return "held"
+        self._leases[key] = lease  # given back by `release` also where what follows fails
         if self._stamp(key) != self._before.get(key) and self.store.record(key) is not None:
-            lease.release()
+            self.release(key)
             return "over"
-        self._leases[key] = lease
         self.store.reopen(key)
         return "run"
 
@@ -156,7 +156,7 @@ def holders(folder: Path, now: float) -> list[Holder]:
     """All leases in a job folder, dead ones too."""
     found = list[Holder]()
     for path in sorted(folder.glob("lease-*.json")):
-        with contextlib.suppress(FileNotFoundError):  # released meanwhile
+        with unless_gone():  # released meanwhile
             found.append(_read(path, now))
     return found
 
