@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -111,6 +112,45 @@ def test_ray_and_this_machine_share_a_folder(bench: Bench, tmp_path: Path) -> No
     assert outcomes(there) == outcomes(tmp_path / "here")
     for key in Store(there).keys():
         assert (there / key / "log.txt").read_text().count(f" {key} on cpu, pid") == 1
+
+
+HALVES = """
+import json, sys
+from pathlib import Path
+import ray
+from bench.executors.ray import Ray
+from bench.planning.job import Job
+from bench.records.store import Store
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+store = Store(Path(sys.argv[1]))
+store.prepare()
+begins, lacks, stands = (Job("train", {"seed": seed}) for seed in range(3))
+store.add(stands)
+store.put(stands, "done", {"metrics": {}, "files": {}})
+events = Ray(Path(sys.argv[1]), num_gpus=0.5).run([begins, lacks, stands], store)
+assert next(events).kind == "skipped"
+(store.folder(lacks.key) / "job.json").unlink()  # as on a node that does not share the folder
+told = {event.job.key: event.message for event in events if event.kind == "error"}
+keys = (begins.key, lacks.key)
+print(json.dumps([[told[key] for key in keys], [store.record(key) for key in keys]]))
+"""
+
+
+def test_a_gpu_s_share_says_who_is_beside_and_a_job_that_a_node_cannot_see_is_no_lost_worker(tmp_path: Path) -> None:
+    """Ray counts a GPU that is not there; jobs on it fail, and their records say what they were told."""
+    done = subprocess.run(
+        [sys.executable, "-c", HALVES, str(tmp_path / "r")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (_, said), (begun, lost) = json.loads(done.stdout)
+    assert begun["provenance"]["workers"] == 2  # on its GPU; four run on the cluster at a time
+    assert said == f"LookupError: {lost['error']['message']}"
+    assert lost["error"]["message"].endswith(
+        "; is the results folder shared with Ray's nodes, and is bench installed there?"
+    )
+    assert f"no job {lost['key']} in " in said
+    assert said.count("\n") == 0
+    assert lost["error"]["type"] == "LookupError"
 
 
 def until(what: Callable[[], Any]) -> None:

@@ -21,6 +21,7 @@ from bench.executors.base import Absent, Event, begin, blocker, elsewhere, ended
 from bench.executors.sbatch import environment
 from bench.planning.job import Job
 from bench.records.leases import Claims
+from bench.records.private import portable
 from bench.records.store import Store
 from bench.training import stopping
 
@@ -48,7 +49,7 @@ class Ray:
 
     def devices(self) -> str:
         """See Executor."""
-        return f"{'cuda' if self._asked()['GPU'] else 'cpu'}, on the nodes that Ray gives"
+        return f"{self.kind()}, on the nodes that Ray gives"
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Executor."""
@@ -131,12 +132,15 @@ class Ray:
 
     def _submit(self, job: Job, store: Store, places: int) -> Any:
         (store.folder(job.key) / "progress.json").unlink(missing_ok=True)
-        return self._task.remote(str(store.root.absolute()), job.key, str(self.root.absolute()), self.kind(), places)
+        gpus = self._asked()["GPU"]
+        beside = max(int(1 / gpus), 1) if gpus else places  # a GPU is its jobs' alone
+        return self._task.remote(str(store.root.absolute()), job.key, str(self.root.absolute()), self.kind(), beside)
 
     def _ended(self, job: Job, reference: Any, store: Store) -> Event | None:
         """The event of a job that Ray is done with; None where its worker found another process at it."""
         import ray
 
+        name = "WorkerDied"
         try:
             state = ray.get(reference)
             if state == "held":
@@ -144,12 +148,15 @@ class Ray:
             if state == "over":
                 return elsewhere(job, store)
             message = "the worker ended without a record that can be read here; is the results folder shared?"
-        except ray.exceptions.RayError as error:  # the worker catches everything, so its process or node was lost
+        except ray.exceptions.RayTaskError as error:  # what a job itself raises is in its record: this one never began
+            name, said = type(error.cause).__name__, str(error.cause).strip().partition("\n")[0]
+            message = f"{portable(said)}; is the results folder shared with Ray's nodes, and is bench installed there?"
+        except ray.exceptions.RayError as error:  # its process or node was lost
             message = f"Ray lost the worker {1 + RETRIES} times ({type(error).__name__})"
         event = ended(job, store)
         if event is None:
-            store.put(job, "error", {"error": {"type": "WorkerDied", "message": message}, "metrics": {}, "files": {}})
-            event = Event("error", job, message)
+            store.put(job, "error", {"error": {"type": name, "message": message}, "metrics": {}, "files": {}})
+            event = Event("error", job, f"{name}: {message}")
         return event
 
     @functools.cached_property
