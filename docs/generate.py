@@ -23,7 +23,7 @@ KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 PICTURE = "docs/report-desktop.png"
 SECTION = ("## mnist, Linf eps = 0.2", "### Deterministic")
-COLUMNS = ("Method", "Standard accuracy", "Best known robust accuracy", "95 % interval", "n", "Verdict")
+COLUMNS = ("Method", "Standard accuracy", "Best known robust accuracy", "95 % interval", "n", "Verdict", "Flags")
 TOP = 5
 # how findings.md speaks of a plug-in where it does not write its name
 SPOKEN = {
