@@ -187,13 +187,13 @@ BOARD = """\
 
 ### Deterministic
 
-| Rank | Method | Standard accuracy | Best known robust accuracy | Verdict | n | 95 % interval | Architecture |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| Rank | Method | Standard accuracy | Best known robust accuracy | Verdict | Flags | n | 95 % interval | Architecture |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
 def row(rank: int, method: str) -> str:
-    return f"| {rank} | {method} | 9{rank}.0 | 5{rank}.0 | OK | 100 | {rank} to 60 | mlp |\n"
+    return f"| {rank} | {method} | 9{rank}.0 | 5{rank}.0 | OK | none | 100 | {rank} to 60 | mlp |\n"
 
 
 def test_the_readme_shows_the_first_rows_and_the_undefended_one_as_they_stand() -> None:
@@ -202,8 +202,8 @@ def test_the_readme_shows_the_first_rows_and_the_undefended_one_as_they_stand() 
     shown = [line for line in generate.top_rows(board).splitlines() if line.startswith("| ")]
     assert shown[0] == f"| {' | '.join(['Rank', *generate.COLUMNS])} |"
     assert shown[2:] == [
-        *(rf"| {p} | m\_{p} (a=\|b) | 9{p}.0 | 5{p}.0 | {p} to 60 | 100 | OK |" for p in range(1, 6)),
-        "| 8 | standard | 98.0 | 58.0 | 8 to 60 | 100 | OK |",
+        *(rf"| {p} | m\_{p} (a=\|b) | 9{p}.0 | 5{p}.0 | {p} to 60 | 100 | OK | none |" for p in range(1, 6)),
+        "| 8 | standard | 98.0 | 58.0 | 8 to 60 | 100 | OK | none |",
     ]
     assert "mnist, Linf eps = 0.2, mlp: the first 5 of 8 rows" in generate.top_rows(board)
     twice = generate.top_rows(BOARD + row(1, "standard") + row(2, "trades"))
