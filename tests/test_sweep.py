@@ -177,6 +177,7 @@ def test_sigma_is_mapped_to_the_budget_of_equal_accuracy_with_standard_at_zero(s
     assert "above 0.2" in told
     assert "below 0" in told
     assert "0 (standard), 0.1, 0.2" in told
+    assert "no map" not in told
     csv_lines = map_lines((a, b, matches(store, a, b)))
     assert {line["b_value"] for line in csv_lines if line["a_value"] == 2.0 and line["column"] == "steep"} == {"above"}
 
@@ -238,6 +239,19 @@ def test_only_the_same_footing_is_a_partner(store: Store) -> None:
     assert partner(store, a, swept(store, "rival", "train_eps")) is None
 
 
+def test_there_is_no_map_by_an_accuracy_that_moves_the_other_way(store: Store) -> None:
+    plain = trained(store, "standard", eps=None)
+    evaluated(store, plain, "clean", right(0.91))
+    evaluated(store, plain, "steep", right(0.1))
+    against(store, "0.1", 0.5, 0.97)  # clean accuracy rises
+    for sigma in (0.2, 1.0):
+        noise(store, sigma, 0.3)
+    a, b, found = mapped(store)
+    assert {column for column, _ in found} == {"steep"}
+    told = "\n".join(map_table(store, (a, b, matches(store, a, b))))
+    assert "no map by clean: clean accuracy does not fall, or robust accuracy not rise with train_eps" in told
+
+
 def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
     from test_verdicts import audited
 
@@ -262,8 +276,8 @@ def unsound(store: Store, name: str, eps: str | None, **settings: Any) -> None:
 
 
 def test_a_map_shows_the_verdict_of_each_value_and_names_unsound_values_of_the_other_side(store: Store) -> None:
-    for eps, share in (("0.1", 0.3), ("0.2", 0.7)):
-        against(store, eps, share, 0.95)
+    for eps, share, clean in (("0.1", 0.3, 0.96), ("0.2", 0.7, 0.94)):
+        against(store, eps, share, clean)
     for sigma in (0.2, 1.0):
         noise(store, sigma, 0.5)
     unsound(store, "guard", None, sigma=1.0)

@@ -2,7 +2,8 @@
 
 For each column that both sides have, the least b at which side B is as robust (or as inaccurate on clean images) as
 side A is at a. B's accuracies are made monotone first, by the least-squares fit that never turns (isotonic regression):
-robust accuracy rises with b, clean accuracy falls. Between two values of b the fit is a straight line.
+robust accuracy rises with b, clean accuracy falls. Between two values of b the fit is a straight line. A column in
+which B does not move that way has no map.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def _column(store: Store, a: Series, b: Series, name: str, members: list[str]) -
     sign = -1.0 if name == "clean" else 1.0
     means = sign * np.concatenate([right.mean(axis=1)[None], _resampled(right)])
     fit = rising(means[:, len(ours) :])
+    if fit[0, 0] == fit[0, -1]:  # it runs the other way, or nowhere: no value of B can be read off it
+        return []
     x = [b.points[k - len(a.points)].x for k in theirs]
     found = []
     for place, k in enumerate(ours):

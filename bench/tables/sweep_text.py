@@ -121,6 +121,10 @@ def map_table(store: Store, found: Map) -> list[str]:
         "is a straight line, and the interval knows of images only, not of other training seeds",
         f"below or above: no {b.setting} between {ends} is as accurate",
     ]
+    known = [name for name in a.points[0].picked if all(name in p.picked for p in (*a.points, *b.points))]
+    if lacking := [name for name in known if name not in {m.column for m in matches}]:
+        moves = "clean accuracy does not fall, or robust accuracy not rise"
+        notes.append(f"no map by {', '.join(lacking)}: {moves} with {b.setting}, or too few values have it")
     if unsound := _unsound(b):
         notes.append(f"{b.defense} is unsound at {b.setting} {', '.join(unsound)}: the fit may be too high there")
     return [*out, *aligned([header, *cells]), "", *notes]
