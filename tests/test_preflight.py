@@ -179,7 +179,7 @@ def test_at_most_five_mistakes_are_told(bench: Bench) -> None:
 def test_both_executors_refuse_the_same(bench: Bench) -> None:
     words = ["run", "--defense", "awp,noisy", "--set", "awp.base=free_at", "--set", "noisy.rows=12"]
     local, debug = (bench(*words, "--executor", name) for name in ("local", "debug"))
-    assert local == debug
+    assert (local.code, local.err) == (debug.code, debug.err)  # the devices of their plans differ
     assert local.code == 2
 
 
