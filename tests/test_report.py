@@ -241,13 +241,13 @@ def test_eps_curves_begin_at_clean_and_have_wilson_bands(store: Store) -> None:
     assert {"0.025", "0.125", "0.200"} <= set(Page(plot.svg()).text)
 
 
-def unfinished(store: Store, name: str = "guard", **settings: object) -> str:
+def unfinished(store: Store, name: str = "guard", steep: tuple[int, ...] = (1, 1, 0, 0), **settings: object) -> str:
     """Seed 1 has every attack, over 4 images; seed 0 lacks one and seed 2 was never trained. Key of seed 1's clean."""
     keys = {}
     for seed, clean in ((0, [1, 0] * 5), (1, [1] * 9 + [0])):
         train = trained(store, name, seed, defense={"set": settings})
         keys[seed] = evaluated(store, train, "clean", clean)
-        evaluated(store, train, "steep", [1, 1, 0, 0])
+        evaluated(store, train, "steep", list(steep))
         evaluated(store, train, "onestep", [1, 1, 1, 0] if seed else None, state="done" if seed else "error", n=4)
     evaluated(store, trained(store, name, 2, state="missing", defense={"set": settings}), "steep", state="missing", n=4)
     return keys[1]
@@ -270,9 +270,9 @@ def test_captions_name_the_seeds_and_sizes_that_are_in_the_numbers(store: Store)
 
 
 def test_captions_of_sweeps_and_maps_name_their_seeds(store: Store) -> None:
-    for sigma in (1.0, 2.0):
+    for sigma, steep in ((1.0, (1, 1, 0, 0)), (2.0, (1, 1, 1, 0))):
         unfinished(store, sigma=sigma)
-        unfinished(store, "rival", level=sigma)
+        unfinished(store, "rival", steep, level=sigma)
     (a,), (b,) = (sweep(store, all_judged(store), *of, Where()) for of in (("guard", "sigma"), ("rival", "level")))
     assert "n 10, 4; eps Linf 0.1; seeds 0, 1; device" in sweep_plot(a).caption
     found = [match for match in matches(store, a, b) if match.column == "worst case"]
