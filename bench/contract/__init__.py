@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,21 +24,6 @@ class Result(NamedTuple):
     name: str
     ok: bool
     detail: str = ""
-
-
-def find_class(module: ModuleType, base: type[Any]) -> type[Any]:
-    """The one public subclass of `base` that a module defines itself. Raises ValueError otherwise."""
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-        and not value.__name__.startswith("_")
-    ]
-    if len(found) != 1:
-        raise ValueError(f"{module.__name__} must define exactly one {base.__name__}, found {len(found)}")
-    return found[0]
 
 
 def check_defense(cls: type[Defense]) -> list[Result]:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import contract
-from bench.core.attack import Attack, Columns, Context, Evaluation
+from bench import contract, plugins
+from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Terms
 from bench.planning import catalog
@@ -31,16 +31,14 @@ def _failed(results: list[contract.Result]) -> list[str]:
 
 @pytest.mark.parametrize("name", _names("defenses"))
 def test_defense_keeps_the_contract(name: str) -> None:
-    cls = contract.find_class(importlib.import_module(f"defenses.{name}"), Defense)
-    assert _failed(contract.check_defense(cls)) == []
+    assert _failed(contract.check_defense(plugins.load("defenses", name))) == []
 
 
 @pytest.mark.parametrize("name", _names("attacks"))
 def test_attack_keeps_the_contract(name: str) -> None:
     if name == "torchattacks" and importlib.util.find_spec("torchattacks") is None:
         pytest.skip("torchattacks is not installed")
-    cls = contract.find_class(importlib.import_module(f"attacks.{name}"), Evaluation)
-    assert _failed(contract.check_attack(cls)) == []
+    assert _failed(contract.check_attack(plugins.load("attacks", name))) == []
 
 
 @pytest.mark.parametrize("kind", ["defenses", "attacks"])
