@@ -858,7 +858,7 @@ def test_a_worst_case_over_few_images_says_what_more_images_leave(store: Store) 
     notes = matrix(store, store.keys())[2]
     assert [note for note in notes if "alone leaves" in note] == [
         "guard at Linf eps 0.1: steep alone leaves 60.0 on 200 images, the worst case 90.0 is over 100; "
-        "--n 200 gives all attacks as many"
+        "give all attacks as many (n in a spec, else --n 200)"
     ]
 
 

@@ -43,7 +43,7 @@ def bound(row: Row) -> tuple[float, int, str] | None:
     The few images were easy ones then."""
     seeds = row.worst.values
     found = [
-        (sum(cell.values[seed] for seed in seeds) / len(seeds), cell.n, name)
+        (cell.only(seeds).mean, cell.n, name)
         for name, cell in (("clean", row.clean), *row.attacks.items())
         if seeds and cell.n > row.worst.n and seeds.keys() <= cell.values.keys()
     ]
@@ -59,7 +59,8 @@ def undercut(found: Iterable[Row]) -> list[str]:
             share, n, name = below
             lines.append(
                 f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on {n} images, the "
-                f"worst case {100 * row.worst.mean:.1f} is over {row.worst.n}; --n {n} gives all attacks as many"
+                f"worst case {100 * row.worst.mean:.1f} is over {row.worst.n}; "
+                f"give all attacks as many (n in a spec, else --n {n})"
             )
     return lines
 
