@@ -20,8 +20,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from bench.core.ascent import margin
 from bench.core.attack import Attack, Columns, Context
+from bench.core.pgd import margin
 from bench.core.rng import scope, seed
 
 

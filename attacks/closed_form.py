@@ -28,12 +28,12 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core import expected
-from bench.core.ascent import Best, Start, check_reach, start_delta
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, Counted
-from bench.core.covariance import LogitMoments, passes
-from bench.core.known_noise import Withdrawn, known_noise
+from bench.core.pgd import Best, Start, check_reach, start_delta
+from bench.noise import losses as expected
+from bench.noise.gaussian_noise import Withdrawn, known_noise
+from bench.noise.logit_moments import LogitMoments, passes
 
 _Objective = Callable[[Tensor, Tensor], Tensor]  # images, labels -> loss of each
 

@@ -23,10 +23,10 @@ from annotated_types import Gt
 from torch import Tensor
 
 from attacks.pgd import PGD
-from bench.core.ascent import AttackLoss, Best, Start
 from bench.core.attack import Columns, Context, Evaluation, Outcome, draw_columns
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.numbers import Number, parse_eps
+from bench.core.epsilon import Number, parse_eps
+from bench.core.pgd import AttackLoss, Best, Start
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bench.core.ascent import ascend, attack_loss
 from bench.core.attack import Attack, Columns, Context
+from bench.core.pgd import ascend, attack_loss
 
 
 @dataclass

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from bench.core.ascent import ascend, attack_loss, check_reach
 from bench.core.attack import Columns, Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, Counted, frozen
+from bench.core.pgd import ascend, attack_loss, check_reach
 from bench.core.rng import scope, seed
 from bench.core.weights import Shifts, filter_direction, noiseless_weights, uphill, visiting, within
 

@@ -24,8 +24,8 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from bench.core.ascent import AttackLoss, Best, Start, attack_loss, check_reach, start_delta
 from bench.core.attack import Attack, Columns, Context
+from bench.core.pgd import AttackLoss, Best, Start, attack_loss, check_reach, start_delta
 
 
 @dataclass

@@ -28,9 +28,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from bench.core.ascent import attack_loss
 from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, Counted, frozen
+from bench.core.pgd import attack_loss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 

@@ -20,7 +20,7 @@ def load(results: str | os.PathLike[str] = "results") -> pd.DataFrame:
 
     Columns, units and states: docs/schema.md. Raises FileNotFoundError where there is no such folder.
     """
-    from bench.analysis.frame import frame
+    from bench.results.evaluations import frame
 
     return frame(_store(results))
 
@@ -60,9 +60,9 @@ def worst(
     """
     import pandas as pd
 
-    from bench.analysis.frame import frame, tested
-    from bench.analysis.rows import rows
-    from bench.core.numbers import Number
+    from bench.core.epsilon import Number
+    from bench.results.evaluations import frame, tested
+    from bench.results.rows import rows
 
     store, radius = _store(results), float(Number(eps))
     reasons = []

@@ -13,11 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from bench import terminal
-from bench.commands import model_commands, report_command, store_commands, sweep_command, table_commands
+from bench.commands import models as model_commands
+from bench.commands import report as report_command
+from bench.commands import store as store_commands
+from bench.commands import sweep as sweep_command
+from bench.commands import tables as table_commands
 from bench.commands.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
 from bench.executors.clusters import Absent, Cluster, Machine, takes_cluster
 from bench.planning.typed import Options
-from bench.training import stopping
+from bench.training import sigterm as stopping
 
 app = typer.Typer(
     name="bench",
@@ -129,7 +133,7 @@ def run(
 
     Example: bench run --defense noisy --eps 8/255
     """
-    from bench.commands import running
+    from bench.commands import run as running
 
     plugins(plugin)
     typed(model=model, eps=eps, seeds=seeds)
@@ -183,7 +187,7 @@ def list_(
     plugin: Plugin = None,
 ) -> None:
     """List defenses, attacks, data sets and models. With a NAME its formula, source, settings and defaults."""
-    from bench.commands import listing
+    from bench.commands import list_and_check as listing
 
     plugins(plugin)
     listing.show(kind, name)
@@ -212,7 +216,7 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Test a defense or attack against its contract. The contract is what a plug-in owes the harness."""
-    from bench.commands import listing
+    from bench.commands import list_and_check as listing
 
     plugins(plugin)
     raise typer.Exit(listing.check(name, everything))

@@ -14,7 +14,7 @@ from torch import nn
 
 from bench.core.attack import Evaluation
 from bench.core.defense import Defense
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.models.common import Inputs
 from bench.planning import catalog

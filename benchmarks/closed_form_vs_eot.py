@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from attacks.closed_form import ClosedForm
 from attacks.pgd import PGD
-from bench.core.ascent import AttackLoss, attack_loss, start_delta
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
+from bench.core.pgd import AttackLoss, attack_loss, start_delta
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import load, test_block

@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.analysis.frame import frame
-from bench.analysis.marks import flags
-from bench.analysis.rows import Row, rows
-from bench.analysis.verdicts import judged
-from bench.analysis.worst import Cell
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
+from bench.results.evaluations import frame
+from bench.results.rows import Row, rows
+from bench.results.worst_case import Cell
+from bench.soundness.verdicts import judged
 from bench.tables.markdown import table
+from bench.tables.ranking import flags
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from records import DOCS, ROOT, Training, trainings
 
-from bench.analysis.worst import paired
 from bench.records.store import Store
+from bench.results.worst_case import paired
 from bench.tables.markdown import table
 
 HEAD = """# Every defense once on MNIST

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from records import DOCS, ROOT
 
-from bench.analysis.compare import plain
-from bench.analysis.matching import matches, partner
-from bench.analysis.reading import ReadOnce
-from bench.analysis.sides import Where
-from bench.analysis.sweep import sweep, with_anchor
+from bench.records.cached_store import ReadOnce
 from bench.report.sweeps import map_plot
+from bench.tables.compare import plain
+from bench.tables.equivalence import matches, partner
 from bench.tables.leaderboard import board
+from bench.tables.selection import Where
+from bench.tables.sweep import sweep, with_anchor
 from bench.tables.sweep_text import map_table, table
 
 HEAD = """# Sigma and eps on MNIST

@@ -34,7 +34,7 @@ from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.spec import TrainSpec
 from bench.training.cost import counted_step
-from bench.training.optimise import optimisation
+from bench.training.optimizer import optimisation
 from defenses.noisy import Noisy
 
 EPS = "0.1"

@@ -37,12 +37,12 @@ from bench import plugins
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.defense import Batch
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.models.common import Inputs
 from bench.planning.spec import TrainSpec
-from bench.training.optimise import optimisation
+from bench.training.optimizer import optimisation
 
 STEPS, REL_STEP_SIZE, SEEDS, PAIRS = 20, 0.1, (0, 1, 2), 8
 ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "epochs": 1}

@@ -30,7 +30,7 @@ from torch import Tensor
 from attacks.autoattack import AutoAttack
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.training import checkpoint

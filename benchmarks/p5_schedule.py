@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.executors.policy import bound, simulate
+from bench.executors.schedule import bound, simulate
 from bench.planning.job import Job
 from bench.records.store import Store
 

@@ -48,7 +48,7 @@ from bench.planning.plan import plan
 from bench.planning.spec import TrainSpec
 from bench.planning.typed import Options
 from bench.records.store import Store, weights_file
-from bench.training.optimise import optimisation
+from bench.training.optimizer import optimisation
 from bench.training.train import build
 
 EPOCHS, STEPS, BATCH, IMAGES, PAIRS = 3, 50, 128, 1000, 4

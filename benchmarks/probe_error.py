@@ -22,14 +22,14 @@ from paired import Record, conditions, heading, store, table, write_docs
 
 from bench.executors.devices import Slot
 from bench.executors.local import Local
-from bench.executors.policy import simulate
+from bench.executors.schedule import simulate
 from bench.planning.job import Job
 from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.typed import Options
 from bench.progress import forecast, probe
 from bench.progress.live import title
-from bench.records.estimate import Estimator
+from bench.records.runtime_estimate import Estimator
 from bench.records.store import Store
 
 SLOTS = [Slot("cpu")] * 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.core.stats import wilson
 from bench.planning.job import Job
-from bench.planning.names import defense_label
+from bench.planning.labels import defense_label
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from bench.atomic import file_hash, write_atomic
-from bench.checks import Finding
-from bench.checks.texts import CHECKS
-from bench.planning.cells import RANDOMISED_REVISION
+from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
 from bench.records.store import SAMPLES, Store
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Finding
 
 Array = np.ndarray[Any, Any]
 SEEDS, EPS = 5, ("0.1", "0.2", "0.3")

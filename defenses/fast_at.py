@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from bench.core.ascent import ascend, attack_loss
 from bench.core.classifier import BatchNormMode, frozen
 from bench.core.defense import Batch, Defense, Terms, Updater
+from bench.core.pgd import ascend, attack_loss
 
 _GOOD = "good."  # prefix of the saved weights within the state
 

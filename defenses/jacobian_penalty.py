@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import nn
 
-from bench.core.covariance import jacobian_moments, sign_rows, unit_rows
 from bench.core.defense import Batch, Defense, Terms
+from bench.noise.logit_moments import jacobian_moments, sign_rows, unit_rows
 
 
 @dataclass

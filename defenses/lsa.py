@@ -6,7 +6,7 @@ the adversary goes for the class whose linear boundary is nearest in the threat'
 `linearise=loss` is the paper's simpler adversary, the dual vector of the loss gradient. An image already wrong has a
 negative distance and is pushed on toward the worst class. Ours, as the details were not read: eval mode during the
 attack, x + r clipped to [0,1], the budgets. The K - 1 products run one after the other: a batched (vmap) backward was
-slower on CPU, see bench/core/covariance.py. `layer=head` perturbs the input of `net.head` instead, in the training pass
+slower on CPU, see bench.noise.logit_moments. `layer=head` perturbs the input of `net.head` instead, in the training pass
 itself, at almost no cost; nothing but weight decay then stops a net from outgrowing the constant budget.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
 from bench.core.defense import Batch, Defense, Terms
-from bench.core.expected import competitors, pair_rows
+from bench.noise.losses import competitors, pair_rows
 
 
 @dataclass

@@ -28,14 +28,14 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core import covariance as cov
-from bench.core import expected
 from bench.core.classifier import Classifier, frozen, keep_buffers
 from bench.core.defense import Batch, Defense, Terms
-from bench.core.known_noise import KnownNoise, Withdrawn
-from bench.core.propagation import SiteVariance
 from bench.core.rng import scope, seed
-from bench.core.sites import Site, first_weight, signal_scale
+from bench.noise import logit_moments as cov
+from bench.noise import losses as expected
+from bench.noise.gaussian_noise import KnownNoise, Withdrawn
+from bench.noise.injection import Site, first_weight, signal_scale
+from bench.noise.propagation import SiteVariance
 
 PROBED = 64  # images of an epoch's last batch that the log looks at more closely
 CHECK_DRAWS = 256  # of the noise for each of them, against which the closed form is held

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.rng import normal_like
-from bench.core.sites import edit_sites, first_weight
+from bench.noise.injection import edit_sites, first_weight
 
 
 @dataclass

@@ -7,7 +7,7 @@ Not a published method. Training is `noisy`, bit for bit, at equal settings. The
 prediction is the vote of n_vote draws, which abstains where its leader is not sure. The noise at the first layer's
 pre-activation W1 x + b is randomised smoothing there, so no change of the image below R in L2 turns the vote, p being a
 lower bound of its leader's share. ||W1||_2 is the norm of the whole map from the image in [0,1] to the site
-(normalisation, stride, padding, and with post_bn BatchNorm), exact or an upper bound (bench.core.affine). Certificate
+(normalisation, stride, padding, and with post_bn BatchNorm), exact or an upper bound (bench.noise.affine_map). Certificate
 and predictions are of the vote, not of the net without noise.
 
 A site that no affine map reaches from the image certifies nothing; of several sites the best one certifies, and the
@@ -23,11 +23,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from bench.core.affine import trace
 from bench.core.defense import Batch, Terms
-from bench.core.inner_smoothing import InnerSmoothed
-from bench.core.propagation import site_nodes
-from bench.core.randomised import NoiseSource, noise_off
+from bench.core.stochastic import NoiseSource, noise_off
+from bench.noise.affine_map import trace
+from bench.noise.inner_smoothing import InnerSmoothed
+from bench.noise.propagation import site_nodes
 from defenses.noisy import Noise, Noisy
 
 

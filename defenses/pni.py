@@ -25,10 +25,10 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.core.ascent import Start, ascend, attack_loss, check_reach
 from bench.core.classifier import BatchNormMode, frozen
 from bench.core.defense import Batch, Defense, Terms, Updater
-from bench.core.randomised import NoiseSource, Randomised, noise_sites
+from bench.core.pgd import Start, ascend, attack_loss, check_reach
+from bench.core.stochastic import NoiseSource, Randomised, noise_sites
 
 
 class WeightNoise(NoiseSource):

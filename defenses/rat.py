@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core.ascent import Start, kl
 from bench.core.classifier import BatchNormMode
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.pgd import Start, kl
 from bench.core.weights import head, head_inputs, layer_weights, noise_like, root_mean_square, shifted
 from defenses.trades import TRADES
 

@@ -27,9 +27,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from bench.core.ascent import Start, kl
 from bench.core.classifier import BatchNormMode
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.pgd import Start, kl
 from bench.core.weights import head, head_inputs, noise_like, shifted
 from defenses.trades import TRADES
 

@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.core.ascent import ascend, attack_loss
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.covariance import jacobian_moments
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.pgd import ascend, attack_loss
+from bench.noise.logit_moments import jacobian_moments
 
 
 @dataclass

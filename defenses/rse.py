@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 
 from bench.core.defense import Batch, Defense, Terms
-from bench.core.randomised import InputNoise, Randomised
+from bench.core.stochastic import InputNoise, Randomised
 
 
 @dataclass

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core.ascent import Start, ascend, attack_loss, check_reach, kl
 from bench.core.classifier import BatchNormMode, frozen
 from bench.core.defense import Batch, Defense, Terms
+from bench.core.pgd import Start, ascend, attack_loss, check_reach, kl
 
 
 @dataclass

@@ -15,7 +15,7 @@ from bench.atomic import file_hash  # noqa: E402
 from bench.core.classifier import Classifier  # noqa: E402
 from bench.data.images import Images, load  # noqa: E402
 from bench.jobs.evaluate import evaluate  # noqa: E402
-from bench.jobs.judge import assemble  # noqa: E402
+from bench.jobs.evaluation_job import assemble  # noqa: E402
 from bench.planning.job import Job  # noqa: E402
 from bench.records.store import SAMPLES, Store  # noqa: E402
 

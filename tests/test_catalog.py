@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import plugins
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.planning import catalog
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
@@ -247,7 +247,7 @@ def test_the_word_true_may_be_a_choice() -> None:
 
 def test_two_files_of_one_name_are_two_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = GOOD.replace(
-        'raise RuntimeError("the catalog must not run this file")', "from bench.core.numbers import Number"
+        'raise RuntimeError("the catalog must not run this file")', "from bench.core.epsilon import Number"
     )
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -11,10 +11,10 @@ import pytest
 from harness import Bench
 from test_tables import STANDARD, draws, evaluated, store, trained
 
-from bench.analysis.compare import Cost, Line, costs, lines, show
-from bench.analysis.sides import Where, pairs
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
+from bench.tables.compare import Cost, Line, costs, lines, show
+from bench.tables.selection import Where, pairs
 
 __all__ = ["store"]
 CLEAN_A, CLEAN_B = [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 1]

@@ -16,7 +16,7 @@ from test_tables import store, train_job, trained
 from bench.executors.base import Event
 from bench.progress import tracker
 from bench.progress.live import View
-from bench.records import curves
+from bench.records import training_log as curves
 from bench.records.store import Store
 
 __all__ = ["store"]  # a fixture

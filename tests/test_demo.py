@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.analysis.frame import frame
-from bench.analysis.rows import rows
 from bench.records.store import Store
+from bench.results.evaluations import frame
+from bench.results.rows import rows
 
 SPEC = Path(__file__).parent.parent / "specs" / "demo.yaml"
 

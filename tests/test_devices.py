@@ -19,7 +19,7 @@ from bench.executors.base import Event
 from bench.executors.clusters import NO_CLUSTER, Machine, engine
 from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
 from bench.executors.local import Local
-from bench.executors.places import Places
+from bench.executors.slot_pool import Places
 from bench.planning.job import Job
 from bench.records.store import Store
 

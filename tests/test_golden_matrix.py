@@ -16,17 +16,16 @@ import pytest
 from test_tables import STANDARD, draws, evaluated, store, trained
 from test_verdicts import FLOOR, attacked, audited, right, sound
 
-from bench.analysis import compare
-from bench.analysis.sides import Where
-from bench.analysis.sweep import sweep
-from bench.checks import Finding
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.store import Store
-from bench.tables import timing
+from bench.soundness.checks import Finding
+from bench.tables import compare, timing
 from bench.tables.columns import venue
 from bench.tables.leaderboard import board, write_leaderboard
 from bench.tables.markdown import escape
+from bench.tables.selection import Where
+from bench.tables.sweep import sweep
 from bench.tables.sweep_text import text
 
 __all__ = ["store"]

@@ -22,7 +22,7 @@ from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.spec import TrainSpec
 from bench.records.store import Store
-from bench.training.optimise import optimisation
+from bench.training.optimizer import optimisation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 from bench.data.images import Data, Images, load
-from bench.training.choice import Choice, validation_accuracy
-from bench.training.guards import Watch, not_finite
+from bench.training.best_epoch import Choice, validation_accuracy
+from bench.training.divergence import Watch, not_finite
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from harness import Bench, Outcome, written
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.analysis.frame import frame
-from bench.analysis.rows import rows
 from bench.records.store import Store
+from bench.results.evaluations import frame
+from bench.results.rows import rows
 
 ARCH = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")
 FAST = ("--attack", "clean", "--n", 20, "--checks", "off", "--device", "cpu")
@@ -324,8 +324,8 @@ def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
     monkeypatch.chdir(tmp_path)
     from rich.console import Console
 
-    from bench.commands.importing import _clean
-    from bench.planning.imports import job, named
+    from bench.commands.eval_model import _clean
+    from bench.planning.user_models import job, named
 
     Path("my.py").write_text(MINE)
     what = job(named("my.py:build", None, None, [], None, None, False, None, nets.FACTS), nets.FACTS)
@@ -447,7 +447,7 @@ def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
     (row,) = rows(store, frame(store))
     assert row.deploys == "randomised"
     (job,) = [job for job in store.jobs().values() if job.kind == "evaluate"]
-    from bench.planning.cells import RANDOMISED_REVISION
+    from bench.planning.evaluations import RANDOMISED_REVISION
 
     assert job.what["engine"] == RANDOMISED_REVISION
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from harness import Bench, tiny
 
-from bench.analysis.frame import frame
-from bench.analysis.rows import rows
 from bench.atomic import file_hash
-from bench.jobs.judge import assemble
+from bench.jobs.evaluation_job import assemble
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.store import Store
+from bench.results.evaluations import frame
+from bench.results.rows import rows
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.measures import by_attack, notes
 from bench.tables.summary import matrix

@@ -12,8 +12,8 @@ import pytest
 from test_tables import draws, evaluated, store, trained
 
 import bench
-from bench.analysis.frame import COLUMNS
 from bench.records.store import Store
+from bench.results.evaluations import COLUMNS
 
 __all__ = ["store"]
 SCHEMA = (Path(__file__).parent.parent / "docs" / "schema.md").read_text()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bench.contract.toy import Toy
 from bench.core.defense import Batch, Defense
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.planning.spec import TrainSpec
-from bench.training.optimise import SCHEDULES, Optimisation, optimisation, passes_in
+from bench.training.optimizer import SCHEDULES, Optimisation, optimisation, passes_in
 from defenses.awp import AWP
 from defenses.free_at import FreeAT
 from defenses.standard import Standard

@@ -14,16 +14,16 @@ import torch
 from harness import Bench, states, tiny, write_plugins, written
 from test_tables import evaluated, only, store, trained
 
-from bench.analysis.verdicts import judged
 from bench.data.images import Data, load
 from bench.executors.base import todo
-from bench.jobs.judge import origin_of
+from bench.jobs.evaluation_job import origin_of
 from bench.jobs.worker import work
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store, weights_file
+from bench.soundness.verdicts import judged
 from bench.tables.leaderboard import markdown
 from bench.training import checkpoint, resume
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_tables import STANDARD, all_rows, evaluated, store, trained
 
-from bench.analysis.pareto import fronts, pareto, told
 from bench.records.store import Store
+from bench.tables.pareto import fronts, pareto, told
 
 __all__ = ["store"]
 N = 1000

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.planning import catalog, cells
+from bench.planning import catalog
+from bench.planning import evaluations as cells
 from bench.planning import job as job_module
 from bench.planning import plan as planner
 from bench.planning.job import Job, NewerSchemaError

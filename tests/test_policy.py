@@ -7,7 +7,7 @@ import random
 import pytest
 from fake_jobs import evaluate, train
 
-from bench.executors.policy import Queue, bound, expected, simulate, urgencies
+from bench.executors.schedule import Queue, bound, expected, simulate, urgencies
 from bench.jobs.retries import Fault, classify, entry, fault, halvings, step
 from bench.planning.job import Job
 

@@ -18,7 +18,7 @@ from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.typed import Options
 from bench.progress import probe
-from bench.records.estimate import Estimator
+from bench.records.runtime_estimate import Estimator
 from bench.records.store import Store
 
 torch = pytest.importorskip("torch")

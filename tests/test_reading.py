@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_tables import evaluated, store, trained
 
-from bench.analysis.frame import frame
-from bench.analysis.reading import ReadOnce
+from bench.records.cached_store import ReadOnce
 from bench.records.npz import Reader
 from bench.records.store import Store
+from bench.results.evaluations import frame
 from bench.tables.leaderboard import write_leaderboard
 
 __all__ = ["store"]
@@ -100,7 +100,7 @@ def test_a_file_is_read_once_and_a_new_reader_sees_what_changed(store: Store) ->
 
 def test_columns_beyond_the_limit_are_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [evaluated(store, trained(store, seed=seed), "steep", [seed % 2] * 100) for seed in range(4)]
-    monkeypatch.setattr("bench.analysis.reading._MOST", 250)  # two columns of 100 flags
+    monkeypatch.setattr("bench.records.cached_store._MOST", 250)  # two columns of 100 flags
     once = ReadOnce(store.root)
     for _ in range(2):
         assert [bool(once.samples(key, ("correct",))["correct"][0]) for key in keys] == [False, True, False, True]

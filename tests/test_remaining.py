@@ -18,8 +18,8 @@ from bench.progress.forecast import time as told
 from bench.progress.live import View
 from bench.progress.remaining import kept_seconds, left, together
 from bench.progress.status import survey
-from bench.records.estimate import Estimator
 from bench.records.leases import claim
+from bench.records.runtime_estimate import Estimator
 from bench.records.store import Store
 
 OLD, NEW = train(0), train(1)

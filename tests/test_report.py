@@ -17,25 +17,25 @@ from harness import Bench
 from test_tables import STANDARD, STEPS, evaluated, full, store, train_job, trained
 from test_verdicts import audited
 
-from bench.analysis.frame import frame
-from bench.analysis.matching import matches
-from bench.analysis.pareto import pareto
-from bench.analysis.rows import Row, rows
-from bench.analysis.sides import Where
-from bench.analysis.sweep import sweep
-from bench.analysis.verdicts import judged
-from bench.analysis.worst import MEDIAN
-from bench.checks import Finding
 from bench.core.stats import wilson
 from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.classes import class_maps
-from bench.report.heat import heat_maps
+from bench.report.heatmap import heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.sweeps import map_plot, sweep_plot
+from bench.results.evaluations import frame
+from bench.results.rows import Row, rows
+from bench.results.worst_case import MEDIAN
+from bench.soundness.checks import Finding
+from bench.soundness.verdicts import judged
+from bench.tables.equivalence import matches
 from bench.tables.leaderboard import markdown
+from bench.tables.pareto import pareto
+from bench.tables.selection import Where
+from bench.tables.sweep import sweep
 
 __all__ = ["store"]  # a fixture
 HOSTILE = (

@@ -18,21 +18,21 @@ from safetensors.torch import save_file
 from test_report import Page, all_judged, matrix
 from test_tables import evaluated, full, store, train_job, trained
 
-from bench.analysis.frame import frame
 from bench.atomic import file_hash
 from bench.commands.pictures import Pictures, _choose
 from bench.core.stats import wilson
 from bench.planning.job import Job
-from bench.records.curves import LOG
 from bench.records.store import Store
+from bench.records.training_log import LOG
 from bench.report.board import boards
 from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves
 from bench.report.page import html
+from bench.report.provenance import origins
 from bench.report.svg import inline
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
-from bench.report.where import origins
+from bench.results.evaluations import frame
 
 __all__ = ["store"]  # a fixture
 HOSTILE = '<img src=x onerror=alert(1)> & "$x_1$"'

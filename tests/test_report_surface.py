@@ -21,13 +21,13 @@ from test_report import Page
 from test_tables import evaluated, store, trained
 
 import bench as notebook
-from bench.analysis.frame import frame
 from bench.atomic import file_hash
-from bench.jobs.judge import assemble
+from bench.jobs.evaluation_job import assemble
 from bench.planning.job import Job
 from bench.records.store import Store
 from bench.report.contours import LEVELS, POINTS, fill, shorten
 from bench.report.surface import _drawing, _measured, surfaces
+from bench.results.evaluations import frame
 from bench.tables.leaderboard import markdown
 
 __all__ = ["store"]  # a fixture

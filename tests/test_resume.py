@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier
-from bench.core.randomised import Randomised
+from bench.core.stochastic import Randomised
 from bench.data.images import Data, load
 from bench.jobs.evaluate import Kept, evaluate
 from bench.jobs.worker import work

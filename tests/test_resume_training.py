@@ -29,7 +29,7 @@ from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store
 from bench.training import checkpoint
-from bench.training.guards import Watch
+from bench.training.divergence import Watch
 from bench.training.resume import PLACE, Clock, Kept, origin_of, pack, random_streams, restore_streams, unpack
 from bench.training.train import Trained, train
 

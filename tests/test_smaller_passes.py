@@ -14,8 +14,8 @@ from torch import nn  # noqa: E402
 from bench import plugins  # noqa: E402
 from bench.core.attack import Context  # noqa: E402
 from bench.core.classifier import Classifier  # noqa: E402
-from bench.core.numbers import Number  # noqa: E402
-from bench.jobs import passes  # noqa: E402
+from bench.core.epsilon import Number  # noqa: E402
+from bench.jobs import microbatch as passes  # noqa: E402
 from bench.planning.job import Job  # noqa: E402
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.spec import PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, recipe

@@ -23,8 +23,8 @@ from bench.jobs import worker
 from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store
-from bench.training import stopping
-from bench.training.choice import validation_accuracy
+from bench.training import sigterm as stopping
+from bench.training.best_epoch import validation_accuracy
 from bench.training.loop import Loop
 from bench.training.resume import PLACE, Kept
 from bench.training.train import Course

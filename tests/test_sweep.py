@@ -15,14 +15,14 @@ from harness import Bench
 from scipy.optimize import isotonic_regression
 from test_tables import all_rows, evaluated, store, trained
 
-from bench.analysis.matching import _resampled, matches, partner, reached, rising
-from bench.analysis.sides import Where
-from bench.analysis.sweep import WORST, Series, sweep, with_anchor
-from bench.checks import Finding
 from bench.core.stats import wilson
 from bench.records.store import Store
 from bench.report.sweeps import map_plot
+from bench.soundness.checks import Finding
+from bench.tables.equivalence import _resampled, matches, partner, reached, rising
 from bench.tables.leaderboard import board
+from bench.tables.selection import Where
+from bench.tables.sweep import WORST, Series, sweep, with_anchor
 from bench.tables.sweep_text import lines, map_lines, map_table, table
 
 __all__ = ["store"]

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from harness import Bench
 
-from bench.analysis.frame import COLUMNS, frame
-from bench.analysis.rows import Row, rows
-from bench.analysis.worst import paired
 from bench.atomic import file_hash, write_atomic
 from bench.core.stats import paired_difference, wilson
 from bench.data import datasets
-from bench.planning.cells import RANDOMISED_REVISION
+from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
-from bench.planning.names import label
+from bench.planning.labels import label
 from bench.records.store import Store
+from bench.results.evaluations import COLUMNS, frame
+from bench.results.rows import Row, rows
+from bench.results.worst_case import paired
 from bench.tables.columns import venue
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.markdown import BEGIN, END, escape

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_tables import STANDARD, all_rows, draws, evaluated, full, only, store, trained
 
-from bench.analysis.marks import ranked
-from bench.analysis.ties import difference, same_images
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
+from bench.results.significance import difference, same_images
+from bench.tables.ranking import ranked
 
 __all__ = ["store"]
 

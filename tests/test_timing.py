@@ -12,8 +12,8 @@ from harness import Bench
 from test_tables import all_rows, evaluated, store, train_job, trained
 from test_verdicts import audited
 
-from bench.checks import Finding
 from bench.records.store import Store
+from bench.soundness.checks import Finding
 from bench.tables.leaderboard import write_leaderboard
 from bench.tables.timing import attacks, show, trainings
 

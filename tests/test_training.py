@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core.defense import Batch
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import Data, batches, load, to_float
@@ -28,9 +28,9 @@ from bench.planning.spec import TrainSpec, build
 from bench.plugins import make
 from bench.records.store import Store
 from bench.training.averaging import recalibrate
-from bench.training.choice import validation_accuracy
-from bench.training.guards import Collapsed
-from bench.training.optimise import optimisation
+from bench.training.best_epoch import validation_accuracy
+from bench.training.divergence import Collapsed
+from bench.training.optimizer import optimisation
 from bench.training.train import Trained, train
 from bench.training.train import build as build_net
 

@@ -16,20 +16,20 @@ import pytest
 from harness import Bench
 from test_tables import evaluated, trained
 
-from bench.analysis.evidence import Column, on_shared, worst_of
-from bench.analysis.frame import frame
-from bench.analysis.marks import flags, unreliable
-from bench.analysis.rows import Row, rows
-from bench.analysis.verdicts import judged
-from bench.analysis.worst import Cell
 from bench.atomic import file_hash, write_atomic
-from bench.checks import Check, Finding
-from bench.checks.texts import CHECKS
 from bench.planning import catalog
 from bench.planning.job import Job
-from bench.planning.names import label
+from bench.planning.labels import label
 from bench.records.store import Store
+from bench.results.evaluations import frame
+from bench.results.rows import Row, rows
+from bench.results.worst_case import Cell
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Check, Finding
+from bench.soundness.evidence import Column, on_shared, worst_of
+from bench.soundness.verdicts import judged
 from bench.tables.leaderboard import markdown, write_leaderboard
+from bench.tables.ranking import flags, unreliable
 from bench.tables.summary import matrix
 
 STANDARD, CW = {"version": "standard"}, {"loss": "cw"}
@@ -810,7 +810,7 @@ def test_explain_suggests_what_was_meant(bench: Bench, word: str, near: str) -> 
 
 def test_verdicts_and_explanations_start_without_numpy() -> None:
     code = (
-        "import sys, bench.analysis.verdicts, bench.analysis.marks, bench.commands.explain; "
+        "import sys, bench.soundness.verdicts, bench.tables.ranking, bench.commands.explain; "
         "assert not {'pandas', 'numpy', 'torch', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

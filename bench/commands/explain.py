@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import textwrap
 
-from bench.checks import Check, Level
-from bench.checks.texts import CHECKS
 from bench.planning import catalog
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Check, Level
 
 LEVELS: dict[Level, str] = {
     "X": "INVALID: no number is shown",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.contract.judgement import Judgement, cases
+from bench.contract.evaluation import Judgement, cases
 from bench.contract.training import Training
 from bench.core.attack import Attack, Evaluation
 from bench.core.defense import Defense

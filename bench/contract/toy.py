@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
-from bench.core.randomised import InputNoise, Randomised
+from bench.core.epsilon import Number
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
+from bench.core.stochastic import InputNoise, Randomised
 from bench.core.threat import Norm, Threat
 
 CLASSES, CHANNELS, SIZE = 5, 1, 8

@@ -12,7 +12,7 @@ from bench.core.classifier import Classifier
 from bench.core.defense import Batch, Defense, Terms
 from bench.core.rng import scope
 from bench.core.threat import Norm
-from bench.training.optimise import passes_in
+from bench.training.optimizer import passes_in
 
 LEARNING_RATE = 1e-3  # losses on moments blow up at the usual 0.05
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from bench.atomic import file_hash
 from bench.planning.job import Job
-from bench.records.judged import outdated
+from bench.records.evaluated_weights import outdated
 from bench.records.leases import Claims
 from bench.records.store import Store
 

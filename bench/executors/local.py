@@ -1,6 +1,6 @@
 """One machine: a process a job, GPUs shared by measured memory or one-thread slots on the CPU. Free of torch itself.
 
-Which job is next: bench.executors.policy; where: places; the processes: processes; what after
+Which job is next: bench.executors.schedule; where: places; the processes: processes; what after
 a failure: bench.jobs.retries.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 from bench.executors import processes
 from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.executors.devices import Slot, kind, lanes, slots, told
-from bench.executors.places import Lease, Places
-from bench.executors.policy import Queue, expected
 from bench.executors.processes import carried
+from bench.executors.schedule import Queue, expected
+from bench.executors.slot_pool import Lease, Places
 from bench.jobs import retries
 from bench.planning.job import Job
-from bench.records.estimate import Estimator
 from bench.records.leases import Claims
+from bench.records.runtime_estimate import Estimator
 from bench.records.store import SHARED, Store
 
 __all__ = ["Local", "Slot", "carried", "slots"]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from bench.executors.devices import Slot
 from bench.planning.job import Job
-from bench.training import stopping
+from bench.training import sigterm as stopping
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # what names files of the user's to workers
 Work = Callable[..., str]
@@ -127,7 +127,7 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
 
 
 def _stopped(number: int, frame: object) -> None:
-    """Asked to stop: no record is written; a training saves itself first (see bench.training.stopping)."""
+    """Asked to stop: no record is written; a training saves itself first (see bench.training.sigterm)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # asked once is enough
     stopping.stopped(number, frame)
 

@@ -21,9 +21,9 @@ from bench.executors.base import Absent, Event, begin, blocker, elsewhere, ended
 from bench.executors.sbatch import environment
 from bench.planning.job import Job
 from bench.records.leases import Claims
-from bench.records.private import portable
+from bench.records.redact import portable
 from bench.records.store import Store
-from bench.training import stopping
+from bench.training import sigterm as stopping
 
 TICK = 0.5  # seconds between ticks
 RETRIES = 2  # of a job whose process or node was lost; finished blocks are not done again

@@ -22,7 +22,7 @@ from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data.images import Data, test_block
 from bench.training import checkpoint
-from bench.training.guards import Diverged, answers
+from bench.training.divergence import Diverged, answers
 
 Report = Callable[[dict[str, Any]], None]
 IMAGES = "x_adv"  # name of the images among the tensors kept of a block

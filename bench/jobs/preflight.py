@@ -19,7 +19,7 @@ from bench.data import datasets
 from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.job import Job
-from bench.planning.names import label
+from bench.planning.labels import label
 
 
 def problems(jobs: list[Job], root: Path) -> list[str]:

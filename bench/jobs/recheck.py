@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from bench import plugins
 from bench.atomic import file_hash
-from bench.checks import Finding
 from bench.core.classifier import Classifier, frozen
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.data.images import Data, test_block
 from bench.planning.job import Job
-from bench.records.judged import AGAIN, outdated
+from bench.records.evaluated_weights import AGAIN, outdated
 from bench.records.store import IMAGES, Store
+from bench.soundness.checks import Finding
 
 LEAST = {"quick": 256, "full": 10**9}  # images re-checked, rounded up to whole blocks
 Tell = Callable[[int, int, str], None]

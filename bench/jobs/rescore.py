@@ -10,7 +10,7 @@ import torch
 from bench import plugins
 from bench.data.images import Data, judged_by_validation
 from bench.data.images import load as load_data
-from bench.jobs import loading
+from bench.jobs import user_model as loading
 from bench.jobs.recheck import again
 from bench.jobs.worker import load_model
 from bench.planning.job import Job

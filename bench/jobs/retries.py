@@ -5,7 +5,7 @@
 | it raised | nothing: it would raise again; state error |
 | it died without a record | again, at most twice; then state error |
 | out of memory, with others on its device | again alone, once |
-| out of memory, alone, an evaluation | its passes halved, at most 3 times; then state oom (see bench.jobs.passes) |
+| out of memory, alone, an evaluation | its passes halved, at most 3 times; then state oom (see bench.jobs.microbatch) |
 | out of memory, alone, anything else | state oom: half a batch would be another training |
 | the device failed (a CUDA error that stays) | again, elsewhere if possible, at most twice; then state error |
 | over the time limit | state timeout |

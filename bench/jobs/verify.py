@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.planning.job import Job
-from bench.records.judged import AGAIN, outdated
+from bench.records.evaluated_weights import AGAIN, outdated
 from bench.records.store import IMAGES, RECORD, SAMPLES, Store, damaged
 
 MOST = 20  # problems printed

@@ -24,16 +24,17 @@ from bench.core.classifier import Classifier
 from bench.core.threat import NotFiniteError
 from bench.data.images import Data, judged_by_validation
 from bench.data.images import load as load_data
-from bench.jobs import passes, retries
+from bench.jobs import microbatch as passes
+from bench.jobs import retries
 from bench.jobs.evaluate import Unsupported
-from bench.jobs.judge import assemble, judge
+from bench.jobs.evaluation_job import assemble, judge
 from bench.jobs.provenance import peak_mb, provenance
 from bench.planning.job import Job
-from bench.records import judged
-from bench.records.private import Portable, portable
+from bench.records import evaluated_weights as judged
+from bench.records.redact import Portable, portable
 from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
-from bench.training import stopping
-from bench.training.guards import Diverged
+from bench.training import sigterm as stopping
+from bench.training.divergence import Diverged
 from bench.training.resume import PLACE, Kept, origin_of
 from bench.training.train import build, train
 
@@ -120,8 +121,8 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
 def _import(folder: Path, job: Job, root: Path, device: torch.device, report: Progress) -> dict[str, Any]:
     """A model of the user's, loaded strictly; from here on its weights are those of any training."""
     from bench.data import datasets
-    from bench.jobs import loading
-    from bench.planning import imports
+    from bench.jobs import user_model as loading
+    from bench.planning import user_models as imports
 
     about = job.what["data"]
     there = datasets.facts(about["name"], root, about["size"]).test
@@ -169,7 +170,7 @@ def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> C
     if file_hash(path) != record["files"].get(path.name, ""):
         raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
     if trained.kind == "import":
-        from bench.jobs import loading
+        from bench.jobs import user_model as loading
 
         return loading.reloaded(trained.what, load_file(path), data)
     defense, net = build(trained.what, data)

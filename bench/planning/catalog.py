@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import annotated_types
 
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 
 if TYPE_CHECKING:  # many commands read what plug-ins declare, few check settings
     from pydantic import TypeAdapter, ValidationError

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from bench.planning import catalog
-from bench.planning.cells import combinations
+from bench.planning.evaluations import combinations
 from bench.planning.spec import AttackSpec, DefenseSpec, Spec
 
 

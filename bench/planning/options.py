@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import datasets
-from bench.planning import catalog, cells
+from bench.planning import catalog
+from bench.planning import evaluations as cells
 from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build
 from bench.planning.strict_yaml import read
 from bench.planning.typed import Options

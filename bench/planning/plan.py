@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.core.numbers import Number, parse_eps
+from bench.core.epsilon import Number, parse_eps
 from bench.data import datasets
-from bench.planning import catalog, cells
+from bench.planning import catalog
+from bench.planning import evaluations as cells
 from bench.planning.job import Job
 from bench.planning.spec import AttackSpec, DefenseSpec, ModelSpec, Spec, recipe
 

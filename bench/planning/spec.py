@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from bench.core.numbers import Number, parse_eps
+from bench.core.epsilon import Number, parse_eps
 from bench.data import datasets
 from bench.planning.catalog import describe, suggest
 from bench.planning.strict_yaml import read

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.executors.devices import Slot, kind, lanes
-from bench.executors.policy import simulate
+from bench.executors.schedule import simulate
 from bench.planning.job import Job
 from bench.progress import probe as probing
 from bench.progress import remaining
 from bench.progress.remaining import Left
-from bench.records.estimate import Estimator, clock
+from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
 

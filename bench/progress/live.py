@@ -16,8 +16,8 @@ from rich.text import Text
 from bench.executors.base import Event
 from bench.planning.job import Job
 from bench.progress.remaining import together
-from bench.records import curves
-from bench.records.estimate import Estimator, clock
+from bench.records import training_log as curves
+from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 from bench.terminal import plain as printable
 
@@ -34,7 +34,7 @@ LOOK_EVERY = 2.0  # seconds between estimates of the time left
 
 def title(job: Job, jobs: dict[str, Job]) -> str:
     """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that tell jobs apart."""
-    from bench.planning.names import defense_label, label
+    from bench.planning.labels import defense_label, label
 
     trained = job if job.kind in ("train", "import") else jobs.get(job.needs[0])
     # a results folder may hold an evaluation without its training

@@ -1,6 +1,6 @@
 """`--probe`: how long kinds of jobs take that were never run, from a few seconds of each in a process of its own.
 
-Each kind (bench.records.estimate: a method with its settings, on a model and data set) is measured once, by its largest
+Each kind (bench.records.runtime_estimate: a method with its settings, on a model and data set) is measured once, by its largest
 job.
 On the CPU as many kinds are measured at a time as there are slots, since jobs will share the machine as well. Nothing
 is written. Free of torch itself: what a process does is bench.progress.probing.
@@ -22,7 +22,7 @@ from bench.executors import processes
 from bench.executors.devices import Slot, lanes
 from bench.planning.job import Job
 from bench.progress.live import title
-from bench.records.estimate import Estimator, clock, size
+from bench.records.runtime_estimate import Estimator, clock, size
 from bench.records.store import Store
 
 CAP = 3.0  # seconds that are timed of one kind, warm-up and loading apart; one step or image is always finished

@@ -22,10 +22,10 @@ from bench.jobs import worker
 from bench.jobs.provenance import peak_mb
 from bench.progress.probe import Probe, Task
 from bench.progress.probing_images import evaluation
-from bench.training.choice import validation_accuracy
+from bench.training.best_epoch import validation_accuracy
 from bench.training.cost import synchronise
 from bench.training.loop import Loop
-from bench.training.optimise import passes_in
+from bench.training.optimizer import passes_in
 from bench.training.train import build
 
 WARM, LEAST, MOST = 2, 3, 200  # steps before timing starts, and how many are timed

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench import plugins
 from bench.core.attack import Context, Evaluation
 from bench.core.classifier import Classifier, frozen
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import judged_by_validation, test_block
@@ -109,7 +109,7 @@ def _work(job: Job, case: _Case) -> tuple[int, Callable[[int], int] | None]:
 
 
 def _audit(job: Job, case: _Case) -> tuple[int, Callable[[int], int] | None]:
-    from bench import soundness
+    from bench.soundness import audit_model as soundness
 
     model, x, y, _ = case
 

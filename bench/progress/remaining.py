@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.executors.policy import bound
+from bench.executors.schedule import bound
 from bench.planning.job import Job
-from bench.records.estimate import Estimator
 from bench.records.leases import holder_of
+from bench.records.runtime_estimate import Estimator
 from bench.records.store import Store
 
 TELLING = 0.05  # share of a job from which on its own speed is worth more than that of others

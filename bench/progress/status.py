@@ -10,7 +10,7 @@ from typing import Any
 from bench.planning.job import Job
 from bench.progress import live
 from bench.progress.remaining import left, runs, together
-from bench.records.estimate import Estimator, clock
+from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
 GOOD = ("done", "unsupported", "running", "waiting")  # every other state is a failure

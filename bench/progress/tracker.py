@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.executors.base import Absent, Event
 from bench.planning.job import Job
-from bench.planning.names import defense_label
-from bench.records import curves
+from bench.planning.labels import defense_label
+from bench.records import training_log as curves
 from bench.records.store import Store
 
 NAMES = ("tensorboard",)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.analysis.frame import Entry
-from bench.analysis.marks import GRAVE, ranked, reasons
-from bench.analysis.rows import Row
-from bench.analysis.telling import failures
-from bench.checks import Finding
-from bench.checks.texts import CHECKS
-from bench.report.where import behind
+from bench.report.provenance import behind
+from bench.results.evaluations import Entry
+from bench.results.labels import failures
+from bench.results.rows import Row
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Finding
 from bench.tables.columns import columns as column_texts
 from bench.tables.columns import natural, percent, provisional_letters
 from bench.tables.leaderboard import SECTIONS, footnotes, sections
+from bench.tables.ranking import GRAVE, ranked, reasons
 
 
 @dataclass(frozen=True)

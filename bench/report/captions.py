@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.analysis.marks import FLAG
-from bench.analysis.rows import Row
-from bench.analysis.worst import Cell
 from bench.report.text import joined
+from bench.results.rows import Row
+from bench.results.worst_case import Cell
+from bench.tables.ranking import FLAG
 
 
 def called(row: Row) -> str:

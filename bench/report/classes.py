@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from bench.analysis.rows import Row
-from bench.analysis.worst import outcomes
 from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
-from bench.report.heat import fill
+from bench.report.heatmap import fill
+from bench.report.provenance import of_worst
 from bench.report.text import short
-from bench.report.where import of_worst
+from bench.results.rows import Row
+from bench.results.worst_case import outcomes
 
 MOST_CLASSES = 40  # more make no drawing that can be read
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.analysis.rows import Row
 from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import Plot, unique
 from bench.report.classes import class_maps
-from bench.report.heat import heat_maps
+from bench.report.heatmap import heat_maps
 from bench.report.images import Fetch, image_grids
 from bench.report.lines import certified_curves, eps_curves, security_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.surface import surfaces
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
+from bench.results.rows import Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.frame import Entry
 from bench.records.store import IMAGES, Store
 from bench.report.board import Board
 from bench.report.canvas import GRID, STYLE, Plot, slug
 from bench.report.captions import best, called
 from bench.report.svg import INK
 from bench.report.text import joined, short
+from bench.results.evaluations import Entry
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bench.analysis.rows import Row
-from bench.analysis.worst import Cell
 from bench.core.stats import wilson
 from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
+from bench.report.provenance import of_attack, of_certificate, of_clean, of_worst
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.report.where import of_attack, of_certificate, of_clean, of_worst
+from bench.results.rows import Row
+from bench.results.worst_case import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

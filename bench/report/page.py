@@ -8,18 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.frame import frame, tested
-from bench.analysis.reading import ReadOnce
-from bench.analysis.rows import rows
-from bench.analysis.verdicts import judged
 from bench.atomic import write_atomic
-from bench.checks.texts import CHECKS
+from bench.records.cached_store import ReadOnce
 from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.gallery import Group, groups
 from bench.report.images import Fetch, nothing
+from bench.report.provenance import origins
 from bench.report.text import number, plain
-from bench.report.where import origins
+from bench.results.evaluations import frame, tested
+from bench.results.rows import rows
+from bench.soundness.catalog import CHECKS
+from bench.soundness.verdicts import judged
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.pareto import footing, fronts
-from bench.analysis.rows import Row
-from bench.analysis.times import busy
 from bench.report.board import Board
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import called, conditions, seeds_of
+from bench.report.provenance import of_clean, of_training, of_worst
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.report.where import of_clean, of_training, of_worst
+from bench.results.cost import busy
+from bench.results.rows import Row
+from bench.tables.pareto import footing, fronts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def _seconds(row: Row) -> float:
 
 
 def _classes(rows: list[Row], kind: str) -> dict[str, list[Row]]:
-    """Rows that may be compared (`bench.analysis.pareto`), by what tells their class from the others here."""
+    """Rows that may be compared (`bench.tables.pareto`), by what tells their class from the others here."""
     members: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         members.setdefault(footing(row, kind), []).append(row)

@@ -7,12 +7,12 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.frame import Entry
 from bench.records.store import Store
 from bench.report.canvas import STYLE, Plot, slug
 from bench.report.contours import fill
 from bench.report.svg import INK
 from bench.report.text import joined, short
+from bench.results.evaluations import Entry
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.analysis.matching import Match
-from bench.analysis.sweep import Series
-from bench.analysis.worst import Cell
 from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
 from bench.report.captions import conditions
 from bench.report.svg import INK
 from bench.report.text import short
+from bench.results.worst_case import Cell
+from bench.tables.equivalence import Match
+from bench.tables.sweep import Series
 from bench.tables.sweep_text import Map, lines, map_lines, map_title, title
 
 if TYPE_CHECKING:

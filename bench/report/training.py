@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.rows import Row
 from bench.planning.job import Job
-from bench.planning.names import defense_label
-from bench.records import curves
+from bench.planning.labels import defense_label
+from bench.records import training_log as curves
 from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, Plot, panels, slug
 from bench.report.svg import INK
 from bench.report.text import joined, short
+from bench.results.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

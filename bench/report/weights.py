@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.frame import Entry
 from bench.core.stats import mean_std
 from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, panels, slug
 from bench.report.svg import INK
 from bench.report.text import joined, short
+from bench.results.evaluations import Entry
 
 if TYPE_CHECKING:
     import pandas as pd

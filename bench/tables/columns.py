@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Callable
 
-from bench.analysis.marks import flags, unreliable
-from bench.analysis.pareto import fronts, told
-from bench.analysis.rows import Row
-from bench.analysis.telling import bound
-from bench.analysis.worst import Cell
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
+from bench.results.labels import bound
+from bench.results.rows import Row
+from bench.results.worst_case import Cell
+from bench.tables.pareto import fronts, told
+from bench.tables.ranking import flags, unreliable
 
 LONGEST_VENUE = 120
 

@@ -7,12 +7,12 @@ import math
 import re
 import unicodedata
 
-from bench.analysis.marks import FLAG, ranked, unreliable
-from bench.analysis.pareto import KINDS, fronts
-from bench.analysis.rows import Row
-from bench.analysis.worst import Cell
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
+from bench.results.rows import Row
+from bench.results.worst_case import Cell
+from bench.tables.pareto import KINDS, fronts
+from bench.tables.ranking import FLAG, ranked, unreliable
 
 Sections = dict[tuple[str, str], dict[str, list[Row]]]  # as `bench.tables.leaderboard.sections` gives them
 

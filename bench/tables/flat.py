@@ -6,12 +6,12 @@ import csv
 import io
 from collections.abc import Iterator
 
-from bench.analysis.frame import Entry
-from bench.analysis.marks import flags, unreliable
-from bench.analysis.pareto import KINDS, fronts
-from bench.analysis.rows import Row
-from bench.analysis.worst import Cell
+from bench.results.evaluations import Entry
+from bench.results.rows import Row
+from bench.results.worst_case import Cell
 from bench.tables.markdown import visible
+from bench.tables.pareto import KINDS, fronts
+from bench.tables.ranking import flags, unreliable
 
 FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet may take for a formula at the start of a cell
 Ranked = list[tuple[str, str, str, Row]]  # data set, section, rank, row: in the order of the leaderboard

@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.analysis.frame import frame, tested
-from bench.analysis.marks import checks_lines, hide_invalid, legend, ranked, reasons
-from bench.analysis.reading import ReadOnce
-from bench.analysis.rows import RADII, Row
-from bench.analysis.rows import rows as rows_of
-from bench.analysis.telling import bound, failures
-from bench.analysis.verdicts import judged
-from bench.analysis.worst import MEDIAN
 from bench.atomic import write_atomic
+from bench.records.cached_store import ReadOnce
 from bench.records.store import Store
+from bench.results.evaluations import frame, tested
+from bench.results.labels import bound, failures
+from bench.results.rows import RADII, Row
+from bench.results.rows import rows as rows_of
+from bench.results.worst_case import MEDIAN
+from bench.soundness.verdicts import judged
 from bench.tables import export, flat, measures, timing
 from bench.tables.columns import columns, natural, provisional_letters
 from bench.tables.flat import csv_text
 from bench.tables.markdown import escape, item, replace_block, table
+from bench.tables.ranking import checks_lines, hide_invalid, legend, ranked, reasons
 
 if TYPE_CHECKING:
     import pandas as pd

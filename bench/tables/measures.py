@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.frame import Entry
 from bench.core.stats import mean_std
 from bench.records.store import Store
+from bench.results.evaluations import Entry
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from bench.analysis.frame import frame
-from bench.analysis.marks import reasons, titles, verdict_text
-from bench.analysis.reading import ReadOnce
-from bench.analysis.rows import Row, rows
-from bench.analysis.telling import failures, undercut
-from bench.analysis.verdicts import judged
-from bench.analysis.worst import MEDIAN, Cell
+from bench.records.cached_store import ReadOnce
 from bench.records.store import Store
+from bench.results.evaluations import frame
+from bench.results.labels import failures, undercut
+from bench.results.rows import Row, rows
+from bench.results.worst_case import MEDIAN, Cell
+from bench.soundness.verdicts import judged
 from bench.tables import measures
+from bench.tables.ranking import reasons, titles, verdict_text
 
 MATRIX_RADII = (0.25, 0.5)
 

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from bench.analysis.compare import aligned
-from bench.analysis.marks import verdict_text
-from bench.analysis.matching import Match
-from bench.analysis.sweep import Point, Series
-from bench.analysis.telling import failures
-from bench.analysis.worst import Cell
 from bench.records.store import Store
+from bench.results.labels import failures
+from bench.results.worst_case import Cell
+from bench.tables.compare import aligned
+from bench.tables.equivalence import Match
+from bench.tables.ranking import verdict_text
+from bench.tables.sweep import Point, Series
 from bench.terminal import plain
 
 Map = tuple[Series, Series, list[Match]]

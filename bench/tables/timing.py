@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from bench.analysis.compare import aligned
-from bench.analysis.frame import Entry
-from bench.analysis.marks import UNRANKED
-from bench.analysis.rows import Row
-from bench.analysis.times import busy, standard_times, time_class
+from bench.results.cost import busy, standard_times, time_class
+from bench.results.evaluations import Entry
+from bench.results.rows import Row
+from bench.tables.compare import aligned
+from bench.tables.ranking import UNRANKED
 from bench.terminal import plain
 
 SHARED = "‡"

@@ -16,12 +16,12 @@ from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
 from bench.data.images import Data, batches, layout, to_float
 from bench.planning.spec import TrainSpec
-from bench.training import stopping
+from bench.training import sigterm as stopping
 from bench.training.averaging import Average, recalibrate
-from bench.training.choice import Choice, validation_accuracy
+from bench.training.best_epoch import Choice, validation_accuracy
 from bench.training.cost import counted_step
-from bench.training.guards import MIN_STEPS, Diverged, Watch, not_finite
-from bench.training.optimise import optimisation, passes_in
+from bench.training.divergence import MIN_STEPS, Diverged, Watch, not_finite
+from bench.training.optimizer import optimisation, passes_in
 from bench.training.resume import random_streams, restore_streams
 
 

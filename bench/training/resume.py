@@ -21,11 +21,11 @@ from torch import Tensor
 from bench.data.images import Data
 from bench.planning import catalog
 from bench.training import checkpoint
-from bench.training.choice import content_hash
+from bench.training.best_epoch import content_hash
 
 PLACE = "blocks/training.safetensors"  # in the job's folder
 # all code, by file or folder, that has a say in the numbers of a training
-CODE = ("core", "models", "training", "data", "../defenses", "plugins.py", "planning/spec.py")
+CODE = ("core", "noise", "models", "training", "data", "../defenses", "plugins.py", "planning/spec.py")
 _TENSOR = "tensor"
 
 

@@ -18,11 +18,11 @@ from bench.core.defense import Defense
 from bench.core.rng import scope, seed
 from bench.data.images import Data, layout, to_float
 from bench.models.common import Inputs
-from bench.records.curves import TOTAL
-from bench.training import stopping
-from bench.training.choice import content_hash
+from bench.records.training_log import TOTAL
+from bench.training import sigterm as stopping
+from bench.training.best_epoch import content_hash
 from bench.training.cost import inference_ms, synchronise
-from bench.training.guards import Diverged
+from bench.training.divergence import Diverged
 from bench.training.loop import Loop
 from bench.training.resume import Clock, Kept
 
@@ -59,7 +59,7 @@ class Course:
     """How far a training is: epochs that are over with their lines of train.jsonl, and the seconds of work.
 
     With `kept` it goes on where an earlier attempt was kept, and is kept itself from time to time, and before it leaves
-    where it is asked to (see bench.training.stopping).
+    where it is asked to (see bench.training.sigterm).
     """
 
     def __init__(self, loop: Loop, log: Path, kept: Kept | None) -> None:

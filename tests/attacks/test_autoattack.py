@@ -15,7 +15,7 @@ from attacks.autoattack import AutoAttack
 from attacks.square import Square
 from bench.core.attack import Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.rng import scope
 from bench.core.threat import Norm, Threat
 

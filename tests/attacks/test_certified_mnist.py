@@ -9,14 +9,14 @@ import torch
 from harness import Bench
 from safetensors.torch import load_file
 
-from bench.analysis.frame import frame
-from bench.analysis.rows import rows
 from bench.core.rng import scope
 from bench.core.stats import wilson
 from bench.data.images import load
 from bench.jobs.worker import load_model
 from bench.planning.job import Job
 from bench.records.store import IMAGES, Store
+from bench.results.evaluations import frame
+from bench.results.rows import rows
 
 
 def _judged_by(job: Job, attack: str) -> bool:

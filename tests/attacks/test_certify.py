@@ -11,7 +11,7 @@ from attacks.clean import Clean
 from attacks.pgd import PGD
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 

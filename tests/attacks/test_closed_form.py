@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from attacks.closed_form import ClosedForm
 from attacks.pgd import PGD
-from bench.core import expected as ex
-from bench.core.ascent import ascend, attack_loss
 from bench.core.attack import Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.known_noise import Withdrawn
-from bench.core.numbers import Number
-from bench.core.randomised import noise_sites
+from bench.core.epsilon import Number
+from bench.core.pgd import ascend, attack_loss
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
+from bench.core.stochastic import noise_sites
 from bench.core.threat import Norm, Threat
+from bench.noise import losses as ex
+from bench.noise.gaussian_noise import Withdrawn
 from defenses.noisy import Noisy
 from defenses.pni import PNI
 from defenses.rse import RSE

@@ -14,8 +14,8 @@ from attacks.pgd import PGD
 from bench import plugins
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
-from bench.core.randomised import Randomised
+from bench.core.epsilon import Number
+from bench.core.stochastic import Randomised
 from bench.core.threat import Norm, Threat
 from bench.planning import catalog
 

@@ -10,9 +10,9 @@ from attacks.eot import EOT, MeanOfDraws
 from attacks.pgd import PGD
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
-from bench.core.randomised import Randomised
+from bench.core.epsilon import Number
 from bench.core.rng import scope
+from bench.core.stochastic import Randomised
 from bench.core.threat import Threat
 
 THREAT = Threat("Linf", Number("0.1"))

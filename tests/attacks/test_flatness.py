@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from attacks.flatness import Flatness
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
-from bench.core.randomised import Randomised
+from bench.core.epsilon import Number
 from bench.core.rng import scope, seed
+from bench.core.stochastic import Randomised
 from bench.core.threat import Threat
 from bench.core.weights import filter_direction, noiseless_weights, uphill, visiting, within
 from defenses.pni import PNI

@@ -18,10 +18,10 @@ from attacks.fgsm import FGSM
 from attacks.pgd import PGD
 from attacks.square import Square
 from attacks.torchattacks import TorchAttacks
-from bench.core.ascent import AttackLoss
 from bench.core.attack import Attack, Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
+from bench.core.pgd import AttackLoss
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Norm, Threat
 

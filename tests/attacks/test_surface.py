@@ -15,9 +15,9 @@ from attacks.surface import Surface, across
 from bench import plugins
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
-from bench.core.randomised import Randomised
+from bench.core.epsilon import Number
 from bench.core.rng import scope, seed
+from bench.core.stochastic import Randomised
 from bench.core.threat import Norm, Threat
 
 EPS = "0.1"

@@ -14,7 +14,7 @@ from attacks import _torchattacks as tables
 from attacks.torchattacks import TorchAttacks
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Norm, Threat
 
 package = pytest.importorskip("torchattacks")

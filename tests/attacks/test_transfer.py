@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks.transfer import Transfer
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.executors.base import todo
 from bench.planning.job import Job

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.core import affine
-from bench.core.affine import AffineMap, NotAffine
 from bench.models import lenet5, small_cnn, vit_tiny
 from bench.models.common import Inputs, Normalise, PreActResNet
+from bench.noise import affine_map as affine
+from bench.noise.affine_map import AffineMap, NotAffine
 
 INPUTS = Inputs(3, 8, 10, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 

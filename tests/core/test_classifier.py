@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import BatchNormMode, Classifier, Counted, frozen, keep_buffers
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 

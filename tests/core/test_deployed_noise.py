@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from attacks.closed_form import ClosedForm
 from bench.core.classifier import Classifier, Counted
-from bench.core.covariance import Structure, logit_moments, passes
-from bench.core.deployed_noise import weight_piece, weight_step
-from bench.core.known_noise import KnownNoise, known_noise
-from bench.core.moments import Moments
-from bench.core.numbers import Number
-from bench.core.randomised import InputNoise, Randomised, Site, noise_off, noise_sites
+from bench.core.epsilon import Number
 from bench.core.smoothing import Smoothed
+from bench.core.stochastic import InputNoise, Randomised, Site, noise_off, noise_sites
 from bench.core.threat import Threat
+from bench.noise.gaussian_noise import KnownNoise, known_noise
+from bench.noise.layer_moments import Moments
+from bench.noise.logit_moments import Structure, logit_moments, passes
+from bench.noise.test_time_noise import weight_piece, weight_step
 from bench.training.cost import _Flops
 from defenses.pni import PNI
 from defenses.rse import RSE

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.core import expected as ex
+from bench.noise import losses as ex
 
 DRAWS = 100_000
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from attacks.certify import Certify
 from bench.core.attack import Context
-from bench.core.inner_smoothing import InnerSmoothed
-from bench.core.numbers import Number
-from bench.core.randomised import InputNoise, NoiseSource, noise_off, noise_sites
+from bench.core.epsilon import Number
 from bench.core.smoothing import Smoothed
+from bench.core.stochastic import InputNoise, NoiseSource, noise_off, noise_sites
 from bench.core.threat import Threat
+from bench.noise.inner_smoothing import InnerSmoothed
 
 
 class TwoSides(nn.Module):

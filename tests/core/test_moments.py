@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.core import covariance as cov
-from bench.core import expected as ex
-from bench.core import moments as mo
-from bench.core import propagation as prop
-from bench.core.moments import Moments
-from bench.core.sites import edit_sites
+from bench.noise import layer_moments as mo
+from bench.noise import logit_moments as cov
+from bench.noise import losses as ex
+from bench.noise import propagation as prop
+from bench.noise.injection import edit_sites
+from bench.noise.layer_moments import Moments
 
 DRAWS = 200_000
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.core.numbers import Number, parse_eps
+from bench.core.epsilon import Number, parse_eps
 
 
 def test_the_float_nearest_to_a_fraction_is_that_fraction() -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.core import covariance as cov
-from bench.core.sites import Site, edit_sites, signal_scale
+from bench.noise import logit_moments as cov
+from bench.noise.injection import Site, edit_sites, signal_scale
 
 PLACES: list[tuple[list[Site], bool]] = [
     *[(sites, False) for sites in (["input"], ["first"], [1], ["input", 1], [0, 1], [2, 0])],  # type: ignore[list-item]

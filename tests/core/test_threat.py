@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import NORMS, Norm, Threat
 
 NORM = st.sampled_from(NORMS)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.core.defense import Defense, Terms
 from bench.core.weights import layer_weights, noise_like, shifted
 from bench.planning import catalog
-from bench.planning.names import label
+from bench.planning.labels import label
 from bench.planning.plan import plan
 from bench.planning.spec import build
 from defenses.awp import AWP

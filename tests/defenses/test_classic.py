@@ -11,10 +11,10 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor, nn
 
-from bench.core.ascent import kl
 from bench.core.classifier import BatchNormMode
 from bench.core.defense import Batch, Defense, Terms
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
+from bench.core.pgd import kl
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 from defenses.pgd_at import PGDAT

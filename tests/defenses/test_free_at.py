@@ -23,7 +23,7 @@ from toys import (
 from bench.core.defense import Terms
 from bench.core.threat import Norm
 from bench.planning.spec import TrainSpec
-from bench.training.optimise import optimisation
+from bench.training.optimizer import optimisation
 from defenses.free_at import FreeAT
 
 

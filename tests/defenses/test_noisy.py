@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.core.defense import Batch
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Threat
 from bench.planning import catalog
 from defenses.noisy import Noise, Noisy

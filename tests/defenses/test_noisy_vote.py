@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from attacks.certify import Certify
 from attacks.pgd import PGD
 from bench.core.attack import Context
-from bench.core.numbers import Number
-from bench.core.randomised import noise_off, noise_sites
+from bench.core.epsilon import Number
+from bench.core.stochastic import noise_off, noise_sites
 from bench.core.threat import Threat
 from bench.models import lenet5, preact_resnet18
 from bench.models.common import Inputs

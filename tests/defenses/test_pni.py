@@ -12,7 +12,7 @@ import toys
 from torch import Tensor, nn
 
 from bench.core.classifier import frozen
-from bench.core.randomised import Randomised, noise_off, noise_sites
+from bench.core.stochastic import Randomised, noise_off, noise_sites
 from defenses.pni import PNI, noise_sizes
 
 THREAT = toys.threat()

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor, nn
 
-from bench.core.ascent import kl
 from bench.core.defense import Batch
+from bench.core.pgd import kl
 from bench.core.weights import noise_like
 from defenses.rat import RAT, kl_gradient, kl_trace
 from defenses.trades import TRADES

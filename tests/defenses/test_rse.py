@@ -11,7 +11,7 @@ import toys
 from torch import Tensor, nn
 
 from bench.core.classifier import frozen
-from bench.core.randomised import Randomised, noise_off, noise_sites
+from bench.core.stochastic import Randomised, noise_off, noise_sites
 from bench.models import lenet5, mlp, preact_resnet18
 from bench.models.common import Inputs
 from defenses.rse import RSE

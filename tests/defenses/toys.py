@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.defense import Batch, Defense, Terms
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Norm, Threat
 from bench.training.cost import counted_step
 from defenses.standard import Standard

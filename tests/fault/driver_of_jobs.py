@@ -11,7 +11,7 @@ import fake_jobs
 from fake_store import matrix
 
 from bench import cli
-from bench.commands import running
+from bench.commands import run as running
 from bench.executors.base import Executor
 from bench.executors.devices import Slot
 from bench.executors.local import Local

@@ -21,8 +21,9 @@ from test_store_faults import server as server
 
 from bench import atomic
 from bench.atomic import appending, write_atomic
-from bench.commands import running
-from bench.planning import cells, plan
+from bench.commands import run as running
+from bench.planning import evaluations as cells
+from bench.planning import plan
 from bench.planning.spec import build
 from bench.planning.typed import Options
 from bench.records.leases import STALE, claim

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from harness import Bench, states, tiny, write_plugins
 
-from bench.analysis.marks import ranked
-from bench.analysis.rows import Row
 from bench.records.store import Store
+from bench.results.rows import Row
+from bench.tables.ranking import ranked
 
 torch = pytest.importorskip("torch")
 

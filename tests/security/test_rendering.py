@@ -19,11 +19,11 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from test_tables import evaluated, trained
 
-from bench.analysis.frame import frame
 from bench.planning.job import Job
 from bench.progress import live
 from bench.records.store import Store
 from bench.report.page import write_report
+from bench.results.evaluations import frame
 from bench.tables.export import latex_text
 from bench.tables.leaderboard import write_leaderboard
 from bench.tables.markdown import BEGIN, END, escape

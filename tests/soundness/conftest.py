@@ -12,11 +12,11 @@ from fakes import FAKES
 from honest_nets import EPS, Split, trained
 from torch import Tensor, nn
 
-from bench.checks import Finding
 from bench.core.classifier import Classifier
 from bench.core.threat import Threat
 from bench.data import images as data
-from bench.soundness import audit
+from bench.soundness.audit_model import audit
+from bench.soundness.checks import Finding
 
 Audited = tuple[list[Finding], dict[str, Tensor]]
 AuditOf = Callable[[Classifier], Audited]

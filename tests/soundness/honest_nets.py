@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.core.ascent import ascend
 from bench.core.classifier import frozen
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
+from bench.core.pgd import ascend
 from bench.core.rng import scope
 from bench.core.threat import Threat
 from bench.models import mlp

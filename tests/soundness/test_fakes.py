@@ -10,9 +10,9 @@ from fakes import FAKES, OWNERS
 from honest_nets import Split
 from torch import nn
 
-from bench import soundness
-from bench.checks import Finding, verdict
-from bench.checks.texts import CHECKS
+from bench.soundness import audit_model as soundness
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Finding, verdict
 
 GRAVE = ("U", "X")
 OfFake = Callable[[str], list[Finding]]

@@ -11,14 +11,14 @@ from conftest import AuditOf
 from honest_nets import EPS, Split
 from torch import Tensor, nn
 
-from bench.checks import Finding, verdict
-from bench.checks.texts import CHECKS
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
-from bench.core.randomised import InputNoise, Randomised
+from bench.core.epsilon import Number
 from bench.core.smoothing import Smoothed
+from bench.core.stochastic import InputNoise, Randomised
 from bench.core.threat import Norm, Threat
-from bench.soundness import audit
+from bench.soundness.audit_model import audit
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Finding, verdict
 
 REQUIRED = frozenset(c.code for c in CHECKS.values() if c.source == "model")
 
@@ -105,8 +105,8 @@ def test_the_same_seed_gives_the_same_audit_and_nothing_else_changes(
 def test_the_claimed_accuracy_is_held_to_what_is_measured(
     gap: float, level: str, nets: dict[str, nn.Module], digits: tuple[Split, Split]
 ) -> None:
-    from bench.soundness.forward import pixel_space
-    from bench.soundness.state import Audit, accuracy
+    from bench.soundness.audit import Audit, accuracy
+    from bench.soundness.forward_checks import pixel_space
 
     test, threats = digits[1], [Threat("Linf", EPS)]
     state = Audit(Classifier(nets["adversarial"]), test.x, test.y, threats, "quick", 0, None)

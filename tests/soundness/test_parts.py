@@ -12,19 +12,20 @@ from honest_nets import EPS, Split
 from torch import Tensor, nn
 
 from attacks.pgd import PGD
-from bench.checks import Finding
-from bench.checks.texts import CHECKS
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.numbers import Number
+from bench.core.epsilon import Number
 from bench.core.threat import Norm, Threat
-from bench.soundness import effort, gradients
-from bench.soundness.curve import _rise
-from bench.soundness.inner import autograd_calls, layer_runs
-from bench.soundness.planted import _Head, border, last_linear
-from bench.soundness.state import Audit, NotMeasured, Run, scaled, whole_box
-from bench.soundness.trace import Snapshot
-from bench.soundness.watched import WatchedPGD
+from bench.soundness import attack_strength as effort
+from bench.soundness import gradient_checks as gradients
+from bench.soundness.audit import Audit, NotMeasured, Run, scaled, whole_box
+from bench.soundness.binarization_test import _Head, border, last_linear
+from bench.soundness.budget_curve import _rise
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Finding
+from bench.soundness.instrumented_pgd import WatchedPGD
+from bench.soundness.snapshot import Snapshot
+from bench.soundness.test_time_optimization import autograd_calls, layer_runs
 
 
 def _ways() -> dict[str, object]:
@@ -248,7 +249,7 @@ def test_the_catalogue_is_complete_and_free_of_torch() -> None:
     for check in CHECKS.values():
         for text in (check.title, check.measures, check.threshold, check.why, check.todo):
             assert len(text) > 3, check.code
-    code = "import sys, bench.checks.texts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, bench.soundness.catalog; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

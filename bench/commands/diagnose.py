@@ -1,0 +1,47 @@
+"""The command `bench doctor MODEL`: prints each line of the diagnosis as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from bench.commands.eval_model import Asked, named
+from bench.data import datasets
+from bench.data.images import layout, test_block
+from bench.data.images import load as load_data
+from bench.doctor import diagnosis
+from bench.jobs import user_model as loading
+from bench.planning import user_models as imports
+from bench.planning.options import place
+
+
+def diagnose(asked: Asked, dataset: str, size: int | None, data_dir: Path | None, as_json: bool) -> int:
+    """Load the model, ask, print; gives the exit code: 4 where a line says FAIL. Raises what cannot be loaded."""
+    name, root = place(dataset, datasets.data_root(data_dir))
+    datasets.check(name, root, explicit=data_dir is not None)
+    facts = datasets.facts(name, root, size)
+    model = named(asked, facts)
+    what = imports.job(model, facts).what
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    title = model.checkpoint.name if model.checkpoint else what["model"]["name"]
+    deployed = loading.deployed(what, loading.imported(what, facts, model.checkpoint, title), device)
+    n = min(diagnosis.IMAGES, facts.test)
+    data = load_data(name, root=root, device=device, size=size, train=1, test=n)
+    x, y = test_block(data, 0, n)
+    failed = False
+    _say(diagnosis.Line("loading", "OK", f"{title}; {loading.chosen(deployed)}"), as_json)
+    for line in diagnosis.examine(deployed, layout(x), y, facts, model.randomised):
+        failed |= line.state == "FAIL"
+        _say(line, as_json)
+    return 4 if failed else 0
+
+
+def _say(line: diagnosis.Line, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(line._asdict()), flush=True)
+        return
+    print(f"{line.state:4}  {line.check}: {line.value}", flush=True)
+    if line.todo:
+        print(f"      {line.todo}", flush=True)

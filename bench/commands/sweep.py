@@ -1,0 +1,77 @@
+"""`bench sweep`: parses and prints. bench.tables.sweep finds the points and what they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.commands.arguments import Dataset, Results, existing
+
+if TYPE_CHECKING:
+    from bench.records.store import Store
+    from bench.results.rows import Row
+    from bench.tables.selection import Where
+    from bench.tables.sweep import Series
+    from bench.tables.sweep_text import Map
+
+
+def sweep(
+    defense: Annotated[str, typer.Argument(help="A defense, such as noisy.")],
+    setting: Annotated[
+        str, typer.Argument(help="A setting of it, train_eps (trained at), eps (attacked) or train.NAME.")
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(help="Map it to another defense's setting, such as pgd_at:train_eps.", show_default=False),
+    ] = None,
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all).")] = None,
+    eps: Annotated[str | None, typer.Option(help="Budget attacked, such as 8/255 (default: all).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write each as CSV, SVG and PNG there.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show accuracy against a swept setting.
+
+    Each seed is shown; --against says what a value is worth in another defense's setting.
+
+    Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
+    """
+    from bench.records.cached_store import ReadOnce
+    from bench.tables import sweep_text
+    from bench.tables.leaderboard import board
+    from bench.tables.selection import Where
+    from bench.tables.sweep import sweep as series_of
+
+    store = ReadOnce(existing(results_dir))
+    rows, where = board(store), Where(dataset, norm, eps)
+    swept = series_of(store, rows, defense, setting, where)
+    maps = _maps(store, rows, swept, against, where) if against else []
+    print(sweep_text.as_json(swept, maps) if as_json else sweep_text.text(store, swept, maps))
+    if output is not None:
+        from bench.report.canvas import unique
+        from bench.report.sweeps import map_plot, sweep_plot
+
+        drawn = [sweep_plot(series) for series in swept] + [p for found in maps if (p := map_plot(found)) is not None]
+        for path in (path for plot in unique(drawn) for path in plot.write(output)):
+            print(path)
+
+
+def _maps(store: Store, rows: list[Row], swept: list[Series], against: str, where: Where) -> list[Map]:
+    from bench.tables.equivalence import matches, partner
+    from bench.tables.sweep import TRAINED, with_anchor
+    from bench.tables.sweep import sweep as series_of
+
+    name, _, setting = against.partition(":")
+    others = [with_anchor(each) for each in series_of(store, rows, name, setting or TRAINED, where, least=1)]
+    pairs = [(with_anchor(each), partner(store, each, others)) for each in swept]
+    found = [(a, b, matches(store, a, b)) for a, b in pairs if b is not None]
+    if not found:
+        raise LookupError(
+            f"no series of {name} was trained and attacked as one of {swept[0].defense} was, at two or more values"
+        )
+    return found

@@ -1,0 +1,202 @@
+"""A checkpoint or a model file of the user's -> a net with its weights -> a deployed model, and its clean accuracy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import plugins
+from bench.atomic import file_hash
+from bench.core.classifier import Classifier
+from bench.core.rng import scope, seed
+from bench.data.datasets import Facts
+from bench.data.images import Data, layout, test_block, to_float
+from bench.jobs.load_checkpoint import OWN, State, fill, read, unprefixed
+from bench.models.common import Inputs, Normalise
+from bench.planning import catalog
+from bench.planning.user_models import MODEL_FILE
+from bench.training.cost import inference_ms
+
+
+def build(what: dict[str, Any], facts: Facts, state: State | None = None) -> nn.Module:
+    """The net of an import job before its weights. `state`: a checkpoint, whose own normalisation is taken.
+
+    Raises ValueError in one line.
+    """
+    typed = what["normalise"]
+    with scope(seed(what["seed"], "init", what["model"]["name"])):
+        if "sha256" in what["model"]:
+            net = _from_file(what["model"])
+            return net if typed is None else nn.Sequential(Normalise(_inputs(facts, typed)), net)
+        held = _held(state or {}, facts)
+        if typed is not None and held is not None and not _agree(typed, held):
+            raise ValueError(f"the checkpoint holds its own normalisation ({_told(held)}); leave --normalise out")
+        inputs = _inputs(facts, typed or held)
+        return plugins.build_model(what["model"]["name"], what["model"]["set"], inputs)
+
+
+def _inputs(facts: Facts, chosen: dict[str, list[float]] | None) -> Inputs:
+    mean, std = (facts.mean, facts.std) if chosen is None else (tuple(chosen["mean"]), tuple(chosen["std"]))
+    return Inputs(facts.channels, facts.size, facts.classes, mean, std)
+
+
+def _held(state: State, facts: Facts) -> dict[str, list[float]] | None:
+    """The normalisation in a checkpoint of our own architectures."""
+    found = unprefixed(state, set(OWN))
+    if not all(name in found and found[name].numel() == facts.channels for name in OWN):
+        return None
+    return {name.rpartition(".")[2]: found[name].double().flatten().tolist() for name in OWN}
+
+
+def _agree(a: dict[str, list[float]], b: dict[str, list[float]]) -> bool:
+    return all(abs(x - y) < 1e-5 for part in ("mean", "std") for x, y in zip(a[part], b[part], strict=True))
+
+
+def _told(chosen: dict[str, list[float]]) -> str:
+    return ", ".join(f"{part} {', '.join(f'{v:g}' for v in chosen[part])}" for part in ("mean", "std"))
+
+
+def _from_file(model: dict[str, Any]) -> nn.Module:
+    """The net that the user's function returns. The file runs as the user's own code, with its folder importable."""
+    path = Path(os.environ.get(MODEL_FILE, ""))
+    file, _, function = model["name"].rpartition(":")
+    if path.name != file or not path.is_file():
+        raise ValueError(f"the model file {file} is not here; run the same `bench eval` again, or set {MODEL_FILE}")
+    if file_hash(path) != model["sha256"]:
+        raise ValueError(f"the model file {file} was changed since this job was planned; run `bench eval` again")
+    try:
+        loaded = _module(path, model["sha256"])
+        if not callable(getattr(loaded, function, None)):
+            known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
+            hint = catalog.suggest(function, known)
+            raise LookupError(f"no function '{function}'.{hint} Known: {', '.join(known) or 'none'}")
+        net = getattr(loaded, function)()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"{function}() gave {type(net).__name__}; expected a torch.nn.Module")
+    except Exception as error:
+        text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+        raise ValueError(f"{file}: {type(error).__name__}: {' '.join(text.split())}") from error
+    return net
+
+
+def _module(path: Path, sha256: str) -> ModuleType:
+    name = f"bench_model_{sha256[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        folder = str(path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[name] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def imported(what: dict[str, Any], facts: Facts, source: Path | None, name: str) -> nn.Module:
+    """The net with its weights. `source`: the checkpoint, `name`: what to call it. Raises ValueError in one line."""
+    if source is None:
+        return build(what, facts)
+    expected = what["checkpoint"]["sha256"]
+    if file_hash(source) != expected:
+        raise ValueError(f"{name} is not the checkpoint {expected[:12]} of this job; run the same `bench eval` again")
+    state = read(source)
+    net = build(what, facts, state)
+    wrapped = "sha256" in what["model"] and what["normalise"] is not None
+    fill(net[1] if wrapped and isinstance(net, nn.Sequential) else net, state, facts, name)
+    return net
+
+
+def deployed(what: dict[str, Any], net: nn.Module, device: torch.device) -> Classifier:
+    """The net in eval mode on the device, as attacks see it; `randomised` is what the user declared."""
+    model = Classifier(net.to(device))
+    model.stochastic = what["randomised"]
+    return model.eval()
+
+
+def reloaded(what: dict[str, Any], state: State, data: Data) -> Classifier:
+    """The model of a finished import from the weights that it stored."""
+    net = build(what, data.facts, state)
+    net.load_state_dict(state, strict=True)
+    return deployed(what, net, data.test.x.device)
+
+
+def check(what: dict[str, Any], facts: Facts, source: Path | None) -> str:
+    """Load on the CPU and try two blank images; gives what was chosen, in words. Raises ValueError in one line."""
+    name = source.name if source else what["model"]["name"]
+    model = deployed(what, imported(what, facts, source, name), torch.device("cpu"))
+    x = torch.zeros(2, facts.channels, facts.size, facts.size)
+    try:
+        with scope(0), torch.no_grad():
+            logits = model(x)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{name} cannot take {facts.name} images: {type(error).__name__}: {text}") from error
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, facts.classes):
+        raise ValueError(
+            f"{name} gives {shape} for 2 images of {facts.name}; expected logits of shape {(2, facts.classes)}"
+        )
+    if not what["randomised"] and _draws(model, facts):
+        raise ValueError(
+            f"{name} gives two answers to one image; declare a model that draws at test time with --randomised, or "
+            "switch its noise or dropout off"
+        )
+    odd = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f"{name} keeps something other than a tensor in its state ({odd[0]}); it cannot be stored")
+    return chosen(model)
+
+
+def _draws(model: nn.Module, facts: Facts) -> bool:
+    """Do two passes over the same random images differ by more than rounding?"""
+    with scope(1):
+        x = torch.rand(8, facts.channels, facts.size, facts.size)
+    answers = []
+    for number in range(2):
+        with scope(2 + number), torch.no_grad():
+            answers.append(model(x))
+    return float((answers[0] - answers[1]).abs().max()) > 1e-3 * float(answers[0].abs().max())
+
+
+def chosen(model: nn.Module) -> str:
+    """The normalisation that bench put into a model, in words."""
+    inside = [module for module in model.modules() if isinstance(module, Normalise)]
+    if not inside:
+        return "normalisation whatever the model file does (--normalise puts one before it)"
+    means = {"mean": inside[0].mean.flatten().tolist(), "std": inside[0].std.flatten().tolist()}
+    return "normalisation none, images stay in [0,1]" if inside[0].identity else f"normalisation {_told(means)}"
+
+
+def measure(what: dict[str, Any], data: Data, source: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The loaded net and what its record says: clean accuracy on the test images of `data`, size, time a prediction."""
+    net = imported(what, data.facts, source, "the checkpoint")
+    model = deployed(what, net, data.test.x.device)
+    right, n = 0, len(data.test.x)
+    with torch.no_grad(), scope(seed(what["seed"], "clean")):
+        for start in range(0, n, 100):
+            x, y = test_block(data, start, min(start + 100, n))
+            logits = model(layout(x))
+            if not bool(torch.isfinite(logits).all()):
+                raise ValueError(f"the model's output is not finite on images {start} to {start + len(x) - 1}")
+            right += int((logits.argmax(1) == y).sum())
+    return net, {
+        "clean_accuracy": right / n,
+        "clean_n": n,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "inference_ms_per_image": inference_ms(model, layout(to_float(data.test.x[:64]))),
+        "deploys": "randomised" if what["randomised"] else "deterministic",
+        "test_hash": data.test_hash,
+    }

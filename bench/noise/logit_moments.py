@@ -1,0 +1,314 @@
+"""Mean and covariance of the logits under Gaussian noise at one or more sites of a network (bench.noise.injection).
+
+Noise z -> z + N(0, var) enters at each site, independent of the others. Five structures give the covariance S of the
+logits: `jacobian` (S = sum over sites of J var J^T of the noise-free network), `ungated` (the same with every
+activation's slope replaced by 1), `diag` (element-wise variances), `adjoint` (a backward recursion over the gates of
+the element-wise pass) and `sampled` (mean and covariance of draws).
+All are read through `pieces`, so losses and attacks need not know which one made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bench.core.rng import normal_like
+from bench.core.stochastic import Site as OwnSite
+from bench.noise.injection import Site, edit_sites
+from bench.noise.layer_moments import ReluRule
+from bench.noise.propagation import Place, Propagation, SiteVariance, propagate
+from bench.noise.test_time_noise import on_weight, watch, weight_piece
+
+Structure = Literal["jacobian", "diag", "adjoint", "ungated", "sampled"]
+Piece = tuple[Tensor, Tensor]  # R (r b ...) and w (broadcastable to b ...): one term R diag(w) R^T of A S A^T
+
+
+class LogitMoments(NamedTuple):
+    """Logits of the noisy network: `mean` (b k), the (mean) quantity at each of the `sites`, and `pieces`: it maps
+    rows A (r b k; one r x k matrix a sample) to the terms R diag(w) R^T whose sum is A S A^T."""
+
+    mean: Tensor
+    sites: list[Tensor]
+    pieces: Callable[[Tensor], list[Piece]]
+
+    def quadratic(self, rows: Tensor) -> Tensor:
+        """a^T S a for each row a, shape r b: the variance of the combination a . logits."""
+        total = rows.new_zeros(rows.shape[:2], dtype=self.mean.dtype)
+        for r, w in self.pieces(rows):
+            # row by row: all squares at once would be the peak of a training step's memory
+            total = total + torch.stack([(row.square() * w).flatten(1).sum(1) for row in r])
+        return total
+
+    def covariance(self) -> Tensor:
+        """S itself, b k k: as many rows as classes, so k backward passes for `jacobian`."""
+        b, k = self.mean.shape
+        total = self.mean.new_zeros(b, k, k)
+        with torch.autocast(self.mean.device.type, enabled=False):
+            for r, w in self.pieces(unit_rows(self.mean)):
+                total = total + torch.einsum("rbn,sbn->brs", (r * w).flatten(2), r.flatten(2))
+        return total
+
+
+class Passes(NamedTuple):
+    """Passes an image: forward and backward ones for the value of a loss, backward ones for its gradient in images."""
+
+    forwards: int
+    value: int
+    gradient: int
+
+
+def unit_rows(mean: Tensor) -> Tensor:
+    """The k unit vectors for each sample, k b k."""
+    b, k = mean.shape
+    return torch.eye(k, dtype=mean.dtype, device=mean.device)[:, None].expand(k, b, k)
+
+
+def sign_rows(mean: Tensor, probes: int) -> Tensor:
+    """Hutchinson's random signs v in {-1,+1}^k, `probes` b k: E[v^T S v] = tr S."""
+    return torch.randint(0, 2, (probes, *mean.shape), device=mean.device).to(mean.dtype) * 2 - 1
+
+
+@contextmanager
+def _record_statistics(layers: list[_BatchNorm]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Batch mean and (biased) variance of what each BatchNorm sees, as constants."""
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module in seen:
+            raise ValueError("a BatchNorm layer runs twice in one forward pass; its statistics would be ambiguous")
+        x = args[0].detach()
+        axes = [0, *range(2, x.dim())]
+        seen[module] = (x.mean(axes), x.var(axes, unbiased=False))
+
+    handles = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _fixed_statistics(seen: dict[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """BatchNorm layers normalise with the given statistics; running buffers are put back untouched."""
+    saved = [(layer, layer.training, layer.running_mean, layer.running_var) for layer in seen]
+    try:
+        for layer, (mean, var) in seen.items():
+            layer.training = False
+            layer.running_mean, layer.running_var = mean, var
+        yield
+    finally:
+        for layer, training, running_mean, running_var in saved:
+            layer.training = training
+            layer.running_mean, layer.running_var = running_mean, running_var
+
+
+def logit_moments(
+    net: nn.Module,
+    x: Tensor,
+    variances: Sequence[SiteVariance],
+    sites: Sequence[Place] = ("first",),
+    structure: Structure = "jacobian",
+    rule: ReluRule = "laplace",
+    *,
+    draws: int = 16,
+    post_bn: bool = False,
+) -> LogitMoments:
+    """Moments of the logits for images `x` (b c h w) with noise of `variances[i](z)` on the quantity z at `sites[i]`.
+
+    `rule` is for `diag` and `adjoint`, `draws` for `sampled`; `post_bn` moves a site behind the layer's BatchNorm.
+    Differentiable in weights, images and variances. Raises ValueError where there is no site or no rule for a layer.
+    """
+    if structure == "jacobian":
+        if rule != "laplace":
+            raise ValueError(f"relu={rule} needs propagated variances; use structure=diag or structure=adjoint")
+        return jacobian_moments(net, x, variances, sites, post_bn)
+    if structure == "sampled":
+        added = [site for site in sites if not isinstance(site, OwnSite)]
+        if len(added) < len(sites):
+            raise ValueError("structure=sampled draws noise that is added, not the net's own; use another structure")
+        return sampled_moments(net, x, variances, added, draws, post_bn)
+    if structure == "ungated":
+        rule, structure = "ungated", "adjoint"
+    return propagated_moments(net, x, variances, sites, structure, rule, post_bn)
+
+
+def passes(structure: Structure, rows: int, noisy_weights: bool = False, draws: int = 16) -> Passes:
+    """Cost of a loss that reads the covariance along `rows` rows, by the work of its convolutions and matrix products.
+
+    Element-wise variances are a second map beside that of the means, a forward pass more, and noise on the weights is
+    another (in adjoint two). A row is a backward pass, which the gradient differentiates at the cost of two; where the
+    weights are noisy it is multiplied with each layer's input besides, which costs as much again."""
+    row = 2 if noisy_weights else 1
+    if structure == "jacobian":
+        return Passes(1, row * rows, 1 + 2 * row * rows)
+    if structure == "sampled":
+        return Passes(draws, 0, draws)
+    if structure == "diag":
+        return Passes(1 + row, 0, 1 + row)
+    return Passes(2 * row, row * rows, 2 * row + 2 * row * rows)
+
+
+@contextmanager
+def _separated(net: nn.Module, x: Tensor) -> Iterator[Tensor | None]:
+    """Inside, the samples of a batch do not influence each other: BatchNorm in training mode has the statistics of one
+    ordinary pass over `x`, as constants. Gives that pass's logits (buffers move once), None where none was needed."""
+    mixing = [m for m in net.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
+    if not mixing:
+        yield None
+        return
+    with _record_statistics(mixing) as seen:
+        logits = net(x)
+    with _fixed_statistics(seen):
+        yield logits
+
+
+def jacobian_moments(
+    net: nn.Module,
+    x: Tensor,
+    variances: Sequence[SiteVariance],
+    sites: Sequence[Place] = ("first",),
+    post_bn: bool = False,
+) -> LogitMoments:
+    """S = sum of J diag(var) J^T over the sites, J = d logits / d site of the noise-free network.
+
+    Exact to first order, skips and pools included; a row costs one backward pass. The gradient flows through J. Where
+    BatchNorm is in training mode, `mean` comes from one ordinary pass (buffers move once) and J from a second one with
+    that batch's statistics as constants: through live statistics a summed vector-Jacobian product mixes samples.
+    """
+    reached: dict[int, Tensor] = {}
+
+    def capture(place: int, z: Tensor) -> Tensor:
+        reached[place] = z if z.requires_grad else z.detach().requires_grad_()
+        return reached[place].clone()  # an in-place ReLU must not overwrite what we differentiate by
+
+    added = [(place, site) for place, site in enumerate(sites) if not isinstance(site, OwnSite)]
+    own = [(place, site) for place, site in enumerate(sites) if isinstance(site, OwnSite)]
+
+    def edit(number: int, z: Tensor) -> Tensor:
+        return capture(added[number][0], z)
+
+    with torch.enable_grad(), _separated(net, x) as ordinary, watch(own, capture) as inputs:
+        with edit_sites(net, [site for _, site in added], edit, post_bn):
+            logits = net(x)
+    at = [reached[place] for place in range(len(sites))]
+
+    def piece(place: int, products: Tensor) -> Piece:
+        site, variance = sites[place], variances[place]
+        if on_weight(site):
+            spread = variance(site.weight).expand_as(site.weight)
+            return weight_piece(products, _full_precision(inputs[place]), site.layer, spread)
+        return products, _full_precision(variance(at[place]))
+
+    def pieces(rows: Tensor) -> list[Piece]:
+        # one product after the other: on CPU the batched (vmap) backward took 1.4 to 2.6 times as long. Samples are
+        # independent here, so the gradient of the sum over the batch holds each sample's own product.
+        rows = rows.to(logits.dtype)
+        with torch.enable_grad():
+            products = [torch.autograd.grad(logits, at, row, create_graph=True) for row in rows]
+        parts = zip(*products, strict=True)
+        return [piece(place, _full_precision(torch.stack(part))) for place, part in enumerate(parts)]
+
+    return LogitMoments(_full_precision(logits if ordinary is None else ordinary), at, pieces)
+
+
+def draw_logits(
+    net: nn.Module,
+    x: Tensor,
+    variances: Sequence[SiteVariance],
+    sites: Sequence[Site] = ("first",),
+    draws: int = 16,
+    post_bn: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits (draws b k) under reparameterised draws of the noise, and the quantity at each site.
+
+    BatchNorm in training mode has the statistics of one noise-free pass, as constants; its buffers move by that pass.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def shake(place: int, z: Tensor) -> Tensor:
+        seen[place] = z
+        # the root has no slope at 0, which a scale relative to a constant channel gives
+        return z + variances[place](z).clamp_min(torch.finfo(z.dtype).tiny).sqrt() * normal_like(z)
+
+    with _separated(net, x), edit_sites(net, sites, shake, post_bn):
+        logits = _full_precision(net(x.repeat(draws, *[1] * (x.dim() - 1))))
+    return logits.unflatten(0, (draws, len(x))), [seen[place] for place in range(len(sites))]
+
+
+def sampled_moments(
+    net: nn.Module,
+    x: Tensor,
+    variances: Sequence[SiteVariance],
+    sites: Sequence[Site] = ("first",),
+    draws: int = 16,
+    post_bn: bool = False,
+) -> LogitMoments:
+    """Mean and unbiased covariance of the logits over `draws` (>= 2). The mean is the noisy network's own, unlike that
+    of `jacobian`."""
+    if draws < 2:
+        raise ValueError(f"a covariance needs at least 2 draws, got {draws}")
+    logits, at = draw_logits(net, x, variances, sites, draws, post_bn)
+    mean = logits.mean(0)
+
+    def pieces(rows: Tensor) -> list[Piece]:
+        return [(torch.einsum("rbk,dbk->rbd", rows, logits - mean), mean.new_tensor(1 / (draws - 1)))]
+
+    return LogitMoments(mean, at, pieces)
+
+
+def propagated_moments(
+    net: nn.Module,
+    x: Tensor,
+    variances: Sequence[SiteVariance],
+    sites: Sequence[Place] = ("first",),
+    structure: Literal["diag", "adjoint"] = "diag",
+    rule: ReluRule = "laplace",
+    post_bn: bool = False,
+) -> LogitMoments:
+    """Element-wise moments through the network, or with their covariance restored by a backward recursion (adjoint).
+
+    Running buffers of BatchNorm in training move once, by a noise-free pass of their own."""
+    if any(isinstance(m, _BatchNorm) and m.training and m.running_mean is not None for m in net.modules()):
+        with torch.no_grad():
+            net(x)
+    run = propagate(net, x, variances, sites, rule, post_bn)
+
+    def pieces(rows: Tensor) -> list[Piece]:
+        return [(rows, run.logits.var)] if structure == "diag" else _adjoint(run, rows)
+
+    return LogitMoments(run.logits.mean, [mean for mean, _ in run.sites.values()], pieces)
+
+
+def _adjoint(run: Propagation, rows: Tensor) -> list[Piece]:
+    """Rows pulled back through gates and weights from the logits to the sites. Every nonlinearity adds its innovation,
+    independent of all before it, and every site its noise: a sum of positive semi-definite terms."""
+    back: dict[Node, Tensor] = {run.exit: rows}
+    pieces: list[Piece] = []
+    with torch.autocast(rows.device.type, enabled=False):
+        for node, sources, step in reversed(run.steps):
+            r = back.pop(node, None)
+            if r is None:
+                continue  # does not reach the logits
+            if node in run.sites:
+                pieces.append((r, run.sites[node][1]))
+            if step.innovation is not None:
+                pieces.append((r, step.innovation))
+            if step.further is not None:
+                pieces += step.further(r)
+            for source, pull in zip(sources, step.pulls, strict=True):
+                before = pull(r)
+                back[source] = back[source] + before if source in back else before
+    # what is left are the sites with nothing random before them
+    return [*pieces, *((r, run.sites[node][1]) for node, r in back.items() if node in run.sites)]
+
+
+def _full_precision(t: Tensor) -> Tensor:
+    """At least float32: squares of half-precision gradients underflow."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -1,0 +1,118 @@
+"""Where a number comes from: the keys behind each cell, and for each key its record, device and commit."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bench.planning.job import Job
+from bench.planning.labels import defense_label, label
+from bench.records.store import Store
+from bench.results.rows import Row
+
+WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "Seeds")
+TRAINING = ("Training s (× standard)", "Commit")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One record: what was asked and where it was done. `versions`: place in `Origins.versions`, None if unknown."""
+
+    key: str
+    kind: str
+    what: str
+    seed: object
+    of: str
+    state: str
+    device: str
+    commit: str
+    versions: int | None
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Every record by key, and the different sets of package versions among them."""
+
+    lines: list[Origin]
+    versions: list[str]
+
+    def places(self, keys: Iterable[str]) -> str:
+        """Places of these keys in the table, `3 17`: what a cell of the page carries."""
+        return " ".join(str(self._place[key]) for key in keys if key in self._place)
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {line.key: at for at, line in enumerate(self.lines)}
+
+
+def origins(store: Store) -> Origins:
+    """Where every record comes from, by key."""
+    versions: dict[str, int] = {}
+    lines = []
+    for job, record in store.records():
+        origin = record.get("provenance") or {}
+        commit = str(origin.get("commit") or "–") + (" (dirty)" if origin.get("dirty") is True else "")
+        text = ", ".join(f"{name} {v}" for name, v in sorted((origin.get("versions") or {}).items()))
+        line = Origin(
+            job.key, job.kind, _asked(job), job.what.get("seed"), job.needs[0] if job.needs else "", record["state"],
+            origin.get("device") or "–", commit, versions.setdefault(text, len(versions)) if text else None,
+        )  # fmt: skip
+        lines.append(line)
+    return Origins(lines, list(versions))
+
+
+def _asked(job: Job) -> str:
+    """`trades (train_eps=0.2)`, or `pgd (loss=cw), Linf 0.1, n 1000`."""
+    what = job.what
+    if "attack" in what:
+        threat = what.get("threat")
+        budget = [f"{threat['norm']} {threat['eps']}"] if threat else []
+        return ", ".join([label("attacks", what["attack"]["name"], what["attack"]["set"]), *budget, f"n {what['n']}"])
+    return defense_label(what) if "defense" in what else str(what.get("part", "–"))
+
+
+def behind(row: Row, column: str) -> list[str]:
+    """Keys of the evaluations, or of the trainings, that a cell of the leaderboard rests on."""
+    if column in WORST:
+        return of_worst(row)
+    if column in TRAINING:
+        return of_training(row)
+    if column == "Standard accuracy":
+        return of_clean(row)
+    if column == "AutoAttack robust accuracy":
+        return [key for name, cell in row.attacks.items() if cell is row.autoattack for key in of_attack(row, name)]
+    if "certified" in column:
+        return of_certificate(row)
+    return of_attack(row, column)
+
+
+def of_attack(row: Row, name: str) -> list[str]:
+    """Evaluations under one attack label, by seed."""
+    return [entry["key"] for _, entry in sorted(row.entries.get(name, {}).items())]
+
+
+def of_clean(row: Row, seeds: Container[int] | None = None) -> list[str]:
+    """The clean evaluations, of these seeds or of all."""
+    return _of(row, "clean", seeds)
+
+
+def of_certificate(row: Row) -> list[str]:
+    """The certifying ones."""
+    return _of(row, "certify")
+
+
+def of_worst(row: Row) -> list[str]:
+    """All evaluations in the worst case of all seeds."""
+    return [key for _, keys in sorted(row.keys.items()) for key in keys]
+
+
+def of_training(row: Row) -> list[str]:
+    """The trainings of the row."""
+    return list(dict.fromkeys(e["train_key"] for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())))
+
+
+def _of(row: Row, attack: str, seeds: Container[int] | None = None) -> list[str]:
+    found: list[dict[str, Any]] = [e for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())]
+    return [e["key"] for e in found if e["attack"] == attack and (seeds is None or e["seed"] in seeds)]

@@ -1,0 +1,98 @@
+"""What the entries of a `frame` have in common, worked out once: a training's facts, an attack's name."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+from bench.core.epsilon import Number
+from bench.planning import catalog
+from bench.planning.labels import label
+from bench.records.store import Store
+
+BY_VALIDATION = "epoch by validation]"  # ends the name of a row whose weights were chosen
+
+
+class Facts:
+    """Facts of the trainings and plug-ins that a frame asks for many times."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._trainings: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._labels: dict[str, str] = {}
+        self.value = functools.cache(lambda eps: float(Number(eps)))
+        self._constant = functools.cache(_constant)
+
+    def label(self, kind: str, name: str, settings: dict[str, Any]) -> str:
+        """The name of a plug-in with the settings that differ from its defaults; `budgets` stand in a column."""
+        asked = repr((kind, name, settings))
+        found = self._labels.get(asked)
+        if found is None:
+            shown = {k: v for k, v in settings.items() if k != "budgets"}
+            found = self._labels[asked] = label(kind, name, shown)  # type: ignore[arg-type]
+        return found
+
+    def measures(self, attack: str, record: dict[str, Any] | None) -> str | None:
+        """What an evaluation measures instead of robustness; a record knows it where the plug-in is gone."""
+        if record and record["state"] == "done":
+            found: str | None = record["metrics"].get("measures")
+            return found
+        return self._constant("attacks", attack, "measures", "") or None
+
+    def of_training(self, key: str, judged: list[str]) -> dict[str, Any]:
+        """Columns that every evaluation of these weights has. `judged`: which weights, and a split that is no test set.
+
+        Raises LookupError or ValueError where the job of the training cannot be read.
+        """
+        asked = (key, *judged)
+        if asked not in self._trainings:
+            self._trainings[asked] = self._training(key, judged)
+        return self._trainings[asked]
+
+    def _training(self, key: str, judged: list[str]) -> dict[str, Any]:
+        what, record = self.store.job(key).what, self.store.record(key) or {}
+        metrics, origin, memory = (record.get(part) or {} for part in ("metrics", "provenance", "peak_memory_mb"))
+        config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, *judged], sort_keys=True)
+        defense, threat = what["defense"], what["threat"] or {}
+        # a model that was never trained deploys as its plug-in says
+        deploys = metrics.get("deploys") or self._constant("defenses", defense["name"], "deploys", "deterministic")
+        return {
+            "train_key": key,
+            "config": hashlib.sha256(config.encode()).hexdigest()[:12],
+            "dataset": what["data"]["name"],
+            "model": self.label("models", what["model"]["name"], what["model"]["set"]),
+            "defense": defense["name"],
+            "defense_label": self.label("defenses", defense["name"], defense["set"])
+            + ("" if judged[0] == "last" else f" [{judged[0]} {BY_VALIDATION}"),
+            "train_norm": threat.get("norm"),
+            "train_eps": threat.get("eps"),
+            "train_images": what["data"]["train"],
+            "seed": what["seed"],
+            "recipe": what["recipe"],
+            "epochs": what["train"]["epochs"],
+            "deploys": deploys,
+            "train_state": record.get("state", "missing"),
+            "train_device": origin.get("device"),
+            "workers": origin.get("workers"),
+            "train_seconds": metrics.get("train_seconds"),
+            "seconds_per_epoch": metrics.get("seconds_per_epoch"),
+            "work_per_image_f": metrics.get("work_per_image_f"),
+            "inference_ms": metrics.get("inference_ms_per_image"),
+            "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
+        }
+
+
+def _constant(kind: str, name: str, constant: str, default: Any) -> Any:
+    """A class constant of a plug-in; the default where the plug-in is gone."""
+    try:
+        return catalog.get(kind, name).constant(constant, default)  # type: ignore[arg-type]
+    except (LookupError, ValueError):
+        return default
+
+
+def draws_of(attack: str, settings: dict[str, Any]) -> int:
+    """The most draws of a model's noise that a step of this attack averages over; 0 where it has no such setting."""
+    # the attack `eot` tries a list of them, others have a setting of that name
+    return max(settings.get("draws") or [0]) if attack == "eot" else int(settings.get("eot") or 0)

@@ -1,0 +1,89 @@
+"""What rows are called where they would read alike, and why cells have no number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench.planning.spec import TrainSpec
+from bench.records.store import Store
+
+if TYPE_CHECKING:
+    from bench.results.rows import Row
+
+LONGEST_REASON = 200
+_SHORT = {"threat.eps": "train_eps", "threat.norm": "train_norm"}
+
+
+def told_apart(store: Store, found: list[Row]) -> list[Row]:
+    """Rows that would read alike get the settings in which they differ behind their name."""
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        shown = (row.dataset, row.norm, row.eps, row.method, row.model)
+        alike.setdefault(shown, []).append(row)
+    names = {}
+    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.added}
+    for group in alike.values():
+        # a young setting stands in a job only away from its default
+        flat = [{**young, **dict(_flat(store.job(row.train_key).what))} for row in group]
+        differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
+        for row, facts in zip(group, flat, strict=True):
+            if differ:
+                names[id(row)] = f"{row.method} [{', '.join(f'{_short(k)}={facts.get(k)}' for k in differ)}]"
+    return [replace(row, method=names.get(id(row), row.method)) for row in found]
+
+
+def _short(setting: str) -> str:
+    return _SHORT.get(setting) or setting.removeprefix("train.")
+
+
+def bound(row: Row) -> tuple[float, int, str] | None:
+    """Where one evaluation on more images than the worst case has leaves less of the same seeds: share, images, name.
+    The few images were easy ones then."""
+    seeds = row.worst.values
+    found = [
+        (cell.only(seeds).mean, cell.n, name)
+        for name, cell in (("clean", row.clean), *row.attacks.items())
+        if seeds and cell.n > row.worst.n and seeds.keys() <= cell.values.keys()
+    ]
+    lowest = min(found, default=None)
+    return lowest if lowest and lowest[0] < row.worst.mean else None
+
+
+def undercut(found: Iterable[Row]) -> list[str]:
+    """A line for each row whose worst case over few images is above one attack over many."""
+    lines = []
+    for row in found:
+        if below := bound(row):
+            share, n, name = below
+            lines.append(
+                f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on {n} images, the "
+                f"worst case {100 * row.worst.mean:.1f} is over {row.worst.n}; "
+                f"give all attacks as many (n in a spec, else --n {n})"
+            )
+    return lines
+
+
+def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        yield path, values
+        return
+    for name, value in values.items():
+        yield from _flat(value, f"{path}.{name}" if path else str(name))
+
+
+def failures(found: Iterable[Row]) -> list[str]:
+    """Why cells have no number, a line for each method, seed and reason. Missing records need no explanation."""
+    lines: dict[tuple[str, int, str], dict[str, None]] = {}
+    for row in found:
+        cells = [("clean", row.clean), *row.attacks.items()]
+        cells += [("certified", cell) for cell in list(row.certified.values())[:1]]
+        cells += [] if row.worst.values else [("worst case", row.worst)]
+        for name, cell in cells:
+            for seed, (state, reason) in cell.absent.items():
+                # what an incomplete worst case lacks has said why itself, unless it was never planned
+                if reason and (state != "incomplete" or "not planned" in reason):
+                    short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+                    lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None
+    return [f"{method}, seed {seed}, {', '.join(names)}: {why}" for (method, seed, why), names in lines.items()]

@@ -1,0 +1,246 @@
+"""Data frame -> rows: one trained configuration, all its seeds together, under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from bench.results.facts import BY_VALIDATION, draws_of
+from bench.results.evaluations import Entry
+from bench.results.provisional import why_provisional
+from bench.results.labels import told_apart
+from bench.results.cost import attack_seconds, busy, of_trainings, over_standard, standard_times
+from bench.results.worst_case import Cell, Picked, cell_of, worst_case
+from bench.soundness.checks import Finding, Verdict
+from bench.core.epsilon import Number
+from bench.core.stats import wilson
+from bench.data import datasets
+from bench.planning.job import IMPORTED
+from bench.records.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+RADII = (0.0, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained configuration (all seeds together) under one budget.
+
+    `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done); `acr` is
+    its average certified radius in pixel units, in which a wrong image counts as 0. `worst` has values for those of
+    `seeds` that have the full attack set, `single` (randomised models) the same with single draws in place of the
+    deployed rule; `keys` are the evaluations in it. `collapsed` seeds stay in every mean, and the tables count them
+    and show what the others give: a mean alone would average them away. `provisional` says why the row is not
+    ranked. `ratio` is the training time over that of `standard`, each seed's over those taken as its own was (device,
+    recipe, use of the machine); `shared`: the machine did other jobs during some of the trainings.
+    `train_work`: all training steps in forward passes over the training images; `attack_seconds`: of all
+    evaluations of a seed together; `peak_memory_mb`: of the training; all three are means over seeds, NaN where
+    unknown. `selected`: by what the epoch was chosen. `draws`: the most draws that an attack averages over in a
+    step (EOT), 0 if none does. `train_key`, `config`: as in `frame`, of the first seed. `entries`: for each attack
+    label and seed the evaluation that counts. `right`, `share`: for each seed in `worst` which of its images stand
+    (bool), and, of a randomised model, the share of draws that do. `findings` and `verdict` are filled in by
+    `bench.soundness.verdicts`: the gravest of each check over the seeds.
+    """
+
+    dataset: str
+    model: str
+    defense: str
+    method: str
+    norm: str | None
+    eps: str | None
+    eps_value: float
+    train_eps: str
+    recipe: str
+    epochs: int
+    deploys: str
+    clean: Cell
+    autoattack: Cell
+    attacks: dict[str, Cell]
+    worst: Cell
+    single: Cell
+    certified: dict[float, Cell]
+    acr: Cell
+    seeds: tuple[int, ...]
+    keys: dict[int, tuple[str, ...]]
+    collapsed: tuple[int, ...]
+    train_seconds: float
+    train_work: float
+    attack_seconds: float
+    peak_memory_mb: float
+    ratio: float
+    shared: bool
+    selected: str
+    draws: int
+    device: str
+    commit: str
+    provisional: tuple[str, ...]
+    train_key: str
+    config: str
+    entries: Picked = field(compare=False, repr=False)
+    right: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    findings: tuple[Finding, ...] = ()
+    verdict: Verdict = "NOT CHECKED"
+
+
+def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> list[Row]:
+    """One Row for each trained configuration and budget of a `frame`, ordered by method.
+
+    `radii`: L2 radii at which certified accuracy is taken; the budget of an L2 row is one beside them.
+
+    Worst case of a seed: share of images right under clean *and* every attack at this budget, over the largest prefix
+    of the test set that all of them, in all counted seeds, share. A seed counts if it has every attack of the row
+    done; an attack that no seed supports is left out of the set and shown as unsupported.
+    """
+    groups: dict[str, list[Entry]] = {}
+    judged = table["config"].notna() & table["measures"].isna()  # a measurement is no verdict, wherever it stands
+    for entry in table[judged].to_dict("records"):
+        groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
+    times = standard_times([entry for group in groups.values() for entry in group])
+    found, asked = [], tuple(radii)
+    for group in groups.values():
+        budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
+        for budget in sorted(budgets, key=lambda b: (b[0] or "", Number(b[1] or 0))):
+            # clean and certify do not depend on the budget: they stand in every row
+            entries = [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget]
+            found.append(_row(store, entries, times, asked))
+    return sorted(told_apart(store, found), key=lambda row: (row.method, row.config))
+
+
+def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:
+    picked = _pick(entries)
+    first = min(entries, key=lambda e: (e["norm"] is None, e["seed"], e["key"]))
+    seeds = tuple(sorted({e["seed"] for e in entries}))
+    attacks = {name: found for name, found in picked.items() if _any(found)["norm"]}
+    clean = {name: found for name, found in picked.items() if _any(found)["attack"] == "clean"}
+    certify = [found for name, found in sorted(picked.items()) if not _any(found)["norm"] and name not in clean]
+    certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
+    certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
+    cells = {name: cell_of(found) for name, found in attacks.items()}
+    eps = first["eps_value"] if first["norm"] else 0.0
+    worst, single, keys, right, share = worst_case(store, picked, seeds, eps)
+    suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
+    clean_cell = cell_of(next(iter(clean.values()), {}))
+    draws = {name: _draws(store, found) for name, found in attacks.items()}
+    row = Row(
+        **{name: first[name] for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
+        **{name: first[name] for name in ("epochs", "deploys", "train_key", "config")},
+        method=first["defense_label"],
+        train_eps=_train_eps(first),
+        clean=clean_cell,
+        autoattack=next((cell for cell in suites if cell.values), suites[0] if suites else Cell({}, 0, {})),
+        attacks=cells,
+        worst=worst,
+        single=single,
+        certified=certified,
+        acr=acr,
+        seeds=seeds,
+        keys=keys,
+        collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
+        train_seconds=of_trainings(entries, lambda e: e["train_seconds"]),
+        train_work=of_trainings(entries, lambda e: e["work_per_image_f"] * e["epochs"]),
+        attack_seconds=attack_seconds(picked),
+        peak_memory_mb=of_trainings(entries, lambda e: e["peak_memory_mb"]),
+        ratio=over_standard(entries, times),
+        shared=any(busy(e) for e in entries),
+        selected=_selected(first),
+        draws=_most(draws) if first["deploys"] != "deterministic" else 0,
+        device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
+        commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
+        provisional=(),
+        entries=picked,
+        right=right,
+        share=share,
+    )
+    return replace(row, provisional=why_provisional(row, draws))
+
+
+def _pick(entries: list[Entry]) -> Picked:
+    """The evaluation that counts for each attack and seed: newest revision, then done, then most images."""
+
+    def order(entry: Entry) -> tuple[list[int], bool, int, str]:
+        version = [int(part) for part in entry["attack_version"].split(".")]
+        return version, entry["state"] == "done", entry["n"], entry["key"]
+
+    picked: Picked = {}
+    for entry in sorted(entries, key=order):
+        picked.setdefault(entry["attack_label"], {})[entry["seed"]] = entry
+    return picked
+
+
+def _any(found: dict[int, Entry]) -> Entry:
+    """One of the evaluations of an attack, for what its seeds have in common."""
+    return next(iter(found.values()))
+
+
+def _draws(store: Store, found: dict[int, Entry]) -> int:
+    entry = _any(found)
+    return draws_of(entry["attack"], store.job(entry["key"]).what["attack"]["set"])
+
+
+def _most(draws: dict[str, int]) -> int:
+    """The most draws of the model's noise that a step of one of these attacks averages over; 0 where none does."""
+    most = max(draws.values(), default=0)
+    return most if most > 1 else 0
+
+
+def _selected(entry: Entry) -> str:
+    """By which images the weights were chosen."""
+    if entry["recipe"] == IMPORTED:
+        return "unknown"
+    return "validation" if entry["defense_label"].endswith(BY_VALIDATION) else "last epoch"
+
+
+def _joined(names: Iterable[str | None]) -> str:
+    return "; ".join(sorted({name for name in names if name})) or "unknown"
+
+
+def _train_eps(entry: Entry) -> str:
+    if entry["train_eps"] is None:
+        return "–"
+    same = entry["train_norm"] == entry["norm"] or entry["norm"] is None
+    return str(entry["train_eps"]) if same else f"{entry['train_norm']} {entry['train_eps']}"
+
+
+def _radii(entry: Entry, radii: tuple[float, ...]) -> list[float]:
+    return sorted({*radii, *([entry["eps_value"]] if entry["norm"] == "L2" else [])})
+
+
+def _is_autoattack(store: Store, entry: Entry) -> bool:
+    """The suite of its authors in full; `rand` and custom suites have their own column only."""
+    version = store.job(entry["key"]).what["attack"]["set"].get("version", "standard")
+    return entry["attack"] == "autoattack" and version in ("standard", "plus")
+
+
+def _certified(store: Store, found: dict[int, Entry], radii: list[float]) -> tuple[dict[float, Cell], Cell]:
+    """Share of images that are right with a certificate of at least each radius, and mean radius x [right]."""
+    cell = cell_of(found)
+    shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
+    means = dict[int, float]()
+    for seed in cell.values:
+        samples = store.samples(found[seed]["key"], ("correct", "radius"))
+        if "radius" not in samples:
+            none = Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
+            return dict.fromkeys(radii, none), none
+        right, reach = samples["correct"].astype(bool), samples["radius"]
+        for radius in radii:
+            shares[radius][seed] = float((right & (reach >= radius)).mean())
+        means[seed] = float((right * reach).mean())
+    return {radius: replace(cell, values=values) for radius, values in shares.items()}, replace(cell, values=means)
+
+
+def _collapsed(dataset: str, clean: Cell, cells: list[Cell], seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Seeds at chance on clean images, or in some column below a tenth of the mean of the others, beyond noise."""
+    facts = datasets.KNOWN.get(dataset)
+    found = {seed for seed, value in clean.values.items() if facts and value <= 1.5 / facts.classes}
+    for cell in cells:
+        for seed, value in cell.values.items():
+            others = [v for s, v in cell.values.items() if s != seed]
+            if others and value < fmean(others) / 10 and wilson(round(value * cell.n), cell.n)[1] < fmean(others):
+                found.add(seed)
+    return tuple(seed for seed in seeds if seed in found)

@@ -1,0 +1,97 @@
+"""Which rows of a table differ beyond chance: paired differences on shared images, and ranks that share a place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.core.stats import bootstrap_difference, mcnemar_counts, paired_difference
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bench.results.rows import Row
+
+LEVEL = 0.05
+Outcomes = dict[int, "np.ndarray[Any, Any]"]  # seed -> what becomes of each image: bool, or a share of draws
+
+
+class Difference(NamedTuple):
+    """Mean of `a` minus mean of `b` on the same n images, with its 95 % interval; shares in [0,1].
+
+    `p` is McNemar's and `only_a`, `only_b` count the images that one alone gets right: both for one seed a side only
+    and where an image is right or wrong, else None. `seeds`: how many a side.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float | None
+    only_a: int | None
+    only_b: int | None
+    n: int
+    seeds: tuple[int, int]
+
+    @property
+    def significant(self) -> bool:
+        """By McNemar's test at 5 %; where it does not apply, when the interval leaves out 0."""
+        return self.p < LEVEL if self.p is not None else self.low > 0 or self.high < 0
+
+
+def difference(a: Outcomes, b: Outcomes) -> Difference | None:
+    """Paired over the images that both saw, the first ones of the test set; None where there are none.
+
+    Seeds that both sides have are compared, all of each where they share none. Of one seed a side: Newcombe's interval
+    and the exact McNemar test. Of several, and of shares of draws: means of each image over the seeds, and a bootstrap
+    over images. How much another training seed would change is in neither.
+    """
+    import numpy as np
+
+    shared = sorted(a.keys() & b.keys())
+    first, second = ([by[seed] for seed in shared or sorted(by)] for by in (a, b))
+    n = min((len(column) for column in (*first, *second)), default=0)
+    if not first or not second or n == 0:
+        return None
+    seeds = len(first), len(second)
+    if seeds == (1, 1) and first[0].dtype == second[0].dtype == np.bool_:
+        x, y = first[0][:n], second[0][:n]
+        only = int((x & ~y).sum()), int((y & ~x).sum())
+        return Difference(*paired_difference(x.tolist(), y.tolist()), mcnemar_counts(*only), *only, n, seeds)
+    x, y = (np.mean([column[:n] for column in columns], axis=0) for columns in (first, second))
+    return Difference(*bootstrap_difference(x, y), None, None, None, n, seeds)
+
+
+def places(rows: Sequence[Row]) -> list[int]:
+    """The place of each of these rows, best first: rows that tie share one, and the next place counts them all.
+
+    The best row leads the first group; each next row joins while the leader is not significantly better on the images
+    that both saw, and otherwise leads the next group: 1, 1, 3. So rows of one place are not told apart from its leader,
+    and the last of a group may well tie with the first of the next. No correction is made for many comparisons.
+    """
+    found: list[int] = []
+    leader = 0
+    for place, row in enumerate(rows):
+        if place and better(rows[leader], row):
+            leader = place
+        found.append(leader + 1)
+    return found
+
+
+def better(leader: Row, row: Row) -> bool:
+    """Is the leader's worst case higher beyond chance? Of rows that saw other images: do their intervals not touch?"""
+    found = difference(leader.right, row.right) if same_images(leader, row) else None
+    if found is None:
+        return leader.worst.interval()[0] > row.worst.interval()[1]
+    return found.significant and found.difference > 0
+
+
+def same_images(a: Row, b: Row) -> bool:
+    """Did evaluations of equally many images see the same ones? (Subsets of other sizes hash apart.)"""
+    seen: dict[int, str] = {}
+    return all(seen.setdefault(n, test_hash) == test_hash for row in (a, b) for n, test_hash in _subsets(row))
+
+
+def _subsets(row: Row) -> Iterable[tuple[int, str]]:
+    counted = {key for keys in row.keys.values() for key in keys}
+    for by in row.entries.values():
+        yield from ((e["n"], e["test_hash"]) for e in by.values() if e["key"] in counted)

@@ -1,0 +1,181 @@
+"""What all measured checks share: model, images, budgets, and each attack run once."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.fgsm import FGSM
+from bench.core.attack import Attack, Context
+from bench.core.classifier import Classifier, Counted, frozen
+from bench.core.epsilon import Number
+from bench.core.pgd import AttackLoss
+from bench.core.rng import scope, seed
+from bench.core.threat import Threat
+from bench.soundness.instrumented_pgd import WatchedPGD
+from bench.soundness.snapshot import Snapshot
+
+BLOCK = 256  # images that pass through the model together
+Level = Literal["quick", "full"]
+
+
+class NotMeasured(Exception):
+    """A check could not be made; the text says why. Its finding is "not checked", never "ok"."""
+
+
+class NotApplicable(Exception):
+    """The question does not arise for this model; the text says why."""
+
+
+@dataclass
+class Run:
+    """One attack on all images of the audit: `right` (on the clean and on the adversarial image, shape n), the
+    adversarial images (clean ones where none was made) and what the attack says of each image."""
+
+    right: Tensor
+    x_adv: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Audit:
+    """One deployed model under audit. Images `x` (n c h w, [0,1]) and labels `y` on the device; nothing is changed."""
+
+    model: Classifier
+    x: Tensor
+    y: Tensor
+    threats: list[Threat]
+    level: Level
+    seed: int
+    claimed: float | None
+
+    def __post_init__(self) -> None:
+        self.trace = Snapshot(self.model)
+        self.left: list[str] = []  # what attacks left behind
+        self.failed: dict[str, str] = {}  # attacks that raised, and their message
+        self.drawn: dict[str, Tensor] = {}  # images that stand under random draws, by budget
+        self._runs: dict[str, Run] = {}
+        self.logits = self.forward(self.x)
+        self.clean = self.judge(self.x)
+
+    @property
+    def budgets(self) -> list[Threat]:
+        """The threats above eps 0, smallest first."""
+        return sorted((t for t in self.threats if t.radius > 0), key=lambda t: t.radius)
+
+    @property
+    def largest(self) -> Threat:
+        """The largest budget. Raises NotMeasured where there is none above 0."""
+        if not self.budgets:
+            raise NotMeasured("no budget above eps 0")
+        return self.budgets[-1]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the audit's own PGD, each a tenth of eps."""
+        return 50 if self.level == "quick" else 100
+
+    def deterministic(self) -> None:
+        """Raise NotApplicable for a model that declares its noise."""
+        if self.model.stochastic:
+            raise NotApplicable("single passes of a randomised model differ; it is judged by EOT and fresh draws")
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of one pass in eval mode, block by block."""
+        with frozen(self.model), scope(seed(self.seed, "forward")):
+            return torch.cat([self.model(part) for part in x.split(BLOCK)])
+
+    @torch.no_grad()
+    def judge(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Is each image right under the deployed rule? `rows`: the places of `x` among the images, all by default."""
+        y = self.y if rows is None else self.y[rows]
+        with frozen(self.model), scope(seed(self.seed, "score")):
+            return torch.cat([self.model.predict(part) for part in x.split(BLOCK)]) == y
+
+    def fgsm(self, threat: Threat) -> Run:
+        """One step on cross-entropy."""
+        return self._cached(f"fgsm@{threat.eps}", FGSM(threat))
+
+    def pgd(self, threat: Threat, loss: AttackLoss) -> Run:
+        """The audit's PGD, one restart, with the columns of WatchedPGD."""
+        attack = WatchedPGD(threat, steps=self.steps, rel_step_size=0.1, loss=loss)
+        return self._cached(f"pgd-{loss}@{threat.eps}", attack)
+
+    def _cached(self, name: str, attack: Attack) -> Run:
+        if name in self.failed:
+            raise NotMeasured(f"{name} failed: {self.failed[name]}")
+        if name not in self._runs:
+            self._runs[name] = self.run(name, attack)
+        return self._runs[name]
+
+    def run(self, name: str, attack: Attack, only: Tensor | None = None) -> Run:
+        """Attack the images that are right (of these `only` where a mask is given; `right` is False elsewhere).
+
+        Raises NotMeasured where the attack raises: a crash is no robustness, and no verdict on the model either.
+        """
+        if attack.threat.norm not in attack.norms:
+            raise NotMeasured(f"{name.partition('@')[0]} has no {attack.threat.norm} version")
+        todo = self.clean if only is None else self.clean & only
+        todo = torch.ones_like(todo) if self.model.stochastic and only is None else todo
+        rows = todo.nonzero().squeeze(1)
+        found = Run(torch.zeros_like(self.clean), self.x.clone())
+        for start in range(0, len(rows), BLOCK):
+            part = rows[start : start + BLOCK]
+            try:
+                self._attack(name, attack, part, start, found)
+            except (RuntimeError, ValueError, TypeError) as error:
+                self.failed[name] = str(error).partition("\n")[0][:160]
+                raise NotMeasured(f"{name} failed: {self.failed[name]}") from None
+        self.left += [f"{change} by {name}" for change in self.trace.changes()]
+        found.right[rows] = self.judge(found.x_adv[rows], rows)
+        return found
+
+    def columns(self) -> dict[str, Tensor]:
+        """Which images are right: clean, and for each budget above 0 under each attack that could be run."""
+        found = {"clean": self.clean, **self.drawn}
+        for threat in self.budgets:
+            for name, attack in (("fgsm", self.fgsm), ("pgd-ce", self._ce), ("pgd-cw", self._cw)):
+                with suppress(NotMeasured):
+                    found[f"{name}@{threat.eps}"] = attack(threat).right
+        return found
+
+    def _ce(self, threat: Threat) -> Run:
+        return self.pgd(threat, "ce")
+
+    def _cw(self, threat: Threat) -> Run:
+        return self.pgd(threat, "cw")
+
+    def _attack(self, name: str, attack: Attack, rows: Tensor, start: int, found: Run) -> None:
+        x, y = self.x[rows], self.y[rows]
+        with frozen(self.model), scope(seed(self.seed, name, start)):
+            surrogate = Counted(self.model.surrogate())
+            x_adv, columns = attack.perturb(surrogate, x, y, Context(seed(self.seed, name, start)))
+        attack.threat.check(x, x_adv)
+        found.x_adv[rows] = x_adv.detach()
+        for column, values in columns.items():
+            found.columns.setdefault(column, torch.zeros(len(self.x), dtype=values.dtype, device=values.device))
+            found.columns[column][rows] = values
+
+
+def accuracy(right: Tensor) -> float:
+    """Share of True."""
+    return float(right.float().mean())
+
+
+def scaled(threat: Threat, factor: Fraction) -> Threat:
+    """The threat with eps times `factor`, at most the whole pixel range under Linf."""
+    eps = Number(Fraction(threat.eps) * factor)
+    return Threat(threat.norm, min(eps, Number(1)) if threat.norm == "Linf" else eps)
+
+
+def whole_box(threat: Threat, x: Tensor) -> Threat:
+    """The same norm with a ball around any image of `x` that holds every image in [0,1]."""
+    pixels = x[0].numel()
+    return Threat(threat.norm, Number({"Linf": 1, "L2": math.isqrt(pixels - 1) + 1, "L1": pixels}[threat.norm]))

@@ -1,0 +1,134 @@
+"""C19: an adversarial point is planted for each image on the model's own features; the attack has to find it.
+
+After Zimmermann et al. 2022 (arXiv 2206.13991). For each image a two-class head on the input of the last linear layer
+says 1 beyond a threshold along the direction from the features of random points in the ball to those of one point at
+its border, and 0 before it. That one point is beyond it and no random point is, so an adversarial point exists, and
+luck does not find it. Theirs is fitted by logistic regression; here the direction is that of the two means, which
+needs no fit and gives the same guarantee, checked for each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from attacks.pgd import PGD
+from bench.core.attack import Context
+from bench.core.classifier import frozen
+from bench.core.rng import scope, seed
+from bench.core.threat import Threat
+from bench.soundness.audit import BLOCK, Audit, NotMeasured
+from bench.soundness.checks import Finding
+
+INNER = 32  # random points in the ball that the head calls 0
+CLOSE = 0.9  # where the threshold stands between the best random point (0) and the planted one (1)
+NEEDED = 0.95
+
+
+class _Head(nn.Module):
+    """Logits of two classes, `b 2`, from what enters the last linear layer of `model`, for a fixed batch."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+        self.origin = self.direction = self.threshold = torch.zeros(())
+
+    def features(self, x: Tensor) -> Tensor:
+        """What enters the layer when it runs last, `b d`."""
+        with _input_of(self.layer) as seen:
+            self.model(x)
+        if not seen or seen[-1].dim() != 2 or len(seen[-1]) != len(x):
+            raise NotMeasured("the last linear layer does not see one row of features for each image")
+        return seen[-1]
+
+    def fit(self, x: Tensor, threat: Threat) -> Tensor:
+        """Plant one point for each image; gives the images (bool, shape b) for which the guarantee holds."""
+        with torch.no_grad():
+            points = [x, *(threat.feasible(x, x + threat.sample(x)) for _ in range(INNER))]
+            inner = torch.stack([self.features(point) for point in points])  # 1 + INNER, b, d
+            planted = self.features(border(x, threat))
+            self.origin = inner.mean(0)
+            toward = planted - self.origin
+            self.direction = toward / toward.square().sum(1, keepdim=True).clamp_min(1e-20)  # planted scores 1
+            best = ((inner - self.origin) * self.direction).sum(2).amax(0)
+            self.threshold = best + CLOSE * (1 - best)
+        return (best < 1) & (toward.abs().amax(1) > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = ((self.features(x) - self.origin) * self.direction).sum(1) - self.threshold
+        return torch.stack([-score, score], dim=1)
+
+
+def planted(audit: Audit) -> list[Finding]:
+    """C19: PGD, on cross-entropy or on the margin, breaks the heads of at least 95 % of the images."""
+    audit.deterministic()
+    threat, limit = audit.largest, 256 if audit.level == "quick" else 512
+    if threat.norm not in PGD.norms:
+        raise NotMeasured(f"pgd has no {threat.norm} version")
+    hits = sure = 0
+    with frozen(audit.model), scope(seed(audit.seed, "planted")):
+        surrogate = audit.model.surrogate()
+        head = _Head(surrogate, last_linear(surrogate, audit.x[:1]))
+        for x in audit.x[:limit].split(BLOCK):
+            holds = head.fit(x, threat)
+            broken = _attack(audit, head, x, threat)
+            hits, sure = hits + int((holds & broken).sum()), sure + int(holds.sum())
+    if sure < min(limit, len(audit.x)) / 2:
+        raise NotMeasured(f"points could be planted for {sure} images only: the features hardly react in the ball")
+    share = hits / sure
+    note = f"{hits} of {sure} planted points found" if share < NEEDED else ""
+    return [Finding("C19", "U" if share < NEEDED else "ok", share, NEEDED, note, str(threat.eps))]
+
+
+def _attack(audit: Audit, head: _Head, x: Tensor, threat: Threat) -> Tensor:
+    """Images whose head PGD breaks, shape b. One restart: the heads belong to the rows of the whole batch."""
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    broken = y.bool()
+    for loss in ("ce", "cw"):
+        attack = PGD(threat, steps=audit.steps // 2, rel_step_size=0.1, loss=loss)  # type: ignore[arg-type]
+        try:
+            found, _ = attack.perturb(head, x, y, Context(seed(audit.seed, "planted", loss)))
+            threat.check(x, found)
+        except (RuntimeError, ValueError) as error:
+            raise NotMeasured(f"the attack failed: {str(error).partition(chr(10))[0][:120]}") from None
+        with torch.no_grad():
+            broken |= head(found).argmax(1) != y
+    return broken
+
+
+def border(x: Tensor, threat: Threat) -> Tensor:
+    """A random point as far out as ball and box allow: a corner (Linf), else a random direction at length eps."""
+    push = torch.randn_like(x)
+    if threat.norm == "Linf":
+        push = push.sign()
+    size = threat.size(push).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
+    return threat.feasible(x, x + push * (threat.radius / size))
+
+
+def last_linear(model: nn.Module, x: Tensor) -> nn.Module:
+    """The linear layer that runs last. Raises NotMeasured where there is none."""
+    ran: list[nn.Module] = []
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    handles = [layer.register_forward_hook(lambda m, args, out: ran.append(m)) for layer in layers]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
+        raise NotMeasured("the model has no linear layer to read features from")
+    return ran[-1]
+
+
+@contextmanager
+def _input_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,92 @@
+"""C6: what happens inside one prediction: automatic differentiation, and how often each layer runs."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from bench.core.classifier import frozen
+from bench.core.rng import scope, seed
+from bench.soundness.audit import Audit
+from bench.soundness.checks import Finding
+
+RUNS = 3  # of a layer in one prediction
+IMAGES = 8
+# every reverse pass goes through the engine's entry, torch.func and Tensor.backward included; the others stand beside
+# it for versions of torch without it. `make_dual` begins every forward-mode derivative.
+_ENTRIES = (
+    (torch.autograd, "_engine_run_backward"),
+    (torch.autograd, "grad"),
+    (torch.autograd, "backward"),
+    (forward_ad, "make_dual"),
+)
+
+
+def no_optimisation(audit: Audit) -> list[Finding]:
+    """C6: no derivative is taken in a forward pass without gradients, and no layer runs again and again."""
+    x = audit.x[:IMAGES]
+    with frozen(audit.model), scope(seed(audit.seed, "inner")), torch.no_grad():
+        with autograd_calls() as calls:
+            audit.model(x)
+        if calls[0]:
+            note = f"{calls[0]} calls of automatic differentiation in one forward pass without gradients"
+            return [Finding("C6", "U", float(calls[0]), 0.0, note)]
+        if audit.model.stochastic:
+            return [Finding("C6", "ok", 0.0, 0.0, "draws of a randomised model are not counted as repeated layers")]
+        with layer_runs(audit.model) as runs:
+            audit.model.predict(x)
+    ran = [count for count in runs.values() if count]
+    typical, most = (statistics.median(ran), max(ran)) if ran else (0, 0)
+    level = "U" if typical > RUNS else "F" if most > RUNS else "ok"
+    note = f"layers run {typical:g} times in one prediction, the busiest {most} times"
+    return [Finding("C6", level, float(max(typical, most)), float(RUNS), note if level != "ok" else "")]  # type: ignore[arg-type]
+
+
+@contextmanager
+def autograd_calls() -> Iterator[list[int]]:
+    """Count outermost calls of automatic differentiation inside; the functions are put back afterwards."""
+    calls, depth = [0], [0]
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += depth[0] == 0
+            depth[0] += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth[0] -= 1
+
+        return call
+
+    saved = [(module, name, getattr(module, name)) for module, name in _ENTRIES if hasattr(module, name)]
+    try:
+        for module, name, function in saved:
+            setattr(module, name, counting(function))
+        yield calls
+    finally:
+        for module, name, function in saved:
+            setattr(module, name, function)
+
+
+@contextmanager
+def layer_runs(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
+    """How often each layer with weights of its own runs inside."""
+    runs = {m: 0 for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
+
+    def count(layer: nn.Module, args: Any) -> None:
+        runs[layer] += 1
+
+    handles = [layer.register_forward_pre_hook(count) for layer in runs]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,131 @@
+"""How findings and verdicts read in the tables: flags, legend, reasons, order of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.results.rows import Row
+from bench.results.significance import places
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Finding
+from bench.soundness.verdicts import required
+
+GRAVE = ("F", "U", "X")
+FLAG = "⚑"
+FEW = 3  # answers that lack are named; more of them mean that there was no audit
+UNRANKED = {"UNSOUND": "unsound", "INVALID": "invalid"}
+# what RobustBench calls a potentially unreliable evaluation by AutoAttack; the first four need an audit
+_AUTOATTACK, _AUDITED = ("C1", "C2", "C4", "C6", "C13"), ("C1", "C2", "C4", "C6")
+
+
+def grave(row: Row) -> list[Finding]:
+    """Findings that are flagged or worse, in the order of their codes, the gravest of each code first."""
+    found = [finding for finding in row.findings if finding.level in GRAVE]
+    return sorted(found, key=lambda f: (int(f.code[1:]), -GRAVE.index(f.level), f.attack or ""))
+
+
+def flags(row: Row) -> str:
+    """`C8 F, C13 U`: each code once, with its gravest level, and `C16 not checked` where only a few answers lack; else
+    "none", or "not checked" where most do."""
+    found: dict[str, str] = {}
+    for finding in grave(row):
+        found.setdefault(finding.code, f"{finding.code} {finding.level}")
+    answered = {finding.code for finding in row.findings if finding.level != "not checked"}
+    open_ = sorted(required(row) - answered, key=lambda code: int(code[1:])) if row.verdict == "NOT CHECKED" else []
+    if len(open_) <= FEW:
+        found |= {code: f"{code} not checked" for code in open_ if code not in found}
+    return ", ".join(found.values()) or ("not checked" if open_ else "none")
+
+
+def verdict_text(row: Row) -> str:
+    """Verdict and codes in one cell: `FLAG (C15, C24)`."""
+    codes = list(dict.fromkeys(finding.code for finding in grave(row)))
+    return row.verdict + (f" ({', '.join(codes)})" if codes else "")
+
+
+def order(row: Row) -> tuple[int, bool, float, str, str]:
+    """Sort key within a section: ranked rows, provisional ones, unsound, invalid; then best worst case first."""
+    group = {"UNSOUND": 2, "INVALID": 3}.get(row.verdict, 1 if row.provisional else 0)
+    none = not row.worst.values
+    return group, none, 0.0 if none else -row.worst.mean, row.method, row.config
+
+
+def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
+    """Rows in order with what stands in the place of their rank; rows that tie share one (bench.results.significance).
+
+    Provisional rows count by themselves, after the others; unsound and invalid ones have none, nor do those without a
+    worst case.
+    """
+    found = sorted(rows, key=order)
+    counted = [row for row in found if row.verdict not in UNRANKED and row.worst.values]
+    ranks: dict[int, str] = {}
+    for provisional, sign in ((False, ""), (True, "†")):
+        group = [row for row in counted if bool(row.provisional) == provisional]
+        for place, row in zip(places(group), group, strict=True):
+            ranks[id(row)] = f"{place}{sign}" + (f" {FLAG}" if row.verdict == "FLAG" else "")
+    return [(ranks.get(id(row)) or UNRANKED.get(row.verdict, "–"), row) for row in found]
+
+
+def unreliable(row: Row) -> str:
+    """RobustBench's column: yes where AutoAttack's own warnings, or worse, were found; no, or not checked."""
+    about = [finding for finding in row.findings if finding.code in _AUTOATTACK and finding.attack is None]
+    if row.verdict in UNRANKED or any(finding.level in GRAVE for finding in about):
+        return "yes"
+    answered = {finding.code for finding in about if finding.level != "not checked"}
+    return "no" if set(_AUDITED) <= answered and row.autoattack.values else "not checked"
+
+
+def legend(rows: Iterable[Row]) -> list[str]:
+    """A line for each code among the flags of these rows: `C15: Losses agree: 5 pp`."""
+    codes = {finding.code for row in rows for finding in grave(row)}
+    return [f"{code}: {check.title}: {check.threshold}" for code, check in CHECKS.items() if code in codes]
+
+
+def titles(rows: Iterable[Row]) -> list[str]:
+    """The same in one line, without thresholds: for a terminal."""
+    codes = {finding.code for row in rows for finding in grave(row)}
+    known = [f"{code} {check.title}" for code, check in CHECKS.items() if code in codes]
+    return [f"flags, checks not passed: {'; '.join(known)} (bench explain CODE says more)"] if known else []
+
+
+def reasons(rows: Iterable[Row]) -> list[str]:
+    """A line for each row that is unsound or invalid: which checks it fails, and by what."""
+    lines = []
+    for _, row in ranked(rows):
+        if row.verdict in UNRANKED:
+            level = "U" if row.verdict == "UNSOUND" else "X"
+            failed = [f"{_named(f.code)}: {f.note or 'no details'}" for f in grave(row) if f.level == level]
+            place = f" at {row.norm} eps {row.eps}" if row.norm else ""
+            lines.append(f"{row.method}{place} is {UNRANKED[row.verdict]}; it fails {'; '.join(failed)}")
+    return lines
+
+
+def _named(code: str) -> str:
+    return f"{code} ({CHECKS[code].title})" if code in CHECKS else code
+
+
+def checks_lines(placed: Iterable[tuple[str, str, Row]]) -> list[dict[str, object]]:
+    """Lines of checks.csv from (data set, section, row): every finding of every row, "not checked" ones too."""
+    return [
+        {
+            "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "method": row.method,
+            "model": row.model, "config": row.config, "verdict": row.verdict, "code": finding.code,
+            "level": finding.level, "value": finding.value, "threshold": finding.threshold,
+            "attack": finding.attack, "note": finding.note,
+        }
+        for dataset, section, row in placed
+        for finding in row.findings
+    ]  # fmt: skip
+
+
+def hide_invalid(evaluations: list[dict[str, object]], rows: list[Row]) -> None:
+    """Take the accuracies out of evaluations that stand in INVALID rows only (clean stands in the row of each eps)."""
+    valid = {(row.config, budget) for row in rows if row.verdict != "INVALID" for budget in _budgets(row)}
+    invalid = {(row.config, budget) for row in rows if row.verdict == "INVALID" for budget in _budgets(row)}
+    for entry in evaluations:
+        if (entry["config"], (entry["norm"], entry["eps"])) in invalid - valid:
+            entry |= {"state": "invalid", "accuracy": None, "low": None, "high": None}
+
+
+def _budgets(row: Row) -> list[tuple[str | None, str | None]]:
+    return [(row.norm, row.eps), (None, None)]

@@ -1,0 +1,118 @@
+"""What a user means by the name of a defense: rows by method, by defense or by training key, or one line that helps."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bench.core.epsilon import Number
+from bench.records.cached_store import ReadOnce
+from bench.records.store import Store
+from bench.results.evaluations import frame, tested
+from bench.results.rows import Row, rows
+from bench.soundness.verdicts import judged
+from bench.tables.pareto import fronts
+
+
+@dataclass(frozen=True)
+class Where:
+    """What narrows the rows down; None leaves it open."""
+
+    dataset: str | None = None
+    norm: str | None = None
+    eps: str | None = None
+    seed: int | None = None
+
+    def takes(self, row: Row) -> bool:
+        """Is this row asked for?"""
+        budget = self.eps is None or (row.eps is not None and Number(row.eps) == Number(self.eps))
+        norm = self.norm is None or (row.norm or "").lower() == self.norm.lower()
+        return budget and norm and self.dataset in (None, row.dataset)
+
+    def __str__(self) -> str:
+        asked = {"data set": self.dataset, "norm": self.norm, "eps": self.eps}
+        return ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows under one budget, the seed asked of each (None: all), and on which Pareto fronts among all rows each
+    is (`bench.tables.pareto`)."""
+
+    a: Row
+    b: Row
+    seeds: tuple[int | None, int | None]
+    pareto: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
+
+
+def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
+    """Every budget that both have been attacked at, in one data set.
+
+    A name is a method as the leaderboard shows it, the name of a defense, or a training key (then that seed alone).
+    Raises LookupError where a name means nothing or several trainings, or the two share nothing.
+    """
+    store = ReadOnce.of(store)
+    table = tested(frame(store))
+    everything = judged(store, rows(store, table))
+    found = [row for row in everything if where.takes(row)]
+    if everything and not found:
+        raise LookupError(f"no row has {where}; there are: {_places(everything)}")
+    readable = table[table["config"].notna()].to_dict("records")
+    trained = {str(e["train_key"]): (str(e["config"]), int(e["seed"])) for e in readable}
+    side_a, side_b = (_side(name, found, trained) for name in (name_a, name_b))
+    shared = [(a, b) for a in side_a for b in side_b if _place(a) == _place(b)]
+    if not shared:
+        raise LookupError(f"'{name_a}' and '{name_b}' share no budget: {_places(side_a)} against {_places(side_b)}")
+    met = {a.dataset for a, _ in shared}
+    if len(met) > 1:
+        raise LookupError(f"'{name_a}' and '{name_b}' meet in {_listed(met)}; choose one with --dataset")
+    for name, side in ((name_a, [a for a, _ in shared]), (name_b, [b for _, b in shared])):
+        if len({row.config for row in side}) > 1:
+            raise LookupError(f"'{name}' is ambiguous; give the training key of one: {_told(side)}")
+        if where.seed is not None and where.seed not in side[0].seeds:
+            raise LookupError(f"'{name}' has no seed {where.seed}; trained: {', '.join(map(str, side[0].seeds))}")
+    own = [where.seed if where.seed is not None else trained.get(name, ("", None))[1] for name in (name_a, name_b)]
+    on = fronts(everything)
+    return [Pair(a, b, (own[0], own[1]), (on.get(id(a), {}), on.get(id(b), {}))) for a, b in shared]
+
+
+def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> list[Row]:
+    """The rows that a name stands for: the most exact reading that has any."""
+    if name in trained:
+        side = [row for row in found if row.config == trained[name][0]]
+    else:
+        side = [row for row in found if row.method == name] or [row for row in found if row.defense == name]
+    if side:
+        return side
+    if name in trained:
+        raise LookupError(f"training {name} has no evaluation with this data set, norm and eps")
+    known = {row.method for row in found} | {row.defense for row in found}
+    close = difflib.get_close_matches(name, sorted(known), 3, 0.5)
+    hint = (
+        f"Did you mean {', '.join(close)}?" if close else f"Known: {_listed({row.defense for row in found}) or 'none'}"
+    )
+    raise LookupError(f"no row is named '{name}'. {hint}")
+
+
+def _place(row: Row) -> tuple[str, str | None, float]:
+    return row.dataset, row.norm, row.eps_value if row.norm else 0.0
+
+
+def _places(side: Iterable[Row]) -> str:
+    return _listed(
+        {f"{row.dataset} {row.norm} eps {row.eps}" if row.norm else f"{row.dataset} unattacked" for row in side}
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(set(names))
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
+
+
+def _told(side: Iterable[Row]) -> str:
+    facts = {
+        f"{row.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)": 0
+        for row in side
+    }
+    return _listed(facts)

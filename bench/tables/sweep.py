@@ -1,0 +1,225 @@
+"""Accuracy against a swept setting: rows of one defense that differ in it alone, on the attacks that all of them had.
+
+A series holds everything else fixed: data, model, recipe, the other settings. Its worst case is over the attacks that
+each of its points was given, since one that met more attacks would look worse for that alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.core.epsilon import Number
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.records.store import Store
+from bench.results.evaluations import Entry
+from bench.results.rows import Row
+from bench.results.worst_case import Cell, Picked, cell_of, worst_case
+from bench.tables.selection import Where
+
+WORST, BUDGET, TRAINED = "worst case", "eps", "train_eps"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of the setting: its row, and a cell for each column of the series; `picked` are the evaluations of
+    clean and of the shared attacks."""
+
+    x: float
+    row: Row
+    cells: dict[str, Cell]
+    picked: Picked
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points in order of `setting`, under one budget. `fixed` tells it from the other series of the same defense;
+    `seeds` are those that every point has (all, if there is none): means are over these, since another seed at one
+    value would bend the curve; `left_out` are attacks that only some points had, `standard` the row without a defense.
+    """
+
+    defense: str
+    setting: str
+    fixed: str
+    points: tuple[Point, ...]
+    seeds: tuple[int, ...]
+    left_out: tuple[str, ...]
+    standard: Point | None
+
+    @property
+    def row(self) -> Row:
+        """Any of its rows, for what they have in common."""
+        return self.points[0].row
+
+    @property
+    def place(self) -> str:
+        """`mnist, lenet5, Linf eps 0.1`."""
+        row = self.row
+        budget = "no attack" if not row.norm else row.norm if self.setting == BUDGET else f"{row.norm} eps {row.eps}"
+        return f"{row.dataset}, {row.model}, {budget}"
+
+    def mean(self, cell: Cell) -> Cell:
+        """The cell over the seeds that every point has."""
+        return cell.only(self.seeds)
+
+    @property
+    def columns(self) -> list[str]:
+        """Clean, the shared attacks or certificates, the worst case."""
+        return list(self.points[0].cells)
+
+
+def value(job: Job, setting: str) -> float | None:
+    """The setting of a training as a number; None where it has none. Raises ValueError where it is no number."""
+    what = job.what
+    if setting == TRAINED:
+        found = (what["threat"] or {}).get("eps")
+    elif setting.startswith("train."):
+        found = what["train"].get(setting.removeprefix("train."))
+    else:
+        found = {**_defaults(what["defense"]["name"]), **what["defense"]["set"]}.get(setting)
+    if found is None:
+        return None
+    if isinstance(found, (int, float)) and not isinstance(found, bool):
+        return float(found)
+    try:
+        return float(Number(found))
+    except ValueError:
+        raise ValueError(f"{setting} of {what['defense']['name']} is {found!r}; a sweep needs numbers") from None
+
+
+def _defaults(defense: str, young: bool = True) -> dict[str, Any]:
+    """Of the settings that are younger than the first records, which are at their default there; or of all."""
+    try:
+        plugin = catalog.get("defenses", defense)
+    except (LookupError, ValueError):  # records outlive plug-ins
+        return {}
+    added = plugin.constant("added", ())
+    return {field.name: field.default for field in plugin.fields if field.name in added or not young}
+
+
+def sweep(store: Store, rows: Iterable[Row], defense: str, setting: str, where: Where, least: int = 2) -> list[Series]:
+    """Every series of a defense with at least `least` values of a setting: one of its own, `train_eps` (trained at),
+    `eps` (attacked), or `train.lr` and the like.
+
+    Raises LookupError where there is none, and says why.
+    """
+    asked = [row for row in rows if where.takes(row)]
+    found = [row for row in asked if row.defense == defense]
+    if not found:
+        known = sorted({row.defense for row in asked})
+        said = catalog.suggest(defense, known) or f" Known: {', '.join(known) or 'none'}."
+        raise LookupError(f"no row of defense '{defense}' with this data set, norm and eps.{said}")
+    groups: dict[str, dict[float, Row]] = {}
+    met: set[float] = set()
+    for row in found:
+        job = store.job(row.train_key)
+        x = (row.eps_value if row.norm else None) if setting == BUDGET else value(job, setting)
+        if x is not None:
+            met.add(x)
+            groups.setdefault(_group(job, row, setting), {})[x] = row
+    if not met:
+        raise LookupError(f"{defense} has no setting '{setting}'.{_settings(defense, setting)}")
+    swept = {key: by for key, by in groups.items() if len(by) >= least}
+    if not swept:
+        values = ", ".join(f"{x:g}" for x in sorted(met))
+        raise LookupError(f"{defense} has no two rows that differ in {setting} alone; its values: {values}")
+    names = _told_apart(list(swept), setting)
+    plain = [row for row in asked if row.defense == "standard"]
+    return [_series(store, defense, setting, names[key], by, plain) for key, by in swept.items()]
+
+
+def _settings(defense: str, asked: str) -> str:
+    try:
+        known = [field.name for field in catalog.get("defenses", defense).fields]
+    except (LookupError, ValueError):
+        known = []
+    known += [TRAINED, BUDGET]
+    return catalog.suggest(asked, known) or f" Known: {', '.join(known)}."
+
+
+def _group(job: Job, row: Row, setting: str) -> str:
+    """What is fixed in a series, as sorted JSON: all that a training is but for its seed and the setting."""
+    what = {name: each for name, each in job.what.items() if name != "seed"}
+    own = {**_defaults(what["defense"]["name"]), **what["defense"]["set"]}
+    what["defense"] = {**what["defense"], "set": {k: v for k, v in own.items() if k != setting}}
+    if setting == TRAINED:
+        what["threat"] = {**(what["threat"] or {}), "eps": None}
+    if setting.startswith("train."):
+        what["train"] = {k: v for k, v in what["train"].items() if k != setting.removeprefix("train.")}
+    weights = row.selected
+    budget = (row.norm, None if setting == BUDGET else row.eps)
+    return json.dumps([what, weights, budget], sort_keys=True)
+
+
+def _told_apart(keys: list[str], setting: str) -> dict[str, str]:
+    """In what the series differ from each other, apart from the budget: `structure=diag`."""
+    flat = {key: dict(_flat(json.loads(key)[0])) for key in keys}
+    names = sorted(set().union(*flat.values()))
+    differ = [name for name in names if len({str(facts.get(name)) for facts in flat.values()}) > 1]
+    short = {name: name.removeprefix("defense.set.") for name in differ}
+    own = json.loads(keys[0])[0]["defense"]["name"]
+    usual = {name: str(default) for name, default in _defaults(own, young=False).items()}
+    told = {key: [(short[n], str(flat[key].get(n))) for n in differ] for key in keys}
+    return {key: ", ".join(f"{n}={v}" for n, v in each if usual.get(n) != v) for key, each in told.items()}
+
+
+def _flat(values: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        return [(path, values)]
+    return [each for name, v in values.items() for each in _flat(v, f"{path}.{name}" if path else str(name))]
+
+
+def _series(store: Store, defense: str, setting: str, fixed: str, by: dict[float, Row], standard: list[Row]) -> Series:
+    rows = [by[x] for x in sorted(by)]
+    shared = set.intersection(*({*row.entries} for row in rows))
+    left_out = sorted({name for row in rows for name in row.attacks} - shared)
+    points = tuple(point(store, x, by[x], shared) for x in sorted(by))
+    baseline = next((row for row in standard if _same_footing(store, row, rows[0], setting)), None)
+    anchor = point(store, 0.0, baseline, shared) if baseline is not None and setting != BUDGET else None
+    seeds = set.intersection(*({*row.seeds} for row in rows)) or {seed for row in rows for seed in row.seeds}
+    return Series(defense, setting, fixed, points, tuple(sorted(seeds)), tuple(left_out), anchor)
+
+
+def point(store: Store, x: float, row: Row, shared: Iterable[str]) -> Point:
+    """A row seen through the evaluations named in `shared` alone: cells of clean, attacks, certificates, worst case."""
+    kept = {name: by for name, by in row.entries.items() if name in shared}
+    clean = {name: by for name, by in kept.items() if _kind(by) == "clean"}
+    attacks = {name: by for name, by in sorted(kept.items()) if name in row.attacks}
+    invalid = row.verdict == "INVALID"
+    cells = {name: row.attacks[name] if invalid else cell_of(by) for name, by in attacks.items()}
+    cells = {"clean": row.clean, **cells}
+    if row.norm and attacks:
+        worst = worst_case(store, clean | attacks, row.seeds, row.eps_value).cell
+        cells[WORST] = row.worst if invalid else worst
+    if not row.norm:
+        cells |= {f"certified at L2 {radius:g}": cell for radius, cell in sorted(row.certified.items())}
+    return Point(x, row, cells, clean | attacks)
+
+
+def _kind(by: dict[int, Entry]) -> str:
+    return str(next(iter(by.values()))["attack"])
+
+
+def footing(job: Job) -> dict[str, Any]:
+    """What two trainings must have in common to be compared: data, model, recipe. (The warm-up of a budget that
+    a defense does not use stands in no job.)"""
+    train = {name: each for name, each in job.what["train"].items() if name != "eps_warmup"}
+    return {name: job.what[name] for name in ("data", "model", "recipe")} | {"train": train}
+
+
+def _same_footing(store: Store, row: Row, other: Row, setting: str) -> bool:
+    budget = (row.norm, row.eps) == (other.norm, other.eps)
+    a, b = footing(store.job(row.train_key)), footing(store.job(other.train_key))
+    for facts in (a, b) if setting.startswith("train.") else ():
+        facts["train"].pop(setting.removeprefix("train."), None)
+    return budget and a == b
+
+
+def with_anchor(series: Series) -> Series:
+    """With `standard` as training at a budget of 0, which it is, in front."""
+    if series.setting != TRAINED or series.standard is None or series.points[0].x == 0:
+        return series
+    return replace(series, points=(series.standard, *series.points))
