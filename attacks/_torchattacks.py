@@ -33,7 +33,7 @@ REFUSED: dict[str, str] = {
 }
 
 
-class Seen(nn.Module):
+class ModelAdapter(nn.Module):
     """The model as the package is shown it: of a grey image the first channel only, logits shifted to be positive."""
 
     def __init__(self, model: nn.Module, grey: bool, positive: bool) -> None:

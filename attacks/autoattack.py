@@ -36,8 +36,8 @@ class AutoAttack(Attack):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     block: ClassVar[int] = 500
     revision: ClassVar[int] = 1
-    added: ClassVar[tuple[str, ...]] = ("block_size",)
-    smoke: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}
+    settings_added_later: ClassVar[tuple[str, ...]] = ("block_size",)
+    test_settings: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}
 
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     """The ensemble; custom runs `attacks_to_run` with the package's settings of version plus."""

@@ -31,7 +31,7 @@ class Certify(Evaluation):
     needs_smoothed: ClassVar[bool] = True
     block: ClassVar[int] = 20
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"n0": 10, "n": 100, "batch_size": 50}
+    test_settings: ClassVar[dict[str, Any]] = {"n0": 10, "n": 100, "batch_size": 50}
 
     n0: Annotated[int, Gt(0)] = 100
     """Draws that choose the class."""

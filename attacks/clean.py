@@ -26,7 +26,7 @@ class Clean(Evaluation):
 
     uses_threat: ClassVar[bool] = False
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {}
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Column `correct`, bool of shape b, and for a stochastic model those of `draw_columns`."""

@@ -32,7 +32,7 @@ from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, Counted
 from bench.core.pgd import Best, Start, check_reach, start_delta
 from bench.noise import losses as expected
-from bench.noise.gaussian_noise import Withdrawn, known_noise
+from bench.noise.gaussian_noise import NoiseFreeDeployment, known_noise
 from bench.noise.logit_moments import LogitMoments, passes
 
 _Objective = Callable[[Tensor, Tensor], Tensor]  # images, labels -> loss of each
@@ -43,9 +43,9 @@ class ClosedForm(Attack):
     """Projected gradient attack on the closed form of a model's noise."""
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    sees_noise: ClassVar[bool] = True
+    uses_noise_model: ClassVar[bool] = True
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 
     steps: Annotated[int, Gt(0)] = 20
     """Gradient steps of each restart."""
@@ -75,7 +75,7 @@ class ClosedForm(Attack):
         reason = super().supports(model)
         if reason is None and known_noise(model) is None:
             return "no Gaussian noise at known sites"
-        if reason is None and self.loss == "training" and not isinstance(model, Withdrawn):
+        if reason is None and self.loss == "training" and not isinstance(model, NoiseFreeDeployment):
             return "was not trained on a closed-form loss"
         return reason
 
@@ -96,7 +96,7 @@ class ClosedForm(Attack):
     def _climb(self, model: Counted, objective: _Objective, x: Tensor, y: Tensor, best: Best, rows: Tensor) -> None:
         """One restart on the samples `rows`, offering every iterate to `best`."""
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
-        x_adv = threat.feasible(x, x + start_delta(self.start, x, threat))
+        x_adv = threat.project_to_image(x, x + start_delta(self.start, x, threat))
         wrong = torch.zeros_like(y, dtype=torch.bool)  # of a stochastic model: unknown
         for step in range(self.steps + 1):
             last = step == self.steps
@@ -110,7 +110,7 @@ class ClosedForm(Attack):
             best.update(point, loss.detach(), wrong, rows)
             if not last:
                 (grad,) = torch.autograd.grad(loss.sum(), x_adv)
-                x_adv = threat.feasible(x, point + step_size * threat.direction(grad))
+                x_adv = threat.project_to_image(x, point + step_size * threat.steepest_direction(grad))
 
     def _objective(self, model: Counted) -> _Objective:
         """The loss of a model that `supports` has let through; it counts its passes itself."""
@@ -119,11 +119,11 @@ class ClosedForm(Attack):
             raise ValueError("no Gaussian noise at known sites")
         structure = self.structure
         if structure == "auto":
-            structure = "jacobian" if isinstance(target, Withdrawn) else "adjoint"
+            structure = "jacobian" if isinstance(target, NoiseFreeDeployment) else "adjoint"
 
         def objective(x: Tensor, y: Tensor) -> Tensor:
             if self.loss == "training":
-                assert isinstance(target, Withdrawn)  # says `supports`
+                assert isinstance(target, NoiseFreeDeployment)  # says `supports`
                 loss, cost = target.training_noise.closed_form_loss(target.net, x, y, self.noise)
             else:
                 moments = noise.moments(x, structure, "laplace" if structure == "jacobian" else "adf", self.noise)

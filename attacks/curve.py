@@ -25,7 +25,7 @@ from torch import Tensor
 from attacks.pgd import PGD
 from bench.core.attack import Columns, Context, Evaluation, Outcome, draw_columns
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.epsilon import Number, parse_eps
+from bench.core.epsilon import Epsilon, parse_eps
 from bench.core.pgd import AttackLoss, Best, Start
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
@@ -39,9 +39,9 @@ class Curve(Evaluation):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     uses_budgets: ClassVar[bool] = True
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 
-    budgets: list[Number] = field(default_factory=list)
+    budgets: list[Epsilon] = field(default_factory=list)
     """Every eps at which accuracy is wanted, up to that of the threat, which is always among them."""
     steps: Annotated[int, Gt(0)] = 20
     """Gradient steps of each climb."""

@@ -49,7 +49,7 @@ class EOT(Attack):
 
     needs_draws: ClassVar[bool] = True
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"draws": [1, 2], "judge": 4, "base": {"name": "fgsm"}}
+    test_settings: ClassVar[dict[str, Any]] = {"draws": [1, 2], "judge": 4, "base": {"name": "fgsm"}}
 
     base: dict[str, Any] = field(default_factory=lambda: {"name": "pgd", "set": {"steps": 20, "rel_step_size": 0.1}})
     """The attack around which to average: {name: ..., set: {...}}."""
@@ -113,7 +113,7 @@ def _build(threat: Threat, entry: dict[str, Any], draws: int) -> tuple[Attack, b
     kinds = vars(importlib.import_module(place)).values()
     found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Attack) and k.__module__ == place]
     refused = len(found) != 1 or found[0] is EOT or found[0].kind != "bounded"
-    if refused or found[0].needs_images or found[0].sees_noise:
+    if refused or found[0].needs_images or found[0].uses_noise_model:
         raise ValueError(f"eot: base '{name}' is no gradient attack within a budget")
     averages = "eot" in found[0].__dataclass_fields__
     if averages:

@@ -24,7 +24,7 @@ class FGSM(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {}
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The single step of steepest ascent on cross-entropy."""

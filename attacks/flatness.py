@@ -36,10 +36,10 @@ class Flatness(Evaluation):
     """Losses around the weights. Costs 2 steps + 2 passes an image at each of directions x distances + 2 points, and
     twice 2 weight_steps + 1 to climb in weight space."""
 
-    measures: ClassVar[str] = "adversarial_rise"
+    metric: ClassVar[str] = "adversarial_rise"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"directions": 2, "steps": 2, "rel_step_size": 0.5, "weight_steps": 2}
+    test_settings: ClassVar[dict[str, Any]] = {"directions": 2, "steps": 2, "rel_step_size": 0.5, "weight_steps": 2}
 
     distances: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5])
     """How far to go along each direction, in units of the weights' own size."""

@@ -34,8 +34,8 @@ class PGD(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     revision: ClassVar[int] = 1
-    added: ClassVar[tuple[str, ...]] = ("sparsity", "eot")
-    smoke: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
+    settings_added_later: ClassVar[tuple[str, ...]] = ("sparsity", "eot")
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 
     steps: Annotated[int, Gt(0)] = 20
     """Gradient steps of each restart."""
@@ -99,7 +99,9 @@ class PGD(Attack):
         objective = attack_loss(self.loss, y, clean)
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
         draws = self.eot if last_only else 1
-        x_adv = first.clone() if first is not None else threat.feasible(x, x + start_delta(self.start, x, threat))
+        x_adv = (
+            first.clone() if first is not None else threat.project_to_image(x, x + start_delta(self.start, x, threat))
+        )
         for step in range(self.steps + 1):
             last = step == self.steps
             x_adv.requires_grad_(not last)
@@ -116,12 +118,12 @@ class PGD(Attack):
                 best.update(point, loss.detach(), logits.detach().argmax(1) != y, rows)
             if not last:
                 grad = grads[0] if draws == 1 else torch.stack(grads).mean(0)
-                x_adv = threat.feasible(x, point + step_size * self._direction(grad, point))
+                x_adv = threat.project_to_image(x, point + step_size * self._direction(grad, point))
 
     def _direction(self, grad: Tensor, point: Tensor) -> Tensor:
         """The unit step from `point`: steepest ascent, for L1 spread over the largest coordinates that can move."""
         if self.threat.norm != "L1":
-            return self.threat.direction(grad)
+            return self.threat.steepest_direction(grad)
         stuck = ((point <= 0) & (grad < 0)) | ((point >= 1) & (grad > 0))
         flat = grad.masked_fill(stuck, 0.0).flatten(1)
         count = max(1, round((1 - self.sparsity) * flat.shape[1]))

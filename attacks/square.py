@@ -27,7 +27,7 @@ class Square(Attack):
     access: ClassVar[Literal["gradients", "scores"]] = "scores"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"n_queries": 20}
+    test_settings: ClassVar[dict[str, Any]] = {"n_queries": 20}
 
     n_queries: Annotated[int, Gt(0)] = 5000
     """Largest number of queries of the model for each image."""

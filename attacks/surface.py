@@ -41,10 +41,10 @@ INSIDE = 1 + 1e-5  # norms over thousands of pixels are rounded; points lie much
 class Surface(Evaluation):
     """Losses on a plane through each image. Costs points x points + 3 passes an image."""
 
-    measures: ClassVar[str] = "nonlinearity"
+    metric: ClassVar[str] = "nonlinearity"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"points": 3}
+    test_settings: ClassVar[dict[str, Any]] = {"points": 3}
 
     points: Annotated[int, Ge(3)] = 15
     """Values of a and of b, evenly spaced; odd, so that the image itself is among the points."""
@@ -70,7 +70,7 @@ class Surface(Evaluation):
             z = x.detach().clone().requires_grad_(True)
             here = loss(z)
             (grad,) = torch.autograd.grad(here.sum(), z)
-            clean, u = here.detach().double(), self.threat.direction(grad)
+            clean, u = here.detach().double(), self.threat.steepest_direction(grad)
             with scope(seed(ctx.seed, "direction")):
                 v = across(self.threat, u)
             highest, gap, surface = clean, torch.zeros_like(clean), list[Tensor]()
@@ -79,7 +79,7 @@ class Surface(Evaluation):
                 moved = (x + self.threat.radius * step).clamp(0, 1)
                 with torch.no_grad():
                     there = loss(moved).double()
-                inside = self.threat.size(step) <= INSIDE
+                inside = self.threat.norm_of(step) <= INSIDE
                 rise = ((moved.double() - x.double()) * grad.double()).flatten(1).sum(1)
                 gap = torch.where(inside, gap.maximum((there - clean - rise).abs()), gap)
                 highest = torch.where(inside, highest.maximum(there), highest)
@@ -106,4 +106,4 @@ def across(threat: Threat, u: Tensor) -> Tensor:
     if threat.norm == "Linf":
         return torch.ones_like(v).copysign(v)
     along = (v * u).flatten(1).sum(1)
-    return threat.direction(v - along.view(-1, *[1] * (v.dim() - 1)) * u)
+    return threat.steepest_direction(v - along.view(-1, *[1] * (v.dim() - 1)) * u)

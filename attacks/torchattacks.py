@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks._torchattacks import BOUNDED, L0, MINIMAL, POSITIVE, REFUSED, THREE, Seen, build, check, modes_kept
+from attacks._torchattacks import BOUNDED, L0, MINIMAL, POSITIVE, REFUSED, THREE, ModelAdapter, build, check, modes_kept
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier
 
@@ -35,7 +35,7 @@ class TorchAttacks(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     revision: ClassVar[int] = 2
-    smoke: ClassVar[dict[str, Any]] = {"method": "MIFGSM", "kwargs": {"steps": 2}}
+    test_settings: ClassVar[dict[str, Any]] = {"method": "MIFGSM", "kwargs": {"steps": 2}}
 
     method: str = "MIFGSM"
     """Name of the attack as in the package: FGSM, MIFGSM, DIFGSM, PGDL2, CW, DeepFool, ..."""
@@ -72,7 +72,7 @@ class TorchAttacks(Attack):
                 return found, {}
             with torch.no_grad():
                 broken = model(found).argmax(1) != y
-        size = self.threat.size(found - x)
+        size = self.threat.norm_of(found - x)
         broken &= size.isfinite()
         inside = broken & (size <= self.threat.radius)
         x_adv = torch.where(inside.view(-1, *[1] * (x.dim() - 1)), found, x)
@@ -87,10 +87,10 @@ class TorchAttacks(Attack):
         grey = self.method in THREE and x.shape[1] == 1
         if self.method in THREE and x.shape[1] not in (1, 3):
             raise ValueError(f"{self.method} needs images of 1 or 3 channels, got {x.shape[1]}")
-        seen = Seen(model, grey, self.method in POSITIVE).eval()
+        seen = ModelAdapter(model, grey, self.method in POSITIVE).eval()
         eps = self.threat.radius
         if self.method in MINIMAL:  # of those only FAB takes eps, as the largest that it reports
-            eps = self.threat.size(torch.ones_like(x[:1])).item()
+            eps = self.threat.norm_of(torch.ones_like(x[:1])).item()
         attack = build(self.method, self.kwargs, seen, self.threat.norm, eps, seed, classes)
         attack.set_device(x.device)
         if self.method == "JSMA":  # the class after the true one of ten is what it aims at by itself

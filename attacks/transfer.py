@@ -27,7 +27,7 @@ class Transfer(Attack):
 
     needs_images: ClassVar[bool] = True
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"draws": 2}
+    test_settings: ClassVar[dict[str, Any]] = {"draws": 2}
 
     source: str = "pgd"
     """Attack whose images are shown to the other rows; all its settings in the matrix count."""

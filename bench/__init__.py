@@ -60,11 +60,11 @@ def worst(
     """
     import pandas as pd
 
-    from bench.core.epsilon import Number
+    from bench.core.epsilon import Epsilon
     from bench.results.evaluations import frame, tested
     from bench.results.rows import rows
 
-    store, radius = _store(results), float(Number(eps))
+    store, radius = _store(results), float(Epsilon(eps))
     reasons = []
     for row in rows(store, tested(frame(store))):
         entries = [e for by in row.entries.values() for e in by.values() if e["train_key"] == train_key]

@@ -19,7 +19,7 @@ from bench.commands import store as store_commands
 from bench.commands import sweep as sweep_command
 from bench.commands import tables as table_commands
 from bench.commands.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
-from bench.executors.clusters import Absent, Cluster, Machine, takes_cluster
+from bench.executors.clusters import Cluster, Machine, MissingDependency, takes_cluster
 from bench.planning.typed import Options
 from bench.training import sigterm as stopping
 
@@ -55,7 +55,7 @@ def _app() -> None:
     except ImportError as error:
         if DEBUG:
             raise
-        _fail(str(error) if isinstance(error, Absent) else f"{error}; run `bench doctor`", 3)
+        _fail(str(error) if isinstance(error, MissingDependency) else f"{error}; run `bench doctor`", 3)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 

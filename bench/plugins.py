@@ -14,13 +14,13 @@ from torch import nn
 
 from bench.core.attack import Evaluation
 from bench.core.defense import Defense
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.models.common import Inputs
 from bench.planning import catalog
 
 # what a method that ignores the threat gets in its place
-NO_THREAT = Threat("Linf", Number(0))
+NO_THREAT = Threat("Linf", Epsilon(0))
 
 
 def module(kind: catalog.Kind, name: str) -> ModuleType:
@@ -65,7 +65,7 @@ def load(kind: catalog.Kind, name: str) -> type[Any]:
 
 def make(kind: catalog.Kind, name: str, settings: dict[str, Any], threat: dict[str, str] | None) -> Any:
     """A defense or evaluation with validated settings; `threat` as in a job ({norm, eps}) or None."""
-    ball = NO_THREAT if threat is None else Threat(threat["norm"], Number(threat["eps"]))  # type: ignore[arg-type]
+    ball = NO_THREAT if threat is None else Threat(threat["norm"], Epsilon(threat["eps"]))  # type: ignore[arg-type]
     return TypeAdapter(load(kind, name)).validate_python({"threat": ball, **settings})
 
 

@@ -27,7 +27,7 @@ from attacks.closed_form import ClosedForm
 from attacks.pgd import PGD
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import AttackLoss, attack_loss, start_delta
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
@@ -53,14 +53,16 @@ class EOT(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         threat, objective = self.threat, attack_loss(self.loss, y)
-        x_adv = threat.feasible(x, x + start_delta("uniform", x, threat))
+        x_adv = threat.project_to_image(x, x + start_delta("uniform", x, threat))
         for _ in range(self.steps):
             x_adv.requires_grad_(True)
             total = torch.zeros_like(x)
             for _ in range(self.draws):
                 (grad,) = torch.autograd.grad(objective(model(x_adv)).sum(), x_adv)
                 total += grad
-            x_adv = threat.feasible(x, x_adv.detach() + self.rel_step_size * threat.radius * threat.direction(total))
+            x_adv = threat.project_to_image(
+                x, x_adv.detach() + self.rel_step_size * threat.radius * threat.steepest_direction(total)
+            )
         return x_adv, {}
 
 
@@ -159,7 +161,7 @@ def main() -> None:
             forms = options.forms
             if job.what["defense"]["name"] == "noisy":
                 forms = [*forms, "jacobian-training-0"]
-            lines += compare(model, x, y, Threat("Linf", Number(eps)), forms, {**about, "eps": eps})
+            lines += compare(model, x, y, Threat("Linf", Epsilon(eps)), forms, {**about, "eps": eps})
     if options.json:
         options.json.write_text(json.dumps(lines, indent=1) + "\n")
 

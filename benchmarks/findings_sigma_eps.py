@@ -12,12 +12,12 @@ from pathlib import Path
 
 from records import DOCS, ROOT
 
-from bench.records.cached_store import ReadOnce
+from bench.records.cached_store import CachedStore
 from bench.report.sweeps import map_plot
 from bench.tables.compare import plain
 from bench.tables.equivalence import matches, partner
 from bench.tables.leaderboard import board
-from bench.tables.selection import Where
+from bench.tables.selection import RowFilter
 from bench.tables.sweep import sweep, with_anchor
 from bench.tables.sweep_text import map_table, table
 
@@ -42,8 +42,8 @@ off a straight line. Under AutoAttack, on 100 images, the intervals of all value
 
 
 def main() -> None:
-    store = ReadOnce(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results")
-    rows, where = board(store), Where("mnist", "Linf", "0.1")
+    store = CachedStore(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results")
+    rows, where = board(store), RowFilter("mnist", "Linf", "0.1")
     a = max(sweep(store, rows, "noisy", "sigma", where), key=lambda series: len(series.points))
     b = partner(store, a, [with_anchor(s) for s in sweep(store, rows, "pgd_at", "train_eps", where, least=1)])
     if b is None:

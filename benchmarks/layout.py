@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bench import plugins
-from bench.core.defense import Batch, Terms
+from bench.core.defense import Batch, Losses
 from bench.models.common import Inputs
 
 BATCH, STEPS, REPEATS = 256, 4, 5
@@ -24,7 +24,7 @@ class Plain:
     def __init__(self, net: nn.Module) -> None:
         self.optimizer = torch.optim.Adam(net.parameters(), 1e-3)
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from bench import plugins
 from bench.core.defense import Batch, Defense
-from bench.data.images import layout as laid_out
+from bench.data.images import to_channels_last as laid_out
 from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.spec import TrainSpec
-from bench.training.cost import counted_step
+from bench.training.cost import profile_step
 from bench.training.optimizer import optimisation
 from defenses.noisy import Noisy
 
@@ -130,7 +130,7 @@ class Ours:
         whole = self.batch
         part = replace(whole, x=whole.x[:count], y=whole.y[:count], index=whole.index[:count])
         with forwards(self.net) as seen:
-            terms, cost = counted_step(self.defense, self.net, self.updater, part)
+            terms, cost = profile_step(self.defense, self.net, self.updater, part)
         loss = float(sum(value.detach() for value in terms.values()))
         return {**cost, "forwards_per_image": seen[0] / len(part.x) - 1, "loss": loss}
 
@@ -138,11 +138,13 @@ class Ours:
 class Plain:
     """The reference loop on a net of the default layout."""
 
-    def __init__(self, arch: str, loop: Any, alpha: float, x: Tensor, y: Tensor, layout: torch.memory_format) -> None:
-        self.net = make_net(arch, x.device).to(memory_format=layout)  # type: ignore[call-overload]
+    def __init__(
+        self, arch: str, loop: Any, alpha: float, x: Tensor, y: Tensor, to_channels_last: torch.memory_format
+    ) -> None:
+        self.net = make_net(arch, x.device).to(memory_format=to_channels_last)  # type: ignore[call-overload]
         optimizer = plain_loops.sgd(self.net, SGD["lr"], SGD["momentum"], SGD["weight_decay"])
         self.loop = loop(self.net, optimizer, float(EPS), alpha)
-        self.x, self.y = x.contiguous(memory_format=layout), y
+        self.x, self.y = x.contiguous(memory_format=to_channels_last), y
         self.x_adv = x
 
     def step(self) -> Tensor:
@@ -158,7 +160,7 @@ class Plain:
 
         part = Batch(self.x[:count], self.y[:count], self.y[:count], 0, 0.5)
         with forwards(self.net) as seen:
-            terms, cost = counted_step(Counted(), self.net, None, part)  # type: ignore[arg-type]
+            terms, cost = profile_step(Counted(), self.net, None, part)  # type: ignore[arg-type]
         return {**cost, "forwards_per_image": seen[0] / len(part.x) - 1, "loss": float(terms["loss"])}
 
 
@@ -197,13 +199,13 @@ def same_draws() -> Iterator[None]:
 
 
 def against_plain(
-    label: str, arch: str, batch: int, steps: int, device: torch.device, layout: torch.memory_format
+    label: str, arch: str, batch: int, steps: int, device: torch.device, to_channels_last: torch.memory_format
 ) -> dict[str, Any]:
     """Gate and ratio of one defense; the steps timed are the steps of the gate, after one for warm-up and counting."""
     name, settings, loop, alpha = PAIRS[label]
     x, y = make_batch(arch, batch, device)
     ours = Ours(arch, name, settings, SGD, x, y)
-    plain = Plain(arch, loop, alpha * float(EPS), x, y, layout)
+    plain = Plain(arch, loop, alpha * float(EPS), x, y, to_channels_last)
     ratios, times, off, feasible = [], {"plain": [], "ours": []}, [], True
     with same_draws():
         costs, started = {}, time.perf_counter()
@@ -230,7 +232,7 @@ def against_plain(
         "arch": arch,
         "batch": batch,
         "steps": steps,
-        "plain_layout": "contiguous" if layout == torch.contiguous_format else "channels_last",
+        "plain_layout": "contiguous" if to_channels_last == torch.contiguous_format else "channels_last",
         "gate": {**gate, "passed": passed},
         "ours": {**costs["ours"], "ms": 1000 * statistics.median(times["ours"])},
         "plain": {**costs["plain"], "ms": 1000 * statistics.median(times["plain"])},
@@ -253,7 +255,7 @@ def needed(name: str, defense: Defense) -> float:
         # mean and variance, or the net itself; 3 more for each probe and each row, but for diag
         pulled = 3.0 * ((defense.probes if defense.w_mse else 0) + defense.rows)
         return {"jacobian": 3.0 + pulled, "diag": 6.0, "adjoint": 6.0 + pulled}[defense.structure]
-    return NEEDED[name] if name in NEEDED else float(defense.passes.rpartition("=")[2].partition("F")[0])
+    return NEEDED[name] if name in NEEDED else float(defense.cost.rpartition("=")[2].partition("F")[0])
 
 
 def against_standard(arch: str, batch: int, device: torch.device, pairs: int = 5) -> list[dict[str, Any]]:

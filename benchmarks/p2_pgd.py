@@ -37,7 +37,7 @@ from bench import plugins
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.defense import Batch
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.models.common import Inputs
@@ -123,7 +123,7 @@ def sides(case: Case, peer_layout: torch.memory_format) -> tuple[Callable[..., T
     """The peer (of a seed) and ours, each giving a verdict for every image: right on the adversarial one."""
     import torchattacks
 
-    threat = Threat("Linf", Number(case.eps))
+    threat = Threat("Linf", Epsilon(case.eps))
     x = case.x.contiguous(memory_format=peer_layout)
     net = copy.deepcopy(case.net).to(memory_format=peer_layout)  # type: ignore[call-overload]
     library = torchattacks.PGD(net, eps=threat.radius, alpha=REL_STEP_SIZE * threat.radius, steps=STEPS)

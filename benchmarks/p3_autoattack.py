@@ -30,7 +30,7 @@ from torch import Tensor
 from attacks.autoattack import AutoAttack
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.training import checkpoint
@@ -43,7 +43,7 @@ def theirs(case: Case, layout: torch.memory_format, seed: int = 0) -> Tensor:
     from pyautoattack import AutoAttack as Suite
 
     net, x = laid_out(case, layout)
-    suite = Suite(net, eps=float(Number(case.eps)), norm="Linf", seed=seed, device=str(x.device))
+    suite = Suite(net, eps=float(Epsilon(case.eps)), norm="Linf", seed=seed, device=str(x.device))
     suite.logger.disabled = True
     x_adv, _ = suite.run_standard_evaluation(x, case.y, batch_size=BATCH)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def theirs(case: Case, layout: torch.memory_format, seed: int = 0) -> Tensor:
 def ours(case: Case, folder: Path, layout: torch.memory_format) -> Tensor:
     """The evaluation as a worker runs it, its state kept on disk."""
     net, x = laid_out(case, layout)
-    attack = AutoAttack(Threat("Linf", Number(case.eps)), batch_size=BATCH)
+    attack = AutoAttack(Threat("Linf", Epsilon(case.eps)), batch_size=BATCH)
     context = Context(0, save=lambda tensors: checkpoint.write(folder / "state.safetensors", tensors, {}))
     return attack.evaluate(Classifier(net).eval(), x, case.y, context).columns["correct"]
 

@@ -98,7 +98,7 @@ def plain_training(job: Job, root: Path) -> dict[str, Tensor]:
             for place, (x, y, index) in enumerate(loader):
                 progress = (epoch + place / steps) / settings["epochs"]
                 defense.step(net, updater, Batch(datasets.layout(x), y, index, epoch, progress))
-                updater.settle()
+                updater.flush_to_average()
     return net.state_dict()
 
 

@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import Start, ascend, attack_loss, check_reach
 
 
@@ -31,12 +31,12 @@ class ATMixture(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "(2 steps + 6) F = 8F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "(2 steps + 6) F = 8F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
-    smoke: ClassVar[dict[str, Any]] = {}
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5
     """Weight of the clean images."""
@@ -77,7 +77,7 @@ class ATMixture(Defense):
             logits: Tensor = target(batch.x)
         return logits.argmax(1) if self.label == "pred" else logits.argmin(1)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Weighted mean cross-entropy on the clean and on the adversarial images."""
         if self.joint:
             clean, moved = net(torch.cat([batch.x, adv])).chunk(2)

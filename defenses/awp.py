@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier, keep_buffers
-from bench.core.defense import Batch, Defense, Terms, Updater
+from bench.core.defense import Batch, Defense, Losses, Updater
 from bench.core.threat import Threat
 from bench.core.weights import layer_weights, shifted, uphill
 
@@ -37,11 +37,11 @@ class AWP(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "base + its loss = 33F (trades)"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "base + its loss = 33F (trades)"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")  # where the base does too
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")  # where the base does too
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -50,7 +50,7 @@ class AWP(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"base": {"name": "trades", "set": {"steps": 2, "rel_step_size": 0.5}}}
+    test_settings: ClassVar[dict[str, Any]] = {"base": {"name": "trades", "set": {"steps": 2, "rel_step_size": 0.5}}}
 
     base: dict[str, Any] = field(default_factory=lambda: {"name": "trades"})
     """The defense whose loss is taken at the perturbed weights: {name, set}, or its name alone."""
@@ -81,7 +81,7 @@ class AWP(Defense):
         """What the base's inner problem gives at the unperturbed weights."""
         return self._current().inner(net, batch)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """The base's terms at the weights as they stand."""
         return self._current().loss(net, batch, adv)
 
@@ -96,7 +96,7 @@ class AWP(Defense):
             grads = torch.autograd.grad(climbed, weights, allow_unused=True)
         return uphill(weights, grads, self.gamma)
 
-    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
         """The base's step at perturbed weights, or its plain one during the warm-up."""
         adv = self.inner(net, batch)
         active = self.gamma > 0 and batch.progress >= self.warmup
@@ -136,7 +136,7 @@ def _build(threat: Threat, entry: dict[str, Any]) -> Defense:
     found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Defense) and k.__module__ == place]
     if len(found) != 1 or found[0].loss is Defense.loss or found[0].step is not Defense.step:
         raise ValueError(f"awp: base '{name}' must be one defense with a loss of its own and the ordinary step")
-    if found[0].deploys != "deterministic":
-        raise ValueError(f"awp: base '{name}' deploys a {found[0].deploys} model; expected a deterministic one")
+    if found[0].predictor != "deterministic":
+        raise ValueError(f"awp: base '{name}' deploys a {found[0].predictor} model; expected a deterministic one")
     base: Defense = TypeAdapter(found[0]).validate_python({"threat": threat, **settings})
     return base

@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms, Updater
+from bench.core.defense import Batch, Defense, Losses, Updater
 from bench.core.pgd import ascend, attack_loss
 
 _GOOD = "good."  # prefix of the saved weights within the state
@@ -35,11 +35,11 @@ class FastAT(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "5F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "5F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.2,
@@ -48,7 +48,7 @@ class FastAT(Defense):
         "epochs": 15,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {}
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     variant: Literal["fgsm_rs", "n_fgsm"] = "fgsm_rs"
     """Noise and result within the ball, or stronger noise and no projection."""
@@ -72,7 +72,7 @@ class FastAT(Defense):
         self._checks = self._skipped = 0
 
     @property
-    def rolled_back(self) -> bool:
+    def restored_older_weights(self) -> bool:
         """Has the guard put the last good weights back and stopped?"""
         return self._loss is not None
 
@@ -86,13 +86,13 @@ class FastAT(Defense):
             loss = F.cross_entropy(target(start), batch.y, reduction="sum")
             (grad,) = torch.autograd.grad(loss, start)
         moved = start.detach() + step * grad.sign()
-        return self.threat.feasible(x, moved) if within else moved.clamp(0, 1)
+        return self.threat.project_to_image(x, moved) if within else moved.clamp(0, 1)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the adversarial images `adv`."""
         return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
-    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
         """One update; none once the guard has stopped training, whose loss then stays."""
         if self.guard and self._epoch not in (-1, batch.epoch):
             self._check(net, batch)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from bench.core.defense import Batch, Defense, Terms, Updater
+from bench.core.defense import Batch, Defense, Losses, Updater
 
 
 @dataclass
@@ -30,11 +30,11 @@ class FreeAT(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "3 replays F = 24F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "3 replays F = 24F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.04,
@@ -43,7 +43,7 @@ class FreeAT(Defense):
         "epochs": 10,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"replays": 2}
+    test_settings: ClassVar[dict[str, Any]] = {"replays": 2}
 
     replays: Annotated[int, Gt(0)] = 8
     """Updates on each minibatch (m)."""
@@ -60,7 +60,7 @@ class FreeAT(Defense):
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """The images under the present perturbation, in ball and box."""
-        return self.threat.feasible(batch.x, batch.x + self._perturbation(batch.x))
+        return self.threat.project_to_image(batch.x, batch.x + self._perturbation(batch.x))
 
     def _perturbation(self, x: Tensor) -> Tensor:
         """The first rows of what persists; zeros at first, or where the batch has outgrown it."""
@@ -69,13 +69,13 @@ class FreeAT(Defense):
             self._delta = known = torch.zeros_like(x)
         return known[: len(x)].to(x)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the adversarial images `adv`."""
         return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
-    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
         """All replays of one minibatch; the terms are those of the last."""
-        terms: Terms = {}
+        terms: Losses = {}
         for _ in range(self.replays):
             adv = self.inner(net, batch).requires_grad_()
             terms = self.loss(net, batch, adv)
@@ -88,7 +88,7 @@ class FreeAT(Defense):
     def _climb(self, grad: Tensor) -> None:
         assert self._delta is not None
         delta = self._delta.to(grad)
-        step = self.rel_step_size * self.threat.radius * self.threat.direction(grad)
+        step = self.rel_step_size * self.threat.radius * self.threat.steepest_direction(grad)
         moved = self.threat.project(delta[: len(grad)] + step)
         self._delta = torch.cat([moved, delta[len(grad) :]])
 

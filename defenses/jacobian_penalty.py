@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.noise.logit_moments import jacobian_moments, sign_rows, unit_rows
 
 
@@ -27,11 +27,11 @@ class JacobianPenalty(Defense):
     """Error and squared Jacobian. Costs 3 (probes + 1) forward passes F an image, 3 more where BatchNorm trains."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "3 (probes + 1) F = 6F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "3 (probes + 1) F = 6F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    smoke: ClassVar[dict[str, Any]] = {"lam": 0.1}
+    test_settings: ClassVar[dict[str, Any]] = {"lam": 0.1}
 
     lam: Annotated[float, Ge(0)] = 0.36
     """Weight of the penalty: the variance of the noise that it stands for, in squared units of z (`noisy`: .6^2)."""
@@ -42,7 +42,7 @@ class JacobianPenalty(Defense):
     fit: Literal["squared", "ce"] = "squared"
     """What the penalty is added to: squared error of the logits from one-hot labels, or cross-entropy."""
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean fit, and lam times the mean (estimated) squared norm of the Jacobian."""
         moments = jacobian_moments(net, batch.x, [lambda z: z.new_ones(())], [self.site])
         logits = moments.mean

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 
 @dataclass
@@ -27,12 +27,12 @@ class LogitSqueezing(Defense):
     """Soft labels and small logits. Costs 3 forward passes F an image."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "3F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "3F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("bf16", "fp16")
-    smoke: ClassVar[dict[str, Any]] = {}
+    supports_recipe: ClassVar[tuple[str, ...]] = ("bf16", "fp16")
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the label spread evenly over all K classes (a)."""
@@ -45,7 +45,7 @@ class LogitSqueezing(Defense):
         """The images, under one fresh draw of noise each where sigma > 0; no adversary takes part."""
         return batch.x + self.sigma * torch.randn_like(batch.x) if self.sigma else batch.x
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy with soft labels, and beta times the mean squared norm of the logits."""
         logits = net(adv)
         ce = F.cross_entropy(logits, batch.y, label_smoothing=self.smoothing)

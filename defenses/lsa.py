@@ -6,8 +6,8 @@ the adversary goes for the class whose linear boundary is nearest in the threat'
 `linearise=loss` is the paper's simpler adversary, the dual vector of the loss gradient. An image already wrong has a
 negative distance and is pushed on toward the worst class. Ours, as the details were not read: eval mode during the
 attack, x + r clipped to [0,1], the budgets. The K - 1 products run one after the other: a batched (vmap) backward was
-slower on CPU, see bench.noise.logit_moments. `layer=head` perturbs the input of `net.head` instead, in the training pass
-itself, at almost no cost; nothing but weight decay then stops a net from outgrowing the constant budget.
+slower on CPU, see bench.noise.logit_moments. `layer=head` perturbs the input of `net.head` instead, in the training
+pass itself, at almost no cost; nothing but weight decay then stops a net from outgrowing the constant budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.noise.losses import competitors, pair_rows
 
 
@@ -32,12 +32,12 @@ class LSA(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "(K + 3) F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "(K + 3) F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
-    smoke: ClassVar[dict[str, Any]] = {}
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     linearise: Literal["scores", "loss"] = "scores"
     """What the adversary takes to first order: each class score, or the loss."""
@@ -59,9 +59,9 @@ class LSA(Defense):
             return batch.x
         with frozen(net, self.attack_bn_mode) as target:
             push = self._push(target, batch.x, batch.y)
-        return self.threat.feasible(batch.x, batch.x + self.threat.radius * push)
+        return self.threat.project_to_image(batch.x, batch.x + self.threat.radius * push)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy at the perturbed images, or with a perturbed representation."""
         if self.layer == "input":
             return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
@@ -84,12 +84,12 @@ class LSA(Defense):
             logits = scores(at)
             if self.linearise == "loss":
                 loss = F.cross_entropy(logits, y, reduction="sum")
-                return self.threat.direction(torch.autograd.grad(loss, at)[0])
+                return self.threat.steepest_direction(torch.autograd.grad(loss, at)[0])
             rivals = competitors(logits, y, 0)
             pairs = pair_rows(logits, y, rivals)  # e_y - e_j
             slopes = [torch.autograd.grad(logits, at, row, retain_graph=True)[0] for row in pairs]
         gaps = logits.detach().gather(1, y[:, None]) - logits.detach().gather(1, rivals)
-        sizes = torch.stack([self.threat.dual(slope) for slope in slopes], 1)
+        sizes = torch.stack([self.threat.dual_norm(slope) for slope in slopes], 1)
         nearest = (gaps / sizes.clamp_min(1e-12)).argmin(1)
         chosen = torch.stack(slopes)[nearest, torch.arange(len(y), device=y.device)]
-        return self.threat.direction(-chosen)
+        return self.threat.steepest_direction(-chosen)

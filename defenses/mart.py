@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import Start, ascend, attack_loss, check_reach, kl
 
 
@@ -30,11 +30,11 @@ class MART(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "(2 steps + 6) F = 26F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "(2 steps + 6) F = 26F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.01,
@@ -43,7 +43,7 @@ class MART(Defense):
         "epochs": 120,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 5.0
     """Weight of the divergence."""
@@ -72,7 +72,7 @@ class MART(Defense):
                 start=self.start,
             )
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean boosted cross-entropy at `adv`, and beta times the mean weighted divergence."""
         clean, moved = net(batch.x), net(adv)
         true = batch.y[:, None]

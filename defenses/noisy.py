@@ -29,11 +29,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier, frozen, keep_buffers
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.rng import scope, seed
 from bench.noise import logit_moments as cov
 from bench.noise import losses as expected
-from bench.noise.gaussian_noise import KnownNoise, Withdrawn
+from bench.noise.gaussian_noise import KnownNoise, NoiseFreeDeployment
 from bench.noise.injection import Site, first_weight, signal_scale
 from bench.noise.propagation import SiteVariance
 
@@ -69,11 +69,11 @@ class Noisy(Defense):
     """Closed-form noise injection. Costs 3 (1 + probes + rows) forward passes F in the default structure."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "3 (1 + probes + rows) F"
-    adaptive: ClassVar[str] = "closed_form"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "3 (1 + probes + rows) F"
+    adaptive_attacks: ClassVar[str] = "closed_form"
     revision: ClassVar[int] = 1
-    added: ClassVar[tuple[str, ...]] = (
+    settings_added_later: ClassVar[tuple[str, ...]] = (
         "scale",
         "noise_at",
         "param",
@@ -87,7 +87,7 @@ class Noisy(Defense):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "input": {"site": "input", "sigma": 1.5, "w_mse": 0.0, "probes": 0},
     }
-    smoke: ClassVar[dict[str, Any]] = {"sigma": 0.3}
+    test_settings: ClassVar[dict[str, Any]] = {"sigma": 0.3}
 
     sigma: Annotated[float, Gt(0)] = 0.6
     """Noise standard deviation, in units of the quantity at the site (pixels in [0,1] at the input)."""
@@ -183,7 +183,7 @@ class Noisy(Defense):
 
         return [of(s) for s in scales]
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         self._last = batch
         terms, q, _ = self._terms(net, batch.x, batch.y, _noise(net).sigma())
         self._floored = (q.detach() < expected.Q_MIN).float().mean()
@@ -222,7 +222,7 @@ class Noisy(Defense):
 
     def deploy(self, net: nn.Module) -> Classifier:
         """The noise-free net, which still tells an adaptive attack what noise and which loss it was trained on."""
-        return Withdrawn(net, self)
+        return NoiseFreeDeployment(net, self)
 
     def known_noise(self, net: nn.Module) -> KnownNoise:
         """The noise at its present scales."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.rng import normal_like
 from bench.noise.injection import edit_sites, first_weight
 
@@ -27,12 +27,12 @@ class NoisySampled(Defense):
     """Cross-entropy under sampled noise at one site."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "3 draws F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: its noise acts in training only"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "3 draws F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its noise acts in training only"
     revision: ClassVar[int] = 2
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
-    smoke: ClassVar[dict[str, Any]] = {"sigma": 0.3}
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    test_settings: ClassVar[dict[str, Any]] = {"sigma": 0.3}
 
     sigma: Annotated[float, Gt(0)] = 0.6
     """Noise standard deviation, in units of the quantity at the site (pixels in [0,1] at the input)."""
@@ -44,7 +44,7 @@ class NoisySampled(Defense):
     def __post_init__(self) -> None:
         self._signal: Tensor | None = None  # std of the noise-free quantity at the site in the last step
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         def shake(place: int, z: Tensor) -> Tensor:
             self._signal = z.detach().std()
             return z + self.sigma * normal_like(z)

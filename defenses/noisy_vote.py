@@ -7,8 +7,8 @@ Not a published method. Training is `noisy`, bit for bit, at equal settings. The
 prediction is the vote of n_vote draws, which abstains where its leader is not sure. The noise at the first layer's
 pre-activation W1 x + b is randomised smoothing there, so no change of the image below R in L2 turns the vote, p being a
 lower bound of its leader's share. ||W1||_2 is the norm of the whole map from the image in [0,1] to the site
-(normalisation, stride, padding, and with post_bn BatchNorm), exact or an upper bound (bench.noise.affine_map). Certificate
-and predictions are of the vote, not of the net without noise.
+(normalisation, stride, padding, and with post_bn BatchNorm), exact or an upper bound (bench.noise.affine_map).
+Certificate and predictions are of the vote, not of the net without noise.
 
 A site that no affine map reaches from the image certifies nothing; of several sites the best one certifies, and the
 others may be anywhere. scale=relative is refused: the noise would depend on the other images of a batch, and no
@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from bench.core.defense import Batch, Terms
+from bench.core.defense import Batch, Losses
 from bench.core.stochastic import NoiseSource, noise_off
 from bench.noise.affine_map import trace
 from bench.noise.inner_smoothing import InnerSmoothed
@@ -56,13 +56,13 @@ class NoisyVote(Noisy):
     """`noisy` with its noise on at prediction: 3 (1 + probes + rows) F in training, n_vote F at prediction."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "smoothed"
-    adaptive: ClassVar[str] = "closed_form, eot"
-    passes: ClassVar[str] = "3 (1 + probes + rows) F"
+    predictor: ClassVar[str] = "smoothed"
+    adaptive_attacks: ClassVar[str] = "closed_form, eot"
+    cost: ClassVar[str] = "3 (1 + probes + rows) F"
     revision: ClassVar[int] = 1
-    added: ClassVar[tuple[str, ...]] = ()
+    settings_added_later: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    smoke: ClassVar[dict[str, Any]] = {"sigma": 0.3, "n_vote": 20}
+    test_settings: ClassVar[dict[str, Any]] = {"sigma": 0.3, "n_vote": 20}
 
     sigma: Annotated[float, Gt(0)] = 0.6
     """Noise standard deviation in training and in the vote, in units of the quantity at the site."""
@@ -126,7 +126,7 @@ class NoisyVote(Noisy):
         with noise_off(net):
             super().check(net, x, classes)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         with noise_off(net):
             return super().loss(net, batch, adv)
 

@@ -19,7 +19,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import Start, ascend, attack_loss, check_reach
 
 
@@ -29,11 +29,11 @@ class PGDAT(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "(2 steps + 3) F = 23F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "(2 steps + 3) F = 23F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -42,7 +42,7 @@ class PGDAT(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     steps: Annotated[int, Gt(0)] = 10
     """Gradient steps of the inner maximisation."""
@@ -69,6 +69,6 @@ class PGDAT(Defense):
                 start=self.start,
             )
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the adversarial images `adv`."""
         return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}

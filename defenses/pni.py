@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms, Updater
+from bench.core.defense import Batch, Defense, Losses, Updater
 from bench.core.pgd import Start, ascend, attack_loss, check_reach
 from bench.core.stochastic import NoiseSource, Randomised, noise_sites
 
@@ -50,11 +50,11 @@ class PNI(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "randomised"
-    passes: ClassVar[str] = "(2 steps + 6) F = 20F"
-    adaptive: ClassVar[str] = "closed_form, eot"
+    predictor: ClassVar[str] = "randomised"
+    cost: ClassVar[str] = "(2 steps + 6) F = 20F"
+    adaptive_attacks: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 2
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -63,7 +63,7 @@ class PNI(Defense):
         "epochs": 160,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     per: Literal["layer", "channel", "element"] = "layer"
     """What has a noise size of its own."""
@@ -106,7 +106,7 @@ class PNI(Defense):
         rest = [p for p in net.parameters() if id(p) not in own]
         return [{"params": rest}, {"params": list(own.values()), "weight_decay": 0.0}]
 
-    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
         """As of any defense, but for label=training the clean pass comes first: its prediction guides the attack."""
         active = batch.progress >= self.warmup
         self._steps, self._adversarial = self._steps + 1, self._adversarial + active
@@ -136,7 +136,7 @@ class PNI(Defense):
                 start=self.start,
             )
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """The two weighted cross-entropies, each under noise of its own; the clean one alone during the warm-up."""
         logits = net(batch.x) if self._clean is None else self._clean
         clean = F.cross_entropy(logits, batch.y, label_smoothing=batch.smoothing)

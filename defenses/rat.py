@@ -31,7 +31,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import Start, kl
 from bench.core.weights import head, head_inputs, layer_weights, noise_like, root_mean_square, shifted
 from defenses.trades import TRADES
@@ -43,11 +43,11 @@ class RAT(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "(2 steps + 7) F = 27F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "(2 steps + 7) F = 27F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -56,7 +56,7 @@ class RAT(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 6.0
     """Weight of all Taylor terms together, as of the divergence in TRADES."""
@@ -83,7 +83,7 @@ class RAT(Defense):
 
     def __post_init__(self) -> None:
         self._trades()
-        self._last: Terms = {}  # of the last loss
+        self._last: Losses = {}  # of the last loss
 
     def _trades(self) -> TRADES:
         return TRADES(self.threat, self.beta, self.steps, self.rel_step_size, self.start, self.attack_bn_mode)
@@ -98,7 +98,7 @@ class RAT(Defense):
         with shifted([(w, self.sigma * root_mean_square(w) * noise_like(w, self.noise)) for w in noisy]):
             return self._trades().inner(net, batch)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the clean images and the weighted Taylor terms; a term of weight 0 is left out."""
         with head_inputs(net) as features:
             clean, moved = net(batch.x), net(adv)

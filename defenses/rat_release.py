@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bench.core.classifier import BatchNormMode
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import Start, kl
 from bench.core.weights import head, head_inputs, noise_like, shifted
 from defenses.trades import TRADES
@@ -40,11 +40,11 @@ class RATRelease(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "(2 steps + 7) F = 27F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "(2 steps + 7) F = 27F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -53,7 +53,7 @@ class RATRelease(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
+    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 6.0
     """Weight of the divergence between clean and adversarial output."""
@@ -94,11 +94,11 @@ class RATRelease(Defense):
         with shifted([(p, self.noise_std * noise_like(p)) for p in noisy]):
             return self._trades().inner(net, batch)
 
-    def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Plain TRADES, as in the released AWP script."""
         return self._trades().loss(net, batch, adv)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Cross-entropy on hard labels, on first- and second-order soft labels, and the divergence."""
         with head_inputs(net) as features:
             clean, moved = net(batch.x), net(adv)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import ascend, attack_loss
 from bench.noise.logit_moments import jacobian_moments
 
@@ -30,12 +30,12 @@ class RobustTraining(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "5F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "5F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
-    smoke: ClassVar[dict[str, Any]] = {}
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     variant: Literal["alternate", "penalty"] = "alternate"
     """Train at the maximiser of the linearised loss, or on the linearised loss itself (double backpropagation)."""
@@ -53,7 +53,7 @@ class RobustTraining(Defense):
                 lambda x: objective(target(x)), batch.x, self.threat, steps=1, rel_step_size=1.0, start="zero"
             )
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy at `adv`; for `penalty` also eps times the mean dual norm of the input gradient."""
         if self.variant == "alternate":
             return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
@@ -62,6 +62,6 @@ class RobustTraining(Defense):
         # chain rule: grad_x CE = J^T (p - onehot), one product with the Jacobian of the logits
         row = logits.softmax(1) - F.one_hot(batch.y, logits.shape[1])
         ((gradient, _),) = moments.pieces(row[None])
-        size = self.threat.dual(gradient[0])
+        size = self.threat.dual_norm(gradient[0])
         ce = F.cross_entropy(logits, batch.y, label_smoothing=batch.smoothing)  # the adversary keeps the true label
         return {"ce": ce, "penalty": self.threat.radius * size.mean()}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.stochastic import InputNoise, Randomised
 
 
@@ -28,11 +28,11 @@ class RSE(Defense):
     """Noise before every convolution. Costs 3 forward passes F an image in training, n_draws at prediction."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "randomised"
-    passes: ClassVar[str] = "3F"
-    adaptive: ClassVar[str] = "closed_form, eot"
+    predictor: ClassVar[str] = "randomised"
+    cost: ClassVar[str] = "3F"
+    adaptive_attacks: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 2
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.01,
@@ -40,7 +40,7 @@ class RSE(Defense):
         "schedule": "step",
         "epochs": 200,
     }
-    smoke: ClassVar[dict[str, Any]] = {"n_draws": 2}
+    test_settings: ClassVar[dict[str, Any]] = {"n_draws": 2}
 
     sigma_init: Annotated[float, Ge(0)] = 0.2
     """Standard deviation of the noise on the image, in pixel units ([0,1])."""
@@ -58,7 +58,7 @@ class RSE(Defense):
             InputNoise(self.sigma_inner).attach(layer)
         return net
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy of one noisy pass."""
         return {"ce": F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)}
 

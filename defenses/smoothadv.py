@@ -27,7 +27,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.smoothing import Smoothed
 
 
@@ -44,11 +44,11 @@ class SmoothAdv(Defense):
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("L2",)
-    deploys: ClassVar[str] = "smoothed"
-    passes: ClassVar[str] = "(2 steps + 3) draws F = 14F"
-    adaptive: ClassVar[str] = "closed_form, eot"
+    predictor: ClassVar[str] = "smoothed"
+    cost: ClassVar[str] = "(2 steps + 3) draws F = 14F"
+    adaptive_attacks: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 2
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -58,7 +58,7 @@ class SmoothAdv(Defense):
         "batch_size": 256,
         "eps_warmup": 0.0667,
     }
-    smoke: ClassVar[dict[str, Any]] = {"n_vote": 20}
+    test_settings: ClassVar[dict[str, Any]] = {"n_vote": 20}
 
     sigma: Annotated[float, Gt(0)] = 0.25
     """Standard deviation of the noise in training and in the vote, in pixel units ([0,1])."""
@@ -93,7 +93,7 @@ class SmoothAdv(Defense):
                 return logits.log_softmax(2).logsumexp(0) - math.log(self.draws)
 
             delta = (self._pgd if self.attack == "pgd" else self._ddn)(log_mean, batch)
-        return Attacked(self.threat.feasible(batch.x, batch.x + delta), noise)
+        return Attacked(self.threat.project_to_image(batch.x, batch.x + delta), noise)
 
     def _pgd(self, log_mean: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         delta = torch.zeros_like(batch.x)
@@ -117,7 +117,7 @@ class SmoothAdv(Defense):
             delta = (batch.x + delta * norm / _size(delta).clamp_min(1e-12)).clamp(0, 1) - batch.x
         return best
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy over all draws of the attack."""
         logits = net((adv.x_adv + adv.noise).flatten(0, 1))
         return {"ce": F.cross_entropy(logits, batch.y.repeat(len(adv.noise)), label_smoothing=batch.smoothing)}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.smoothing import Smoothed
 
 
@@ -27,11 +27,11 @@ class Smoothing(Defense):
     """Gaussian augmentation and a vote. Costs 3 forward passes F an image in training, n_vote at prediction."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "smoothed"
-    passes: ClassVar[str] = "3F"
-    adaptive: ClassVar[str] = "closed_form, eot"
+    predictor: ClassVar[str] = "smoothed"
+    cost: ClassVar[str] = "3F"
+    adaptive_attacks: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -40,7 +40,7 @@ class Smoothing(Defense):
         "epochs": 90,
         "batch_size": 400,
     }
-    smoke: ClassVar[dict[str, Any]] = {"n_vote": 20}
+    test_settings: ClassVar[dict[str, Any]] = {"n_vote": 20}
 
     sigma: Annotated[float, Gt(0)] = 0.25
     """Standard deviation of the noise in training and in the vote, in pixel units ([0,1])."""
@@ -53,7 +53,7 @@ class Smoothing(Defense):
         """The images under one fresh draw of noise each; no adversary takes part."""
         return batch.x + self.sigma * torch.randn_like(batch.x)
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the noisy images `adv`."""
         return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 

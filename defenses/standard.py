@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 
 @dataclass
@@ -23,11 +23,11 @@ class Standard(Defense):
     """No defense. Costs 3 forward passes F an image."""
 
     uses_threat: ClassVar[bool] = False
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = "3F"
-    adaptive: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = "3F"
+    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -36,8 +36,8 @@ class Standard(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    smoke: ClassVar[dict[str, Any]] = {}
+    test_settings: ClassVar[dict[str, Any]] = {}
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the clean images."""
         return {"ce": F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)}

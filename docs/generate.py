@@ -149,7 +149,7 @@ def index(kind: catalog.Kind) -> str:
     for name in catalog.names(kind):
         plugin = catalog.get(kind, name)
         norms = ", ".join(plugin.constant("norms", ("Linf", "L2", "L1")))
-        middle = plugin.constant("passes", "") if kind == "defenses" else norms
+        middle = plugin.constant("cost", "") if kind == "defenses" else norms
         middle = middle if kind == "defenses" or plugin.constant("uses_threat", True) else "no budget"
         brief = plugin.source[: plugin.source.find(")") + 1] or plugin.source
         lines.append(f"| [{name}]({name}.md) | {prose(middle)} | {prose(brief)} |")

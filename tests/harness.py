@@ -73,7 +73,7 @@ class Wobble(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         misbehave(__file__)
         noise = self.threat.sample(x)
-        return self.threat.feasible(x, x + noise), {"draw": noise.flatten(1).sum(1)}
+        return self.threat.project_to_image(x, x + noise), {"draw": noise.flatten(1).sum(1)}
 """,
     "picky": """@dataclass
 class Picky(Evaluation):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import plugins
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
@@ -76,8 +76,8 @@ def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name:
     required = [field.name for field in plugin.fields if field.default is catalog.REQUIRED]
     assert required == []  # so that the name alone is a valid entry of a spec
     names = {field.name for field in plugin.fields}
-    assert set(plugin.constant("added", ())) <= names
-    assert set(plugin.resolve({})) == names - set(plugin.constant("added", ()))
+    assert set(plugin.constant("settings_added_later", ())) <= names
+    assert set(plugin.resolve({})) == names - set(plugin.constant("settings_added_later", ()))
 
 
 @pytest.mark.parametrize("kind", catalog.KINDS)
@@ -94,7 +94,7 @@ def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPat
     assert plugin.notes == "First note.\n\nSecond note."
     assert plugin.constants == {"uses_threat": False, "norms": ("L2",)}
     assert plugin.constant("norms", None) == ("L2",)
-    assert plugin.constant("deploys", "deterministic") == "deterministic"
+    assert plugin.constant("predictor", "deterministic") == "deterministic"
     assert plugin.fields[0].doc == "Noise of the inputs."
     assert plugin.resolve({"sigma": "0.25"}) == {
         "sigma": 0.25,
@@ -107,7 +107,7 @@ def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPat
         "note": None,
     }
     assert plugin.resolve({"level": 8 / 255})["level"] == "8/255"
-    assert str(Number(plugin.resolve({"level": "0.25"})["level"])) == "0.25"
+    assert str(Epsilon(plugin.resolve({"level": "0.25"})["level"])) == "0.25"
 
 
 def test_6_and_6_point_0_resolve_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

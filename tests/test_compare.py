@@ -14,7 +14,7 @@ from test_tables import STANDARD, draws, evaluated, store, trained
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
 from bench.tables.compare import Cost, Line, costs, lines, show
-from bench.tables.selection import Where, pairs
+from bench.tables.selection import RowFilter, pairs
 
 __all__ = ["store"]
 CLEAN_A, CLEAN_B = [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 1]
@@ -32,12 +32,12 @@ def two(store: Store, **other: Any) -> tuple[str, str]:
 
 
 def compared(store: Store, a: str = "guard", b: str = "other_guard", **where: Any) -> dict[str, Line]:
-    (pair,) = pairs(store, a, b, Where(**where))
+    (pair,) = pairs(store, a, b, RowFilter(**where))
     return {line.what: line for line in lines(store, pair)}
 
 
 def costed(store: Store) -> dict[str, Cost]:
-    (pair,) = pairs(store, "guard", "other_guard", Where())
+    (pair,) = pairs(store, "guard", "other_guard", RowFilter())
     return {cost.what: cost for cost in costs(pair)}
 
 
@@ -136,8 +136,8 @@ def test_times_beside_other_jobs_are_left_out_where_both_sides_have_others(store
     assert found["training seconds"] == Cost("training seconds", 30.0, 10.0, 3.0, alone)
     assert found["inference ms an image"] == Cost("inference ms an image", 3.0, 1.0, 3.0, alone)
     assert found["training work, F an image"] == Cost("training work, F an image", 10.0, 2.5, 4.0)
-    assert f"training seconds: {alone}" in show(store, "guard", "other_guard", Where(), False)
-    (pair,) = pairs(store, "guard", "other_guard", Where(seed=0))
+    assert f"training seconds: {alone}" in show(store, "guard", "other_guard", RowFilter(), False)
+    (pair,) = pairs(store, "guard", "other_guard", RowFilter(seed=0))
     assert {cost.why for cost in costs(pair)} == {""}  # nothing was left out of this seed
 
 
@@ -153,8 +153,8 @@ def test_a_budget_of_the_option_is_the_same_however_it_is_written(store: Store) 
         train = trained(store, name)
         for eps in ("1/10", "0.2"):
             evaluated(store, train, "steep", [1, 0], eps=eps)
-    assert len(pairs(store, "guard", "other_guard", Where())) == 2
-    (pair,) = pairs(store, "guard", "other_guard", Where(eps="0.1", norm="linf"))
+    assert len(pairs(store, "guard", "other_guard", RowFilter())) == 2
+    (pair,) = pairs(store, "guard", "other_guard", RowFilter(eps="0.1", norm="linf"))
     assert pair.a.eps == "1/10"
 
 
@@ -185,13 +185,13 @@ def test_a_star_is_mcnemars_with_one_seed_a_side_and_the_intervals_with_several(
     found = compared(store)["steep"].found
     assert found is not None
     assert (found.low > 0, found.p, found.significant) == (True, 0.0625, False)
-    assert "+5.00 *" not in show(store, "guard", "other_guard", Where(), False)
+    assert "+5.00 *" not in show(store, "guard", "other_guard", RowFilter(), False)
     for name, lost in (("guard", 49), ("other_guard", 55)):
         evaluated(store, trained(store, name, 1), "steep", [0] * lost + [1] * (100 - lost))
     six = compared(store, seed=1)["steep"].found
     assert six is not None
     assert (six.p, six.significant) == (0.03125, True)
-    assert "+6.00 *" in show(store, "guard", "other_guard", Where(seed=1), False)
+    assert "+6.00 *" in show(store, "guard", "other_guard", RowFilter(seed=1), False)
     both = compared(store)["steep"].found
     assert both is not None
     assert (both.p, both.low > 0, both.significant) == (None, True, True)
@@ -199,8 +199,8 @@ def test_a_star_is_mcnemars_with_one_seed_a_side_and_the_intervals_with_several(
 
 def test_text_and_json_say_the_same_twice(store: Store, bench: Bench) -> None:
     two(store)
-    text, as_json = (show(store, "guard", "other_guard", Where(), flag) for flag in (False, True))
-    assert text == show(store, "guard", "other_guard", Where(), False)
+    text, as_json = (show(store, "guard", "other_guard", RowFilter(), flag) for flag in (False, True))
+    assert text == show(store, "guard", "other_guard", RowFilter(), False)
     (found,) = json.loads(as_json)
     steep = next(line for line in found["lines"] if line["what"] == "steep")
     assert (steep["only_a"], steep["only_b"], steep["significant"]) == (3, 1, False)
@@ -214,7 +214,7 @@ def test_text_and_json_say_the_same_twice(store: Store, bench: Bench) -> None:
 def test_a_name_cannot_steer_the_terminal(store: Store) -> None:
     for name in ("guard", "\x1b[2Jbad\n\u202e"):
         evaluated(store, trained(store, name), "steep", [1, 0])
-    text = show(store, "guard", "\x1b[2Jbad\n\u202e", Where(), False)
+    text = show(store, "guard", "\x1b[2Jbad\n\u202e", RowFilter(), False)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "B =  [2Jbad" in text

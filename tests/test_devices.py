@@ -19,7 +19,7 @@ from bench.executors.base import Event
 from bench.executors.clusters import NO_CLUSTER, Machine, engine
 from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
 from bench.executors.local import Local
-from bench.executors.slot_pool import Places
+from bench.executors.slot_pool import SlotPool
 from bench.planning.job import Job
 from bench.records.store import Store
 
@@ -213,7 +213,7 @@ def test_in_this_process_the_chosen_gpu_is_the_one_shown(
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
 
 
-def take(places: Places, *needs: float | None) -> list[str | None]:
+def take(places: SlotPool, *needs: float | None) -> list[str | None]:
     """Where jobs of these needs go in one round."""
     places.begin()
     found = [places.take(need) for need in needs]
@@ -222,16 +222,22 @@ def take(places: Places, *needs: float | None) -> list[str | None]:
 
 def test_jobs_are_packed_by_memory_and_the_first_of_a_kind_has_a_device_alone() -> None:
     two = slots("auto", None, ask=lambda: TWO)
-    assert take(Places(two), 30_000.0, 30_000.0, 30_000.0, 30_000.0, 30_000.0) == ["0", "1", "0", "1", None]
-    assert take(Places(two), None, 10.0, 10.0, None) == ["0", "1", "1", None]
-    assert take(Places(two), 10.0, 10.0, None, 10.0, 10.0) == ["0", "1", None, "1", "1"]  # 0 is kept until it is empty
+    assert take(SlotPool(two), 30_000.0, 30_000.0, 30_000.0, 30_000.0, 30_000.0) == ["0", "1", "0", "1", None]
+    assert take(SlotPool(two), None, 10.0, 10.0, None) == ["0", "1", "1", None]
+    assert take(SlotPool(two), 10.0, 10.0, None, 10.0, 10.0) == [
+        "0",
+        "1",
+        None,
+        "1",
+        "1",
+    ]  # 0 is kept until it is empty
 
 
 def test_a_small_device_takes_small_jobs_and_a_large_job_is_not_starved() -> None:
     both = slots("auto", None, None, ["0", "5"], lambda: EIGHT)
-    assert take(Places(both), 50_000.0, 50_000.0, 5_000.0) == ["0", None, "5"]
-    assert take(Places(both), 90_000.0, 1_000.0) == ["0", "5"]  # measured elsewhere: the largest, alone
-    places = Places(both)
+    assert take(SlotPool(both), 50_000.0, 50_000.0, 5_000.0) == ["0", None, "5"]
+    assert take(SlotPool(both), 90_000.0, 1_000.0) == ["0", "5"]  # measured elsewhere: the largest, alone
+    places = SlotPool(both)
     small = [places.take(10_000.0) for _ in range(3)]
     assert [lease.slot.place for lease in small if lease] == ["0"] * 3
     for lease in small:

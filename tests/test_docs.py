@@ -113,7 +113,7 @@ def test_a_page_holds_all_that_the_file_says(kind: catalog.Kind, name: str) -> N
     for number in re.findall(r"arXiv (\d{4}\.\d+)", plugin.source):
         assert f"[arXiv {number}](https://arxiv.org/abs/{number})" in text
     if kind == "defenses":
-        assert plugin.constant("passes", "?").split(" ")[0] in text
+        assert plugin.constant("cost", "?").split(" ")[0] in text
 
 
 @pytest.mark.parametrize(("kind", "name"), PLUGINS)

@@ -24,7 +24,7 @@ from bench.tables import compare, timing
 from bench.tables.columns import venue
 from bench.tables.leaderboard import board, write_leaderboard
 from bench.tables.markdown import escape
-from bench.tables.selection import Where
+from bench.tables.selection import RowFilter
 from bench.tables.sweep import sweep
 from bench.tables.sweep_text import text
 
@@ -92,12 +92,12 @@ def outputs(store: Store, folder: Path) -> dict[str, str]:
     """Every output by the name of its file, without what a plug-in's file says of its paper."""
     paths = write_leaderboard(store, folder / "leaderboard.md", folder)
     found = {path.name: path.read_bytes().decode() for path in paths if not path.name.startswith("evaluations")}
-    where = Where("toy", None, "0.1")
+    where = RowFilter("toy", None, "0.1")
     found["compare.txt"] = compare.show(store, "twin_a", "shaky", where, False) + "\n"
     found["compare.json"] = compare.show(store, "twin_b", "masked", where, True) + "\n"
     rows = board(store)
     found["timing.txt"] = timing.show(rows, False) + "\n"
-    found["sweep.txt"] = text(store, sweep(store, rows, "swept", "beta", Where()), []) + "\n"
+    found["sweep.txt"] = text(store, sweep(store, rows, "swept", "beta", RowFilter()), []) + "\n"
     source = catalog.get("defenses", "standard").source.partition(":")[0]
     for own in {escape(venue("standard")), json.dumps(source)[1:-1]} - {"", "–"}:
         found = {name: content.replace(own, "VENUE") for name, content in found.items()}

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 from bench.data.images import Data, Images, load
 from bench.training.best_epoch import Choice, validation_accuracy
-from bench.training.divergence import Watch, not_finite
+from bench.training.divergence import CollapseDetector, not_finite
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ class Reader(nn.Module):
 
 def test_a_net_that_fell_to_one_answer_is_stopped_after_three_epochs(digits: Data) -> None:
     net = Reader(digits).train()
-    model, watch = Classifier(net), Watch(digits, 0)
+    model, watch = Classifier(net), CollapseDetector(digits, 0)
     before, generator = net.norm.running_mean.clone(), torch.get_rng_state()
     assert watch.fallen(model, 1, 9) is None
     net.constant = 3
@@ -59,7 +59,7 @@ def test_a_net_that_fell_to_one_answer_is_stopped_after_three_epochs(digits: Dat
 def test_a_net_that_has_not_learned_yet_is_not_stopped(digits: Data) -> None:
     """Adversarial training may stay at one answer for epochs and then take off."""
     net = Reader(digits)
-    model, watch = Classifier(net), Watch(digits, 0)
+    model, watch = Classifier(net), CollapseDetector(digits, 0)
     net.constant = 3
     assert [watch.fallen(model, epoch, 99) for epoch in range(1, 9)] == [None] * 8
     net.constant = None
@@ -72,7 +72,7 @@ def test_a_net_that_has_not_learned_yet_is_not_stopped(digits: Data) -> None:
 
 def test_a_trained_net_at_chance_is_not_deployed(digits: Data) -> None:
     net = Reader(digits)
-    model, watch = Classifier(net), Watch(digits, 0)
+    model, watch = Classifier(net), CollapseDetector(digits, 0)
     assert watch.failed(model, 1000) is None
     net.wrong = 0.8  # a fifth right is far from good, but no collapse
     assert watch.failed(model, 1000) is None
@@ -84,7 +84,7 @@ def test_a_trained_net_at_chance_is_not_deployed(digits: Data) -> None:
 
 
 def test_a_noisy_net_is_not_taken_for_a_fallen_one(digits: Data) -> None:
-    watch = Watch(digits, 0)
+    watch = CollapseDetector(digits, 0)
     assert watch.failed(Smoothed(Reader(digits), sigma=0.3), 1000) is None
 
 
@@ -129,7 +129,7 @@ def test_validation_accuracy_equals_the_closed_form_of_a_linear_net() -> None:
     images, model, eps = Images(x, y), Classifier(Margin()).train(), 0.1
     generator = torch.get_rng_state()
     clean = validation_accuracy(model, images, None, 0)
-    robust = validation_accuracy(model, images, Threat("Linf", Number(eps)), 0)
+    robust = validation_accuracy(model, images, Threat("Linf", Epsilon(eps)), 0)
     assert clean == 540 / 600
     toward = torch.where(y[:, None] == 1, exact.flatten(1).sub(eps).clamp(0), exact.flatten(1).add(eps).clamp(max=1))
     worst = toward.sum(1) - 2

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from bench.contract.toy import Toy
 from bench.core.defense import Batch, Defense
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.planning.spec import TrainSpec
-from bench.training.optimizer import SCHEDULES, Optimisation, optimisation, passes_in
+from bench.training.optimizer import SCHEDULES, Optimisation, autocast_forward, optimisation
 from defenses.awp import AWP
 from defenses.free_at import FreeAT
 from defenses.standard import Standard
 
-NONE, THREAT = Threat("Linf", Number(0)), Threat("Linf", Number("0.05"))
+NONE, THREAT = Threat("Linf", Epsilon(0)), Threat("Linf", Epsilon("0.05"))
 
 
 def settings(**changed: Any) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def test_passes_run_in_16_bits_and_all_else_stays_fp32(precision: str) -> None:
     plain = model(x)
     seen = []
     model.conv.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
-    with passes_in(model, precision):
+    with autocast_forward(model, precision):
         logits = model(x)
         logits.square().sum().backward()
     assert seen == [torch.bfloat16 if precision == "bf16" else torch.float16]
@@ -178,8 +178,8 @@ def test_the_average_hears_of_each_update_once_with_the_weights_where_training_l
         updater.on_update = lambda model=model, heard=heard: heard.append(model.head.weight.detach().clone())
         y = torch.arange(8) % 5
         defense.step(model, updater, Batch(torch.rand(8, 1, 8, 8), y, y, 1, 0.5))
-        updater.settle()
-        updater.settle()
+        updater.flush_to_average()
+        updater.flush_to_average()
         assert len(heard) == updates
         assert torch.equal(heard[-1], model.head.weight)
         assert all(not torch.equal(one, other) for one, other in itertools.pairwise(heard))

@@ -139,9 +139,9 @@ def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monk
 
 def test_kept_work_is_spared_exactly(store: Store) -> None:
     torch = pytest.importorskip("torch")
-    from bench.jobs.evaluate import Kept as KeptBlocks
+    from bench.jobs.evaluate import BlockCache as KeptBlocks
     from bench.training.resume import PLACE
-    from bench.training.resume import Kept as KeptTraining
+    from bench.training.resume import BlockCache as KeptTraining
 
     KeptTraining(store.folder(NEW.key) / PLACE, lambda: "this").write({"loop": {}, "now": 62.5, "lines": []})
     assert kept_seconds(store.folder(NEW.key)) == 62.5
@@ -171,11 +171,11 @@ def test_the_plan_says_what_runs_now(store: Store) -> None:
 
 def test_a_stopped_job_runs_no_more_and_its_kept_work_counts(store: Store) -> None:
     torch = pytest.importorskip("torch")
-    from bench.jobs.evaluate import Kept
+    from bench.jobs.evaluate import BlockCache
 
     lease = claim(store, NEW.key)
     assert lease is not None
-    Kept(store.folder(NEW.key) / "blocks", "this").write("block-000000", {"correct": torch.zeros(3)}, 62.5)
+    BlockCache(store.folder(NEW.key) / "blocks", "this").write("block-000000", {"correct": torch.zeros(3)}, 62.5)
     says(store, NEW, share=0.6, began=time.time() - 60)
     assert left(store, NEW, Estimator(store)).running
     lease.release()  # as a stop does; what the worker said a moment ago stays
@@ -265,7 +265,7 @@ def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from bench.core.classifier import Classifier
     from bench.data.images import load
-    from bench.jobs.evaluate import Kept
+    from bench.jobs.evaluate import BlockCache
     from bench.jobs.evaluate import evaluate as run
 
     data = load("digits", root=tmp_path, device=torch.device("cpu"), test=60)
@@ -278,7 +278,7 @@ def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
     class Killed(Exception):
         """Stands for a kill within the last block."""
 
-    class Stopping(Kept):
+    class Stopping(BlockCache):
         def write(self, name: str, tensors: Any, seconds: float) -> None:
             super().write(name, tensors, seconds)
             if name == "block-000040-state":
@@ -288,7 +288,7 @@ def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(what, Classifier(net).eval(), data, first.append, Stopping(tmp_path / "blocks", "this"))
     assert {values["earlier"] for values in first} == {0.0}
-    kept = Kept(tmp_path / "blocks", "this")
+    kept = BlockCache(tmp_path / "blocks", "this")
     for name, seconds in (("block-000000", 100.0), ("block-000020", 40.0), ("block-000040-state", 7.0)):
         kept.write(name, kept.read(name, torch.device("cpu"))[0], seconds)
     again = list[dict[str, Any]]()
@@ -302,7 +302,7 @@ def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
     from bench.data.images import load
     from bench.planning.plan import plan
     from bench.planning.spec import build
-    from bench.training.resume import Kept
+    from bench.training.resume import BlockCache
     from bench.training.train import train as run
 
     class Killed(Exception):
@@ -313,8 +313,8 @@ def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
     what = plan(build({**values, "defenses": ["standard"]}), tmp_path)[0].what
     data = load("digits", root=tmp_path, device=torch.device("cpu"), train=64, test=16)
 
-    def kept() -> Kept:
-        return Kept(tmp_path / "training.safetensors", lambda: "this", every=1e9, at_end=0.0, share=1e9)
+    def kept() -> BlockCache:
+        return BlockCache(tmp_path / "training.safetensors", lambda: "this", every=1e9, at_end=0.0, share=1e9)
 
     def stop(values: dict[str, Any]) -> None:
         if values["share"] > 0.6:

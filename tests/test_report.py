@@ -34,7 +34,7 @@ from bench.soundness.verdicts import judged
 from bench.tables.equivalence import matches
 from bench.tables.leaderboard import markdown
 from bench.tables.pareto import pareto
-from bench.tables.selection import Where
+from bench.tables.selection import RowFilter
 from bench.tables.sweep import sweep
 
 __all__ = ["store"]  # a fixture
@@ -273,7 +273,7 @@ def test_captions_of_sweeps_and_maps_name_their_seeds(store: Store) -> None:
     for sigma, steep in ((1.0, (1, 1, 0, 0)), (2.0, (1, 1, 1, 0))):
         unfinished(store, sigma=sigma)
         unfinished(store, "rival", steep, level=sigma)
-    (a,), (b,) = (sweep(store, all_judged(store), *of, Where()) for of in (("guard", "sigma"), ("rival", "level")))
+    (a,), (b,) = (sweep(store, all_judged(store), *of, RowFilter()) for of in (("guard", "sigma"), ("rival", "level")))
     assert "n 10, 4; eps Linf 0.1; seeds 0, 1; device" in sweep_plot(a).caption
     found = [match for match in matches(store, a, b) if match.column == "worst case"]
     plot = map_plot((a, b, found))

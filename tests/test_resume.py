@@ -19,7 +19,7 @@ from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.stochastic import Randomised
 from bench.data.images import Data, load
-from bench.jobs.evaluate import Kept, evaluate
+from bench.jobs.evaluate import BlockCache, evaluate
 from bench.jobs.worker import work
 from bench.records.store import Store
 from bench.training import checkpoint
@@ -61,7 +61,7 @@ def _what(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"attack": {"name": name, "set": settings}, "threat": threat, "n": 60, "seed": 0}
 
 
-def _run(what: dict[str, Any], model: Classifier, data: Data, kept: Kept | None = None) -> dict[str, Tensor]:
+def _run(what: dict[str, Any], model: Classifier, data: Data, kept: BlockCache | None = None) -> dict[str, Tensor]:
     columns, images, metrics = evaluate(what, model, data, lambda values: None, kept)
     assert images is not None
     assert metrics["n"] == 60
@@ -88,10 +88,10 @@ def test_a_kill_at_any_save_changes_no_bit(
         write(*args)
 
     monkeypatch.setattr(checkpoint, "write", count)
-    assert _same(_run(what, model, digits, Kept(tmp_path / "counted", "me")), whole)
+    assert _same(_run(what, model, digits, BlockCache(tmp_path / "counted", "me")), whole)
     assert saves >= 4
     for fatal in range(1, saves):
-        kept, seen = Kept(tmp_path / f"kill-{fatal}", "me"), 0
+        kept, seen = BlockCache(tmp_path / f"kill-{fatal}", "me"), 0
 
         def bomb(*args: Any, at: int = fatal) -> None:
             nonlocal seen
@@ -120,20 +120,20 @@ def test_what_was_kept_is_used_and_that_of_other_code_or_damaged_is_not(digits: 
     tensors = {name: values for name, values in honest.items() if name not in ("index", "images")}
     tensors |= {"x_adv": honest["images"], "correct": torch.zeros(60, dtype=torch.bool)}
     checkpoint.write(path, tensors, {"origin": "me", "seconds": "3.0"})
-    assert not _run(what, model, digits, Kept(tmp_path, "me"))["correct"].any()  # taken as it is
-    assert _same(_run(what, model, digits, Kept(tmp_path, "another")), honest)
+    assert not _run(what, model, digits, BlockCache(tmp_path, "me"))["correct"].any()  # taken as it is
+    assert _same(_run(what, model, digits, BlockCache(tmp_path, "another")), honest)
     checkpoint.write(path, tensors, {"origin": "me", "seconds": "3.0"})
     whole = path.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 40)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         assert checkpoint.read(path) is None
     path.write_bytes(whole[: len(whole) // 2])
-    assert _same(_run(what, model, digits, Kept(tmp_path, "me")), honest)
+    assert _same(_run(what, model, digits, BlockCache(tmp_path, "me")), honest)
 
 
 def test_seconds_of_all_attempts_count(digits: Data, tmp_path: Path) -> None:
     model, what = Classifier(_net()), _what("pgd", {"steps": 2, "rel_step_size": 0.5})
-    kept = Kept(tmp_path, "me")
+    kept = BlockCache(tmp_path, "me")
     kept.write("block-000000-state", {"x": torch.zeros(1)}, 100.0)
     _, _, metrics = evaluate(what, model, digits, lambda values: None, kept)
     assert metrics["attack_seconds"] > 100

@@ -29,8 +29,8 @@ from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store
 from bench.training import checkpoint
-from bench.training.divergence import Watch
-from bench.training.resume import PLACE, Clock, Kept, origin_of, pack, random_streams, restore_streams, unpack
+from bench.training.divergence import CollapseDetector
+from bench.training.resume import PLACE, Checkpointer, Clock, origin_of, pack, random_streams, restore_streams, unpack
 from bench.training.train import Trained, train
 
 RESULTS, ROOT = Path("results"), Path("no-data-here")
@@ -67,12 +67,12 @@ def data_of(job: Job) -> Data:
     return load("digits", root=ROOT, device=CPU, train=d["train"], test=16, validation=d["validation"], seed=0)
 
 
-def always(path: Path, *, within: bool = True) -> Kept:
+def always(path: Path, *, within: bool = True) -> Checkpointer:
     """At every step, or at the end of every epoch."""
-    return Kept(path, lambda: "me", every=0.0 if within else math.inf, at_end=0.0, share=math.inf)
+    return Checkpointer(path, lambda: "me", every=0.0 if within else math.inf, at_end=0.0, share=math.inf)
 
 
-def run(job: Job, data: Data, folder: Path, kept: Kept | None = None) -> Trained:
+def run(job: Job, data: Data, folder: Path, kept: Checkpointer | None = None) -> Trained:
     return train(job.what, data, folder / "train.jsonl", lambda values: None, kept)
 
 
@@ -225,22 +225,22 @@ def test_what_other_code_kept_or_what_is_damaged_is_not_used(tmp_path: Path) -> 
     data, path = data_of(job), tmp_path / "kept" / "one"
     plain = run(job, data, tmp_path, always(path))
 
-    def resumed(kept: Kept) -> int:
+    def resumed(kept: Checkpointer) -> int:
         done = run(job, data, tmp_path, kept)
         assert distance(done.model.net.state_dict(), plain.model.net.state_dict()) == 0
         assert len(log_of(tmp_path)) == 3
         return int(done.metrics["resumed"])
 
     never = {"every": math.inf, "at_end": math.inf}
-    assert resumed(Kept(path, lambda: "me", **never)) == 1
-    assert resumed(Kept(path, lambda: "another", **never)) == 0
+    assert resumed(Checkpointer(path, lambda: "me", **never)) == 1
+    assert resumed(Checkpointer(path, lambda: "another", **never)) == 0
     whole = path.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 20)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        assert Kept(path, lambda: "me").read(CPU) is None
+        assert Checkpointer(path, lambda: "me").read(CPU) is None
     for size in (0, 7, len(whole) // 2):
         path.write_bytes(whole[:size])
-        assert resumed(Kept(path, lambda: "me", **never)) == 0
+        assert resumed(Checkpointer(path, lambda: "me", **never)) == 0
 
 
 def test_the_origin_names_job_and_images(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_training_on_a_gpu_goes_on_where_fewer_gpus_are_visible(monkeypatch: p
 
 
 def test_how_often_it_is_kept(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "kept" / "one", lambda: "me", every=0.2, at_end=0.05, share=1.0)
+    kept = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=0.2, at_end=0.05, share=1.0)
     assert not kept.due(epoch_over=True)
     time.sleep(0.06)
     assert kept.due(epoch_over=True)
@@ -350,7 +350,7 @@ def test_how_often_it_is_kept(tmp_path: Path) -> None:
     assert kept.due(epoch_over=False)
     seconds = kept.write({"x": torch.zeros(10)})
     assert not kept.due(epoch_over=True)
-    cheap = Kept(tmp_path / "kept" / "one", lambda: "me", every=0.0, at_end=0.0, share=0.01)
+    cheap = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=0.0, at_end=0.0, share=0.01)
     spent = cheap.write({"x": torch.zeros(10)})
     time.sleep(min(20 * spent, 0.5))
     assert not cheap.due(epoch_over=True)  # a hundred times what it took has not passed
@@ -362,7 +362,7 @@ def test_short_trainings_keep_nothing_and_do_not_ask_for_an_origin(tmp_path: Pat
         raise AssertionError
 
     job = job_of("standard")
-    run(job, data_of(job), tmp_path, Kept(tmp_path / "kept" / "one", fail))
+    run(job, data_of(job), tmp_path, Checkpointer(tmp_path / "kept" / "one", fail))
     assert not (tmp_path / "kept").exists()
 
 
@@ -370,7 +370,7 @@ def test_the_guard_remembers_what_it_saw() -> None:
     data = data_of(job_of("standard"))
     silent = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.zeros_(silent[1].weight)
-    fresh, again = Watch(data, 0), Watch(data, 0)
+    fresh, again = CollapseDetector(data, 0), CollapseDetector(data, 0)
     again.load_state_dict({"learned": True, "constant": 2})
     assert again.state_dict() == {"learned": True, "constant": 2}
     assert fresh.fallen(Classifier(silent), 3, 5) is None
@@ -384,7 +384,7 @@ def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(
     data, path = data_of(job), tmp_path / "kept" / "one"
     whole = run(job, data, tmp_path, always(path)).metrics
     assert whole["keep_seconds"] > 0
-    kept = Kept(path, lambda: "me", every=math.inf, at_end=math.inf)
+    kept = Checkpointer(path, lambda: "me", every=math.inf, at_end=math.inf)
     state = kept.read(CPU)
     assert state is not None
     state["now"] += 1000
@@ -426,8 +426,8 @@ checks: 'off'
 """
 
 
-def _often(path: Path, origin: Any) -> Kept:
-    return Kept(path, origin, every=0.05, at_end=0.0, share=math.inf)
+def _often(path: Path, origin: Any) -> Checkpointer:
+    return Checkpointer(path, origin, every=0.05, at_end=0.0, share=math.inf)
 
 
 def _work(results: Path, key: str) -> None:

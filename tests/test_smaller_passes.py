@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 from bench import plugins  # noqa: E402
 from bench.core.attack import Context  # noqa: E402
 from bench.core.classifier import Classifier  # noqa: E402
-from bench.core.epsilon import Number  # noqa: E402
+from bench.core.epsilon import Epsilon  # noqa: E402
 from bench.jobs import microbatch as passes  # noqa: E402
 from bench.planning.job import Job  # noqa: E402
 
@@ -79,7 +79,7 @@ def test_verdicts_of_an_attack_do_not_change(model: Classifier) -> None:
     x, y = torch.rand(30, 1, 4, 4), torch.arange(30) % 4
     with torch.no_grad():
         y = torch.where(torch.arange(30) % 3 > 0, model.predict(x), y)
-    attack = plugins.make("attacks", "pgd", {"steps": 10}, {"norm": "Linf", "eps": str(Number(0.1))})
+    attack = plugins.make("attacks", "pgd", {"steps": 10}, {"norm": "Linf", "eps": str(Epsilon(0.1))})
     before = attack.evaluate(model, x, y, Context(7))
     passes.limit(model, 4)
     after = attack.evaluate(model, x, y, Context(7))

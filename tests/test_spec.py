@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.spec import PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, recipe
@@ -171,10 +171,10 @@ def test_norms_in_any_case(written: str, norm: str) -> None:
 
 
 def test_one_budget_or_several_and_each_once() -> None:
-    assert build(values(threat={"eps": 0.1})).threat.eps == [Number("0.1")]
+    assert build(values(threat={"eps": 0.1})).threat.eps == [Epsilon("0.1")]
     same = build(values(threat={"eps": ["8/255", 8 / 255, 0, "0.02"]})).threat.eps
     assert [str(eps) for eps in same] == ["0", "0.02", "8/255"]
-    assert build(values(threat={"norm": "L2", "eps": 8})).threat.eps == [Number(8)]
+    assert build(values(threat={"norm": "L2", "eps": 8})).threat.eps == [Epsilon(8)]
 
 
 def test_train_eps_is_held_to_the_norm_too() -> None:
@@ -215,7 +215,7 @@ def test_the_recipe_is_the_user_s_before_the_paper_s_before_the_data_set_s() -> 
 @pytest.mark.parametrize("name", sorted(datasets.KNOWN))
 def test_no_setting_of_a_recipe_is_left_open(name: str, model: str) -> None:
     resolved = recipe(made(), facts(name), model, {})
-    assert set(resolved) == set(TrainSpec.model_fields) - set(TrainSpec.added)
+    assert set(resolved) == set(TrainSpec.model_fields) - set(TrainSpec.settings_added_later)
     assert None not in resolved.values()
 
 

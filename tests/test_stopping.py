@@ -26,8 +26,8 @@ from bench.records.store import Store
 from bench.training import sigterm as stopping
 from bench.training.best_epoch import validation_accuracy
 from bench.training.loop import Loop
-from bench.training.resume import PLACE, Kept
-from bench.training.train import Course
+from bench.training.resume import PLACE, Checkpointer
+from bench.training.train import TrainingRun
 from bench.training.train import build as build_net
 
 PLUGIN = '''"""min CE, and a line in a file for each step and each deployment
@@ -205,7 +205,7 @@ def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time
     what = plan(build(values), tmp_path)[0].what
     given = what["data"]
     data = load("digits", root=tmp_path, device=torch.device("cpu"), train=given["train"], validation=64, seed=0)
-    kept = Kept(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
+    kept = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
 
     def left(*rest: Any) -> float:
         stopping.stopped(signal.SIGTERM, None)
@@ -213,7 +213,7 @@ def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time
 
     @stopping.job()
     def train() -> None:
-        course = Course(Loop(*build_net(what, data), what, data, lambda values: None), tmp_path / "log", kept)
+        course = TrainingRun(Loop(*build_net(what, data), what, data, lambda values: None), tmp_path / "log", kept)
         stopping.defer()
         for epoch in range(2):
             course.epoch(epoch)

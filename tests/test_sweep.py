@@ -21,7 +21,7 @@ from bench.report.sweeps import map_plot
 from bench.soundness.checks import Finding
 from bench.tables.equivalence import _resampled, matches, partner, reached, rising
 from bench.tables.leaderboard import board
-from bench.tables.selection import Where
+from bench.tables.selection import RowFilter
 from bench.tables.sweep import WORST, Series, sweep, with_anchor
 from bench.tables.sweep_text import lines, map_lines, map_table, table
 
@@ -49,7 +49,7 @@ def against(store: Store, eps: str, share: float, clean: float, seed: int = 0) -
 
 
 def swept(store: Store, defense: str = "guard", setting: str = "sigma", least: int = 2) -> list[Series]:
-    return sweep(store, all_rows(store), defense, setting, Where(), least)
+    return sweep(store, all_rows(store), defense, setting, RowFilter(), least)
 
 
 def test_points_stand_in_the_order_of_the_setting_and_other_settings_make_other_series(store: Store) -> None:
@@ -262,10 +262,10 @@ def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
     train = trained(store, "guard", eps=None, defense={"set": {"sigma": 1.0}})
     audited(store, train, Finding("C3", "X", 1.0))
     rows = board(store)
-    (a,) = sweep(store, rows, "guard", "sigma", Where())
+    (a,) = sweep(store, rows, "guard", "sigma", RowFilter())
     assert [p.cells["steep"].state() for p in a.points] == ["not run", "invalid"]
     assert [bool(p.cells[WORST].values) for p in a.points] == [True, False]
-    (b,) = sweep(store, rows, "rival", "train_eps", Where())
+    (b,) = sweep(store, rows, "rival", "train_eps", RowFilter())
     assert {m.a for m in matches(store, a, b)} == {0.2}
 
 
@@ -283,7 +283,7 @@ def test_a_map_shows_the_verdict_of_each_value_and_names_unsound_values_of_the_o
     unsound(store, "guard", None, sigma=1.0)
     unsound(store, "rival", "0.2")
     rows = board(store)
-    (a,), (b,) = (sweep(store, rows, *of, Where()) for of in (("guard", "sigma"), ("rival", "train_eps")))
+    (a,), (b,) = (sweep(store, rows, *of, RowFilter()) for of in (("guard", "sigma"), ("rival", "train_eps")))
     found = a, b, matches(store, a, b)
     told = map_table(store, found)
     assert [re.split("  +", line)[-1] for line in told[2:7]] == [
@@ -308,8 +308,8 @@ def test_maps_of_several_series_are_told_apart_by_what_is_fixed(store: Store, be
     for sigma in (0.2, 1.0):
         noise(store, sigma, 0.5)
         noise(store, sigma, 0.4, settings={"form": "other"})
-    swept_ = sweep(store, all_rows(store), "guard", "sigma", Where())
-    (b,) = sweep(store, all_rows(store), "rival", "train_eps", Where())
+    swept_ = sweep(store, all_rows(store), "guard", "sigma", RowFilter())
+    (b,) = sweep(store, all_rows(store), "rival", "train_eps", RowFilter())
     maps = [(a, b, matches(store, a, b)) for a in swept_]
     titles = [map_table(store, found)[0] for found in maps]
     place = "toy, tiny, Linf eps 0.1: guard"

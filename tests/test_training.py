@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core.defense import Batch
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import Data, batches, load, to_float
@@ -118,7 +118,7 @@ def test_choice_and_average_leave_training_alone(tmp_path: Path) -> None:
     assert chosen.metrics["last_validation"] == accuracy[-1]
     content = data.validation.x.numpy().tobytes() + data.validation.y.numpy().tobytes()
     assert chosen.metrics["validation_hash"] == hashlib.sha256(content).hexdigest()[:16]
-    threat = Threat("Linf", Number("0.1"))
+    threat = Threat("Linf", Epsilon("0.1"))
     assert chosen.best is not None
     chosen.model.net.load_state_dict(chosen.best)
     assert validation_accuracy(chosen.model, data.validation, threat, 0) == best
@@ -335,13 +335,13 @@ TIED = [
 
 
 def test_each_setting_changes_the_key_and_its_default_does_not() -> None:
-    default = {name: TrainSpec.model_fields[name].default for name in TrainSpec.added}
+    default = {name: TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     plain = [job.key for job in jobs()]
     assert [job.key for job in jobs(**default)] == plain
     kinds = [jobs(**{name: value}) for name, value in NEW.items()] + [jobs(**recipe) for recipe in TIED]
     keys = [found[0].key for found in kinds]
     assert len({plain[0], *keys}) == len(keys) + 1
-    assert {name for found in kinds for name in found[0].what["train"]} >= set(TrainSpec.added)
+    assert {name for found in kinds for name in found[0].what["train"]} >= set(TrainSpec.settings_added_later)
 
 
 @pytest.mark.parametrize(

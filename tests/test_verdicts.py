@@ -761,7 +761,7 @@ def test_a_few_draws_of_noise_prove_nothing(store: Store) -> None:
 def test_every_defense_names_its_adaptive_attack_or_says_why_none_is_needed() -> None:
     known = set(catalog.names("attacks")) | {"closed_form", "eot"}
     for name in catalog.names("defenses"):
-        says = catalog.get("defenses", name).constant("adaptive", "")
+        says = catalog.get("defenses", name).constant("adaptive_attacks", "")
         assert says, name
         assert " " in says.replace(", ", "") or set(says.split(", ")) <= known, name
 

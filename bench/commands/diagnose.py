@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from bench.commands.eval_model import Asked, named
+from bench.commands.eval_model import ModelOptions, named
 from bench.data import datasets
-from bench.data.images import layout, test_block
 from bench.data.images import load as load_data
+from bench.data.images import test_block, to_channels_last
 from bench.doctor import diagnosis
 from bench.jobs import user_model as loading
 from bench.planning import user_models as imports
 from bench.planning.options import place
 
 
-def diagnose(asked: Asked, dataset: str, size: int | None, data_dir: Path | None, as_json: bool) -> int:
+def diagnose(asked: ModelOptions, dataset: str, size: int | None, data_dir: Path | None, as_json: bool) -> int:
     """Load the model, ask, print; gives the exit code: 4 where a line says FAIL. Raises what cannot be loaded."""
     name, root = place(dataset, datasets.data_root(data_dir))
     datasets.check(name, root, explicit=data_dir is not None)
@@ -32,7 +32,7 @@ def diagnose(asked: Asked, dataset: str, size: int | None, data_dir: Path | None
     x, y = test_block(data, 0, n)
     failed = False
     _say(diagnosis.Line("loading", "OK", f"{title}; {loading.chosen(deployed)}"), as_json)
-    for line in diagnosis.examine(deployed, layout(x), y, facts, model.randomised):
+    for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, model.randomised):
         failed |= line.state == "FAIL"
         _say(line, as_json)
     return 4 if failed else 0

@@ -31,7 +31,7 @@ TOLERANCE = 0.01  # one point: what a claim may be off, beside the interval of t
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelOptions:
     """What was typed about the model; None or empty means "not typed"."""
 
     word: str | None
@@ -44,7 +44,7 @@ class Asked:
     name: str | None = None
 
 
-def named(asked: Asked, facts: datasets.Facts) -> imports.Model:
+def named(asked: ModelOptions, facts: datasets.Facts) -> imports.Model:
     """The model, checked as far as that goes without torch; its file becomes known to every worker."""
     model = imports.named(
         asked.word,
@@ -63,7 +63,7 @@ def named(asked: Asked, facts: datasets.Facts) -> imports.Model:
     return model
 
 
-def prepare(asked: Asked, options: Options, data_dir: Path | None) -> tuple[running.Matrix, imports.Model]:
+def prepare(asked: ModelOptions, options: Options, data_dir: Path | None) -> tuple[running.Matrix, imports.Model]:
     """Options -> the import and its evaluations. Raises in one line; writes nothing."""
     root = datasets.data_root(data_dir)
     spec, root, notes = to_spec(options, root)

@@ -55,7 +55,7 @@ def _line(plugin: catalog.Plugin) -> str:
         return f"  {plugin.name:16} {plugin.formula}"
     middle = ""
     if plugin.kind == "defenses":
-        middle = plugin.constant("passes", "")
+        middle = plugin.constant("cost", "")
     elif plugin.kind == "attacks":
         norms = plugin.constant("norms", ("Linf", "L2", "L1"))
         middle = "/".join(norms) if plugin.constant("uses_threat", True) else "no budget"

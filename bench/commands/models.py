@@ -79,7 +79,7 @@ def eval_(
         baseline=False,
         checks=checks,
     )
-    asked = importing.Asked(model, checkpoint, arch, arch_set or [], model_file, normalise, randomised, name)
+    asked = importing.ModelOptions(model, checkpoint, arch, arch_set or [], model_file, normalise, randomised, name)
     matrix, found = importing.prepare(asked, options, data_dir)
     mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
     raise typer.Exit(importing.evaluate(matrix, found, expected, results_dir, mode, workers, device, dry_run))
@@ -109,5 +109,5 @@ def doctor(
     from bench.commands import diagnose as diagnosing
     from bench.commands import eval_model as importing
 
-    asked = importing.Asked(model, checkpoint, arch, arch_set or [], model_file, normalise, randomised)
+    asked = importing.ModelOptions(model, checkpoint, arch, arch_set or [], model_file, normalise, randomised)
     raise typer.Exit(diagnosing.diagnose(asked, dataset or "digits", size, data_dir, as_json))

@@ -81,7 +81,7 @@ def describe(matrix: Matrix) -> list[str]:
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
         f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images"
         + (f" less {spec.data.validation} for validation" if spec.data.validation else "")
-        + "".join(f", {name} {recipe[name]}" for name in TrainSpec.added if name in recipe),
+        + "".join(f", {name} {recipe[name]}" for name in TrainSpec.settings_added_later if name in recipe),
     ]
     absent = [
         f"absent    {attack} on {', '.join(others)}: it needs a {' or '.join(wants(attack))} defense"

@@ -34,8 +34,8 @@ class {title}(Defense):
     """Training on Gaussian noise: a start to change."""
 
     uses_threat: ClassVar[bool] = False
-    passes: ClassVar[str] = "3F"
-    honours: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
+    cost: ClassVar[str] = "3F"
+    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
 
     sigma: Annotated[float, Gt(0)] = 0.1
     """Standard deviation of the noise, in pixel units ([0,1])."""
@@ -70,8 +70,8 @@ class {title}(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """Images inside ball and box; the base class checks and scores them."""
-        delta = self.threat.radius * self.threat.direction(self.threat.sample(x))
-        return self.threat.feasible(x, x + delta), {{}}
+        delta = self.threat.radius * self.threat.steepest_direction(self.threat.sample(x))
+        return self.threat.project_to_image(x, x + delta), {{}}
 '''
 TEST = '''"""{name}: what it owes the harness; add what only it claims (limits, a hand-computed value)."""
 

@@ -12,7 +12,7 @@ from bench.commands.arguments import Dataset, Results, existing
 if TYPE_CHECKING:
     from bench.records.store import Store
     from bench.results.rows import Row
-    from bench.tables.selection import Where
+    from bench.tables.selection import RowFilter
     from bench.tables.sweep import Series
     from bench.tables.sweep_text import Map
 
@@ -41,14 +41,14 @@ def sweep(
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """
-    from bench.records.cached_store import ReadOnce
+    from bench.records.cached_store import CachedStore
     from bench.tables import sweep_text
     from bench.tables.leaderboard import board
-    from bench.tables.selection import Where
+    from bench.tables.selection import RowFilter
     from bench.tables.sweep import sweep as series_of
 
-    store = ReadOnce(existing(results_dir))
-    rows, where = board(store), Where(dataset, norm, eps)
+    store = CachedStore(existing(results_dir))
+    rows, where = board(store), RowFilter(dataset, norm, eps)
     swept = series_of(store, rows, defense, setting, where)
     maps = _maps(store, rows, swept, against, where) if against else []
     print(sweep_text.as_json(swept, maps) if as_json else sweep_text.text(store, swept, maps))
@@ -61,7 +61,7 @@ def sweep(
             print(path)
 
 
-def _maps(store: Store, rows: list[Row], swept: list[Series], against: str, where: Where) -> list[Map]:
+def _maps(store: Store, rows: list[Row], swept: list[Series], against: str, where: RowFilter) -> list[Map]:
     from bench.tables.equivalence import matches, partner
     from bench.tables.sweep import TRAINED, with_anchor
     from bench.tables.sweep import sweep as series_of

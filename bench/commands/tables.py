@@ -19,12 +19,12 @@ def leaderboard(
     plugin: Plugin = None,
 ) -> None:
     """Write leaderboard.md and the tables from the records. Tables: results/tables/*.csv, .tex and .json."""
-    from bench.core.epsilon import Number
+    from bench.core.epsilon import Epsilon
     from bench.records.store import Store
     from bench.tables import leaderboard as tables
 
     plugins(plugin)
-    at = [float(Number(part)) for part in radii.split(",")]
+    at = [float(Epsilon(part)) for part in radii.split(",")]
     for path in tables.write_leaderboard(Store(existing(results_dir)), file(output), results_dir / "tables", at):
         print(path)
 
@@ -46,10 +46,10 @@ def compare(
     """
     from bench.records.store import Store
     from bench.tables import compare as comparing
-    from bench.tables.selection import Where
+    from bench.tables.selection import RowFilter
 
     plugins(plugin)
-    where = Where(dataset, norm, eps, seed)
+    where = RowFilter(dataset, norm, eps, seed)
     print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))
 
 

@@ -40,7 +40,7 @@ def check_defense(cls: type[Defense]) -> list[Result]:
             _result("deploys what it declares", run.deploys),
             _result("its state makes a round trip", run.state_trip),
             _result("with its state put back it goes on bit for bit", run.goes_on),
-            _result("takes part in what it says it honours, and says so", run.honours),
+            _result("takes part in what it says it honours, and says so", run.supports_recipe),
         ]
 
 
@@ -88,7 +88,7 @@ def _readable(cls: type[Any], kind: catalog.Kind) -> str | None:
     bare = [field.name for field in plugin.fields if not field.doc]
     if bare:
         return f"setting '{bare[0]}' has no docstring line below it (meaning and unit)"
-    plugin.resolve(plugin.constant("smoke", {}))
+    plugin.resolve(plugin.constant("test_settings", {}))
     for preset in plugin.constant("presets", {}):
         plugin.resolve({"preset": preset})
     return None

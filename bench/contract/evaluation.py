@@ -15,7 +15,9 @@ def cases(cls: type[Evaluation]) -> list[Judgement]:
     """Norms and kinds of model that the evaluation supports; one norm is enough where it ignores the threat."""
     norms: tuple[Norm, ...] = cls.norms if cls.uses_threat else ("Linf",)  # type: ignore[assignment]
     pairs = [(norm, kind) for norm in norms for kind in ("deterministic", "randomised", "smoothed")]
-    return [Judgement(cls, n, k) for n, k in pairs if cls(threat(n), **cls.smoke).supports(toy_model(k)[0]) is None]
+    return [
+        Judgement(cls, n, k) for n, k in pairs if cls(threat(n), **cls.test_settings).supports(toy_model(k)[0]) is None
+    ]
 
 
 class Judgement:
@@ -33,7 +35,9 @@ class Judgement:
         model, norm_layer = toy_model(self.kind)
         norm_layer.train()
         before, flags, generator = copy(model), modes(model), torch.get_rng_state()
-        outcome = self.cls(threat(self.norm, scale), **self.cls.smoke).evaluate(model, self.x, self.y, Context(7))
+        outcome = self.cls(threat(self.norm, scale), **self.cls.test_settings).evaluate(
+            model, self.x, self.y, Context(7)
+        )
         traces = {
             "a module's training mode or a parameter's requires_grad changed": modes(model) != flags,
             "gradients are left on parameters": any(p.grad is not None for p in model.parameters()),
@@ -50,7 +54,7 @@ class Judgement:
         return self.first[1]
 
     def columns(self) -> str | None:
-        columns, measured = self.first[0].columns, self.cls.measures
+        columns, measured = self.first[0].columns, self.cls.metric
         if measured and ("correct" in columns or measured not in columns):
             return f"it measures '{measured}': that column is owed, and none named 'correct'"
         if not measured and ("correct" not in columns or columns["correct"].dtype != torch.bool):

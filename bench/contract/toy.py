@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import InputNoise, Randomised
 from bench.core.threat import Norm, Threat
 
 CLASSES, CHANNELS, SIZE = 5, 1, 8
-BUDGET: dict[Norm, Number] = {"Linf": Number("8/255"), "L2": Number("0.3"), "L1": Number("1")}
+BUDGET: dict[Norm, Epsilon] = {"Linf": Epsilon("8/255"), "L2": Epsilon("0.3"), "L1": Epsilon("1")}
 
 
 class Toy(nn.Module):
@@ -36,7 +36,7 @@ class Toy(nn.Module):
 
 def threat(norm: Norm, scale: int = 1) -> Threat:
     """The budget of checks in this norm, `scale` times."""
-    return Threat(norm, Number(BUDGET[norm] * scale))
+    return Threat(norm, Epsilon(BUDGET[norm] * scale))
 
 
 def images(count: int = 12) -> tuple[Tensor, Tensor]:

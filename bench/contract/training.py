@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bench.contract.toy import CLASSES, Toy, copy, images, modes, same, threat
 from bench.core.classifier import Classifier
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.core.rng import scope
 from bench.core.threat import Norm
-from bench.training.optimizer import passes_in
+from bench.training.optimizer import autocast_forward
 
 LEARNING_RATE = 1e-3  # losses on moments blow up at the usual 0.05
 
@@ -24,9 +24,9 @@ class Recorder:
         self.net = net
         self.optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
         self.moved: set[str] = set()
-        self.terms: Terms = {}
+        self.terms: Losses = {}
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         self.moved |= {n for n, p in self.net.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
@@ -45,7 +45,7 @@ class Training:
         self.batch = Batch(x, y, torch.arange(len(x)), epoch=1, progress=0.6)
 
     def fresh(self) -> tuple[Defense, nn.Module]:
-        defense = self.cls(self.threat, **self.cls.smoke)
+        defense = self.cls(self.threat, **self.cls.test_settings)
         return defense, defense.wrap(Toy()).train()
 
     def trained(self) -> tuple[Defense, nn.Module, Recorder]:
@@ -104,8 +104,8 @@ class Training:
         if not isinstance(model, Classifier):
             return f"deploy must give a Classifier, found {type(model).__name__}"
         kind = "smoothed" if model.smoothed else "randomised" if model.stochastic else "deterministic"
-        if kind != self.cls.deploys:
-            return f"deploys says {self.cls.deploys}, the model is {kind}"
+        if kind != self.cls.predictor:
+            return f"deploys says {self.cls.predictor}, the model is {kind}"
         with torch.no_grad(), scope(4):
             logits, labels, again = model(x), model.predict(x), model(x)
         if tuple(logits.shape) != (len(x), CLASSES) or labels.shape != (len(x),):
@@ -114,9 +114,9 @@ class Training:
             return f"two passes {'agree' if model.stochastic else 'differ'}, but stochastic is {model.stochastic}"
         return None
 
-    def honours(self) -> str | None:
+    def supports_recipe(self) -> str | None:
         """Label smoothing must reach the loss exactly where it is declared; declared 16-bit passes must train."""
-        said = self.cls.honours
+        said = self.cls.supports_recipe
         unknown = sorted(set(said) - {"label_smoothing", "bf16", "fp16"})
         if unknown:
             return f"honours knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
@@ -131,7 +131,7 @@ class Training:
         """The loss of one step."""
         with scope(2):
             defense, net = self.fresh()
-            with passes_in(net, precision):
+            with autocast_forward(net, precision):
                 terms = defense.step(net, Recorder(net), replace(self.batch, smoothing=smoothing))
         return torch.stack(list(terms.values())).sum().detach()
 

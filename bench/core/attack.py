@@ -59,13 +59,13 @@ class Evaluation:
     budget part of the question), `norms` it supports, `kind` ("bounded" by eps or "minimal" norm), `needs_smoothed`
     (only for models that certify), `needs_draws` (only for models that draw at test time), `needs_images` (it works on
     adversarial images that the evaluations of the attack named by its setting `source` made of other rows),
-    `sees_noise` (it reads the noise of the model itself, so that no average over draws can stand in), `uses_budgets`
-    (one job for all budgets, which the planner puts into its setting `budgets`), `block` (images evaluated together:
-    the unit of seed and resume, and a shard holds whole ones; a setting `block_size` takes its place), `revision`
-    (raise it when results may change), `added` (settings younger than the first records, as of a Defense), `smoke`
-    (cheap settings for the contract tests), `measures` (the column whose mean it is about, for an evaluation that
-    judges no robustness: it has no column `correct`, and stands outside accuracies, worst case and
-    rank).
+    `uses_noise_model` (it reads the noise of the model itself, so that no average over draws can stand in),
+    `uses_budgets` (one job for all budgets, which the planner puts into its setting `budgets`), `block` (images
+    evaluated together: the unit of seed and resume, and a shard holds whole ones; a setting `block_size` takes its
+    place), `revision` (raise it when results may change), `settings_added_later` (settings younger than the first
+    records, as of a Defense), `test_settings` (cheap settings for the contract tests), `metric` (the column whose mean
+    it is about, for an evaluation that judges no robustness: it has no column `correct`, and stands outside accuracies,
+    worst case and rank).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -77,12 +77,12 @@ class Evaluation:
     needs_draws: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
     uses_budgets: ClassVar[bool] = False
-    sees_noise: ClassVar[bool] = False
+    uses_noise_model: ClassVar[bool] = False
     block: ClassVar[int] = 500
     revision: ClassVar[int] = 1
-    added: ClassVar[tuple[str, ...]] = ()
-    smoke: ClassVar[dict[str, Any]] = {}
-    measures: ClassVar[str] = ""
+    settings_added_later: ClassVar[tuple[str, ...]] = ()
+    test_settings: ClassVar[dict[str, Any]] = {}
+    metric: ClassVar[str] = ""
 
     threat: Threat
 
@@ -98,7 +98,7 @@ class Evaluation:
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Judge the model on images `x` (b c h w, in [0,1]) with labels `y`; at least the column `correct`, or the one
-        that it `measures`."""
+        that it `metric`."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.core.classifier import Classifier
 from bench.core.threat import Threat
 
-Terms = dict[str, Tensor]
+Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Batch:
 class Updater(Protocol):
     """What a training step may do to the weights."""
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         """Minimise the sum of the terms by one optimiser step (scaling, clipping, schedule tick included).
 
         Averages take the weights when the step of the defense ends, or when the next `descend` in it begins: a defense
@@ -44,27 +44,28 @@ class Defense:
     paper's values.
 
     Class constants, literals so that the planner can read them without importing torch: `uses_threat` (does training
-    depend on norm and eps), `deploys` ("deterministic", "randomised" or "smoothed"), `passes` (cost of a step in
-    forward passes F per image), `adaptive` (the attacks adapted to it by file name, separated by commas, one of which a
-    row needs, or a sentence that says why a standard attack is adaptive already), `revision` (raise it when results may
-    change), `added` (settings younger than the first records: left out of a job while at their default, so that old
-    results keep their keys; a new default for one needs a new revision), `honours` (recipe settings that the method
-    must take part in: "label_smoothing", if its loss passes `batch.smoothing` on, and "bf16", "fp16", if its passes may
-    run so; others are refused when planning), `presets` (named sets of settings, chosen by preset=NAME), `recipe` (the
-    paper's optimiser and schedule), `smoke` (cheap settings for the contract tests).
+    depend on norm and eps), `predictor` ("deterministic", "randomised" or "smoothed"), `cost` (cost of a step in
+    forward passes F per image), `adaptive_attacks` (the attacks adapted to it by file name, separated by commas, one of
+    which a row needs, or a sentence that says why a standard attack is adaptive already), `revision` (raise it when
+    results may change), `settings_added_later` (settings younger than the first records: left out of a job while at
+    their default, so that old results keep their keys; a new default for one needs a new revision), `supports_recipe`
+    (recipe settings that the method must take part in: "label_smoothing", if its loss passes `batch.smoothing` on, and
+    "bf16", "fp16", if its passes may run so; others are refused when planning), `presets` (named sets of settings,
+    chosen by preset=NAME), `recipe` (the paper's optimiser and schedule), `test_settings` (cheap settings for the
+    contract tests).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
     uses_threat: ClassVar[bool] = True
-    deploys: ClassVar[str] = "deterministic"
-    passes: ClassVar[str] = ""
-    adaptive: ClassVar[str] = ""
+    predictor: ClassVar[str] = "deterministic"
+    cost: ClassVar[str] = ""
+    adaptive_attacks: ClassVar[str] = ""
     revision: ClassVar[int] = 1
-    added: ClassVar[tuple[str, ...]] = ()
-    honours: ClassVar[tuple[str, ...]] = ()
+    settings_added_later: ClassVar[tuple[str, ...]] = ()
+    supports_recipe: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     recipe: ClassVar[dict[str, Any]] = {}
-    smoke: ClassVar[dict[str, Any]] = {}
+    test_settings: ClassVar[dict[str, Any]] = {}
 
     threat: Threat
 
@@ -74,7 +75,7 @@ class Defense:
         return 1
 
     @property
-    def rolled_back(self) -> bool:
+    def restored_older_weights(self) -> bool:
         """Has the step that just ended put older weights back and trained none? Averages then begin anew at them."""
         return False
 
@@ -96,15 +97,15 @@ class Defense:
         """The inner maximisation: mostly adversarial images, opaque to the engine, handed to `loss`."""
         return batch.x
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Named scalar terms whose SUM is minimised; each is logged."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
-    def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """What adversarial weight perturbation climbs in weight space."""
         return self.loss(net, batch, adv)
 
-    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
         """One training step; returns the terms (device tensors, not read here)."""
         terms = self.loss(net, batch, self.inner(net, batch))
         updater.descend(terms)

@@ -16,13 +16,13 @@ _PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognised in a float
 
 
-class Number(Fraction):
+class Epsilon(Fraction):
     """A non-negative exact number, read from ``0.03``, ``"8/255"`` or ``8e-3`` and printed back as it is known.
 
     Raises ValueError for anything else, in one line that says what is expected.
     """
 
-    def __new__(cls, value: Any = 0, denominator: Any = None) -> Number:
+    def __new__(cls, value: Any = 0, denominator: Any = None) -> Epsilon:
         if denominator is not None:
             return super().__new__(cls, value, denominator)
         return super().__new__(cls, _parse(value))
@@ -75,12 +75,12 @@ def _message(text: str) -> str:
     return f"'{text}' is not a number; expected one such as 8/255, 0.03 or 8e-3"
 
 
-def parse_eps(value: Any, norm: str) -> Number:
+def parse_eps(value: Any, norm: str) -> Epsilon:
     """The budget of a threat model: a Number that is possible under `norm` for images in [0,1].
 
     Raises ValueError: an Linf budget above 1 is nearly always pixel units (8 meant 8/255).
     """
-    eps = Number(value)
+    eps = Epsilon(value)
     if norm == "Linf" and eps > 1:
         hint = f"; did you mean {eps}/255?" if eps <= 255 and eps.denominator == 1 else ""
         raise ValueError(f"eps {value} under Linf is larger than the pixel range [0,1]{hint}")

@@ -73,11 +73,11 @@ def ascend(
     for good, which on MNIST, where most pixels are 0, reads as false robustness.
     """
     step_size = rel_step_size * threat.radius
-    x_adv = threat.feasible(x, x + start_delta(start, x, threat))
+    x_adv = threat.project_to_image(x, x + start_delta(start, x, threat))
     for _ in range(steps):
         x_adv.requires_grad_(True)
         (grad,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
-        x_adv = threat.feasible(x, x_adv.detach() + step_size * threat.direction(grad))
+        x_adv = threat.project_to_image(x, x_adv.detach() + step_size * threat.steepest_direction(grad))
     return x_adv.detach()
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
@@ -27,7 +27,7 @@ class Threat:
     """
 
     norm: Norm
-    eps: Number
+    eps: Epsilon
 
     @property
     def radius(self) -> float:
@@ -35,9 +35,9 @@ class Threat:
 
     def scaled(self, factor: float) -> Threat:
         """The same ball with eps times `factor` (warm-ups)."""
-        return self if factor >= 1 else Threat(self.norm, Number(self.radius * max(factor, 0.0)))
+        return self if factor >= 1 else Threat(self.norm, Epsilon(self.radius * max(factor, 0.0)))
 
-    def size(self, delta: Tensor) -> Tensor:
+    def norm_of(self, delta: Tensor) -> Tensor:
         """||delta||_norm of each sample, shape b."""
         flat = delta.flatten(1)
         if self.norm == "Linf":
@@ -49,7 +49,7 @@ class Threat:
         if self.norm == "Linf":
             return delta.clamp(-self.radius, self.radius)
         if self.norm == "L2":
-            size = self.size(delta).clamp_min(1e-12)
+            size = self.norm_of(delta).clamp_min(1e-12)
             return delta * _per_sample((self.radius / size).clamp_max(1.0), delta)
         return self._project_l1(delta)
 
@@ -63,7 +63,7 @@ class Threat:
         threshold = (excess.gather(1, kept - 1) / kept).clamp_min(0)
         return (flat.sign() * (flat.abs() - threshold).clamp_min(0)).to(delta.dtype).view_as(delta)
 
-    def feasible(self, x: Tensor, x_adv: Tensor) -> Tensor:
+    def project_to_image(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The point of ball and box reached from `x_adv`: project around `x`, then clip to [0,1].
 
         Clipping only moves towards `x` (which lies in the box), so the result is inside both sets. Rounding moves
@@ -76,7 +76,7 @@ class Threat:
             moved = torch.where(beyond, moved.nextafter(x), moved)
         return moved.clamp(0, 1)
 
-    def direction(self, grad: Tensor) -> Tensor:
+    def steepest_direction(self, grad: Tensor) -> Tensor:
         """Steepest ascent of unit norm: the sign (Linf), the normalised gradient (L2), one coordinate (L1); 0 stays 0.
 
         A gradient of 1e-20, as of an image that the model is sure of, has a direction like any other: a constant added
@@ -92,7 +92,7 @@ class Threat:
         top = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(grad)
 
-    def dual(self, grad: Tensor) -> Tensor:
+    def dual_norm(self, grad: Tensor) -> Tensor:
         """The dual norm of each sample's gradient, shape b: Linf -> L1, L2 -> L2, L1 -> Linf."""
         flat = grad.flatten(1)
         if self.norm == "L1":
@@ -105,7 +105,7 @@ class Threat:
             return torch.empty_like(x).uniform_(-self.radius, self.radius)
         noise = torch.randn_like(x)
         share = torch.rand(len(x), device=x.device, dtype=x.dtype) * self.radius
-        return noise * _per_sample(share / self.size(noise).clamp_min(1e-12), x)
+        return noise * _per_sample(share / self.norm_of(noise).clamp_min(1e-12), x)
 
     def check(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The size of every perturbation, shape b, after checking in float64 that all lie in ball and box.
@@ -116,7 +116,7 @@ class Threat:
             raise ValueError(f"adversarial images have shape {tuple(x_adv.shape)}, expected {tuple(x.shape)}")
         if not bool(torch.isfinite(x_adv).all()):
             raise NotFiniteError("adversarial images hold NaN or Inf")
-        size = self.size(x_adv.double() - x.double())
+        size = self.norm_of(x_adv.double() - x.double())
         low, high = float(x_adv.min()), float(x_adv.max())
         if low < -TOLERANCE or high > 1 + TOLERANCE:
             raise ValueError(f"adversarial images leave the pixel box [0,1]: min {low:.6g}, max {high:.6g}")

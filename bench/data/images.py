@@ -96,7 +96,7 @@ def to_float(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 255
 
 
-def layout(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """channels_last images where there is more than one channel to interleave (the nets' weights are already so)."""
     return x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x
 

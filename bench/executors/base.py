@@ -16,7 +16,7 @@ EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "
 FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an error
 
 
-class Absent(ImportError):
+class MissingDependency(ImportError):
     """What an executor or a tracker needs is not installed here; says what to do."""
 
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from bench.executors.base import Absent, Executor
+from bench.executors.base import Executor, MissingDependency
 from bench.executors.devices import Slot, kind, lanes, slots
 
-__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Absent", "Cluster", "Machine", "engine", "takes_cluster"]
+__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Cluster", "Machine", "MissingDependency", "engine", "takes_cluster"]
 EXECUTORS = ("local", "debug", "slurm", "ray")
 
 
@@ -137,8 +137,8 @@ def takes_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tuple[Executor, int, str]:
-    """The executor, how many jobs it does at a time, and on cpu or cuda. Raises ValueError, Absent without Slurm or
-    Ray."""
+    """The executor, how many jobs it does at a time, and on cpu or cuda. Raises ValueError, MissingDependency without
+    Slurm or Ray."""
     cluster.check(executor)
     machine.check(executor)
     device = machine.device

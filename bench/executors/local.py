@@ -20,7 +20,7 @@ from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
 from bench.executors.devices import Slot, kind, lanes, slots, told
 from bench.executors.processes import carried
 from bench.executors.schedule import Queue, expected
-from bench.executors.slot_pool import Lease, Places
+from bench.executors.slot_pool import Placement, SlotPool
 from bench.jobs import retries
 from bench.planning.job import Job
 from bench.records.leases import Claims
@@ -71,7 +71,7 @@ class _Running:
 
     job: Job
     process: ForkServerProcess
-    lease: Lease
+    lease: Placement
     began: float
     shared: int
     peak: float | None = None
@@ -84,7 +84,7 @@ class _Run:
     def __init__(self, how: Local, waiting: list[Job], store: Store, claims: Claims) -> None:
         self.how, self.store, self.claims = how, store, claims
         self.estimator = Estimator(store, kind(how.slots))
-        self.places = Places(how.slots)
+        self.places = SlotPool(how.slots)
         seconds = expected(waiting, self.estimator.seconds)
         self.queue = Queue(waiting, seconds, lanes(how.slots))
         self.unknown = any(self.estimator.seconds(job) is None for job in waiting)
@@ -152,7 +152,7 @@ class _Run:
             self.needs[job.key] = None if held is None else held * MARGIN + CONTEXT
         return self.needs[job.key]
 
-    def _start(self, job: Job, lease: Lease) -> Event | None:
+    def _start(self, job: Job, lease: Placement) -> Event | None:
         """A job begins, for the first time or again. None while another driver is at it; it may also be over by now."""
         if (took := self.claims.take(job.key)) != "run":
             self.places.give(lease)

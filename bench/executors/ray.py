@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.executors.base import Absent, Event, begin, blocker, elsewhere, ended
+from bench.executors.base import Event, MissingDependency, begin, blocker, elsewhere, ended
 from bench.executors.sbatch import environment
 from bench.planning.job import Job
 from bench.records.leases import Claims
@@ -188,7 +188,7 @@ class Ray:
         try:
             import ray
         except ImportError:
-            raise Absent("--executor ray needs ray: pip install 'defense-bench[ray]'") from None
+            raise MissingDependency("--executor ray needs ray: pip install 'defense-bench[ray]'") from None
         if not ray.is_initialized():
             _reach(self.address)
             where = {"address": self.address} if self.address else {"address": "local", "include_dashboard": False}

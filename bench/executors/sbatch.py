@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.executors.base import Absent
+from bench.executors.base import MissingDependency
 from bench.planning.job import Job
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_DATA", "BENCH_CACHE", "BENCH_MODEL_FILE", "PYTHONPATH")  # lists of paths, or a path
@@ -134,7 +134,7 @@ def check(option: str) -> str:
 def require(tool: str) -> None:
     """Raises Absent where this machine has no such command of Slurm."""
     if not shutil.which(tool):
-        raise Absent(
+        raise MissingDependency(
             f"--executor slurm needs Slurm's `{tool}` on the PATH: start it on a login node of the cluster, or write "
             "the script with --print-script"
         )

@@ -29,7 +29,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Lease:
+class Placement:
     """A slot that a job holds, the memory put aside for it, and how many jobs are on its device, itself included."""
 
     slot: Slot
@@ -37,7 +37,7 @@ class Lease:
     neighbours: int
 
 
-class Places:
+class SlotPool:
     """Hands out slots, spread over the devices. Call `begin` before each round of questions, most urgent job first."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
@@ -63,7 +63,7 @@ class Places:
         """A new round: nothing is kept for anyone."""
         self._kept.clear()
 
-    def take(self, need: float | None, alone: bool = False, avoid: Container[str] = ()) -> Lease | None:
+    def take(self, need: float | None, alone: bool = False, avoid: Container[str] = ()) -> Placement | None:
         """A slot for a job that needs so much memory (MB; None: unknown), or None for now.
 
         Then the device that is soonest free for it is kept from less urgent jobs of this round, so that small jobs
@@ -88,9 +88,9 @@ class Places:
         device = better[name]
         device.alone = alone or (device.memory is not None and need is None)
         device.needs.append(need or 0.0)
-        return Lease(device.free.pop(0), need or 0.0, len(device.needs))
+        return Placement(device.free.pop(0), need or 0.0, len(device.needs))
 
-    def give(self, lease: Lease) -> None:
+    def give(self, lease: Placement) -> None:
         """A job left its slot."""
         device = self.devices[lease.slot.place]
         device.needs.remove(lease.need)

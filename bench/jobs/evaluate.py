@@ -22,7 +22,7 @@ from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data.images import Data, test_block
 from bench.training import checkpoint
-from bench.training.divergence import Diverged, answers
+from bench.training.divergence import Diverged, watch_finite
 
 Report = Callable[[dict[str, Any]], None]
 IMAGES = "x_adv"  # name of the images among the tensors kept of a block
@@ -33,7 +33,7 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
-class Kept:
+class BlockCache:
     """Where the work of one evaluation is kept while it runs. `origin` names code, weights and images: what
     others kept is not used."""
 
@@ -62,7 +62,7 @@ def evaluate(
     model: Classifier,
     data: Data,
     report: Report,
-    kept: Kept | None = None,
+    kept: BlockCache | None = None,
     others: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
     """Per-sample columns (on the CPU), adversarial images where there are any, and metrics.
@@ -84,7 +84,7 @@ def evaluate(
     block = getattr(judge, "block_size", judge.block)
     for start in range(first, last, block):
         stop = min(start + block, last)
-        so_far = {"accuracy": right / (start - first)} if start > first and not judge.measures else {}
+        so_far = {"accuracy": right / (start - first)} if start > first and not judge.metric else {}
         base, width = (start - first) / (last - first), (stop - start) / (last - first)
         tell = functools.partial(_tell, report, base, width, {**so_far, "earlier": earlier})
         tell(0, 1, "")
@@ -95,11 +95,11 @@ def evaluate(
         if IMAGES in part:
             images.append(part.pop(IMAGES))
         parts.append({"index": torch.arange(start, stop), **part})
-        right += 0 if judge.measures else int(part["correct"].sum())
+        right += 0 if judge.metric else int(part["correct"].sum())
     columns = joined(parts)
     metrics: dict[str, Any] = {"attack_seconds": seconds, "n": last - first, "test_hash": data.test_hash}
-    if judge.measures:
-        metrics["measures"] = judge.measures  # a record says so itself, as it may outlive the plug-in
+    if judge.metric:
+        metrics["measures"] = judge.metric  # a record says so itself, as it may outlive the plug-in
     for name in ("forwards", "backwards"):
         if name in columns:
             metrics[f"{name}_per_image"] = float(columns[name].mean())
@@ -113,7 +113,7 @@ def _block(
     batch: tuple[Tensor, Tensor],
     start: int,
     tell: Callable[..., None],
-    kept: Kept | None,
+    kept: BlockCache | None,
     others: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], float]:
     """Columns, `label` and images of one block (on the CPU), and the seconds it took, over all its attempts."""
@@ -131,7 +131,7 @@ def _block(
     theirs = tuple((source, found[start : start + len(x)].to(x.device)) for source, found in others.items())
     own, clean = (seed(what["seed"], name, start) for name in (what["attack"]["name"], "clean"))
     context = Context(own, tell, saved, save, theirs, clean)
-    with answers(model) as finite:
+    with watch_finite(model) as finite:
         part = _checked(judge.evaluate(model, x, y, context), y)
         if not finite():
             those = f"images {start} to {start + len(x) - 1}, or to those made of them,"

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.atomic import file_hash
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.data.images import test_block
 from bench.jobs import recheck
-from bench.jobs.evaluate import Kept, evaluate, joined
+from bench.jobs.evaluate import BlockCache, evaluate, joined
 from bench.planning.job import Job
 from bench.records.evaluated_weights import AGAIN, named, weights_of
 from bench.records.store import IMAGES, Store
@@ -38,7 +38,7 @@ def judge(store: Store, job: Job, model: Classifier, data: Data, report: Report)
     if len(job.needs) > 1 and not sources:
         raise ValueError(f"none of the {len(job.needs) - 1} evaluations this one takes images from has any")
     others = {key: load_file(store.folder(key) / IMAGES)["x_adv"] for key in sources}
-    kept = Kept(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
+    kept = BlockCache(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
     columns, images, metrics = evaluate(job.what, model, data, report, kept, others)
     lost = [key for key in job.needs[1:] if key not in others]
     more = {"sources": sources, **({"sources_without_images": lost} if lost else {})} if sources else {}
@@ -108,7 +108,7 @@ def _audit(store: Store, job: Job, model: Classifier, data: Data, report: Report
         return {}, None, {**metrics, "findings": [f.to_json() for f in recheck.images(store, job, model, data, tell)]}
     from bench.soundness import audit_model as soundness
 
-    threats = [Threat(threat["norm"], Number(threat["eps"])) for threat in job.what["threats"]]
+    threats = [Threat(threat["norm"], Epsilon(threat["eps"])) for threat in job.what["threats"]]
     trained = store.record(job.needs[0]) or {"metrics": {}}
     findings, columns = soundness.audit(
         model,

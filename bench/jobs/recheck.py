@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from bench import plugins
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier, frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.data.images import Data, test_block
 from bench.planning.job import Job
@@ -43,7 +43,7 @@ def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) ->
 def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Finding:
     """The first `n` stored images of one evaluation, whole blocks of them."""
     made, record = store.job(key), store.record(key)
-    threat = Threat(made.what["threat"]["norm"], Number(made.what["threat"]["eps"]))
+    threat = Threat(made.what["threat"]["norm"], Epsilon(made.what["threat"]["eps"]))
     finding = functools.partial(Finding, "C16", eps=str(threat.eps), attack=key)
     if record is None or record["state"] != "done":
         return finding("n/a", note=f"the evaluation ended as {record['state'] if record else 'nothing'}")

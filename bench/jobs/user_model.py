@@ -17,7 +17,7 @@ from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.rng import scope, seed
 from bench.data.datasets import Facts
-from bench.data.images import Data, layout, test_block, to_float
+from bench.data.images import Data, test_block, to_channels_last, to_float
 from bench.jobs.load_checkpoint import OWN, State, fill, read, unprefixed
 from bench.models.common import Inputs, Normalise
 from bench.planning import catalog
@@ -188,7 +188,7 @@ def measure(what: dict[str, Any], data: Data, source: Path | None) -> tuple[nn.M
     with torch.no_grad(), scope(seed(what["seed"], "clean")):
         for start in range(0, n, 100):
             x, y = test_block(data, start, min(start + 100, n))
-            logits = model(layout(x))
+            logits = model(to_channels_last(x))
             if not bool(torch.isfinite(logits).all()):
                 raise ValueError(f"the model's output is not finite on images {start} to {start + len(x) - 1}")
             right += int((logits.argmax(1) == y).sum())
@@ -196,7 +196,7 @@ def measure(what: dict[str, Any], data: Data, source: Path | None) -> tuple[nn.M
         "clean_accuracy": right / n,
         "clean_n": n,
         "parameters": sum(p.numel() for p in net.parameters()),
-        "inference_ms_per_image": inference_ms(model, layout(to_float(data.test.x[:64]))),
+        "inference_ms_per_image": inference_ms(model, to_channels_last(to_float(data.test.x[:64]))),
         "deploys": "randomised" if what["randomised"] else "deterministic",
         "test_hash": data.test_hash,
     }

@@ -35,7 +35,7 @@ from bench.records.redact import Portable, portable
 from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
 from bench.training import sigterm as stopping
 from bench.training.divergence import Diverged
-from bench.training.resume import PLACE, Kept, origin_of
+from bench.training.resume import PLACE, Checkpointer, origin_of
 from bench.training.train import build, train
 
 
@@ -99,7 +99,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
     report({"share": 0.0})
     if job.kind == "train":
         data = load_images(job.what, None, root, device, report)
-        kept = Kept(folder / PLACE, functools.partial(origin_of, job.what, data))
+        kept = Checkpointer(folder / PLACE, functools.partial(origin_of, job.what, data))
         trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report, kept)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
         return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}

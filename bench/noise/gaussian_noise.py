@@ -48,7 +48,7 @@ class ClosedFormTraining(Protocol):
         """The loss of training for each image, shape b, with `factor` times each standard deviation; and its cost."""
 
 
-class Withdrawn(Classifier):
+class NoiseFreeDeployment(Classifier):
     """A net deployed without the noise of its training. `training` still knows noise and loss, for whoever attacks."""
 
     def __init__(self, net: nn.Module, training: ClosedFormTraining) -> None:
@@ -59,7 +59,7 @@ class Withdrawn(Classifier):
 def known_noise(model: nn.Module) -> KnownNoise | None:
     """The Gaussian noise of a deployed model (that of its training, where deployment withdraws it); None for a model
     without noise, or whose noise is of a kind that it does not tell."""
-    if isinstance(model, Withdrawn):
+    if isinstance(model, NoiseFreeDeployment):
         return model.training_noise.known_noise(model.net)
     if not isinstance(model, Classifier) or not model.stochastic:
         return None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import annotated_types
 
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 
 if TYPE_CHECKING:  # many commands read what plug-ins declare, few check settings
     from pydantic import TypeAdapter, ValidationError
@@ -36,7 +36,7 @@ _TYPE_PARTS = (
 NAMES: dict[str, Any] = {
     **{t.__name__: t for t in (bool, int, float, str, list, tuple, dict)},
     **{name: getattr(annotated_types, name) for name in _BOUNDS},
-    **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Number": Number, "None": None},
+    **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Number": Epsilon, "None": None},
     # aliases of bench.core that plug-ins use in annotations
     "AttackLoss": Literal["ce", "cw", "dlr", "kl"],
     "Start": Literal["uniform", "normal", "zero"],
@@ -105,7 +105,7 @@ class Plugin:
         except ValidationError as error:
             raise ValueError(where + describe(error, self.name)) from None
         found: dict[str, Any] = {name: _plain(v) for name, v in dict(resolved).items()}
-        young = {f.name: f.default for f in self.fields if f.name in self.constant("added", ())}
+        young = {f.name: f.default for f in self.fields if f.name in self.constant("settings_added_later", ())}
         found = {name: value for name, value in found.items() if name not in young or value != young[name]}
         base = found.get("base") if self.kind != "models" else None
         return {**found, "base": self._base(base, where)} if isinstance(base, dict) else found
@@ -126,7 +126,7 @@ def _plain(value: Any) -> Any:
     """Numbers as text, which is exact."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Number) else value
+    return str(value) if isinstance(value, Epsilon) else value
 
 
 def describe(error: ValidationError, owner: str) -> str:
@@ -274,7 +274,7 @@ def _default(node: ast.expr, path: Path) -> Any:
         if ast.unparse(factory) in ("list", "dict"):
             return [] if ast.unparse(factory) == "list" else {}
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "Number" and len(node.args) == 1:
-        return str(Number(_literal(node.args[0], path)))
+        return str(Epsilon(_literal(node.args[0], path)))
     return _literal(node, path)
 
 

@@ -76,14 +76,14 @@ def facts(plugin: catalog.Plugin) -> dict[str, str]:
 def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
     norms = ", ".join(plugin.constant("norms", ("Linf", "L2", "L1")))
     trained = f"yes, in {norms}" if plugin.constant("uses_threat", True) else "no: norm and eps play no part in it"
-    deploys = plugin.constant("deploys", "deterministic")
+    deploys = plugin.constant("predictor", "deterministic")
     recipe = ", ".join(f"{name} {default(each)}" for name, each in plugin.constant("recipe", {}).items())
     found = {
         "trains at a budget": trained,
         "deploys": f"{deploys} ({_PREDICTORS[deploys]})",
         "cost": f"{plugin.constant('passes', '') or 'not said'} ({_SPENT})",
-        "adaptive attack": plugin.constant("adaptive", "") or "none named, so its rows are flagged (check C28)",
-        "recipe settings it follows": ", ".join(plugin.constant("honours", ()))
+        "adaptive attack": plugin.constant("adaptive_attacks", "") or "none named, so its rows are flagged (check C28)",
+        "recipe settings it follows": ", ".join(plugin.constant("supports_recipe", ()))
         or "none of label_smoothing, bf16, fp16",
         "recipe of the paper": recipe or "none given; --recipe paper trains it by the shared one",
     }
@@ -93,7 +93,7 @@ def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
 def _of_attack(plugin: catalog.Plugin) -> dict[str, str]:
     budget = plugin.constant("uses_threat", True)
     sees = plugin.constant("access", "gradients")
-    measured = plugin.constant("measures", "")
+    measured = plugin.constant("metric", "")
     only = [
         word
         for name, word in (

@@ -86,7 +86,7 @@ def all_sources(spec: Spec) -> list[str]:
     )
     for name in found:
         source = catalog.get("attacks", name)
-        if not source.constant("uses_threat", True) or source.constant("measures", "") or needs_images(name):
+        if not source.constant("uses_threat", True) or source.constant("metric", "") or needs_images(name):
             raise ValueError(
                 f"transfer.source is {name}, which makes no adversarial images of its own; expected pgd, say"
             )
@@ -142,7 +142,7 @@ def deploys(train: Job) -> str:
     """deterministic, randomised or smoothed: what kind of model a training gives."""
     if train.kind == "import":
         return "randomised" if train.what["randomised"] else "deterministic"
-    return str(catalog.get("defenses", train.what["defense"]["name"]).constant("deploys", "deterministic"))
+    return str(catalog.get("defenses", train.what["defense"]["name"]).constant("predictor", "deterministic"))
 
 
 def exists(attack: str, kind: str) -> bool:

@@ -125,7 +125,7 @@ def _told(attack: dict[str, Any]) -> str:
 
 
 def _deploys(name: str) -> str:
-    return str(catalog.get("defenses", name).constant("deploys", "deterministic"))
+    return str(catalog.get("defenses", name).constant("predictor", "deterministic"))
 
 
 def _folder(data: dict[str, Any], root: Path) -> Path:

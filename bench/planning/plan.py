@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.core.epsilon import Number, parse_eps
+from bench.core.epsilon import Epsilon, parse_eps
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning import evaluations as cells
@@ -62,7 +62,7 @@ def _group(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, place
 
 def _trainings(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int) -> Iterator[Job]:
     for entry in spec.defenses:
-        budgets: list[Number | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
+        budgets: list[Epsilon | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
         for chosen, train_eps in itertools.product(cells.combinations(entry), budgets):
             yield _train_job(spec, facts, model, entry, chosen, train_eps, seed)
 
@@ -124,7 +124,7 @@ def _check_certificates(spec: Spec) -> None:
 
 
 def _deploys(defense: str) -> str:
-    return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
+    return str(catalog.get("defenses", defense).constant("predictor", "deterministic"))
 
 
 def _train_job(
@@ -133,7 +133,7 @@ def _train_job(
     model: ModelSpec,
     entry: DefenseSpec,
     chosen: dict[str, Any],
-    train_eps: Number | None,
+    train_eps: Epsilon | None,
     seed: int,
 ) -> Job:
     defense, architecture = catalog.get("defenses", entry.name), catalog.get("models", model.name)
@@ -187,7 +187,7 @@ def _check_training(spec: Spec, training: dict[str, Any], defenses: list[str]) -
     asked = {"label_smoothing": "label_smoothing" in training, training.get("precision", "fp32"): True}
     for name in defenses:
         for wanted in (w for w, on in asked.items() if on and w != "fp32"):
-            if wanted not in catalog.get("defenses", name).constant("honours", ()):
+            if wanted not in catalog.get("defenses", name).constant("supports_recipe", ()):
                 setting = "precision" if wanted in ("bf16", "fp16") else wanted
                 raise ValueError(
                     f"defense {name} does not take part in train.{setting}={training[setting]}; leave that setting "

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from bench.core.epsilon import Number, parse_eps
+from bench.core.epsilon import Epsilon, parse_eps
 from bench.data import datasets
 from bench.planning.catalog import describe, suggest
 from bench.planning.strict_yaml import read
@@ -50,8 +50,8 @@ class ThreatSpec(_Strict):
     """`eps` is the list attacked; defenses that use a threat train at `train_eps` (default: the largest of them)."""
 
     norm: Literal["Linf", "L2", "L1"] = "Linf"
-    eps: Annotated[list[Number], Len(1)]
-    train_eps: Number | None = None
+    eps: Annotated[list[Epsilon], Len(1)]
+    train_eps: Epsilon | None = None
 
     @field_validator("norm", mode="before")
     @classmethod
@@ -109,7 +109,7 @@ class TrainSpec(_Strict):
     guard: bool = True
 
     # settings younger than the first records: left out of a job while at their default, so that old keys stay valid
-    added: ClassVar[tuple[str, ...]] = (
+    settings_added_later: ClassVar[tuple[str, ...]] = (
         *("lr_warmup", "weight_decay_on", "grad_clip", "label_smoothing", "precision"),
         *("average", "ema_decay", "swa_start", "average_bn", "keep", "choose_every", "guard"),
     )
@@ -128,7 +128,7 @@ class DefenseSpec(_Strict):
     name: Name
     set: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
-    train_eps: list[Number] | None = None
+    train_eps: list[Epsilon] | None = None
 
     @field_validator("train_eps", mode="before")
     @classmethod
@@ -211,7 +211,11 @@ def recipe(spec: Spec, facts: datasets.Facts, model: str, paper: dict[str, Any])
     for name, (owner, wanted) in checked.idle.items():
         if values[name] != TrainSpec.model_fields[name].default and values[owner] not in wanted:
             raise ValueError(f"train.{name} is {values[name]}, but does nothing while train.{owner} is {values[owner]}")
-    return {k: v for k, v in values.items() if k not in checked.added or v != TrainSpec.model_fields[k].default}
+    return {
+        k: v
+        for k, v in values.items()
+        if k not in checked.settings_added_later or v != TrainSpec.model_fields[k].default
+    }
 
 
 def build(values: dict[str, Any], where: str = "", lines: dict[tuple[Any, ...], int] | None = None) -> Spec:

@@ -1,7 +1,7 @@
 """`--probe`: how long kinds of jobs take that were never run, from a few seconds of each in a process of its own.
 
-Each kind (bench.records.runtime_estimate: a method with its settings, on a model and data set) is measured once, by its largest
-job.
+Each kind (bench.records.runtime_estimate: a method with its settings, on a model and data set) is measured once, by its
+largest job.
 On the CPU as many kinds are measured at a time as there are slots, since jobs will share the machine as well. Nothing
 is written. Free of torch itself: what a process does is bench.progress.probing.
 """

@@ -17,7 +17,7 @@ import torch
 from bench.core.classifier import frozen
 from bench.core.defense import Batch
 from bench.core.rng import scope, seed
-from bench.data.images import Images, batches, layout
+from bench.data.images import Images, batches, to_channels_last
 from bench.jobs import worker
 from bench.jobs.provenance import peak_mb
 from bench.progress.probe import Probe, Task
@@ -25,7 +25,7 @@ from bench.progress.probing_images import evaluation
 from bench.training.best_epoch import validation_accuracy
 from bench.training.cost import synchronise
 from bench.training.loop import Loop
-from bench.training.optimizer import passes_in
+from bench.training.optimizer import autocast_forward
 from bench.training.train import build
 
 WARM, LEAST, MOST = 2, 3, 200  # steps before timing starts, and how many are timed
@@ -67,7 +67,7 @@ def _steps(loop: Loop, device: torch.device) -> Iterator[float]:
     """Make steps for ever, each as at another point of the training, and say how long each took."""
     settings, count, epoch = loop.settings, 0, 0
     size = min(settings["batch_size"], len(loop.data.train.x))
-    with passes_in(loop.net, settings["precision"]):
+    with autocast_forward(loop.net, settings["precision"]):
         while True:
             order = seed(loop.seed, "order", epoch)
             began = time.perf_counter()
@@ -75,7 +75,7 @@ def _steps(loop: Loop, device: torch.device) -> Iterator[float]:
                 loop.data.train, size, shuffle_seed=order, augment=settings["augment"], drop_last=True
             ):
                 progress = count * SPREAD % 1.0
-                loop._step(Batch(layout(x), y, index, epoch, progress, settings["label_smoothing"]), False)
+                loop._step(Batch(to_channels_last(x), y, index, epoch, progress, settings["label_smoothing"]), False)
                 synchronise(device)
                 now = time.perf_counter()
                 yield now - began

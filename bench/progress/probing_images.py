@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench import plugins
 from bench.core.attack import Context, Evaluation
 from bench.core.classifier import Classifier, frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import judged_by_validation, test_block
@@ -121,7 +121,7 @@ def _audit(job: Job, case: _Case) -> tuple[int, Callable[[int], int] | None]:
         return 0
 
     def checks(m: int) -> int:
-        threats = [Threat(threat["norm"], Number(threat["eps"])) for threat in job.what["threats"]]
+        threats = [Threat(threat["norm"], Epsilon(threat["eps"])) for threat in job.what["threats"]]
         soundness.audit(model, x[:m], y[:m], threats, job.what["level"], seed=0, claimed=None, report=_ignored)
         return 0
 
@@ -129,7 +129,7 @@ def _audit(job: Job, case: _Case) -> tuple[int, Callable[[int], int] | None]:
 
 
 def _shrunk(eps: str) -> str:
-    return str(float(Number(eps)) / SHRUNK)
+    return str(float(Epsilon(eps)) / SHRUNK)
 
 
 class _Passes:

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.executors.base import Absent, Event
+from bench.executors.base import Event, MissingDependency
 from bench.planning.job import Job
 from bench.planning.labels import defense_label
 from bench.records import training_log as curves
@@ -35,7 +35,7 @@ def tracker(name: str | None, store: Store) -> TensorBoard | None:
     try:
         import tensorboard.summary.writer.event_file_writer  # noqa: F401
     except ImportError as error:
-        raise Absent(
+        raise MissingDependency(
             f"--tracker tensorboard needs the package tensorboard, which does not import ({error}); "
             'install it with: pip install "defense-bench[tensorboard]"'
         ) from None

@@ -31,7 +31,7 @@ _WANTED = frozenset(
 _MOST = 400_000_000  # bytes of columns kept at a time
 
 
-class ReadOnce(Store):
+class CachedStore(Store):
     """The same folder for readers alone. What it gave once it gives again: make a new one to see what a run adds.
 
     Records and arrays are shared between all who ask: nobody may change them.
@@ -46,7 +46,7 @@ class ReadOnce(Store):
         self._reader, self._bytes = Reader(), 0
 
     @classmethod
-    def of(cls, store: Store) -> ReadOnce:
+    def of(cls, store: Store) -> CachedStore:
         """This store read once; itself where it is one."""
         return store if isinstance(store, cls) else cls(store.root)
 

@@ -175,7 +175,7 @@ def _kind_of_device(record: dict[str, Any]) -> str | None:
 
 def _deploys(defense: str) -> str:
     try:
-        return str(catalog.get("defenses", defense).constant("deploys", "deterministic"))
+        return str(catalog.get("defenses", defense).constant("predictor", "deterministic"))
     except (LookupError, ValueError):  # records outlive plug-ins
         return "unknown"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.atomic import write_atomic
-from bench.records.cached_store import ReadOnce
+from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.gallery import Group, groups
@@ -43,7 +43,7 @@ def html(store: Store, fetch: Fetch = nothing) -> str:
 
 
 def _made(store: Store, fetch: Fetch) -> tuple[str, list[Group]]:
-    store = ReadOnce.of(store)
+    store = CachedStore.of(store)
     table = frame(store)
     found = judged(store, rows(store, tested(table)))
     placed = boards(found)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 from bench.planning.labels import label
 from bench.records.store import Store
@@ -22,7 +22,7 @@ class Facts:
         self.store = store
         self._trainings: dict[tuple[str, ...], dict[str, Any]] = {}
         self._labels: dict[str, str] = {}
-        self.value = functools.cache(lambda eps: float(Number(eps)))
+        self.value = functools.cache(lambda eps: float(Epsilon(eps)))
         self._constant = functools.cache(_constant)
 
     def label(self, kind: str, name: str, settings: dict[str, Any]) -> str:
@@ -39,7 +39,7 @@ class Facts:
         if record and record["state"] == "done":
             found: str | None = record["metrics"].get("measures")
             return found
-        return self._constant("attacks", attack, "measures", "") or None
+        return self._constant("attacks", attack, "metric", "") or None
 
     def of_training(self, key: str, judged: list[str]) -> dict[str, Any]:
         """Columns that every evaluation of these weights has. `judged`: which weights, and a split that is no test set.
@@ -57,7 +57,7 @@ class Facts:
         config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, *judged], sort_keys=True)
         defense, threat = what["defense"], what["threat"] or {}
         # a model that was never trained deploys as its plug-in says
-        deploys = metrics.get("deploys") or self._constant("defenses", defense["name"], "deploys", "deterministic")
+        deploys = metrics.get("deploys") or self._constant("defenses", defense["name"], "predictor", "deterministic")
         return {
             "train_key": key,
             "config": hashlib.sha256(config.encode()).hexdigest()[:12],

@@ -16,14 +16,14 @@ LONGEST_REASON = 200
 _SHORT = {"threat.eps": "train_eps", "threat.norm": "train_norm"}
 
 
-def told_apart(store: Store, found: list[Row]) -> list[Row]:
+def disambiguate(store: Store, found: list[Row]) -> list[Row]:
     """Rows that would read alike get the settings in which they differ behind their name."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
         shown = (row.dataset, row.norm, row.eps, row.method, row.model)
         alike.setdefault(shown, []).append(row)
     names = {}
-    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.added}
+    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     for group in alike.values():
         # a young setting stands in a job only away from its default
         flat = [{**young, **dict(_flat(store.job(row.train_key).what))} for row in group]
@@ -38,7 +38,7 @@ def _short(setting: str) -> str:
     return _SHORT.get(setting) or setting.removeprefix("train.")
 
 
-def bound(row: Row) -> tuple[float, int, str] | None:
+def lowest_single_attack(row: Row) -> tuple[float, int, str] | None:
     """Where one evaluation on more images than the worst case has leaves less of the same seeds: share, images, name.
     The few images were easy ones then."""
     seeds = row.worst.values
@@ -51,11 +51,11 @@ def bound(row: Row) -> tuple[float, int, str] | None:
     return lowest if lowest and lowest[0] < row.worst.mean else None
 
 
-def undercut(found: Iterable[Row]) -> list[str]:
+def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
     """A line for each row whose worst case over few images is above one attack over many."""
     lines = []
     for row in found:
-        if below := bound(row):
+        if below := lowest_single_attack(row):
             share, n, name = below
             lines.append(
                 f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on {n} images, the "

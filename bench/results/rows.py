@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from bench.results.facts import BY_VALIDATION, draws_of
 from bench.results.evaluations import Entry
 from bench.results.provisional import why_provisional
-from bench.results.labels import told_apart
+from bench.results.labels import disambiguate
 from bench.results.cost import attack_seconds, busy, of_trainings, over_standard, standard_times
 from bench.results.worst_case import Cell, Picked, cell_of, worst_case
 from bench.soundness.checks import Finding, Verdict
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
 from bench.data import datasets
 from bench.planning.job import IMPORTED
@@ -105,11 +105,11 @@ def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> l
     found, asked = [], tuple(radii)
     for group in groups.values():
         budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
-        for budget in sorted(budgets, key=lambda b: (b[0] or "", Number(b[1] or 0))):
+        for budget in sorted(budgets, key=lambda b: (b[0] or "", Epsilon(b[1] or 0))):
             # clean and certify do not depend on the budget: they stand in every row
             entries = [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget]
             found.append(_row(store, entries, times, asked))
-    return sorted(told_apart(store, found), key=lambda row: (row.method, row.config))
+    return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
 
 
 def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.results.evaluations import Entry, right_at
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.stats import mean_std, paired_difference, wilson
 from bench.records.evaluated_weights import apart
 from bench.records.store import Store
@@ -138,7 +138,7 @@ def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float
     if f"{name}_at" not in samples:
         return samples.get(name)
     what = store.job(key).what
-    budgets = sorted({float(Number(each)) for each in (*what["attack"]["set"]["budgets"], what["threat"]["eps"])})
+    budgets = sorted({float(Epsilon(each)) for each in (*what["attack"]["set"]["budgets"], what["threat"]["eps"])})
     column: np.ndarray[Any, Any] = samples[f"{name}_at"][:, budgets.index(eps)]
     return column
 

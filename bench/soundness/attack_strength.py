@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.pgd import PGD
 from bench.core.classifier import frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import AttackLoss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
@@ -114,7 +114,7 @@ def random_search(audit: Audit, threat: Threat) -> Tensor:
                     x, y = audit.x[part], audit.y[part]
                     held = torch.ones_like(y, dtype=torch.bool)
                     for _ in range(EACH):
-                        held &= audit.model.predict(threat.feasible(x, x + threat.sample(x))) == y
+                        held &= audit.model.predict(threat.project_to_image(x, x + threat.sample(x))) == y
                     right[part] = held
         audit.drawn[name] = right
     return audit.drawn[name]
@@ -122,7 +122,7 @@ def random_search(audit: Audit, threat: Threat) -> Tensor:
 
 def no_trace(audit: Audit) -> list[Finding]:
     """C17: an attack at eps 0 changes no answer, and none of the attacks so far left anything behind."""
-    nothing = PGD(Threat(audit.threats[0].norm, Number(0)), steps=10, rel_step_size=0.1)
+    nothing = PGD(Threat(audit.threats[0].norm, Epsilon(0)), steps=10, rel_step_size=0.1)
     changed = 0
     with suppress(NotMeasured):  # an attack that cannot run is another check's matter
         right = audit.judge(audit.run("pgd at eps 0", nothing).x_adv)

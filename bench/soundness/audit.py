@@ -14,7 +14,7 @@ from torch import Tensor
 from attacks.fgsm import FGSM
 from bench.core.attack import Attack, Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import AttackLoss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
@@ -171,11 +171,11 @@ def accuracy(right: Tensor) -> float:
 
 def scaled(threat: Threat, factor: Fraction) -> Threat:
     """The threat with eps times `factor`, at most the whole pixel range under Linf."""
-    eps = Number(Fraction(threat.eps) * factor)
-    return Threat(threat.norm, min(eps, Number(1)) if threat.norm == "Linf" else eps)
+    eps = Epsilon(Fraction(threat.eps) * factor)
+    return Threat(threat.norm, min(eps, Epsilon(1)) if threat.norm == "Linf" else eps)
 
 
 def whole_box(threat: Threat, x: Tensor) -> Threat:
     """The same norm with a ball around any image of `x` that holds every image in [0,1]."""
     pixels = x[0].numel()
-    return Threat(threat.norm, Number({"Linf": 1, "L2": math.isqrt(pixels - 1) + 1, "L1": pixels}[threat.norm]))
+    return Threat(threat.norm, Epsilon({"Linf": 1, "L2": math.isqrt(pixels - 1) + 1, "L1": pixels}[threat.norm]))

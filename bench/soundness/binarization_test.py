@@ -47,7 +47,7 @@ class _Head(nn.Module):
     def fit(self, x: Tensor, threat: Threat) -> Tensor:
         """Plant one point for each image; gives the images (bool, shape b) for which the guarantee holds."""
         with torch.no_grad():
-            points = [x, *(threat.feasible(x, x + threat.sample(x)) for _ in range(INNER))]
+            points = [x, *(threat.project_to_image(x, x + threat.sample(x)) for _ in range(INNER))]
             inner = torch.stack([self.features(point) for point in points])  # 1 + INNER, b, d
             planted = self.features(border(x, threat))
             self.origin = inner.mean(0)
@@ -104,8 +104,8 @@ def border(x: Tensor, threat: Threat) -> Tensor:
     push = torch.randn_like(x)
     if threat.norm == "Linf":
         push = push.sign()
-    size = threat.size(push).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
-    return threat.feasible(x, x + push * (threat.radius / size))
+    size = threat.norm_of(push).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
+    return threat.project_to_image(x, x + push * (threat.radius / size))
 
 
 def last_linear(model: nn.Module, x: Tensor) -> nn.Module:

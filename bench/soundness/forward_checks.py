@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.core.classifier import keep_buffers
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
 from bench.soundness.audit import BLOCK, Audit, accuracy
 from bench.soundness.checks import Finding
@@ -14,7 +14,7 @@ from bench.soundness.checks import Finding
 PASSES, SAME, SAME_BATCH = 5, 1e-4, 1e-3
 BETTER = 0.1  # accuracy on another scale beyond that on [0,1]
 ALONE = 4  # images that are also shown alone
-HALF_LEVEL = Number("1/510")
+HALF_LEVEL = Epsilon("1/510")
 
 
 def deterministic(audit: Audit) -> list[Finding]:

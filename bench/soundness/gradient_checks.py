@@ -118,7 +118,7 @@ def rough(audit: Audit) -> list[Finding]:
             x, y = audit.x[part], audit.y[part]
             before = margin(audit.logits[part], y)
             for _ in range(MOVES):
-                after = margin(audit.model(threat.feasible(x, x + threat.sample(x))), y)
+                after = margin(audit.model(threat.project_to_image(x, x + threat.sample(x))), y)
                 change = (after - before).abs() / before.abs().clamp_min(1e-12)
                 total[part] += change.clamp_max(1.0)
     value = float(total.mean()) / MOVES

@@ -105,7 +105,7 @@ def adaptive_attack(e: Evidence) -> list[Finding]:
     notes: list[str] = []
     for name in [defense["name"], *([base["name"]] if isinstance(base, dict) else [])]:
         try:
-            says = str(catalog.get("defenses", name).constant("adaptive", ""))
+            says = str(catalog.get("defenses", name).constant("adaptive_attacks", ""))
         except (LookupError, ValueError):  # the plug-in is gone
             return [not_checked("C28", f"no file of defense {name} to ask")]
         if not says:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
 from bench.soundness.checks import Finding, Level
 from bench.soundness.evidence import Attacked, Column, Evidence, on_shared, worst_of
@@ -127,7 +127,7 @@ def no_sudden_overfitting(e: Evidence) -> list[Finding]:
     dropped = e.trained.get("sudden_drop_epoch")
     if dropped is not None and e.weights == "last":
         return [Finding("C26", "F", note=f"accuracy under PGD on validation images fell by 20 pp in epoch {dropped}")]
-    if e.row.norm != threat["norm"] or e.row.eps_value > float(Number(threat["eps"])):
+    if e.row.norm != threat["norm"] or e.row.eps_value > float(Epsilon(threat["eps"])):
         return [Finding("C26", "n/a", note="beyond the budget trained at, where one step may well be too few")]
     once, whole = _one_step(e), e.white_box(iterative=True)
     if once is None or whole is None or e.clean is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
-from bench.results.labels import bound
+from bench.results.labels import lowest_single_attack
 from bench.results.rows import Row
 from bench.results.worst_case import Cell
 from bench.tables.pareto import fronts, told
@@ -102,7 +102,7 @@ def cell_text(row: Row, cell: Cell | None, show: Callable[[float], str] = percen
     notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
     if cell.n != row.worst.n or not row.worst.values:
         notes.append(f"n={cell.n}")
-    if cell is row.worst and (below := bound(row)):
+    if cell is row.worst and (below := lowest_single_attack(row)):
         notes.append(f"≤ {show(below[0])} on {below[1]}")
     if cell is not row.worst and len(cell.values) < len(row.seeds):
         notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")

@@ -15,7 +15,7 @@ from bench.results.evaluations import Entry
 from bench.results.rows import Row
 from bench.results.significance import Difference, Outcomes, difference, same_images
 from bench.results.worst_case import outcomes
-from bench.tables.selection import Pair, Where, pairs
+from bench.tables.selection import Pair, RowFilter, pairs
 from bench.terminal import plain
 
 COSTS = {
@@ -134,7 +134,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return fmean(known) if known else None
 
 
-def show(store: Store, name_a: str, name_b: str, where: Where, as_json: bool) -> str:
+def show(store: Store, name_a: str, name_b: str, where: RowFilter, as_json: bool) -> str:
     """The comparison at every shared budget as text, or as one JSON list."""
     found = pairs(store, name_a, name_b, where)
     if as_json:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.atomic import write_atomic
-from bench.records.cached_store import ReadOnce
+from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import frame, tested
-from bench.results.labels import bound, failures
+from bench.results.labels import failures, lowest_single_attack
 from bench.results.rows import RADII, Row
 from bench.results.rows import rows as rows_of
 from bench.results.worst_case import MEDIAN
@@ -52,14 +52,14 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
-    store = ReadOnce.of(store)
+    store = CachedStore.of(store)
     known = tested(frame(store))
     return _block(judged(store, rows_of(store, known)), list(known[known["config"].isna()]["key"]))
 
 
 def board(store: Store) -> list[Row]:
     """The rows of leaderboard.md, judged."""
-    store = ReadOnce.of(store)
+    store = CachedStore.of(store)
     return judged(store, rows_of(store, tested(frame(store))))
 
 
@@ -75,7 +75,7 @@ def write_leaderboard(
     """
     if csv_dir is not None and csv_dir.is_symlink():
         raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
-    store = ReadOnce.of(store)
+    store = CachedStore.of(store)
     everything = frame(store)
     on_test = tested(everything)
     found = judged(store, rows_of(store, on_test, radii))
@@ -142,7 +142,7 @@ def _subsection(rows: list[Row]) -> list[str]:
 def footnotes(rows: list[Row]) -> list[str]:
     """What signs and words in the cells of these rows mean, apart from the letters of provisional ones."""
     found = []
-    if any(bound(row) for row in rows):
+    if any(lowest_single_attack(row) for row in rows):
         found.append("≤: what one attack leaves on more images than all attacks share, where that is less.")
     if any(row.shared for row in rows):
         found.append("‡ trained while the machine did other jobs: not comparable with other times.")

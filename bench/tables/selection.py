@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.core.epsilon import Number
-from bench.records.cached_store import ReadOnce
+from bench.core.epsilon import Epsilon
+from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import frame, tested
 from bench.results.rows import Row, rows
@@ -16,7 +16,7 @@ from bench.tables.pareto import fronts
 
 
 @dataclass(frozen=True)
-class Where:
+class RowFilter:
     """What narrows the rows down; None leaves it open."""
 
     dataset: str | None = None
@@ -26,7 +26,7 @@ class Where:
 
     def takes(self, row: Row) -> bool:
         """Is this row asked for?"""
-        budget = self.eps is None or (row.eps is not None and Number(row.eps) == Number(self.eps))
+        budget = self.eps is None or (row.eps is not None and Epsilon(row.eps) == Epsilon(self.eps))
         norm = self.norm is None or (row.norm or "").lower() == self.norm.lower()
         return budget and norm and self.dataset in (None, row.dataset)
 
@@ -46,13 +46,13 @@ class Pair:
     pareto: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
 
 
-def pairs(store: Store, name_a: str, name_b: str, where: Where) -> list[Pair]:
+def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair]:
     """Every budget that both have been attacked at, in one data set.
 
     A name is a method as the leaderboard shows it, the name of a defense, or a training key (then that seed alone).
     Raises LookupError where a name means nothing or several trainings, or the two share nothing.
     """
-    store = ReadOnce.of(store)
+    store = CachedStore.of(store)
     table = tested(frame(store))
     everything = judged(store, rows(store, table))
     found = [row for row in everything if where.takes(row)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from bench.records.cached_store import ReadOnce
+from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import frame
-from bench.results.labels import failures, undercut
+from bench.results.labels import failures, optimistic_worst_cases
 from bench.results.rows import Row, rows
 from bench.results.worst_case import MEDIAN, Cell
 from bench.soundness.verdicts import judged
@@ -20,7 +20,7 @@ MATRIX_RADII = (0.25, 0.5)
 
 def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]], list[str]]:
     """The end-of-run table of these jobs, in their order: header, lines, notes. Percent with half a 95 % interval."""
-    store, asked = ReadOnce.of(store), list(keys)
+    store, asked = CachedStore.of(store), list(keys)
     table = frame(store, asked)
     place = {key: k for k, key in enumerate(asked)}
     known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))
@@ -102,7 +102,7 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
-    return [*notes, *undercut(found), *titles(found), *reasons(found), *failures(found)]
+    return [*notes, *optimistic_worst_cases(found), *titles(found), *reasons(found), *failures(found)]
 
 
 def _certificate(row: Row, radius: float) -> str:

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.store import Store
 from bench.results.evaluations import Entry
 from bench.results.rows import Row
 from bench.results.worst_case import Cell, Picked, cell_of, worst_case
-from bench.tables.selection import Where
+from bench.tables.selection import RowFilter
 
 WORST, BUDGET, TRAINED = "worst case", "eps", "train_eps"
 
@@ -85,7 +85,7 @@ def value(job: Job, setting: str) -> float | None:
     if isinstance(found, (int, float)) and not isinstance(found, bool):
         return float(found)
     try:
-        return float(Number(found))
+        return float(Epsilon(found))
     except ValueError:
         raise ValueError(f"{setting} of {what['defense']['name']} is {found!r}; a sweep needs numbers") from None
 
@@ -96,11 +96,13 @@ def _defaults(defense: str, young: bool = True) -> dict[str, Any]:
         plugin = catalog.get("defenses", defense)
     except (LookupError, ValueError):  # records outlive plug-ins
         return {}
-    added = plugin.constant("added", ())
+    added = plugin.constant("settings_added_later", ())
     return {field.name: field.default for field in plugin.fields if field.name in added or not young}
 
 
-def sweep(store: Store, rows: Iterable[Row], defense: str, setting: str, where: Where, least: int = 2) -> list[Series]:
+def sweep(
+    store: Store, rows: Iterable[Row], defense: str, setting: str, where: RowFilter, least: int = 2
+) -> list[Series]:
     """Every series of a defense with at least `least` values of a setting: one of its own, `train_eps` (trained at),
     `eps` (attacked), or `train.lr` and the like.
 

@@ -12,7 +12,7 @@ from bench.core.classifier import Classifier, frozen
 from bench.core.pgd import ascend, attack_loss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
-from bench.data.images import Images, layout, to_float
+from bench.data.images import Images, to_channels_last, to_float
 from bench.training import sigterm as stopping
 
 STEPS, REL_STEP_SIZE, BLOCK = 10, 0.25, 500
@@ -31,7 +31,7 @@ def validation_accuracy(model: Classifier, images: Images, threat: Threat | None
     with frozen(model):
         for start in range(0, len(images.x), BLOCK):
             stopping.point()
-            x, y = layout(to_float(images.x[start : start + BLOCK])), images.y[start : start + BLOCK]
+            x, y = to_channels_last(to_float(images.x[start : start + BLOCK])), images.y[start : start + BLOCK]
             with scope(seed(run_seed, "validation", start)):
                 if threat is not None:
                     x = _attacked(surrogate, x, y, threat)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bench.core.classifier import Classifier, keep_buffers
-from bench.core.defense import Batch, Defense, Terms, Updater
+from bench.core.defense import Batch, Defense, Losses, Updater
 
 
 def inference_ms(model: Classifier, x: Tensor, repeats: int = 5) -> float:
@@ -50,7 +50,7 @@ class _Flops(TorchDispatchMode):
         return out
 
 
-def counted_step(defense: Defense, net: nn.Module, updater: Updater, batch: Batch) -> tuple[Terms, dict[str, float]]:
+def profile_step(defense: Defense, net: nn.Module, updater: Updater, batch: Batch) -> tuple[Losses, dict[str, float]]:
     """A training step with its cost counted: passes through the net, and work in units of one forward pass F.
 
     F counts every convolution and matrix product, so methods that bypass the net's forward are counted alike.

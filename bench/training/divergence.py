@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
-from bench.data.images import Data, layout, to_float
+from bench.data.images import Data, to_channels_last, to_float
 
 PROBE, MIN_STEPS, PATIENCE = 256, 100, 3
 
@@ -38,7 +38,7 @@ def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int)
 
 
 @contextmanager
-def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
+def watch_finite(model: nn.Module) -> Iterator[Callable[[], bool]]:
     """Inside, every pass through the model is looked at; the function given says whether each image had a largest logit
     that is a number, and every slope at an image was one. NaN would be read as class 0, and as no slope at all. Nothing
     waits for the device before it is asked.
@@ -68,7 +68,7 @@ def answers(model: nn.Module) -> Iterator[Callable[[], bool]]:
             handle.remove()
 
 
-class Watch:
+class CollapseDetector:
     """Looks at a deployed net on up to 256 fixed training images without an attack: one pass an epoch.
 
     Two things count. A net that once beat the most frequent class clearly, and then gives one and the same answer at 3
@@ -81,7 +81,7 @@ class Watch:
         self._seed = seed(run_seed, "watch")
         order = torch.randperm(len(data.train.x), generator=torch.Generator().manual_seed(self._seed))
         chosen = order[:PROBE].to(data.train.x.device)
-        self._x, self._y = layout(to_float(data.train.x[chosen])), data.train.y[chosen]
+        self._x, self._y = to_channels_last(to_float(data.train.x[chosen])), data.train.y[chosen]
         self.majority = int(self._y.bincount().max())
         self._learned, self._constant = False, 0
 
@@ -124,6 +124,6 @@ class Watch:
     def _look(self, model: Classifier) -> tuple[int, bool]:
         """Right answers in one pass, and whether all answers are the same. Leaves generators and buffers alone."""
         with frozen(model), scope(self._seed):
-            answers: Tensor = model(self._x).argmax(1)
-        found = torch.stack([(answers == self._y).sum(), (answers == answers[0]).all().long()]).tolist()
+            watch_finite: Tensor = model(self._x).argmax(1)
+        found = torch.stack([(watch_finite == self._y).sum(), (watch_finite == watch_finite[0]).all().long()]).tolist()
         return found[0], bool(found[1])

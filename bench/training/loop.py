@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from bench.core.classifier import Classifier, frozen
 from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
-from bench.data.images import Data, batches, layout, to_float
+from bench.data.images import Data, batches, to_channels_last, to_float
 from bench.planning.spec import TrainSpec
 from bench.training import sigterm as stopping
 from bench.training.averaging import Average, recalibrate
 from bench.training.best_epoch import Choice, validation_accuracy
-from bench.training.cost import counted_step
-from bench.training.divergence import MIN_STEPS, Diverged, Watch, not_finite
-from bench.training.optimizer import optimisation, passes_in
+from bench.training.cost import profile_step
+from bench.training.divergence import MIN_STEPS, CollapseDetector, Diverged, not_finite
+from bench.training.optimizer import autocast_forward, optimisation
 from bench.training.resume import random_streams, restore_streams
 
 
@@ -48,7 +48,7 @@ class Loop:
             self.average = Average(self.net, kind, total=self.updater.total, decay=decay, start=start)
             self.updater.on_update = self.average.update
         self.threat = self.defense.threat
-        self.watch, self.choice, self.check_seconds = Watch(data, self.seed), Choice(), 0.0
+        self.watch, self.choice, self.check_seconds = CollapseDetector(data, self.seed), Choice(), 0.0
         self.cost: dict[str, float] = {}
         self.place = 0
         """Steps made in the epoch that is under way."""
@@ -70,10 +70,10 @@ class Loop:
             drop_last=True,
             first=first,
         )
-        with passes_in(self.net, settings["precision"]):
+        with autocast_forward(self.net, settings["precision"]):
             for place, (x, y, index) in enumerate(loader, first):
                 progress = (epoch + place / self.steps_per_epoch) / settings["epochs"]
-                batch = Batch(layout(x), y, index, epoch, progress, settings["label_smoothing"])
+                batch = Batch(to_channels_last(x), y, index, epoch, progress, settings["label_smoothing"])
                 last = epoch + 1 == settings["epochs"] and place + 1 == self.steps_per_epoch
                 for name, value in self._step(batch, last).items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
@@ -120,11 +120,11 @@ class Loop:
         if warmup:
             self.defense.threat = self.threat.scaled(batch.progress / warmup)
         if last:
-            terms, self.cost = counted_step(self.defense, self.net, self.updater, batch)
+            terms, self.cost = profile_step(self.defense, self.net, self.updater, batch)
         else:
             terms = self.defense.step(self.net, self.updater, batch)
-        self.updater.settle()
-        if self.average is not None and self.defense.rolled_back:
+        self.updater.flush_to_average()
+        if self.average is not None and self.defense.restored_older_weights:
             self.average.restart()
         made = self.updater.steps - before
         for name in ("eps_warmup", "lr_warmup"):
@@ -201,4 +201,4 @@ class Loop:
         x, size = self.data.train.x, self.settings["batch_size"]
         for start in range(0, len(x), size):
             stopping.point()
-            yield layout(to_float(x[start : start + size]))
+            yield to_channels_last(to_float(x[start : start + size]))

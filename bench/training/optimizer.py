@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bench.core.defense import Defense, Terms
+from bench.core.defense import Defense, Losses
 
 # learning rate over its peak, from progress in [0,1]
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -50,10 +50,10 @@ class Optimisation:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._tick()
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         """Minimise the sum of the terms by one step. Before a second one in a step of the defense, weights must stand
         unperturbed: the average takes them then."""
-        self.settle()
+        self.flush_to_average()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.stack(list(terms.values())).sum()
         if self.scaler is None:
@@ -72,7 +72,7 @@ class Optimisation:
         self._pending = True
         self._tick()
 
-    def settle(self) -> None:
+    def flush_to_average(self) -> None:
         """Pass the last update on to the average, once: the weights stand where it left them."""
         if self._pending and self.on_update is not None:
             self.on_update()
@@ -163,7 +163,7 @@ def _device(net: nn.Module) -> str:
 
 
 @contextmanager
-def passes_in(net: nn.Module, precision: str) -> Iterator[None]:
+def autocast_forward(net: nn.Module, precision: str) -> Iterator[None]:
     """Inside, each forward pass of `net` runs under autocast to `precision` (bf16, fp16) and gives fp32 logits.
 
     Only the passes: weights, gradients, losses and what a defense computes from logits stay fp32, and outside the net

@@ -44,7 +44,7 @@ class Clock:
         self._zero = time.perf_counter() - seconds
 
 
-class Kept:
+class Checkpointer:
     """Where one training is kept while it runs, and how often.
 
     At the end of an epoch after `at_end` seconds since the last time, between two steps after `every` seconds, but

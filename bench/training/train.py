@@ -16,7 +16,7 @@ from bench.atomic import appending
 from bench.core.classifier import Classifier
 from bench.core.defense import Defense
 from bench.core.rng import scope, seed
-from bench.data.images import Data, layout, to_float
+from bench.data.images import Data, to_channels_last, to_float
 from bench.models.common import Inputs
 from bench.records.training_log import TOTAL
 from bench.training import sigterm as stopping
@@ -24,7 +24,7 @@ from bench.training.best_epoch import content_hash
 from bench.training.cost import inference_ms, synchronise
 from bench.training.divergence import Diverged
 from bench.training.loop import Loop
-from bench.training.resume import Clock, Kept
+from bench.training.resume import Checkpointer, Clock
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -55,14 +55,14 @@ def build(what: dict[str, Any], data: Data) -> tuple[Defense, nn.Module]:
     return defense, net
 
 
-class Course:
+class TrainingRun:
     """How far a training is: epochs that are over with their lines of train.jsonl, and the seconds of work.
 
     With `kept` it goes on where an earlier attempt was kept, and is kept itself from time to time, and before it leaves
     where it is asked to (see bench.training.sigterm).
     """
 
-    def __init__(self, loop: Loop, log: Path, kept: Kept | None) -> None:
+    def __init__(self, loop: Loop, log: Path, kept: Checkpointer | None) -> None:
         self.loop, self.log, self.kept, self.clock = loop, log, kept, Clock()
         self.lines: list[str] = []
         self.seconds: list[float] = []
@@ -157,7 +157,7 @@ class Course:
 _KEPT = ("lines", "seconds", "terms", "own", "resumed", "keeping", "_began", "_looking")
 
 
-def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kept | None = None) -> Trained:
+def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Checkpointer | None = None) -> Trained:
     """Train from scratch, or from where an earlier attempt was kept: the weights are the same bit for bit.
 
     One line of train.jsonl an epoch: terms (mean over its steps) and their sum, metrics of the defense, seconds,
@@ -169,7 +169,7 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kep
     loop = Loop(*build(what, data), what, data, report)
     epochs = loop.settings["epochs"]
     with scope(seed(what["seed"], "inner")):
-        course = Course(loop, log, kept)
+        course = TrainingRun(loop, log, kept)
         if course.resumed:
             over = len(course.lines)
             about = {"epoch": min(over + 1, epochs), "epochs": epochs, "earlier": course.clock.now()}
@@ -196,8 +196,8 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Kep
             "final_terms": course.terms,
             "defense": {name: value for name, value in course.own.items() if math.isfinite(value)},
             "parameters": sum(p.numel() for p in loop.net.parameters()),
-            "inference_ms_per_image": inference_ms(model, layout(to_float(data.test.x[:64]))),
-            "deploys": loop.defense.deploys,
+            "inference_ms_per_image": inference_ms(model, to_channels_last(to_float(data.test.x[:64]))),
+            "deploys": loop.defense.predictor,
             **loop.cost,
             **(loop.choice.metrics() if loop.choice.state else {}),
             **({"validation_hash": content_hash(data.validation)} if loop.choice.state else {}),

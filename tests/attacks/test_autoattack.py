@@ -15,7 +15,7 @@ from attacks.autoattack import AutoAttack
 from attacks.square import Square
 from bench.core.attack import Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope
 from bench.core.threat import Norm, Threat
 
@@ -49,7 +49,7 @@ def test_the_cascade_is_the_packages_own(norm: Norm, eps: str) -> None:
     from pyautoattack import AutoAttack as Suite
 
     model, x, y = _model(classes=10)
-    threat = Threat(norm, Number(eps))
+    threat = Threat(norm, Epsilon(eps))
     attack = _Quick(threat, version="custom", attacks_to_run=["apgd-ce", "apgd-t", "fab-t"], batch_size=10)
     ours, columns = _perturb(attack, model, x, y)
     suite = Suite(model, attacks=["apgd-ce", "apgd-t", "fab-t"], eps=threat.radius, norm=norm, seed=5, version="custom")
@@ -70,7 +70,7 @@ def _perturb(attack: AutoAttack | Square, model: Classifier, x: Tensor, y: Tenso
 
 def test_nothing_is_left_to_attack_once_all_are_broken() -> None:
     model, x, y = _model()
-    attack = _Quick(Threat("Linf", Number(1)))
+    attack = _Quick(Threat("Linf", Epsilon(1)))
     found = attack.evaluate(model, x, y, Context(0)).columns
     assert set(found["stage"].tolist()) == {1}
     assert not found["correct"].any()
@@ -78,7 +78,7 @@ def test_nothing_is_left_to_attack_once_all_are_broken() -> None:
 
 def test_standard_runs_the_four_attacks_of_the_paper() -> None:
     model, x, _ = _model(classes=4)
-    attack = AutoAttack(Threat("Linf", Number("1/255")))
+    attack = AutoAttack(Threat("Linf", Epsilon("1/255")))
     suite = attack._suite(model, x, 4, 0, stochastic=False)
     assert suite.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert (suite.apgd.n_restarts, suite.apgd.n_iter, suite.square.n_queries) == (1, 100, 5000)
@@ -92,7 +92,7 @@ def test_standard_runs_the_four_attacks_of_the_paper() -> None:
 
 def test_few_classes_are_refused_with_a_way_out() -> None:
     model, x, y = _model(classes=3)
-    threat = Threat("Linf", Number("2/255"))
+    threat = Threat("Linf", Epsilon("2/255"))
     with pytest.raises(ValueError, match="apgd-t needs at least 4 classes, this model has 3"):
         AutoAttack(threat).evaluate(model, x, y, Context(0))
     two, x, y = _model(classes=2)
@@ -121,7 +121,7 @@ class _Coin(Classifier):
 def test_chance_is_not_success_on_a_coin_flip() -> None:
     coin = _Coin(nn.Identity())
     x, y = torch.rand(400, 1, 4, 4), torch.zeros(400, dtype=torch.long)
-    attack = AutoAttack(Threat("Linf", Number("8/255")), batch_size=400, eot=3)
+    attack = AutoAttack(Threat("Linf", Epsilon("8/255")), batch_size=400, eot=3)
     with torch.no_grad(), scope(0):
         found, _ = _gathered(attack, coin, x, y)
         accuracy = (coin.predict(found) == y).float().mean()
@@ -149,7 +149,7 @@ class _Shaky(Classifier):
 def test_rand_moves_every_image_of_a_stochastic_model() -> None:
     model, x, y = _model()
     shaky = _Shaky(model.net)
-    attack = _Quick(Threat("Linf", Number("16/255")), eot=4)
+    attack = _Quick(Threat("Linf", Epsilon("16/255")), eot=4)
     found = attack.evaluate(shaky, x, y, Context(0))
     assert (found.columns["size"] > 0).all()
     assert set(found.columns["stage"].tolist()) <= {1, 2}
@@ -166,7 +166,7 @@ def test_it_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
     trace, counters = sys.gettrace(), dict(checks.funcs)
     level, disabled = logging.getLogger("auto-attack").level, logging.root.manager.disable
     cudnn, generator = torch.backends.cudnn.deterministic, torch.get_rng_state()
-    attack = _Quick(Threat("Linf", Number("4/255")), version="custom", attacks_to_run=["apgd-dlr", "fab"])
+    attack = _Quick(Threat("Linf", Epsilon("4/255")), version="custom", attacks_to_run=["apgd-dlr", "fab"])
     one, other = (attack.evaluate(model, x, y, Context(3)) for _ in range(2))
     assert torch.equal(one.x_adv, other.x_adv)
     assert sys.gettrace() is trace
@@ -179,7 +179,7 @@ def test_it_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_square_respects_queries_and_finds_what_gradients_find() -> None:
     model, x, y = _model()
-    threat = Threat("Linf", Number("0.3"))
+    threat = Threat("Linf", Epsilon("0.3"))
     few = Square(threat, n_queries=10).evaluate(model, x, y, Context(0)).columns
     assert few["forwards"].max() <= 10 + 3
     many = Square(threat, n_queries=500).evaluate(model, x, y, Context(0)).columns

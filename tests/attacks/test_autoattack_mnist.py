@@ -8,7 +8,7 @@ import pytest
 import torch
 from harness import Bench
 
-from bench.data.images import layout, load, to_float
+from bench.data.images import load, to_channels_last, to_float
 from bench.jobs.worker import load_model
 from bench.records.store import Store
 
@@ -29,7 +29,7 @@ def test_the_verdicts_on_mnist_are_those_of_the_package(mnist_root: Path, bench:
     ours = torch.from_numpy(store.samples(evaluated.key)["correct"])
     data = load("mnist", root=mnist_root, device=torch.device("cpu"), test=100)
     model = load_model(store, jobs[evaluated.needs[0]], data).eval()
-    x, y = layout(to_float(data.test.x)), data.test.y
+    x, y = to_channels_last(to_float(data.test.x)), data.test.y
     suite = Suite(model, eps=0.3, norm="Linf", seed=0, version="standard")
     suite.logger.disabled = True
     x_adv, _ = suite.run_standard_evaluation(x, y, batch_size=100)

@@ -11,11 +11,11 @@ from attacks.clean import Clean
 from attacks.pgd import PGD
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 
-NO_THREAT = Threat("Linf", Number(0))
+NO_THREAT = Threat("Linf", Epsilon(0))
 
 
 def _model(sigma: float = 0.25) -> tuple[Smoothed, Tensor, Tensor]:
@@ -51,7 +51,7 @@ def test_certified_accuracy_is_below_attacked_accuracy() -> None:
     radius = 0.1
     columns = Certify(NO_THREAT, n=2000).evaluate(model, x, y, Context(1)).columns
     certified = columns["correct"] & (columns["radius"] >= radius)
-    attack = PGD(Threat("L2", Number(radius)), steps=10, rel_step_size=0.25)
+    attack = PGD(Threat("L2", Epsilon(radius)), steps=10, rel_step_size=0.25)
     attacked = attack.evaluate(model, x, y, Context(1)).columns["correct"]
     assert 0 < certified.float().mean() <= attacked.float().mean()
     assert (attacked | ~certified).all()

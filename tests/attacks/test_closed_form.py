@@ -14,20 +14,20 @@ from attacks.closed_form import ClosedForm
 from attacks.pgd import PGD
 from bench.core.attack import Context
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import ascend, attack_loss
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import noise_sites
 from bench.core.threat import Norm, Threat
 from bench.noise import losses as ex
-from bench.noise.gaussian_noise import Withdrawn
+from bench.noise.gaussian_noise import NoiseFreeDeployment
 from defenses.noisy import Noisy
 from defenses.pni import PNI
 from defenses.rse import RSE
 
-NONE = Threat("Linf", Number(0))
-EPS = Threat("Linf", Number("0.1"))
+NONE = Threat("Linf", Epsilon(0))
+EPS = Threat("Linf", Epsilon("0.1"))
 KINDS = ["smoothing", "rse", "pni", "noisy"]
 
 
@@ -138,7 +138,7 @@ def test_settings_reach_the_loss() -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize(("loss", "plain"), [("margin", "cw"), ("ece_bound", "ce")])
 def test_without_noise_it_is_pgd_on_the_deterministic_loss(loss: Any, plain: Any, norm: Norm) -> None:
-    threat, model = Threat(norm, Number("0.03")), deployed("noisy")
+    threat, model = Threat(norm, Epsilon("0.03")), deployed("noisy")
     x, y = mostly_right(model)
     settings: dict[str, Any] = {"steps": 8, "rel_step_size": 0.3, "restarts": 2}
     ours = ClosedForm(threat, loss=loss, noise=0.0, rivals=0, **settings).evaluate(model, x, y, Context(3))
@@ -245,7 +245,7 @@ def test_a_deterministic_model_judges_every_iterate_itself() -> None:
     y = model.predict(x)
     seen: list[tuple[Tensor, Tensor]] = []
     # `adjoint` climbs the mean of the noisy net, so that loss and verdict differ
-    attack = ClosedForm(Threat("Linf", Number("0.05")), structure="adjoint", steps=6, rel_step_size=0.5)
+    attack = ClosedForm(Threat("Linf", Epsilon("0.05")), structure="adjoint", steps=6, rel_step_size=0.5)
     with frozen(model):
         judged = model.register_forward_hook(lambda m, args, out: seen.append((args[0].clone(), out.argmax(1) != y)))
         found, _ = attack.perturb(Counted(model), x, y, Context(0))
@@ -263,7 +263,7 @@ def test_a_deterministic_model_judges_every_iterate_itself() -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_inside_the_ball_and_nothing_left_behind(kind: str, norm: Norm) -> None:
-    model, threat = deployed(kind), Threat(norm, Number("0.05"))
+    model, threat = deployed(kind), Threat(norm, Epsilon("0.05"))
     x, y = images()
     x[:, :, :3] = 0  # at the edge of the box
     before, hooks = copy.deepcopy(model.state_dict()), [len(m._forward_hooks) for m in model.modules()]
@@ -298,7 +298,7 @@ def test_passes_of_a_run_are_counted() -> None:
         assert columns["forwards"].unique().tolist() == [forwards]
         assert columns["backwards"].unique().tolist() == [backwards]
     x, y = mostly_right(noisy)
-    tiny = Threat("Linf", Number("1e-9"))
+    tiny = Threat("Linf", Epsilon("1e-9"))
     for own, rows in (({"rivals": 3}, 3), ({"loss": "training"}, 2)):  # of training: a probe and a competitor
         columns = ClosedForm(tiny, **settings, **own).evaluate(noisy, x, y, Context(0)).columns  # type: ignore[arg-type]
         share = float(columns["clean"].float().mean())
@@ -346,7 +346,7 @@ def test_every_form_of_noisy_can_be_attacked(settings: dict[str, Any]) -> None:
     model = deployed("noisy", **settings)
     x, y = mostly_right(model)
     clean = (model.predict(x) == y).float().mean()
-    threat = Threat("Linf", Number("0.3"))
+    threat = Threat("Linf", Epsilon("0.3"))
     for loss in ("margin", "training"):
         found = ClosedForm(threat, loss=loss, steps=10).evaluate(model, x, y, Context(0))  # type: ignore[arg-type]
         assert found.columns["correct"].float().mean() < clean
@@ -356,10 +356,10 @@ def test_models_without_known_noise_are_refused_in_one_line() -> None:
     net = Net()
     assert ClosedForm(EPS).supports(Classifier(net)) == "no Gaussian noise at known sites"
     assert ClosedForm(EPS, loss="training").supports(Smoothed(net, 0.1)) == "was not trained on a closed-form loss"
-    assert ClosedForm(Threat("L1", Number(1))).supports(Smoothed(net, 0.1)) == "no L1 version; norms: Linf, L2"
+    assert ClosedForm(Threat("L1", Epsilon(1))).supports(Smoothed(net, 0.1)) == "no L1 version; norms: Linf, L2"
     for kind in KINDS:
         assert ClosedForm(EPS).supports(deployed(kind)) is None
-    assert isinstance(deployed("noisy"), Withdrawn)
+    assert isinstance(deployed("noisy"), NoiseFreeDeployment)
     with pytest.raises(ValueError, match="restarts equal"):
         ClosedForm(EPS, start="zero", restarts=2)
     with pytest.raises(ValueError, match="less than the budget"):

@@ -14,7 +14,7 @@ from attacks.pgd import PGD
 from bench import plugins
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.stochastic import Randomised
 from bench.core.threat import Norm, Threat
 from bench.planning import catalog
@@ -72,8 +72,8 @@ def trained() -> nn.Module:
 
 
 def curve(budgets: list[str], norm: Norm = "Linf", **settings: Any) -> Curve:
-    largest = max(map(Number, budgets))
-    return Curve(Threat(norm, largest), budgets=[Number(b) for b in budgets], **settings)
+    largest = max(map(Epsilon, budgets))
+    return Curve(Threat(norm, largest), budgets=[Epsilon(b) for b in budgets], **settings)
 
 
 def judged(attack: Curve, model: Classifier, x: Tensor, y: Tensor, seed: int = 0) -> tuple[Outcome, Tensor]:
@@ -89,7 +89,7 @@ def test_the_budgets_bracket_the_true_distance(norm: Norm, loss: Any) -> None:
     net, x = Linear(64), 0.5 + 0.04 * torch.randn(40, 1, 8, 8)
     model = Classifier(net)
     with torch.no_grad():
-        distance = ((x.flatten(1) - 0.5) @ net.w).abs().double() / Threat(norm, Number(1)).dual(net.w[None])
+        distance = ((x.flatten(1) - 0.5) @ net.w).abs().double() / Threat(norm, Epsilon(1)).dual_norm(net.w[None])
     y = torch.where(torch.arange(40) < 4, 1 - model.predict(x), model.predict(x))
     spread = torch.linspace(0.3, 1.7, 8, dtype=torch.float64) * float(distance.median())
     budgets = [f"{b:.6f}" for b in spread]
@@ -137,7 +137,7 @@ def test_one_budget_is_a_pgd_of_the_same_settings(trained: nn.Module) -> None:
     x, y = blobs(80)
     settings: dict[str, Any] = {"steps": 7, "rel_step_size": 0.3, "restarts": 2, "loss": "ce"}
     for norm, eps in (("Linf", "0.15"), ("L2", "1.1")):
-        threat = Threat(norm, Number(eps))  # type: ignore[arg-type]
+        threat = Threat(norm, Epsilon(eps))  # type: ignore[arg-type]
         pgd = PGD(threat, **settings).evaluate(Classifier(trained), x, y, Context(5))
         found, x_adv = judged(Curve(threat, **settings), Classifier(trained), x, y, seed=5)
         assert pgd.x_adv is not None
@@ -209,8 +209,8 @@ def test_the_curve_lies_below_separate_attacks(trained: nn.Module) -> None:
     x, y = blobs(100)
     at = judged(curve(BUDGETS, loss="ce"), Classifier(trained), x, y)[0].columns["broken_at"]
     for eps in BUDGETS[1:]:
-        alone = PGD(Threat("Linf", Number(eps))).evaluate(Classifier(trained), x, y, Context(0)).columns["correct"]
-        assert (at > float(Number(eps))).sum() <= alone.sum()
+        alone = PGD(Threat("Linf", Epsilon(eps))).evaluate(Classifier(trained), x, y, Context(0)).columns["correct"]
+        assert (at > float(Epsilon(eps))).sum() <= alone.sum()
 
 
 class _Noisy(nn.Module):
@@ -259,9 +259,9 @@ def test_a_noisy_model_is_judged_by_its_own_rule(trained: nn.Module) -> None:
 
 def test_bad_budgets_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^curve: budget 0.3 is above the eps 0.2 of the threat; expected"):
-        Curve(Threat("Linf", Number("0.2")), budgets=[Number("0.3")])
+        Curve(Threat("Linf", Epsilon("0.2")), budgets=[Epsilon("0.3")])
     with pytest.raises(ValueError, match="did you mean 8/255"):
-        Curve(Threat("Linf", Number("0.2")), budgets=[Number(8)])
+        Curve(Threat("Linf", Epsilon("0.2")), budgets=[Epsilon(8)])
     with pytest.raises(ValueError, match="less than the budget"):
         curve(["0.1"], steps=5, rel_step_size=0.1)
 
@@ -270,4 +270,4 @@ def test_budgets_stay_exact_from_a_spec_to_the_attack() -> None:
     settings = catalog.get("attacks", "curve").resolve({"budgets": [0, "2/255", 0.03137254901960784]})
     assert settings["budgets"] == ["0", "2/255", "8/255"]
     made = plugins.make("attacks", "curve", settings, {"norm": "Linf", "eps": "8/255"})
-    assert made.budgets == [Number(0), Number("2/255"), Number("8/255")]
+    assert made.budgets == [Epsilon(0), Epsilon("2/255"), Epsilon("8/255")]

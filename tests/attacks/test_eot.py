@@ -10,12 +10,12 @@ from attacks.eot import EOT, MeanOfDraws
 from attacks.pgd import PGD
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope
 from bench.core.stochastic import Randomised
 from bench.core.threat import Threat
 
-THREAT = Threat("Linf", Number("0.1"))
+THREAT = Threat("Linf", Epsilon("0.1"))
 
 
 class _Coin(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks.flatness import Flatness
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.stochastic import Randomised
 from bench.core.threat import Threat
@@ -58,7 +58,7 @@ def images(count: int = 20, size: int = 6, classes: int = 3) -> tuple[Tensor, Te
 
 
 def flat(model: Classifier, x: Tensor, y: Tensor, eps: str = EPS, place: int = 0, **settings: Any) -> Columns:
-    attack = Flatness(Threat("Linf", Number(eps)), **{"gamma": GAMMA, "directions": 3, **settings})
+    attack = Flatness(Threat("Linf", Epsilon(eps)), **{"gamma": GAMMA, "directions": 3, **settings})
     return attack.evaluate(model, x, y, Context(place)).columns
 
 
@@ -83,7 +83,7 @@ def test_losses_on_a_linear_model_are_those_by_hand(kind: Any) -> None:
     net = Linear()
     x, y = torch.rand(9, 1, 3, 4, dtype=torch.float64) * 0.6 + 0.2, torch.arange(9) % 2
     found = flat(Classifier(net), x, y, images=kind, distances=[-0.5, 0.3])
-    weight, bias, eps = net.head.weight.detach(), net.head.bias.detach(), float(Number(EPS))
+    weight, bias, eps = net.head.weight.detach(), net.head.bias.detach(), float(Epsilon(EPS))
     expected = {"clean_loss": linear_loss(weight, bias, x, y, 0, weight)}
     expected["adversarial_loss"] = linear_loss(weight, bias, x, y, eps, weight)
     for distance in (-0.5, 0.3):
@@ -101,7 +101,7 @@ def test_one_step_to_the_worst_weights_is_that_of_awp(kind: Any) -> None:
     net = Linear()
     x, y = torch.rand(9, 1, 3, 4, dtype=torch.float64) * 0.6 + 0.2, torch.arange(9) % 2
     found = flat(Classifier(net), x, y, images=kind, weight_steps=1, gamma=0.3)
-    bias, eps = net.head.bias.detach(), float(Number(EPS))
+    bias, eps = net.head.bias.detach(), float(Epsilon(EPS))
     for name, budget in (("clean", 0.0), ("adversarial", eps)):
         weight = net.head.weight.detach().clone().requires_grad_(True)
         here = linear_loss(weight, bias, x, y, budget, weight.detach())
@@ -214,7 +214,7 @@ def test_a_stochastic_model_has_the_same_noise_at_every_point() -> None:
 
 def test_weights_under_noise_are_moved_too() -> None:
     x, y = images()
-    net = PNI(Threat("Linf", Number(EPS))).wrap(Net().float()).eval()
+    net = PNI(Threat("Linf", Epsilon(EPS))).wrap(Net().float()).eval()
     assert len(noiseless_weights(net)) == 3
     found = flat(Classifier(net), x.float(), y, directions=1, distances=[0.5])
     assert (found["clean_loss_0.5"][:, 0] - found["clean_loss"]).abs().mean() > 1e-2
@@ -239,7 +239,7 @@ def test_steps_uphill_and_the_ball_are_relative_to_each_weight() -> None:
 
 
 def test_bad_settings_are_refused_in_one_line() -> None:
-    threat = Threat("Linf", Number(EPS))
+    threat = Threat("Linf", Epsilon(EPS))
     for distances in ([], [0.1, 0.1], [0.0, 0.1]):
         with pytest.raises(ValueError, match=r"^flatness: distances is .* expected different numbers other than 0$"):
             Flatness(threat, distances=distances)

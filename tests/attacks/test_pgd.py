@@ -20,7 +20,7 @@ from attacks.square import Square
 from attacks.torchattacks import TorchAttacks
 from bench.core.attack import Attack, Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import AttackLoss
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Norm, Threat
@@ -47,7 +47,7 @@ def _linear(norm: Norm) -> tuple[Classifier, Tensor, Tensor, Tensor]:
     model = Classifier(net)
     with torch.no_grad():
         score = (x.flatten(1) - 0.5) @ net.w
-        distance = score.abs() / Threat(norm, Number(1)).dual(net.w[None])
+        distance = score.abs() / Threat(norm, Epsilon(1)).dual_norm(net.w[None])
         return model, x, model.predict(x), distance
 
 
@@ -57,7 +57,7 @@ def test_pgd_fails_just_below_the_margin_and_succeeds_just_above(norm: Norm, los
     model, x, y, distance = _linear(norm)
     for share, broken in ((0.97, False), (1.03, True)):
         for i in range(0, len(x), 8):
-            threat = Threat(norm, Number(share * float(distance[i])))
+            threat = Threat(norm, Epsilon(share * float(distance[i])))
             attack = PGD(threat, steps=20, rel_step_size=0.25, loss=loss)
             found = attack.evaluate(model, x[i : i + 1], y[i : i + 1], Context(0))
             assert found.columns["correct"].item() is not broken
@@ -76,14 +76,14 @@ def test_l1_steps_pass_over_pixels_that_cannot_move() -> None:
         score = (x.flatten(1) - net.origin) @ net.w
         distance = float(score) / float(net.w[8:].abs().max())
     for share, broken in ((0.97, False), (1.03, True)):
-        attack = PGD(Threat("L1", Number(share * distance)), steps=20, rel_step_size=0.25)
+        attack = PGD(Threat("L1", Epsilon(share * distance)), steps=20, rel_step_size=0.25)
         assert attack.evaluate(model, x, label, Context(0)).columns["correct"].item() is not broken
 
 
 @pytest.mark.parametrize(("sparsity", "moved"), [(0.0, 64), (0.75, 16), (0.99, 1)])
 def test_an_l1_step_moves_the_largest_coordinates_by_the_same(sparsity: float, moved: int) -> None:
     model, x, y, distance = _linear("L1")
-    threat = Threat("L1", Number(float(distance.min()) / 2))
+    threat = Threat("L1", Epsilon(float(distance.min()) / 2))
     attack = PGD(threat, steps=1, rel_step_size=1.0, start="zero", sparsity=sparsity)
     found = attack.evaluate(model, x, y, Context(0))
     assert found.x_adv is not None
@@ -93,7 +93,7 @@ def test_an_l1_step_moves_the_largest_coordinates_by_the_same(sparsity: float, m
     chosen = torch.zeros_like(w).index_fill_(0, w.abs().topk(moved).indices, threat.radius / moved)
     torch.testing.assert_close(change, towards * chosen, rtol=0, atol=1e-7)
     steps = attack._direction(torch.randn_like(x), x)  # before any projection
-    torch.testing.assert_close(threat.size(steps), torch.ones(len(x)))
+    torch.testing.assert_close(threat.norm_of(steps), torch.ones(len(x)))
 
 
 class _Scripted(Classifier):
@@ -115,7 +115,7 @@ def test_eot_climbs_the_mean_gradient_of_fresh_draws() -> None:
     torch.manual_seed(0)
     weights, x = torch.randn(6, 16), 0.5 + 0.01 * torch.randn(5, 1, 4, 4)
     y = torch.tensor([0, 1, 0, 1, 1])
-    threat = Threat("L2", Number("0.1"))
+    threat = Threat("L2", Epsilon("0.1"))
     for eot in (1, 3, 6):
         model = _Scripted(weights)
         attack = PGD(threat, steps=1, rel_step_size=1.0, start="zero", loss="cw", eot=eot)
@@ -129,7 +129,7 @@ def test_eot_climbs_the_mean_gradient_of_fresh_draws() -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_eot_changes_nothing_for_a_deterministic_model(norm: Norm) -> None:
     x, y = blobs(30)
-    model, threat = Classifier(_conv()), Threat(norm, Number({"Linf": "0.1", "L2": "0.6", "L1": "3"}[norm]))
+    model, threat = Classifier(_conv()), Threat(norm, Epsilon({"Linf": "0.1", "L2": "0.6", "L1": "3"}[norm]))
     one, other = (PGD(threat, steps=8, rel_step_size=0.25, eot=n).evaluate(model, x, y, Context(0)) for n in (1, 3))
     assert one.x_adv is not None
     assert other.x_adv is not None
@@ -141,7 +141,7 @@ def test_eot_changes_nothing_for_a_deterministic_model(norm: Norm) -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_fgsm_is_exact_on_a_linear_model(norm: Norm) -> None:
     model, x, y, distance = _linear(norm)
-    threat = Threat(norm, Number(float(distance.median())))
+    threat = Threat(norm, Epsilon(float(distance.median())))
     found = FGSM(threat).evaluate(model, x, y, Context(0))
     sure = (distance / distance.median() - 1).abs() > 1e-3
     assert torch.equal(found.columns["correct"][sure], (distance > distance.median())[sure])
@@ -189,11 +189,11 @@ def _inside_graph_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps:
 def test_images_at_the_edge_of_the_box_are_no_shelter() -> None:
     net = _conv()
     x, y = blobs(150)
-    model, threat = Classifier(net), Threat("Linf", Number("0.2"))
+    model, threat = Classifier(net), Threat("Linf", Epsilon("0.2"))
     found = PGD(threat, steps=20).evaluate(model, x, y, Context(0)).columns["correct"].float().mean()
     trapped = model.predict(_inside_graph_pgd(net, x, y, threat.radius, 20)) == y
     with torch.no_grad():
-        signs = model.predict(threat.feasible(x, x + 0.2 * torch.randn_like(x).sign())) == y
+        signs = model.predict(threat.project_to_image(x, x + 0.2 * torch.randn_like(x).sign())) == y
     assert found < trapped.float().mean() - 0.3
     assert found < signs.float().mean()
 
@@ -204,7 +204,7 @@ def test_pgd_is_no_weaker_than_torchattacks(norm: Norm, method: str, eps: str) -
     pytest.importorskip("torchattacks")
     x, y = blobs(150)
     model = Classifier(_conv())
-    threat = Threat(norm, Number(eps) if norm == "Linf" else Number(6 * Number(eps)))
+    threat = Threat(norm, Epsilon(eps) if norm == "Linf" else Epsilon(6 * Epsilon(eps)))
     ours = PGD(threat, steps=20).evaluate(model, x, y, Context(0))
     theirs = TorchAttacks(threat, method=method, kwargs={"steps": 20, "alpha": 0.1 * threat.radius})
     accuracy = ours.columns["correct"].float().mean()
@@ -214,7 +214,7 @@ def test_pgd_is_no_weaker_than_torchattacks(norm: Norm, method: str, eps: str) -
 
 def test_cost_is_two_passes_a_step_and_one() -> None:
     x, y = blobs(40)
-    model, threat = Classifier(_conv()), Threat("Linf", Number("0.001"))
+    model, threat = Classifier(_conv()), Threat("Linf", Epsilon("0.001"))
     found = PGD(threat, steps=7, rel_step_size=0.2).evaluate(model, x, y, Context(0)).columns
     attacked = found["clean"].float().mean()
     assert found["forwards"].unique().tolist() == pytest.approx([8 * float(attacked)])
@@ -226,7 +226,7 @@ def test_more_steps_restarts_and_budget_never_help_the_model() -> None:
     model = Classifier(_conv())
 
     def accuracy(eps: str, steps: int = 10, restarts: int = 1) -> float:
-        attack = PGD(Threat("Linf", Number(eps)), steps=steps, rel_step_size=0.25, restarts=restarts, loss="cw")
+        attack = PGD(Threat("Linf", Epsilon(eps)), steps=steps, rel_step_size=0.25, restarts=restarts, loss="cw")
         return float(attack.evaluate(model, x, y, Context(3)).columns["correct"].float().mean())
 
     assert accuracy("0") >= accuracy("0.1") >= accuracy("0.2") >= accuracy("0.5") == 0
@@ -243,7 +243,7 @@ def test_without_a_budget_it_is_clean_accuracy(adapter: type[Attack], smoothed: 
     x, y = blobs(60)
     y = torch.where(torch.arange(60) < 5, (y + 1) % 5, y)
     model = Smoothed(_conv(), sigma=0.3, n_vote=20) if smoothed else Classifier(_conv())
-    found = adapter(Threat("Linf", Number(0))).evaluate(model, x, y, Context(0))
+    found = adapter(Threat("Linf", Epsilon(0))).evaluate(model, x, y, Context(0))
     assert torch.equal(found.columns["correct"], found.columns["clean"])
     assert found.x_adv is not None
     assert torch.equal(found.x_adv, x)
@@ -252,14 +252,14 @@ def test_without_a_budget_it_is_clean_accuracy(adapter: type[Attack], smoothed: 
 
 
 def test_weak_settings_are_refused() -> None:
-    threat = Threat("Linf", Number("0.1"))
+    threat = Threat("Linf", Epsilon("0.1"))
     with pytest.raises(ValueError, match="less than the budget"):
         PGD(threat, steps=5, rel_step_size=0.1)
     with pytest.raises(ValueError, match="restarts equal"):
         PGD(threat, start="zero", restarts=2)
     with pytest.raises(ValueError, match="gradient of loss=kl is 0"):
         PGD(threat, start="zero", loss="kl")
-    assert FGSM(Threat("L1", Number(1))).supports(Classifier(_conv())) == "no L1 version; norms: Linf, L2"
+    assert FGSM(Threat("L1", Epsilon(1))).supports(Classifier(_conv())) == "no L1 version; norms: Linf, L2"
 
 
 def _mnist(root: Path, train: bool, count: int) -> tuple[Tensor, Tensor]:
@@ -301,7 +301,7 @@ def test_pgd_40_is_as_strong_as_apgd_on_mnist(
     mnist_root: Path, loss: AttackLoss, rival: Literal["apgd-ce", "apgd-dlr"]
 ) -> None:
     # like with like: on this net PGD-40 on the margin leaves 57.5 % standing, on cross-entropy 56 %, APGD-CE x5 55 %
-    model, threat = Classifier(_mnist_net(mnist_root)), Threat("Linf", Number("0.1"))
+    model, threat = Classifier(_mnist_net(mnist_root)), Threat("Linf", Epsilon("0.1"))
     x, y = _mnist(mnist_root, False, 200)
     ours = PGD(threat, steps=40, rel_step_size=0.1, loss=loss).evaluate(model, x, y, Context(0)).columns
     apgd = AutoAttack(threat, version="custom", attacks_to_run=[rival]).evaluate(model, x, y, Context(0)).columns

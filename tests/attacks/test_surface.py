@@ -15,7 +15,7 @@ from attacks.surface import Surface, across
 from bench import plugins
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.stochastic import Randomised
 from bench.core.threat import Norm, Threat
@@ -67,7 +67,7 @@ def measured(
     net: nn.Module, x: Tensor, y: Tensor, norm: Norm = "Linf", eps: str = EPS, place: int = PLACE, **settings: Any
 ) -> Columns:
     model = net if isinstance(net, Classifier) else Classifier(net)
-    return Surface(Threat(norm, Number(eps)), **settings).evaluate(model, x, y, Context(place)).columns
+    return Surface(Threat(norm, Epsilon(eps)), **settings).evaluate(model, x, y, Context(place)).columns
 
 
 def known(h: Any, x: Tensor, norm: Norm = "Linf", eps: str = EPS, **settings: Any) -> Columns:
@@ -143,7 +143,7 @@ def test_all_columns_are_those_of_the_definition(norm: Norm, points: int, reach:
     eps = "0.1" if norm == "Linf" else "0.6"
     for x, y in (images(), at_the_edge()):
         found = measured(Net(), x, y, norm, eps, points=points, reach=reach)
-        same(found, by_hand(Net(), x, y, norm, float(Number(eps)), points, reach))
+        same(found, by_hand(Net(), x, y, norm, float(Epsilon(eps)), points, reach))
         assert found["loss"].shape == (6, points, points)
         assert (found["nonlinearity"] > 0.01).all()
 
@@ -255,12 +255,12 @@ def test_directions_have_unit_norm_and_in_l2_a_right_angle(dtype: torch.dtype) -
     torch.manual_seed(2)
     grad = torch.randn(5, 3, 8, 8, dtype=dtype)
     for norm in NORMS:
-        threat = Threat(norm, Number(EPS))
-        u = threat.direction(grad)
+        threat = Threat(norm, Epsilon(EPS))
+        u = threat.steepest_direction(grad)
         v = across(threat, u)
         assert u.dtype == v.dtype == dtype
-        torch.testing.assert_close(threat.size(u), torch.ones(5, dtype=dtype))
-        torch.testing.assert_close(threat.size(v), torch.ones(5, dtype=dtype))
+        torch.testing.assert_close(threat.norm_of(u), torch.ones(5, dtype=dtype))
+        torch.testing.assert_close(threat.norm_of(v), torch.ones(5, dtype=dtype))
         assert (v[0] != v[1]).any()
         if norm == "L2":
             assert (u * v).flatten(1).sum(1).abs().max() < 1e-6
@@ -274,13 +274,13 @@ def test_directions_have_unit_norm_and_in_l2_a_right_angle(dtype: torch.dtype) -
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_gradient_however_small_has_a_direction_and_a_zero_one_has_none(norm: Norm) -> None:
     torch.manual_seed(2)
-    grad, threat = torch.randn(3, 1, 4, 4), Threat(norm, Number(EPS))
-    torch.testing.assert_close(threat.direction(1e-30 * grad), threat.direction(grad))
+    grad, threat = torch.randn(3, 1, 4, 4), Threat(norm, Epsilon(EPS))
+    torch.testing.assert_close(threat.steepest_direction(1e-30 * grad), threat.steepest_direction(grad))
     grad[1] = 0
-    u = threat.direction(grad)
+    u = threat.steepest_direction(grad)
     v = across(threat, u)
     assert (u[1] == 0).all()
-    torch.testing.assert_close(threat.size(v), torch.ones(3))
+    torch.testing.assert_close(threat.norm_of(v), torch.ones(3))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -411,7 +411,7 @@ def test_a_loss_that_is_not_finite_stays_so_and_spoils_no_other_image() -> None:
 )
 def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^surface: {said}[^\n]*$"):
-        Surface(Threat("Linf", Number(EPS)), **settings)
+        Surface(Threat("Linf", Epsilon(EPS)), **settings)
     with pytest.raises(ValueError, match=r"surface|greater than"):
         plugins.make("attacks", "surface", settings, {"norm": "Linf", "eps": EPS})
 

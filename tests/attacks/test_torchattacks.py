@@ -14,7 +14,7 @@ from attacks import _torchattacks as tables
 from attacks.torchattacks import TorchAttacks
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Norm, Threat
 
 package = pytest.importorskip("torchattacks")
@@ -46,7 +46,7 @@ def _cheap(method: str) -> dict[str, Any]:
 
 
 def _attack(method: str, norm: Norm, eps: str | None = None, **more: Any) -> TorchAttacks:
-    return TorchAttacks(Threat(norm, Number(eps or EPS[norm])), method=method, kwargs={**_cheap(method), **more})
+    return TorchAttacks(Threat(norm, Epsilon(eps or EPS[norm])), method=method, kwargs={**_cheap(method), **more})
 
 
 def _state(model: nn.Module) -> list[Any]:
@@ -95,7 +95,7 @@ def test_the_table_knows_the_whole_package() -> None:
 @pytest.mark.parametrize("method", sorted(tables.REFUSED))
 def test_what_no_norm_of_ours_bounds_says_so(method: str) -> None:
     model, x, y = _model()
-    attack = TorchAttacks(Threat("Linf", Number("8/255")), method=method)
+    attack = TorchAttacks(Threat("Linf", Epsilon("8/255")), method=method)
     reason = attack.supports(model)
     assert reason is not None
     with pytest.raises(ValueError, match=method):
@@ -113,14 +113,14 @@ MINIMAL: list[tuple[str, Norm, dict[str, Any]]] = [
 def test_minimal_norm_methods_are_scored_at_eps(method: str, norm: Norm, kwargs: dict[str, Any]) -> None:
     model, x, y = _model()
     model, x, y = model, x[:-1], y[:-1]
-    wide = TorchAttacks(Threat(norm, Number(500)), method=method, kwargs=kwargs).evaluate(model, x, y, Context(0))
+    wide = TorchAttacks(Threat(norm, Epsilon(500)), method=method, kwargs=kwargs).evaluate(model, x, y, Context(0))
     distance = wide.columns["distance"]
     broken = ~wide.columns["correct"]
     assert broken.any()
     assert torch.equal(torch.isfinite(distance), broken)
     torch.testing.assert_close(distance[broken], wide.columns["size"][broken])
     cut = float(distance[broken].median())
-    tight = TorchAttacks(Threat(norm, Number(cut)), method=method, kwargs=kwargs).evaluate(model, x, y, Context(0))
+    tight = TorchAttacks(Threat(norm, Epsilon(cut)), method=method, kwargs=kwargs).evaluate(model, x, y, Context(0))
     torch.testing.assert_close(tight.columns["distance"], distance)
     if method in tables.L0:
         assert wide.x_adv is not None
@@ -134,13 +134,13 @@ def test_minimal_norm_methods_are_scored_at_eps(method: str, norm: Norm, kwargs:
 def test_spsa_is_an_attack_at_any_eps() -> None:
     model, x, y = _model()
     for eps in ("0.1", "0.3"):  # one step of the package's own length is 0.01
-        spsa = TorchAttacks(Threat("Linf", Number(eps)), method="SPSA", kwargs={"nb_iter": 5}).evaluate(
+        spsa = TorchAttacks(Threat("Linf", Epsilon(eps)), method="SPSA", kwargs={"nb_iter": 5}).evaluate(
             model, x[:-1], y[:-1], Context(0)
         )
-        noise = x + float(Number(eps)) * torch.randn_like(x).sign()
+        noise = x + float(Epsilon(eps)) * torch.randn_like(x).sign()
         with torch.no_grad():
             by_chance = model.predict(noise.clamp(0, 1))[:-1] == y[:-1]
-        assert spsa.columns["size"].max() == pytest.approx(float(Number(eps)), abs=1e-5)
+        assert spsa.columns["size"].max() == pytest.approx(float(Epsilon(eps)), abs=1e-5)
         assert spsa.columns["correct"].sum() < by_chance.sum()
     assert not spsa.columns["correct"].any()
 
@@ -161,7 +161,7 @@ def test_logits_below_zero_are_no_shelter(method: str) -> None:
     model, x, y = _model()
     norm: Norm = "L2" if method == "CW" else "L1"
     kwargs = {"c": 10.0, "lr": 0.1} if method == "CW" else {}
-    attack = TorchAttacks(Threat(norm, Number(50)), method=method, kwargs=kwargs)
+    attack = TorchAttacks(Threat(norm, Epsilon(50)), method=method, kwargs=kwargs)
     broken = ~attack.evaluate(model, x[:-1], y[:-1], Context(0)).columns["correct"]
     shifted = ~attack.evaluate(Classifier(_Shifted(model.net)), x[:-1], y[:-1], Context(0)).columns["correct"]
     assert broken.any()
@@ -174,7 +174,7 @@ def test_cw_moves_black_pixels() -> None:
     x = torch.zeros(4, 1, 4, 4)
     model = Classifier(net)
     y = model.predict(x)
-    attack = TorchAttacks(Threat("L2", Number(4)), method="CW", kwargs={"c": 10.0, "lr": 0.5, "steps": 100})
+    attack = TorchAttacks(Threat("L2", Epsilon(4)), method="CW", kwargs={"c": 10.0, "lr": 0.5, "steps": 100})
     assert not attack.evaluate(model, x, y, Context(0)).columns["correct"].any()
 
 
@@ -206,7 +206,7 @@ def test_step_sizes_follow_eps_unless_given() -> None:
 
 def test_mistakes_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = _model()
-    threat = Threat("Linf", Number("8/255"))
+    threat = Threat("Linf", Epsilon("8/255"))
     with pytest.raises(ValueError, match="no attack 'mifgs'; did you mean MIFGSM"):
         TorchAttacks(threat, method="mifgs")
     with pytest.raises(ValueError, match="PGD has no setting 'eps'"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks.transfer import Transfer
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.executors.base import todo
 from bench.planning.job import Job
@@ -21,7 +21,7 @@ from bench.planning.spec import build
 from bench.records.store import IMAGES, Store
 
 ROOT = Path("no-data-here")
-THREAT = Threat("Linf", Number("0.1"))
+THREAT = Threat("Linf", Epsilon("0.1"))
 
 
 class _Bright(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench import contract, plugins
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, keep_buffers
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 from bench.planning import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ class _LeavesBatchNormMoved(Defense):
         net(batch.x)
         return batch.x
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(adv), batch.y)}
 
 
@@ -70,39 +70,39 @@ class _FreezesTheHead(_LeavesBatchNormMoved):
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         return batch.x
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         net.head.requires_grad_(False)
         return {"ce": F.cross_entropy(net(adv), batch.y)}
 
 
 class _ForgetsTheBias(_FreezesTheHead):
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(adv) - net.head.bias, batch.y)}
 
 
 class _SaysItSmoothsLabels(_FreezesTheHead):
-    honours = ("label_smoothing",)
+    supports_recipe = ("label_smoothing",)
 
 
 class _SmoothsLabelsInSilence(_FreezesTheHead):
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
 
 class _Explodes(_FreezesTheHead):
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(adv) / 0, batch.y)}
 
 
 class _DrawsOnItsOwn(_FreezesTheHead):
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         generator = torch.Generator()
         generator.seed()
         return {"ce": F.cross_entropy(net(adv + 0.1 * torch.rand(adv.shape, generator=generator)), batch.y)}
 
 
 class _HidesItsNoise(_FreezesTheHead):
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(adv), batch.y)}
 
     def deploy(self, net: nn.Module) -> Classifier:
@@ -114,7 +114,7 @@ class _ForgetsItsCount(_FreezesTheHead):
 
     steps = 0
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         self.steps += 1
         return {"ce": F.cross_entropy(net(adv), batch.y) * (1 + self.steps)}
 
@@ -124,7 +124,7 @@ class _LogsWhatItForgets(_HidesItsNoise):
 
     steps = 0
 
-    def step(self, net: nn.Module, updater: Any, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Any, batch: Batch) -> Losses:
         self.steps += 1
         return super().step(net, updater, batch)
 
@@ -179,7 +179,7 @@ class _Unseeded(_Touching):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         generator = torch.Generator()
         generator.seed()
-        return self.threat.feasible(x, x + torch.rand(x.shape, generator=generator) - 0.5), {}
+        return self.threat.project_to_image(x, x + torch.rand(x.shape, generator=generator) - 0.5), {}
 
 
 class _Training(_Touching):

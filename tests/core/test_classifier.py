@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import BatchNormMode, Classifier, Counted, frozen, keep_buffers
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 
@@ -67,7 +67,7 @@ def test_without_a_budget_a_stochastic_model_keeps_its_clean_verdicts() -> None:
     model = Smoothed(_net().eval(), sigma=5.0, n_vote=15, alpha=0.9)
     x = torch.rand(200, 1, 2, 2)
     y = model.predict(x).mode().values.expand(200)
-    found = _Nothing(Threat("Linf", Number(0))).evaluate(model, x, y, Context(0))
+    found = _Nothing(Threat("Linf", Epsilon(0))).evaluate(model, x, y, Context(0))
     assert torch.equal(found.columns["correct"], found.columns["clean"])
     assert 0 < found.columns["clean"].float().mean() < 1
 
@@ -77,5 +77,5 @@ def test_clean_errors_are_not_attacked_and_not_robust() -> None:
     x = torch.rand(20, 1, 2, 2)
     with torch.no_grad():
         y = (model.predict(x) + (torch.arange(20) % 2)) % 3
-    found = _Nothing(Threat("Linf", Number("8/255"))).evaluate(model, x, y, Context(0))
+    found = _Nothing(Threat("Linf", Epsilon("8/255"))).evaluate(model, x, y, Context(0))
     assert found.columns["correct"].tolist() == found.columns["clean"].tolist() == [i % 2 == 0 for i in range(20)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.closed_form import ClosedForm
 from bench.core.classifier import Classifier, Counted
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import InputNoise, Randomised, Site, noise_off, noise_sites
 from bench.core.threat import Threat
@@ -24,7 +24,7 @@ from bench.training.cost import _Flops
 from defenses.pni import PNI
 from defenses.rse import RSE
 
-NONE = Threat("Linf", Number(0))
+NONE = Threat("Linf", Epsilon(0))
 DRAWS = 10_000  # a variance is known to 1.4 % then
 
 
@@ -284,7 +284,7 @@ def test_passes_are_what_is_computed(structure: Literal["diag", "adjoint", "jaco
     with _Flops() as one, torch.no_grad():
         net(x)
     counted = Counted(model)
-    objective = ClosedForm(Threat("Linf", Number("0.1")), structure=structure, rivals=2)._objective(counted)
+    objective = ClosedForm(Threat("Linf", Epsilon("0.1")), structure=structure, rivals=2)._objective(counted)
     point = x.clone().requires_grad_()
     objective(x, y)  # traces the graph
     counted.forwards = counted.backwards = 0

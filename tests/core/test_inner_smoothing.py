@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.certify import Certify
 from bench.core.attack import Context
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import InputNoise, NoiseSource, noise_off, noise_sites
 from bench.core.threat import Threat
@@ -117,7 +117,7 @@ class Loud(NoiseSource):
 
 def test_what_certifies_nothing_says_so() -> None:
     torch.manual_seed(0)
-    judge, x = Certify(Threat("Linf", Number(0)), n=100, n0=5), torch.rand(2, 1, 4, 4)
+    judge, x = Certify(Threat("Linf", Epsilon(0)), n=100, n0=5), torch.rand(2, 1, 4, 4)
     net = TwoSides(0.2, between=nn.Sequential(nn.ReLU(), nn.Linear(6, 6))).eval()
     assert judge.supports(InnerSmoothed(net)) is None
     behind = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3)).eval()

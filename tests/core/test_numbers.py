@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.core.epsilon import Number, parse_eps
+from bench.core.epsilon import Epsilon, parse_eps
 
 
 def test_the_float_nearest_to_a_fraction_is_that_fraction() -> None:
-    assert Number("8/255") == Number(0.03137254901960784) == Number("0.03137254901960784")
-    assert Number("0.031") != Number("8/255")
-    assert Number("8e-3") == Number(0.008) == Number("1/125")
+    assert Epsilon("8/255") == Epsilon(0.03137254901960784) == Epsilon("0.03137254901960784")
+    assert Epsilon("0.031") != Epsilon("8/255")
+    assert Epsilon("8e-3") == Epsilon(0.008) == Epsilon("1/125")
 
 
 @pytest.mark.parametrize(
@@ -34,26 +34,26 @@ def test_the_float_nearest_to_a_fraction_is_that_fraction() -> None:
 )
 def test_numbers_are_printed_as_they_are_known(given_: object, shown: str) -> None:
     # half a pixel level prints as a plain fraction in lowest terms
-    assert str(Number(given_)) == (shown if shown != "5/510" else "1/102")
-    assert Number(str(Number(given_))) == Number(given_)
+    assert str(Epsilon(given_)) == (shown if shown != "5/510" else "1/102")
+    assert Epsilon(str(Epsilon(given_))) == Epsilon(given_)
 
 
 @given(st.integers(0, 2000), st.integers(1, 1020))
 def test_round_trip(top: int, bottom: int) -> None:
-    number = Number(Fraction(top, bottom))
-    assert Number(str(number)) == number == Number(float(number))
+    number = Epsilon(Fraction(top, bottom))
+    assert Epsilon(str(number)) == number == Epsilon(float(number))
     assert repr(number) == f"Number('{number}')"
 
 
 @given(st.floats(0, 1e6, allow_nan=False))
 def test_every_float_survives(value: float) -> None:
-    assert float(Number(value)) == value
+    assert float(Epsilon(value)) == value
 
 
 @pytest.mark.parametrize("bad", ["", "eight", "8/", "1/0", "-1", "nan", "inf", True, None, "8//255", "0x10", "1e9999"])
 def test_anything_else_is_refused_in_one_line(bad: object) -> None:
     with pytest.raises(ValueError, match="expected") as error:
-        Number(bad)
+        Epsilon(bad)
     assert "\n" not in str(error.value)
 
 
@@ -66,4 +66,4 @@ def test_pixel_units_are_noticed() -> None:
 
 def test_a_number_beyond_floats_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="'1e999' is not a number"):
-        Number("1e999")
+        Epsilon("1e999")

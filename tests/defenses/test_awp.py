@@ -14,7 +14,7 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from bench.core.defense import Defense, Terms
+from bench.core.defense import Defense, Losses
 from bench.core.weights import layer_weights, noise_like, shifted
 from bench.planning import catalog
 from bench.planning.labels import label
@@ -44,7 +44,7 @@ def awp(base: str, gamma: float = 0.05, **settings: Any) -> AWP:
     return AWP(THREAT, base={"name": base, "set": settings}, gamma=gamma, warmup=0.0)
 
 
-def total(terms: Terms) -> Tensor:
+def total(terms: Losses) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 

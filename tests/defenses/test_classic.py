@@ -12,8 +12,8 @@ import toys
 from torch import Tensor, nn
 
 from bench.core.classifier import BatchNormMode
-from bench.core.defense import Batch, Defense, Terms
-from bench.core.epsilon import Number
+from bench.core.defense import Batch, Defense, Losses
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import kl
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
@@ -22,8 +22,8 @@ from defenses.smoothing import Smoothing
 from defenses.standard import Standard
 from defenses.trades import TRADES
 
-THREAT = Threat("Linf", Number("8/255"))
-NONE = Threat("Linf", Number(0))
+THREAT = Threat("Linf", Epsilon("8/255"))
+NONE = Threat("Linf", Epsilon(0))
 
 
 def _net(batch_norm: bool = False) -> nn.Sequential:
@@ -47,7 +47,7 @@ class _Descent:
     def __init__(self, net: nn.Module, lr: float = 0.1) -> None:
         self.optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()
@@ -144,7 +144,7 @@ def test_trades_equals_a_reference_from_the_formula() -> None:
 
 
 def test_trades_in_the_l2_ball_climbs_the_divergence_too() -> None:
-    threat, net, batch = Threat("L2", Number("0.5")), _net(), _batch()
+    threat, net, batch = Threat("L2", Epsilon("0.5")), _net(), _batch()
     torch.manual_seed(7)
     found = TRADES(threat, steps=4, rel_step_size=0.4).inner(net, batch)
     torch.manual_seed(7)
@@ -206,7 +206,7 @@ def test_cost(kind: Any, settings: dict[str, int], expected: int) -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("mode", ["eval", "train", "train_frozen_stats"])
 def test_pgd_at_equals_a_reference_from_the_formula(norm: str, mode: BatchNormMode) -> None:
-    threat = Threat(norm, Number("0.1"))  # type: ignore[arg-type]
+    threat = Threat(norm, Epsilon("0.1"))  # type: ignore[arg-type]
     net, reference, batch = _net(batch_norm=True), _net(batch_norm=True), _batch()
     defense = PGDAT(threat, steps=4, rel_step_size=0.3, attack_bn_mode=mode)
     torch.manual_seed(3)

@@ -23,7 +23,7 @@ from toys import (
     weights_after,
 )
 
-from bench.core.defense import Batch, Terms
+from bench.core.defense import Batch, Losses
 from defenses.fast_at import FastAT
 
 
@@ -82,7 +82,7 @@ class _Wrecks(Descent):
         super().__init__(model)
         self.model, self.ruin = model, False
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         super().descend(terms)
         if self.ruin:
             with torch.no_grad():
@@ -98,7 +98,7 @@ def _easy(count: int = 40) -> Batch:
 
 def _epochs(
     defense: FastAT, model: Net, updater: Descent, first: int, last: int, steps: int = 5, total: int = 100
-) -> list[Terms]:
+) -> list[Losses]:
     found = []
     for epoch in range(first, last):
         for place in range(steps):

@@ -20,7 +20,7 @@ from toys import (
     weights_after,
 )
 
-from bench.core.defense import Terms
+from bench.core.defense import Losses
 from bench.core.threat import Norm
 from bench.planning.spec import TrainSpec
 from bench.training.optimizer import optimisation
@@ -64,7 +64,7 @@ def test_first_gradients_equal_plain_ones_to_rounding() -> None:
     model, data, seen = net(), batch(), {}
 
     class Look(Descent):
-        def descend(self, terms: Terms) -> None:
+        def descend(self, terms: Losses) -> None:
             super().descend(terms)
             seen["weights"] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -121,7 +121,7 @@ def test_the_attack_leaves_no_trace() -> None:
 
 def test_an_updater_without_a_backward_pass_is_refused() -> None:
     class Idle:
-        def descend(self, terms: Terms) -> None:
+        def descend(self, terms: Losses) -> None:
             """Does nothing."""
 
     with pytest.raises(ValueError, match="needs its backward pass"):

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.core.defense import Batch
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.planning import catalog
 from defenses.noisy import Noise, Noisy
 from defenses.noisy_sampled import NoisySampled
 
-THREAT = Threat("Linf", Number(0))
+THREAT = Threat("Linf", Epsilon(0))
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"site": "input"},
@@ -302,7 +302,7 @@ def test_withdrawing_the_noise_shifts_the_mean_of_a_rectified_net() -> None:
 
 def test_the_defaults_of_young_settings_are_what_old_records_had() -> None:
     """These settings are left out of old jobs: another default would change what their keys mean."""
-    young = {name: getattr(Noisy(THREAT), name) for name in Noisy.added}
+    young = {name: getattr(Noisy(THREAT), name) for name in Noisy.settings_added_later}
     assert young == {
         "scale": "absolute",
         "noise_at": "pre_bn",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attacks.certify import Certify
 from attacks.pgd import PGD
 from bench.core.attack import Context
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.stochastic import noise_off, noise_sites
 from bench.core.threat import Threat
 from bench.models import lenet5, preact_resnet18
@@ -122,7 +122,7 @@ def test_certified_radius_against_the_true_distance(sigma: float) -> None:
     distance = (logits[:, 0] - logits[:, 1]).abs() / gap.norm()
     model = defense.deploy(net)
     assert model.radius_unit(x) == pytest.approx(sigma / 4, rel=1e-6)
-    columns = Certify(Threat("L2", Number(0)), n=2000).evaluate(model, x, logits.argmax(1), Context(1)).columns
+    columns = Certify(Threat("L2", Epsilon(0)), n=2000).evaluate(model, x, logits.argmax(1), Context(1)).columns
     sure = columns["prediction"] >= 0
     assert (columns["radius"] <= distance).all()
     assert torch.equal(columns["prediction"][sure], logits.argmax(1)[sure])
@@ -137,7 +137,7 @@ def test_what_cannot_certify_says_so() -> None:
     with pytest.raises(ValueError, match="scale=relative makes the noise depend on the other images of a batch"):
         NoisyVote(toys.NONE, scale="relative")
     net = toys.net().eval().float()
-    judge = Certify(Threat("L2", Number(0)), n=100)
+    judge = Certify(Threat("L2", Epsilon(0)), n=100)
     deep = NoisyVote(toys.NONE, site=[1])
     model = deep.deploy(deep.wrap(net))
     assert judge.supports(model) == (
@@ -157,7 +157,7 @@ def test_attacks_and_vote_see_the_noise() -> None:
     assert (model.predict(x) == -1).any()
     with noise_off(model):
         y = model(x).argmax(1)
-    attack = PGD(Threat("L2", Number("0.5")), steps=5, rel_step_size=0.3)
+    attack = PGD(Threat("L2", Epsilon("0.5")), steps=5, rel_step_size=0.3)
     columns = attack.evaluate(model, x, y, Context(0)).columns
     assert "share" in columns  # it was judged as a randomised model
     assert columns["backwards"].min() > 0

@@ -12,7 +12,7 @@ import toys
 from bench import plugins
 from bench.core.defense import Batch
 from bench.models.common import Inputs
-from bench.training.cost import counted_step
+from bench.training.cost import profile_step
 
 # defense, settings, forward and backward passes through the net, F needed (a backward pass to the input is 1F, to the
 # weights too 2F). The recursions of `noisy` do not call the net, so only their work is counted.
@@ -59,8 +59,8 @@ def test_passes_of_a_step(name: str, settings: dict[str, Any], forwards: int, ba
     net = defense.wrap(plugins.build_model("small_cnn", {}, Inputs(1, 8, 4, (0.0,), (1.0,)))).train()
     updater: Any = toys.Descent(net, lr=1e-3)
     y = torch.arange(8) % 4
-    _, cost = counted_step(defense, net, updater, Batch(torch.rand(8, 1, 8, 8), y, y, 1, 0.5))
+    _, cost = profile_step(defense, net, updater, Batch(torch.rand(8, 1, 8, 8), y, y, 1, 0.5))
     assert (cost["forwards_per_image"], cost["backwards_per_image"]) == (forwards, backwards)
     assert cost["work_per_image_f"] <= needed
-    if not settings and "=" in defense.passes:  # what it declares; awp says it for a step after the warm-up
-        assert defense.passes.endswith(f"= {needed}F")
+    if not settings and "=" in defense.cost:  # what it declares; awp says it for a step after the warm-up
+        assert defense.cost.endswith(f"= {needed}F")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import plugins
-from bench.core.defense import Batch, Terms
+from bench.core.defense import Batch, Losses
 from bench.models.common import Inputs
 from bench.planning import catalog
 
@@ -22,7 +22,7 @@ class Plain:
         self.net = net
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -37,7 +37,7 @@ def test_a_narrow_net_trains(name: str, model: str) -> None:
     plugin = catalog.get("defenses", name)
     norm = plugin.constant("norms", ("Linf",))[0]
     threat = {"norm": norm, "eps": "8/255"} if plugin.constant("uses_threat", True) else None
-    defense = plugins.make("defenses", name, plugins.load("defenses", name).smoke, threat)
+    defense = plugins.make("defenses", name, plugins.load("defenses", name).test_settings, threat)
     net = defense.wrap(plugins.build_model(model, NETS[model], Inputs(3, 32, 10, (0.5,) * 3, (0.25,) * 3)))
     net = net.to(memory_format=torch.channels_last).train()
     learned = [p for p in net.parameters() if p.requires_grad]

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.core.defense import Batch, Defense, Terms
-from bench.core.epsilon import Number
+from bench.core.defense import Batch, Defense, Losses
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Norm, Threat
-from bench.training.cost import counted_step
+from bench.training.cost import profile_step
 from defenses.standard import Standard
 
-NONE = Threat("Linf", Number(0))
+NONE = Threat("Linf", Epsilon(0))
 
 
 def threat(norm: Norm = "Linf", eps: str = "0.05") -> Threat:
-    return Threat(norm, Number(eps))
+    return Threat(norm, Epsilon(eps))
 
 
 class Net(nn.Module):
@@ -60,7 +60,7 @@ class Descent:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
         self.steps = 0
 
-    def descend(self, terms: Terms) -> None:
+    def descend(self, terms: Losses) -> None:
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()
@@ -93,7 +93,7 @@ def gradients(total: Tensor, model: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(total, list(model.parameters())))
 
 
-def assert_loss(terms: Terms, expected: Tensor, model: nn.Module, reference: nn.Module | None = None) -> None:
+def assert_loss(terms: Losses, expected: Tensor, model: nn.Module, reference: nn.Module | None = None) -> None:
     """The sum of the terms and its gradient in every parameter equal the reference's to 1e-10."""
     total = torch.stack(list(terms.values())).sum()
     torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-12)
@@ -136,7 +136,7 @@ def cost(defense: Defense, batch_norm: bool = False, data: Batch | None = None) 
 
     handle = model.register_forward_hook(forward)
     updater: Any = Descent(model)
-    _, counted = counted_step(defense, model, updater, data)
+    _, counted = profile_step(defense, model, updater, data)
     handle.remove()
     return units / len(data.x) - 1, counted["work_per_image_f"]  # the counter makes one pass of its own
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.core.classifier import frozen
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.pgd import ascend
 from bench.core.rng import scope
 from bench.core.threat import Threat
@@ -18,7 +18,7 @@ from bench.models import mlp
 from bench.models.common import Inputs
 
 DIGITS = Inputs(1, 8, 10, (0.0,), (1.0,))
-EPS = Number("0.1")
+EPS = Epsilon("0.1")
 
 
 class Split(NamedTuple):

@@ -12,7 +12,7 @@ from honest_nets import EPS, Split
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import InputNoise, Randomised
 from bench.core.threat import Norm, Threat
@@ -26,7 +26,7 @@ REQUIRED = frozenset(c.code for c in CHECKS.values() if c.source == "model")
 def _audit(
     model: nn.Module, data: Split, *eps: str, norm: Norm = "Linf", claimed: float | None = None
 ) -> tuple[list[Finding], dict[str, Tensor]]:
-    threats = [Threat(norm, Number(value)) for value in eps]
+    threats = [Threat(norm, Epsilon(value)) for value in eps]
     calls: list[tuple[int, int, str]] = []
     report = lambda done, total, note: calls.append((done, total, note))  # noqa: E731
     found = audit(model, data.x, data.y, threats, "quick", seed=3, claimed=claimed, report=report)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.pgd import PGD
 from bench.core.attack import Context
 from bench.core.classifier import Classifier
-from bench.core.epsilon import Number
+from bench.core.epsilon import Epsilon
 from bench.core.threat import Norm, Threat
 from bench.soundness import attack_strength as effort
 from bench.soundness import gradient_checks as gradients
@@ -109,15 +109,15 @@ def test_the_planted_point_is_adversarial_and_no_other_is(
     norm: Norm, nets: dict[str, nn.Module], digits: tuple[Split, Split]
 ) -> None:
     x, net = digits[1].x, nets["adversarial"]
-    threat = Threat(norm, Number({"Linf": "0.1", "L2": "0.5", "L1": "2"}[norm]))
+    threat = Threat(norm, Epsilon({"Linf": "0.1", "L2": "0.5", "L1": "2"}[norm]))
     layer = last_linear(net, x[:1])
     assert layer is net.head
     head = _Head(net, layer)
     torch.manual_seed(0)
-    points = [threat.feasible(x, x + threat.sample(x)) for _ in range(32)]
+    points = [threat.project_to_image(x, x + threat.sample(x)) for _ in range(32)]
     planted = border(x, threat)
     threat.check(x, planted)
-    assert float((threat.size(planted - x) / threat.radius).median()) > 0.5
+    assert float((threat.norm_of(planted - x) / threat.radius).median()) > 0.5
     torch.manual_seed(0)  # fit draws the same points
     holds = head.fit(x, threat)
     assert float(holds.float().mean()) > 0.9
@@ -147,12 +147,12 @@ def test_a_rise_is_measured_from_the_lowest_point_before_it() -> None:
 
 def test_budgets_scale_exactly_and_the_box_fits_the_ball() -> None:
     x = torch.zeros(1, 3, 8, 8)
-    assert scaled(Threat("Linf", Number("8/255")), Fraction(4)).eps == Fraction(32, 255)
-    assert scaled(Threat("Linf", Number("0.3")), Fraction(4)).eps == 1
-    assert scaled(Threat("L2", Number("0.5")), Fraction(4)).eps == 2
-    assert whole_box(Threat("Linf", Number("8/255")), x).eps == 1
-    assert 192**0.5 <= whole_box(Threat("L2", Number("0.5")), x).radius <= 192**0.5 + 1
-    assert whole_box(Threat("L1", Number("2")), x).eps == 192
+    assert scaled(Threat("Linf", Epsilon("8/255")), Fraction(4)).eps == Fraction(32, 255)
+    assert scaled(Threat("Linf", Epsilon("0.3")), Fraction(4)).eps == 1
+    assert scaled(Threat("L2", Epsilon("0.5")), Fraction(4)).eps == 2
+    assert whole_box(Threat("Linf", Epsilon("8/255")), x).eps == 1
+    assert 192**0.5 <= whole_box(Threat("L2", Epsilon("0.5")), x).radius <= 192**0.5 + 1
+    assert whole_box(Threat("L1", Epsilon("2")), x).eps == 192
 
 
 def test_a_snapshot_names_what_changed_and_puts_it_back() -> None:
