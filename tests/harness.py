@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from bench.core.attack import Attack, Columns, Context, Evaluation, Outcome
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 def misbehave(file):
     todo = Path(file).with_suffix(".todo")
@@ -57,13 +57,13 @@ PLUGINS = {
     "plain": """@dataclass
 class Plain(Defense):
     uses_threat: ClassVar[bool] = False
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(batch.x), batch.y)}
 """,
     "fragile": """@dataclass
 class Fragile(Defense):
     uses_threat: ClassVar[bool] = False
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         factor = {"nan": float("nan"), "other": 0.5}.get(misbehave(__file__), 1.0)
         return {"ce": factor * F.cross_entropy(net(batch.x), batch.y)}
 """,

@@ -41,7 +41,7 @@ class Mine(Defense):
     """Noise of the
     inputs."""
     steps: int = 3
-    level: Number = Number("8/255")
+    level: Epsilon = Epsilon("8/255")
     mode: Literal["a", "b"] = "a"
     base: dict[str, Any] = field(default_factory=lambda: {"name": "standard"})
     many: list[int] = field(default_factory=list)
@@ -120,7 +120,7 @@ def test_6_and_6_point_0_resolve_alike(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_young_setting_changes_a_job_only_away_from_its_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    young = '    added: ClassVar[tuple[str, ...]] = ("sigma",)\n    norms:'
+    young = '    settings_added_later: ClassVar[tuple[str, ...]] = ("sigma",)\n    norms:'
     plug(monkeypatch, tmp_path, mine=GOOD.replace("    norms:", young))
     plugin = catalog.get("defenses", "mine")
     assert "sigma" not in plugin.resolve({})
@@ -190,8 +190,8 @@ def test_naming_a_file_of_the_tree_changes_nothing(monkeypatch: pytest.MonkeyPat
         (["norms: ClassVar[tuple[str, ...]] = NORMS"], "line 3: constants and defaults must be literals"),
         (["many: list[int] = field(default_factory=set)"], "must be literals"),
         (["many: list[int] = field(default_factory=lambda: make())"], "must be literals"),
-        (["level: Number = Number()"], "must be literals"),
-        (["level: Number = Number('8 of 255')"], "'8 of 255' is not a number"),
+        (["level: Epsilon = Epsilon()"], "must be literals"),
+        (["level: Epsilon = Epsilon('8 of 255')"], "'8 of 255' is not a number"),
     ],
 )
 def test_what_the_planner_cannot_read_is_refused(
@@ -247,7 +247,7 @@ def test_the_word_true_may_be_a_choice() -> None:
 
 def test_two_files_of_one_name_are_two_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = GOOD.replace(
-        'raise RuntimeError("the catalog must not run this file")', "from bench.core.epsilon import Number"
+        'raise RuntimeError("the catalog must not run this file")', "from bench.core.epsilon import Epsilon"
     )
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -32,7 +32,7 @@ class Mine(Defense):
     base: dict[str, Any] = field(default_factory=lambda: {"name": "trades"})
     inner: dict[str, Any] = field(default_factory=lambda: {"name": "pgd", "set": {"steps": 2}})
     start: Start = "zero"
-    level: Number = Number("8/255")
+    level: Epsilon = Epsilon("8/255")
 '''
 
 
@@ -52,7 +52,7 @@ def test_settings_are_told_as_they_are_typed(monkeypatch: pytest.MonkeyPatch, tm
         "base": ("trades", "{name: value, ...}"),
         "inner": ("{name: pgd, set: {steps: 2}}", "{name: value, ...}"),
         "start": ("zero", "uniform | normal | zero"),
-        "level": ("8/255", "Number"),
+        "level": ("8/255", "Epsilon"),
     }
     assert describe.presets(plugin) == {"big": "width=2.0, on=true"}
     assert describe.example(plugin) == "bench run --defense mine --set mine.mode=a"

@@ -33,7 +33,7 @@ ROOT = Path("no-data-here")
 BLOCKS = 4
 CODE_FILES = (
     *("core/classifier.py", "models/mlp.py", "data/images.py", "planning/spec.py", "plugins.py"),
-    *("jobs/evaluate.py", "training/guards.py", "../defenses/standard.py", "../attacks/pgd.py"),
+    *("jobs/evaluate.py", "training/divergence.py", "../defenses/standard.py", "../attacks/pgd.py"),
 )
 CASCADE = f"{{version: custom, attacks_to_run: [apgd-ce], block_size: {40 // BLOCKS}, batch_size: {40 // BLOCKS}}}"
 SPEC = f"""

@@ -227,7 +227,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 
 @dataclass
@@ -236,7 +236,7 @@ class Broken(Defense):
     def wrap(self, net: nn.Module) -> nn.Module:
         {wrap}
         return net
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {{"ce": F.cross_entropy(net(batch.x), batch.y)}}
 '''
 

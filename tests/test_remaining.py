@@ -141,7 +141,7 @@ def test_kept_work_is_spared_exactly(store: Store) -> None:
     torch = pytest.importorskip("torch")
     from bench.jobs.evaluate import BlockCache as KeptBlocks
     from bench.training.resume import PLACE
-    from bench.training.resume import BlockCache as KeptTraining
+    from bench.training.resume import Checkpointer as KeptTraining
 
     KeptTraining(store.folder(NEW.key) / PLACE, lambda: "this").write({"loop": {}, "now": 62.5, "lines": []})
     assert kept_seconds(store.folder(NEW.key)) == 62.5
@@ -302,7 +302,7 @@ def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
     from bench.data.images import load
     from bench.planning.plan import plan
     from bench.planning.spec import build
-    from bench.training.resume import BlockCache
+    from bench.training.resume import Checkpointer
     from bench.training.train import train as run
 
     class Killed(Exception):
@@ -313,8 +313,8 @@ def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
     what = plan(build({**values, "defenses": ["standard"]}), tmp_path)[0].what
     data = load("digits", root=tmp_path, device=torch.device("cpu"), train=64, test=16)
 
-    def kept() -> BlockCache:
-        return BlockCache(tmp_path / "training.safetensors", lambda: "this", every=1e9, at_end=0.0, share=1e9)
+    def kept() -> Checkpointer:
+        return Checkpointer(tmp_path / "training.safetensors", lambda: "this", every=1e9, at_end=0.0, share=1e9)
 
     def stop(values: dict[str, Any]) -> None:
         if values["share"] > 0.6:

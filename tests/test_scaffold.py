@@ -45,7 +45,7 @@ def test_a_broken_copy_fails_the_check(bench: Bench, kind: str) -> None:
     plugin = Path("defenses" if kind == "defense" else "attacks", "my_method.py")
     text = plugin.read_text()
     hurt = text.replace("net(noisy)", "net(noisy).detach()").replace("x + delta), {}", "x), {}").replace("1[", "")
-    hurt = hurt.replace("feasible(x, x)", "feasible(x, x) + 1")
+    hurt = hurt.replace("project_to_image(x, x)", "project_to_image(x, x) + 1")
     assert hurt != text
     plugin.write_text(hurt)
     checked = bench("check", "my_method", "--plugin", plugin)
@@ -70,7 +70,7 @@ def test_odd_names_are_refused(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["none", "true", "defense", "attack", "batch", "terms", "gt", "any", "tensor"])
+@pytest.mark.parametrize("name", ["none", "true", "defense", "attack", "batch", "losses", "gt", "any", "tensor"])
 def test_names_that_make_a_class_of_the_file_s_own_words_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="a word that the file itself uses"):
         scaffold.write("defense", name, tmp_path)

@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 @dataclass
 class Counted(Defense):
     uses_threat: ClassVar[bool] = False
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         with Path(__file__).with_suffix(".seen").open("a") as file:
             file.write(".")
         time.sleep(0.03)

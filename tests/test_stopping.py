@@ -41,7 +41,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
 from bench.core.classifier import Classifier
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 HERE = Path(__file__).parent
 
@@ -57,7 +57,7 @@ def note(what):
 @dataclass
 class Counted(Defense):
     uses_threat: ClassVar[bool] = True
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         note("step")
         return {"ce": F.cross_entropy(net(batch.x + 0.1 * batch.x.new_empty(batch.x.shape).normal_()), batch.y)}
     def wrap(self, net: nn.Module) -> nn.Module:

@@ -240,7 +240,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 @dataclass
 class Falling(Defense):
@@ -249,13 +249,13 @@ class Falling(Defense):
     def __post_init__(self) -> None:
         self.kept = None
     @property
-    def rolled_back(self) -> bool:
+    def restored_older_weights(self) -> bool:
         return self.back and self.kept is not None
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         # learns for half of the training, then one class whatever the image
         y = batch.y if batch.progress < 0.5 else 0 * batch.y
         return {"ce": F.cross_entropy(net(batch.x), y)}
-    def step(self, net: nn.Module, updater: Any, batch: Batch) -> Terms:
+    def step(self, net: nn.Module, updater: Any, batch: Batch) -> Losses:
         if not self.back or batch.progress < 0.5:
             return super().step(net, updater, batch)
         if self.kept is None:

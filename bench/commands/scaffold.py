@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import nn
 
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 
 @dataclass
@@ -40,7 +40,7 @@ class {title}(Defense):
     sigma: Annotated[float, Gt(0)] = 0.1
     """Standard deviation of the noise, in pixel units ([0,1])."""
 
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Cross-entropy at the noisy images; `adv` is what `inner` returns (here the clean images)."""
         noisy = batch.x + self.sigma * torch.randn_like(batch.x)
         return {{"ce": F.cross_entropy(net(noisy), batch.y, label_smoothing=batch.smoothing)}}

@@ -27,7 +27,7 @@ class Result(NamedTuple):
 
 
 def check_defense(cls: type[Defense]) -> list[Result]:
-    """All checks of one defense, with its `smoke` settings. An exception in a check is its failure."""
+    """All checks of one defense, with its `test_settings`. An exception in a check is its failure."""
     run = Training(cls)
     with _one_thread():
         return [
@@ -40,12 +40,12 @@ def check_defense(cls: type[Defense]) -> list[Result]:
             _result("deploys what it declares", run.deploys),
             _result("its state makes a round trip", run.state_trip),
             _result("with its state put back it goes on bit for bit", run.goes_on),
-            _result("takes part in what it says it honours, and says so", run.supports_recipe),
+            _result("takes part in what it says it supports_recipe, and says so", run.supports_recipe),
         ]
 
 
 def check_attack(cls: type[Evaluation]) -> list[Result]:
-    """All checks of one evaluation, with its `smoke` settings, for each norm and kind of model it supports."""
+    """All checks of one evaluation, with its `test_settings`, for each norm and kind of model it supports."""
     with _one_thread():
         return _attack_results(cls)
 

@@ -119,10 +119,10 @@ class Training:
         said = self.cls.supports_recipe
         unknown = sorted(set(said) - {"label_smoothing", "bf16", "fp16"})
         if unknown:
-            return f"honours knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
+            return f"supports_recipe knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
         totals = [self._total(smoothing, "fp32") for smoothing in (0.0, 0.5)]
         if torch.equal(*totals) == ("label_smoothing" in said):
-            return "label_smoothing must be in honours exactly where the loss passes batch.smoothing on"
+            return "label_smoothing must be in supports_recipe exactly where the loss passes batch.smoothing on"
         wide = [name for name in ("bf16", "fp16") if name in said]
         bad = [name for name in wide if not bool(torch.isfinite(self._total(0.0, name)))]
         return f"the loss of {bad[0]} passes is not finite" if bad else None

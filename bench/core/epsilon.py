@@ -40,7 +40,7 @@ class Epsilon(Fraction):
         return f"{self.numerator}/{self.denominator}"
 
     def __repr__(self) -> str:
-        return f"Number('{self}')"
+        return f"Epsilon('{self}')"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
@@ -76,7 +76,7 @@ def _message(text: str) -> str:
 
 
 def parse_eps(value: Any, norm: str) -> Epsilon:
-    """The budget of a threat model: a Number that is possible under `norm` for images in [0,1].
+    """The budget of a threat model: an Epsilon that is possible under `norm` for images in [0,1].
 
     Raises ValueError: an Linf budget above 1 is nearly always pixel units (8 meant 8/255).
     """

@@ -58,7 +58,7 @@ class Ray:
         return Local(self.root, []).problems(jobs, store)
 
     def places(self) -> int:
-        """How many jobs run at a time. Connects to Ray; raises Absent without it, ValueError without a cluster."""
+        """How many jobs run at a time. Connects to Ray; raises MissingDependency or (no cluster) ValueError."""
         ray = self._connect()
         has = ray.cluster_resources()
         asked = self._asked()

@@ -132,7 +132,7 @@ def check(option: str) -> str:
 
 
 def require(tool: str) -> None:
-    """Raises Absent where this machine has no such command of Slurm."""
+    """Raises MissingDependency where this machine has no such command of Slurm."""
     if not shutil.which(tool):
         raise MissingDependency(
             f"--executor slurm needs Slurm's `{tool}` on the PATH: start it on a login node of the cluster, or write "
@@ -141,7 +141,7 @@ def require(tool: str) -> None:
 
 
 def command(*words: str) -> str:
-    """Output of one of Slurm's commands. Raises Absent where there is no Slurm, SlurmError with its own words."""
+    """Output of one of Slurm's commands. Raises MissingDependency without Slurm, SlurmError with its words."""
     require(words[0])
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120)

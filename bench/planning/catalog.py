@@ -36,7 +36,7 @@ _TYPE_PARTS = (
 NAMES: dict[str, Any] = {
     **{t.__name__: t for t in (bool, int, float, str, list, tuple, dict)},
     **{name: getattr(annotated_types, name) for name in _BOUNDS},
-    **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Number": Epsilon, "None": None},
+    **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Epsilon": Epsilon, "None": None},
     # aliases of bench.core that plug-ins use in annotations
     "AttackLoss": Literal["ce", "cw", "dlr", "kl"],
     "Start": Literal["uniform", "normal", "zero"],
@@ -273,7 +273,7 @@ def _default(node: ast.expr, path: Path) -> Any:
             return _literal(factory.body, path)
         if ast.unparse(factory) in ("list", "dict"):
             return [] if ast.unparse(factory) == "list" else {}
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Number" and len(node.args) == 1:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Epsilon" and len(node.args) == 1:
         return str(Epsilon(_literal(node.args[0], path)))
     return _literal(node, path)
 

@@ -81,7 +81,7 @@ def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
     found = {
         "trains at a budget": trained,
         "deploys": f"{deploys} ({_PREDICTORS[deploys]})",
-        "cost": f"{plugin.constant('passes', '') or 'not said'} ({_SPENT})",
+        "cost": f"{plugin.constant('cost', '') or 'not said'} ({_SPENT})",
         "adaptive attack": plugin.constant("adaptive_attacks", "") or "none named, so its rows are flagged (check C28)",
         "recipe settings it follows": ", ".join(plugin.constant("supports_recipe", ()))
         or "none of label_smoothing, bf16, fp16",

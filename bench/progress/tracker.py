@@ -27,7 +27,7 @@ _LOSS = "loss"
 
 
 def tracker(name: str | None, store: Store) -> TensorBoard | None:
-    """Who follows a run. Raises ValueError for an unknown name, Absent where its package is not installed."""
+    """Who follows a run. Raises ValueError for an unknown name, MissingDependency without its package."""
     if name is None:
         return None
     if name not in NAMES:

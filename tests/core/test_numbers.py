@@ -42,7 +42,7 @@ def test_numbers_are_printed_as_they_are_known(given_: object, shown: str) -> No
 def test_round_trip(top: int, bottom: int) -> None:
     number = Epsilon(Fraction(top, bottom))
     assert Epsilon(str(number)) == number == Epsilon(float(number))
-    assert repr(number) == f"Number('{number}')"
+    assert repr(number) == f"Epsilon('{number}')"
 
 
 @given(st.floats(0, 1e6, allow_nan=False))

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 '''
 # one number that is none, from the second of four epochs on, or in what is deployed
 SICK = (
@@ -61,7 +61,7 @@ class Sick(Defense):
     uses_threat: ClassVar[bool] = False
     where: str = "nowhere"
     value: str = "nan"
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         terms = {"ce": F.cross_entropy(net(batch.x), batch.y)}
         weight = next(net.parameters())
         if batch.epoch == 1 and self.where == "loss":
@@ -209,7 +209,7 @@ class Greedy(Classifier):
 @dataclass
 class Hungry(Defense):
     uses_threat: ClassVar[bool] = False
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {"ce": F.cross_entropy(net(batch.x), batch.y)}
     def deploy(self, net: nn.Module) -> Classifier:
         return Greedy(net)
@@ -270,7 +270,7 @@ class Frail(Defense):
     def wrap(self, net: nn.Module) -> nn.Module:
         AT_BUILD
         return net
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         AT_TRAIN
         return {"ce": F.cross_entropy(net(batch.x), batch.y)}
     def deploy(self, net: nn.Module) -> Classifier:

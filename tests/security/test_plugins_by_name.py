@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
-from bench.core.defense import Batch, Defense, Terms
+from bench.core.defense import Batch, Defense, Losses
 
 @dataclass
 class {title}(Defense):
     uses_threat: ClassVar[bool] = False
-    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         return {{"ce": F.cross_entropy(net(batch.x), batch.y)}}
 '''
 PLACES = (
