@@ -234,7 +234,7 @@ for command in ("status", "logs", "retry", "merge", "verify", "gc"):
 def new(
     kind: Annotated[str, typer.Argument(help="defense or attack.")],
     name: Annotated[str, typer.Argument(help="Lower-case name; it becomes the file name.")],
-    folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: this checkout).")] = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: the checkout, or else here).")] = None,
 ) -> None:
     """Write a new defense or attack and its test. Both work as they are; `bench check NAME` says so."""
     from bench.commands import scaffold

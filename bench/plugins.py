@@ -1,4 +1,8 @@
-"""File name -> class. The only place that imports plug-in files; the planner reads them by `ast`, in its catalog."""
+"""File name -> class. The only place that imports plug-in files; the planner reads them by `ast`, in its catalog.
+
+On import it binds the packages `attacks` and `defenses` to the folders beside bench: a folder of that name in the
+working folder, beside a user's model or on PYTHONPATH comes behind them, never before.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,12 +29,44 @@ from bench.planning import catalog
 NO_THREAT = Threat("Linf", Epsilon(0))
 
 
+class PackagePath:
+    """Where Python looks for submodules of a built-in package: in bench's own folder, then in folders of the same name
+    on `sys.path` as it is at that moment, so that a user's `from attacks.mine import ...` still works."""
+
+    def __init__(self, own: Path) -> None:
+        self.own = own
+
+    def __iter__(self) -> Iterator[str]:
+        """The folders, bench's own first."""
+        yield str(self.own)
+        for place in sys.path:
+            folder = Path(place, self.own.name)
+            if folder != self.own and folder.is_dir():
+                yield str(folder)
+
+
+def bind(kind: catalog.Kind) -> None:
+    """Let `import attacks`, say, mean the folder beside bench in this process, whatever had that name before."""
+    name, own = catalog.PACKAGES[kind], catalog.built_in(kind)
+    held = sys.modules.get(name)
+    if held is None or Path(held.__file__ or "").parent != own:
+        for other in [other for other in sys.modules if other == name or other.startswith(f"{name}.")]:
+            del sys.modules[other]
+        spec = importlib.util.spec_from_file_location(name, own / "__init__.py", submodule_search_locations=[str(own)])
+        assert spec is not None
+        held = sys.modules[name] = importlib.util.module_from_spec(spec)
+    held.__path__ = PackagePath(own)  # type: ignore[assignment]
+
+
+bind("attacks")
+bind("defenses")
+
+
 def module(kind: catalog.Kind, name: str) -> ModuleType:
     """Import the plug-in file of this name, from the packages or from a `--plugin` path."""
     path = catalog.get(kind, name).path
     package = catalog.PACKAGES[kind]
-    spec = importlib.util.find_spec(f"{package}.{name}")
-    if spec is not None and spec.origin == str(path):
+    if path.parent == catalog.built_in(kind):
         return importlib.import_module(f"{package}.{name}")
     full = f"bench_plugin_{name}"
     held = sys.modules.get(full)

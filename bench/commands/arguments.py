@@ -10,7 +10,10 @@ import typer
 
 Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="A plug-in file outside this tree; repeat.")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A plug-in file, or an installed package's entry point; repeat."),
+]
 Dataset = Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")]
 Size = Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")]
 
@@ -41,15 +44,14 @@ def refuse_plugins(refused: bool) -> None:
         os.environ.pop("BENCH_PLUGINS", None)
 
 
-def plugins(paths: list[Path] | None) -> None:
+def plugins(named: list[str] | None) -> None:
     """Named plug-in files reach the catalog and every worker by the environment."""
-    if paths and _refused:
-        raise ValueError(f"--no-plugins refuses every plug-in, and --plugin names {paths[0]}; leave one out")
-    for path in paths or []:
-        if not path.is_file() or path.suffix != ".py":
-            raise FileNotFoundError(f"no plug-in file {path}; expected a .py file with one defense or attack")
-    if paths:
-        os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in paths)
+    if named and _refused:
+        raise ValueError(f"--no-plugins refuses every plug-in, and --plugin names {named[0]}; leave one out")
+    if named:
+        from bench.planning.catalog import plugin_file
+
+        os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(plugin_file(each)) for each in named)
 
 
 def typed(**lists: list[str] | None) -> None:

@@ -126,7 +126,7 @@ def doctor(results: Path, data_dir: Path | None) -> int:
     lines = [
         _python(),
         *_packages(),
-        *installed.neighbours(),
+        *installed.lines(),
         *_devices(),
         _disk(results),
         _results(results),

@@ -93,7 +93,8 @@ def write(kind: str, name: str, folder: Path | None) -> list[Path]:
     if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name):
         raise ValueError(f"'{name}' is a device on some systems, where no file can have it; choose another name")
     kinds: catalog.Kind = "defenses" if kind == "defense" else "attacks"
-    root = folder if folder is not None else catalog.search_path(kinds)[0].parent
+    # a checkout is where a method belongs; an installed copy is not for files of one's own
+    root = folder or (catalog.ROOT if (catalog.ROOT / "pyproject.toml").is_file() else Path())
     plugin = root / kinds / f"{name}.py"
     test = root / "tests" / kinds / f"test_{name}.py"
     for path in (plugin, test):

@@ -1,19 +1,39 @@
-"""`bench doctor`: do the packages that this environment holds fit together, where an installer would not say?"""
+"""`bench doctor`: which packages are imported, and do they fit together where an installer would not say?"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import importlib.util
+import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from pathlib import Path
+
+from bench.planning import catalog
 
 OLD_REQUESTS = (2, 32, 4)  # versions before it have published advisories
 Line = tuple[str, str]  # OK, WARN or FAIL, and what to say
 
 
-def neighbours() -> list[Line]:
-    """Lines about torchattacks and what it brings along or overwrites."""
-    return [torchattacks(), *robustbench(), *requests()]
+def lines() -> list[Line]:
+    """Lines about bench's own packages, and about torchattacks and what it brings along or overwrites."""
+    return [*own_packages(), torchattacks(), *robustbench(), *requests()]
+
+
+def own_packages() -> list[Line]:
+    """Where bench and its plug-ins are imported from, and which folders and files of the same name come behind them."""
+    found: list[Line] = [("OK", f"bench from {catalog.ROOT / 'bench'}")]
+    for kind in ("attacks", "defenses"):
+        own = catalog.built_in(kind)  # type: ignore[arg-type]
+        others = [
+            place
+            for entry in sys.path
+            for place in (Path(entry, kind).resolve(), Path(entry, f"{kind}.py").resolve())
+            if place != own and (place.is_file() or (place.is_dir() and any(place.glob("*.py"))))
+        ]
+        behind = f"; behind it {', '.join(map(str, dict.fromkeys(others)))}" if others else ""
+        found.append(("OK", f"{kind} from {own}{behind}"))
+    return found
 
 
 def torchattacks() -> Line:

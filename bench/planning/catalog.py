@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # many commands read what plug-ins declare, few check setting
 Kind = Literal["defenses", "attacks", "models"]
 KINDS: tuple[Kind, ...] = ("defenses", "attacks", "models")
 PACKAGES = {"defenses": "defenses", "attacks": "attacks", "models": "bench.models"}
+ROOT = Path(__file__).parents[2]  # the folder that holds bench, attacks and defenses, in a checkout and in a wheel
 REQUIRED = object()
 _BOUNDS = ("Gt", "Ge", "Lt", "Le")
 # what an annotation may be made of; powers and products, say, could keep the planner busy for ever
@@ -161,11 +163,47 @@ def get(kind: Kind, name: str) -> Plugin:
 
 
 def search_path(kind: Kind) -> list[Path]:
-    """Folders and files that hold plug-ins of a kind: the package, then what `--plugin` (BENCH_PLUGINS) names."""
-    spec = importlib.util.find_spec(PACKAGES[kind])
-    own = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    """Folders and files that hold plug-ins of a kind: the built-in folder, then what `--plugin` (BENCH_PLUGINS) names.
+
+    Built-in plug-ins are found relative to bench's own files: a package `attacks` in the working folder or earlier on
+    `sys.path` replaces none of them.
+    """
     extra = [Path(p) for p in os.environ.get("BENCH_PLUGINS", "").split(os.pathsep) if p]
-    return own + [p for p in extra if _kind_of(p) == kind]
+    return [built_in(kind), *(p for p in extra if _kind_of(p) == kind)]
+
+
+def built_in(kind: Kind) -> Path:
+    """The folder of the plug-ins that come with bench."""
+    return ROOT.joinpath(*PACKAGES[kind].split("."))
+
+
+def plugin_file(named: str) -> Path:
+    """The file that `--plugin` names: a path, or the name of an entry point of an installed package.
+
+    Packages announce plug-ins under the entry points `bench.defenses` and `bench.attacks`, as `NAME = "module"` or
+    `NAME = "module:Class"`; none is used, nor imported here, before it is named. Raises FileNotFoundError or ValueError
+    in one line.
+    """
+    path = Path(named)
+    if path.suffix == ".py" and path.is_file():
+        return path.resolve()
+    groups = ("bench.defenses", "bench.attacks")
+    announced = {point.name: point for group in groups for point in metadata.entry_points(group=group)}
+    if named not in announced:
+        installed = f"; installed packages announce {', '.join(sorted(announced))}" if announced else ""
+        raise FileNotFoundError(
+            f"no plug-in file {named}; expected a .py file with one defense or attack, or the name of an entry point "
+            f"of the group {' or '.join(groups)}{installed}"
+        )
+    point = announced[named]
+    inside = Path(*point.module.split(".")).with_suffix(".py")
+    found = point.dist and Path(str(point.dist.locate_file(inside)))
+    if not found or not found.is_file():  # an editable install: Python knows where its packages are
+        spec = importlib.util.find_spec(point.module)
+        found = Path(spec.origin) if spec and spec.origin else inside
+    if found.stem != named:
+        raise ValueError(f"entry point {named} leads to {found.name}; expected {named}.py")
+    return found.resolve()
 
 
 def _kind_of(path: Path) -> Kind:
