@@ -45,9 +45,9 @@ class Certify(Evaluation):
     def __post_init__(self) -> None:
         check_certifiable(self.n, self.alpha)
 
-    def supports(self, model: Classifier) -> str | None:
+    def unsupported_reason(self, model: Classifier) -> str | None:
         """A smoothed model may still have its noise where no certificate holds."""
-        return super().supports(model) or cast(Vote, model).uncertifiable()
+        return super().unsupported_reason(model) or cast(Vote, model).uncertifiable()
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Columns `correct` (the label was predicted), `radius` and `prediction` (0 and -1 where abstaining)."""

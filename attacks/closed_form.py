@@ -71,8 +71,8 @@ class ClosedForm(Attack):
         if self.start == "zero" and self.restarts > 1:
             raise ValueError("start=zero makes all restarts equal; use start=uniform or restarts=1")
 
-    def supports(self, model: Classifier) -> str | None:
-        reason = super().supports(model)
+    def unsupported_reason(self, model: Classifier) -> str | None:
+        reason = super().unsupported_reason(model)
         if reason is None and known_noise(model) is None:
             return "no Gaussian noise at known sites"
         if reason is None and self.loss == "training" and not isinstance(model, NoiseFreeDeployment):

@@ -65,8 +65,8 @@ class EOT(Attack):
             raise ValueError(f"draws must rise, such as [1, 4, 16, 32]; got {self.draws}")
         self._bases = {s: _build(self.threat, self.base, s) for s in self.draws}
 
-    def supports(self, model: Classifier) -> str | None:
-        return super().supports(model) or next(iter(self._bases.values()))[0].supports(model)
+    def unsupported_reason(self, model: Classifier) -> str | None:
+        return super().unsupported_reason(model) or next(iter(self._bases.values()))[0].unsupported_reason(model)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The image most often wrong over fresh draws, of those that all values of S gave."""

@@ -53,10 +53,10 @@ class TorchAttacks(Attack):
             # each method has norms of its own; the class names all of them for the planner, which reads its source
             vars(self)["norms"] = BOUNDED.get(self.method) or MINIMAL[self.method]
 
-    def supports(self, model: Classifier) -> str | None:
+    def unsupported_reason(self, model: Classifier) -> str | None:
         if self.method in REFUSED:
             return f"{self.method} {REFUSED[self.method]}"
-        reason = super().supports(model)
+        reason = super().unsupported_reason(model)
         return f"{self.method}: {reason}" if reason else None
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:

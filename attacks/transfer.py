@@ -34,10 +34,10 @@ class Transfer(Attack):
     draws: Annotated[int, Gt(0)] = 20
     """Fresh draws that judge each image where the model is stochastic."""
 
-    def supports(self, model: Classifier) -> str | None:
+    def unsupported_reason(self, model: Classifier) -> str | None:
         if self.source == "transfer":
             return "source=transfer would wait for itself; name another attack"
-        return super().supports(model)
+        return super().unsupported_reason(model)
 
     @torch.no_grad()
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:

@@ -77,7 +77,7 @@ class Wobble(Attack):
 """,
     "picky": """@dataclass
 class Picky(Evaluation):
-    def supports(self, model: Any) -> str | None:
+    def unsupported_reason(self, model: Any) -> str | None:
         return "not in the mood"
 """,
 }

@@ -56,7 +56,7 @@ def _attack_results(cls: type[Evaluation]) -> list[Result]:
 
     def some_case() -> str | None:
         runs.extend(cases(cls))
-        return None if runs else "supports() refuses every norm and model"
+        return None if runs else "unsupported_reason() refuses every norm and model"
 
     results.append(_result("supports some norm and model", some_case))
     for run in runs:

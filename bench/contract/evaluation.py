@@ -16,7 +16,9 @@ def cases(cls: type[Evaluation]) -> list[Judgement]:
     norms: tuple[Norm, ...] = cls.norms if cls.uses_threat else ("Linf",)  # type: ignore[assignment]
     pairs = [(norm, kind) for norm in norms for kind in ("deterministic", "randomised", "smoothed")]
     return [
-        Judgement(cls, n, k) for n, k in pairs if cls(threat(n), **cls.test_settings).supports(toy_model(k)[0]) is None
+        Judgement(cls, n, k)
+        for n, k in pairs
+        if cls(threat(n), **cls.test_settings).unsupported_reason(toy_model(k)[0]) is None
     ]
 
 

@@ -86,7 +86,7 @@ class Evaluation:
 
     threat: Threat
 
-    def supports(self, model: Classifier) -> str | None:
+    def unsupported_reason(self, model: Classifier) -> str | None:
         """Why this model cannot be evaluated so, or None. A cell that is not supported says so; it is no failure."""
         if self.threat.norm not in self.norms:
             return f"no {self.threat.norm} version; norms: {', '.join(self.norms)}"

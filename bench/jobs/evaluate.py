@@ -74,7 +74,7 @@ def evaluate(
     """
     judge: Evaluation = plugins.make("attacks", what["attack"]["name"], what["attack"]["set"], what["threat"])
     # a threat-free evaluation carries a stand-in threat, whose norm is nobody's business
-    reason = judge.supports(model)
+    reason = judge.unsupported_reason(model)
     if reason:
         raise Unsupported(reason)
     first, last = what.get("images", (0, what["n"]))

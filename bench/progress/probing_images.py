@@ -95,7 +95,7 @@ def _work(job: Job, case: _Case) -> tuple[int, Callable[[int], int] | None]:
         if settings.get("budgets"):
             settings["budgets"] = [_shrunk(eps) for eps in settings["budgets"]]
     judge: Evaluation = plugins.make("attacks", job.what["attack"]["name"], settings, threat)
-    if judge.supports(model):
+    if judge.unsupported_reason(model):
         return 1, None
 
     def work(m: int) -> int:

@@ -74,8 +74,8 @@ def test_what_cannot_certify_is_refused() -> None:
     with pytest.raises(ValueError, match="can certify nothing"):
         Certify(NO_THREAT, n=9, alpha=0.001)
     plain = Classifier(nn.Flatten())
-    assert Certify(NO_THREAT).supports(plain) == "needs a smoothed classifier"
-    assert Certify(NO_THREAT).supports(_model()[0]) is None
+    assert Certify(NO_THREAT).unsupported_reason(plain) == "needs a smoothed classifier"
+    assert Certify(NO_THREAT).unsupported_reason(_model()[0]) is None
 
 
 def test_clean_scores_by_the_models_own_rule() -> None:

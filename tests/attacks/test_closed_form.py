@@ -354,11 +354,16 @@ def test_every_form_of_noisy_can_be_attacked(settings: dict[str, Any]) -> None:
 
 def test_models_without_known_noise_are_refused_in_one_line() -> None:
     net = Net()
-    assert ClosedForm(EPS).supports(Classifier(net)) == "no Gaussian noise at known sites"
-    assert ClosedForm(EPS, loss="training").supports(Smoothed(net, 0.1)) == "was not trained on a closed-form loss"
-    assert ClosedForm(Threat("L1", Epsilon(1))).supports(Smoothed(net, 0.1)) == "no L1 version; norms: Linf, L2"
+    assert ClosedForm(EPS).unsupported_reason(Classifier(net)) == "no Gaussian noise at known sites"
+    assert (
+        ClosedForm(EPS, loss="training").unsupported_reason(Smoothed(net, 0.1))
+        == "was not trained on a closed-form loss"
+    )
+    assert (
+        ClosedForm(Threat("L1", Epsilon(1))).unsupported_reason(Smoothed(net, 0.1)) == "no L1 version; norms: Linf, L2"
+    )
     for kind in KINDS:
-        assert ClosedForm(EPS).supports(deployed(kind)) is None
+        assert ClosedForm(EPS).unsupported_reason(deployed(kind)) is None
     assert isinstance(deployed("noisy"), NoiseFreeDeployment)
     with pytest.raises(ValueError, match="restarts equal"):
         ClosedForm(EPS, start="zero", restarts=2)

@@ -106,5 +106,5 @@ def test_what_cannot_be_averaged_is_refused() -> None:
     for name in ("eot", "transfer", "clean", "closed_form"):
         with pytest.raises(ValueError, match="is no gradient attack within a budget"):
             EOT(THREAT, base={"name": name})
-    assert "deterministic" in (EOT(THREAT).supports(Classifier(_NoisyGradient(1.0))) or "")
-    assert EOT(THREAT).supports(_Stochastic(_NoisyGradient(1.0))) is None
+    assert "deterministic" in (EOT(THREAT).unsupported_reason(Classifier(_NoisyGradient(1.0))) or "")
+    assert EOT(THREAT).unsupported_reason(_Stochastic(_NoisyGradient(1.0))) is None

@@ -259,7 +259,7 @@ def test_weak_settings_are_refused() -> None:
         PGD(threat, start="zero", restarts=2)
     with pytest.raises(ValueError, match="gradient of loss=kl is 0"):
         PGD(threat, start="zero", loss="kl")
-    assert FGSM(Threat("L1", Epsilon(1))).supports(Classifier(_conv())) == "no L1 version; norms: Linf, L2"
+    assert FGSM(Threat("L1", Epsilon(1))).unsupported_reason(Classifier(_conv())) == "no L1 version; norms: Linf, L2"
 
 
 def _mnist(root: Path, train: bool, count: int) -> tuple[Tensor, Tensor]:

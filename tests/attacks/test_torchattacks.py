@@ -66,9 +66,9 @@ def test_every_method_keeps_the_rules_under_its_own_norms(method: str, channels:
     for norm in EPS:
         attack = _attack(method, norm)
         if norm not in native:
-            assert attack.supports(model) == f"{method}: no {norm} version; norms: {', '.join(native)}"
+            assert attack.unsupported_reason(model) == f"{method}: no {norm} version; norms: {', '.join(native)}"
             continue
-        assert attack.supports(model) is None
+        assert attack.unsupported_reason(model) is None
         if method == "AutoAttack":  # its parts are run one by one; together they take seconds
             continue
         one, other = (attack.evaluate(model, x, y, Context(0)) for _ in range(2))
@@ -96,7 +96,7 @@ def test_the_table_knows_the_whole_package() -> None:
 def test_what_no_norm_of_ours_bounds_says_so(method: str) -> None:
     model, x, y = _model()
     attack = TorchAttacks(Threat("Linf", Epsilon("8/255")), method=method)
-    reason = attack.supports(model)
+    reason = attack.unsupported_reason(model)
     assert reason is not None
     with pytest.raises(ValueError, match=method):
         attack.evaluate(model, x, y, Context(0))

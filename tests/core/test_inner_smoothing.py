@@ -119,17 +119,20 @@ def test_what_certifies_nothing_says_so() -> None:
     torch.manual_seed(0)
     judge, x = Certify(Threat("Linf", Epsilon(0)), n=100, n0=5), torch.rand(2, 1, 4, 4)
     net = TwoSides(0.2, between=nn.Sequential(nn.ReLU(), nn.Linear(6, 6))).eval()
-    assert judge.supports(InnerSmoothed(net)) is None
+    assert judge.unsupported_reason(InnerSmoothed(net)) is None
     behind = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     InputNoise(0.2).attach(behind[3], "output")
     model = InnerSmoothed(behind)
-    assert judge.supports(model) == (
+    assert judge.unsupported_reason(model) == (
         "the noise on the output of 3 stands behind a ReLU; expected only affine steps from the image"
     )
     with pytest.raises(ValueError, match="stands behind a ReLU"):
         judge.evaluate(model, x, torch.zeros(2, dtype=torch.int64), Context(0))
     loud = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
     Loud().attach(loud[1], "output")
-    assert judge.supports(InnerSmoothed(loud)) == "the noise on the output of a Linear has no one standard deviation"
+    assert (
+        judge.unsupported_reason(InnerSmoothed(loud))
+        == "the noise on the output of a Linear has no one standard deviation"
+    )
     with pytest.raises(ValueError, match="no noise source"):
         InnerSmoothed(nn.Linear(2, 2))

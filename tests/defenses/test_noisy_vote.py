@@ -140,12 +140,12 @@ def test_what_cannot_certify_says_so() -> None:
     judge = Certify(Threat("L2", Epsilon(0)), n=100)
     deep = NoisyVote(toys.NONE, site=[1])
     model = deep.deploy(deep.wrap(net))
-    assert judge.supports(model) == (
+    assert judge.unsupported_reason(model) == (
         "the noise on the output of second stands behind tanh; expected only affine steps from the image"
     )
     assert model.predict(toys.batch().x.float()).shape == (10,)  # it votes all the same
     both = NoisyVote(toys.NONE, site=[0, 1])
-    assert judge.supports(both.deploy(both.wrap(toys.net().eval().float()))) is None
+    assert judge.unsupported_reason(both.deploy(both.wrap(toys.net().eval().float()))) is None
     with pytest.raises(ValueError, match="site 7, but Net runs 3"):
         NoisyVote(toys.NONE, site=[7]).wrap(toys.net())
 
