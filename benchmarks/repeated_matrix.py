@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from records import ROOT
 
 from bench.data import datasets
 from bench.planning.plan import plan
@@ -40,6 +39,7 @@ from bench.planning.strict_yaml import read
 from bench.records.store import Store
 from bench.tables.summary import matrix
 
+ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "repeated_matrix.json"
 PAGE = ROOT / "docs" / "reliability.md"
 START, END = "<!-- repeated matrix -->", "<!-- end of repeated matrix -->"

@@ -83,7 +83,7 @@ class Noisy(Defense):
         "w_ece",
         "check_every",
     )
-    # the best form found on MNIST's validation images under AutoAttack (docs/noisy.md), with a rate that decays
+    # the best form found on MNIST's validation images under AutoAttack (docs/findings/noisy.md) with a rate that decays
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "input": {"site": "input", "sigma": 1.5, "w_mse": 0.0, "probes": 0},
     }

@@ -3,8 +3,8 @@
     python docs/generate.py          # writes what differs and names it
     python docs/generate.py --check  # writes nothing; exit code 1 and the names where something differs
 
-Everything comes from the plug-in files (docstring, settings, class constants), docs/findings.md, leaderboard.md and
-results/tables/timing_attacks.csv. Text between the markers of README.md is replaced, the rest is kept.
+Everything comes from the plug-in files (docstring, settings, class constants), docs/findings/README.md,
+leaderboard.md and results/tables/timing_attacks.csv. Text between the markers of README.md is replaced, the rest stays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PICTURE = "docs/report-desktop.png"
 SECTION = ("## mnist, Linf eps = 0.2", "### Deterministic")
 COLUMNS = ("Method", "Standard accuracy", "Best known robust accuracy", "95 % interval", "n", "Verdict", "Flags")
 TOP = 5
-# how findings.md speaks of a plug-in where it does not write its name
+# how the findings speak of a plug-in where it does not write its name
 SPOKEN = {
     "closed_form": "Does the closed form beat EOT",
     "eot": "Does the closed form beat EOT",
@@ -40,7 +40,7 @@ SPOKEN = {
 INTRO = {
     "defenses": "What can be trained. The cost is that of a training step in forward passes F of the net per image; a "
     "backward pass is 2F, one to the image alone F. How they compare when run: [leaderboard](../../leaderboard.md), "
-    "[findings](../findings.md).",
+    "[findings](../findings/README.md).",
     "attacks": "What judges a trained model. Of all that are run the worst case of each image counts "
     "([concepts](../concepts.md)).",
 }
@@ -67,11 +67,11 @@ def anchor(heading: str) -> str:
 
 
 def findings(name: str, text: str) -> list[str]:
-    """Items of findings.md whose lead (bold text, or first sentence) names the plug-in, each with its section."""
+    """Items of the findings whose lead (bold text, or first sentence) names the plug-in, each with its section."""
     found = []
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         heading, _, body = section.partition("\n")
-        link = f"[{heading.replace('`', '')}](../findings.md#{anchor(heading)})"
+        link = f"[{heading.replace('`', '')}](../findings/README.md#{anchor(heading)})"
         if f"`{name}`" in heading:
             found.append(f"- {link}: the whole section.")
         for item in re.split(r"^(?:- |\d+\. )", body, flags=re.MULTILINE)[1:]:
@@ -83,8 +83,8 @@ def findings(name: str, text: str) -> list[str]:
 
 
 def relative(text: str) -> str:
-    """Links of a page in docs/ as one a folder deeper writes them."""
-    return re.sub(r"\]\((?!https?:|#)", "](../", text)
+    """Links of a page in docs/findings/ as a page in docs/defenses/ or docs/attacks/ writes them."""
+    return re.sub(r"\]\((?!https?:|#|\.\./)", "](../findings/", text)
 
 
 def page(plugin: catalog.Plugin, told: list[str]) -> str:
@@ -97,7 +97,7 @@ def page(plugin: catalog.Plugin, told: list[str]) -> str:
     lines += ["", "## Settings", "", *settings(plugin)]
     lines += ["", "## Measured cost", "", *measured(plugin.name)] if plugin.kind == "attacks" else []
     lines += ["", "## Run it", "", "```", describe.example(plugin), "```", ""]
-    none = f"[findings.md](../findings.md) holds none about this {kind} by name yet."
+    none = f"[The findings](../findings/README.md) name no result for this {kind} yet."
     lines += ["## Findings", "", *(told or [none]), ""]
     lines += [f"Generated from [{plugin.kind}/{plugin.name}.py](../../{plugin.kind}/{plugin.name}.py) by "
               "`python docs/generate.py`; [all " + plugin.kind + "](README.md)."]  # fmt: skip
@@ -196,7 +196,7 @@ def readme(text: str, board: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated file and its text."""
-    told = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    told = (ROOT / "docs" / "findings" / "README.md").read_text(encoding="utf-8")
     found: dict[Path, str] = {}
     for kind in KINDS:
         found[ROOT / "docs" / kind / "README.md"] = index(kind)

@@ -84,7 +84,9 @@ def test_no_page_names_a_path_of_a_machine() -> None:
 
 def test_the_index_names_every_page_of_docs() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    names = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    docs = ROOT / "docs"
+    pages = [*docs.glob("*.md"), *(docs / "findings").glob("*.md")]
+    names = {path.relative_to(docs).as_posix() for path in pages} - {"README.md"}
     assert {name for name in names if f"]({name})" not in index} == set()
 
 
@@ -156,7 +158,7 @@ def test_findings_are_found_by_the_lead_of_an_item() -> None:
         "# F\n\n## First of `pgd`\n\n1. **`awp` wins.** Not `fgsm`.\n2. A tie\n   of `awp` too: yes. Then `mart`.\n"
         "\n## Second\n\n- **Square alone is no attack**: see [x](y.md) and [z](https://z).\n\nNot an item of `awp`.\n"
     )
-    first, second = "[First of pgd](../findings.md#first-of-pgd)", "[Second](../findings.md#second)"
+    first, second = "[First of pgd](../findings/README.md#first-of-pgd)", "[Second](../findings/README.md#second)"
     assert generate.findings("awp", text) == [
         f"- **`awp` wins.** Not `fgsm`. ({first})",
         f"- A tie of `awp` too: yes. Then `mart`. ({first})",
@@ -164,12 +166,12 @@ def test_findings_are_found_by_the_lead_of_an_item() -> None:
     assert generate.findings("fgsm", text) == generate.findings("mart", text) == []
     assert generate.findings("pgd", text) == [f"- {first}: the whole section."]
     assert generate.findings("square", text) == [
-        f"- **Square alone is no attack**: see [x](../y.md) and [z](https://z). ({second})"
+        f"- **Square alone is no attack**: see [x](../findings/y.md) and [z](https://z). ({second})"
     ]
 
 
 def test_every_phrase_for_a_finding_still_finds_one() -> None:
-    text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "findings" / "README.md").read_text(encoding="utf-8")
     for name, phrase in generate.SPOKEN.items():
         assert any(phrase in found.replace("`", "") for found in generate.findings(name, text)), name
 

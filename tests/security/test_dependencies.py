@@ -53,7 +53,7 @@ def name(requirement: str) -> str:
 def locked() -> dict[str, list[tuple[str, list[str]]]]:
     """Versions and sums of every package in the lock file."""
     found: dict[str, list[tuple[str, list[str]]]] = {}
-    for line in (TREE / "requirements.lock").read_text(encoding="utf-8").splitlines():
+    for line in (TREE / "requirements" / "requirements.lock").read_text(encoding="utf-8").splitlines():
         if match := re.match(r"([a-z0-9._-]+)==(\S+)", line):
             found.setdefault(match[1], []).append((match[2], []))
         elif match := re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})( \\)?", line):
@@ -84,7 +84,7 @@ def test_the_lock_holds_every_dependency_with_sums() -> None:
     for package, floor in floors.items():
         for version, _ in found[package]:
             assert numbers(version) >= numbers(floor), package
-    assert "://" not in (TREE / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in (TREE / "requirements" / "requirements.lock").read_text(encoding="utf-8")
 
 
 def test_the_lock_holds_neither_torchattacks_nor_what_it_pins() -> None:

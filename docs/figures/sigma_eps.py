@@ -1,8 +1,8 @@
 """Which budget of adversarial training each sigma of closed-form noise is comparable with, from the records alone.
 
-python benchmarks/findings_sigma_eps.py [RESULTS] writes docs/sigma_eps.md and draws docs/sigma_eps.png, from the
-runs of specs/noisy_sigma.yaml and specs/mnist.yaml: what `bench sweep noisy sigma --against pgd_at` says, for the
-source's form of the noise at a fixed sigma.
+python docs/figures/sigma_eps.py [RESULTS] writes docs/findings/sigma_eps.md and draws
+docs/findings/sigma_eps.png from the runs of specs/noisy_sigma.yaml and specs/mnist.yaml: what
+`bench sweep noisy sigma --against pgd_at` prints for the source's form of the noise at a fixed sigma.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from records import DOCS, ROOT
+from records import FINDINGS, ROOT
 
 from bench.records.cached_store import CachedStore
 from bench.report.sweeps import map_plot
@@ -23,7 +23,7 @@ from bench.tables.sweep_text import map_table, table
 
 HEAD = """# Sigma and eps on MNIST
 
-Written by `python benchmarks/findings_sigma_eps.py` from the records in `results/`, never by hand: what
+Written by `python docs/figures/sigma_eps.py` from the records in `results/`, never by hand: what
 
 ```
 bench sweep noisy sigma --against pgd_at --dataset mnist --eps 0.1
@@ -50,11 +50,11 @@ def main() -> None:
         raise SystemExit("the records hold no adversarial training on the same footing")
     found = (a, b, matches(store, a, b))
     text = "\n".join(plain(line) for line in [*table(a), "", *map_table(store, found)])
-    (DOCS / "sigma_eps.md").write_text(f"{HEAD}\n```\n{text.strip()}\n```\n")
+    (FINDINGS / "sigma_eps.md").write_text(f"{HEAD}\n```\n{text.strip()}\n```\n")
     plot = map_plot(found)
     if plot is not None:
-        for path in plot.write(DOCS):
-            path.replace(DOCS / "sigma_eps.png") if path.suffix == ".png" else path.unlink()
+        for path in plot.write(FINDINGS):
+            path.replace(FINDINGS / "sigma_eps.png") if path.suffix == ".png" else path.unlink()
 
 
 if __name__ == "__main__":

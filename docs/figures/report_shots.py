@@ -1,4 +1,4 @@
-"""Pictures of the report for docs/: `python benchmarks/report_shots.py`, from the records in results/ alone.
+"""Pictures of the report for docs/: `python docs/figures/report_shots.py`, from the records in results/ alone.
 
 Needs Chromium and Pillow; writes docs/report-desktop.png (light) and docs/report-phone.png (dark).
 """

@@ -1,12 +1,14 @@
-"""The figures of docs/findings.md on MNIST, from the records alone.
+"""The figures of docs/findings/README.md on MNIST, from the records alone.
 
-python benchmarks/findings_mnist.py [RESULTS] writes docs/mnist.md and draws docs/mnist_autoattack.png.
+python docs/figures/mnist.py [RESULTS] writes docs/findings/mnist.md and draws docs/findings/mnist_autoattack.png.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+from records import FINDINGS, ROOT
 
 from bench.planning.plan import plan
 from bench.planning.spec import load
@@ -19,10 +21,9 @@ from bench.tables.markdown import table
 CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoattack"
 
 
-DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# MNIST, lenet5: the figures behind the findings
 
-Written by `python benchmarks/findings_mnist.py` from the records in `results/` (`bench run specs/mnist.yaml`), never
+Written by `python docs/figures/mnist.py` from the records in `results/` (`bench run specs/mnist.yaml`), never
 by hand. Robust accuracy in percent, mean over seeds with the smallest and the largest. AutoAttack and the worst case
 are of seed 0 on the first 100 test images. Differences are in points, on the same images and with the net of the same
 seed, with Newcombe's 95 % interval for paired shares. Training times were taken with two jobs on the machine.
@@ -34,7 +35,8 @@ seed, with Newcombe's 95 % interval for paired shares. Training times were taken
 def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
     known = frame(store)
-    known = known[known["key"].isin({job.key for job in plan(load(DOCS.parent / "specs" / "mnist.yaml"), DOCS)})]
+    keys = {job.key for job in plan(load(ROOT / "specs" / "mnist.yaml"), Path("no-data-needed"))}
+    known = known[known["key"].isin(keys)]
     found = [row for row in rows(store, known) if 0 in row.keys]
     header = [
         "defense", "train eps", "clean", "PGD-CE", "PGD margin", "AutoAttack", "worst case",
@@ -49,9 +51,9 @@ def main() -> None:
         text += table(header, [line(store, known, row, standard) for row in group])
     text += certificates(found)
     origins = sorted({f"{row.device}, commit {row.commit}" for row in found})
-    DOCS.mkdir(exist_ok=True)
-    (DOCS / "mnist.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
-    draw(found, DOCS / "mnist_autoattack.png")
+    FINDINGS.mkdir(exist_ok=True)
+    (FINDINGS / "mnist.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
+    draw(found, FINDINGS / "mnist_autoattack.png")
 
 
 def certificates(found: list[Row]) -> str:

@@ -1,8 +1,8 @@
 """What sigma does to closed-form noise, and which form of it is best, from the records alone.
 
-python benchmarks/findings_noisy.py [RESULTS] writes docs/noisy.md and draws docs/noisy_sigma.png, from the runs of
-specs/noisy_sigma.yaml, noisy_search.yaml, noisy_search_recipe.yaml, noisy_search_batch.yaml, noisy_best.yaml and
-noisy_best_batch.yaml.
+python docs/figures/noisy.py [RESULTS] writes docs/findings/noisy.md and draws docs/findings/noisy_sigma.png from the
+runs of specs/noisy_sigma.yaml, noisy_search.yaml, noisy_search_recipe.yaml, noisy_search_batch.yaml,
+noisy_best.yaml and noisy_best_batch.yaml.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from records import DOCS, ROOT, Training, trainings
+from records import FINDINGS, ROOT, Training, trainings
 
 from bench.records.store import Store
 from bench.tables.markdown import table
@@ -20,7 +20,7 @@ EPS = "0.1"
 ATTACKS = {"clean": "clean", "ce": "PGD-20 CE", "cw": "PGD-40 margin", "autoattack": "AutoAttack"}
 HEAD = """# Closed-form noise on MNIST: sigma, and the best form
 
-Written by `python benchmarks/findings_noisy.py` from the records in `results/`, never by hand. lenet5, seed 0, Linf eps
+Written by `python docs/figures/noisy.py` from the records in `results/`, never by hand. lenet5, seed 0, Linf eps
 0.1; accuracy in percent with its 95 % Wilson interval. Work is that of one training step in forward passes F an image,
 as counted; times are not shown, since several jobs shared the machine (`docs/performance.md` has them, measured apart).
 
@@ -155,9 +155,9 @@ def main() -> None:
         "The preset with half the batch, on test images",
         "As the third search has it.",
     )
-    DOCS.mkdir(exist_ok=True)
-    (DOCS / "noisy.md").write_text(text)
-    draw(sigma, DOCS / "noisy_sigma.png")
+    FINDINGS.mkdir(exist_ok=True)
+    (FINDINGS / "noisy.md").write_text(text)
+    draw(sigma, FINDINGS / "noisy_sigma.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the full battery says of seven models on MNIST, from the records alone.
 
-python benchmarks/findings_battery.py [RESULTS] writes docs/battery.md and draws docs/battery.png.
+python docs/figures/battery.py [RESULTS] writes docs/findings/battery.md and draws docs/findings/battery.png.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from records import FINDINGS, ROOT
 
 from bench.planning.plan import plan
 from bench.planning.spec import load
@@ -23,15 +24,13 @@ from bench.soundness.verdicts import judged
 from bench.tables.markdown import table
 from bench.tables.ranking import flags
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 HEAD = """# The full battery on MNIST, lenet5
 
-Written by `python benchmarks/findings_battery.py` from the records in `results/`
+Written by `python docs/figures/battery.py` from the records in `results/`
 (`bench run specs/mnist_battery.yaml`), never by hand. Accuracies in percent under the model's own prediction rule; one
 training seed. AutoAttack of a model that draws at test time is its suite `rand`. Worst case: for a deterministic model
 the minimum of each image over all attacks; for one that draws, the attack that breaks the image in most of one set of
-draws, judged on another set. What it means stands in [findings.md](findings.md).
+draws, judged on another set. What it means stands in [the findings](README.md).
 
 ![worst case and single attacks](battery.png)
 """
@@ -65,8 +64,8 @@ def main() -> None:
         text += f"\n## Linf eps {eps}\n\n" + table(header, [line(row) for row in group])
     text += adaptive(store, budgets) + certificates(budgets) + flatness(known, keys) + checks(budgets)
     origins = sorted({f"{row.device}, commit {row.commit}" for row in budgets})
-    (DOCS / "battery.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
-    draw(budgets, DOCS / "battery.png")
+    (FINDINGS / "battery.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
+    draw(budgets, FINDINGS / "battery.png")
 
 
 def line(row: Row) -> list[str]:

@@ -1,7 +1,7 @@
 """Every defense once on MNIST: the figures behind the findings, from the records alone.
 
-python benchmarks/findings_defenses.py [RESULTS] writes docs/defenses.md and draws docs/defenses.png, from the runs of
-specs/mnist_defenses.yaml.
+python docs/figures/every_defense.py [RESULTS] writes docs/findings/defenses.md and draws
+docs/findings/defenses.png from the runs of specs/mnist_defenses.yaml.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from records import DOCS, ROOT, Training, trainings
+from records import FINDINGS, ROOT, Training, trainings
 
 from bench.records.store import Store
 from bench.results.worst_case import paired
@@ -17,7 +17,7 @@ from bench.tables.markdown import table
 
 HEAD = """# Every defense once on MNIST
 
-Written by `python benchmarks/findings_defenses.py` from the records in `results/` (`bench run
+Written by `python docs/figures/every_defense.py` from the records in `results/` (`bench run
 specs/mnist_defenses.yaml`), never by hand. lenet5, 4 epochs, seed 0, one shared recipe; defenses that take a budget
 train at Linf eps 0.2, with a warm-up over the first quarter. Accuracy in percent with its 95 % Wilson interval. One
 seed and 100 images under AutoAttack: differences of a few points mean nothing here. Randomised models (`pni`, `rse`,
@@ -50,8 +50,8 @@ def main() -> None:
         text += f"\n## Linf eps {eps}\n\n"
         text += table(["defense", "clean", "PGD-20 CE", "PGD-40 margin", "AutoAttack", "train s"], rows)
     text += differences(store, {short(t.name): t for t in found}) + terms(found)
-    (DOCS / "defenses.md").write_text(text)
-    draw(found, DOCS / "defenses.png")
+    (FINDINGS / "defenses.md").write_text(text)
+    draw(found, FINDINGS / "defenses.png")
 
 
 def differences(store: Store, found: dict[str, Training]) -> str:

@@ -13,8 +13,9 @@ from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+FINDINGS = DOCS / "findings"
 
 
 class Training:
