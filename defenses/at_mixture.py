@@ -12,6 +12,7 @@ first two papers are older than BatchNorm. Images are clipped to [0,1], which Go
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,22 +21,17 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Losses
-from bench.core.pgd import Start, ascend, attack_loss, check_reach
+from bench.core.adversarial_training import AdversarialTraining
+from bench.core.defense import Batch, Losses
+from bench.core.pgd import Start, attack_loss
 
 
 @dataclass
-class ATMixture(Defense):
+class ATMixture(AdversarialTraining):
     """Clean and adversarial images, half and half. Costs 2 steps + 6 forward passes F an image, 1 more to guess."""
 
-    uses_threat: ClassVar[bool] = True
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "(2 steps + 6) F = 8F"
-    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     test_settings: ClassVar[dict[str, Any]] = {}
 
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5
@@ -50,32 +46,17 @@ class ATMixture(Defense):
     """Clean and adversarial images in one train-mode batch, with common BatchNorm statistics, or in two."""
     label: Literal["true", "pred", "least_likely"] = "true"
     """Leave the true label, leave the predicted one, or approach the one predicted least (the last two cost 1F)."""
-    attack_bn_mode: BatchNormMode = "eval"
-    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
 
-    def __post_init__(self) -> None:
-        check_reach(self.steps, self.rel_step_size)
-
-    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Adversarial images: the last iterate of ascent on cross-entropy to the label chosen."""
-        with frozen(net, self.attack_bn_mode) as target:
-            y, sign = self._label(target, batch), -1 if self.label == "least_likely" else 1
-            objective = attack_loss("ce", y)
-            return ascend(
-                lambda x: sign * objective(target(x)),
-                batch.x,
-                self.threat,
-                steps=self.steps,
-                rel_step_size=self.rel_step_size,
-                start=self.start,
-            )
-
-    def _label(self, target: nn.Module, batch: Batch) -> Tensor:
+    def objective(self, target: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Cross-entropy to the chosen label; its negative for the least likely one, which the attack approaches."""
         if self.label == "true":
-            return batch.y
+            return attack_loss("ce", batch.y)
         with torch.no_grad():
             logits: Tensor = target(batch.x)
-        return logits.argmax(1) if self.label == "pred" else logits.argmin(1)
+        if self.label == "pred":
+            return attack_loss("ce", logits.argmax(1))
+        away = attack_loss("ce", logits.argmin(1))
+        return lambda z: -away(z)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Weighted mean cross-entropy on the clean and on the adversarial images."""

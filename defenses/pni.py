@@ -16,6 +16,7 @@ checkpoint best on test images under PGD without averaging over the noise, so ex
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,9 +26,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Losses, Updater
-from bench.core.pgd import Start, ascend, attack_loss, check_reach
+from bench.core.adversarial_training import AdversarialTraining
+from bench.core.defense import Batch, Losses, Updater
+from bench.core.pgd import attack_loss
 from bench.core.stochastic import NoiseSource, Randomised, noise_sites
 
 
@@ -45,16 +46,13 @@ class WeightNoise(NoiseSource):
 
 
 @dataclass
-class PNI(Defense):
+class PNI(AdversarialTraining):
     """Adversarial training with learnable weight noise. Costs 2 steps + 6 forward passes F an image."""
 
-    uses_threat: ClassVar[bool] = True
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     predictor: ClassVar[str] = "randomised"
     cost: ClassVar[str] = "(2 steps + 6) F = 20F"
     adaptive_attacks: ClassVar[str] = "closed_form, eot"
     revision: ClassVar[int] = 2
-    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -63,7 +61,6 @@ class PNI(Defense):
         "epochs": 160,
         "batch_size": 128,
     }
-    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     per: Literal["layer", "channel", "element"] = "layer"
     """What has a noise size of its own."""
@@ -80,15 +77,11 @@ class PNI(Defense):
     """Gradient steps of the inner maximisation; each sees fresh noise."""
     rel_step_size: Annotated[float, Gt(0)] = 0.3225806451612903
     """Step size in units of eps: .01 / .031."""
-    start: Start = "uniform"
-    """First iterate: uniform in the ball, 0.001 N(0,1) around the image, or the image itself."""
-    attack_bn_mode: BatchNormMode = "eval"
-    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
     n_draws: Annotated[int, Gt(0)] = 1
     """Draws of the deployed prediction: one decides alone, several average their softmax."""
 
     def __post_init__(self) -> None:
-        check_reach(self.steps, self.rel_step_size)
+        super().__post_init__()
         self._steps = self._adversarial = 0
         self._clean: Tensor | None = None  # logits of the step's clean training pass, while it runs
 
@@ -118,23 +111,15 @@ class PNI(Defense):
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor | None:
         """Adversarial images against the noisy net; None during the warm-up."""
-        if batch.progress < self.warmup:
-            return None
-        with frozen(net, self.attack_bn_mode) as target:
-            if self.label == "true":
-                label = batch.y
-            else:
-                with torch.no_grad():
-                    label = (target(batch.x) if self._clean is None else self._clean).argmax(1)
-            objective = attack_loss("ce", label)
-            return ascend(
-                lambda x: objective(target(x)),
-                batch.x,
-                self.threat,
-                steps=self.steps,
-                rel_step_size=self.rel_step_size,
-                start=self.start,
-            )
+        return super().inner(net, batch) if batch.progress >= self.warmup else None
+
+    def objective(self, target: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Cross-entropy to the label that the attack leads away from."""
+        if self.label == "true":
+            return attack_loss("ce", batch.y)
+        with torch.no_grad():
+            logits = target(batch.x) if self._clean is None else self._clean
+        return attack_loss("ce", logits.argmax(1))
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """The two weighted cross-entropies, each under noise of its own; the clean one alone during the warm-up."""

@@ -30,24 +30,19 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core.classifier import BatchNormMode
-from bench.core.defense import Batch, Defense, Losses
-from bench.core.pgd import Start, kl
+from bench.core.defense import Batch, Losses
+from bench.core.pgd import kl
 from bench.core.weights import head, head_inputs, layer_weights, noise_like, root_mean_square, shifted
 from defenses.trades import TRADES
 
 
 @dataclass
-class RAT(Defense):
+class RAT(TRADES):
     """TRADES with Taylor terms of randomised weights. Costs 2 steps + 7 forward passes F an image, as TRADES does."""
 
-    uses_threat: ClassVar[bool] = True
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "(2 steps + 7) F = 27F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -56,7 +51,6 @@ class RAT(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 6.0
     """Weight of all Taylor terms together, as of the divergence in TRADES."""
@@ -72,21 +66,12 @@ class RAT(Defense):
     """Distribution of the weight noise; all have standard deviation sigma."""
     first_on: Literal["head", "network"] = "head"
     """Weights of the first-order term: last layer, or all layers by double backward (12F more)."""
-    steps: Annotated[int, Gt(0)] = 10
-    """Gradient steps of the inner maximisation."""
     rel_step_size: Annotated[float, Gt(0)] = 0.25
     """Step size in units of eps."""
-    start: Start = "normal"
-    """First iterate: 0.001 N(0,1) around the image, or uniform in the ball. The image itself has no gradient."""
-    attack_bn_mode: BatchNormMode = "eval"
-    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
 
     def __post_init__(self) -> None:
-        self._trades()
+        super().__post_init__()
         self._last: Losses = {}  # of the last loss
-
-    def _trades(self) -> TRADES:
-        return TRADES(self.threat, self.beta, self.steps, self.rel_step_size, self.start, self.attack_bn_mode)
 
     def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
         """The formulas are those of a last layer that is linear."""
@@ -96,7 +81,7 @@ class RAT(Defense):
         """Adversarial images of TRADES against one noisy copy of the net."""
         noisy = layer_weights(net) if self.sigma else []
         with shifted([(w, self.sigma * root_mean_square(w) * noise_like(w, self.noise)) for w in noisy]):
-            return self._trades().inner(net, batch)
+            return super().inner(net, batch)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the clean images and the weighted Taylor terms; a term of weight 0 is left out."""

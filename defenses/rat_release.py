@@ -27,24 +27,19 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from bench.core.classifier import BatchNormMode
-from bench.core.defense import Batch, Defense, Losses
-from bench.core.pgd import Start, kl
+from bench.core.defense import Batch, Losses
+from bench.core.pgd import kl
 from bench.core.weights import head, head_inputs, noise_like, shifted
 from defenses.trades import TRADES
 
 
 @dataclass
-class RATRelease(Defense):
+class RATRelease(TRADES):
     """TRADES with batch-adaptive soft labels. Costs 2 steps + 7 forward passes F an image."""
 
-    uses_threat: ClassVar[bool] = True
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "(2 steps + 7) F = 27F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -53,7 +48,6 @@ class RATRelease(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 6.0
     """Weight of the divergence between clean and adversarial output."""
@@ -69,20 +63,8 @@ class RATRelease(Defense):
     """Mirror the second-order target for the clean output, as the first-order one is."""
     noise_std: Annotated[float, Ge(0)] = 1e-4
     """Standard deviation, absolute, of the noise on the convolutions that x' is found with."""
-    steps: Annotated[int, Gt(0)] = 10
-    """Gradient steps of the inner maximisation."""
     rel_step_size: Annotated[float, Gt(0)] = 0.25
     """Step size in units of eps."""
-    start: Start = "normal"
-    """First iterate: 0.001 N(0,1) around the image, or uniform in the ball. The image itself has no gradient."""
-    attack_bn_mode: BatchNormMode = "eval"
-    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
-
-    def __post_init__(self) -> None:
-        self._trades()
-
-    def _trades(self) -> TRADES:
-        return TRADES(self.threat, self.beta, self.steps, self.rel_step_size, self.start, self.attack_bn_mode)
 
     def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
         """The formulas are those of a last layer that is linear."""
@@ -92,11 +74,11 @@ class RATRelease(Defense):
         """Adversarial images of TRADES against one copy of the net with noisy convolutions (their biases too)."""
         noisy = [p for m in net.modules() if isinstance(m, _ConvNd) for p in m.parameters()] if self.noise_std else []
         with shifted([(p, self.noise_std * noise_like(p)) for p in noisy]):
-            return self._trades().inner(net, batch)
+            return super().inner(net, batch)
 
     def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Plain TRADES, as in the released AWP script."""
-        return self._trades().loss(net, batch, adv)
+        return super().loss(net, batch, adv)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Cross-entropy on hard labels, on first- and second-order soft labels, and the divergence."""

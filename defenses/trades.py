@@ -13,6 +13,7 @@ epochs and drops at half and three quarters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -21,22 +22,17 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from bench.core.classifier import BatchNormMode, frozen
-from bench.core.defense import Batch, Defense, Losses
-from bench.core.pgd import Start, ascend, attack_loss, check_reach, kl
+from bench.core.adversarial_training import AdversarialTraining
+from bench.core.defense import Batch, Losses
+from bench.core.pgd import Start, attack_loss, kl
 
 
 @dataclass
-class TRADES(Defense):
+class TRADES(AdversarialTraining):
     """Accuracy against divergence. Costs 2 steps + 7 forward passes F an image."""
 
-    uses_threat: ClassVar[bool] = True
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "(2 steps + 7) F = 27F"
-    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
-    supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
     recipe: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -45,38 +41,24 @@ class TRADES(Defense):
         "epochs": 76,
         "batch_size": 128,
     }
-    test_settings: ClassVar[dict[str, Any]] = {"steps": 2, "rel_step_size": 0.5}
 
     beta: Annotated[float, Ge(0)] = 6.0
     """Weight of the divergence (1 / lambda of the paper)."""
-    steps: Annotated[int, Gt(0)] = 10
-    """Gradient steps of the inner maximisation."""
     rel_step_size: Annotated[float, Gt(0)] = 0.22580645161290322
     """Step size in units of eps: .007 / .031."""
     start: Start = "normal"
     """First iterate: 0.001 N(0,1) around the image, or uniform in the ball. The image itself has no gradient."""
-    attack_bn_mode: BatchNormMode = "eval"
-    """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
 
     def __post_init__(self) -> None:
-        check_reach(self.steps, self.rel_step_size)
+        super().__post_init__()
         if self.start == "zero":
             raise ValueError("the gradient of KL is 0 at the image itself; use start=normal or start=uniform")
 
-    def inner(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Adversarial images: the last iterate of ascent on KL from the clean output, which is computed once."""
-        with frozen(net, self.attack_bn_mode) as target:
-            with torch.no_grad():
-                clean = target(batch.x)
-            objective = attack_loss("kl", batch.y, clean)
-            return ascend(
-                lambda x: objective(target(x)),
-                batch.x,
-                self.threat,
-                steps=self.steps,
-                rel_step_size=self.rel_step_size,
-                start=self.start,
-            )
+    def objective(self, target: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """KL from the clean output, which is computed once."""
+        with torch.no_grad():
+            clean = target(batch.x)
+        return attack_loss("kl", batch.y, clean)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the clean images, and beta times the mean divergence at `adv`."""

@@ -147,6 +147,38 @@ def test_the_name_of_the_base_class_tells_the_kind(monkeypatch: pytest.MonkeyPat
     assert "mine" in catalog.names("defenses")
 
 
+def test_a_plugin_has_the_fields_and_constants_of_the_base_class_it_imports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = '''"""min L
+
+(Nobody 2026)
+"""
+from dataclasses import dataclass
+from typing import ClassVar
+from defenses.trades import TRADES
+
+
+@dataclass
+class Mine(TRADES):
+    """Mine."""
+
+    revision: ClassVar[int] = 7
+
+    rel_step_size: float = 0.5
+    """Larger steps."""
+    extra: int = 3
+    """A setting of its own."""
+'''
+    plug(monkeypatch, tmp_path, mine=text)
+    mine, trades = catalog.get("defenses", "mine"), catalog.get("defenses", "trades")
+    assert [f.name for f in mine.fields] == [*(f.name for f in trades.fields), "extra"]
+    assert mine.resolve({}) == {**trades.resolve({}), "rel_step_size": 0.5, "extra": 3}
+    assert mine.constant("norms", ()) == ("Linf", "L2")
+    assert (mine.constant("revision", 1), trades.constant("revision", 1)) == (7, 1)
+    assert "beta" in [f.name for f in mine.fields if f.doc]
+
+
 def test_a_plugin_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug(monkeypatch, tmp_path, mine="x = 1\n")
     with pytest.raises(ValueError, match=r"mine\.py holds no class derived from Defense, Attack or Evaluation"):

@@ -29,6 +29,7 @@ KINDS: tuple[Kind, ...] = ("defenses", "attacks", "models")
 PACKAGES = {"defenses": "defenses", "attacks": "attacks", "models": "bench.models"}
 ROOT = Path(__file__).parents[2]  # the folder that holds bench, attacks and defenses, in a checkout and in a wheel
 REQUIRED = object()
+ROOTS: dict[str, Kind] = {"Defense": "defenses", "Attack": "attacks", "Evaluation": "attacks"}
 _BOUNDS = ("Gt", "Ge", "Lt", "Le")
 # what an annotation may be made of; powers and products, say, could keep the planner busy for ever
 _TYPE_PARTS = (
@@ -213,9 +214,11 @@ def _kind_of(path: Path) -> Kind:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read plug-in {path}: {error}") from None
     for node in tree.body:
-        for base in node.bases if isinstance(node, ast.ClassDef) else []:
-            if isinstance(base, ast.Name) and base.id in ("Defense", "Attack", "Evaluation"):
-                return "defenses" if base.id == "Defense" else "attacks"
+        if isinstance(node, ast.ClassDef):
+            oldest = _lineage(tree, node, path)[0][0]
+            for base in oldest.bases:
+                if isinstance(base, ast.Name) and base.id in ROOTS:
+                    return ROOTS[base.id]
     raise ValueError(f"plug-in {path} holds no class derived from Defense, Attack or Evaluation")
 
 
@@ -241,7 +244,13 @@ def _read(kind: Kind, name: str, path: Path) -> Plugin:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {kind}/{path.name}: {error}") from None
     paragraphs = [" ".join(p.split()) for p in (ast.get_docstring(tree) or "").split("\n\n")] + ["", ""]
-    fields, constants = _of_function(tree, path) if kind == "models" else _of_class(tree, path)
+    if kind == "models":
+        fields, constants = _of_function(tree, path)
+        sources = [source]
+    else:
+        lineage = _lineage(tree, _plugin_class(tree, path), path)
+        fields, constants = _of_classes(lineage)
+        sources = [source, *(parent.read_text(encoding="utf-8") for _, parent in reversed(lineage[:-1]))]
     return Plugin(
         kind,
         name,
@@ -251,29 +260,57 @@ def _read(kind: Kind, name: str, path: Path) -> Plugin:
         notes="\n\n".join(paragraphs[2:]).strip(),
         fields=fields,
         constants=constants,
-        sha256=hashlib.sha256(source.encode()).hexdigest(),
+        sha256=hashlib.sha256("".join(sources).encode()).hexdigest(),
     )
 
 
-def _of_class(tree: ast.Module, path: Path) -> tuple[tuple[Field, ...], dict[str, Any]]:
-    """Fields and constants of the one public class with bases in a plug-in file."""
+def _plugin_class(tree: ast.Module, path: Path) -> ast.ClassDef:
+    """The one public dataclass with bases in a plug-in file."""
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.bases and not n.name.startswith("_")]
-    plugin = [c for c in classes if any(isinstance(d, (ast.Name, ast.Call)) for d in c.decorator_list)]
+    plugin = [c for c in classes if _is_dataclass(c)]
     if len(plugin) != 1:
         raise ValueError(f"{path.parent.name}/{path.name} must hold one @dataclass plug-in, found {len(plugin)}")
-    fields, constants = [], {}
-    body = plugin[0].body
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+    return plugin[0]
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any(isinstance(decorator, (ast.Name, ast.Call)) for decorator in node.decorator_list)
+
+
+def _lineage(tree: ast.Module, node: ast.ClassDef, path: Path) -> list[tuple[ast.ClassDef, Path]]:
+    """A class and the dataclasses that it extends, oldest first, with their files.
+
+    Followed are names imported by `from ... import` out of bench, defenses or attacks; the roots Defense, Attack and
+    Evaluation are not part of it: their constants are the defaults of `Plugin.constant`.
+    """
+    wanted = {base.id for base in node.bases if isinstance(base, ast.Name)} - ROOTS.keys()
+    for line in tree.body:
+        if not isinstance(line, ast.ImportFrom) or not wanted & {alias.name for alias in line.names}:
             continue
-        written = ast.unparse(node.annotation)
-        if written.startswith("ClassVar"):
-            constants[node.target.id] = _literal(node.value, path)
-            continue
-        doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        default = REQUIRED if node.value is None else _default(node.value, path)
-        fields.append(Field(node.target.id, _type(node.annotation, path), written, default, " ".join(str(doc).split())))
-    return tuple(fields), constants
+        file = ROOT.joinpath(*(line.module or "").split(".")).with_suffix(".py")
+        if file.is_file():
+            parent = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+            for base in parent.body:
+                if isinstance(base, ast.ClassDef) and base.name in wanted and _is_dataclass(base):
+                    return [*_lineage(parent, base, file), (node, path)]
+    return [(node, path)]
+
+
+def _of_classes(lineage: list[tuple[ast.ClassDef, Path]]) -> tuple[tuple[Field, ...], dict[str, Any]]:
+    """Fields and constants of a plug-in, in the order of a dataclass: those of its base first, overridden in place."""
+    fields, constants = dict[str, Field](), dict[str, Any]()
+    for owner, path in lineage:
+        for node, after in zip(owner.body, [*owner.body[1:], None], strict=True):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            name, written = node.target.id, ast.unparse(node.annotation)
+            if written.startswith("ClassVar"):
+                constants[name] = _literal(node.value, path)
+                continue
+            doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            default = REQUIRED if node.value is None else _default(node.value, path)
+            fields[name] = Field(name, _type(node.annotation, path), written, default, " ".join(str(doc).split()))
+    return tuple(fields.values()), constants
 
 
 def _of_function(tree: ast.Module, path: Path) -> tuple[tuple[Field, ...], dict[str, Any]]:
