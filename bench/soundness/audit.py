@@ -1,4 +1,4 @@
-"""What all measured checks share: model, images, budgets, and each attack run once."""
+"""The state that all measured checks share: model, images, budgets, and the outcome of each attack, run once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.pgd import AttackLoss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
-from bench.soundness.instrumented_pgd import WatchedPGD
+from bench.soundness.instrumented_pgd import InstrumentedPGD
 from bench.soundness.snapshot import Snapshot
 
 BLOCK = 256  # images that pass through the model together
@@ -35,10 +35,10 @@ class NotApplicable(Exception):
 
 @dataclass
 class Run:
-    """One attack on all images of the audit: `right` (on the clean and on the adversarial image, shape n), the
-    adversarial images (clean ones where none was made) and what the attack says of each image."""
+    """One attack on all images of the audit: `correct` (on the clean and the adversarial image, bool of shape n), the
+    adversarial images (the clean image where the attack made none) and the columns of the attack, shape n each."""
 
-    right: Tensor
+    correct: Tensor
     x_adv: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
 
@@ -59,10 +59,10 @@ class Audit:
         self.trace = Snapshot(self.model)
         self.left: list[str] = []  # what attacks left behind
         self.failed: dict[str, str] = {}  # attacks that raised, and their message
-        self.drawn: dict[str, Tensor] = {}  # images that stand under random draws, by budget
+        self.drawn: dict[str, Tensor] = {}  # images robust to the random search, by budget
         self._runs: dict[str, Run] = {}
         self.logits = self.forward(self.x)
-        self.clean = self.judge(self.x)
+        self.clean = self.correct_on(self.x)
 
     @property
     def budgets(self) -> list[Threat]:
@@ -84,7 +84,7 @@ class Audit:
     def deterministic(self) -> None:
         """Raise NotApplicable for a model that declares its noise."""
         if self.model.stochastic:
-            raise NotApplicable("single passes of a randomised model differ; it is judged by EOT and fresh draws")
+            raise NotApplicable("single passes of a randomized model differ; EOT and fresh draws evaluate it")
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class Audit:
             return torch.cat([self.model(part) for part in x.split(BLOCK)])
 
     @torch.no_grad()
-    def judge(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Is each image right under the deployed rule? `rows`: the places of `x` among the images, all by default."""
+    def correct_on(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Whether the deployed rule classifies each of `x` correctly. `rows`: their indices among the images (default: all)."""
         y = self.y if rows is None else self.y[rows]
         with frozen(self.model), scope(seed(self.seed, "score")):
             return torch.cat([self.model.predict(part) for part in x.split(BLOCK)]) == y
@@ -104,8 +104,8 @@ class Audit:
         return self._cached(f"fgsm@{threat.eps}", FGSM(threat))
 
     def pgd(self, threat: Threat, loss: AttackLoss) -> Run:
-        """The audit's PGD, one restart, with the columns of WatchedPGD."""
-        attack = WatchedPGD(threat, steps=self.steps, rel_step_size=0.1, loss=loss)
+        """The audit's PGD, one restart, with the columns of InstrumentedPGD."""
+        attack = InstrumentedPGD(threat, steps=self.steps, rel_step_size=0.1, loss=loss)
         return self._cached(f"pgd-{loss}@{threat.eps}", attack)
 
     def _cached(self, name: str, attack: Attack) -> Run:
@@ -116,7 +116,7 @@ class Audit:
         return self._runs[name]
 
     def run(self, name: str, attack: Attack, only: Tensor | None = None) -> Run:
-        """Attack the images that are right (of these `only` where a mask is given; `right` is False elsewhere).
+        """Attack the correctly classified images (of these `only` where a mask is given; `correct` is False elsewhere).
 
         Raises NotMeasured where the attack raises: a crash is no robustness, and no verdict on the model either.
         """
@@ -134,16 +134,16 @@ class Audit:
                 self.failed[name] = str(error).partition("\n")[0][:160]
                 raise NotMeasured(f"{name} failed: {self.failed[name]}") from None
         self.left += [f"{change} by {name}" for change in self.trace.changes()]
-        found.right[rows] = self.judge(found.x_adv[rows], rows)
+        found.correct[rows] = self.correct_on(found.x_adv[rows], rows)
         return found
 
     def columns(self) -> dict[str, Tensor]:
-        """Which images are right: clean, and for each budget above 0 under each attack that could be run."""
+        """Which images are correct: clean, and for each budget above 0 under each attack that could be run."""
         found = {"clean": self.clean, **self.drawn}
         for threat in self.budgets:
             for name, attack in (("fgsm", self.fgsm), ("pgd-ce", self._ce), ("pgd-cw", self._cw)):
                 with suppress(NotMeasured):
-                    found[f"{name}@{threat.eps}"] = attack(threat).right
+                    found[f"{name}@{threat.eps}"] = attack(threat).correct
         return found
 
     def _ce(self, threat: Threat) -> Run:
@@ -164,9 +164,9 @@ class Audit:
             found.columns[column][rows] = values
 
 
-def accuracy(right: Tensor) -> float:
+def accuracy(correct: Tensor) -> float:
     """Share of True."""
-    return float(right.float().mean())
+    return float(correct.float().mean())
 
 
 def scaled(threat: Threat, factor: Fraction) -> Threat:

@@ -30,7 +30,7 @@ CHECKS: dict[str, Measure] = {
     "C1": forward.deterministic,
     "C2": forward.gives_logits,
     "C18": forward.pixel_space,
-    "C6": inner.no_optimisation,
+    "C6": inner.no_test_time_optimization,
     "C5": gradients.differentiable,
     "C4": gradients.zero_gradients,
     "C3": gradients.finite,
@@ -57,12 +57,12 @@ def audit(
     claimed: float | None,
     report: Callable[[int, int, str], None],
 ) -> tuple[list[Finding], dict[str, Tensor]]:
-    """Findings of all measured checks, and which images are still right, as bool columns of length n.
+    """Findings of all measured checks, and which images each attack leaves correct, as bool columns of length n.
 
     `x` (n c h w, in [0,1]) and `y` on the model's device; `threats`: the budgets, of one norm; `claimed`: accuracy on
     clean images as measured elsewhere, in [0,1]. Columns: `clean`, and for each eps `fgsm@EPS`, `pgd-ce@EPS`,
-    `pgd-cw@EPS` and, for a deterministic model, `noise@EPS`; one that could not be had (its attack failed) is left out.
-    Model and generators are afterwards as they were. Raises ValueError for no image, no threat or several norms.
+    `pgd-cw@EPS` and, for a deterministic model, `noise@EPS`; a column is left out where its attack failed.
+    Restores the model and the random generators. Raises ValueError without images or threats, or for several norms.
     """
     if len(x) == 0 or not threats or len({threat.norm for threat in threats}) > 1:
         raise ValueError(f"an audit needs images and threats of one norm, got {len(x)} images, {len(threats)} threats")

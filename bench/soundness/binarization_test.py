@@ -1,10 +1,10 @@
-"""C19: an adversarial point is planted for each image on the model's own features; the attack has to find it.
+"""C19: binarization test. A head on the model's features has a known adversarial point; the attack has to find it.
 
 After Zimmermann et al. 2022 (arXiv 2206.13991). For each image a two-class head on the input of the last linear layer
 says 1 beyond a threshold along the direction from the features of random points in the ball to those of one point at
 its border, and 0 before it. That one point is beyond it and no random point is, so an adversarial point exists, and
-luck does not find it. Theirs is fitted by logistic regression; here the direction is that of the two means, which
-needs no fit and gives the same guarantee, checked for each image.
+random search does not find it. Theirs is fitted by logistic regression; here the direction is that of the two means,
+which needs no fit and gives the same guarantee, checked for each image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.soundness.audit import BLOCK, Audit, NotMeasured
 from bench.soundness.checks import Finding
 
 INNER = 32  # random points in the ball that the head calls 0
-CLOSE = 0.9  # where the threshold stands between the best random point (0) and the planted one (1)
+CLOSE = 0.9  # position of the threshold between the best random point (0) and the planted one (1)
 NEEDED = 0.95
 
 
@@ -63,7 +63,7 @@ class _Head(nn.Module):
 
 
 def planted(audit: Audit) -> list[Finding]:
-    """C19: PGD, on cross-entropy or on the margin, breaks the heads of at least 95 % of the images."""
+    """C19: PGD on cross-entropy or on the margin finds the planted point of at least 95 % of the images."""
     audit.deterministic()
     threat, limit = audit.largest, 256 if audit.level == "quick" else 512
     if threat.norm not in PGD.norms:

@@ -13,14 +13,14 @@ from bench.soundness.checks import Finding
 
 PASSES, SAME, SAME_BATCH = 5, 1e-4, 1e-3
 BETTER = 0.1  # accuracy on another scale beyond that on [0,1]
-ALONE = 4  # images that are also shown alone
+ALONE = 4  # images that are also classified in a batch of one
 HALF_LEVEL = Epsilon("1/510")
 
 
 def deterministic(audit: Audit) -> list[Finding]:
-    """C1: as handed over (not in eval mode by force) the model answers the same image in the same way."""
+    """C1: in the mode in which it was loaded, the model gives the same logits for the same image."""
     if audit.model.stochastic:
-        return [Finding("C1", "I", note="declares its noise: judged by EOT and fresh draws, in a section of its own")]
+        return [Finding("C1", "I", note="declares its noise: evaluated by EOT and fresh draws, in its own section")]
     x = audit.x[:BLOCK]
     with torch.no_grad(), keep_buffers(audit.model):
         passes = [audit.model(x) for _ in range(PASSES)]
@@ -36,9 +36,9 @@ def deterministic(audit: Audit) -> list[Finding]:
         notes.append(f"{int(flips)} of {len(x)} labels change between {PASSES} passes")
     elif batch > SAME_BATCH:
         alone_fails = any(one is None for one in alone)
-        notes.append("fails on a single image" if alone_fails else "the answer depends on the rest of the batch")
+        notes.append("fails on a single image" if alone_fails else "the logits depend on the rest of the batch")
     if mode > SAME and not (int(flips) or gap > SAME):
-        notes.append("handed over in train mode: eval mode gives other answers")
+        notes.append("loaded in train mode: eval mode gives other logits")
     return [Finding("C1", "U" if notes else "ok", max(gap, batch, mode), SAME, "; ".join(notes))]
 
 
@@ -70,10 +70,10 @@ def gives_logits(audit: Audit) -> list[Finding]:
 def pixel_space(audit: Audit) -> list[Finding]:
     """C18: accuracy on raw images in [0,1] is the claimed one, and no other scale suits the model better."""
     measured, n = accuracy(audit.clean), len(audit.x)
-    right, found = int(audit.clean.sum()), []
+    correct, found = int(audit.clean.sum()), []
     for threat in audit.budgets:
         if threat.norm == "Linf" and threat.eps < HALF_LEVEL:
-            note = f"eps {threat.eps} is below half a grey level (1/510): was it divided by 255 twice?"
+            note = f"eps {threat.eps} is below half a gray level (1/510): was it divided by 255 twice?"
             found.append(Finding("C18", "F", threat.radius, float(HALF_LEVEL), note, str(threat.eps)))
     name, gain = _better_scale(audit)
     if name:
@@ -84,15 +84,15 @@ def pixel_space(audit: Audit) -> list[Finding]:
         return [Finding("C18", "ok", measured, None, note), *found]
     gap = audit.claimed - measured
     # an interval of 99.9 %: X on one row in a thousand by chance would be too many at 95 %
-    level = "X" if wilson(right, n, 3.29)[1] < audit.claimed - 0.01 else "ok"
-    note = f"{measured:.1%} of {n} images right, {audit.claimed:.1%} claimed"
+    level = "X" if wilson(correct, n, 3.29)[1] < audit.claimed - 0.01 else "ok"
+    note = f"{measured:.1%} of {n} images correct, {audit.claimed:.1%} claimed"
     return [Finding("C18", level, gap, 0.01, note), *found]  # type: ignore[arg-type]
 
 
 def _better_scale(audit: Audit) -> tuple[str, float]:
-    """Another scale on which the model is better by more than 10 pp and three deviations of the paired difference.
+    """Another scale on which accuracy is higher by more than 10 pp and three deviations of the paired difference.
 
-    Not asked of a randomised model: a scale of more contrast drowns its noise.
+    Skipped for a randomized model: a scale of higher contrast outweighs its noise.
     """
     if audit.model.stochastic:
         return "", 0.0
@@ -106,8 +106,8 @@ def _better_scale(audit: Audit) -> tuple[str, float]:
     }
     best, most = "", 0.0
     for name, images in scales.items():
-        right = audit.judge(images)
-        gained, lost = int((right & ~audit.clean).sum()), int((audit.clean & ~right).sum())
+        correct = audit.correct_on(images)
+        gained, lost = int((correct & ~audit.clean).sum()), int((audit.clean & ~correct).sum())
         gain = (gained - lost) / len(x)
         if gain > max(BETTER, most) and gained - lost > 3 * (gained + lost) ** 0.5:
             best, most = name, gain

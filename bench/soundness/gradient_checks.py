@@ -1,4 +1,4 @@
-"""Checks of the gradient itself: C3 finite numbers, C4 zero gradients, C5 a path to the input, C29 roughness."""
+"""Checks of the input gradient: C3 finite values, C4 zero gradients, C5 a path to the input, C29 roughness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.core.rng import scope, seed
 from bench.soundness.audit import BLOCK, Audit, NotMeasured, accuracy
 from bench.soundness.checks import Finding
 
-DRAWS = 4  # of a randomised model: its gradient counts as zero where that of each draw is
+DRAWS = 4  # of a randomized model: its gradient counts as zero where that of each draw is
 MOVES, SHARE, ROUGH = 100, 0.05, 0.1
 FEW, MANY = 0.01, 0.1
 
@@ -63,7 +63,7 @@ def finite(audit: Audit) -> list[Finding]:
         for threat in audit.budgets:
             audit.pgd(threat, "ce")
     except NotMeasured:
-        pass  # C5 speaks of a missing path; a failed attack is read below
+        pass  # C5 reports a missing path; a failed attack is reported below
     found = [f"{what} of {count} images" for what, count in bad.items() if count]
     found += [f"adversarial images ({name})" for name, text in audit.failed.items() if "NaN" in text]
     return [
@@ -75,19 +75,19 @@ def finite(audit: Audit) -> list[Finding]:
 
 def zero_gradients(audit: Audit) -> list[Finding]:
     """C4: share of the images classified correctly whose input gradient is exactly 0, by loss and for all losses."""
-    right = audit.clean
-    if not bool(right.any()):
+    correct = audit.clean
+    if not bool(correct.any()):
         raise NotMeasured("no image is classified correctly")
-    shares = {loss: accuracy(input_gradients(audit, loss).zero[right]) for loss in losses(audit)}
+    shares = {loss: accuracy(input_gradients(audit, loss).zero[correct]) for loss in losses(audit)}
     found = [Finding("C4", "F" if share > FEW else "ok", share, FEW, attack=loss) for loss, share in shares.items()]
-    least = min(shares.values())  # the loss that sees most counts for the set
+    least = min(shares.values())  # the loss with the fewest zero gradients decides
     level = "U" if least > MANY else "F" if least > FEW else "ok"
     note = "" if level == "ok" else f"{least:.1%} of the gradients are exactly 0 for every loss"
     return [Finding("C4", level, least, MANY, note), *found]  # type: ignore[arg-type]
 
 
 def differentiable(audit: Audit) -> list[Finding]:
-    """C5: autograd finds a way from the loss back to the image."""
+    """C5: the loss is differentiable with respect to the image."""
     own = audit.model.surrogate() is not audit.model
     with frozen(audit.model), scope(seed(audit.seed, "path")):
         x = audit.x[:BLOCK].detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""PGD that tells what it met on its way: points that broke the image, and whether its loss still rose at the end."""
+"""PGD that records its path: whether any point was misclassified, and whether the loss still rose at the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from attacks.pgd import PGD
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Counted
 
-LAST = 10  # steps over which an attack that has converged moves little
+LAST = 10  # final steps, over which the loss of a converged attack hardly rises
 
 
-class _Watch(Counted):
-    """Passes everything through, and keeps loss and outcome of each image at each pass (all images in each)."""
+class _Recorder(Counted):
+    """Forwards each pass to the model and records the loss and the prediction of each image."""
 
     def __init__(self, model: nn.Module, y: Tensor) -> None:
         super().__init__(model)
@@ -33,15 +33,15 @@ class _Watch(Counted):
 
 
 @dataclass
-class WatchedPGD(PGD):
+class InstrumentedPGD(PGD):
     """PGD of one restart with the columns `met` (some point on the path was misclassified) and `moved` (share of the
     loss's range on the path that its best value gained in the last 10 steps; Pintor et al. 2022, arXiv 2106.09947)."""
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
-        """What PGD returns, with both columns."""
+        """The images and columns of PGD, with both columns added."""
         if self.restarts != 1:
-            raise ValueError(f"a watched PGD has one restart, got {self.restarts}")  # later ones see fewer images
-        watch = _Watch(model, y)
+            raise ValueError(f"an instrumented PGD has one restart, got {self.restarts}")  # later ones see fewer images
+        watch = _Recorder(model, y)
         found, columns = super().perturb(watch, x, y, ctx)
         losses = torch.stack(watch.losses)  # steps + 1, b
         best = losses.cummax(0).values

@@ -1,4 +1,4 @@
-"""Weights, buffers, modes and gradients of a model at one moment: what changed since, and putting it back."""
+"""A snapshot of the weights, buffers, modes and gradients of a model: compare with it, restore it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Snapshot:
-    """A copy of all that an attack could change in `model`."""
+    """A copy of all state of `model` that an attack could change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -18,7 +18,7 @@ class Snapshot:
         self.grads = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
 
     def changes(self) -> list[str]:
-        """What differs from the moment of the snapshot, in words; one read from the device."""
+        """Descriptions of what differs from the snapshot; one transfer from the device."""
         found = [
             name
             for name, pairs in (("weights changed", self.parameters), ("buffers changed", self.buffers))
@@ -35,7 +35,7 @@ class Snapshot:
         return found
 
     def restore(self) -> None:
-        """Put everything back, bit for bit."""
+        """Restore everything, bit for bit."""
         with torch.no_grad():
             for now, then in (*self.parameters, *self.buffers):
                 now.copy_(then)
@@ -48,5 +48,5 @@ class Snapshot:
 
 
 def _same(now: Tensor, then: Tensor) -> Tensor:
-    """Are both equal, NaN included? A scalar on the device."""
+    """Whether both are equal, NaN included, as a scalar on the device."""
     return torch.isclose(now.detach(), then, rtol=0, atol=0, equal_nan=True).all()

@@ -1,4 +1,4 @@
-"""C6: what happens inside one prediction: automatic differentiation, and how often each layer runs."""
+"""C6: test-time optimization: automatic differentiation and repeated layers inside one prediction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.soundness.checks import Finding
 RUNS = 3  # of a layer in one prediction
 IMAGES = 8
 # every reverse pass goes through the engine's entry, torch.func and Tensor.backward included; the others stand beside
-# it for versions of torch without it. `make_dual` begins every forward-mode derivative.
+# it for versions of torch without it. `make_dual` starts every forward-mode derivative.
 _ENTRIES = (
     (torch.autograd, "_engine_run_backward"),
     (torch.autograd, "grad"),
@@ -29,8 +29,8 @@ _ENTRIES = (
 )
 
 
-def no_optimisation(audit: Audit) -> list[Finding]:
-    """C6: no derivative is taken in a forward pass without gradients, and no layer runs again and again."""
+def no_test_time_optimization(audit: Audit) -> list[Finding]:
+    """C6: a forward pass without gradients takes no derivative and runs no layer more than 3 times."""
     x = audit.x[:IMAGES]
     with frozen(audit.model), scope(seed(audit.seed, "inner")), torch.no_grad():
         with autograd_calls() as calls:
@@ -39,7 +39,7 @@ def no_optimisation(audit: Audit) -> list[Finding]:
             note = f"{calls[0]} calls of automatic differentiation in one forward pass without gradients"
             return [Finding("C6", "U", float(calls[0]), 0.0, note)]
         if audit.model.stochastic:
-            return [Finding("C6", "ok", 0.0, 0.0, "draws of a randomised model are not counted as repeated layers")]
+            return [Finding("C6", "ok", 0.0, 0.0, "draws of a randomized model are not counted as repeated layers")]
         with layer_runs(audit.model) as runs:
             audit.model.predict(x)
     ran = [count for count in runs.values() if count]
@@ -51,7 +51,7 @@ def no_optimisation(audit: Audit) -> list[Finding]:
 
 @contextmanager
 def autograd_calls() -> Iterator[list[int]]:
-    """Count outermost calls of automatic differentiation inside; the functions are put back afterwards."""
+    """Count outermost calls of automatic differentiation inside; the functions are restored afterwards."""
     calls, depth = [0], [0]
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def autograd_calls() -> Iterator[list[int]]:
 
 @contextmanager
 def layer_runs(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
-    """How often each layer with weights of its own runs inside."""
+    """Count how often each layer with weights of its own runs inside."""
     runs = {m: 0 for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
 
     def count(layer: nn.Module, args: Any) -> None:

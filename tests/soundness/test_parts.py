@@ -23,7 +23,7 @@ from bench.soundness.binarization_test import _Head, border, last_linear
 from bench.soundness.budget_curve import _rise
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding
-from bench.soundness.instrumented_pgd import WatchedPGD
+from bench.soundness.instrumented_pgd import InstrumentedPGD
 from bench.soundness.snapshot import Snapshot
 from bench.soundness.test_time_optimization import autograd_calls, layer_runs
 
@@ -82,13 +82,13 @@ def test_layers_are_counted_once_a_run(nets: dict[str, nn.Module], digits: tuple
 def test_a_watched_attack_is_pgd_and_says_what_it_met(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
     model, (x, y), threat = Classifier(nets["standard"]), digits[1], Threat("Linf", EPS)
     plain = PGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
-    watched = WatchedPGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
+    watched = InstrumentedPGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
     assert torch.equal(plain.x_adv, watched.x_adv)  # type: ignore[arg-type]
     met, clean = watched.columns["met"], watched.columns["clean"]
     assert torch.equal(met & clean, clean & ~watched.columns["correct"])
     assert 0 < int((met & clean).sum()) < int(clean.sum())
     with pytest.raises(ValueError, match="one restart"):
-        WatchedPGD(threat, restarts=2).evaluate(model, x, y, Context(1))
+        InstrumentedPGD(threat, restarts=2).evaluate(model, x, y, Context(1))
 
 
 def test_the_loss_that_still_moves_is_told_from_the_one_that_stands(
@@ -97,7 +97,7 @@ def test_the_loss_that_still_moves_is_told_from_the_one_that_stands(
     model, (x, y), threat = Classifier(nets["adversarial"]), digits[1], Threat("Linf", EPS)
     share = {}
     for steps, rel in ((20, 0.05), (100, 0.1)):
-        columns = WatchedPGD(threat, steps=steps, rel_step_size=rel).evaluate(model, x, y, Context(1)).columns
+        columns = InstrumentedPGD(threat, steps=steps, rel_step_size=rel).evaluate(model, x, y, Context(1)).columns
         share[steps] = float((columns["moved"][columns["correct"]] > 0.05).float().mean())
         assert bool((columns["moved"][columns["clean"]] <= 1 + 1e-6).all())
     assert share[20] > 0.9
