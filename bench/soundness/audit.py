@@ -94,7 +94,7 @@ class Audit:
 
     @torch.no_grad()
     def correct_on(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Whether the deployed rule classifies each of `x` correctly. `rows`: their indices among the images (default: all)."""
+        """Whether the deployed rule classifies each of `x` correctly; `rows` are their indices among the images."""
         y = self.y if rows is None else self.y[rows]
         with frozen(self.model), scope(seed(self.seed, "score")):
             return torch.cat([self.model.predict(part) for part in x.split(BLOCK)]) == y
