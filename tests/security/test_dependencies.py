@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import re
 import sys
 import tomllib
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,13 @@ REVIEWED = {
     "torch": "training and attacks",
     "torchvision": "data sets and their downloads",
     "pyautoattack": "AutoAttack",
+    "numpy": "arrays of per-image results",
     "pandas": "tables",
     "typer": "command line",
     "rich": "tables on a terminal",
     "pydantic": "schema of specs and settings",
+    "pydantic-core": "the schema type of an exact eps; pinned by pydantic",
+    "annotated-types": "ranges of settings; used by pydantic",
     "PyYAML": "specs",
     "scipy": "tests and intervals",
     "tqdm": "imported by torchattacks, which is installed without its dependencies",
@@ -33,6 +37,8 @@ REVIEWED = {
     "platformdirs": "cache folder",
     "matplotlib": "figures of the report",
     "jinja2": "the report",
+    "markupsafe": "escaped text of the report; used by jinja2",
+    "Pillow": "decoding of image folders; used by torchvision",
     "psutil": "processes that a job leaves behind",
 }
 EXTRAS = {
@@ -69,6 +75,34 @@ def test_every_direct_dependency_was_reviewed() -> None:
         extra: {name(line) for line in lines} for extra, lines in PROJECT["project"]["optional-dependencies"].items()
     } == EXTRAS
     assert PROJECT["build-system"]["requires"] == ["hatchling>=1.26"]
+
+
+def imported_modules(folder: Path) -> set[str]:
+    """Top-level names that the Python files below a folder import, without relative imports."""
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_imported_package_is_declared() -> None:
+    """A package that only comes along with another one can leave with its next version."""
+    own = {"bench", "attacks", "defenses"}
+    modules = set().union(*(imported_modules(TREE / folder) for folder in own)) - own - sys.stdlib_module_names
+    of_module = packages_distributions()  # without an extra that is not installed: its module has the package's name
+    packages = {of_module.get(module, [module])[0].lower().replace("_", "-") for module in modules}
+    declared = {line.lower() for line in REVIEWED}.union(*EXTRAS.values())
+    assert packages - declared == set()
+    assert {"numpy", "torch", "pillow"} <= packages
+
+
+def test_the_wheel_tells_type_checkers_that_bench_is_typed() -> None:
+    assert (TREE / "bench" / "py.typed").read_bytes() == b""
+    assert "bench" in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
 
 def test_every_dependency_has_a_floor_and_none_comes_from_an_address() -> None:
