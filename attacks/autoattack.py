@@ -1,13 +1,13 @@
 """x' = the first of APGD-CE, targeted APGD-DLR, targeted FAB and Square to break f at x
 
 AutoAttack (Croce and Hein 2020, arXiv 2003.01690), from the package of its authors (pyautoattack): `standard` is
-apgd-ce, apgd-t, fab-t, square; `plus` more attacks and restarts; `rand` APGD with the mean of 20 gradients.
+apgd-ce, apgd-t, fab-t, square; `plus` has more attacks and restarts; `rand` is APGD with the mean of 20 gradients.
 
-Attacks, settings, order and seeds are those of the package and its verdicts are reproduced bit for bit, but the loop
-over them is ours: its own leaves a trace hook, a counter and a state file that cannot be reloaded. With fewer than 10
-classes the targets are all other classes. A stochastic model is attacked by `rand` whatever `version` says, without
-its flaw of taking one lucky noisy pass for success: no image leaves early, and of all iterates gathered the one kept
-is most often wrong over further draws.
+Attacks, settings, order and seeds are those of the package, and its results are reproduced bit for bit. The loop over
+attacks is ours, because the package's leaves a hook and a counter behind and writes a state file that cannot be
+reloaded. With fewer than 10 classes the targets are all other classes. A stochastic model is attacked by `rand`
+whatever `version` is, with one correction: the package accepts a single misclassified noise draw as success; here every
+image goes through all attacks, and of all candidates we keep the one that is misclassified in most of further draws.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from bench.core.rng import scope, seed
 
 @dataclass
 class AutoAttack(Attack):
-    """The standard ensemble. Column `stage`: place in the list of the attack that broke the image, -1 for none.
+    """The standard ensemble. Column `stage`: number of the attack that broke the image, -1 for none.
 
-    In `stage` the first attack is 1, and 0 stands for an image that is wrong without any. For a stochastic model it
-    names the attack whose image was kept.
+    The first attack is 1; 0 is an image that is misclassified without an attack. For a stochastic model it is the
+    attack whose image was kept.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
@@ -44,30 +44,32 @@ class AutoAttack(Attack):
     attacks_to_run: list[Literal["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]] = field(
         default_factory=list
     )
-    """Attacks of version custom, in order; empty otherwise."""
+    """Attacks of version custom, in order; empty for the other versions."""
     batch_size: Annotated[int, Gt(0)] = 100
     """Images attacked together; each batch starts from the same seed, as in the package."""
     eot: Annotated[int, Gt(0)] = 20
     """Gradients averaged at each step of APGD in version rand and for stochastic models."""
     block_size: Annotated[int, Gt(0)] = 500
-    """Images of a block, the unit of seeds and shards; attacks go over all that stand of a block in batches."""
+    """Images in a block, the unit of seeds and shards; each attack processes the images of a block that are still
+    robust, in batches."""
 
     def __post_init__(self) -> None:
         if (self.version == "custom") != bool(self.attacks_to_run):
             raise ValueError("attacks_to_run goes with version=custom, and version=custom needs attacks_to_run")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
-        """Images of the first attack that broke each, and `stage`; unbroken images come back unchanged."""
+        """For each image the result of the first attack that breaks it, else the image itself; and `stage`."""
         stochastic = bool(getattr(model, "stochastic", False))
         with torch.no_grad():
-            state = ctx.saved or self._nothing(x, model(x[:1]).shape[1])
+            state = ctx.saved or self._initial_state(x, classes=model(x[:1]).shape[1])
             suite = self._suite(model, x, int(state["classes"]), ctx.seed % 2**31, stochastic)
-            run = self._gather if stochastic else self._cascade
+            run = self._run_on_all if stochastic else self._run_in_turn
             run(suite, model, x, y, ctx, state)
         return state["x_adv"], {"stage": state["stage"]}
 
-    def _nothing(self, x: Tensor, classes: int) -> Columns:
-        """The state before the first attack: `next` is the place in the list and the batch that come next."""
+    def _initial_state(self, x: Tensor, classes: int) -> Columns:
+        """The state before the first attack. `next`: number of the attack and of the batch that come next; `best`:
+        score of each image's best candidate (stochastic models)."""
         return {
             "classes": torch.tensor(classes),
             "x_adv": x.clone(),
@@ -76,8 +78,9 @@ class AutoAttack(Attack):
             "next": torch.tensor([1, 0]),
         }
 
-    def _suite(self, model: nn.Module, x: Tensor, classes: int, number: int, stochastic: bool) -> Any:
-        """The package's ensemble, silenced and fitted to the number of classes. Raises ValueError if there are few."""
+    def _suite(self, model: nn.Module, x: Tensor, classes: int, seed: int, stochastic: bool) -> Any:
+        """The package's ensemble without its log messages, for this number of classes. Raises ValueError if an attack
+        needs more classes."""
         from pyautoattack import AutoAttack as Suite
 
         version = "rand" if stochastic and self.version != "custom" else self.version
@@ -87,7 +90,7 @@ class AutoAttack(Attack):
             device=x.device,
             eps=self.threat.radius,
             norm=self.threat.norm,
-            seed=number,
+            seed=seed,
             version=version,
         )
         for name, needed in (("apgd-t", 4), ("fab-t", 4), ("apgd-dlr", 3)):
@@ -96,23 +99,23 @@ class AutoAttack(Attack):
                     f"AutoAttack's {name} needs at least {needed} classes, this model has {classes}; "
                     "use version=custom with attacks_to_run=[apgd-ce, fab, square]"
                 )
-        for part in (suite.apgd_targeted, suite.fab):
-            part.n_target_classes = min(part.n_target_classes, classes - 1)
+        for attack in (suite.apgd_targeted, suite.fab):
+            attack.n_target_classes = min(attack.n_target_classes, classes - 1)
         if stochastic or self.version == "rand":
             suite.apgd.eot_iter = suite.apgd_targeted.eot_iter = self.eot
-        mute = logging.Logger("autoattack")  # registered nowhere, so no handler is touched
-        mute.disabled = True
-        suite.apgd.logger = suite.apgd_targeted.logger = mute
+        silent = logging.Logger("autoattack")  # not registered, so that no other logger is affected
+        silent.disabled = True
+        suite.apgd.logger = suite.apgd_targeted.logger = silent
         return suite
 
-    def _cascade(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
-        """Each attack in turn on what still stands; what stands after a batch is kept against a kill."""
+    def _run_in_turn(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
+        """Each attack on the images that are still robust. The state is saved after every batch."""
         names, stage = suite.attacks_to_run, state["stage"]
         for number, name in enumerate(names, start=1):
-            stood = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack
-            if len(stood) == 0:
+            robust = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack, also on resuming
+            if len(robust) == 0:
                 break
-            for batch, rows in enumerate(stood.split(self.batch_size)):
+            for batch, rows in enumerate(robust.split(self.batch_size)):
                 if [number, batch] < state["next"].tolist():
                     continue
                 found = _run(suite, name, x[rows], y[rows])
@@ -120,48 +123,52 @@ class AutoAttack(Attack):
                 state["x_adv"][rows[broken]] = found[broken].to(x)
                 stage[rows[broken]] = number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
-                done = number - 1 + min(1.0, (batch + 1) * self.batch_size / len(stood))
-                ctx.report(int(100 * done), 100 * len(names), f"{name}: {int((stage < 0).sum())} of {len(x)} stand")
+                done = number - 1 + min(1.0, (batch + 1) * self.batch_size / len(robust))
+                still = f"{name}: {int((stage < 0).sum())} of {len(x)} still robust"
+                ctx.report(int(100 * done), 100 * len(names), still)
 
-    def _gather(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
-        """Every attack on every image; the candidate most often wrong over fresh draws is kept, ties by mean margin."""
+    def _run_on_all(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
+        """Each attack on every image of a stochastic model. Per image we keep the candidate that is misclassified in
+        most fresh draws, of equal ones that with the larger mean margin."""
         names, best = suite.attacks_to_run, state["best"]
         for number, name in enumerate(names, start=1):
             for batch, rows in enumerate(torch.arange(len(x), device=x.device).split(self.batch_size)):
                 if [number, batch] < state["next"].tolist():
                     continue
-                with scope(seed(ctx.seed, name, batch)):  # the same draws before and after a kill
+                with scope(seed(ctx.seed, name, batch)):  # the same draws before and after a restart
                     for found in _candidates(suite, name, x[rows], y[rows]):
                         score = self._score(model, found, y[rows])
                         old = best[rows]
                         better = (score[:, 0] > old[:, 0]) | ((score[:, 0] == old[:, 0]) & (score[:, 1] > old[:, 1]))
-                        kept = rows[better]
-                        state["x_adv"][kept], best[kept] = found[better].to(x), score[better]
-                        state["stage"][kept] = number
+                        improved = rows[better]
+                        state["x_adv"][improved], best[improved] = found[better].to(x), score[better]
+                        state["stage"][improved] = number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
-            ctx.report(number, len(names), f"{name}: wrong in {float(best[:, 0].mean()):.0%} of draws")
+            ctx.report(number, len(names), f"{name}: misclassified in {float(best[:, 0].mean()):.0%} of draws")
 
-    def _score(self, model: nn.Module, found: Tensor, y: Tensor) -> Tensor:
-        """Share of fresh draws that are wrong, and mean margin, shape b 2."""
-        draws = torch.stack([margin(model(found), y) for _ in range(self.eot)])
-        return torch.stack([(draws > 0).float().mean(0), draws.mean(0).float()], dim=1)
+    def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+        """Share of fresh draws in which an image is misclassified, and mean margin, shape b 2."""
+        margins = torch.stack([margin(model(x_adv), y) for _ in range(self.eot)])
+        return torch.stack([(margins > 0).float().mean(0), margins.mean(0).float()], dim=1)
 
 
 def _run(suite: Any, name: str, x: Tensor, y: Tensor) -> Tensor:
-    """One attack of the suite on one batch, prepared as the package's own loop does."""
+    """Adversarial images of one attack of the suite for one batch, configured as in the package's own loop."""
     if name in ("apgd-ce", "apgd-dlr"):
         suite.apgd.loss = name.removeprefix("apgd-")
     if name in ("fab", "fab-t"):
         suite.fab.targeted = name == "fab-t"
         suite.fab.n_restarts = 1 if name == "fab-t" else suite.fab.n_restarts
-    others = {"apgd-t": suite.apgd_targeted, "fab": suite.fab, "fab-t": suite.fab, "square": suite.square}
-    attack = others.get(name, suite.apgd)
+    untargeted = suite.apgd  # apgd-ce and apgd-dlr
+    attacks = {"apgd-t": suite.apgd_targeted, "fab": suite.fab, "fab-t": suite.fab, "square": suite.square}
+    attack = attacks.get(name, untargeted)
     attack.seed = suite.get_seed()
     return attack.perturb(x, y)
 
 
 def _candidates(suite: Any, name: str, x: Tensor, y: Tensor) -> list[Tensor]:
-    """What one attack offers against noise: for APGD the iterate of highest loss and the last one seen wrong."""
+    """Candidates of one attack on a stochastic model: for APGD the iterate of highest loss and the last misclassified
+    one."""
     if name not in ("apgd-ce", "apgd-dlr"):
         return [_run(suite, name, x, y)]
     suite.apgd.loss = name.removeprefix("apgd-")

@@ -50,7 +50,7 @@ class Curve(Evaluation):
     restarts: Annotated[int, Gt(0)] = 1
     """Random starts at each budget, beside the start from the budget before."""
     loss: AttackLoss = "cw"
-    """What is climbed: cross-entropy, margin of the logits, difference-of-logits ratio, or KL from the clean output."""
+    """Loss to maximize: cross-entropy, margin of the logits, difference-of-logits ratio, or KL from the clean one."""
     start: Start = "uniform"
     """First iterate of a restart: uniform in the ball, 0.001 N(0,1) around the image, or the image itself."""
 
@@ -100,11 +100,8 @@ class Curve(Evaluation):
                     broken_at[~_right(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
                 draws += [draw_columns(model, x_adv, y, ctx.seed)] if model.stochastic else []
                 ctx.report(place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} hold")
-        passes = {
-            name: torch.full((len(x),), count / len(x), device=x.device)
-            for name, count in (("forwards", surrogate.forwards), ("backwards", surrogate.backwards))
-        }
-        columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **passes}
+        cost = surrogate.columns(x)
+        columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **cost}
         at = {f"{name}_at": torch.stack([d[name] for d in draws], 1) for name in ("select", "share") if draws}
         return Outcome({**columns, **at, **(draws[-1] if draws else {})}, x_adv)
 

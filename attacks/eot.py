@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from bench.core.attack import Attack, Columns, Context
+from bench.core.attack import Attack, Columns, Context, wrong_draws
 from bench.core.classifier import Classifier
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
@@ -83,7 +83,7 @@ class EOT(Attack):
             with scope(seed(ctx.seed, "eot", s)):  # the same draws before and after a kill
                 inner = Context(seed(ctx.seed, s), ctx.report)
                 found, _ = base.perturb(model if averages else MeanOfDraws(model, s), x, y, inner)
-                hit = self._share_wrong(model, found, y)
+                hit = wrong_draws(model, found, y, self.judge) / self.judge
             better = hit > state["hit"]
             state["x_adv"][better], state["hit"][better] = found[better].to(x), hit[better]
             state["draws"][better] = s
@@ -94,14 +94,6 @@ class EOT(Attack):
                 break
             ctx.save(state)
         return state["x_adv"], {"hit": state["hit"], "draws": state["draws"]}
-
-    @torch.no_grad()
-    def _share_wrong(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """In which share of `judge` fresh draws each image is wrong, shape b."""
-        wrong = torch.zeros(len(x), device=x.device)
-        for _ in range(self.judge):
-            wrong += model(x).argmax(1) != y
-        return wrong / self.judge
 
 
 def _build(threat: Threat, entry: dict[str, Any], draws: int) -> tuple[Attack, bool]:

@@ -75,9 +75,7 @@ class Flatness(Evaluation):
             columns["clean_rise"] = self._losses(worst, counted, x, y, ctx, x)[0] - here[0]
             worst = self._worst(weights, counted, x_adv, y, ctx)
             columns["adversarial_rise"] = self._losses(worst, counted, x, y, ctx, fixed)[1] - here[1]
-        counts = {"forwards": counted.forwards, "backwards": counted.backwards}
-        passes = {name: torch.full((len(x),), count / len(x), device=x.device) for name, count in counts.items()}
-        return Outcome({**columns, **passes})
+        return Outcome({**columns, **counted.columns(x)})
 
     def _losses(
         self, shifts: Shifts, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, x_adv: Tensor | None

@@ -3,16 +3,17 @@
 Projected gradient descent (Madry et al. 2018, arXiv 1706.06083): `steps` steps of length rel_step_size * eps from a
 random start, each projected to ball and box, `restarts` times.
 
-Differs from the released code, which returns the last iterate: here the best one met on the way is kept for every
-sample (a misclassified one beats any other, then the higher loss), which lowers accuracy by some tenths. For a
-stochastic model success by a single noisy pass is luck, so there the last iterate counts. Later restarts attack only
-what still stands. `cw` is the plain margin of the logits (Carlini and Wagner 2017, arXiv 1608.04644, without the
-relu, which never clips in practice), `dlr` that of Croce and Hein (2020, arXiv 2003.01690), `kl` that of TRADES.
+Differs from the released code, which returns the last iterate: here the strongest iterate is kept for every image (a
+misclassified one before any other, then the higher loss), which lowers accuracy by some tenths of a point. For a
+stochastic model the last iterate counts, because a single misclassified draw may be chance. Later restarts attack only
+the images that are still robust. `cw` is the plain margin of the logits (Carlini and Wagner 2017, arXiv 1608.04644,
+without the relu, which never clips in practice), `dlr` that of Croce and Hein (2020, arXiv 2003.01690), `kl` that of
+TRADES.
 
 Under L1 a step moves the share 1 - `sparsity` of the coordinates with the largest gradient, all by the same amount, as
 the sparse descent of Tramer and Boneh (2019, arXiv 1904.13000); a coordinate at the edge of the box whose gradient
-points outwards is passed over, as it would use up the step and not move. `eot` averages the gradient over fresh draws
-of a stochastic model (Athalye et al. 2018, arXiv 1707.07397).
+points outwards is skipped, because it would use up the step without moving. `eot` averages the gradient over fresh
+draws of a stochastic model (Athalye et al. 2018, arXiv 1707.07397).
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class PGD(Attack):
     restarts: Annotated[int, Gt(0)] = 1
     """Random restarts; the strongest iterate of all counts."""
     loss: AttackLoss = "ce"
-    """What is climbed: cross-entropy, margin of the logits, difference-of-logits ratio, or KL from the clean output."""
+    """Loss to maximize: cross-entropy, margin of the logits, difference-of-logits ratio, or KL from the clean one."""
     start: Start = "uniform"
     """First iterate: uniform in the ball, 0.001 N(0,1) around the image, or the image itself."""
     sparsity: Annotated[float, Ge(0), Lt(1)] = 0.99
-    """Share of the coordinates that a step leaves alone, for L1 only."""
+    """Share of the coordinates that a step leaves unchanged, for L1 only."""
     eot: Annotated[int, Gt(0)] = 1
-    """Draws of a stochastic model whose gradients are averaged at each step; a deterministic one needs no second."""
+    """Draws of a stochastic model whose gradients are averaged at each step; ignored for a deterministic model."""
 
     def __post_init__(self) -> None:
         check_reach(self.steps, self.rel_step_size)
@@ -60,7 +61,7 @@ class PGD(Attack):
             raise ValueError("the gradient of loss=kl is 0 at the image itself; use start=normal or start=uniform")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
-        """The strongest iterate of each sample over all restarts; no further columns."""
+        """The strongest iterate of each image over all restarts; no further columns."""
         best = Best(x)
         self.strengthen(model, x, y, ctx, best)
         return best.x_adv, {}
@@ -68,35 +69,35 @@ class PGD(Attack):
     def strengthen(
         self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, best: Best, warm: Tensor | None = None
     ) -> None:
-        """Offer `best` what the restarts meet, and before them what a climb from `warm` (in the ball) meets."""
+        """Update `best` with all restarts; a restart from `warm` (in the ball), if given, comes first."""
         clean_logits = None
         if self.loss == "kl":
             with torch.no_grad():
                 clean_logits = model(x)
-        lucky = bool(getattr(model, "stochastic", False))
+        stochastic = bool(getattr(model, "stochastic", False))
         starts = [None] * self.restarts if warm is None else [warm, *[None] * self.restarts]
-        for done, begin in enumerate(starts, start=1):
-            rows = torch.arange(len(x), device=x.device) if lucky else (~best.wrong).nonzero().squeeze(1)
+        for done, start in enumerate(starts, start=1):
+            rows = torch.arange(len(x), device=x.device) if stochastic else (~best.wrong).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             logits = None if clean_logits is None else clean_logits[rows]
-            first = None if begin is None else begin[rows]
-            self._climb(model, x[rows], y[rows], logits, best, rows, lucky, first)
+            first = None if start is None else start[rows]
+            self._ascend(model, x[rows], y[rows], logits, best, rows, stochastic, first)
             ctx.report(done, len(starts), f"{int(best.wrong.sum())} of {len(x)} broken")
 
-    def _climb(
+    def _ascend(
         self,
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        clean: Tensor | None,
+        clean_logits: Tensor | None,
         best: Best,
         rows: Tensor,
         last_only: bool,
         first: Tensor | None = None,
     ) -> None:
-        """One restart on the samples `rows`, offering every iterate (or the last one) to `best`."""
-        objective = attack_loss(self.loss, y, clean)
+        """One restart on the images `rows`; updates `best` with every iterate, or with the last one only."""
+        objective = attack_loss(self.loss, y, clean_logits)
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
         draws = self.eot if last_only else 1
         x_adv = (
@@ -111,7 +112,7 @@ class PGD(Attack):
                     logits = model(x_adv)
                     loss = objective(logits)
                 if not last:
-                    # the projection stays outside the graph: a clip inside kills the gradient of pixels at the edge
+                    # the projection is outside the graph: a clip inside zeroes the gradient of pixels at the edge
                     grads += torch.autograd.grad(loss.sum(), x_adv)
             point = x_adv.detach()
             if last or not last_only:
@@ -121,7 +122,7 @@ class PGD(Attack):
                 x_adv = threat.project_to_image(x, point + step_size * self._direction(grad, point))
 
     def _direction(self, grad: Tensor, point: Tensor) -> Tensor:
-        """The unit step from `point`: steepest ascent, for L1 spread over the largest coordinates that can move."""
+        """The step of unit norm from `point`: steepest ascent; for L1 over the largest coordinates that can move."""
         if self.threat.norm != "L1":
             return self.threat.steepest_direction(grad)
         stuck = ((point <= 0) & (grad < 0)) | ((point >= 1) & (grad > 0))

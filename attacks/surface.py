@@ -88,9 +88,7 @@ class Surface(Evaluation):
                     ctx.report(len(surface), self.points**2, "")
         columns = {"clean_loss": clean, "nonlinearity": gap, "off_gradient": highest - there}
         grid = torch.stack(surface[:-1], 1).unflatten(1, (self.points, self.points))
-        counts = {"forwards": counted.forwards, "backwards": counted.backwards}
-        passes = {name: torch.full((len(x),), count / len(x), device=x.device) for name, count in counts.items()}
-        return Outcome({**columns, "loss": grid, **passes})
+        return Outcome({**columns, "loss": grid, **counted.columns(x)})
 
     def _places(self) -> list[tuple[float, float]]:
         """Every a and b, row by row, then the whole gradient step, which need not be on the grid."""

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from bench.core.attack import Attack, Columns, Context
+from bench.core.attack import Attack, Columns, Context, wrong_draws
 from bench.core.classifier import Classifier
 
 
@@ -39,16 +39,13 @@ class Transfer(Attack):
             return "source=transfer would wait for itself; name another attack"
         return super().unsupported_reason(model)
 
-    @torch.no_grad()
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """For each image the one of `ctx.others` that is most often wrong, itself where none ever is."""
         draws = self.draws if bool(getattr(model, "stochastic", False)) else 1
         x_adv, most = x.clone(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         source = torch.full((len(x),), -1, dtype=torch.int16, device=x.device)
         for place, (_, images) in enumerate(ctx.others):
-            wrong = torch.zeros_like(most)
-            for _ in range(draws):
-                wrong += model(images).argmax(1) != y
+            wrong = wrong_draws(model, images, y, draws)
             better = wrong > most
             x_adv[better], most[better], source[better] = images[better].to(x), wrong[better], place
             ctx.report(place + 1, len(ctx.others), f"{int((most > 0).sum())} of {len(x)} broken")

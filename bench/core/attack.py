@@ -1,4 +1,4 @@
-"""Evaluations and attacks. The base class owns feasibility check and scoring: no attack marks its own homework."""
+"""Base classes of evaluations and attacks. `Attack.evaluate` checks feasibility and scores; an attack only perturbs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from bench.core.classifier import Classifier, Counted, frozen
+from bench.core.classifier import Classifier, Counted, class_counts, frozen
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 
@@ -17,25 +17,26 @@ Columns = dict[str, Tensor]
 
 
 class Outcome(NamedTuple):
-    """Per-sample results: named columns of length b, and the adversarial images where the evaluation makes any."""
+    """Results per image: named columns of length b, and the adversarial images if the evaluation makes any."""
 
     columns: Columns
     x_adv: Tensor | None = None
 
 
-# Fresh draws that judge an image made against a randomised model; as many others choose between attacks.
-DRAWS = 100
+DRAWS = 100  # noise draws that score an image against a stochastic model; as many others select between attacks
 
 
 @dataclass
 class Context:
-    """What an evaluation may use beside model and images. `seed` belongs to one block of image indices, so that batch
-    size, sharding and a kill change nothing; `clean_seed` likewise, the same for every attack, so that all of them see
-    the clean images under the same draws (default: `seed`). `report(done, total, note)` feeds the live view.
+    """What an evaluation may use beside model and images.
 
-    A long attack calls `save(tensors)` when a part of its work stands and finds in `saved`, after a kill, what it saved
-    last for this block (empty at first). `others`: name and adversarial images of other evaluations on these very
-    images, for an attack with `needs_images`.
+    - `seed`: seed of this block of image indices, so that batch size, sharding and a restart do not change results.
+    - `report(done, total, note)`: progress for the live view.
+    - `saved`: what an earlier attempt saved last for this block (empty at first).
+    - `save(tensors)`: saves partial work; a long attack calls it whenever a part is complete.
+    - `others`: name and adversarial images of other evaluations on the same images, for attacks with `needs_images`.
+    - `clean_seed`: seed for the clean images, equal for all attacks, so that all evaluate the clean images under the
+      same noise draws (default: `seed`).
     """
 
     seed: int
@@ -46,26 +47,39 @@ class Context:
     clean_seed: int | None = None
 
     def clean_draws(self) -> int:
-        """The seed under which clean images are judged."""
+        """The seed under which clean images are evaluated."""
         return seed(self.seed if self.clean_seed is None else self.clean_seed, "clean")
 
 
 @dataclass
 class Evaluation:
-    """Base of all that judges a deployed model. A subclass is one file in `attacks/`; its fields are its settings.
+    """Base of everything that evaluates a deployed model. A subclass is one file in `attacks/`; its fields are its
+    settings.
 
-    Class constants, literals so that the planner can read them without importing torch:
-    `access` (what it sees of the model: "gradients", or "scores" for a search without them), `uses_threat` (is the
-    budget part of the question), `norms` it supports, `kind` ("bounded" by eps or "minimal" norm), `needs_smoothed`
-    (only for models that certify), `needs_draws` (only for models that draw at test time), `needs_images` (it works on
-    adversarial images that the evaluations of the attack named by its setting `source` made of other rows),
-    `uses_noise_model` (it reads the noise of the model itself, so that no average over draws can stand in),
-    `uses_budgets` (one job for all budgets, which the planner puts into its setting `budgets`), `block` (images
-    evaluated together: the unit of seed and resume, and a shard holds whole ones; a setting `block_size` takes its
-    place), `revision` (raise it when results may change), `settings_added_later` (settings younger than the first
-    records, as of a Defense), `test_settings` (cheap settings for the contract tests), `metric` (the column whose mean
-    it is about, for an evaluation that judges no robustness: it has no column `correct`, and stands outside accuracies,
-    worst case and rank).
+    Methods:
+
+    - `unsupported_reason(model)`: why the evaluation does not apply to a model, or None.
+    - `evaluate(model, x, y, ctx)`: the columns of results, required.
+
+    Class constants. They must be literals, because the planner reads them without importing torch:
+
+    - `access`: what it uses of the model, "gradients" or "scores" (logits only).
+    - `uses_threat`: True if the result depends on norm and eps.
+    - `norms`: norms that it supports.
+    - `kind`: "bounded" by eps, or "minimal" (searches for the smallest perturbation).
+    - `needs_smoothed`: applies only to models that can certify.
+    - `needs_draws`: applies only to stochastic models.
+    - `needs_images`: works on adversarial images that the attack named by its setting `source` made for other rows.
+    - `uses_budgets`: one job covers all budgets, which the planner passes as its setting `budgets`.
+    - `uses_noise_model`: uses the model's noise distribution in closed form, so that averaging over draws (`eot`) does
+      not replace it.
+    - `block`: images evaluated together, the unit of seeds, checkpoints and shards; a setting `block_size` overrides
+      it.
+    - `revision`: number to raise when results may change; it is part of the job key.
+    - `settings_added_later`: settings younger than the first records, as for a Defense.
+    - `test_settings`: cheap settings for the contract tests.
+    - `metric`: for an evaluation that does not measure robustness, the column whose mean is reported. It then has no
+      column `correct`, and is no part of accuracies, worst case or rank.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -87,7 +101,7 @@ class Evaluation:
     threat: Threat
 
     def unsupported_reason(self, model: Classifier) -> str | None:
-        """Why this model cannot be evaluated so, or None. A cell that is not supported says so; it is no failure."""
+        """Why the evaluation does not apply to this model, or None if it does; the table shows the reason."""
         if self.threat.norm not in self.norms:
             return f"no {self.threat.norm} version; norms: {', '.join(self.norms)}"
         if self.needs_smoothed and not model.smoothed:
@@ -97,32 +111,34 @@ class Evaluation:
         return None
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
-        """Judge the model on images `x` (b c h w, in [0,1]) with labels `y`; at least the column `correct`, or the one
-        that it `metric`."""
+        """Evaluate the model on images `x` (b c h w, in [0,1]) with labels `y` (b).
+
+        Returns at least the bool column `correct`, or the column named by the constant `metric`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate")
 
 
 @dataclass
 class Attack(Evaluation):
-    """An evaluation that perturbs images. A subclass defines `perturb` only."""
+    """An evaluation that perturbs images. A subclass defines `perturb`; this class checks and scores."""
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
-        """Adversarial images for `x` against the frozen surrogate `model`, and further columns (may be empty)."""
+        """Adversarial images for `x` (b c h w) against the frozen surrogate `model`; further columns of length b."""
         raise NotImplementedError(f"{type(self).__name__} must define perturb")
 
     @final
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
-        """Perturb on the surrogate, check ball and box in float64, score with the model's own prediction rule.
+        """Perturb on the surrogate, check ball and box in float64, score with the deployed prediction rule.
 
-        Columns: `correct` (right on the clean image and on the adversarial one), `clean`, `size` (norm of the
-        perturbation), `forwards` and `backwards` (passes per image of the block), and what `perturb` adds. For a
-        stochastic model `correct` is the deployed rule on the adversarial image alone, since a clean image that was
-        wrong once is no fact, and the columns of `draw_columns` stand beside it.
+        Columns: `correct` (correct on the clean and on the adversarial image), `clean`, `size` (norm of the
+        perturbation), `forwards` and `backwards` (passes per image, mean over the block), and those of `perturb`. For a
+        stochastic model `correct` is the deployed prediction on the adversarial image alone, because one wrong
+        prediction on the clean image proves nothing, and the columns of `draw_columns` are added.
         """
         with frozen(model), scope(seed(ctx.seed, "attack")):
             with torch.no_grad(), scope(ctx.clean_draws()):
                 clean = model.predict(x) == y
-            # A wrong clean image is lost already; where prediction is random, "wrong" is not a fact, so attack all.
+            # misclassified clean images need no attack, unless prediction is random
             todo = torch.ones_like(clean) if model.stochastic else clean
             x_adv, extra = x.clone(), {}
             surrogate = Counted(model.surrogate())
@@ -133,18 +149,15 @@ class Attack(Evaluation):
                 x_adv[todo] = found.detach()
                 extra = {name: _spread(values, todo) for name, values in columns.items()}
             size = self._size(x, x_adv)
-            correct = clean.clone()  # without a budget it is clean accuracy, for a stochastic model too
+            correct = clean.clone()  # at eps 0 the clean accuracy, for a stochastic model too
             if attacked:
                 with torch.no_grad(), scope(seed(ctx.seed, "score")):
-                    right = model.predict(x_adv) == y
-                correct = right if model.stochastic else correct & right
+                    correct_adv = model.predict(x_adv) == y
+                correct = correct_adv if model.stochastic else correct & correct_adv
             if model.stochastic:
                 extra |= draw_columns(model, x_adv, y, ctx.seed)
-        passes = {
-            name: torch.full_like(size, count / len(x), dtype=torch.float32)
-            for name, count in (("forwards", surrogate.forwards), ("backwards", surrogate.backwards))
-        }
-        return Outcome({"correct": correct, "clean": clean, "size": size, **passes, **extra}, x_adv)
+        columns = {"correct": correct, "clean": clean, "size": size, **surrogate.columns(x), **extra}
+        return Outcome(columns, x_adv)
 
     def _size(self, x: Tensor, x_adv: Tensor) -> Tensor:
         return self.threat.check(x, x_adv).float()
@@ -152,15 +165,16 @@ class Attack(Evaluation):
 
 @torch.no_grad()
 def draw_columns(model: nn.Module, x: Tensor, y: Tensor, seed_: int, draws: int = DRAWS) -> Columns:
-    """How single draws of a stochastic model judge images `x`; every draw is fresh, and none was seen by an attack.
+    """Accuracy of a stochastic model on images `x` over fresh noise draws that no attack has seen.
 
-    `select`: share of `draws` draws that are right, by which a worst case chooses between attacks; and on as many
-    *other* draws, so that choosing adds no luck, `share`, `vote` (the majority is right) and `always` (all are).
+    `select`: share of `draws` draws that are correct, by which the worst case selects between attacks. On as many
+    *other* draws, so that the selection is unbiased: `share` (of correct draws), `vote` (the majority is correct) and
+    `always` (all are).
     """
     with scope(seed(seed_, "select")):
-        select = _votes(model, x, draws)
+        select = class_counts(model, x, draws)
     with scope(seed(seed_, "single")):
-        counts = _votes(model, x, draws)
+        counts = class_counts(model, x, draws)
     hits = counts.gather(1, y[:, None]).squeeze(1)
     return {
         "select": select.gather(1, y[:, None]).squeeze(1).float() / draws,
@@ -170,19 +184,17 @@ def draw_columns(model: nn.Module, x: Tensor, y: Tensor, seed_: int, draws: int 
     }
 
 
-def _votes(model: nn.Module, x: Tensor, draws: int) -> Tensor:
-    """How many of `draws` draws gave each class, int64 `b k`."""
-    counts: Tensor | None = None
+@torch.no_grad()
+def wrong_draws(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
+    """In how many of `draws` fresh passes each image is misclassified, int64 of shape b."""
+    wrong = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(draws):
-        logits = model(x)
-        counts = torch.zeros(logits.shape, dtype=torch.int64, device=x.device) if counts is None else counts
-        counts.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones_like(counts[:, :1]))
-    assert counts is not None
-    return counts
+        wrong += model(x).argmax(1) != y
+    return wrong
 
 
 def _resumable(ctx: Context, counted: Counted, todo: Tensor) -> Context:
-    """The context for `perturb`, which sees the images `todo` only; passes made before a kill count as well."""
+    """The context for `perturb`, which gets the images `todo` only; passes made before a restart are counted too."""
     passes = ctx.saved.get("passes", torch.zeros(2, dtype=torch.int64)).tolist()
     counted.forwards, counted.backwards = int(passes[0]), int(passes[1])
 
@@ -194,7 +206,7 @@ def _resumable(ctx: Context, counted: Counted, todo: Tensor) -> Context:
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Values of the attacked samples back at their places among all; NaN (or False) elsewhere."""
+    """Values of the attacked images at their positions in the block; NaN (or False) elsewhere."""
     fill = float("nan") if values.is_floating_point() else 0
     full = torch.full((len(mask), *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
     full[mask] = values

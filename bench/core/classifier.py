@@ -1,4 +1,4 @@
-"""What is attacked and served: a map from images in [0,1] to logits, with its own prediction rule."""
+"""The deployed model: a map from images in [0,1] to logits, with its own prediction rule."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BatchNormMode = Literal["eval", "train", "train_frozen_stats"]
 
 
 class Classifier(nn.Module):
-    """A deployed model. Images `x` are `b c h w` in [0,1]; normalisation lives inside `net`.
+    """A deployed model. Images `x` are `b c h w` in [0,1]; `net` contains the normalization.
 
-    `stochastic` tells attacks and scoring that two forward passes differ; a switch of its own, never
-    `module.training`, because attack libraries force eval mode. `smoothed` marks a model that can certify.
+    `stochastic` is True if two forward passes on the same image differ. It is independent of `module.training`, because
+    attack libraries force eval mode. `smoothed` is True if the model can certify.
     """
 
     stochastic: bool = False
@@ -27,25 +27,36 @@ class Classifier(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `b k` of one pass (of one draw, where the model is stochastic)."""
+        """Logits `b k` of one forward pass (one noise draw, if the model is stochastic)."""
         logits: Tensor = self.net(x)
         return logits
 
     def predict(self, x: Tensor) -> Tensor:
-        """The deployed decision, labels of shape b; -1 means the model abstains, which counts as an error."""
+        """Predicted labels, shape b; -1 means that the model abstains, which counts as an error."""
         return self(x).argmax(1)
 
     def surrogate(self) -> nn.Module:
-        """The differentiable model that gradient attacks climb; it draws at most once a pass (EOT does the averaging).
+        """The differentiable model that gradient attacks use; one noise draw per pass at most (EOT averages over them).
 
-        A defense whose forward pass is not differentiable owes an override.
+        A defense whose forward pass is not differentiable must override it.
         """
         return self
 
 
+@torch.no_grad()
+def class_counts(model: nn.Module, x: Tensor, draws: int) -> Tensor:
+    """How many of `draws` forward passes predict each class, int64 `b k`."""
+    logits = model(x)
+    counts = torch.zeros(logits.shape, dtype=torch.int64, device=x.device)
+    for draw in range(draws):
+        logits = model(x) if draw else logits
+        counts.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones_like(counts[:, :1]))
+    return counts
+
+
 @contextmanager
 def keep_buffers(net: nn.Module) -> Iterator[None]:
-    """Restore every buffer (BatchNorm's running statistics) afterwards, bit for bit."""
+    """Context manager that restores every buffer (BatchNorm's running statistics) bit for bit."""
     saved = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
     try:
         yield
@@ -57,11 +68,12 @@ def keep_buffers(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(net: nn.Module, bn_mode: BatchNormMode = "eval") -> Iterator[nn.Module]:
-    """Yield the model to attack: parameters give no gradient, so an attack step costs two passes, not three.
+    """Context manager that yields the model to attack: parameters have no gradient, so that an attack step costs two
+    passes instead of three.
 
-    `bn_mode` is how the paper attacks: "eval" (running statistics), "train" (batch statistics, running ones move),
-    "train_frozen_stats" (batch statistics, running ones restored). Mode of each module and gradient flag of each
-    parameter are restored afterwards.
+    `bn_mode` is BatchNorm's mode during the attack: "eval" (running statistics), "train" (batch statistics, running
+    ones are updated), "train_frozen_stats" (batch statistics, running ones restored afterwards). The training mode of
+    each module and `requires_grad` of each parameter are restored.
     """
     modes = [(module, module.training) for module in net.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
@@ -82,12 +94,12 @@ def frozen(net: nn.Module, bn_mode: BatchNormMode = "eval") -> Iterator[nn.Modul
 
 
 class Counted(nn.Module):
-    """Counts, in images, the forward and backward passes through a model: hardware-independent cost."""
+    """Counts the images of all forward and backward passes through a model: a cost that is independent of hardware."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.training = model.training  # a library that "restores" this flag must not put the model in train mode
+        self.training = model.training  # libraries "restore" this flag: without it they put the model in train mode
         self.forwards = 0
         self.backwards = 0
 
@@ -99,9 +111,17 @@ class Counted(nn.Module):
         return logits
 
     def spend(self, forwards: int, backwards: int) -> None:
-        """Count passes (in images) that were made through the parts of the model, past this wrapper."""
+        """Count passes (in images) that were made through parts of the model without this wrapper."""
         self.forwards += forwards
         self.backwards += backwards
+
+    def columns(self, x: Tensor) -> dict[str, Tensor]:
+        """Columns `forwards` and `backwards` (float32, shape b): passes per image, the mean over the images `x`."""
+        counts = {"forwards": self.forwards, "backwards": self.backwards}
+        size = (len(x),)
+        return {
+            n: torch.full(size, count / len(x), dtype=torch.float32, device=x.device) for n, count in counts.items()
+        }
 
     def _count_backward(self, grad: Tensor) -> None:
         self.backwards += len(grad)

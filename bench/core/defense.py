@@ -1,4 +1,4 @@
-"""The base of every defense: the min-max game made visible. Only `loss` is required of a new one."""
+"""The base class of every defense: an inner maximization, a loss on its result, and a training step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch: images `x` (b c h w, [0,1]), labels `y`, their training-set `index`, epoch number, `progress` in
-    [0,1) through the whole training, and `smoothing`: share of each label that the recipe spreads evenly over all
-    classes, in the cross-entropy that the weights minimise (attacks keep the true label)."""
+    """One minibatch of training.
+
+    - `x`: images, shape b c h w, values in [0,1].
+    - `y`: labels, shape b.
+    - `index`: position of each image in the training set, shape b.
+    - `epoch`: number of the epoch, from 0.
+    - `progress`: fraction of the whole training that is over, in [0,1).
+    - `smoothing`: share of each label that the recipe spreads evenly over all classes, in the cross-entropy that the
+      weights minimize (attacks use the true label).
+    """
 
     x: Tensor
     y: Tensor
@@ -31,28 +38,48 @@ class Updater(Protocol):
     """What a training step may do to the weights."""
 
     def descend(self, terms: Losses) -> None:
-        """Minimise the sum of the terms by one optimiser step (scaling, clipping, schedule tick included).
+        """Minimize the sum of the terms by one optimizer step: loss scaling, clipping and the learning-rate schedule
+        are applied here.
 
-        Averages take the weights when the step of the defense ends, or when the next `descend` in it begins: a defense
-        that perturbs weights takes that back before either.
+        Weight averages read the weights when the step of the defense ends, or when the next `descend` within it begins:
+        a defense that perturbs weights must have restored them by then.
         """
 
 
 @dataclass
 class Defense:
-    """Base of a training method. A subclass is one file in `defenses/`; its fields are its hyper-parameters at the
-    paper's values.
+    """Base of a training method. A subclass is one file in `defenses/`; its fields are its hyperparameters, with the
+    paper's values as defaults. Only `loss` is required.
 
-    Class constants, literals so that the planner can read them without importing torch: `uses_threat` (does training
-    depend on norm and eps), `predictor` ("deterministic", "randomised" or "smoothed"), `cost` (cost of a step in
-    forward passes F per image), `adaptive_attacks` (the attacks adapted to it by file name, separated by commas, one of
-    which a row needs, or a sentence that says why a standard attack is adaptive already), `revision` (raise it when
-    results may change), `settings_added_later` (settings younger than the first records: left out of a job while at
-    their default, so that old results keep their keys; a new default for one needs a new revision), `supports_recipe`
-    (recipe settings that the method must take part in: "label_smoothing", if its loss passes `batch.smoothing` on, and
-    "bf16", "fp16", if its passes may run so; others are refused when planning), `presets` (named sets of settings,
-    chosen by preset=NAME), `recipe` (the paper's optimiser and schedule), `test_settings` (cheap settings for the
-    contract tests).
+    Hooks, in the order in which a training calls them:
+
+    - `wrap(net)`: adds layers or parameters to the network.
+    - `check(net, x, classes)`: rejects a network that the method cannot train.
+    - `param_groups(net)`: optimizer groups with their own learning rate or weight decay.
+    - `step(net, updater, batch)`: one training step; by default `inner`, `loss`, and one update.
+    - `inner(net, batch)`: the inner maximization, for most methods the adversarial images.
+    - `loss(net, batch, adv)`: named scalar terms whose sum is minimized.
+    - `ascent_loss(net, batch, adv)`: what adversarial weight perturbation maximizes.
+    - `metrics(net)`: scalars for the training log at the end of an epoch.
+    - `deploy(net)`: the classifier that is evaluated and attacked.
+    - `state_dict()`, `load_state_dict(state)`: state beside the weights, for checkpoints.
+
+    Class constants. They must be literals, because the planner reads them without importing torch:
+
+    - `uses_threat`: True if training depends on norm and eps.
+    - `norms`: norms that the method supports; a subclass without it supports all.
+    - `predictor`: kind of the deployed model, "deterministic", "randomised" or "smoothed".
+    - `cost`: cost of a training step in forward passes F per image.
+    - `adaptive_attacks`: file names of the attacks adapted to the method, separated by commas, of which an evaluation
+      needs one; or a sentence that explains why standard attacks are adaptive.
+    - `revision`: number to raise when results may change; it is part of the job key.
+    - `settings_added_later`: settings younger than the first records. At their default they are left out of the job,
+      so that the keys of older records stay valid; a new default for one needs a new revision.
+    - `supports_recipe`: parts of the recipe that the method implements: "label_smoothing" (its loss uses
+      `batch.smoothing`), "bf16" and "fp16" (its forward passes may run in that precision). The planner rejects others.
+    - `presets`: named sets of settings, selected by preset=NAME.
+    - `recipe`: optimizer and schedule of the paper.
+    - `test_settings`: cheap settings for the contract tests.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
@@ -71,59 +98,60 @@ class Defense:
 
     @property
     def updates_per_batch(self) -> int:
-        """Optimiser steps that one `step` makes; the learning-rate schedule counts them."""
+        """Optimizer steps made by one `step`; the learning-rate schedule counts them."""
         return 1
 
     @property
     def restored_older_weights(self) -> bool:
-        """Has the step that just ended put older weights back and trained none? Averages then begin anew at them."""
+        """True if the last step restored an earlier checkpoint and trained nothing; weight averages restart from it."""
         return False
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """Add layers or parameters before training. Keeps `net.head`; chooses layers by type, never by name."""
+        """Add layers or parameters before training. Must keep `net.head` and select layers by type, never by name."""
         return net
 
     def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
-        """Refuse a net that cannot be trained so, before anything is. Raises ValueError in one line: found, expected.
+        """Raise ValueError in one line (found, expected) for a network that the method cannot train.
 
-        `net` is wrapped, untrained, in eval mode and thrown away; `x` is one blank image (1 c h w).
+        Called before training. `net` is wrapped, untrained, in eval mode, and discarded afterwards; `x` is one blank
+        image (1 c h w).
         """
 
     def param_groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """Optimiser groups; `lr_scale` multiplies the recipe's learning rate, `weight_decay` replaces its own."""
+        """Optimizer groups; `lr_scale` multiplies the recipe's learning rate, `weight_decay` replaces the recipe's."""
         return [{"params": list(net.parameters())}]
 
     def inner(self, net: nn.Module, batch: Batch) -> Any:
-        """The inner maximisation: mostly adversarial images, opaque to the engine, handed to `loss`."""
+        """The inner maximization; its result is passed to `loss` as `adv`. Default: the clean images."""
         return batch.x
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
-        """Named scalar terms whose SUM is minimised; each is logged."""
+        """Named scalar terms whose sum is minimized; each is logged."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
     def ascent_loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
-        """What adversarial weight perturbation climbs in weight space."""
+        """What adversarial weight perturbation maximizes over the weights. Default: the loss."""
         return self.loss(net, batch, adv)
 
     def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
-        """One training step; returns the terms (device tensors, not read here)."""
+        """One training step. Returns the terms of the loss as device tensors."""
         terms = self.loss(net, batch, self.inner(net, batch))
         updater.descend(terms)
         return terms
 
     def deploy(self, net: nn.Module) -> Classifier:
-        """What is attacked and served."""
+        """The classifier that is evaluated and attacked."""
         return Classifier(net)
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
-        """Scalars to log at the end of each epoch beside the terms (a learned sigma, say)."""
+        """Scalars to log at the end of each epoch beside the terms (a learned sigma, for example)."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must survive a kill beside weights and optimiser."""
+        """State of the method that a checkpoint must hold beside weights and optimizer."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         if state:
-            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
+            raise ValueError(f"{type(self).__name__} has no state to restore, got {sorted(state)}")

@@ -1,4 +1,4 @@
-"""Projected ascent in the input, and the losses attacks climb. Used by attacks and by adversarial training alike."""
+"""Projected gradient ascent on the input and the losses that attacks maximize, for attacks and adversarial training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ Start = Literal["uniform", "normal", "zero"]
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y for each sample, shape b: positive exactly when the prediction is wrong."""
+    """max_{j != y} z_j - z_y for each image, shape b: positive if and only if the prediction is wrong."""
     true = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], float("-inf"))
     return others.amax(1) - true
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020), shape b: the margin made invariant to scale and shift."""
+    """Difference-of-logits ratio (Croce and Hein 2020), shape b: the margin, invariant to scale and shift of the
+    logits.
+
+    Raises ValueError for fewer than 3 classes.
+    """
     if logits.shape[1] < 3:
         raise ValueError(f"the DLR loss needs at least 3 classes, got {logits.shape[1]}; use loss cw")
     top = logits.topk(3, dim=1).values
@@ -31,13 +35,17 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(softmax(p) || softmax(q)) for each sample, shape b. Gradient flows into both arguments."""
+    """KL(softmax(p) || softmax(q)) for each image, shape b. Both arguments get a gradient."""
     log_p = p_logits.log_softmax(1)
     return (log_p.exp() * (log_p - q_logits.log_softmax(1))).sum(1)
 
 
 def attack_loss(name: AttackLoss, y: Tensor, clean_logits: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """The named per-sample loss of logits `b k` that an attack maximises; `kl` compares with `clean_logits`."""
+    """The loss that an attack maximizes: a map from logits (b k) to a loss per image (b).
+
+    `ce` is cross-entropy, `cw` the margin, `dlr` the difference-of-logits ratio, `kl` the divergence from
+    `clean_logits`.
+    """
     if name == "ce":
         return lambda logits: F.cross_entropy(logits, y, reduction="none")
     if name == "cw":
@@ -51,7 +59,7 @@ def attack_loss(name: AttackLoss, y: Tensor, clean_logits: Tensor | None = None)
 
 
 def start_delta(kind: Start, x: Tensor, threat: Threat) -> Tensor:
-    """Where the ascent begins: uniform in the ball, 0.001 N(0,1) (TRADES), or the image itself."""
+    """The initial perturbation (b c h w): uniform in the ball, 0.001 N(0,1) as in TRADES, or zero."""
     if kind == "uniform":
         return threat.sample(x)
     return 0.001 * torch.randn_like(x) if kind == "normal" else torch.zeros_like(x)
@@ -66,11 +74,11 @@ def ascend(
     rel_step_size: float,
     start: Start = "uniform",
 ) -> Tensor:
-    """The last iterate of projected steepest ascent on `objective` (x_adv -> per-sample loss of shape b).
+    """The last iterate of projected steepest ascent on `objective` (adversarial images -> loss per image, shape b).
 
-    `rel_step_size` is the step in units of eps. The result lies in ball and box and carries no graph. The projection
-    stays *outside* the differentiated graph: a clip inside it kills the gradient of every pixel pushed out of the box
-    for good, which on MNIST, where most pixels are 0, reads as false robustness.
+    `rel_step_size` is the step size in units of eps. The result lies in ball and box and has no graph. The projection
+    is *outside* the differentiated graph: a clip inside it would zero the gradient of every pixel at the edge of the
+    box, which feigns robustness on MNIST, where most pixels are 0.
     """
     step_size = rel_step_size * threat.radius
     x_adv = threat.project_to_image(x, x + start_delta(start, x, threat))
@@ -82,7 +90,7 @@ def ascend(
 
 
 class Best:
-    """The strongest iterate of each sample so far."""
+    """The strongest iterate of each image so far: a misclassified one before any other, then the higher loss."""
 
     def __init__(self, x: Tensor) -> None:
         self.x_adv = x.clone()
@@ -90,14 +98,16 @@ class Best:
         self.wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def update(self, x_adv: Tensor, loss: Tensor, wrong: Tensor, rows: Tensor) -> None:
-        """Offer iterates for the samples `rows`; a NaN loss replaces nothing that is broken already."""
+        """Take the iterates `x_adv` of the images `rows` where they are stronger; a NaN loss never replaces a
+        misclassified iterate."""
         better = (wrong & ~self.wrong[rows]) | ((wrong == self.wrong[rows]) & (loss > self.loss[rows]))
-        kept = rows[better]
-        self.x_adv[kept], self.loss[kept], self.wrong[kept] = x_adv[better], loss[better].to(self.loss), wrong[better]
+        stronger = rows[better]
+        self.x_adv[stronger], self.wrong[stronger] = x_adv[better], wrong[better]
+        self.loss[stronger] = loss[better].to(self.loss)
 
 
 def check_reach(steps: int, rel_step_size: float) -> None:
-    """Refuse an ascent that cannot cross the ball: steps x step_size < eps silently weakens the attack."""
+    """Raise ValueError if the steps together are shorter than eps: such an attack cannot reach the edge of the ball."""
     if steps * rel_step_size < 1:
         raise ValueError(
             f"steps x step_size is {steps * rel_step_size:.3g} eps, less than the budget; "

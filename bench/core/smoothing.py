@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.classifier import Classifier
+from bench.core.classifier import Classifier, class_counts
 from bench.core.stats import clopper_pearson_lower
 from bench.core.stochastic import InputNoise
 
@@ -64,13 +64,7 @@ class Vote(Classifier):
 
         With probability at least 1 - alpha an answer other than -1 is the class of the ideal (infinite) vote.
         """
-        counts: Tensor | None = None
-        for _ in range(self.n_vote):
-            logits = self(x)
-            if counts is None:
-                counts = torch.zeros(logits.shape, dtype=torch.int64, device=x.device)
-            counts.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones_like(counts[:, :1]))
-        assert counts is not None
+        counts = class_counts(self, x, self.n_vote)
         top, label = counts.topk(2, dim=1)
         needed = torch.tensor(votes_needed(self.n_vote, self.alpha), device=x.device)
         return torch.where(top[:, 0] >= needed[top.sum(1)], label[:, 0], ABSTAIN)

@@ -132,8 +132,8 @@ def test_chance_is_not_success_on_a_coin_flip() -> None:
 def _gathered(attack: AutoAttack, coin: _Coin, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     suite = attack._suite(coin, x, 5, 0, stochastic=True)
     suite.apgd.n_iter = 3
-    state = attack._nothing(x, 5)
-    attack._gather(suite, coin, x, y, Context(0), state)
+    state = attack._initial_state(x, 5)
+    attack._run_on_all(suite, coin, x, y, Context(0), state)
     return state["x_adv"], state["stage"]
 
 
