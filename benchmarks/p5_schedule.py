@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.schedule import bound, simulate
 from bench.planning.job import Job
@@ -94,7 +95,7 @@ def real(root: Path, store: Store) -> Record:
         store.add(past)
         store.put(past, "done", {"metrics": {"train_seconds": 100 * RATE}, "files": {}})
     jobs = [job(number, size, name) for number, size in enumerate(SIZES) for name in ("sleeps", "computes")]
-    events = list(Local(root, [Slot("cpu")] * 2, work=work).run(jobs, store))
+    events = list(drive(Local(root, [Slot("cpu")] * 2, work=work), jobs, store))
     took = [(store.record(each.key) or {})["metrics"] for each in jobs]
     spent = {each.key: one["ended"] - one["began"] for each, one in zip(jobs, took, strict=True)}
     makespan = max(one["ended"] for one in took) - min(one["began"] for one in took)
@@ -115,7 +116,7 @@ def cost(root: Path, store: Store) -> Record:
     """What the driver spends on a job that does nothing: CPU time, files and the request for a process included."""
     jobs = [job(number, 1, "idles") for number in range(EMPTY)]
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    list(Local(root, [Slot("cpu")] * 2, work=work).run(jobs, store))
+    list(drive(Local(root, [Slot("cpu")] * 2, work=work), jobs, store))
     after = resource.getrusage(resource.RUSAGE_SELF)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     wall = 1000 * (time.perf_counter() - began) / EMPTY

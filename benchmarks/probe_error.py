@@ -21,6 +21,7 @@ import torch
 from paired import Record, conditions, heading, store, table, write_docs
 
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.schedule import simulate
 from bench.planning.job import Job
@@ -65,7 +66,9 @@ def matrix(name: str, options: Options, root: Path) -> Record:
             print(line, flush=True)
         kept.prepare()
         began = time.monotonic()
-        failed = [event.message for event in Local(root, SLOTS).run(jobs, kept) if event.kind in ("error", "blocked")]
+        failed = [
+            event.message for event in drive(Local(root, SLOTS), jobs, kept) if event.kind in ("error", "blocked")
+        ]
         took = time.monotonic() - began
         if failed:
             raise SystemExit(f"gate failed: {failed[0]}")

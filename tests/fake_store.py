@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.atomic import file_hash, write_atomic
 from bench.executors.debug import Debug
+from bench.executors.driver import drive
 from bench.planning.job import Job
 from bench.records.store import IMAGES, SAMPLES, Store, weights_file
 
@@ -95,7 +96,7 @@ def run(root: Path, jobs: list[Job], do: Callable[..., str] = work) -> dict[str,
     store = Store(root)
     store.prepare()
     counts: dict[str, int] = {}
-    for event in Debug(root, work=do).run(jobs, store):
+    for event in drive(Debug(root, work=do), jobs, store):
         counts[event.kind] = counts.get(event.kind, 0) + 1
     return counts
 

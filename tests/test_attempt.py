@@ -18,7 +18,8 @@ from harness import Bench, alive, outcomes, states, tiny, write_plugins
 
 from bench.jobs import attempt as attempts
 from bench.jobs import worker
-from bench.jobs.attempt import ATTEMPTS, HELD, attempt, forget, retry, tried
+from bench.jobs.attempt import ATTEMPTS, HELD, attempt, forget, next_attempt, tried
+from bench.jobs.retries import Fault
 from bench.planning.job import Job
 from bench.records import leases
 from bench.records.leases import STALE, claim, holder_of, this_machine
@@ -180,8 +181,11 @@ def test_a_training_out_of_memory_is_not_another_training(store: Store, monkeypa
 
 
 def test_what_was_tried_outlives_the_process(store: Store, works: list[Any]) -> None:
+    killed = Fault("oom", "KilledForMemory", "Slurm says OUT_OF_MEMORY")
+    assert next_attempt(store, EVALUATE, killed, ()) is None
+    assert tried(store, EVALUATE.key) == []
+    assert next_attempt(store, EVALUATE, killed, ("halve",)) == "halve"
     before = [{"step": "halve", "type": "KilledForMemory", "message": "Slurm says OUT_OF_MEMORY"}]
-    retry(store, EVALUATE.key, before)
     assert tried(store, EVALUATE.key) == before
     assert attempt(store.root, EVALUATE.key, Path()) == "done"
     assert works == [(EVALUATE.key, before)]

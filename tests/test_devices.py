@@ -16,8 +16,9 @@ from harness import Bench, tiny
 
 from bench.executors import devices
 from bench.executors.base import Event
-from bench.executors.clusters import NO_CLUSTER, Machine, engine
+from bench.executors.clusters import NO_CLUSTER, Machine, backend
 from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.slot_pool import SlotPool
 from bench.planning.job import Job
@@ -46,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(store: Store, jobs: list[Job], where: list[Slot]) -> list[Event]:
-    return list(Local(store.root.parent, where, work=fake_jobs.work).run(jobs, store))
+    return list(drive(Local(store.root.parent, where, work=fake_jobs.work), jobs, store))
 
 
 def shown(places: list[Slot]) -> list[str]:
@@ -208,7 +209,7 @@ def test_in_this_process_the_chosen_gpu_is_the_one_shown(
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
-    made, *_ = engine("debug", tmp_path, Machine("auto", gpus=("1",)), NO_CLUSTER)
+    made = backend("debug", tmp_path, Machine("auto", gpus=("1",)), NO_CLUSTER)
     assert made.devices() == "cuda, in this process"
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
 
@@ -268,7 +269,7 @@ def test_who_came_first_hears_of_who_came_later(store: Store, tmp_path: Path) ->
         says(tmp_path, job, "ok 1.5")
     seen: dict[str, str] = {}
     where = slots("auto", None, 2, ["0"], lambda: TWO)
-    for _ in Local(tmp_path, where, work=fake_jobs.work).run(jobs, store):
+    for _ in drive(Local(tmp_path, where, work=fake_jobs.work), jobs, store):
         seen |= {path.parent.name: path.read_text() for path in store.root.glob("*/shared")}
     assert seen == {jobs[0].key: "2"}
 
@@ -307,7 +308,7 @@ def test_when_every_device_is_benched_the_rest_is_blocked_and_not_run_on_the_cpu
     assert kinds(events, jobs[1])[-1] == "blocked"
     assert kinds(events, jobs[2]) == ["blocked"]
     reason = next(event.message for event in events if event.job == jobs[2])
-    assert reason == "every GPU was benched after errors of its own; nothing ends on the CPU"
+    assert reason == "every GPU was benched after errors of its own; no job moves to the CPU"
     assert {start["device"] for job in jobs for start in starts(tmp_path, job)} == {"cuda"}
 
 

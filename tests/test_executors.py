@@ -14,6 +14,7 @@ from bench.atomic import file_hash
 from bench.executors.base import Event, blocker, ended, todo
 from bench.executors.debug import Debug
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning.job import Job
 from bench.planning.plan import plan
@@ -122,12 +123,12 @@ def test_both_executors_tell_and_leave_the_same(tiny_jobs: list[Job], tmp_path: 
     for name, executor in (("debug", Debug(tmp_path)), ("local", Local(tmp_path, [Slot("cpu")]))):
         store = Store(tmp_path / name)
         store.prepare()
-        events = [event for event in executor.run(tiny_jobs, store) if event.kind != "tick"]
+        events = [event for event in drive(executor, tiny_jobs, store) if event.kind != "tick"]
         told.append({(event.kind, event.job.key, event.message) for event in events if event.job})
         left.append(outcomes(store.root))
         kinds = {event.kind for event in events}
         assert kinds == {"started", "ok", *(("error", "blocked") if misbehaves else ())}
-        again = [event.kind for event in executor.run(tiny_jobs, store) if event.kind != "tick"]
+        again = [event.kind for event in drive(executor, tiny_jobs, store) if event.kind != "tick"]
         if not misbehaves:
             assert again == ["skipped"] * len(tiny_jobs)
     assert told[0] == told[1]
@@ -141,7 +142,7 @@ def test_jobs_run_after_what_they_need_and_no_two_in_a_slot(tiny_jobs: list[Job]
     running: set[str] = set()
     over: set[str] = set()
     most = 0
-    for event in Local(tmp_path, [Slot("cpu")] * 2).run(tiny_jobs[::-1], store):
+    for event in drive(Local(tmp_path, [Slot("cpu")] * 2), tiny_jobs[::-1], store):
         if event.job is None:
             continue
         if event.kind == "started":

@@ -17,6 +17,7 @@ from harness import Bench
 from bench import plugins
 from bench.core.defense import Batch
 from bench.executors.devices import query, slots
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.models.common import Inputs
 from bench.planning import catalog
@@ -108,7 +109,7 @@ def test_the_scheduler_finds_the_true_devices_and_packs_them(tmp_path: Path) -> 
     jobs = [fake_jobs.train(seed) for seed in range(2 * len(there))]
     for job in jobs:
         says(tmp_path, job, "ok 1")
-    list(Local(tmp_path, where, work=fake_jobs.work).run(jobs, store))
+    list(drive(Local(tmp_path, where, work=fake_jobs.work), jobs, store))
     told = [starts(tmp_path, job)[0] for job in jobs]
     assert sorted(start["shown"]["CUDA_VISIBLE_DEVICES"] for start in told) == sorted(2 * [gpu.index for gpu in there])
     assert {start["device"] for start in told} == {"cuda"}

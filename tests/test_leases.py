@@ -17,6 +17,7 @@ import pytest
 
 from bench.executors.base import Event
 from bench.executors.debug import Debug
+from bench.executors.driver import drive
 from bench.planning.job import Job
 from bench.records import leases
 from bench.records.leases import STALE, Claims, claim, holder_of, holders
@@ -260,7 +261,7 @@ def test_debug_waits_for_another_driver_and_goes_on_with_what_it_left(store: Sto
     theirs = claim(store, TRAIN.key)
     assert theirs is not None
     seen: list[Event] = []
-    for event in Debug(tmp_path, work=work).run([TRAIN, EVALUATE], store):
+    for event in drive(Debug(tmp_path, work=work), [TRAIN, EVALUATE], store):
         seen.append(event)
         if event.kind == "tick" and theirs.held:
             assert done == []  # the evaluation waits for a training that is not this driver's

@@ -18,6 +18,7 @@ from harness import alive
 
 from bench.executors.base import Event
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning.job import Job
 from bench.records.store import Store
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(store: Store, jobs: list[Job], slots: int = 2, **how: Any) -> list[Event]:
-    return list(Local(store.root.parent, [CPU] * slots, work=fake_jobs.work, **how).run(jobs, store))
+    return list(drive(Local(store.root.parent, [CPU] * slots, work=fake_jobs.work, **how), jobs, store))
 
 
 def record(store: Store, job: Job) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def test_the_order_is_by_records_of_the_device(store: Store, device: str) -> Non
             store.put(past, "done", content)
     trades, rat = train(7, defense="trades"), train(7, defense="rat")
     where = [Slot(device, (("CUDA_VISIBLE_DEVICES", "0"),) if device == "cuda" else ())]
-    events = list(Local(store.root.parent, where, work=fake_jobs.work).run([rat, trades], store))
+    events = list(drive(Local(store.root.parent, where, work=fake_jobs.work), [rat, trades], store))
     assert order(events) == ([trades.key, rat.key] if device == "cpu" else [rat.key, trades.key])
 
 
@@ -148,7 +149,7 @@ def test_after_sharing_a_machine_a_job_without_memory_has_it_alone(store: Store,
     for job in others:
         says(tmp_path, job, "ok 0.4")
     running, beside = set[str](), list[set[str]]()
-    for event in Local(tmp_path, [CPU] * 2, work=fake_jobs.work).run([greedy, *others], store):
+    for event in drive(Local(tmp_path, [CPU] * 2, work=fake_jobs.work), [greedy, *others], store):
         if event.job and event.kind == "started":
             running.add(event.job.key)
             if greedy.key in running:
@@ -182,6 +183,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import fake_jobs
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.records.store import Store
 import signal
@@ -192,7 +194,7 @@ if __name__ == "__main__":
     root = Path({root!r})
     jobs = [fake_jobs.train(seed) for seed in range(4)]
     try:
-        for event in Local(root, [Slot("cpu")] * 3, work=fake_jobs.work).run(jobs, Store(root / "results")):
+        for event in drive(Local(root, [Slot("cpu")] * 3, work=fake_jobs.work), jobs, Store(root / "results")):
             pass
     except KeyboardInterrupt:
         raise SystemExit(130)

@@ -272,6 +272,7 @@ def test_trained_weights_are_used_as_they_are(bench: Bench, tmp_path: Path) -> N
 
 def test_probed_seconds_are_those_of_the_jobs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a factor of three on a machine that others use too; docs/performance.md has the real errors."""
+    from bench.executors.driver import drive
     from bench.executors.local import Local
 
     monkeypatch.setattr(probe, "CAP", 1.0)
@@ -281,7 +282,7 @@ def test_probed_seconds_are_those_of_the_jobs(store: Store, monkeypatch: pytest.
     lines = list(probe.probe(jobs, store, ROOT, [Slot("cpu")], estimator))
     assert lines[-1].startswith("probed    2 of 2 kinds of jobs in ")
     store.prepare()
-    events = [event.kind for event in Local(ROOT, [Slot("cpu")]).run(jobs, store)]
+    events = [event.kind for event in drive(Local(ROOT, [Slot("cpu")]), jobs, store)]
     assert events.count("ok") == 2
     predicted = sum(estimator.seconds(job) or 0.0 for job in jobs)
     took = sum((store.record(job.key) or {})["time"]["seconds"] for job in jobs)

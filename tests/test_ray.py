@@ -118,6 +118,7 @@ HALVES = """
 import json, sys
 from pathlib import Path
 import ray
+from bench.executors.driver import drive
 from bench.executors.ray import Ray
 from bench.planning.job import Job
 from bench.records.store import Store
@@ -127,7 +128,7 @@ store.prepare()
 begins, lacks, stands = (Job("train", {"seed": seed}) for seed in range(3))
 store.add(stands)
 store.put(stands, "done", {"metrics": {}, "files": {}})
-events = Ray(Path(sys.argv[1]), num_gpus=0.5).run([begins, lacks, stands], store)
+events = drive(Ray(Path(sys.argv[1]), num_gpus=0.5), [begins, lacks, stands], store)
 assert next(events).kind == "skipped"
 (store.folder(lacks.key) / "job.json").unlink()  # as on a node that does not share the folder
 told = {event.job.key: event.message for event in events if event.kind == "error"}

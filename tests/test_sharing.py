@@ -14,6 +14,7 @@ from fake_jobs import evaluate, kinds, says, starts, train
 
 from bench.executors.base import Event
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning.job import Job
 from bench.records import leases
@@ -50,7 +51,7 @@ def test_what_another_driver_is_at_takes_no_slot_and_is_not_done_again(
     judged = evaluate(theirs)
     lease = held(store, theirs)
     seen: list[Event] = []
-    for event in local(store).run([theirs, mine, judged], store):
+    for event in drive(local(store), [theirs, mine, judged], store):
         seen.append(event)
         if event.kind == "tick" and lease.held and kinds(seen, mine) == ["started", "ok"]:  # on the only slot
             assert kinds(seen, theirs) == kinds(seen, judged) == []
@@ -69,7 +70,7 @@ def test_a_job_that_is_tried_again_stays_with_its_driver(store: Store, tmp_path:
     job = train(0)
     says(tmp_path, job, "kill", "ok 0.5")
     seen: list[Event] = []
-    for event in local(store).run([job], store):
+    for event in drive(local(store), [job], store):
         seen.append(event)
         if event.kind in ("started", "retried"):
             assert claim(store, job.key) is None
@@ -86,7 +87,7 @@ def test_a_job_that_was_taken_over_is_left_alone_until_it_is_free(
     says(tmp_path, job, "sleep", "ok")
     seen: list[Event] = []
     theirs: Lease | None = None
-    for event in local(store).run([job], store):
+    for event in drive(local(store), [job], store):
         seen.append(event)
         if theirs is None and starts(tmp_path, job):
             mine = next(store.folder(job.key).glob("lease-*.json"))
@@ -106,7 +107,7 @@ def test_a_job_that_was_taken_over_is_left_alone_until_it_is_free(
 def test_closing_a_run_frees_its_jobs(store: Store, tmp_path: Path) -> None:
     job = train(0)
     says(tmp_path, job, "polite")
-    events = local(store).run([job], store)
+    events = drive(local(store), [job], store)
     for event in events:
         if event.kind == "tick" and starts(tmp_path, job):
             break
@@ -124,7 +125,7 @@ def test_two_drivers_do_every_job_once(store: Store, tmp_path: Path) -> None:
         says(tmp_path, job, "ok 0.2")
     seen: list[list[Event]] = [[], []]
     both = [
-        threading.Thread(target=lambda mine: mine.extend(local(store, 2).run(jobs, store)), args=(mine,))
+        threading.Thread(target=lambda mine: mine.extend(drive(local(store, 2), jobs, store)), args=(mine,))
         for mine in seen
     ]
     for thread in both:

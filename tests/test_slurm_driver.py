@@ -1,96 +1,149 @@
-"""What the Slurm driver makes of Slurm's answers, without a cluster: `scontrol` is a script with a set answer."""
+"""What the Slurm driver makes of Slurm's answers, without a cluster: its commands are scripts with set answers."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.executors import slurm
+from bench.executors import driver, slurm
 from bench.executors.base import Event
+from bench.executors.driver import drive
 from bench.executors.slurm import Slurm
-from bench.executors.submitted import Submitted
 from bench.jobs.attempt import tried
 from bench.planning.job import Job
-from bench.records.leases import Claims, claim, holder_of
+from bench.records.leases import claim, holder_of
 from bench.records.store import Store
 
 TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
 EVALUATE, WORST = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
 LAST = Job("evaluate", {"n": 3}, (OTHER.key, WORST.key))
 JOBS = [TRAIN, OTHER, EVALUATE, WORST, LAST]
+EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Submitted:
-    """A run of five jobs, of which nothing is submitted."""
-    store = Store(tmp_path / "results")
-    store.prepare()
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "results")
+    made.prepare()
     for job in JOBS:
-        store.add(job)
-    known = {job.key: job for job in JOBS}
-    return Submitted(store, Claims(store, list(known)), known, set(known), list(JOBS))
+        made.add(job)
+    return made
 
 
 @pytest.fixture
-def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What scontrol answers, as a file; nobody waits for records that may be on their way."""
-    answer, tool = tmp_path / "answer", tmp_path / "bin" / "scontrol"
-    tool.parent.mkdir()
-    tool.write_text(f"#!/bin/sh\ncat '{answer}'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands: `states` is what squeue answers, `answer` what scontrol does, `submitted` what sbatch was told;
+    each array has the next number. Nobody waits for records that may be on their way."""
+    tools, folder = tmp_path / "bin", tmp_path / "slurm"
+    tools.mkdir()
+    folder.mkdir()
+    (folder / "states").touch()
+    for name, text in {
+        "sbatch": f"echo $* >>'{folder}/submitted'; wc -l <'{folder}/submitted'",
+        "squeue": f"cat '{folder}/states'",
+        "scontrol": f"cat '{folder}/answer'",
+        "scancel": f"echo $* >>'{folder}/cancelled'",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    for name in ("FASTEST", "SLOWEST"):
+        monkeypatch.setattr(slurm, name, 0.0)
+    monkeypatch.setattr(driver, "TICK", 0.0)
     monkeypatch.setattr(slurm, "GRACE", -1.0)
-    return answer
+    return folder
 
 
-def look(run: Submitted, state: str | None = "") -> list[Event]:
-    return list(Slurm(Path())._look(run, None if state is None else dict.fromkeys(run.live.values(), state)))
+class Run:
+    """A run whose rounds a test makes one by one."""
+
+    def __init__(self, store: Store, jobs: list[Job], folder: Path, **how: Any) -> None:
+        self.store, self.folder, self.backend = store, folder, Slurm(Path(), **how)
+        self._events = drive(self.backend, jobs, store)
+
+    def round(self, state: str | None = None) -> list[Event]:
+        """The events of one more round, with these states of all tasks."""
+        if state is not None:
+            (self.folder / "states").write_text("".join(f"{each.number}|{state}\n" for each in self.tasks.values()))
+        found = []
+        for event in self._events:
+            if event.kind == "tick":
+                break
+            found.append(event)
+        return found
+
+    @property
+    def tasks(self) -> dict[str, slurm.Task]:
+        return self.backend.tasks
+
+    def submitted(self) -> list[set[str]]:
+        """The keys of each array so far."""
+        path = self.folder / "submitted"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [{word for word in line.split() if len(word) == 12 and "/" not in word} for line in lines]
 
 
-def keys(jobs: list[Job]) -> set[str]:
+@pytest.fixture
+def run(store: Store, tools: Path) -> Callable[..., Run]:
+    return lambda *jobs, **how: Run(store, list(jobs), tools, **how)
+
+
+def keys(*jobs: Job) -> set[str]:
     return {job.key for job in jobs}
 
 
-def test_what_waits_for_a_job_that_another_process_is_at_is_not_submitted(run: Submitted) -> None:
-    assert run.free() == JOBS
-    run.held = {TRAIN.key}
-    assert keys(run.free()) == {OTHER.key}  # LAST waits for WORST, which waits for TRAIN
-    run.held = {EVALUATE.key}
-    assert keys(run.free()) == keys([TRAIN, OTHER, WORST, LAST])
-    run.held = set()
-    run.submit([TRAIN, OTHER, WORST], ["7_0", "7_1", "8_0"])
-    run.lost[OTHER.key] = 0.0
-    assert keys(run.free()) == {EVALUATE.key}
+def test_all_jobs_are_submitted_at_once_with_their_dependencies(run: Callable[..., Run]) -> None:
+    made = run(*JOBS)
+    assert made.round() == []
+    assert made.submitted() == [keys(TRAIN, OTHER), keys(EVALUATE, WORST), keys(LAST)]
+    lines = (made.folder / "submitted").read_text().splitlines()
+    assert "--dependency" not in lines[0]
+    assert "--dependency=afterok:1_0 " in lines[1]
+    assert "--dependency=afterok:1_1,afterany:2_1 " in lines[2]
 
 
-def test_a_job_is_taken_up_before_it_is_submitted(run: Submitted) -> None:
-    empty = {"metrics": {}, "files": {}}
-    theirs = claim(run.store, TRAIN.key)
+def test_what_waits_for_a_job_that_another_process_runs_is_not_submitted(run: Callable[..., Run], store: Store) -> None:
+    theirs = claim(store, TRAIN.key)
     assert theirs is not None
-    assert run.take(TRAIN) == (False, None)
-    assert run.held == {TRAIN.key}
-    run.store.put(TRAIN, "done", empty)
+    made = run(*JOBS)
+    made.round()
+    assert made.submitted() == [keys(OTHER)]  # LAST waits for WORST, which waits for TRAIN
+    made.round("PENDING")
+    assert len(made.submitted()) == 1
     theirs.release()
-    free, event = run.take(TRAIN)
-    assert (free, event) == (False, Event("skipped", TRAIN, "done by another run"))
-    assert TRAIN.key not in run.pending
-    assert TRAIN not in run.waiting
-    failed = Submitted(run.store, run.claims, run.jobs, run.pending, run.waiting)
-    run.store.put(OTHER, "error", empty)
-    failed.claims = Claims(run.store, [OTHER.key])  # a command that comes later tries it again
-    assert failed.take(OTHER) == (True, None)
-    assert run.store.record(OTHER.key) is None
-    again = claim(run.store, OTHER.key)
-    assert again is not None  # left to its worker
-    again.release()
+    made.round("PENDING")
+    made.round("PENDING")
+    assert made.submitted()[1:] == [keys(TRAIN), keys(EVALUATE, WORST), keys(LAST)]
 
 
-def test_what_could_not_be_taken_up_is_held_by_nobody(run: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.store.put(TRAIN, "error", {"metrics": {}, "files": {}})
-    run.claims = Claims(run.store, [TRAIN.key])
+def test_a_job_is_claimed_before_it_is_submitted_and_left_to_its_worker(run: Callable[..., Run], store: Store) -> None:
+    theirs = claim(store, TRAIN.key)
+    assert theirs is not None
+    store.put(OTHER, "error", {**EMPTY, "error": {"type": "ValueError", "message": "before"}})
+    made = run(TRAIN, OTHER)
+    assert made.round() == []
+    assert made.submitted() == [keys(OTHER)]
+    assert store.record(OTHER.key) is None  # a later command tries it again
+    mine = claim(store, OTHER.key)
+    assert mine is not None
+    mine.release()
+    store.put(TRAIN, "done", EMPTY)
+    theirs.release()
+    found = made.round("PENDING") + made.round("PENDING")
+    assert found == [Event("skipped", TRAIN, "done by another run")]
+    assert len(made.submitted()) == 1
+
+
+def test_what_could_not_be_claimed_is_held_by_nobody(
+    run: Callable[..., Run], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(TRAIN, "error", {**EMPTY, "error": {"type": "ValueError", "message": "before"}})
+    made, again = run(TRAIN), run(TRAIN)
 
     def away(*paths: object, **how: object) -> None:
         raise OSError(errno.EIO, "away")
@@ -98,10 +151,11 @@ def test_what_could_not_be_taken_up_is_held_by_nobody(run: Submitted, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", away)
         with pytest.raises(OSError, match="away"):
-            run.take(TRAIN)
-    assert holder_of(run.store, TRAIN.key) is None
-    assert run.take(TRAIN) == (True, None)
-    assert run.store.record(TRAIN.key) is None  # taken away now, which the first try had not come to
+            made.round()
+    assert holder_of(store, TRAIN.key) is None
+    assert again.round() == []
+    assert store.record(TRAIN.key) is None  # removed now, which the first try had not come to
+    assert again.submitted() == [keys(TRAIN)]
 
 
 @pytest.mark.parametrize(
@@ -117,84 +171,104 @@ def test_what_could_not_be_taken_up_is_held_by_nobody(run: Submitted, monkeypatc
     ],
 )
 def test_what_slurm_dropped_or_others_do_is_no_error(
-    run: Submitted, says: Path, answer: str, mine: bool, again: bool
+    run: Callable[..., Run], store: Store, tools: Path, answer: str, mine: bool, again: bool
 ) -> None:
-    says.write_text(answer)
-    run.submit([TRAIN], ["7_0"])
     if not mine:
-        run.mine.clear()
-    events = [event.kind for event in look(run)]
-    assert events == ([] if again else ["started", "error"])
-    assert (TRAIN in run.waiting) == (TRAIN.key in run.pending) == again
-    assert run.live == {}
-    record = run.store.record(TRAIN.key)
+        run(TRAIN, detach=True).round()
+        (tools / "states").write_text("1_0|PENDING\n")
+    made = run(TRAIN)
+    made.round()
+    assert [task.mine for task in made.tasks.values()] == [mine]
+    assert len(made.submitted()) == 1
+    (tools / "answer").write_text(answer)
+    (tools / "states").write_text("")
+    assert [event.kind for event in made.round()] == ([] if again else ["started", "error"])
+    record = store.record(TRAIN.key)
     assert (record is None) == again
     assert record is None or (record["state"], record["error"]["type"]) == ("error", "WorkerDied")
+    made.round()
+    assert len(made.submitted()) == 1 + again
 
 
-def test_a_job_that_runs_elsewhere_is_waited_for(run: Submitted, says: Path) -> None:
-    says.write_text("JobState=NODE_FAIL Reason=None ExitCode=0:5")
-    run.submit([TRAIN], ["7_0"])
-    theirs = claim(run.store, TRAIN.key)
+def test_a_job_that_runs_elsewhere_is_waited_for(run: Callable[..., Run], store: Store, tools: Path) -> None:
+    (tools / "answer").write_text("JobState=NODE_FAIL Reason=None ExitCode=0:5")
+    made = run(TRAIN)
+    made.round()
+    theirs = claim(store, TRAIN.key)
     assert theirs is not None
-    assert look(run) == []
-    assert TRAIN in run.waiting
+    assert [made.round(), made.round()] == [[], []]
+    assert made.tasks == {}
+    assert len(made.submitted()) == 1
     theirs.release()
+    made.round()
+    assert len(made.submitted()) == 2
 
 
-def test_a_record_that_came_before_its_task_began_is_another_run_s(run: Submitted, says: Path) -> None:
-    run.submit([TRAIN, OTHER], ["7_0", "7_1"])
+def test_a_record_that_came_before_its_task_began_is_another_run_s(run: Callable[..., Run], store: Store) -> None:
+    made = run(TRAIN, OTHER)
+    made.round()
+    (made.folder / "states").write_text("1_0|PENDING\n1_1|RUNNING\n")
+    assert made.round() == [Event("started", OTHER)]
     for job in (TRAIN, OTHER):
-        run.store.put(job, "done", {"metrics": {}, "files": {}})
-    run.started.add(OTHER.key)  # put back by Slurm after its last breath
-    assert look(run, "PENDING") == [Event("skipped", TRAIN, "done by another run"), Event("ok", OTHER)]
-    assert run.pending == {EVALUATE.key, WORST.key, LAST.key}
+        store.put(job, "done", EMPTY)
+    assert made.round("PENDING") == [Event("skipped", TRAIN, "done by another run"), Event("ok", OTHER)]
 
 
 @pytest.mark.parametrize(("job", "times", "state"), [(EVALUATE, 3, "oom"), (TRAIN, 0, "oom")])
 def test_killed_for_memory_an_evaluation_is_submitted_again_with_half_the_batch(
-    run: Submitted, says: Path, job: Job, times: int, state: str
+    run: Callable[..., Run], store: Store, tools: Path, job: Job, times: int, state: str
 ) -> None:
-    says.write_text("JobState=OUT_OF_MEMORY Reason=OutOfMemory ExitCode=0:125")
+    (tools / "answer").write_text("JobState=OUT_OF_MEMORY Reason=OutOfMemory ExitCode=0:125")
+    made = run(job)
+    made.round()
     for number in range(times):
-        run.submit([job], [f"{number}_0"])
-        assert look(run)[-1].kind == "retried"
-        assert [entry["step"] for entry in tried(run.store, job.key)] == ["halve"] * (number + 1)
-        assert job in run.waiting
-    run.submit([job], ["9_0"])
-    assert look(run)[-1].kind == "error"
-    record = run.store.record(job.key)
+        assert [event.kind for event in made.round("")] == ["retried"]
+        assert [entry["step"] for entry in tried(store, job.key)] == ["halve"] * (number + 1)
+        made.round()
+        assert len(made.submitted()) == number + 2
+    assert made.round("")[-1].kind == "error"
+    record = store.record(job.key)
     assert record is not None
     assert record["state"] == state
     assert record["error"]["type"] == "KilledForMemory"
     assert "OUT_OF_MEMORY" in record["error"]["message"]
     assert len(record.get("attempts", [])) == times
-    assert tried(run.store, job.key) == []
+    assert tried(store, job.key) == []
 
 
-def test_over_the_time_limit_is_a_state_of_its_own(run: Submitted, says: Path) -> None:
-    says.write_text("JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15")
-    run.submit([EVALUATE], ["9_0"])
-    assert look(run)[-1].kind == "error"
-    assert (run.store.record(EVALUATE.key) or {})["state"] == "timeout"
+def test_over_the_time_limit_is_a_state_of_its_own(run: Callable[..., Run], store: Store, tools: Path) -> None:
+    (tools / "answer").write_text("JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15")
+    made = run(EVALUATE)
+    made.round()
+    assert made.round()[-1].kind == "error"
+    assert (store.record(EVALUATE.key) or {})["state"] == "timeout"
 
 
-def test_a_controller_that_is_away_ends_nothing(run: Submitted) -> None:
-    run.submit([TRAIN], ["7_0"])
-    assert look(run, None) == []
-    assert run.live == {TRAIN.key: "7_0"}
+def test_a_controller_that_is_away_ends_nothing(run: Callable[..., Run], tools: Path) -> None:
+    made = run(TRAIN)
+    made.round()
+    (tools.parent / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert [made.round(), made.round()] == [[], []]
+    assert list(made.tasks) == [TRAIN.key]
+    assert not (tools / "cancelled").exists()
 
 
-def test_a_record_may_come_late(run: Submitted, says: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_may_come_late(
+    run: Callable[..., Run], store: Store, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slurm, "GRACE", 60.0)
-    says.write_text("JobState=COMPLETED Reason=None ExitCode=0:0")
-    run.submit([TRAIN], ["7_0"])
-    assert look(run) == []
-    assert run.lost
-    assert keys(run.free()) == {OTHER.key}
-    run.store.put(TRAIN, "done", {"metrics": {}, "files": {}})
-    assert [event.kind for event in look(run)] == ["started", "ok"]
-    assert not run.lost
+    (tools / "answer").write_text("JobState=COMPLETED Reason=None ExitCode=0:0")
+    made = run(TRAIN, EVALUATE, max_jobs=1)
+    made.round()
+    assert made.round() == []
+    assert made.tasks[TRAIN.key].lost
+    made.backend.max_jobs = 2  # there is room for the evaluation, but its training is lost
+    assert made.round() == []
+    assert made.submitted() == [keys(TRAIN)]
+    store.put(TRAIN, "done", EMPTY)
+    assert [event.kind for event in made.round()] == ["started", "ok"]
+    made.round()
+    assert made.submitted() == [keys(TRAIN), keys(EVALUATE)]
 
 
 @pytest.fixture
@@ -211,20 +285,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
-    for name in ("TICK", "FASTEST", "SLOWEST"):
+    for name in ("FASTEST", "SLOWEST"):
         monkeypatch.setattr(slurm, name, 0.02)
+    monkeypatch.setattr(driver, "TICK", 0.02)
     return said
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "results")
-    made.prepare()
-    return made
-
-
 def test_a_results_folder_that_is_away_for_a_moment_ends_nothing(store: Store, cluster: Path) -> None:
-    events = Slurm(store.root.parent).run([TRAIN], store)
+    events = drive(Slurm(store.root.parent), [TRAIN], store)
     assert next(event for event in events if event.kind != "tick").kind == "started"
     aside = store.root.with_name("away")
     store.root.rename(aside)
@@ -237,7 +305,7 @@ def test_a_results_folder_that_is_away_for_a_moment_ends_nothing(store: Store, c
 
 
 def test_one_that_stays_away_ends_the_driver(store: Store, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events = Slurm(store.root.parent).run([TRAIN], store)
+    events = drive(Slurm(store.root.parent), [TRAIN], store)
     assert next(event for event in events if event.kind != "tick").kind == "started"
     monkeypatch.setattr(slurm, "PATIENCE", 0.2)
     store.root.rename(store.root.with_name("away"))
@@ -249,5 +317,5 @@ def test_one_that_stays_away_ends_the_driver(store: Store, cluster: Path, monkey
 def test_one_that_cannot_be_written_is_told_before_anything_is_submitted(store: Store, cluster: Path) -> None:
     (store.root / "slurm").write_text("no folder")
     with pytest.raises(FileExistsError):
-        list(Slurm(store.root.parent).run([TRAIN], store))
+        list(drive(Slurm(store.root.parent), [TRAIN], store))
     assert not (cluster / "sbatch").exists()

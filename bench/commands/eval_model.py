@@ -15,9 +15,10 @@ from rich.console import Console
 from bench.commands import run as running
 from bench.core.stats import wilson
 from bench.data import datasets
-from bench.executors import separate_process as apart
+from bench.executors import processes
 from bench.executors.base import todo
 from bench.executors.clusters import Machine
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
 from bench.planning.job import Job
@@ -94,8 +95,8 @@ def evaluate(
         matrix.notes.append(_checked(job, model, matrix.root))
     if dry_run:
         return running.show_plan(matrix, results, False, machine)
-    engine = Local(matrix.root, machine.slots())
-    if running.refused(engine, matrix, store):
+    backend = Local(matrix.root, machine.slots())
+    if running.refused(backend, matrix, store):
         return 2
     store.prepare()
     store.add(job)
@@ -108,10 +109,10 @@ def evaluate(
     view = live.View(console, store, needed, mode, 1)
     if mode in ("live", "plain"):
         matrix.told = True
-        for line in (*running.describe(matrix), f"devices   {engine.devices()}"):
+        for line in (*running.describe(matrix), f"devices   {backend.devices()}"):
             console.print(live.safe(line), soft_wrap=True)
     try:
-        view.follow(engine.run(needed, store))
+        view.follow(drive(backend, needed, store))
     except (KeyboardInterrupt, SystemExit) as stop:
         print(f"stopped; resume with:\n  {running.resume_line()}", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
@@ -129,7 +130,7 @@ def _checked(job: Job, model: imports.Model, root: Path) -> str:
     """Load the model once in a child, so that what does not fit is one line before anything is written."""
     data = job.what["data"]
     facts = datasets.facts(data["name"], root, data["size"])
-    return str(apart.ask("bench.jobs.user_model", "check", job.what, facts, model.checkpoint))
+    return str(processes.ask("bench.jobs.user_model", "check", job.what, facts, model.checkpoint))
 
 
 def _failed(record: dict[str, Any] | None, mode: str) -> int:

@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.data import datasets
-from bench.executors.base import Executor, todo
+from bench.executors.base import Backend, todo
 from bench.executors.clusters import NO_CLUSTER, THIS_MACHINE, Cluster, Machine
-from bench.executors.clusters import engine as choose
+from bench.executors.clusters import backend as choose
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
 from bench.planning.duplicates import duplicates
@@ -96,8 +97,8 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
 
     `check` builds every model and defense too, as a run does.
     """
-    engine = Local(matrix.root, machine.slots())
-    for line in (*describe(matrix), f"devices   {engine.devices()}"):
+    backend = Local(matrix.root, machine.slots())
+    for line in (*describe(matrix), f"devices   {backend.devices()}"):
         print(line)
     store = Store(results)
     left = todo(matrix.jobs, store)
@@ -107,9 +108,9 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
     print(
         f"jobs      {len(matrix.jobs)}: {counted}; {len(matrix.jobs) - len(left)} done, {len(left)} to do", flush=True
     )
-    problems = check and refused(engine, matrix, store)
+    problems = check and refused(backend, matrix, store)
     if left:
-        forecast.show(left, matrix.jobs, store, matrix.root, engine.slots, probe and not problems)
+        forecast.show(left, matrix.jobs, store, matrix.root, backend.slots, probe and not problems)
     return 2 if problems else 0
 
 
@@ -130,21 +131,22 @@ def run(
     4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
     """
     store = Store(results)
-    engine, count, device = choose(executor, matrix.root, machine, cluster)
+    backend = choose(executor, matrix.root, machine, cluster)
+    count, device = backend.lanes, backend.kind  # connects to Ray before anything is written
     made = [folder for folder in (results, *results.parents) if not folder.exists()]
     follower = follows(tracker, store)
     store.prepare()
     console = Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
     if mode in ("live", "plain") and not matrix.told:
-        for line in (*describe(matrix), f"devices   {engine.devices()}"):
+        for line in (*describe(matrix), f"devices   {backend.devices()}"):
             console.print(live.safe(line), soft_wrap=True)
     view = live.View(console, store, matrix.jobs, mode, count, device)
     began = time.monotonic()
-    events = engine.run(matrix.jobs, store)
+    events = drive(backend, matrix.jobs, store)
     if follower is not None:
         events = follower.follow(events)
     try:
-        if check and refused(engine, matrix, store):
+        if check and refused(backend, matrix, store):
             for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -175,12 +177,12 @@ def run(
 
 def print_script(matrix: Matrix, results: Path, check: bool, machine: Machine, cluster: Cluster) -> int:
     """Print the batch script of `--executor slurm` and write down what its jobs are; submits nothing."""
-    engine, *_ = choose("slurm", matrix.root, machine, cluster)
+    backend = choose("slurm", matrix.root, machine, cluster)
     store = Store(results)
     if check and refused(Local(matrix.root, []), matrix, store):
         return 2
     store.prepare()
-    print(engine.script(matrix.jobs, store), end="")  # type: ignore[attr-defined]
+    print(backend.script(matrix.jobs, store), end="")  # type: ignore[attr-defined]
     return 0
 
 
@@ -198,9 +200,9 @@ def _unsound(store: Store, matrix: Matrix) -> bool:
     return bool(found)
 
 
-def refused(engine: Executor, matrix: Matrix, store: Store) -> bool:
+def refused(backend: Backend, matrix: Matrix, store: Store) -> bool:
     """Print a line for each mistake that would make jobs fail one by one."""
-    found = engine.problems(matrix.jobs, store)
+    found = backend.problems(matrix.jobs, store)
     for line in found[:MOST_PROBLEMS]:
         print(f"error: {line}", file=sys.stderr)
     if len(found) > MOST_PROBLEMS:

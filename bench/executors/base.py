@@ -1,59 +1,150 @@
-"""The face that every executor shares: run(jobs, store) -> events."""
+"""What the driver and its backends share: events, handles, exits, the interface of a backend, and what has to run."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator, Iterator
+import abc
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from bench.atomic import file_hash
+from bench.jobs.retries import Fault, Step
 from bench.planning.job import Job
 from bench.records.evaluated_weights import outdated
-from bench.records.leases import Claims
 from bench.records.store import Store
 
 EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
-FAILED = ("error", "diverged", "oom", "timeout")  # states whose record tells an error
+FAILED = ("error", "diverged", "oom", "timeout")  # states whose record contains an error
 
 
 class MissingDependency(ImportError):
-    """What an executor or a tracker needs is not installed here; says what to do."""
+    """A package or program that an executor or a tracker needs is not installed; the message names the remedy."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to a job; a tick (no job) only lets the caller redraw. A job that failed for no fault of its
-    own is `retried` before it ends."""
+    """A change in the state of a job. A `tick` has no job and only lets the caller redraw its display; `retried` means
+    that the job failed for a reason outside of itself and will run again."""
 
     kind: EventKind
     job: Job | None = None
     message: str = ""
 
 
-class Executor(Protocol):
-    """Runs jobs, each after what it needs. Closing the iterator stops every worker."""
+@dataclass(eq=False)
+class Handle:
+    """A submitted job. The backend sets `started` once a worker has begun it; backends add fields of their own."""
 
+    job: Job
+    started: bool = False
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The end of a submitted job, as its backend saw it.
+
+    `result`: `ended` (with a record, unless there is a `fault`), `over` (another process had finished the job before
+    this worker began) or `held` (another process is running the job; it has to be submitted again later).
+    `shared`: other jobs ran on the same device, so that running alone may cure a lack of memory.
+    """
+
+    handle: Handle
+    result: Literal["ended", "over", "held"] = "ended"
+    fault: Fault | None = None
+    shared: bool = False
+
+
+class Backend(abc.ABC):
+    """A place where jobs run. Between `open` and `close` it holds the state of one run.
+
+    - `worker_claims`: the worker takes the lease of its job itself, since it may outlive the driver.
+    - `chains`: jobs can be submitted before the jobs that they depend on have ended (Slurm's dependencies).
+    - `detach`: the driver leaves after everything was submitted once.
+    - `retries`: the steps of bench.jobs.retries that the driver may take here after a fault.
+    """
+
+    worker_claims: ClassVar[bool] = False
+    chains: ClassVar[bool] = False
+    retries: ClassVar[frozenset[Step]] = frozenset()
+    root: Path  # the data folder
+    detach: bool = False
+
+    @property
+    @abc.abstractmethod
+    def kind(self) -> str:
+        """Where jobs run: "cpu" or "cuda"."""
+
+    @property
+    @abc.abstractmethod
+    def lanes(self) -> int:
+        """How many jobs run at the same time."""
+
+    @abc.abstractmethod
     def devices(self) -> str:
-        """What the jobs run on, in words."""
+        """A description of the devices for the user."""
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
-        """Why some of the jobs that have to run can never work, a line each (bench.jobs.preflight). Writes nothing."""
+        """One line for each reason why pending jobs can never work (bench.jobs.preflight). Writes nothing."""
+        from bench.executors.processes import preflight
 
-    def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
-        """Yield events until every job is over; jobs with a standing record are skipped."""
+        return preflight(todo(jobs, store), self.root)
+
+    @abc.abstractmethod
+    def open(self, store: Store, jobs: list[Job]) -> None:
+        """Begin a run. `jobs`: the jobs that have to run."""
+
+    def seconds(self, job: Job) -> float | None:
+        """Estimated run time of a job, from which the driver makes the order; None where it is unknown."""
+        return None
+
+    def learn(self, job: Job, record: dict[str, Any]) -> bool:
+        """Use a finished job for later estimates. Returns True if jobs of this kind had no estimate before."""
+        return False
+
+    @property
+    def unusable(self) -> str:
+        """Why no job can start here any more; empty while jobs can."""
+        return ""
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which the driver tolerates a results folder that cannot be read (an absent file server)."""
+        return 0.0
+
+    def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
+        """Can the job be submitted now? The driver asks in order of urgency. `attempts`: the retries so far."""
+        return True
+
+    @abc.abstractmethod
+    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Handle:
+        """Submit a job for which there is `room`."""
+
+    @abc.abstractmethod
+    def poll(self, seconds: float) -> list[Exit]:
+        """The jobs that ended since the last call. Waits up to `seconds` for the first one."""
+
+    @abc.abstractmethod
+    def cancel(self, handle: Handle) -> None:
+        """End a submitted job; it will not be reported by `poll`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the run and every submitted job."""
 
 
 def todo(jobs: list[Job], store: Store) -> list[Job]:
-    """What has to run: jobs without a standing record, and those whose files a pending job needs and cannot find.
+    """The jobs that have to run: those without a valid record, and those whose files a pending job needs but cannot
+    find.
 
-    Records may come from git without weights and images, and files may be damaged; then the job runs again, since
-    nothing else can give them back. A record does not stand if it judged other weights than its training has now.
-    Shards of an evaluation that stands are not run.
+    Records may come from git without weights and images, and files may be damaged; only another run of the job can
+    restore these. A record is invalid if it evaluated other weights than those that its training has now. Shards of a
+    finished evaluation do not run.
     """
     known = {job.key: job for job in jobs}
-    standing = {job.key for job in jobs if store.intact(job.key) and not outdated(store, job)}
-    idle = {part for job in jobs if job.key in standing for part in job.parts}
-    pending = {key for key in known if key not in standing and key not in idle}
+    valid = {job.key for job in jobs if store.intact(job.key) and not outdated(store, job)}
+    unneeded = {part for job in jobs if job.key in valid for part in job.parts}
+    pending = {key for key in known if key not in valid and key not in unneeded}
     found = list(pending)
     while found:
         job = known[found.pop()]
@@ -64,26 +155,13 @@ def todo(jobs: list[Job], store: Store) -> list[Job]:
     return [job for job in jobs if job.key in pending]
 
 
-def begin(jobs: list[Job], store: Store) -> Generator[Event, None, tuple[Claims, list[Job]]]:
-    """How every executor begins: all jobs are written down, those that stand are skipped. Gives the claims and what has
-    to run."""
-    claims = Claims(store, [job.key for job in jobs])
-    waiting = todo(jobs, store)
-    pending = {job.key for job in waiting}
-    for job in jobs:
-        store.add(job)
-        if job.key not in pending:
-            yield Event("skipped", job)
-    return claims, waiting
-
-
 def _lacks(store: Store, need: Job, job: Job) -> bool:
-    """Is a file that `job` will read of the finished `need` absent or damaged?"""
+    """Is a file of the finished `need` that `job` will read missing or damaged?"""
     record = store.record(need.key)
-    if record is None:  # a shard that was never run, of an evaluation that stood until now
+    if record is None:  # a shard that never ran, of an evaluation that was valid until now
         return True
     if record["state"] != "done" or (job.kind == "audit" and need.kind != "train"):
-        return False  # an audit takes the images that are there
+        return False  # an audit uses whatever images exist
     wanted = "weights-" if need.kind in ("train", "import") else "samples" if need.key in job.parts else "adversarial"
     return any(
         name.startswith(wanted) and expected != file_hash(store.folder(need.key) / name)
@@ -92,7 +170,7 @@ def _lacks(store: Store, need: Job, job: Job) -> bool:
 
 
 def ended(job: Job, store: Store) -> Event | None:
-    """The event of a job that just ended, from its record; None where there is no record."""
+    """The event of a job that just ended, from its record; None without a record."""
     record = store.record(job.key)
     if record is None:
         return None
@@ -102,20 +180,20 @@ def ended(job: Job, store: Store) -> Event | None:
 
 
 def elsewhere(job: Job, store: Store) -> Event:
-    """The event of a job that another driver did while this one ran."""
+    """The event of a job that another driver finished during this run."""
     event = ended(job, store)
     if event is None or event.kind == "ok":
         return Event("skipped", job, "done by another run")
     return event
 
 
-def blocker(job: Job, store: Store, running: Container[str]) -> str | None:
-    """Why a job can never start: its training ended without weights, or a shard without samples. None while it may.
+def blocker(job: Job, store: Store, pending: Container[str]) -> str | None:
+    """Why a job can never start: its training ended without weights, or a shard without samples. None otherwise.
 
-    Other evaluations whose images it takes only have to end: one collapsed defense must not blank a whole column.
+    Other evaluations whose images the job reuses only have to end: one collapsed defense must not blank a whole column.
     """
     for need in (*job.needs[:1], *job.parts):
-        record = None if need in running else store.record(need)
+        record = None if need in pending else store.record(need)
         if record is not None and record["state"] != "done":
             return f"{'training' if need in job.needs else 'shard'} {need} ended as {record['state']}"
     return None

@@ -1,4 +1,4 @@
-"""Where jobs run as options say it: this machine, slurm or ray, and the executor of that. Free of torch and ray."""
+"""The options that say where jobs run (this machine, slurm or ray), and their backend. Free of torch and ray."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from bench.executors.base import Executor, MissingDependency
-from bench.executors.devices import Slot, kind, lanes, slots
+from bench.executors.base import Backend, MissingDependency
+from bench.executors.devices import Slot, slots
 
-__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Cluster", "Machine", "MissingDependency", "engine", "takes_cluster"]
+__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Cluster", "Machine", "MissingDependency", "backend", "takes_cluster"]
 EXECUTORS = ("local", "debug", "slurm", "ray")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a command says about a cluster. Each field is an option of `bench run`."""
+    """Options for a cluster. Each field is an option of `bench run`."""
 
     partition: Annotated[str | None, typer.Option(help="slurm: partition.")] = None
     account: Annotated[str | None, typer.Option(help="slurm: account.")] = None
@@ -50,14 +50,16 @@ class Cluster:
             owner = "ray" if field.name in ("address", "num_gpus", "num_cpus") else "slurm"
             if executor != owner and getattr(self, field.name) not in (None, False, []):
                 option = field.name.replace("_", "-")
-                raise ValueError(f"--{option} goes with --executor {owner}; the executor is '{executor}'")
+                raise ValueError(f"--{option} needs --executor {owner}; the executor is '{executor}'")
         if self.gres is not None and self.gpus_per_job is not None:
-            raise ValueError("--gres and --gpus-per-job say the same; give one of them")
+            raise ValueError("--gres and --gpus-per-job set the same option; give one of them")
         if self.max_jobs is not None and (self.detach or self.print_script):
-            raise ValueError("--max-jobs needs a driver that waits; it goes neither with --detach nor --print-script")
+            raise ValueError(
+                "--max-jobs needs a driver that waits; it cannot be combined with --detach or --print-script"
+            )
 
     def sbatch(self) -> tuple[str, ...]:
-        """Options of sbatch without dashes. Raises ValueError where one is no option."""
+        """Options of sbatch without dashes. Raises ValueError for one that is not an option of sbatch."""
         from bench.executors.sbatch import check
 
         gres = f"gpu:{self.gpus_per_job}" if self.gpus_per_job else self.gres
@@ -69,8 +71,8 @@ class Cluster:
             "cpus-per-task": self.cpus_per_task,
             "mem": self.mem,
         }
-        said = [check(f"{option}={value}") for option, value in named.items() if value is not None]
-        return (*said, *map(check, self.sbatch_option or []))
+        options = [check(f"{option}={value}") for option, value in named.items() if value is not None]
+        return (*options, *map(check, self.sbatch_option or []))
 
 
 NO_CLUSTER = Cluster()
@@ -78,7 +80,7 @@ NO_CLUSTER = Cluster()
 
 @dataclass(frozen=True)
 class Machine:
-    """What a command says about this machine. `time_limit`: seconds that a job may take."""
+    """Options for this machine. `time_limit`: seconds that a job may take."""
 
     device: str = "auto"
     workers: int | None = None
@@ -90,7 +92,7 @@ class Machine:
     def of(
         cls, device: str, workers: int | None, jobs_per_gpu: int | None, gpus: str | None, time_limit: str | None
     ) -> Machine:
-        """From options as they are typed: GPUs such as 0,2, a time limit such as 30m. Raises ValueError."""
+        """From the options as typed: GPUs such as 0,2 and a time limit such as 30m. Raises ValueError."""
         named = tuple((gpus or "").replace(",", " ").split())
         return cls(device, workers, jobs_per_gpu, named, duration(time_limit) if time_limit else None)
 
@@ -103,13 +105,13 @@ class Machine:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"--device is '{self.device}'; expected auto, cpu or cuda")
         if executor == "debug" and self.time_limit is not None:
-            raise ValueError("--time-limit ends a process; --executor debug has none but this one")
+            raise ValueError("--time-limit kills worker processes; --executor debug runs the jobs in this process")
         if executor in ("local", "debug"):
             return
         for name in ("workers", "jobs_per_gpu", "gpus", "time_limit"):
             if getattr(self, name) not in (None, ()):
                 option = name.replace("_", "-")
-                raise ValueError(f"--{option} is for this machine; --executor {executor} says what a job takes")
+                raise ValueError(f"--{option} applies to this machine only; leave it out with --executor {executor}")
 
 
 THIS_MACHINE = Machine()
@@ -126,19 +128,20 @@ def takes_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
 
     def wrapped(**values: Any) -> Any:
-        said = {f.name: values.pop(f.name) for f in fields if f.name in values}
-        return command(**values, cluster=Cluster(**said))
+        given = {f.name: values.pop(f.name) for f in fields if f.name in values}
+        return command(**values, cluster=Cluster(**given))
 
-    kept = [p for p in own.parameters.values() if p.name != "cluster"]
-    wrapped.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *options]} | {"return": own.return_annotation}
+    own_parameters = [p for p in own.parameters.values() if p.name != "cluster"]
+    wrapped.__signature__ = own.replace(parameters=[*own_parameters, *options])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*own_parameters, *options]} | {
+        "return": own.return_annotation
+    }
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     return wrapped
 
 
-def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tuple[Executor, int, str]:
-    """The executor, how many jobs it does at a time, and on cpu or cuda. Raises ValueError, MissingDependency without
-    Slurm or Ray."""
+def backend(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Backend:
+    """The backend that the options name. Raises ValueError, or MissingDependency without Slurm or Ray."""
     cluster.check(executor)
     machine.check(executor)
     device = machine.device
@@ -148,27 +151,25 @@ def engine(executor: str, root: Path, machine: Machine, cluster: Cluster) -> tup
 
         if not cluster.print_script:
             require("sbatch")
-        asked = cluster.sbatch()
-        on_gpu = any("gpu" in option for option in asked if not option.startswith(("partition", "account")))
+        options = cluster.sbatch()
+        on_gpu = any("gpu" in option for option in options if not option.startswith(("partition", "account")))
         place = device if device != "auto" else "cuda" if on_gpu else "cpu"
-        return Slurm(root, asked, place, cluster.max_jobs, cluster.detach), cluster.max_jobs or 8, place
+        return Slurm(root, options, place, cluster.max_jobs, cluster.detach)
     if executor == "ray":
         from bench.executors.ray import Ray
 
-        ray = Ray(root, device, cluster.address, cluster.num_gpus, cluster.num_cpus)
-        return ray, ray.places(), ray.kind()
+        return Ray(root, device, cluster.address, cluster.num_gpus, cluster.num_cpus)
     if executor == "debug":
         from bench.executors.debug import Debug
 
         slot = machine.slots()[0]
-        os.environ.update(slot.environment)  # no worker is shown its GPU here, so this process is
-        return Debug(root, slot.device), 1, slot.device
+        os.environ.update(slot.environment)  # there is no worker to show the GPU to, so this process must see it
+        return Debug(root, slot.device)
     if executor != "local":
         raise ValueError(f"--executor is '{executor}'; expected {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
     from bench.executors.local import Local
 
-    places = machine.slots()
-    return Local(root, places, machine.time_limit), lanes(places), kind(places)
+    return Local(root, machine.slots(), machine.time_limit)
 
 
 def duration(text: str) -> float:
@@ -179,5 +180,5 @@ def duration(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"'{text}' is no time; expected such as 90s, 15m or 2h")
+        raise ValueError(f"'{text}' is not a duration; expected a number with a unit, such as 90s, 15m or 2h")
     return seconds

@@ -194,7 +194,7 @@ def kind(slots: Sequence[Slot]) -> str:
     return "cuda" if any(slot.device == "cuda" for slot in slots) else "cpu"
 
 
-def told(slots: Sequence[Slot]) -> str:
+def describe(slots: Sequence[Slot]) -> str:
     """What they are on, in words."""
     places = dict.fromkeys(slot.place for slot in slots)
     return ", ".join(f"GPU {place}" if place.isdecimal() else place for place in places)

@@ -1,12 +1,13 @@
-"""The worker process of a job: started from a fork server that has torch loaded, and ended with all it started.
+"""Child processes: the workers of jobs, and questions whose answer needs torch. Free of torch itself.
 
-A job then costs tens of milliseconds to start in place of seconds; the command `bench worker KEY` does the same work
-in a process of its own. Free of torch itself.
+They come from a fork server that has torch loaded, so that one starts in tens of milliseconds instead of seconds, and
+are killed together with every process that they started.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import multiprocessing
 import os
@@ -21,14 +22,15 @@ from typing import Any, NamedTuple
 
 from bench.executors.devices import Slot
 from bench.planning.job import Job
-from bench.training import sigterm as stopping
+from bench.training import sigterm
 
-CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # what names files of the user's to workers
+CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # variables that name files of the user
+MISTAKES = (ValueError, LookupError, OSError)  # exceptions that a mistake of the user's causes, shown in one line
 Work = Callable[..., str]
 
 
 class Task(NamedTuple):
-    """All that a worker is told: the job, where it runs, how many run beside it, and the retries so far."""
+    """The arguments of a worker: the job, its slot, the number of jobs on its device, and the retries so far."""
 
     results: Path
     key: str
@@ -39,57 +41,85 @@ class Task(NamedTuple):
 
 
 def carried() -> dict[str, str]:
-    """The part of the environment that workers need and a fork server may not have."""
+    """The environment variables that workers need and a running fork server may lack."""
     return {name: os.environ[name] for name in CARRIED if name in os.environ}
 
 
 def context() -> ForkServerContext:
-    """Where workers come from."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy small machine are poison
+    """The fork server."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads are far slower than one on a busy machine
     return multiprocessing.get_context("forkserver")
 
 
-def preload(jobs: list[Job], work: Work | None = None) -> None:
-    """Tell the fork server what to import once for all workers. Without effect on a server that runs already."""
+def preload(jobs: Sequence[Job], work: Work | None = None) -> None:
+    """Set what the fork server imports once for all workers. Without effect on a server that is already running."""
     modules = ["bench.jobs.worker", "bench.cli", "bench.jobs.preflight"]
     if work is not None:
         modules = [work.__module__, "bench.executors.local"]
     elif any(job.kind == "train" for job in jobs):
-        modules.append("torch._dynamo")  # an optimiser's first step imports it, else for seconds in every training
+        modules.append(
+            "torch._dynamo"
+        )  # an optimizer's first step imports it, which would take seconds in each training
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
-def problems(jobs: list[Job], root: Path) -> list[str]:
-    """What bench.jobs.preflight finds, in a child since torch is needed; what its server loads, workers find loaded."""
+class ChildDied(ValueError):
+    """The child process ended without an answer, for instance because the kernel killed it for lack of memory."""
+
+
+def ask(module: str, function: str, *arguments: Any, jobs: Sequence[Job] = ()) -> Any:
+    """The value of `module.function(*arguments)`, computed in a child process: for questions that need torch, or that
+    open files of unknown origin which may crash or fill the memory. The child is not a sandbox.
+
+    It comes from the fork server of the workers; `jobs`: the jobs that these will run, which decide what is imported
+    there. What the function prints is discarded. Raises what it raises if that is one of MISTAKES, ChildDied if the
+    child died, and ValueError for any other exception in it.
+    """
     preload(jobs)
     receiver, sender = context().Pipe(duplex=False)
-    process = context().Process(target=_answer, args=(sender, jobs, root, carried()))
+    process = context().Process(target=_answer, args=(sender, module, function, arguments, str(Path.cwd()), carried()))
     with undisturbed():
         process.start()
     sender.close()
     try:
-        found: list[str] = receiver.recv()
-        return found
-    except EOFError:  # it was killed, for memory say; that is no mistake of the user's
-        return []
+        good, found = receiver.recv()
+    except EOFError:
+        process.join(timeout=5)
+        raise ChildDied(f"the process that loaded it died (exit code {process.exitcode}); is memory short?") from None
     finally:
         kill(process)
+    if good:
+        return found
+    raise found
 
 
-def _answer(sender: Connection, jobs: list[Job], root: Path, files: dict[str, str]) -> None:
-    """Body of the process that looks at the jobs first; a plug-in's prints are not the answer."""
+def _answer(sender: Connection, module: str, function: str, arguments: Any, folder: str, files: dict[str, str]) -> None:
+    """Body of the child process of `ask`."""
     leave_the_driver(files)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        from bench.jobs.preflight import problems
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), contextlib.chdir(folder):
+        try:
+            answer = True, getattr(importlib.import_module(module), function)(*arguments)
+        except MISTAKES as error:
+            text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+            answer = False, type(error)(text) if type(error) in MISTAKES else ValueError(text)
+        except Exception as error:
+            answer = False, ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    sender.send(answer)
 
-        found = problems(jobs, root)
-    sender.send(found)
+
+def preflight(jobs: list[Job], root: Path) -> list[str]:
+    """The problems that bench.jobs.preflight finds; none where the child process died, which is no mistake in a job."""
+    try:
+        found: list[str] = ask("bench.jobs.preflight", "problems", jobs, root, jobs=jobs) if jobs else []
+        return found
+    except ChildDied:
+        return []
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the end: half a request for a worker would end the fork server, and then nobody
-    could tell any more whether its workers are alive, which have work to save."""
+    """Delay SIGINT and SIGTERM until the end of the block: an interrupted request ends the fork server, and without it
+    the driver cannot tell whether its workers, which have state to save, are alive."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are handled in the main thread
         return
@@ -108,7 +138,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def start(task: Task, work: Work | None) -> ForkServerProcess:
-    """Start a worker. `work` does the job (default: bench.jobs.worker.work)."""
+    """Start a worker. `work` runs the job (default: bench.jobs.worker.work)."""
     process = context().Process(target=_child, args=(task, work, carried()))
     process.start()
     return process
@@ -127,22 +157,23 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
 
 
 def _stopped(number: int, frame: object) -> None:
-    """Asked to stop: no record is written; a training saves itself first (see bench.training.sigterm)."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # asked once is enough
-    stopping.stopped(number, frame)
+    """Handler of SIGTERM: no record is written; a training saves its state first (see bench.training.sigterm)."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one request is enough
+    sigterm.stopped(number, frame)
 
 
 def leave_the_driver(files: dict[str, str]) -> None:
-    """A group of its own, so that it can be killed whole and Ctrl-C stays with the driver, but ends with the driver."""
+    """Give this process a group of its own, so that it can be killed whole and Ctrl-C reaches the driver only. It still
+    ends with the driver."""
     os.setsid()
     threading.Thread(target=_die_with_driver, daemon=True).start()
-    for name in CARRIED:  # the fork server may have been started by another command
+    for name in CARRIED:  # the fork server may belong to another command
         os.environ.pop(name, None)
     os.environ.update(files)
 
 
 def _die_with_driver() -> None:
-    """A driver that is killed outright leaves no worker behind, which the next one would compete with."""
+    """Kill this process group when the driver is killed: a worker left behind would compete with the next run."""
     driver = multiprocessing.parent_process()
     if driver is not None:
         wait([driver.sentinel])
@@ -150,9 +181,9 @@ def _die_with_driver() -> None:
 
 
 def kill(process: ForkServerProcess, started: Sequence[Any] = ()) -> None:
-    """End a worker, its process group, and what it started outside of its group; also after it ended by itself.
+    """Kill a worker, its process group, and its descendants in other groups; also after it has ended by itself.
 
-    `started`: processes below it that were seen earlier, which nobody could find once it is gone.
+    `started`: its descendants that were seen earlier; they cannot be found once it is gone.
     """
     below = [*started, *_below(process)]
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -160,13 +191,13 @@ def kill(process: ForkServerProcess, started: Sequence[Any] = ()) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     for child in below:
-        with contextlib.suppress(Exception):  # psutil asks whether it is still the same process
+        with contextlib.suppress(Exception):  # psutil checks that it is still the same process
             child.kill()
     process.join(timeout=5)
 
 
 def _below(process: ForkServerProcess) -> list[Any]:
-    """What a worker that is alive has started, as psutil tells."""
+    """The descendants of a worker that is alive."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -176,7 +207,7 @@ def _below(process: ForkServerProcess) -> list[Any]:
 
 
 def stop(processes: Iterable[ForkServerProcess], seconds: float) -> None:
-    """Ask workers to stop, and kill what is left after so long; at once where it is interrupted meanwhile."""
+    """Ask workers to stop, and kill those that are left after `seconds`, or at once when interrupted."""
     left = {process: list[Any]() for process in processes}
     try:
         for process in left:
@@ -202,7 +233,7 @@ def resident(process: ForkServerProcess) -> float | None:
 
 
 def killed_for_memory() -> int:
-    """How often the kernel has killed for memory, in this container or on this machine; 0 where it does not tell."""
+    """How many processes the kernel has killed for lack of memory in this container or machine; 0 if unknown."""
     counts = [0]
     for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
         with contextlib.suppress(OSError, ValueError):

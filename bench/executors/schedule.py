@@ -77,6 +77,7 @@ class Queue:
         self.jobs = {job.key: job for job in jobs}
         self.lanes = lanes
         self._place = {key: place for place, key in enumerate(self.jobs)}
+        self._order = _in_order(self.jobs)
         self._after = children(jobs)
         self._open = {job.key: {need for need in job.waits if need in self.jobs} for job in jobs}
         self._started: set[str] = set()
@@ -99,15 +100,21 @@ class Queue:
         """What can start now, in the order in which it should."""
         return [self.jobs[key] for *_, key in self._ready]
 
+    def waiting(self) -> list[Job]:
+        """All jobs that have not started, each after those that it waits for."""
+        return [self.jobs[key] for key in self._order if key in self._open and key not in self._started]
+
     def start(self, job: Job) -> None:
-        """A job runs from now on."""
-        self._ready.remove(self._rank(job.key))
+        """A job runs from now on, or was submitted to start once what it waits for has ended."""
+        if not self._open[job.key]:
+            self._ready.remove(self._rank(job.key))
         self._started.add(job.key)
 
     def again(self, job: Job) -> None:
         """A job that ran has to start once more."""
         self._started.remove(job.key)
-        insort(self._ready, self._rank(job.key))
+        if not self._open[job.key]:
+            insort(self._ready, self._rank(job.key))
 
     def over(self, job: Job) -> list[Job]:
         """A job has ended, or will never start; gives the jobs that waited for it."""
@@ -118,7 +125,7 @@ class Queue:
         waited = [key for key in self._after[job.key] if key in self._open]
         for key in waited:
             self._open[key].discard(job.key)
-            if not self._open[key]:
+            if not self._open[key] and key not in self._started:
                 insort(self._ready, self._rank(key))
         return [self.jobs[key] for key in waited]
 

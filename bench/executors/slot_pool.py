@@ -1,4 +1,4 @@
-"""Who runs where: slots handed out and taken back, memory packed, broken devices benched. No processes."""
+"""Which job runs on which device: slots, packing by memory, benching of devices that fail. Starts no processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bench.executors.devices import BENCH_AFTER, Slot
 
 @dataclass
 class Device:
-    """What is known of one device during a run. `needs`: memory of the jobs on it; `alone`: one of them has it all."""
+    """The state of one device during a run. `needs`: MB of the jobs on it; `alone`: its only job admits no other."""
 
     memory: float | None
     free: list[Slot] = field(default_factory=list)
     needs: list[float] = field(default_factory=list)
     alone: bool = False
-    broke: set[str] = field(default_factory=set)  # jobs that failed for its sake
+    broke: set[str] = field(default_factory=set)  # keys of the jobs that failed because of it
     benched: bool = False
 
     def fits(self, need: float | None, alone: bool) -> bool:
-        """May such a job start here now? One of unknown need on a packed device runs alone, which measures it."""
+        """Can such a job start here now? On a packed device a job of unknown need runs alone, which measures it."""
         if not self.free or self.benched or self.alone:
             return False
         if alone or (self.memory is not None and need is None):
@@ -30,79 +30,87 @@ class Device:
 
 @dataclass(frozen=True)
 class Placement:
-    """A slot that a job holds, the memory put aside for it, and how many jobs are on its device, itself included."""
+    """A slot that a job holds, the MB reserved for it, and the number of jobs on its device, itself included."""
 
     slot: Slot
     need: float
-    neighbours: int
+    neighbors: int
 
 
 class SlotPool:
-    """Hands out slots, spread over the devices. Call `begin` before each round of questions, most urgent job first."""
+    """Hands out slots, spread over the devices. In each round, ask for the most urgent job first."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.devices: dict[str, Device] = {}
         for slot in slots:
             self.devices.setdefault(slot.place, Device(slot.memory)).free.append(slot)
-        self._kept: set[str] = set()
+        self._reserved: set[str] = set()
 
     @property
     def open(self) -> bool:
-        """Is any slot free that this round may still give away?"""
+        """Is there a free slot that is not reserved in this round?"""
         return any(
-            device.free and not device.benched and not device.alone and name not in self._kept
+            device.free and not device.benched and not device.alone and name not in self._reserved
             for name, device in self.devices.items()
         )
 
     @property
     def usable(self) -> bool:
-        """Is there a device at all that is not benched?"""
+        """Is there a device that is not benched?"""
         return any(not device.benched for device in self.devices.values())
 
     def begin(self) -> None:
-        """A new round: nothing is kept for anyone."""
-        self._kept.clear()
+        """Begin a new round, in which no device is reserved."""
+        self._reserved.clear()
 
-    def take(self, need: float | None, alone: bool = False, avoid: Container[str] = ()) -> Placement | None:
-        """A slot for a job that needs so much memory (MB; None: unknown), or None for now.
+    def find(self, need: float | None, alone: bool = False, avoid: Container[str] = ()) -> str | None:
+        """The device for a job that needs `need` MB (None: unknown), or None for now.
 
-        Then the device that is soonest free for it is kept from less urgent jobs of this round, so that small jobs
-        never starve a large one. `avoid`: devices that failed it, used only where there is no other.
+        Then the device that will be free for it soonest is reserved against less urgent jobs of this round, so that
+        small jobs never starve a large one. `avoid`: devices on which the job failed, used only as a last resort.
         """
+        better, alone = self._candidates(need, alone, avoid)
+        found = [name for name, d in better.items() if name not in self._reserved and d.fits(need, alone)]
+        if not found:
+            if better:
+                self._reserved.add(min(better, key=lambda name: len(better[name].needs)))
+            return None
+        return min(found, key=lambda name: (len(better[name].needs), -(better[name].memory or 0.0)))
+
+    def _candidates(self, need: float | None, alone: bool, avoid: Container[str]) -> tuple[dict[str, Device], bool]:
+        """The devices that a job may use, and whether it has to run alone there."""
         usable = {name: device for name, device in self.devices.items() if not device.benched}
         better = {name: device for name, device in usable.items() if name not in avoid} or usable
-        if not better:
+        largest = max((device.memory or 0.0 for device in better.values()), default=0.0)
+        if need is not None and largest and need > largest:
+            # it was measured on a larger device; it may fit on the largest one here if nothing else runs there
+            return {name: device for name, device in better.items() if device.memory == largest}, True
+        roomy = {n: d for n, d in better.items() if need is None or d.memory is None or need <= d.memory}
+        return roomy or better, alone
+
+    def take(self, need: float | None, alone: bool = False, avoid: Container[str] = ()) -> Placement | None:
+        """A slot on the device that `find` names, or None for now."""
+        name = self.find(need, alone, avoid)
+        if name is None:
             return None
-        largest = max(better.values(), key=lambda device: device.memory or 0.0)
-        if need is not None and largest.memory is not None and need > largest.memory:
-            alone = True  # it was measured on a larger device: it may fit yet, with nobody beside it
-            better = {name: device for name, device in better.items() if device.memory == largest.memory}
-        else:
-            roomy = {n: d for n, d in better.items() if need is None or d.memory is None or need <= d.memory}
-            better = roomy or better
-        found = [name for name, d in better.items() if name not in self._kept and d.fits(need, alone)]
-        if not found:
-            self._kept.add(min(better, key=lambda name: len(better[name].needs)))
-            return None
-        name = min(found, key=lambda name: (len(better[name].needs), -(better[name].memory or 0.0)))
-        device = better[name]
-        device.alone = alone or (device.memory is not None and need is None)
+        device = self.devices[name]
+        device.alone = self._candidates(need, alone, avoid)[1] or (device.memory is not None and need is None)
         device.needs.append(need or 0.0)
         return Placement(device.free.pop(0), need or 0.0, len(device.needs))
 
-    def give(self, lease: Placement) -> None:
-        """A job left its slot."""
-        device = self.devices[lease.slot.place]
-        device.needs.remove(lease.need)
+    def give(self, placement: Placement) -> None:
+        """Take back the slot of a job that ended."""
+        device = self.devices[placement.slot.place]
+        device.needs.remove(placement.need)
         device.alone = False
-        device.free.append(lease.slot)
+        device.free.append(placement.slot)
 
     def well(self, place: str) -> None:
-        """A job ended well there: what broke before was not the device."""
+        """A job succeeded there, so earlier failures were not the device's."""
         self.devices[place].broke.clear()
 
     def broke(self, place: str, key: str) -> bool:
-        """A job failed for the device's sake. True where that benches the device."""
+        """A job failed because of the device. Returns True if the device is benched now."""
         device = self.devices[place]
         device.broke.add(key)
         device.benched = len(device.broke) >= BENCH_AFTER

@@ -1,7 +1,7 @@
-"""A Slurm cluster: each job is `bench worker KEY`, submitted as array tasks that wait for what they need.
+"""A Slurm cluster: each job is `bench worker KEY`, submitted in job arrays whose tasks wait for what they depend on.
 
-Slurm may end and requeue a job at any moment: what was kept stays, and records are the truth, not Slurm's states. The
-worker takes the lease of its job; this driver asks who holds it, and submits what nobody is at.
+Slurm may end and requeue a job at any moment; its checkpoints remain. The records are the truth, not Slurm's states.
+Each worker takes the lease of its own job.
 """
 
 from __future__ import annotations
@@ -9,214 +9,220 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench.atomic import write_atomic
-from bench.executors.base import Event, begin, blocker, elsewhere, ended, todo
+from bench.executors.base import Backend, Exit, Handle, todo
 from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, ending, fields, parse_job, queue, script
-from bench.executors.submitted import Submitted
 from bench.jobs import retries
-from bench.jobs.attempt import HELD, forget, retry, tried
+from bench.jobs.attempt import HELD
 from bench.planning.job import Job
 from bench.records.leases import Claims, holder_of
 from bench.records.store import Store
 
-TICK = 0.5  # seconds between ticks
-FASTEST, SLOWEST = 1.0, 15.0  # seconds between looks at the queue: often in a short run, seldom in a long one
-GRACE = 10.0  # seconds that a record may take to be seen from another machine
+FASTEST, SLOWEST = 1.0, 15.0  # seconds between two looks at the queue, by the length of the run so far
+GRACE = 10.0  # seconds until a record that was written on another machine must be visible here
 PATIENCE = 1800.0  # seconds without an answer of Slurm's, or of the results folder, after which the driver gives up
 KINDS: dict[str, retries.Kind] = {"OUT_OF_MEMORY": "oom", "TIMEOUT": "timeout"}  # by Slurm's state of a task
 NAMES = {"oom": "KilledForMemory", "timeout": "Timeout", "died": "WorkerDied"}
 
 
+@dataclass(eq=False)
+class Task(Handle):
+    """A submitted job. `number`: Slurm's, such as 12_0, empty until the next `poll` submits it; `mine`: submitted by
+    this command; `lost`: when Slurm was first seen to have ended it without a record."""
+
+    number: str = ""
+    mine: bool = True
+    lost: float | None = None
+
+
 @dataclass
-class Slurm:
-    """Slurm executor. `root`: the data folder; `asked`: options of sbatch, such as `partition=gpu`; `max_jobs`: most
+class Slurm(Backend):
+    """Backend of Slurm. `root`: the data folder; `asked`: options of sbatch, such as `partition=gpu`; `max_jobs`: most
     jobs in the queue at a time; `detach`: submit everything and leave."""
 
+    worker_claims: ClassVar[bool] = True
+    chains: ClassVar[bool] = True
+    retries: ClassVar[frozenset[retries.Step]] = frozenset({"halve"})
     root: Path
     asked: tuple[str, ...] = ()
     device: str = "cpu"
     max_jobs: int | None = None
     detach: bool = False
 
+    @property
+    def kind(self) -> str:
+        """See Backend."""
+        return self.device
+
+    @property
+    def lanes(self) -> int:
+        """See Backend."""
+        return self.max_jobs or 8
+
     def devices(self) -> str:
-        """See Executor."""
-        return f"{self.device}, on the nodes that Slurm gives"
+        """See Backend."""
+        return f"{self.device}, on the nodes that Slurm assigns"
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
-        """See Executor. What Slurm thinks of the options is told when the first job is submitted."""
-        from bench.executors.local import Local
+        """See Backend. Raises SlurmError if Slurm does not answer. Slurm checks the options when the first job is
+        submitted."""
+        queue(store.root)
+        return super().problems(jobs, store)
 
-        queue(store.root)  # no Slurm, or none that answers: told before anything is written
-        return Local(self.root, []).problems(jobs, store)
+    def open(self, store: Store, jobs: list[Job]) -> None:
+        """See Backend."""
+        self.store, self.began = store, time.monotonic()
+        self.tasks: dict[str, Task] = {}
+        self._look()
+        self._pause()
 
-    def run(self, jobs: list[Job], store: Store) -> Iterator[Event]:
-        """See Executor. Closing the iterator cancels what was submitted, unless `detach`."""
-        claims, waiting = yield from begin(jobs, store)
-        pending = {job.key for job in waiting}
-        run = Submitted(store, claims, {job.key: job for job in jobs}, pending, waiting)
+    def _look(self) -> None:
+        """Ask for the states of all tasks in the queue; None while the controller does not answer."""
+        self._others: dict[str, str] | None = None
+        self.states: dict[str, str] | None = None
         try:
-            yield from self._follow(run)
-        finally:
-            claims.close()
-            _cancel([task for task in run.live.values() if task in run.mine] if not self.detach else [])
+            self.states = queue(self.store.root)
+            self.answered = time.monotonic()
+        except SlurmError:
+            if not self.tasks or time.monotonic() - self.answered > PATIENCE:
+                raise
 
-    def _follow(self, run: Submitted) -> Iterator[Event]:
-        """Look, submit, wait, until every job is over. A controller that restarts, or a file server that is away for a
-        moment, is no reason to give up a week's work."""
-        states: dict[str, str] | None = queue(run.store.root) if run.pending else {}
-        began = well = time.monotonic()
-        while run.pending:
+    def _pause(self) -> None:
+        now = time.monotonic()
+        self.next_look = now + min(SLOWEST, max(FASTEST, (now - self.began) / 20))
+
+    @property
+    def patience(self) -> float:
+        """See Backend."""
+        return 0.0 if self.detach or not any(task.number for task in self.tasks.values()) else PATIENCE
+
+    def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
+        """See Backend. Submits only right after a look at the queue, and nothing that waits for a lost task."""
+        if self.states is None or any(key in self.tasks and self.tasks[key].lost for key in job.waits):
+            return False
+        return self.max_jobs is None or len(self.tasks) < self.max_jobs or job.key in self._queued()
+
+    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Task:
+        """The next `poll` submits the job; one that another command submitted and that is still queued is followed."""
+        number = self._queued().get(job.key)
+        task = Task(job, number=number or "", mine=number is None)
+        self.tasks[job.key] = task
+        return task
+
+    def _queued(self) -> dict[str, str]:
+        """The active tasks of this results folder by key, whoever submitted them."""
+        if self._others is None:
+            self._others = {}
+            for path in sorted((self.store.root / "slurm").glob("[0-9]*")):
+                for index, key in enumerate(path.read_text(encoding="utf-8").split()):
+                    if self.states is not None and self.states.get(f"{path.name}_{index}") in ACTIVE:
+                        self._others.setdefault(key, f"{path.name}_{index}")
+        return self._others
+
+    def poll(self, seconds: float) -> list[Exit]:
+        """Submit what was collected; look at the queue when it is time."""
+        if any(not task.number for task in self.tasks.values()):
+            return self._flush()
+        wait = self.next_look - time.monotonic()
+        if wait > 0:
+            self.states = None  # of the last look: too old to submit by
+            time.sleep(min(wait, seconds))
+            return []
+        self._look()
+        ends = [end for task in list(self.tasks.values()) if (end := self._end(task)) is not None]
+        for end in ends:
+            del self.tasks[end.handle.job.key]
+        self._pause()  # not before: an error above must come again in the next round
+        return ends
+
+    def _flush(self) -> list[Exit]:
+        """Submit the collected jobs as arrays. Those that Slurm refuses wait until something else of this run has left
+        the queue; raises SlurmError if nothing else is in it."""
+        self.states = None  # submit no more before the next look
+        while new := [task for task in self.tasks.values() if not task.number]:
+            live = {key: task.number for key, task in self.tasks.items() if task.number}
             try:
-                yield from self._round(run, states)
-                well = time.monotonic() if states is not None else well
-            except OSError:
-                nothing_to_lose = self.detach or not (run.mine or run.live)
-                if nothing_to_lose or time.monotonic() - well > PATIENCE:
-                    raise
-            if self.detach:
-                return
-            pause = min(SLOWEST, max(FASTEST, (time.monotonic() - began) / 20))
-            until = time.monotonic() + (pause if run.pending else 0)
-            while time.monotonic() < until:
-                yield Event("tick")
-                time.sleep(TICK)
-            try:
-                states = queue(run.store.root)
+                self._sbatch(batches([task.job for task in new], live)[0], live)
             except SlurmError:
-                if time.monotonic() - well > PATIENCE:
+                for task in new:
+                    del self.tasks[task.job.key]
+                if not live:
                     raise
-                states = None
+                return [Exit(task, "held") for task in new]
+        return []
 
-    def _round(self, run: Submitted, states: dict[str, str] | None) -> Iterator[Event]:
-        """One look; submits what can be. What an error leaves undone is done in the next round."""
-        yield from self._look(run, states)
-        yield from self._blocked(run)
-        if states is not None:
-            yield from self._adopt(run, states)
-            yield from self._submit(run)
+    def _sbatch(self, batch: Batch, live: dict[str, str]) -> None:
+        folder = self.store.root / "slurm"
+        folder.mkdir(exist_ok=True)
+        text = script(self.asked, self.store.root, self.root, self.device, [])
+        write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch makes a copy of its own
+        keys = [job.key for job in batch.jobs]
+        answer = command("sbatch", *batch.options(live), str((folder / "job.sh").absolute()), *keys)
+        number = answer.strip().partition(";")[0]  # the name of a cluster may follow
+        for index, key in enumerate(keys):
+            self.tasks[key].number = f"{number}_{index}"
+        write_atomic(folder / number, lambda file: file.write(" ".join(keys).encode()))
+
+    def _end(self, task: Task) -> Exit | None:
+        """Has a job ended? The store decides first, then Slurm's state of the task, if it is known."""
+        os.listdir(self.store.folder(task.job.key))  # makes a network file system look again
+        recorded = self.store.record(task.job.key) is not None
+        state = None if self.states is None else self.states.get(task.number, "")
+        if recorded and state == "PENDING" and not task.started:
+            return Exit(task, "over")
+        task.started = task.started or state == "RUNNING"
+        if recorded:
+            return Exit(task)
+        return self._vanished(task) if state is not None and state not in ACTIVE else None
+
+    def _vanished(self, task: Task) -> Exit | None:
+        """Slurm has ended a task without a record: an error, unless the record is on its way or others run the job.
+
+        An evaluation that Slurm killed for memory is submitted again with half the batch in each pass; after anything
+        else the user decides: the same command tries it again.
+        """
+        answer = ending(task.number)
+        found = fields(answer)
+        dropped = found.get("Reason") == "DependencyNeverSatisfied"  # a job that it depends on did not end there
+        cancelled = found.get("JobState") == "CANCELLED" and not task.mine
+        if dropped or cancelled or found.get("ExitCode") == f"{HELD}:0" or holder_of(self.store, task.job.key):
+            return Exit(task, "held")
+        task.lost = task.lost or time.monotonic()
+        if time.monotonic() - task.lost < GRACE:
+            return None
+        kind = KINDS.get(found.get("JobState", ""), "died")
+        message = f"the worker ended without a record: {parse_job(answer)} (job {task.number})"
+        return Exit(task, fault=retries.Fault(kind, NAMES[kind], message))
+
+    def cancel(self, handle: Handle) -> None:
+        """See Backend."""
+        task = self.tasks.pop(handle.job.key, None)
+        if task is not None and task.number:
+            _cancel([task.number])
+
+    def close(self) -> None:
+        """See Backend. Leaves the tasks of other commands, and with `detach` all of them, in the queue."""
+        _cancel([task.number for task in self.tasks.values() if task.mine and task.number and not self.detach])
 
     def script(self, jobs: list[Job], store: Store) -> str:
-        """The script that submits what is left to do; for labs where people submit by hand."""
+        """The script that submits the pending jobs, for clusters where people submit by hand."""
         waiting = todo(jobs, store)
         claims = Claims(store, [job.key for job in jobs])
         for job in jobs:
             store.add(job)
-        for job in waiting:  # a record that stands, but whose files are gone, would stop its worker
+        for job in waiting:  # a valid record whose files are missing would stop the worker
             if store.done(job.key) and claims.take(job.key) == "run":
                 claims.release(job.key)
         return script(self.asked, store.root, self.root, self.device, batches(waiting))
 
-    def _adopt(self, run: Submitted, states: dict[str, str]) -> Iterator[Event]:
-        """Jobs that another command submitted and that are still in the queue are followed, not submitted twice."""
-        wanted = {job.key: job for job in run.waiting if job.key not in run.held}
-        if not wanted:
-            return
-        for path in sorted((run.store.root / "slurm").glob("[0-9]*")):
-            for index, key in enumerate(path.read_text(encoding="utf-8").split()):
-                if key in wanted and states.get(f"{path.name}_{index}") in ACTIVE:
-                    _, event = run.take(wanted.pop(key))
-                    if event is not None:
-                        yield event
-                    else:
-                        run.live[key] = f"{path.name}_{index}"
-        run.waiting = [job for job in run.waiting if job.key not in run.live]
-
-    def _submit(self, run: Submitted) -> Iterator[Event]:
-        """Arrays for what there is room for. A refusal is raised only when nothing else of ours is in the queue."""
-        run.held = {job.key for job in run.waiting if holder_of(run.store, job.key)}
-        while batch := next(iter(batches(run.free(), run.live)), None):
-            room = len(batch.jobs) if self.max_jobs is None else self.max_jobs - len(run.live)
-            if room < 1:
-                return
-            taken = list[Job]()
-            for job in batch.jobs[:room]:
-                free, event = run.take(job)
-                taken += [job] if free else []
-                if event is not None:
-                    yield event
-            try:
-                self._sbatch(run, Batch(tuple(taken), batch.hard, batch.soft))
-            except SlurmError:
-                if run.live:
-                    return
-                raise
-
-    def _sbatch(self, run: Submitted, batch: Batch) -> None:
-        if not batch.jobs:
-            return
-        folder = run.store.root / "slurm"
-        folder.mkdir(exist_ok=True)
-        text = script(self.asked, run.store.root, self.root, self.device, [])
-        write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch keeps a copy of its own
-        keys = [job.key for job in batch.jobs]
-        said = command("sbatch", *batch.options(run.live), str((folder / "job.sh").absolute()), *keys)
-        number = said.strip().partition(";")[0]  # a cluster's name may follow
-        run.submit(list(batch.jobs), [f"{number}_{index}" for index in range(len(keys))])
-        write_atomic(folder / number, lambda file: file.write(" ".join(keys).encode()))
-
-    def _blocked(self, run: Submitted) -> Iterator[Event]:
-        for key in [job.key for job in run.jobs.values() if job.key in run.pending]:
-            reason = blocker(run.jobs[key], run.store, run.pending)
-            if reason and key not in run.started:
-                _cancel([run.live[key]] if key in run.live else [])
-                run.over(key)
-                yield Event("blocked", run.jobs[key], reason)
-
-    def _look(self, run: Submitted, states: dict[str, str] | None) -> Iterator[Event]:
-        """Events of the submitted jobs, by what lies in the store first and by Slurm's states (if known) second."""
-        for key, task in list(run.live.items()):
-            job, event = run.jobs[key], None
-            os.listdir(run.store.folder(key))  # a network file system looks again
-            event = ended(job, run.store)
-            state = None if states is None else states.get(task, "")
-            if state == "PENDING" and event is not None and key not in run.started:
-                event = elsewhere(job, run.store)
-            elif state is not None and event is None and state not in ACTIVE:
-                event = self._vanished(run, job, task)
-            if key not in run.started and (state == "RUNNING" or (event is not None and event.kind != "skipped")):
-                run.started.add(key)
-                yield Event("started", job)
-            if event is not None:
-                if event.kind != "retried":
-                    run.over(key)
-                yield event
-
-    def _vanished(self, run: Submitted, job: Job, task: str) -> Event | None:
-        """Slurm is done with a job that has no record: an error, unless one is on its way or others are at the job."""
-        said = ending(task)
-        found = fields(said)
-        dropped = found.get("Reason") == "DependencyNeverSatisfied"  # what it waits for did not end there
-        cancelled = found.get("JobState") == "CANCELLED" and task not in run.mine
-        if dropped or cancelled or found.get("ExitCode") == f"{HELD}:0" or holder_of(run.store, job.key):
-            run.back(job)
-            return None
-        if time.monotonic() - run.lost.setdefault(job.key, time.monotonic()) < GRACE:
-            return None
-        return self._failed(run, job, task, said)
-
-    def _failed(self, run: Submitted, job: Job, task: str, said: str) -> Event:
-        """A job that left no record: an evaluation that Slurm killed for memory is submitted again, with half the
-        batch in each pass; anything else is an error, which the same command tries again."""
-        kind = KINDS.get(fields(said).get("JobState", ""), "died")
-        fault = retries.Fault(kind, NAMES[kind], f"the worker ended without a record: {parse_job(said)}")
-        before = tried(run.store, job.key)
-        if kind == "oom" and (step := retries.step(fault, job, before, shared=False)) == "halve":
-            retry(run.store, job.key, [*before, retries.entry(fault, step)])
-            run.back(job)
-            return Event("retried", job, f"{fault.message}; {retries.WORDS[step]}")
-        content: dict[str, Any] = {"error": {"type": fault.name, "message": fault.message}, "metrics": {}, "files": {}}
-        run.store.put(job, retries.final(fault), content | ({"attempts": before} if before else {}))
-        forget(run.store, job.key)
-        return Event("error", job, f"{fault.message} (job {task})")
-
 
 def _cancel(tasks: list[str]) -> None:
-    """Take tasks out of the queue; those that ended meanwhile are no matter."""
+    """Take tasks out of the queue; those that have ended meanwhile do not matter."""
     if tasks:
         with contextlib.suppress(SlurmError, ImportError):
             command("scancel", *tasks)

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,20 @@ def tried(store: Store, key: str) -> list[dict[str, Any]]:
     return []
 
 
-def retry(store: Store, key: str, before: list[dict[str, Any]]) -> None:
-    """Write down what was tried, and take the record of the last try away."""
-    write_json(store.folder(key) / ATTEMPTS, before)
-    (store.folder(key) / "record.json").unlink(missing_ok=True)
+def next_attempt(
+    store: Store, job: Job, fault: retries.Fault, allowed: Container[retries.Step], shared: bool = False
+) -> retries.Step | None:
+    """How a failed job is tried again, None where it is given up. A retry is saved, and the failed record removed.
+
+    `allowed`: the steps that the caller can take; `shared`: other jobs ran on the same device.
+    """
+    before = tried(store, job.key)
+    step = retries.step(fault, job, before, shared)
+    if step not in allowed:
+        return None
+    write_json(store.folder(job.key) / ATTEMPTS, [*before, retries.entry(fault, step)])
+    (store.folder(job.key) / "record.json").unlink(missing_ok=True)
+    return step
 
 
 def forget(store: Store, key: str) -> None:
@@ -73,15 +83,12 @@ def forget(store: Store, key: str) -> None:
 def _do(store: Store, job: Job, root: Path, device: str, workers: int) -> str:
     from bench.jobs.worker import work
 
-    before = tried(store, job.key)
     while True:
-        state = work(store.root, job.key, root, device, workers, before)
+        state = work(store.root, job.key, root, device, workers, tried(store, job.key))
         fault = retries.fault(store.record(job.key), None, None, kernel=False, peak=None)
-        if fault is None or retries.step(fault, job, before, shared=False) != "halve":
+        if fault is None or next_attempt(store, job, fault, ("halve",)) is None:
             forget(store, job.key)
             return state
-        before.append(retries.entry(fault, "halve"))
-        retry(store, job.key, before)
         _free()
 
 

@@ -121,6 +121,13 @@ def halvings(before: Sequence[dict[str, Any]]) -> int:
     return sum(each["step"] == "halve" for each in before)
 
 
+def content(what: Fault, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record of a job that is given up without one of its own. `before`: the retries."""
+    found: dict[str, Any] = {"metrics": {}, "files": {}, "error": {"type": what.name, "message": what.message}}
+    found |= {"peak_memory_mb": what.peak} if what.peak else {}
+    return found | ({"attempts": list(before)} if before else {})
+
+
 def final(what: Fault) -> str:
     """State of a job that is given up."""
     return what.kind if what.kind in ("oom", "timeout") else "error"

@@ -12,7 +12,7 @@ from fake_store import matrix
 
 from bench import cli
 from bench.commands import run as running
-from bench.executors.base import Executor
+from bench.executors.base import Backend
 from bench.executors.devices import Slot
 from bench.executors.local import Local
 from bench.planning.job import Job
@@ -32,8 +32,8 @@ def drive(root: Path) -> int:
     spec = build({"threat": {"eps": 0.1}, "defenses": ["standard"], "attacks": ["clean"]})
     matrix = running.Matrix(spec, jobs(), root, [], told=True)
 
-    def chosen(*args: Any) -> tuple[Executor, int, str]:
-        return Local(root, [Slot("cpu")] * SLOTS, work=fake_jobs.work), SLOTS, "cpu"
+    def chosen(*args: Any) -> Backend:
+        return Local(root, [Slot("cpu")] * SLOTS, work=fake_jobs.work)
 
     running.choose = chosen
     running.tables = lambda *args: None  # they need real records

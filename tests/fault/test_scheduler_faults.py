@@ -26,6 +26,7 @@ from harness import alive
 
 from bench.executors.base import Event
 from bench.executors.devices import Gpu, Slot, slots
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.processes import undisturbed
 from bench.planning.job import Job
@@ -48,7 +49,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(store: Store, jobs: list[Job], workers: int = 2, **how: Any) -> list[Event]:
-    return list(Local(store.root.parent, [Slot("cpu")] * workers, work=fake_jobs.work, **how).run(jobs, store))
+    return list(drive(Local(store.root.parent, [Slot("cpu")] * workers, work=fake_jobs.work, **how), jobs, store))
 
 
 def record(store: Store, job: Job) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def test_f17_a_lost_gpu_costs_its_process_and_is_benched_and_nothing_ends_on_the
 
 
 def run_on(store: Store, jobs: list[Job], places: list[Slot]) -> list[Event]:
-    return list(Local(store.root.parent, places, work=fake_jobs.work).run(jobs, store))
+    return list(drive(Local(store.root.parent, places, work=fake_jobs.work), jobs, store))
 
 
 @pytest.mark.parametrize("hangs", [3, pytest.param(HANGS, marks=pytest.mark.fault)])
@@ -284,7 +285,7 @@ def test_f18_a_job_that_never_returns_is_killed_in_time_with_all_it_started(
     for job, act in zip(jobs, ["clan", "family", *["deaf", "sleep"] * hangs], strict=False):
         says(tmp_path, job, act)
     began, ended = dict[str, float](), dict[str, float]()
-    for event in Local(tmp_path, [Slot("cpu")] * hangs, work=fake_jobs.work, time_limit=limit).run(jobs, store):
+    for event in drive(Local(tmp_path, [Slot("cpu")] * hangs, work=fake_jobs.work, time_limit=limit), jobs, store):
         if event.job is not None:
             (began if event.kind == "started" else ended)[event.job.key] = time.monotonic()
     for job in jobs:
@@ -304,6 +305,7 @@ from pathlib import Path
 import psutil
 import fake_jobs
 from bench.executors.devices import Slot
+from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.processes import undisturbed
 from bench.records.store import Store
@@ -316,10 +318,10 @@ if __name__ == "__main__":
     faulty = random.Random(0).sample(jobs, count // 20)
     for place, job in enumerate(faulty):
         fake_jobs.says(root, job, ("raise", "kill", "oom")[place % 3], "ok")
-    engine = Local(root, [Slot("cpu")] * 2, work=fake_jobs.work)
-    list(engine.run([fake_jobs.train(-1)], store))
+    backend = Local(root, [Slot("cpu")] * 2, work=fake_jobs.work)
+    list(drive(backend, [fake_jobs.train(-1)], store))
     files, held, spent = me.num_fds(), me.memory_info().rss, time.process_time()
-    ends = {event.job.key: event.kind for event in engine.run(jobs, store) if event.job}
+    ends = {event.job.key: event.kind for event in drive(backend, jobs, store) if event.job}
     print(json.dumps({
         "ends": sorted(ends.values()), "jobs": len(jobs), "files": me.num_fds() - files,
         "bytes": me.memory_info().rss - held, "ms": 1000 * (time.process_time() - spent) / count,
