@@ -61,12 +61,12 @@ def worst(
     import pandas as pd
 
     from bench.core.epsilon import Epsilon
-    from bench.results.evaluations import frame, tested
+    from bench.results.evaluations import frame, of_split
     from bench.results.rows import rows
 
     store, radius = _store(results), float(Epsilon(eps))
     reasons = []
-    for row in rows(store, tested(frame(store))):
+    for row in rows(store, of_split(frame(store))):
         entries = [e for by in row.entries.values() for e in by.values() if e["train_key"] == train_key]
         if not entries or row.eps_value != radius or store.job(entries[0]["key"]).what["weights"] != weights:
             continue

@@ -23,7 +23,7 @@ from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store, weights_file
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import with_verdicts
 from bench.tables.leaderboard import markdown
 from bench.training import checkpoint, resume
 
@@ -293,7 +293,7 @@ def test_a_row_of_several_weights_has_no_worst_case(store: Store) -> None:
     text = markdown(store)
     assert "| mixed weights |" in text
     assert f"worst case: mixed weights: {clean[1]}" in text
-    (with_verdict,) = judged(store, [row])
+    (with_verdict,) = with_verdicts(store, [row])
     compared = [finding for finding in with_verdict.findings if finding.code in ("C7", "C8", "C13")]
     assert {(finding.level, finding.note) for finding in compared} == {("not checked", "mixed weights")}
     names(store, steep[1], "seed 1")

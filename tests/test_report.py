@@ -26,11 +26,10 @@ from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.sweeps import map_plot, sweep_plot
-from bench.results.evaluations import frame
-from bench.results.rows import Row, rows
+from bench.results.rows import Row
 from bench.results.worst_case import MEDIAN
 from bench.soundness.checks import Finding
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import judged_rows
 from bench.tables.equivalence import matches
 from bench.tables.leaderboard import markdown
 from bench.tables.pareto import pareto
@@ -88,7 +87,7 @@ def matrix(store: Store, method: str = "guard") -> None:
 
 
 def all_judged(store: Store) -> list[Row]:
-    return judged(store, rows(store, frame(store)))
+    return judged_rows(store, split=None)
 
 
 def test_the_command_writes_one_file(store: Store, tmp_path: Path, bench: Bench) -> None:

@@ -790,7 +790,7 @@ def test_what_was_judged_on_validation_images_is_in_the_frame_but_never_ranked(s
     write_leaderboard(store, tmp_path / "board.md", tmp_path)
     assert "validation" not in (tmp_path / "leaderboard.csv").read_text()
     told = {split: " ".join(matrix(store, list(part["key"]))[2]) for split, part in table.groupby("split")}
-    assert "judged on validation images" in told["validation"]
+    assert "evaluated on validation images" in told["validation"]
     assert "validation" not in told["test"]
 
 

@@ -21,13 +21,12 @@ from bench.planning import catalog
 from bench.planning.job import Job
 from bench.planning.labels import label
 from bench.records.store import Store
-from bench.results.evaluations import frame
-from bench.results.rows import Row, rows
+from bench.results.rows import Row
 from bench.results.worst_case import Cell
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Finding
 from bench.soundness.evidence import Column, on_shared, worst_of
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import judged_rows
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.ranking import flags, unreliable
 from bench.tables.summary import matrix
@@ -132,7 +131,7 @@ def sound(
 
 
 def all_rows(store: Store) -> list[Row]:
-    return judged(store, rows(store, frame(store)))
+    return judged_rows(store, split=None)
 
 
 def only(store: Store) -> Row:

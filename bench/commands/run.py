@@ -188,13 +188,11 @@ def print_script(matrix: Matrix, results: Path, check: bool, machine: Machine, c
 
 def _unsound(store: Store, matrix: Matrix) -> bool:
     """Say which rows of this run no gate lets pass."""
-    from bench.results.evaluations import frame
-    from bench.results.rows import rows
-    from bench.soundness.verdicts import judged
+    from bench.soundness.verdicts import judged_rows
     from bench.tables.ranking import reasons
 
     keys = [job.key for job in matrix.jobs]
-    found = reasons(judged(store, rows(store, frame(store, keys)), keys))
+    found = reasons(judged_rows(store, keys, split=None))
     for line in found:
         print(f"gate: {line}", file=sys.stderr)
     return bool(found)

@@ -16,10 +16,9 @@ from bench.report.gallery import Group, groups
 from bench.report.images import Fetch, nothing
 from bench.report.provenance import origins
 from bench.report.text import number, plain
-from bench.results.evaluations import frame, tested
-from bench.results.rows import rows
+from bench.results.evaluations import frame
 from bench.soundness.catalog import CHECKS
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import judged_rows
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -45,7 +44,7 @@ def html(store: Store, fetch: Fetch = nothing) -> str:
 def _made(store: Store, fetch: Fetch) -> tuple[str, list[Group]]:
     store = CachedStore.of(store)
     table = frame(store)
-    found = judged(store, rows(store, tested(table)))
+    found = judged_rows(store, table=table)
     placed = boards(found)
     sections = groups(store, placed, found, table, fetch)
     style, script = (_part(name) for name in ("page.css", "page.js"))

@@ -74,9 +74,12 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame({c: pd.Series([e.get(c) for e in entries], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
 
 
-def tested(table: pd.DataFrame) -> pd.DataFrame:
-    """Without what was judged on validation images: settings were chosen by these, so no rank can rest on them."""
-    return table[table["split"].fillna("test") == "test"]
+def of_split(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """The evaluations on images of this split; unreadable ones count as "test".
+
+    Ranks rest on test images only, since settings may have been chosen on validation images.
+    """
+    return table[table["split"].fillna("test") == split]
 
 
 def _entries(store: Store, facts: Facts, key: str) -> list[Entry]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.records.store import Store
-from bench.results.rows import Row
+from bench.results.evaluations import frame, of_split
+from bench.results.rows import RADII, Row
+from bench.results.rows import rows as rows_of
 from bench.results.worst_case import MIXED, Cell
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding, Level, Verdict, verdict
@@ -21,6 +23,9 @@ from bench.soundness.protocol import PROTOCOL
 from bench.soundness.stored_audits import Audits
 from bench.soundness.symptoms import MARGIN, SYMPTOMS, not_checked, success_grows
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 GRAVE: tuple[Level, ...] = ("F", "U", "X")
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
 # measured at each budget; what an audit measures at one budget only (C9, C10, C19) speaks of the model at all of them
@@ -28,11 +33,33 @@ _OF_A_BUDGET = frozenset({"C7", "C11", "C12", "C18"})
 VERDICTS: tuple[Verdict, ...] = ("OK", "FLAG", "NOT CHECKED", "UNSOUND", "INVALID")
 
 
-def judged(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:
-    """The rows with their findings and verdicts; audits are looked for among `keys` (default: all of the store).
+def judged_rows(
+    store: Store,
+    keys: Iterable[str] | None = None,
+    split: str | None = "test",
+    radii: Iterable[float] = RADII,
+    table: pd.DataFrame | None = None,
+) -> list[Row]:
+    """Rows with findings and verdicts: the one path from records to what every table and figure shows.
 
-    A row of several seeds has the gravest of each. An INVALID row comes back without any number.
+    Args:
+        store: Where the records are; give a `CachedStore` where more is read from it afterwards.
+        keys: Jobs to read, evaluations and audits (default: all of the store).
+        split: Evaluations on this split only, "test" or "validation"; None takes both.
+        radii: L2 radii at which certified accuracy is computed.
+        table: `frame(store, keys)`, from callers that need it themselves.
+
+    Returns:
+        One `Row` for each trained configuration and budget, ordered by method (`bench.results.rows.rows`), with the
+        most severe finding of each check over its seeds. An INVALID row has no numbers.
     """
+    asked = None if keys is None else list(keys)
+    known = frame(store, asked) if table is None else table
+    return with_verdicts(store, rows_of(store, known if split is None else of_split(known, split), radii), asked)
+
+
+def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:
+    """The same rows with findings and verdicts; audits are searched among `keys` (default: all of the store)."""
     evaluations = {entry["key"] for row in rows for by in row.entries.values() for entry in by.values()}
     audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluations])
     configs: dict[str, list[Row]] = {}
@@ -40,7 +67,7 @@ def judged(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> 
         configs.setdefault(row.config, []).append(row)
     done: dict[int, Row] = {}
     for group in configs.values():  # what was measured of one configuration is let go before the next
-        done |= _judged(store, group, audits)
+        done |= _with_verdicts(store, group, audits)
     return [done[id(row)] for row in rows]
 
 
@@ -53,7 +80,7 @@ def required(row: Row) -> frozenset[str]:
     return frozenset(check.code for check in of_audits if check.worst in ("U", "X"))
 
 
-def _judged(store: Store, rows: list[Row], audits: Audits) -> dict[int, Row]:
+def _with_verdicts(store: Store, rows: list[Row], audits: Audits) -> dict[int, Row]:
     """Rows of one configuration by id of what they were."""
     seen = {id(row): {seed: Evidence(store, row, seed, audits) for seed in row.seeds} for row in rows}
     found = {}

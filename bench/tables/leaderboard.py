@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from bench.atomic import write_atomic
 from bench.records.cached_store import CachedStore
 from bench.records.store import Store
-from bench.results.evaluations import frame, tested
+from bench.results.evaluations import frame
 from bench.results.labels import failures, lowest_single_attack
 from bench.results.rows import RADII, Row
-from bench.results.rows import rows as rows_of
 from bench.results.worst_case import MEDIAN
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import judged_rows
 from bench.tables import export, flat, measures, timing
 from bench.tables.columns import columns, natural, provisional_letters
 from bench.tables.flat import csv_text
@@ -53,14 +52,13 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
     store = CachedStore.of(store)
-    known = tested(frame(store))
-    return _block(judged(store, rows_of(store, known)), list(known[known["config"].isna()]["key"]))
+    table = frame(store)
+    return _block(judged_rows(store, table=table), _unreadable(table))
 
 
 def board(store: Store) -> list[Row]:
-    """The rows of leaderboard.md, judged."""
-    store = CachedStore.of(store)
-    return judged(store, rows_of(store, tested(frame(store))))
+    """The rows of leaderboard.md with their verdicts."""
+    return judged_rows(CachedStore.of(store))
 
 
 def write_leaderboard(
@@ -77,10 +75,8 @@ def write_leaderboard(
         raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
     store = CachedStore.of(store)
     everything = frame(store)
-    on_test = tested(everything)
-    found = judged(store, rows_of(store, on_test, radii))
-    block = _block(found, list(on_test[on_test["config"].isna()]["key"]))
-    written = [_write(path, replace_block(path, block))]
+    found = judged_rows(store, radii=radii, table=everything)
+    written = [_write(path, replace_block(path, _block(found, _unreadable(everything))))]
     if csv_dir is not None:
         texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, everything, found).items()}
         placed = sections(found)
@@ -106,6 +102,11 @@ def _tables(store: Store, everything: pd.DataFrame, found: list[Row]) -> dict[st
         "timing_attacks": timing.lines(timing.attacks(found)),
         **measures.by_attack(store, everything),
     }
+
+
+def _unreadable(table: pd.DataFrame) -> list[str]:
+    """Keys of the job folders that cannot be read."""
+    return list(table[table["config"].isna()]["key"])
 
 
 def _block(rows: list[Row], unreadable: list[str]) -> str:

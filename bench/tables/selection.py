@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from bench.core.epsilon import Epsilon
 from bench.records.cached_store import CachedStore
 from bench.records.store import Store
-from bench.results.evaluations import frame, tested
-from bench.results.rows import Row, rows
-from bench.soundness.verdicts import judged
+from bench.results.evaluations import frame, of_split
+from bench.results.rows import Row
+from bench.soundness.verdicts import judged_rows
 from bench.tables.pareto import fronts
 
 
@@ -53,8 +53,8 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
     Raises LookupError where a name means nothing or several trainings, or the two share nothing.
     """
     store = CachedStore.of(store)
-    table = tested(frame(store))
-    everything = judged(store, rows(store, table))
+    table = of_split(frame(store))
+    everything = judged_rows(store, table=table)
     found = [row for row in everything if where.takes(row)]
     if everything and not found:
         raise LookupError(f"no row has {where}; there are: {_places(everything)}")

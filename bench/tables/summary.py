@@ -9,9 +9,9 @@ from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import frame
 from bench.results.labels import failures, optimistic_worst_cases
-from bench.results.rows import Row, rows
+from bench.results.rows import Row
 from bench.results.worst_case import MEDIAN, Cell
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import judged_rows
 from bench.tables import measures
 from bench.tables.ranking import reasons, titles, verdict_text
 
@@ -25,14 +25,14 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
     place = {key: k for k, key in enumerate(asked)}
     known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))
     order = {config: k for k, config in enumerate(dict.fromkeys(known["config"]))}
-    found = judged(store, rows(store, table), asked)
+    found = judged_rows(store, asked, split=None, table=table)
     found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
     accuracies = known["norm"].notna() & known["measures"].isna()
     columns = _matrix_columns(found, list(dict.fromkeys(known[accuracies]["attack_label"])))
     lines = [[show(row) for show in columns.values()] for row in found]
     unreadable = table[table["config"].isna()]
     held_out = (
-        ["judged on validation images: nothing here is a test result"] if "validation" in set(table["split"]) else []
+        ["evaluated on validation images: nothing here is a test result"] if "validation" in set(table["split"]) else []
     )
     notes = [
         *held_out,

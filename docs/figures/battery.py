@@ -18,9 +18,9 @@ from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
 from bench.results.evaluations import frame
-from bench.results.rows import Row, rows
+from bench.results.rows import Row
 from bench.results.worst_case import Cell
-from bench.soundness.verdicts import judged
+from bench.soundness.verdicts import judged_rows
 from bench.tables.markdown import table
 from bench.tables.ranking import flags
 
@@ -53,7 +53,7 @@ def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
     keys = {job.key for job in plan(load(ROOT / "specs" / "mnist_battery.yaml"), Path("no-data-needed"))}
     known = frame(store)
-    found = judged(store, rows(store, known[known["key"].isin(keys)]))
+    found = judged_rows(store, split=None, table=known[known["key"].isin(keys)])
     order = {"deterministic": 0, "randomised": 1, "smoothed": 2}
     found.sort(key=lambda row: (row.eps_value, order[row.deploys], -row.worst.mean))
     budgets = [row for row in found if row.eps]
