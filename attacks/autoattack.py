@@ -35,6 +35,7 @@ class AutoAttack(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     block: ClassVar[int] = 500
+    cost: ClassVar[str] = "1000F to 9000F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ("block_size",)
     test_settings: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}

@@ -30,6 +30,7 @@ class Certify(Evaluation):
     uses_threat: ClassVar[bool] = False
     needs_smoothed: ClassVar[bool] = True
     block: ClassVar[int] = 20
+    cost: ClassVar[str] = "(n0 + n) F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"n0": 10, "n": 100, "batch_size": 50}
 

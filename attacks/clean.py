@@ -25,6 +25,7 @@ class Clean(Evaluation):
     """Accuracy without an attack."""
 
     uses_threat: ClassVar[bool] = False
+    cost: ClassVar[str] = "F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {}
 

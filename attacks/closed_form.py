@@ -44,6 +44,7 @@ class ClosedForm(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     uses_noise_model: ClassVar[bool] = True
+    cost: ClassVar[str] = "(6 steps (1 + rivals) restarts + 2) F = 242F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 

@@ -38,6 +38,7 @@ class Curve(Evaluation):
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     uses_budgets: ClassVar[bool] = True
+    cost: ClassVar[str] = "(2 steps + 1) (restarts + 1) budgets F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 

@@ -48,6 +48,7 @@ class EOT(Attack):
     """A gradient attack on averages over draws. Columns `draws` (S of the image kept), `hit` (share of draws wrong)."""
 
     needs_draws: ClassVar[bool] = True
+    cost: ClassVar[str] = "5 base F to draws base F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"draws": [1, 2], "judge": 4, "base": {"name": "fgsm"}}
 

@@ -23,6 +23,7 @@ class FGSM(Attack):
     """One gradient step of length eps. Costs 2 passes an image."""
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    cost: ClassVar[str] = "4F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {}
 

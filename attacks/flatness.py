@@ -38,6 +38,7 @@ class Flatness(Evaluation):
 
     metric: ClassVar[str] = "adversarial_rise"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    cost: ClassVar[str] = "((2 steps + 2) (directions distances + 2) + 6 weight_steps) F = 434F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"directions": 2, "steps": 2, "rel_step_size": 0.5, "weight_steps": 2}
 

@@ -34,6 +34,7 @@ class PGD(Attack):
     """Projected gradient attack. Costs 2 steps + 1 passes an image and restart, 2 eot steps + 1 if stochastic."""
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
+    cost: ClassVar[str] = "(2 steps eot restarts + 2) F = 42F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ("sparsity", "eot")
     test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}

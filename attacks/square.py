@@ -26,6 +26,7 @@ class Square(Attack):
 
     access: ClassVar[Literal["gradients", "scores"]] = "scores"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    cost: ClassVar[str] = "100F to n_queries F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"n_queries": 20}
 

@@ -43,6 +43,7 @@ class Surface(Evaluation):
 
     metric: ClassVar[str] = "nonlinearity"
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    cost: ClassVar[str] = "(points points + 3) F = 228F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"points": 3}
 

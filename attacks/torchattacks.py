@@ -34,6 +34,7 @@ class TorchAttacks(Attack):
     `pixels` (those that count pixels): how many of them changed, else inf."""
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
+    cost: ClassVar[str] = "4F to 200F"
     revision: ClassVar[int] = 2
     test_settings: ClassVar[dict[str, Any]] = {"method": "MIFGSM", "kwargs": {"steps": 2}}
 

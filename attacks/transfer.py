@@ -26,6 +26,7 @@ class Transfer(Attack):
     """Images of other rows. Column `source`: place of the evaluation in the record's `sources`, -1 where none broke."""
 
     needs_images: ClassVar[bool] = True
+    cost: ClassVar[str] = "(draws + 2) F"
     revision: ClassVar[int] = 1
     test_settings: ClassVar[dict[str, Any]] = {"draws": 2}
 

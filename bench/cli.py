@@ -123,9 +123,6 @@ def run(
         str | None, typer.Option(help="Write the scalars of each training for it: tensorboard.", show_default=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="In a plan, measure for seconds each what no past record tells of.")
-    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
 ) -> None:
@@ -147,9 +144,7 @@ def run(
     matrix = running.prepare(options, data_dir)
     mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
     if dry_run:
-        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), machine, probe))
-    if probe:
-        raise ValueError("--probe is for a plan: use `bench plan --probe` or `bench run --dry-run --probe`")
+        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), machine))
     cluster.check(executor)
     if cluster.print_script:
         raise typer.Exit(running.print_script(matrix, results_dir, check is not False, machine, cluster))

@@ -16,10 +16,10 @@ from bench.planning.job import Job
 from bench.progress import live
 from bench.progress.forecast import time as told
 from bench.progress.live import View
-from bench.progress.remaining import kept_seconds, left, together
+from bench.progress.remaining import TimeLeft, kept_seconds, left, together
 from bench.progress.status import survey
 from bench.records.leases import claim
-from bench.records.runtime_estimate import Estimator
+from bench.records.runtime_estimate import WIDER, Estimator
 from bench.records.store import Store
 
 OLD, NEW = train(0), train(1)
@@ -60,7 +60,7 @@ def test_what_an_earlier_attempt_did_is_no_speed_of_this_one(store: Store) -> No
 def test_a_job_that_outlasts_all_others_is_unknown_and_not_nothing(store: Store) -> None:
     says(store, NEW, share=0.01, began=time.time() - 500)
     assert left(store, NEW, Estimator(store)).seconds is None
-    assert together(store, [NEW], Estimator(store), 2) == (0.0, 1)
+    assert together(store, [NEW], Estimator(store), 2) == TimeLeft(0.0, 0.0, 0.0, 0, 0, 1)
 
 
 def test_the_share_of_an_attack_is_trusted_only_without_a_record(store: Store) -> None:
@@ -79,12 +79,12 @@ def test_a_long_silence_counts_as_time_that_went_by(store: Store) -> None:
 
 
 def test_one_long_job_is_not_shared_among_slots(store: Store) -> None:
-    assert together(store, [NEW], Estimator(store), 4) == (100.0, 0)
-    assert together(store, [NEW, train(2)], Estimator(store), 1) == (200.0, 0)
+    assert together(store, [NEW], Estimator(store), 4) == TimeLeft(100.0, 80.0, 125.0, 1, 0, 0)
+    assert together(store, [NEW, train(2)], Estimator(store), 1) == TimeLeft(200.0, 160.0, 250.0, 1, 0, 0)
     measured(store, OF_OLD, 40.0)
     estimator = Estimator(store)
     estimator.know([NEW, OF_NEW])
-    assert together(store, [NEW, OF_NEW], estimator, 4) == (140.0, 0)  # it waits for its training
+    assert together(store, [NEW, OF_NEW], estimator, 4).seconds == 140.0  # it waits for its training
 
 
 def test_the_view_knows_the_evaluations_of_a_running_training(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_the_view_knows_the_evaluations_of_a_running_training(store: Store, caps
     measured(store, OF_OLD, 40.0)
     says(store, NEW, share=0.5, began=time.time() - 50)
     view = View(Console(), store, [OF_NEW, NEW], "quiet", 2)
-    assert view._left() == "about 1 min 30 s"
+    assert view._left() == "about 1 min 30 s (1 min 12 s to 1 min 52 s), estimated from 2 past records"
 
 
 def test_the_view_asks_the_records_of_its_device(store: Store) -> None:
@@ -103,7 +103,10 @@ def test_the_view_asks_the_records_of_its_device(store: Store) -> None:
     record(store, train(6, defense="trades"), device="CPU x", train_seconds=600.0)
     asked = train(7, defense="trades")
     told = [View(Console(), store, [asked], "quiet", 1, device)._left() for device in ("cpu", "cuda")]
-    assert told == ["about 10 min 00 s", "about 1 s"]
+    assert told == [
+        "about 10 min 00 s (8 min 00 s to 12 min 30 s), estimated from 1 past record",
+        "about 1 s (1 s to 1 s), estimated from 1 past record",
+    ]
 
 
 def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) -> None:
@@ -155,7 +158,7 @@ def test_kept_work_is_spared_exactly(store: Store) -> None:
     assert kept_seconds(store.folder(OF_OLD.key)) == 2.25
     lines = told([NEW], store, Estimator(store), 2)
     assert lines == [
-        "time      about 38 s on 2 slots",
+        "time      about 38 s (30 s to 47 s) on 2 slots, estimated from 1 past record",
         "kept      1 jobs go on where they were stopped, 1 min 02 s of work spared above",
     ]
 
@@ -164,7 +167,8 @@ def test_the_plan_says_what_runs_now(store: Store) -> None:
     says(store, NEW, share=0.5, began=time.time() - 50)
     lines = told([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)
     assert lines == [
-        "time      about 50 s on 2 slots, 1 jobs with no past record",
+        "time      about 50 s (40 s to 1 min 02 s) on 2 slots, estimated from 1 past record; plus 1 jobs with "
+        "neither a past record nor a declared cost",
         "running   1 of these jobs run just now",
     ]
 
@@ -181,7 +185,10 @@ def test_a_stopped_job_runs_no_more_and_its_kept_work_counts(store: Store) -> No
     lease.release()  # as a stop does; what the worker said a moment ago stays
     assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
     spared = "kept      1 jobs go on where they were stopped, 1 min 02 s of work spared above"
-    assert told([NEW], store, Estimator(store), 1) == ["time      about 38 s on 1 slots", spared]
+    assert told([NEW], store, Estimator(store), 1) == [
+        "time      about 38 s (30 s to 47 s) on 1 slots, estimated from 1 past record",
+        spared,
+    ]
 
 
 def test_seconds_beside_the_work_count_once_and_long_jobs_say_more(store: Store) -> None:
@@ -199,7 +206,7 @@ def test_shards_put_together_teach_nothing(store: Store) -> None:
     estimator = Estimator(store)
     assert estimator.seconds(whole) == 0.0
     assert estimator.seconds(evaluate(OLD, n=100)) == pytest.approx(40.0)
-    assert estimator.span(whole) == (0.0, 0.0)
+    assert estimator.estimate(whole) == (0.0, 0.0, 0.0, (), 0)
 
 
 def test_a_gpu_tells_nothing_of_the_cpu(store: Store) -> None:
@@ -227,17 +234,17 @@ def test_disk_grows_with_the_images_of_an_evaluation(store: Store) -> None:
     assert estimator.disk([asked]) == (12_000_000, 0)
     assert estimator.disk(shards) == (12_000_000, 0)
     assert estimator.disk([train(6, 4000), evaluate(OLD, n=500), train(7, defense="trades")]) == (650_000, 1)
-    estimator.assume(evaluate(OLD, n=50), 1.0, (1.0, 1.0), 0.0, {}, 200_000)
-    assert estimator.disk(shards[:2]) == (8_000_000, 0)
 
 
 def test_the_range_is_that_of_the_records(store: Store) -> None:
     record(store, train(5, 100), train_seconds=140.0)
     record(store, train(6, 1), train_seconds=10.0)  # all warm-up
     estimator = Estimator(store)
-    low, high = estimator.span(train(7, 50))
-    assert (low, high) == pytest.approx((50.0, 70.0))
-    assert told([train(7, 50)], store, estimator, 1)[0] == "time      about 1 min 02 s on 1 slots (50 s to 1 min 10 s)"
+    found = estimator.estimate(train(7, 50))
+    assert found is not None
+    assert (found.low, found.high, found.records) == pytest.approx((50.0 / WIDER, 70.0 * WIDER, 3))
+    expected = "about 1 min 02 s (40 s to 1 min 28 s) on 1 slots, estimated from 3 past records"
+    assert told([train(7, 50)], store, estimator, 1) == [f"time      {expected}"]
 
 
 def test_progress_keeps_what_earlier_attempts_took(tmp_path: Path) -> None:
@@ -339,4 +346,4 @@ def test_a_half_finished_run_is_planned_with_what_is_left(bench: Bench, tmp_path
     assert bench(*tiny(*plugins)).code == 1
     shown = bench(*tiny(*plugins, "--dry-run")).out
     assert "2 done, 1 to do" in shown
-    assert "time      unknown, 1 jobs with no past record" in shown
+    assert "time      unknown: 1 jobs with neither a past record nor a declared cost" in shown

@@ -28,6 +28,7 @@ from bench.planning.plan import plan, without_cell
 from bench.planning.spec import Spec, TrainSpec
 from bench.planning.typed import Options
 from bench.progress import forecast, live
+from bench.progress.cost_model import CostModel
 from bench.progress.tracker import tracker as follows
 from bench.records.runtime_estimate import clock
 from bench.records.store import Store
@@ -91,9 +92,9 @@ def describe(matrix: Matrix) -> list[str]:
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]
 
 
-def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THIS_MACHINE, probe: bool = False) -> int:
-    """Print the matrix, what is done, and estimates of time, disk and memory from past records, or with `probe` from a
-    small measurement where there are none; gives the exit code. Writes nothing.
+def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THIS_MACHINE) -> int:
+    """Print the matrix, what is done, and estimates of time, disk and memory, from past records or from the cost model;
+    returns the exit code. Writes nothing into `results`.
 
     `check` builds every model and defense too, as a run does.
     """
@@ -110,7 +111,7 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
     )
     problems = check and refused(backend, matrix, store)
     if left:
-        forecast.show(left, matrix.jobs, store, matrix.root, backend.slots, probe and not problems)
+        forecast.show(left, matrix.jobs, store, matrix.root, backend.slots)
     return 2 if problems else 0
 
 
@@ -140,7 +141,10 @@ def run(
     if mode in ("live", "plain") and not matrix.told:
         for line in (*describe(matrix), f"devices   {backend.devices()}"):
             console.print(live.safe(line), soft_wrap=True)
-    view = live.View(console, store, matrix.jobs, mode, count, device)
+    model = None
+    if executor in ("local", "debug") and mode in ("live", "plain"):  # a cluster's nodes are not timed from here
+        model = CostModel(matrix.root, machine.slots()[0])
+    view = live.View(console, store, matrix.jobs, mode, count, device, model)
     began = time.monotonic()
     events = drive(backend, matrix.jobs, store)
     if follower is not None:

@@ -67,6 +67,9 @@ class Evaluation:
     - `uses_threat`: True if the result depends on norm and eps.
     - `norms`: norms that it supports.
     - `kind`: "bounded" by eps, or "minimal" (searches for the smallest perturbation).
+    - `cost`: forward passes F per image on a deterministic model, clean prediction and scoring included, as a formula
+      over the settings such as "(2 steps + 2) F = 42F", or a range "A to B" where images stop early. A backward pass
+      to the image is one F.
     - `needs_smoothed`: applies only to models that can certify.
     - `needs_draws`: applies only to stochastic models.
     - `needs_images`: works on adversarial images that the attack named by its setting `source` made for other rows.
@@ -87,6 +90,7 @@ class Evaluation:
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["bounded", "minimal"]] = "bounded"
+    cost: ClassVar[str] = ""
     needs_smoothed: ClassVar[bool] = False
     needs_draws: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False

@@ -14,6 +14,7 @@ import torch
 
 from bench.planning import catalog
 from bench.planning.job import Job
+from bench.records.runtime_estimate import cpu_name
 
 
 def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
@@ -74,11 +75,7 @@ def device_name(device: str) -> str:
             return torch.cuda.get_device_name(torch.device(device))
         except (RuntimeError, AssertionError):  # a lost device still owes its job a record
             return "GPU that could not be asked"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return "CPU " + line.partition(":")[2].strip()
-    return f"CPU {platform.processor() or platform.machine()}"
+    return cpu_name()
 
 
 def peak_mb(device: str) -> dict[str, float | None]:

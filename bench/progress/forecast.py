@@ -1,4 +1,4 @@
-"""What `bench plan` says of time, disk and memory: from past records, from what stopped jobs kept, or from a probe."""
+"""What `bench plan` prints of time, disk and memory: from past records, from stopped jobs, and from the cost model."""
 
 from __future__ import annotations
 
@@ -7,45 +7,32 @@ from pathlib import Path
 from bench.executors.devices import Slot, kind, lanes
 from bench.executors.schedule import simulate
 from bench.planning.job import Job
-from bench.progress import probe as probing
 from bench.progress import remaining
+from bench.progress.cost_model import CostModel
 from bench.progress.remaining import Left
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
 
-def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: list[Slot], probe: bool) -> None:
-    """Print what the jobs `left` will take, a line for each thing. `probe`: measure what no record tells."""
-    estimator = Estimator(store, kind(places))
+def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: list[Slot]) -> None:
+    """Print what the jobs `left` will take, a line for each resource. `root`: the data folder."""
+    model = CostModel(root, places[0])
+    estimator = Estimator(store, kind(places), model)
     estimator.know(jobs)
-    if probe:
-        for line in probing.probe(left, store, root, places, estimator):
-            print(line, flush=True)
-    for line in [*time(left, store, estimator, lanes(places)), *room(left, estimator, places)]:
+    for line in [*time(left, store, estimator, lanes(places)), *model.problems, *room(left, estimator, places)]:
         print(line)
 
 
 def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> list[str]:
-    """How long it takes on so many slots; what is not known is said to be missing, and never counted as nothing."""
-    found = {job.key: remaining.left(store, job, estimator) for job in jobs}
-    known = [job for job in jobs if found[job.key].seconds is not None]
-    seconds = {job.key: found[job.key].seconds or 0.0 for job in known}
-    guess = f"about {clock(simulate(known, seconds, count))} on {count} slots" if known else "unknown"
-    ends = [clock(simulate(known, _at_end(known, seconds, estimator, end), count)) for end in (0, 1)]
-    if ends[0] != ends[1]:
-        guess += f" ({ends[0]} to {ends[1]})"
-    unknown = len(jobs) - len(known)
-    more = f", {unknown} jobs with no past record" if unknown else ""
-    return [f"time      {guess}{more}", *_begun(list(found.values()))]
-
-
-def _at_end(jobs: list[Job], seconds: dict[str, float], estimator: Estimator, end: int) -> dict[str, float]:
-    """The seconds left of each job if it is as fast (end 0) or as slow (1) as any that is like it."""
-    found = {}
-    for job in jobs:
-        whole = estimator.seconds(job)
-        found[job.key] = seconds[job.key] * (estimator.span(job)[end] / whole if whole else 1.0)
-    return found
+    """How long the jobs take on so many slots; jobs of unknown length are counted and not taken to be short."""
+    found = [remaining.left(store, job, estimator) for job in jobs]
+    total = remaining.together(store, jobs, estimator, count, simulate)
+    unknown = f"{total.unknown} jobs with neither a past record nor a declared cost" if total.unknown else ""
+    if total.unknown == len(jobs):
+        return [f"time      unknown: {unknown}", *_begun(found)]
+    ends = f"({clock(total.low)} to {clock(total.high)})"
+    guess = f"about {clock(total.seconds)} {ends} on {count} slots, {total.source()}"
+    return [f"time      {guess}{'; plus ' * bool(unknown)}{unknown}", *_begun(found)]
 
 
 def _begun(found: list[Left]) -> list[str]:

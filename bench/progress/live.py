@@ -15,9 +15,9 @@ from rich.text import Text
 
 from bench.executors.base import Event
 from bench.planning.job import Job
-from bench.progress.remaining import together
+from bench.progress.remaining import TimeLeft, together
 from bench.records import training_log as curves
-from bench.records.runtime_estimate import Estimator, clock
+from bench.records.runtime_estimate import CostModel, Estimator, clock
 from bench.records.store import Store
 from bench.terminal import plain as printable
 
@@ -50,17 +50,24 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
 
 
 class View:
-    """Follows the events of a run. `mode`: "live", "plain", "json" or "quiet"; `device`: the kind whose records tell
-    how long it takes, default all. Counts what happened."""
+    """Shows the events of a run and counts them. `mode`: "live", "plain", "json" or "quiet"; `device`: the kind whose
+    past records are used for the time left, default all; `cost_model`: estimates jobs without past records."""
 
     def __init__(
-        self, console: Console, store: Store, jobs: list[Job], mode: str, workers: int, device: str | None = None
+        self,
+        console: Console,
+        store: Store,
+        jobs: list[Job],
+        mode: str,
+        workers: int,
+        device: str | None = None,
+        cost_model: CostModel | None = None,
     ) -> None:
         self.console, self.store, self.mode, self.workers = console, store, mode, workers
         self.jobs = {job.key: job for job in jobs}
-        self.estimator = Estimator(store, device)
+        self.estimator = Estimator(store, device, cost_model)
         self.estimator.know(jobs)
-        self.next_look, self.time_left = 0.0, (0.0, 0)
+        self.next_look, self.time_left = 0.0, TimeLeft(0.0, 0.0, 0.0, 0, 0, 0)
         self.running: dict[str, float] = {}
         self.left = set(self.jobs)
         self.counts = {"skipped": 0, "ok": 0, "error": 0, "blocked": 0}
@@ -118,18 +125,17 @@ class View:
         return float(self.store.progress(key).get("share", 0.0))
 
     def _left(self) -> str:
-        """How long all of it still takes; looked up every few seconds, since it reads what running jobs say."""
+        """How long all of it still takes; computed every few seconds, since it reads the progress of running jobs."""
         if time.monotonic() >= self.next_look:
             began = time.monotonic()
             waiting = [self.jobs[key] for key in self.left]
             self.time_left = together(self.store, waiting, self.estimator, self.workers)
             self.next_look = time.monotonic() + max(LOOK_EVERY, 50 * (time.monotonic() - began))
-        seconds, unknown = self.time_left
-        return f"about {clock(seconds)}" + (f" + {unknown} jobs of unknown length" if unknown else "")
+        return f"{self.time_left.describe()}, {self.time_left.source()}"
 
     def _table(self) -> Table:
         done = len(self.jobs) - len(self.left)
-        table = Table(title=f"{done}/{len(self.jobs)} jobs, {self._left()} left", title_justify="left", box=None)
+        table = Table(title=f"{done}/{len(self.jobs)} jobs, left: {self._left()}", title_justify="left", box=None)
         for name in ("job", "progress", "detail", "by epoch", "time"):
             table.add_column(name, overflow="fold")
         for key, began in self.running.items():

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.executors.schedule import bound
 from bench.planning.job import Job
 from bench.records.leases import holder_of
-from bench.records.runtime_estimate import Estimator
+from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
 TELLING = 0.05  # share of a job from which on its own speed is worth more than that of others
@@ -53,14 +53,56 @@ def runs(store: Store, key: str) -> bool:
     return holder_of(store, key) is not None
 
 
-def together(store: Store, jobs: Iterable[Job], estimator: Estimator, lanes: int) -> tuple[float, int]:
-    """Seconds until all these jobs are over on so many lanes, and the number of jobs nothing is known about.
+class TimeLeft(NamedTuple):
+    """Seconds until jobs are done, with their range; how many past records and how many jobs by the cost model that
+    comes from; and the number of jobs of unknown length."""
 
-    Whatever waits for another job waits here too, and a single long job is not shared among lanes.
+    seconds: float
+    low: float
+    high: float
+    records: int
+    modeled: int
+    unknown: int
+
+    def describe(self) -> str:
+        """`about 4 min 00 s (2 min 00 s to 8 min 00 s)`, and of how many jobs the length is unknown."""
+        more = f" + {self.unknown} jobs of unknown length" if self.unknown else ""
+        return f"about {clock(self.seconds)} ({clock(self.low)} to {clock(self.high)}){more}"
+
+    def source(self) -> str:
+        """Where the estimate comes from: `estimated from 3 past records`, `estimated from the cost model`."""
+        names = [f"{self.records} past record{'s' * (self.records > 1)}"] if self.records else []
+        names += ["the cost model" + (f" ({self.modeled} jobs)" if names else "")] if self.modeled else []
+        return f"estimated from {' and '.join(names)}" if names else "estimated from the progress of the jobs"
+
+
+Schedule = Callable[[list[Job], dict[str, float], int], float]
+
+
+def together(
+    store: Store, jobs: Iterable[Job], estimator: Estimator, lanes: int, schedule: Schedule = bound
+) -> TimeLeft:
+    """Time until all these jobs are done on `lanes` slots.
+
+    A job that waits for another one waits here too, and a single long job is not shared among slots. `schedule`: from
+    jobs, their seconds and the number of slots to the seconds of all (default: a lower bound, which is fast).
     """
-    found = {job.key: (job, left(store, job, estimator).seconds) for job in jobs}
-    known = {key: seconds for key, (_, seconds) in found.items() if seconds is not None}
-    return bound([found[key][0] for key in known], known, lanes), len(found) - len(known)
+    known, unknown = dict[str, Job](), 0
+    seconds, low, high = dict[str, float](), dict[str, float](), dict[str, float]()
+    records, modeled = dict[tuple[str, ...], int](), 0
+    for job in jobs:
+        here, whole = left(store, job, estimator), estimator.estimate(job)
+        if here.seconds is None:
+            unknown += 1
+            continue
+        known[job.key], seconds[job.key] = job, here.seconds
+        ends = (whole.low / whole.seconds, whole.high / whole.seconds) if whole and whole.seconds else (1.0, 1.0)
+        low[job.key], high[job.key] = (here.seconds * end for end in ends)
+        if whole is not None and whole.records:
+            records[whole.likeness] = whole.records
+        modeled += whole is not None and not whole.records and not job.parts
+    mean, least, most = (schedule(list(known.values()), each, lanes) for each in (seconds, low, high))
+    return TimeLeft(mean, least, most, sum(records.values()), modeled, unknown)
 
 
 def kept_seconds(folder: Path) -> float:

@@ -93,8 +93,8 @@ def _time_left(store: Store, running: list[Job], waiting: list[Job], known: dict
     for job in running:
         share = float(store.progress(job.key).get("share", 0.0))
         told.append({**_about(job, known), "share": share, "seconds_left": left(store, job, estimator).seconds})
-    seconds, unknown = together(store, [*running, *waiting], estimator, len(running))
-    return {"running": told, "seconds_left": seconds, "jobs_of_unknown_length": unknown}
+    total = together(store, [*running, *waiting], estimator, len(running))
+    return {"running": told, "seconds_left": total.seconds, "jobs_of_unknown_length": total.unknown}
 
 
 def _about(job: Job, known: dict[str, Job]) -> dict[str, str]:

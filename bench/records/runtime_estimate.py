@@ -1,8 +1,10 @@
-"""How long a job will take, from the records of jobs like it. A guess is labelled as one; no record, no number."""
+"""How long a job will take: from the records of jobs like it, else from a cost model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +22,33 @@ class Past(NamedTuple):
     beside: float | None
 
 
+class Estimate(NamedTuple):
+    """Expected seconds of a job and their range. `likeness` and `records`: the class of past jobs that it comes from
+    and how many those are; () and 0 where it comes from the cost model."""
+
+    seconds: float
+    low: float
+    high: float
+    likeness: tuple[str, ...]
+    records: int
+
+
+CostModel = Callable[[Job, Job], Estimate | None]  # a job and the training whose model it uses
+WIDER = 1.25  # the range of past records is widened by this factor: few records show little of the variation
+
+
 class Estimator:
     """Seconds a job took before: the same method on the same model, per epoch (training) or per image (evaluation).
 
-    `device`: only records of this kind of device (cpu or cuda) tell how long jobs take and what they hold; default all.
+    `device`: only records of this kind of device (cpu or cuda) are used; default all. `cost_model`: estimates jobs
+    that no record resembles (see bench.progress.cost_model); without one they are unknown.
     """
 
-    def __init__(self, store: Store, device: str | None = None) -> None:
-        self.store, self.device = store, device
+    def __init__(self, store: Store, device: str | None = None, cost_model: CostModel | None = None) -> None:
+        self.store, self.device, self.cost_model = store, device, cost_model
         self.rates: dict[tuple[str, ...], list[Past]] = {}
         self.peaks: dict[tuple[str, ...], dict[str, float]] = {}
         self.bytes: dict[tuple[str, ...], list[tuple[int, float]]] = {}
-        self.spreads: dict[tuple[str, ...], tuple[float, float]] = {}
         self.jobs: dict[str, Job] = {}
         past = list(store.records())
         self.jobs.update((job.key, job) for job, _ in past)
@@ -56,37 +73,22 @@ class Estimator:
             for where, peak in (record.get("peak_memory_mb") or {}).items():
                 held[where] = max(held.get(where, 0.0), peak or 0.0)
 
-    def assume(
-        self, job: Job, seconds: float, span: tuple[float, float], beside: float, peaks: dict[str, float], kept: int
-    ) -> None:
-        """What a probe of a job says of its kind: seconds of work and their range, seconds beside, memory and disk."""
-        self.disk([])
-        kind, whole = self.likeness(job)[0], max(size(job), 1.0)
-        self.rates[kind] = [Past(seconds, whole, beside)]
-        self.spreads[kind] = span[0] / whole, span[1] / whole
-        self.peaks[kind], self.bytes[kind] = peaks, [(kept, _extent(job))]
-
     def seconds(self, job: Job) -> float | None:
-        """Expected seconds, None where nothing like it was ever run."""
+        """Expected seconds, None where they are unknown."""
+        found = self.estimate(job)
+        return None if found is None else found.seconds
+
+    def estimate(self, job: Job) -> Estimate | None:
+        """Seconds with their range, from past records where there are any, else from the cost model."""
         self.jobs[job.key] = job
         if job.parts:
-            return 0.0
+            return Estimate(0.0, 0.0, 0.0, (), 0)
         for likeness in self.likeness(job):
-            if likeness in self.rates:
-                return _expected(self.rates[likeness], size(job))
-        return None
-
-    def span(self, job: Job) -> tuple[float, float]:
-        """The least and the most that jobs like it would have taken; (0, 0) where nothing is known or they are over."""
-        for likeness in [] if job.parts else self.likeness(job):
             past = self.rates.get(likeness)
             if past:
-                weighty = [one for one in past if 4 * one.size >= max(other.size for other in past)]
-                rates = self.spreads.get(likeness) or [one.seconds / max(one.size, 1.0) for one in weighty]
-                low, high = (_expected([Past(rate, 1.0, None)], size(job)) for rate in (min(rates), max(rates)))
-                extra = _expected(past, 0.0)
-                return low + extra, high + extra
-        return 0.0, 0.0
+                return _from_records(past, likeness, size(job))
+        trained = job if job.kind in ("train", "import") else self.jobs.get(job.needs[0])
+        return self.cost_model(job, trained) if self.cost_model is not None and trained is not None else None
 
     def memory(self, job: Job, where: str) -> float | None:
         """Peak MB that jobs like it held (`rss`, or `cuda` on the device), None where none was measured."""
@@ -161,11 +163,30 @@ def _past(job: Job, record: dict[str, Any]) -> Past | None:
     return Past(work, size(job), wall - work if whole else None)
 
 
+def _from_records(past: list[Past], likeness: tuple[str, ...], extent: float) -> Estimate:
+    """The mean rate, and the range from the fastest to the slowest of the records that are at least a quarter as long
+    as the longest one."""
+    long = [one for one in past if 4 * one.size >= max(other.size for other in past)]
+    rates = [one.seconds / max(one.size, 1.0) for one in long]
+    beside = _expected(past, 0.0)
+    low, high = min(rates) * extent + beside, max(rates) * extent + beside
+    return Estimate(_expected(past, extent), low / WIDER, high * WIDER, likeness, len(past))
+
+
 def _expected(past: list[Past], size: float) -> float:
     """Long jobs say more of the rate than short ones, which are mostly warm-up."""
     rate = sum(one.seconds for one in past) / max(sum(one.size for one in past), 1.0)
     beside = [one.beside for one in past if one.beside is not None]
     return rate * size + (sum(beside) / len(beside) if beside else 0.0)
+
+
+def cpu_name() -> str:
+    """The processor's own name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return "CPU " + line.partition(":")[2].strip()
+    return f"CPU {platform.processor() or platform.machine()}"
 
 
 def _kind_of_device(record: dict[str, Any]) -> str | None:

@@ -1,0 +1,229 @@
+"""Time of a job that no past record describes: declared passes x images x (epochs x) seconds of one forward pass F.
+
+Each defense and attack declares its passes in the constant `cost`. One pass of the net is timed once on this device in
+a child process and stored in the user's cache folder. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.atomic import write_json
+from bench.data import datasets, folders
+from bench.executors import devices, processes
+from bench.planning import catalog
+from bench.planning.job import Job
+from bench.records.runtime_estimate import Estimate, cpu_name, size
+
+SPREAD = 2.0  # the range of an estimate: from half to twice of it
+START = 0.2  # seconds of a job beside its passes: start of the worker, data, files
+# passes per image of a stochastic model beside the attack: 200 single draws, and for a vote two predictions of 100
+DRAWS = {"deterministic": 0.0, "randomised": 200.0, "smoothed": 400.0}
+AUDITS = {("model", "quick"): 1000.0, ("model", "full"): 4000.0, ("images", "quick"): 30.0, ("images", "full"): 60.0}
+_TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z_]\w*|[()+])")
+
+
+class PassTime(NamedTuple):
+    """Seconds: `call` + `image` * b of a forward pass of b images, and `update` of a step of the optimizer."""
+
+    call: float
+    image: float
+    update: float
+
+    def seconds(self, images: float) -> float:
+        """Seconds of a forward pass of so many images."""
+        return self.call + self.image * images
+
+
+class CostModel:
+    """Estimates of jobs on one device. `root`: the data folder; `measure`: whether a net that is not in the cache is
+    timed (about a second, and the start of a process), or left unknown."""
+
+    def __init__(self, root: Path, slot: devices.Slot, measure: bool = True) -> None:
+        self.root, self.slot, self.measure = root, slot, measure
+        self.problems: list[str] = []
+        self._times: dict[str, PassTime | None] = {}
+
+    def __call__(self, job: Job, trained: Job) -> Estimate | None:
+        """Seconds with their range. None where the plug-in declares no cost or the net cannot be timed.
+
+        `trained`: the training or import whose model an evaluation uses; the job itself if it is one.
+        """
+        with suppress(LookupError, ValueError):  # a job of a plug-in or data set that is not here
+            passes = _passes(job, trained, datasets.facts(trained.what["data"]["name"], self.root).classes)
+            times = None if passes is None else self._time(trained)
+            if passes is not None and times is not None:
+                low, high = (_seconds(job, count, times) for count in passes)
+                likely = math.sqrt(low * high)
+                return Estimate(START + likely, START / SPREAD + low / SPREAD, (START + high) * SPREAD, (), 0)
+        return None
+
+    def _time(self, trained: Job) -> PassTime | None:
+        """Time of a pass of the trained net, from the cache or measured now."""
+        what = trained.what
+        facts = datasets.facts(what["data"]["name"], self.root, what["data"].get("size"))
+        architecture = catalog.get("models", what["model"]["name"])
+        inputs = {
+            "channels": facts.channels,
+            "size": facts.size,
+            "classes": facts.classes,
+            "mean": facts.mean,
+            "std": facts.std,
+        }
+        settings = what["model"].get("set", {})
+        about = [architecture.name, settings, architecture.sha256[:12], facts.channels, facts.size, facts.classes]
+        key = json.dumps([*about, self._device(), version("torch")], sort_keys=True)
+        if key not in self._times:
+            arguments = (architecture.name, settings, inputs, self.slot.device, dict(self.slot.environment))
+            self._times[key] = _cached(key) or (self._measured(key, arguments) if self.measure else None)
+        return self._times[key]
+
+    def _measured(self, key: str, arguments: tuple[Any, ...]) -> PassTime | None:
+        try:
+            found = PassTime(**processes.ask("bench.progress.forward_pass", "measure", *arguments))
+        except (ValueError, LookupError, OSError) as error:
+            self.problems.append(f"no pass of {arguments[0]} could be timed: {error}")
+            return None
+        with suppress(OSError):  # a cache folder that cannot be written costs a second each time
+            _file().parent.mkdir(parents=True, exist_ok=True)
+            write_json(_file(), {**_stored(), key: found._asdict()})
+        return found
+
+    def _device(self) -> str:
+        if self.slot.device != "cuda":
+            return cpu_name()
+        with suppress(devices.NoAnswer):
+            for gpu in devices.query():
+                if self.slot.place in (gpu.index, gpu.uuid):
+                    return gpu.name
+        return "a GPU of unknown name"
+
+
+def declared(plugin: catalog.Plugin, settings: dict[str, Any], classes: int) -> tuple[float, float] | None:
+    """Passes F per image that a plug-in's `cost` amounts to under `settings`, as a range; None where it declares none.
+
+    In `(2 steps + 3) F = 23F` a name is a setting: a number, the sum of a list of whole numbers, the length of another
+    list, or the passes of the plug-in that it names; K is the number of classes. A formula that cannot be read so
+    counts as the number behind its `=`. `A to B` is a range.
+    """
+    formula, _, example = str(plugin.constant("cost", "")).partition("=")
+    names = {"F": 1.0, "K": float(classes)}
+    for field in plugin.fields:
+        value = _number(plugin.kind, settings.get(field.name, field.default), classes)
+        if value is not None:
+            names[field.name] = value
+    try:
+        ends = [_value(part, names) for part in formula.split(" to ")]
+    except ValueError:
+        number = re.match(r"\s*([\d.]+)\s*F", example)
+        if number is None:
+            return None
+        ends = [float(number[1])]
+    return min(ends), max(ends)
+
+
+def _number(kind: catalog.Kind, value: Any, classes: int) -> float | None:
+    """What a setting counts in a formula."""
+    if isinstance(value, list | tuple):
+        return float(sum(value) if all(isinstance(each, int) for each in value) else len(value))
+    if isinstance(value, dict) and value.get("name") in catalog.names(kind):
+        inside = declared(catalog.get(kind, value["name"]), value.get("set", {}), classes)
+        return None if inside is None else math.sqrt(inside[0] * inside[1])
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _value(formula: str, names: dict[str, float]) -> float:
+    """Sums and products, where two factors stand side by side. Raises ValueError for anything else."""
+    tokens, at = list[str](), 0
+    while formula[at:].strip():
+        found = _TOKEN.match(formula, at)
+        if found is None:
+            raise ValueError(f"cannot read the cost '{formula}'")
+        tokens.append(found[1])
+        at = found.end()
+
+    def total() -> float:
+        value = product()
+        while tokens and tokens[0] == "+":
+            tokens.pop(0)
+            value += product()
+        return value
+
+    def product() -> float:
+        value = factor()
+        while tokens and tokens[0] not in ("+", ")"):
+            value *= factor()
+        return value
+
+    def factor() -> float:
+        token = tokens.pop(0) if tokens else ""
+        if token == "(":
+            value = total()
+            if not tokens or tokens.pop(0) != ")":
+                raise ValueError(f"a parenthesis of the cost '{formula}' is open")
+            return value
+        if token in names:
+            return names[token]
+        return float(token)
+
+    value = total()
+    if tokens:
+        raise ValueError(f"cannot read the cost '{formula}'")
+    return value
+
+
+def _passes(job: Job, trained: Job, classes: int) -> tuple[float, float] | None:
+    """Forward passes per image of the whole job (of one epoch of a training)."""
+    what = job.what
+    if job.kind == "import":
+        return 1.0, 1.0
+    if job.kind == "train":
+        return declared(catalog.get("defenses", what["defense"]["name"]), what["defense"]["set"], classes)
+    stochastic = 0.0
+    if trained.kind == "train":
+        stochastic = DRAWS[
+            catalog.get("defenses", trained.what["defense"]["name"]).constant("predictor", "deterministic")
+        ]
+    if job.kind == "audit":
+        count = AUDITS[what["part"], what["level"]]
+        return count + stochastic, count + stochastic
+    attack = catalog.get("attacks", what["attack"]["name"])
+    found = declared(attack, what["attack"]["set"], classes)
+    return None if found is None else (found[0] + stochastic, found[1] + stochastic)
+
+
+def _seconds(job: Job, passes: float, times: PassTime) -> float:
+    """Seconds of so many passes per image over all images of the job, batch by batch."""
+    if job.kind == "train":
+        recipe = job.what["train"]
+        images = job.what["data"]["train"] - job.what["data"].get("validation", 0)
+        batch = min(recipe.get("batch_size", images), images)
+        steps = recipe["epochs"] * max(images // batch, 1)
+        return float(steps * (times.update + passes * times.seconds(batch)))
+    images = size(job)
+    block = min(images, 500.0)
+    return images / block * passes * times.seconds(block) if images else 0.0
+
+
+def _file() -> Path:
+    return folders.cache() / "forward_pass.json"
+
+
+def _stored() -> dict[str, dict[str, float]]:
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _cached(key: str) -> PassTime | None:
+    with suppress(TypeError, KeyError):
+        return PassTime(**_stored()[key])
+    return None

@@ -1,0 +1,64 @@
+"""Seconds of a forward pass of an architecture on this device, measured in a child process. The only torch here."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench import plugins
+from bench.data.images import to_channels_last
+from bench.models.common import Inputs
+from bench.training.cost import synchronise
+
+SMALL, LARGE = 16, 256  # images of the two batches that are timed
+SECONDS = 0.4  # time spent on each batch; at least one pass is timed
+FEW = 0.05  # seconds that a large batch may take: of a slow net a smaller one is timed
+
+
+def measure(
+    name: str, settings: dict[str, Any], inputs: dict[str, Any], device: str, environment: dict[str, str]
+) -> dict[str, float]:
+    """Seconds of one pass F of `b` images as call + image * b, and seconds of one optimizer update.
+
+    F is half of a forward pass with the backward pass to the images, since that is what attacks and inner
+    maximizations repeat. `inputs`: arguments of bench.models.common.Inputs. Raises ValueError where the net cannot be
+    built.
+    """
+    os.environ.update(environment)
+    where = torch.device(device)
+    if where.type == "cpu":
+        torch.set_num_threads(1)
+    net = plugins.build_model(name, settings, Inputs(**inputs)).to(where).eval()
+    x = to_channels_last(torch.rand(LARGE, inputs["channels"], inputs["size"], inputs["size"], device=where))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
+    F.cross_entropy(net(x[:SMALL]), torch.zeros(SMALL, dtype=torch.int64, device=where)).backward()
+    update = _seconds(optimizer.step, where)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+
+    def both(images: torch.Tensor) -> None:
+        images = images.detach().requires_grad_(True)
+        torch.autograd.grad(net(images).sum(), images)
+
+    small = _seconds(lambda: both(x[:SMALL]), where) / 2
+    count = max(min(LARGE, int(SMALL * FEW * 8 / max(small, 1e-9))), 2 * SMALL)
+    large = _seconds(lambda: both(x[:count]), where) / 2
+    image = max((large - small) / (count - SMALL), 0.0)
+    return {"call": max(small - image * SMALL, 0.0), "image": image, "update": update}
+
+
+def _seconds(work: Any, device: torch.device) -> float:
+    """Median time of one call, after two calls that warm up."""
+    times, began = list[float](), time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < SECONDS and len(times) < 1000):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    rest = sorted(times[2:])
+    return rest[len(rest) // 2]
