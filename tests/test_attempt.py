@@ -231,14 +231,14 @@ def test_the_same_worker_typed_twice_works_once(
     store, key, command, process = sleeping
     second = again(command, "--over-is-done")
     assert (second.returncode, second.stderr) == (HELD, "")
-    assert second.stdout == f"{key} is held: another process does it; nothing was done\n"
+    assert second.stdout == f"{key} is held: another process runs it; nothing was done\n"
     assert alive(process.pid)
     (tmp_path / "fragile.todo").unlink()
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, f"{key} done\n", "")
     over = again(command)
     assert (over.returncode, over.stderr) == (HELD, "")
-    assert over.stdout == f"{key} is over: its record stands; nothing was done\n"
+    assert over.stdout == f"{key} is over: it has a valid record; nothing was done\n"
     assert again(command, "--over-is-done").returncode == 0  # for those who wait for it
     assert (store.folder(key) / "log.txt").read_text().count("train ") == 2  # the one that raised, and this
 

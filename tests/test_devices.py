@@ -25,7 +25,7 @@ from bench.planning.job import Job
 from bench.records.store import Store
 
 TWO = [Gpu(str(k), f"GPU-{k}", "card", 80_000.0, 5.0) for k in range(2)]
-# 3 is busy with a process of others, 5 is small, 6 is utilised by what shows no process, 7 holds memory of others
+# 3 is busy with a process of others, 5 is small, 6 is utilized by what shows no process, 7 holds memory of others
 EIGHT = [Gpu(str(k), f"GPU-{k}", "card", 80_000.0, 5.0) for k in range(8)]
 EIGHT[3] = Gpu("3", "GPU-3", "card", 80_000.0, 900.0, 0.0, 1)
 EIGHT[5] = Gpu("5", "GPU-5", "small card", 6_000.0, 0.0)
@@ -155,7 +155,7 @@ def test_a_tool_that_finds_no_gpu_is_believed(tool: Callable[..., None], said: s
     ("script", "head", "found"),
     [
         (NO_DRIVER, "#!/bin/sh", "nvidia-smi failed with exit code 9 .NVIDIA-SMI has .* with the NVIDIA driver.*"),
-        ("exit 15", "#!/bin/sh", "nvidia-smi failed with exit code 15 .no word."),
+        ("exit 15", "#!/bin/sh", "nvidia-smi failed with exit code 15 .no message."),
         (f"{CARDS}; exit 15", "#!/bin/sh", "nvidia-smi failed with exit code 15 .*"),
         ("exec /bin/sleep 60", "#!/bin/sh", "nvidia-smi did not answer within 0.5 s"),
         ("", "#!/nowhere", "nvidia-smi cannot be run: .*"),
@@ -172,15 +172,15 @@ def test_a_tool_that_fails_is_not_taken_for_no_gpu(
     monkeypatch.setattr(devices, "ANSWER", 0.5)
     tool(script, head)
     for device in ("auto", "cuda"):
-        with pytest.raises(ValueError, match=rf"^{found}; mend the driver, or use --device cpu, or [^\n]*$"):
+        with pytest.raises(ValueError, match=rf"^{found}; repair the driver, or use --device cpu, or [^\n]*$"):
             slots(device, None)
     assert slots("cpu", 1) == [Slot("cpu")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with pytest.raises(ValueError, match="mend the driver"):
+    with pytest.raises(ValueError, match="repair the driver"):
         slots("auto", None)
     assert capsys.readouterr().err == ""
     assert shown(slots("cuda", None)) == ["1"]
-    assert re.fullmatch(rf"{found}; CUDA_VISIBLE_DEVICES is believed\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"{found}; CUDA_VISIBLE_DEVICES is used as it is\n", capsys.readouterr().err)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert slots("auto", 1) == [Slot("cpu")]  # nobody was asked
 

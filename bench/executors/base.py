@@ -58,6 +58,7 @@ class Exit:
 class Backend(abc.ABC):
     """A place where jobs run. Between `open` and `close` it holds the state of one run.
 
+    - `root`: the data folder; `kind`: "cpu" or "cuda"; `lanes`: how many jobs run at the same time.
     - `worker_claims`: the worker takes the lease of its job itself, since it may outlive the driver.
     - `chains`: jobs can be submitted before the jobs that they depend on have ended (Slurm's dependencies).
     - `detach`: the driver leaves after everything was submitted once.
@@ -67,18 +68,10 @@ class Backend(abc.ABC):
     worker_claims: ClassVar[bool] = False
     chains: ClassVar[bool] = False
     retries: ClassVar[frozenset[Step]] = frozenset()
-    root: Path  # the data folder
+    root: Path
+    kind: str
+    lanes: int
     detach: bool = False
-
-    @property
-    @abc.abstractmethod
-    def kind(self) -> str:
-        """Where jobs run: "cpu" or "cuda"."""
-
-    @property
-    @abc.abstractmethod
-    def lanes(self) -> int:
-        """How many jobs run at the same time."""
 
     @abc.abstractmethod
     def devices(self) -> str:

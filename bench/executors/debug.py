@@ -18,22 +18,13 @@ class Debug(Backend):
     """Backend within this process. `root`: the data folder; `work` runs a job (default: bench.jobs.worker.work)."""
 
     root: Path
-    device: str = "cpu"
+    kind: str = "cpu"
     work: Callable[..., str] | None = None
-
-    @property
-    def kind(self) -> str:
-        """See Backend."""
-        return self.device
-
-    @property
-    def lanes(self) -> int:
-        """See Backend."""
-        return 1
+    lanes = 1
 
     def devices(self) -> str:
         """See Backend."""
-        return f"{self.device}, in this process"
+        return f"{self.kind}, in this process"
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Backend. In this process too, so that a breakpoint in a plug-in is reached."""
@@ -61,7 +52,7 @@ class Debug(Backend):
             time.sleep(seconds)  # other drivers run everything that is left
             return []
         handle, self.next = self.next, None
-        (self.work or _work())(self.store.root, handle.job.key, self.root, self.device)
+        (self.work or _work())(self.store.root, handle.job.key, self.root, self.kind)
         return [Exit(handle)]
 
     def cancel(self, handle: Handle) -> None:

@@ -1,4 +1,4 @@
-"""Where jobs run: the GPUs there are, as the driver's tool tells without a CUDA context, and who shares one."""
+"""The devices of this machine: its GPUs, from nvidia-smi without a CUDA context, and the slots in which jobs run."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # others hold more memory, or use a larger share of the time: keep away
+BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # a GPU of which others use more memory or time is busy
 MOST = 8  # jobs packed on a GPU
-BENCH_AFTER = 2  # different jobs that broke a device, none having ended well on it in between
-NAMED = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA takes for a device
-ANSWER = 20.0  # seconds that the driver's tool may take
+BENCH_AFTER = 2  # different jobs that failed because of a device, with no success on it in between
+NAMED = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA accepts as a device
+ANSWER = 20.0  # seconds that nvidia-smi may take
 ASKED = "index,uuid,name,memory.total,memory.used,utilization.gpu"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as found. Memory in MB; None where nothing is known of it."""
+    """A GPU. Memory in MB; `total` is None where it is unknown."""
 
     index: str
     uuid: str = ""
     name: str = ""
     total: float | None = None
     used: float = 0.0
-    utilisation: float = 0.0
+    utilization: float = 0.0
     processes: int = 0
 
     @property
     def busy(self) -> str:
-        """What others do on it, in words; empty while it is free."""
-        told = [f"{self.processes} processes"] if self.processes else []
-        told += [f"{self.used:.0f} MB in use"] if self.used > BUSY_MB else []
-        told += [f"{self.utilisation:.0%} utilised"] if self.utilisation > BUSY_SHARE else []
-        return ", ".join(told)
+        """A description of how others use it; empty while it is free."""
+        parts = [f"{self.processes} processes"] if self.processes else []
+        parts += [f"{self.used:.0f} MB in use"] if self.used > BUSY_MB else []
+        parts += [f"{self.utilization:.0%} utilized"] if self.utilization > BUSY_SHARE else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one job runs: a device for the worker and the environment that shows it only that device.
+    """A place for one job: the device, and the environment variables that show the worker only that device.
 
     `memory`: MB that all jobs on the device share, where they are packed by what they need; None: it is not asked.
     """
@@ -55,18 +55,18 @@ class Slot:
 
     @property
     def place(self) -> str:
-        """The device that it shares with other slots."""
+        """The name of its device, which other slots may share."""
         return dict(self.environment).get("CUDA_VISIBLE_DEVICES", self.device)
 
 
 class NoAnswer(ValueError):
-    """nvidia-smi is there, but does not say which GPUs there are. Told in one line."""
+    """nvidia-smi exists but does not list the GPUs."""
 
 
 def query() -> list[Gpu]:
-    """Ask nvidia-smi; no GPU where it is absent. MIG parts are not listed. Raises NoAnswer."""
+    """The GPUs that nvidia-smi lists, without MIG parts; none where it is absent. Raises NoAnswer."""
     lines, apps = _smi(f"--query-gpu={ASKED}"), Counter[str]()
-    with contextlib.suppress(NoAnswer):  # who uses them is good to know, no more
+    with contextlib.suppress(NoAnswer):  # the processes are useful but not required
         apps.update(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid"))
     found = []
     for index, uuid, name, total, used, share in (line for line in lines if len(line) == 6):
@@ -86,10 +86,10 @@ def _smi(what: str) -> list[list[str]]:
     except OSError as error:
         raise NoAnswer(f"nvidia-smi cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        tool.kill()  # and not waited for: what is stuck in the driver cannot be killed
+        tool.kill()  # without waiting: a process stuck in the driver cannot be killed
         raise NoAnswer(f"nvidia-smi did not answer within {ANSWER:g} s") from None
     if tool.returncode and "no devices were found" not in said.lower():
-        raise NoAnswer(f"nvidia-smi failed with exit code {tool.returncode} ({' '.join(said.split()) or 'no word'})")
+        raise NoAnswer(f"nvidia-smi failed with exit code {tool.returncode} ({' '.join(said.split()) or 'no message'})")
     return [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
 
 
@@ -101,8 +101,8 @@ def _number(text: str) -> float | None:
 
 
 def gpus(ask: Callable[[], list[Gpu]] = query, believe: bool = False) -> list[Gpu]:
-    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and believed where the tool is absent, or with
-    `believe` also where it fails. Raises NoAnswer.
+    """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and trusted where nvidia-smi is absent, or
+    with `believe` also where it fails. Raises NoAnswer.
 
     Each is then called what it is called there: the tool's number of a card need not be CUDA's. Like CUDA, this stops
     at the first word that names none: -1, `none`, or the `NoDevFiles` of a Slurm job without a GPU.
@@ -118,7 +118,7 @@ def gpus(ask: Callable[[], list[Gpu]] = query, believe: bool = False) -> list[Gp
     except NoAnswer as error:
         if not believe:
             raise
-        print(f"{error}; CUDA_VISIBLE_DEVICES is believed", file=sys.stderr)
+        print(f"{error}; CUDA_VISIBLE_DEVICES is used as it is", file=sys.stderr)
         there = []
     known = {name: gpu for gpu in there for name in (gpu.index, gpu.uuid)}
     return [replace(known[name], index=name) if name in known else Gpu(name) for name in wanted]
@@ -143,8 +143,8 @@ def slots(
         raise ValueError("--gpus and --device cpu contradict each other; leave one out")
     found = _found(ask, device == "cuda") if device in ("auto", "cuda") else []
     if not found and (device == "cuda" or named):
-        asked = f"--gpus {','.join(named)}" if named else "--device cuda"
-        raise ValueError(f"{asked}, but no GPU was found; run `bench doctor`, or use --device cpu alone")
+        option = f"--gpus {','.join(named)}" if named else "--device cuda"
+        raise ValueError(f"{option}, but no GPU was found; run `bench doctor`, or use --device cpu alone")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not found:
         return [Slot("cpu")] * (workers or cores)
@@ -164,7 +164,7 @@ def _found(ask: Callable[[], list[Gpu]], wanted: bool) -> list[Gpu]:
         return gpus(ask, believe=wanted)
     except NoAnswer as error:
         ways = "--device cpu, or --device cuda with the GPUs in CUDA_VISIBLE_DEVICES"
-        raise ValueError(f"{error}; mend the driver, or use {ways}") from None
+        raise ValueError(f"{error}; repair the driver, or use {ways}") from None
 
 
 def _chosen(found: list[Gpu], named: Sequence[str]) -> list[Gpu]:
@@ -177,30 +177,30 @@ def _chosen(found: list[Gpu], named: Sequence[str]) -> list[Gpu]:
         return list(dict.fromkeys(known[name] for name in named))
     free = [gpu for gpu in found if not gpu.busy]
     if not free:
-        told = "; ".join(f"GPU {gpu.index}: {gpu.busy}" for gpu in found)
-        raise ValueError(f"every GPU is busy ({told}); name those to use all the same with --gpus, or --device cpu")
+        busy = "; ".join(f"GPU {gpu.index}: {gpu.busy}" for gpu in found)
+        raise ValueError(f"every GPU is busy ({busy}); name those to use anyway with --gpus, or use --device cpu")
     return free
 
 
 def _shown(gpu: Gpu) -> tuple[tuple[str, str], ...]:
-    """Show one GPU: as the user wrote it, else by the tool's number, which counts in the order of the bus as CUDA's
-    own does not."""
+    """The variables that show one GPU: as the user named it, else by nvidia-smi's number, which follows the order of
+    the bus as CUDA's own does not."""
     shown = (("CUDA_VISIBLE_DEVICES", gpu.index),)
     return shown if os.environ.get("CUDA_VISIBLE_DEVICES") else (*shown, ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
 
 
 def kind(slots: Sequence[Slot]) -> str:
-    """cuda where any of them is on a GPU, else cpu: whose records tell how long jobs will take on them."""
+    """The kind of device of these slots, "cuda" if any is on a GPU, else "cpu": estimates use records of that kind."""
     return "cuda" if any(slot.device == "cuda" for slot in slots) else "cpu"
 
 
 def describe(slots: Sequence[Slot]) -> str:
-    """What they are on, in words."""
+    """A list of their devices for the user."""
     places = dict.fromkeys(slot.place for slot in slots)
     return ", ".join(f"GPU {place}" if place.isdecimal() else place for place in places)
 
 
 def lanes(slots: Sequence[Slot]) -> int:
-    """Jobs at a time to count with; of packed devices one each, until their jobs were measured."""
+    """The number of jobs at a time to plan with: one on each packed device, until its jobs were measured."""
     packed = {slot.place for slot in slots if slot.memory is not None}
     return len(packed) + sum(slot.memory is None for slot in slots)

@@ -56,15 +56,8 @@ class Local(Backend):
     memory_kills: Callable[[], int] = processes.killed_for_memory
     polite: float = POLITE
 
-    @property
-    def kind(self) -> str:
-        """See Backend."""
-        return devices.kind(self.slots)
-
-    @property
-    def lanes(self) -> int:
-        """See Backend."""
-        return devices.lanes(self.slots)
+    def __post_init__(self) -> None:
+        self.kind, self.lanes = devices.kind(self.slots), devices.lanes(self.slots)
 
     def devices(self) -> str:
         """See Backend."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,26 +46,20 @@ class Ray(Backend):
     address: str | None = None
     num_gpus: float | None = None
     num_cpus: float | None = None
-    running: dict[Any, Handle] = field(default_factory=dict)  # by Ray's reference to the result
 
-    @property
-    def kind(self) -> str:
-        """See Backend."""
-        return "cuda" if self._share()["GPU"] else "cpu"
-
-    @property
-    def lanes(self) -> int:
-        """See Backend. Connects to Ray; raises MissingDependency, or ValueError without a cluster or room for a job."""
-        ray = self._connect()
-        has = ray.cluster_resources()
-        share = self._share()
+    def __post_init__(self) -> None:
+        """Connect to Ray; raises MissingDependency, or ValueError without a cluster or room for a job."""
+        self._ray = self._connect()
+        has = self._ray.cluster_resources()
+        self._share = share = self._shared(has)
+        self.kind = "cuda" if share["GPU"] else "cpu"
         most = [has.get(name, 0.0) / part for name, part in share.items() if part]
         if most and min(most) < 1:
             wanted = ", ".join(f"{part:g} {name}" for name, part in share.items() if part)
             raise ValueError(
                 f"no job fits: it takes {wanted}, and Ray has {has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU"
             )
-        return int(min(most)) if most else 1
+        self.lanes = int(min(most)) if most else 1
 
     def devices(self) -> str:
         """See Backend."""
@@ -73,14 +67,14 @@ class Ray(Backend):
 
     def open(self, store: Store, jobs: list[Job]) -> None:
         """See Backend."""
-        self.store, self._ray, self._lanes = store, self._connect(), self.lanes
-        self.running = {}
+        self.store, self._ray = store, self._connect()
+        self.running: dict[Any, Handle] = {}  # by Ray's reference to the result
 
     def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Handle:
         """See Backend. Ray holds the job in its own queue until there is room."""
         (self.store.folder(job.key) / "progress.json").unlink(missing_ok=True)
-        gpus = self._share()["GPU"]
-        beside = max(int(1 / gpus), 1) if gpus else self._lanes  # a GPU runs no jobs but these
+        gpus = self._share["GPU"]
+        beside = max(int(1 / gpus), 1) if gpus else self.lanes  # a GPU runs no jobs but these
         results, root = str(self.store.root.absolute()), str(self.root.absolute())
         handle = Handle(job)
         self.running[self._task.remote(results, job.key, root, self.kind, beside)] = handle
@@ -130,16 +124,17 @@ class Ray(Backend):
     def _task(self) -> Any:
         import ray
 
-        share = self._share()
+        share = self._share
         # one process per job: CUDA context, peak memory and random state must not reach the next job
         options = {"max_calls": 1, "max_retries": RETRIES, "num_cpus": share["CPU"], "num_gpus": share["GPU"]}
         variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **environment()}
         return ray.remote(**options, runtime_env={"env_vars": variables})(do)
 
-    def _share(self) -> dict[str, float]:
+    def _shared(self, has: dict[str, float]) -> dict[str, float]:
+        """The CPUs and GPUs that a job takes, of those that Ray has."""
         gpus = self.num_gpus
         if gpus is None:
-            on_gpu = self.device == "cuda" or (self.device == "auto" and self._connect().cluster_resources().get("GPU"))
+            on_gpu = self.device == "cuda" or (self.device == "auto" and has.get("GPU"))
             gpus = 1.0 if on_gpu else 0.0
         if gpus and self.device == "cpu":
             raise ValueError("--device cpu and --num-gpus contradict each other; leave one out")

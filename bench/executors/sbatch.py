@@ -1,6 +1,7 @@
-"""What is said to Slurm and what it answers: the batch script, arrays and their dependencies, sbatch, squeue, scontrol.
+"""The interface to Slurm: the batch script, job arrays and their dependencies, sbatch, squeue and scontrol.
 
-One script serves everybody: with keys it is the job of an array's task, without it submits all jobs (`--print-script`).
+The same script has two uses: with keys it runs one task of an array, without keys it submits all jobs
+(`--print-script`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,15 @@ from pathlib import Path
 from bench.executors.base import MissingDependency
 from bench.planning.job import Job
 
-CARRIED = ("BENCH_PLUGINS", "BENCH_DATA", "BENCH_CACHE", "BENCH_MODEL_FILE", "PYTHONPATH")  # lists of paths, or a path
+CARRIED = (
+    "BENCH_PLUGINS",
+    "BENCH_DATA",
+    "BENCH_CACHE",
+    "BENCH_MODEL_FILE",
+    "PYTHONPATH",
+)  # a path or a list of paths each
 OURS = ("job-name", "output", "array", "dependency", "kill-on-invalid-dep", "parsable", "wrap", "test-only", "wait")
-MOST_TASKS = 500  # of an array; Slurm's own limit is 1001 unless the cluster says otherwise
+MOST_TASKS = 500  # of an array; Slurm's default limit is 1001
 ACTIVE = (
     "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING", "SIGNALING",
     "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT", "REVOKED",
@@ -35,23 +42,23 @@ class SlurmError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that wait for the same others: an array. `hard` must be done, `soft` must only have ended."""
+    """An array of jobs with the same dependencies: the jobs `hard` must succeed, the jobs `soft` must only end."""
 
     jobs: tuple[Job, ...]
     hard: tuple[str, ...] = ()
     soft: tuple[str, ...] = ()
 
     def options(self, tasks: Mapping[str, str]) -> list[str]:
-        """Options of sbatch, once what it waits for has a task: key -> `12_0`."""
+        """Options of sbatch. `tasks`: the task of each submitted job by key, such as `12_0`."""
         kinds = (("afterok", self.hard), ("afterany", self.soft))
-        told = [":".join((kind, *(tasks[key] for key in keys))) for kind, keys in kinds if keys]
-        # else Slurm would keep what waits for a failed training in the queue for ever
-        waits = ["--kill-on-invalid-dep=yes", f"--dependency={','.join(told)}"] if told else []
+        terms = [":".join((kind, *(tasks[key] for key in keys))) for kind, keys in kinds if keys]
+        # else Slurm keeps the dependents of a failed training in the queue for ever
+        waits = ["--kill-on-invalid-dep=yes", f"--dependency={','.join(terms)}"] if terms else []
         return ["--parsable", f"--array=0-{len(self.jobs) - 1}", *waits]
 
 
 def batches(waiting: list[Job], submitted: Collection[str] = ()) -> list[Batch]:
-    """The waiting jobs as arrays, each after those it waits for. What is neither waiting nor `submitted` is over."""
+    """The waiting jobs as arrays, each after its dependencies. Jobs neither waiting nor `submitted` have ended."""
     found: list[Batch] = []
     rest, unfinished = list(waiting), {*submitted, *(job.key for job in waiting)}
     while rest:
@@ -73,12 +80,12 @@ def batches(waiting: list[Job], submitted: Collection[str] = ()) -> list[Batch]:
 
 
 def name(results: Path) -> str:
-    """Job name: which of a user's jobs in the queue belong to a results folder."""
+    """The name of all Slurm jobs of a results folder."""
     return f"bench-{hashlib.sha256(os.fsencode(results.absolute())).hexdigest()[:8]}"
 
 
 def script(asked: Iterable[str], results: Path, root: Path, device: str, todo: list[Batch]) -> str:
-    """The batch script. `asked`: options of sbatch without dashes; `todo`: what it submits if started without keys."""
+    """The batch script. `asked`: options of sbatch without dashes; `todo`: the arrays that it submits without keys."""
     results = results.absolute()
     header = [f"--job-name={name(results)}", "--output=/dev/null", "--requeue", *(f"--{option}" for option in asked)]
     command = [sys.executable, "-m", "bench", "worker"]
@@ -110,7 +117,7 @@ def script(asked: Iterable[str], results: Path, root: Path, device: str, todo: l
 
 
 def environment() -> dict[str, str]:
-    """What a job needs of this environment, with absolute paths; Slurm's own `--export` may carry nothing."""
+    """The variables of this environment that a job needs, with absolute paths; Slurm's `--export` may pass none."""
     found = {key: os.environ[key] for key in CARRIED if os.environ.get(key)}
     return {
         key: os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep) if part)
@@ -119,7 +126,7 @@ def environment() -> dict[str, str]:
 
 
 def check(option: str) -> str:
-    """One of sbatch's options as the script says it, without dashes. Raises ValueError for what bench sets itself."""
+    """An option of sbatch as the script has it, without dashes. Raises ValueError for those that bench sets itself."""
     bare = option.lstrip("-")
     word = bare.partition("=")[0]
     if "\n" in option or "\r" in option or not re.fullmatch(r"[a-z][a-z0-9-]+", word):
@@ -132,7 +139,7 @@ def check(option: str) -> str:
 
 
 def require(tool: str) -> None:
-    """Raises MissingDependency where this machine has no such command of Slurm."""
+    """Raises MissingDependency if this machine lacks the command of Slurm."""
     if not shutil.which(tool):
         raise MissingDependency(
             f"--executor slurm needs Slurm's `{tool}` on the PATH: start it on a login node of the cluster, or write "
@@ -141,51 +148,51 @@ def require(tool: str) -> None:
 
 
 def command(*words: str) -> str:
-    """Output of one of Slurm's commands. Raises MissingDependency without Slurm, SlurmError with its words."""
+    """Output of a command of Slurm. Raises MissingDependency without Slurm, SlurmError with its error message."""
     require(words[0])
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         raise SlurmError(f"Slurm's {words[0]} did not answer within 2 minutes") from None
     if done.returncode:
-        said = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
-        raise SlurmError(f"Slurm's {words[0]} failed: {'; '.join(said) or f'exit code {done.returncode}'}")
+        lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
+        raise SlurmError(f"Slurm's {words[0]} failed: {'; '.join(lines) or f'exit code {done.returncode}'}")
     return done.stdout
 
 
 def queue(results: Path) -> dict[str, str]:
-    """State of each task in the queue, and of those that just left it: `12_0` -> RUNNING."""
-    said = command(
+    """State of each task in the queue, and of those that left it recently: `12_0` -> RUNNING."""
+    answer = command(
         "squeue", "--noheader", "--array", "--states=all", f"--name={name(results)}", f"--user={os.getuid()}",
         "--format=%i|%T",
     )  # fmt: skip
-    return parse_queue(said)
+    return parse_queue(answer)
 
 
-def parse_queue(said: str) -> dict[str, str]:
+def parse_queue(answer: str) -> dict[str, str]:
     """Lines `12_0|RUNNING` of squeue."""
-    rows = [line.strip().split("|") for line in said.splitlines() if "|" in line]
+    rows = [line.strip().split("|") for line in answer.splitlines() if "|" in line]
     return {row[0]: row[1] for row in rows}
 
 
 def ending(task: str) -> str:
-    """What Slurm tells of a task that is over; empty where it has forgotten it."""
+    """Slurm's description of a task that has ended; empty once Slurm has forgotten it."""
     try:
         return command("scontrol", "--oneliner", "show", "job", task)
     except SlurmError:
         return ""
 
 
-def fields(said: str) -> dict[str, str]:
+def fields(answer: str) -> dict[str, str]:
     """`JobState=FAILED Reason=NonZeroExitCode ... ExitCode=0:9` of a task."""
-    return dict(re.findall(r"(?<!\S)(JobState|Reason|ExitCode)=(\S+)", said))
+    return dict(re.findall(r"(?<!\S)(JobState|Reason|ExitCode)=(\S+)", answer))
 
 
-def parse_job(said: str) -> str:
-    """Why a task is over, in words."""
-    if not said:
+def parse_job(answer: str) -> str:
+    """A description of how a task ended. `answer`: from `ending`."""
+    if not answer:
         return "it left Slurm's queue"
-    found = fields(said)
+    found = fields(answer)
     state, reason = found.get("JobState", "unknown"), found.get("Reason", "None")
     code, _, number = found.get("ExitCode", "0:0").partition(":")
     parts = [f"Slurm says {state}"]
@@ -201,5 +208,5 @@ def parse_job(said: str) -> str:
 def _signal(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # Slurm's own, for failures of its daemons
+    except ValueError:  # a number of Slurm's for failures of its daemons
         return f"signal {number}"

@@ -1,4 +1,4 @@
-"""Which job next: that with the most work behind it. No processes and no files, so a simulation runs the same code."""
+"""The order of jobs: first the one with the most work behind it. Free of processes and files, for simulations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterable, KeysView
 
 from bench.planning.job import Job
 
-ORDER = ("audit", "evaluate", "shard", "import", "train")  # among equals, what finishes a row goes first
-# seconds, where nothing of its kind is known
+ORDER = (
+    "audit",
+    "evaluate",
+    "shard",
+    "import",
+    "train",
+)  # among equally urgent jobs, those that finish a row of the table go first
+# seconds of a job where no record of its kind exists
 NOMINAL = {"train": 600.0, "import": 10.0, "evaluate": 60.0, "shard": 60.0, "audit": 60.0}
 
 
 def expected(jobs: Iterable[Job], seconds: Callable[[Job], float | None]) -> dict[str, float]:
-    """Seconds of every job by key. One of unknown length is taken to be as long as the longest known of its kind:
-    started early it harms little, and what it teaches comes early."""
+    """Seconds of every job by key. A job of unknown length counts as the longest known one of its kind: an early start
+    costs little, and its measurement comes early."""
     known = {job.key: seconds(job) for job in jobs}
     longest: dict[str, float] = {}
     for job in jobs:
@@ -28,8 +34,8 @@ def expected(jobs: Iterable[Job], seconds: Callable[[Job], float | None]) -> dic
 
 
 def urgencies(jobs: Iterable[Job], seconds: dict[str, float], lanes: int) -> dict[str, float]:
-    """Seconds that are left at the least when a job starts: its own and those of what waits for it, which is the
-    longest chain, or all of that work shared among the lanes, whichever is more."""
+    """A lower bound on the seconds left when a job starts: its own plus those of its dependents, which are the longest
+    chain or all of that work shared among the lanes, whichever is more."""
     known = {job.key: job for job in jobs}
     after = children(known.values())
     chains, behind = dict[str, float](), dict[str, set[str]]()
@@ -54,7 +60,7 @@ def children(jobs: Iterable[Job]) -> dict[str, list[str]]:
 
 
 def _in_order(known: dict[str, Job]) -> list[str]:
-    """Keys, each after what it waits for."""
+    """Keys, each after those of the jobs that it waits for."""
     after = children(known.values())
     left = {key: len({need for need in job.waits if need in known}) for key, job in known.items()}
     order = [key for key, count in left.items() if count == 0]
@@ -67,7 +73,7 @@ def _in_order(known: dict[str, Job]) -> list[str]:
 
 
 class Queue:
-    """Jobs that have to run, and which of them can start now, most urgent first; equal ones keep the planned order.
+    """Jobs that have to run, and those of them that can start, most urgent first; equal ones keep the planned order.
 
     A job enters once all it waits for is over. Costs of a step do not grow with the number of jobs that wait for
     others, and nothing is read from disk.
@@ -89,7 +95,7 @@ class Queue:
         return len(self._open) - len(self._started)
 
     def weigh(self, seconds: dict[str, float]) -> None:
-        """Order anew, by what is known now of how long jobs take."""
+        """Sort again by new estimates of the seconds of each job."""
         left = [self.jobs[key] for key in self._open]
         self._urgency = urgencies(left, seconds, self.lanes)
         self._ready = sorted(
@@ -97,7 +103,7 @@ class Queue:
         )
 
     def ready(self) -> list[Job]:
-        """What can start now, in the order in which it should."""
+        """The jobs that can start now, most urgent first."""
         return [self.jobs[key] for *_, key in self._ready]
 
     def waiting(self) -> list[Job]:
@@ -105,19 +111,19 @@ class Queue:
         return [self.jobs[key] for key in self._order if key in self._open and key not in self._started]
 
     def start(self, job: Job) -> None:
-        """A job runs from now on, or was submitted to start once what it waits for has ended."""
+        """A job runs from now on, or starts without further action once the jobs that it waits for have ended."""
         if not self._open[job.key]:
             self._ready.remove(self._rank(job.key))
         self._started.add(job.key)
 
     def again(self, job: Job) -> None:
-        """A job that ran has to start once more."""
+        """A started job has to start again."""
         self._started.remove(job.key)
         if not self._open[job.key]:
             insort(self._ready, self._rank(job.key))
 
     def over(self, job: Job) -> list[Job]:
-        """A job has ended, or will never start; gives the jobs that waited for it."""
+        """A job has ended or will never start; returns the jobs that waited for it."""
         if job.key not in self._started and not self._open[job.key]:
             self._ready.remove(self._rank(job.key))
         self._started.discard(job.key)
@@ -131,7 +137,7 @@ class Queue:
 
     @property
     def pending(self) -> KeysView[str]:
-        """Keys of all jobs that are not over."""
+        """Keys of all jobs that have not ended."""
         return self._open.keys()
 
     def _rank(self, key: str) -> tuple[float, int, int, str]:
@@ -140,7 +146,7 @@ class Queue:
 
 
 def simulate(jobs: list[Job], seconds: dict[str, float], lanes: int, guess: dict[str, float] | None = None) -> float:
-    """Seconds until all jobs are over on so many lanes. `guess`: what the order is made from (default: the truth)."""
+    """Seconds until all jobs have ended on `lanes` lanes. `guess`: estimates for the order (default: `seconds`)."""
     queue, now = Queue(jobs, seconds if guess is None else guess, lanes), 0.0
     running: list[tuple[float, int, Job]] = []
     count = 0
@@ -155,7 +161,7 @@ def simulate(jobs: list[Job], seconds: dict[str, float], lanes: int, guess: dict
 
 
 def bound(jobs: list[Job], seconds: dict[str, float], lanes: int) -> float:
-    """No order is over earlier than this: the longest chain, or all work shared evenly."""
+    """A lower bound on the seconds of any order: the longest chain, or all work shared evenly, whichever is more."""
     known = {job.key: job for job in jobs}
     ends: dict[str, float] = {}
     for key in _in_order(known):

@@ -50,23 +50,16 @@ class Slurm(Backend):
     retries: ClassVar[frozenset[retries.Step]] = frozenset({"halve"})
     root: Path
     asked: tuple[str, ...] = ()
-    device: str = "cpu"
+    kind: str = "cpu"
     max_jobs: int | None = None
     detach: bool = False
 
-    @property
-    def kind(self) -> str:
-        """See Backend."""
-        return self.device
-
-    @property
-    def lanes(self) -> int:
-        """See Backend."""
-        return self.max_jobs or 8
+    def __post_init__(self) -> None:
+        self.lanes = self.max_jobs or 8
 
     def devices(self) -> str:
         """See Backend."""
-        return f"{self.device}, on the nodes that Slurm assigns"
+        return f"{self.kind}, on the nodes that Slurm assigns"
 
     def problems(self, jobs: list[Job], store: Store) -> list[str]:
         """See Backend. Raises SlurmError if Slurm does not answer. Slurm checks the options when the first job is
@@ -159,7 +152,7 @@ class Slurm(Backend):
     def _sbatch(self, batch: Batch, live: dict[str, str]) -> None:
         folder = self.store.root / "slurm"
         folder.mkdir(exist_ok=True)
-        text = script(self.asked, self.store.root, self.root, self.device, [])
+        text = script(self.asked, self.store.root, self.root, self.kind, [])
         write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch makes a copy of its own
         keys = [job.key for job in batch.jobs]
         answer = command("sbatch", *batch.options(live), str((folder / "job.sh").absolute()), *keys)
@@ -218,7 +211,7 @@ class Slurm(Backend):
         for job in waiting:  # a valid record whose files are missing would stop the worker
             if store.done(job.key) and claims.take(job.key) == "run":
                 claims.release(job.key)
-        return script(self.asked, store.root, self.root, self.device, batches(waiting))
+        return script(self.asked, store.root, self.root, self.kind, batches(waiting))
 
 
 def _cancel(tasks: list[str]) -> None:

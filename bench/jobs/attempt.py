@@ -1,5 +1,5 @@
-"""One job by whoever may do it: the lease is taken here, kept alive, and given back. What `bench worker KEY`, a task of
-Slurm and a task of Ray do; the executors local and debug hold the lease themselves.
+"""Run one job under its lease, which is taken, kept alive and released here: `bench worker KEY`, and so each task of
+Slurm and Ray. Under the executors local and debug the driver holds the lease.
 
 Free of torch until a job begins.
 """
@@ -22,19 +22,19 @@ from bench.planning.job import Job
 from bench.records.leases import Lease, claim, holders, this_machine
 from bench.records.store import Store
 
-HELD = 5  # exit code: another process is at the job, or it is over; nothing was done
-ATTEMPTS = "attempts.json"  # retries so far, while a job is not over: they outlive the process
+HELD = 5  # exit code: another process runs the job, or it has ended; nothing was done
+ATTEMPTS = "attempts.json"  # the retries of a job that has not ended; they outlive the process
 POLL = 1.0  # seconds between looks at a lease
 WORDS = {
-    "held": "is held: another process does it; nothing was done",
-    "over": "is over: its record stands; nothing was done",
+    "held": "is held: another process runs it; nothing was done",
+    "over": "is over: it has a valid record; nothing was done",
 }
 
 
 def attempt(results: Path, key: str, root: Path, device: str = "cpu", workers: int = 1) -> str:
-    """Do a job; gives its record's state. "held": another process is at it, "over": its record stands already.
+    """Run a job; returns the state of its record, "held" if another process runs it, "over" if it has a valid record.
 
-    An evaluation that runs out of memory is done again with its passes halved, by the rules of bench.jobs.retries.
+    An evaluation that runs out of memory runs again with half the batch in each pass (bench.jobs.retries).
     """
     store = Store(results)
     job = store.job(key)
@@ -52,7 +52,7 @@ def attempt(results: Path, key: str, root: Path, device: str = "cpu", workers: i
 
 
 def tried(store: Store, key: str) -> list[dict[str, Any]]:
-    """The retries of a job so far, as its record will tell them."""
+    """The retries of a job so far, as its record will list them."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads((store.folder(key) / ATTEMPTS).read_text(encoding="utf-8"))
         return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
@@ -76,7 +76,7 @@ def next_attempt(
 
 
 def forget(store: Store, key: str) -> None:
-    """The job is over: its record tells what was tried."""
+    """The job has ended: from now on its record lists the retries."""
     (store.folder(key) / ATTEMPTS).unlink(missing_ok=True)
 
 
@@ -93,7 +93,7 @@ def _do(store: Store, job: Job, root: Path, device: str, workers: int) -> str:
 
 
 def _beside(device: str) -> int:
-    """How many jobs like this one fit on a node of Slurm's that is not this job's alone; GPUs are not shared there."""
+    """How many jobs of this size fit on a node that Slurm shares among jobs; Slurm does not share GPUs."""
     mine = int(os.environ.get("SLURM_CPUS_ON_NODE") or 0)
     return max((os.cpu_count() or 1) // mine, 1) if mine and device == "cpu" else 1
 
@@ -108,13 +108,13 @@ def _free() -> None:
 
 
 def _lease(store: Store, key: str) -> Lease | None:
-    """The lease of a job, None where its holder shows a sign of life: its process here, or a heartbeat from elsewhere.
+    """The lease of a job, None if its holder is alive: a process of this machine, or a heartbeat from another one.
 
-    A job that Slurm ended and starts anew on another machine thus waits until the lease of its own past is stale.
+    A job that Slurm restarts on another machine thus waits until the lease of its previous task is stale.
     """
     seen: tuple[str, float] | None = None
     while (lease := claim(store, key)) is None:
-        with unless_gone():  # given back meanwhile
+        with unless_gone():  # released meanwhile
             holder = max(holders(store.folder(key), time.time()), key=lambda each: each.generation, default=None)
             if holder is not None:
                 now = holder.path.name, holder.path.stat().st_mtime
@@ -127,7 +127,7 @@ def _lease(store: Store, key: str) -> Lease | None:
 
 @contextlib.contextmanager
 def _watched(lease: Lease) -> Iterator[None]:
-    """Inside, this process ends at once when another one took its job over: the folder is no longer its own."""
+    """Within the block, this process ends at once if another one takes its job over: the folder belongs to that one."""
     over = threading.Event()
 
     def watch() -> None:

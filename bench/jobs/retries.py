@@ -1,4 +1,4 @@
-"""What a failed worker means, and whether its job is tried again. Facts in, decision out: no processes, no files.
+"""Why a worker failed, and whether its job runs again. Pure decisions, without processes and files.
 
 | what happened | what is done |
 |---|---|
@@ -31,7 +31,7 @@ WORDS: dict[Step, str] = {
 }
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError", "FixedBatch")
 NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cannot allocate memory")
-# after these the CUDA context is lost and the job is not to blame; a failed assert in a kernel is the job's own fault
+# after these the CUDA context is lost, through no fault of the job; a failed assert in a kernel is its own fault
 DEVICE = (
     "CUDA error: unspecified launch failure",
     "CUDA error: an illegal memory access",
@@ -53,7 +53,7 @@ DEVICE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a worker left no result. `peak`: MB it held at most, where known."""
+    """Why a worker left no result. `peak`: the most MB that it held, where known."""
 
     kind: Kind
     name: str
@@ -62,7 +62,7 @@ class Fault:
 
 
 def classify(name: str, message: str) -> Kind:
-    """Kind of an exception by its type's name and its text: the same in the worker and in the driver."""
+    """Kind of an exception, by the name of its type and its text; the worker and the driver agree on it."""
     if name in OUT_OF_MEMORY or any(text in message for text in NO_MEMORY):
         return "oom"
     return "device" if any(text in message for text in DEVICE) else "raised"
@@ -71,7 +71,7 @@ def classify(name: str, message: str) -> Kind:
 def fault(
     record: dict[str, Any] | None, code: int | None, late: float | None, kernel: bool, peak: float | None
 ) -> Fault | None:
-    """What went wrong, None where the job has a result.
+    """The fault of a job, None if it has a result.
 
     `code`: exit code of the worker; `late`: the limit it was killed at; `kernel`: did the kernel kill for memory
     meanwhile; `peak`: resident MB seen last.
@@ -94,7 +94,7 @@ def fault(
 
 
 def step(what: Fault, job: Job, before: Sequence[dict[str, Any]], shared: bool) -> Step:
-    """What to do after a fault. `before`: the retries so far; `shared`: had the job company on its device?"""
+    """What to do after a fault. `before`: the retries so far; `shared`: did other jobs run on its device?"""
     done = [entry["step"] for entry in before]
     if what.kind == "died":
         return "again" if done.count("again") < AGAIN else "give up"
@@ -111,9 +111,9 @@ def step(what: Fault, job: Job, before: Sequence[dict[str, Any]], shared: bool) 
 
 
 def entry(what: Fault, chosen: Step) -> dict[str, Any]:
-    """How a retry is told in the record of the job."""
-    told: dict[str, Any] = {"step": chosen, "type": what.name, "message": what.message}
-    return told | ({"peak_memory_mb": what.peak} if what.peak else {})
+    """A retry as the record of the job lists it."""
+    found: dict[str, Any] = {"step": chosen, "type": what.name, "message": what.message}
+    return found | ({"peak_memory_mb": what.peak} if what.peak else {})
 
 
 def halvings(before: Sequence[dict[str, Any]]) -> int:
