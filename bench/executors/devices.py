@@ -82,15 +82,17 @@ def _smi(what: str) -> list[list[str]]:
     command = ["nvidia-smi", what, "--format=csv,noheader,nounits"]
     try:
         tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        said, _ = tool.communicate(timeout=ANSWER)
+        answer, _ = tool.communicate(timeout=ANSWER)
     except OSError as error:
         raise NoAnswer(f"nvidia-smi cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         tool.kill()  # without waiting: a process stuck in the driver cannot be killed
         raise NoAnswer(f"nvidia-smi did not answer within {ANSWER:g} s") from None
-    if tool.returncode and "no devices were found" not in said.lower():
-        raise NoAnswer(f"nvidia-smi failed with exit code {tool.returncode} ({' '.join(said.split()) or 'no message'})")
-    return [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
+    if tool.returncode and "no devices were found" not in answer.lower():
+        raise NoAnswer(
+            f"nvidia-smi failed with exit code {tool.returncode} ({' '.join(answer.split()) or 'no message'})"
+        )
+    return [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.strip()]
 
 
 def _number(text: str) -> float | None:
@@ -131,10 +133,10 @@ def slots(
     named: Sequence[str] = (),
     ask: Callable[[], list[Gpu]] = query,
 ) -> list[Slot]:
-    """Slots for `--device auto|cpu|cuda`. `named`: the GPUs of --gpus, busy or not; else those that nobody uses.
+    """Slots for `--device auto|cpu|cuda`. `named`: the GPUs of --gpus, busy or not; else the free ones.
 
     `jobs_per_gpu` None: as many as their measured memory allows. Raises ValueError where CUDA is asked for and there
-    is none, where a named GPU is not there, where all GPUs are busy, and where nobody can tell whether there are any:
+    is none, where a named GPU is not there, where all GPUs are busy, and where nvidia-smi fails:
     none of that ends on the CPU unasked.
     """
     if device not in ("auto", "cpu", "cuda"):
