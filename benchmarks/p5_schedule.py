@@ -26,7 +26,7 @@ from bench.executors.devices import Slot
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.schedule import bound, simulate
-from bench.planning.job import Job
+from bench.planning.job import Job, job_of
 from bench.records.store import Store
 
 DRAWS, LANES, JOBS_PER_LANE = 2000, (2, 4, 8), 8
@@ -39,7 +39,7 @@ Record = dict[str, Any]
 def job(number: int, images: int, defense: str = "sleeps") -> Job:
     """A training of so many images, and thus of RATE seconds each."""
     about = {"data": {"name": "digits", "train": images}, "model": {"name": "mlp"}, "train": {"epochs": 1}}
-    return Job("train", {**about, "defense": {"name": defense, "set": {}}, "seed": number})
+    return job_of("train", {**about, "defense": {"name": defense, "set": {}}, "seed": number})
 
 
 def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[dict[str, Any]]) -> str:
@@ -63,7 +63,7 @@ def draws(lanes: int) -> Record:
     flat = [job(number, 1) for number in range(JOBS_PER_LANE * lanes)]
     trained = flat[: 2 * lanes]
     what = {"attack": {"name": "pgd", "set": {}}, "seed": 0}
-    deep = trained + [Job("evaluate", {**what, "n": n}, (each.key,)) for each in trained for n in (1, 2, 3)]
+    deep = trained + [job_of("evaluate", {**what, "n": n}, (each.key,)) for each in trained for n in (1, 2, 3)]
     for _ in range(DRAWS):
         seconds = {each.key: draw.lognormvariate(0.0, 1.0) for each in flat}
         guess = {key: value * draw.uniform(0.7, 1.3) for key, value in seconds.items()}

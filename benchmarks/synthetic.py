@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.atomic import file_hash, write_atomic
 from bench.planning.evaluations import RANDOMISED_REVISION
-from bench.planning.job import Job
+from bench.planning.job import Job, job_of
 from bench.records.store import SAMPLES, Store
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding
@@ -53,17 +53,17 @@ def trainings(count: int) -> Iterator[Job]:
             "train": {"epochs": 2, "lr": 0.1},
             "seed": seed,
         }
-        yield Job("train", what)
+        yield job_of("train", what)
 
 
 def evaluations(train: Job, n: int) -> Iterator[tuple[Job, float]]:
     """The evaluations of a training, and the share of images that withstand each."""
     base = {"engine": RANDOMISED_REVISION, "n": n, "seed": train.what["seed"], "weights": "last"}
-    yield Job("evaluate", {**base, "attack": _attack("clean", {}), "threat": None}, (train.key,)), 0.95
+    yield job_of("evaluate", {**base, "attack": _attack("clean", {}), "threat": None}, (train.key,)), 0.95
     for eps in EPS:
         for place, (name, settings) in enumerate(ATTACKS.items()):
             what = {**base, "attack": _attack(name, settings), "threat": {"norm": "Linf", "eps": eps}}
-            yield Job("evaluate", what, (train.key,)), 0.9 - 2 * float(eps) - 0.05 * place
+            yield job_of("evaluate", what, (train.key,)), 0.9 - 2 * float(eps) - 0.05 * place
 
 
 def _attack(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def write(root: Path, count: int, n: int) -> Store:
         threats = [{"norm": "Linf", "eps": eps} for eps in EPS]
         about = {"part": "model", "level": "quick", "threats": threats, "weights": "last", "n": 256}
         fine = [Finding(check.code, "ok").to_json() for check in CHECKS.values() if check.source == "model"]
-        audit = Job("audit", {**about, "seed": train.what["seed"]}, (train.key,))
+        audit = job_of("audit", {**about, "seed": train.what["seed"]}, (train.key,))
         _put(store, audit, {"index": np.arange(256)}, {"findings": fine})
     return store
 

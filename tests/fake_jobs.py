@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from factories import toy_job
+
 from bench.executors.base import Event
 from bench.planning.job import Job
 from bench.records.store import Store
@@ -32,13 +34,13 @@ ERRORS = {
 def train(seed: int, images: int = 100, defense: str = "standard") -> Job:
     """A training; its length follows its images."""
     about = {"data": {"name": "digits", "train": images}, "model": {"name": "mlp"}, "train": {"epochs": 1}}
-    return Job("train", {**about, "defense": {"name": defense, "set": {}}, "seed": seed})
+    return toy_job("train", {**about, "defense": {"name": defense, "set": {}}, "seed": seed})
 
 
 def evaluate(trained: Job, n: int = 100, attack: str = "pgd") -> Job:
     """An evaluation of a training; its length follows its images."""
     what = {"attack": {"name": attack, "set": {}}, "n": n, "seed": 0, "threat": {"norm": "Linf", "eps": "0.1"}}
-    return Job("evaluate", what, (trained.key,))
+    return toy_job("evaluate", what, (trained.key,))
 
 
 def measured(store: Store, job: Job, seconds: float, cuda: float | None = None) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from factories import toy_job
+
 from bench.atomic import file_hash, write_atomic
 from bench.executors.debug import Debug
 from bench.executors.driver import drive
@@ -26,7 +28,7 @@ def matrix(trainings: int = 4, evaluations: int = 3) -> list[Job]:
     """Trainings with seeds 0, 1, ... and some evaluations of each."""
     jobs = []
     for number in range(trainings):
-        train = Job(
+        train = toy_job(
             "train",
             {
                 "engine": 1,
@@ -44,7 +46,7 @@ def matrix(trainings: int = 4, evaluations: int = 3) -> list[Job]:
             threat = None if name == "clean" else {"norm": "Linf", "eps": "0.1"}
             attack = {"name": name, "set": {}, "revision": 1}
             what = {"engine": 1, "attack": attack, "threat": threat, "n": N, "seed": number, "weights": "last"}
-            jobs.append(Job("evaluate", what, (train.key,)))
+            jobs.append(toy_job("evaluate", what, (train.key,)))
     return jobs
 
 

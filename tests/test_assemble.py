@@ -11,12 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from factories import toy_job  # noqa: E402
+
 from bench.atomic import file_hash  # noqa: E402
 from bench.core.classifier import Classifier  # noqa: E402
 from bench.data.images import Images, load  # noqa: E402
 from bench.jobs.evaluate import evaluate  # noqa: E402
 from bench.jobs.evaluation_job import assemble  # noqa: E402
-from bench.planning.job import Job  # noqa: E402
 from bench.records.store import SAMPLES, Store  # noqa: E402
 
 N, WRONG = 16, 8  # images, and how many of the first ones the model gets wrong without an attack
@@ -42,7 +43,7 @@ def test_a_shard_without_an_attacked_image_lacks_its_columns_and_fits_all_the_sa
     store, keys = Store(tmp_path / "results"), []
     store.prepare()
     for images in ([0, WRONG], [WRONG, N]):
-        shard = Job("shard", {**what, "images": images}, ("0" * 12,))
+        shard = toy_job("shard", {**what, "images": images}, ("0" * 12,))
         columns, _, metrics = evaluate(shard.what, model, data, lambda values: None)
         assert (column in columns) == (images[0] == WRONG)
         store.add(shard)
@@ -50,7 +51,7 @@ def test_a_shard_without_an_attacked_image_lacks_its_columns_and_fits_all_the_sa
         np.savez(path, **{name: values.numpy() for name, values in columns.items()})
         store.put(shard, "done", {"metrics": metrics, "files": {SAMPLES: file_hash(path)}})
         keys.append(shard.key)
-    found, _, _ = assemble(store, Job("evaluate", what, ("0" * 12,), tuple(keys)))
+    found, _, _ = assemble(store, toy_job("evaluate", what, ("0" * 12,), tuple(keys)))
     assert len(found[column]) == N
     missing = found[column][:WRONG]
     assert bool(missing.isnan().all() if missing.is_floating_point() else (missing == 0).all())

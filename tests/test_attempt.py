@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import toy_job
 from harness import Bench, alive, outcomes, states, tiny, write_plugins
 
 from bench.jobs import attempt as attempts
 from bench.jobs import worker
 from bench.jobs.attempt import ATTEMPTS, HELD, attempt, forget, next_attempt, tried
 from bench.jobs.retries import Fault
-from bench.planning.job import Job
 from bench.records import leases
 from bench.records.leases import STALE, claim, holder_of, this_machine
 from bench.records.store import Store
 
-TRAIN = Job("train", {"seed": 0})
-EVALUATE = Job("evaluate", {"n": 1}, (TRAIN.key,))
+TRAIN = toy_job("train", {"seed": 0})
+EVALUATE = toy_job("evaluate", {"n": 1}, (TRAIN.key,))
 EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
 NO_MEMORY = {**EMPTY, "error": {"type": "OutOfMemoryError", "message": "no room"}}
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from factories import toy_job
 from harness import Bench, tiny, write_plugins
 
 from bench.executors.clusters import Cluster
@@ -23,14 +24,13 @@ from bench.executors.sbatch import (
     parse_queue,
     script,
 )
-from bench.planning.job import Job
 from bench.records.store import Store
 
-TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
-FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
-LAST = Job("evaluate", {"n": 3}, (TRAIN.key, FIRST.key, SECOND.key))
-SHARDS = [Job("shard", {"images": [k, k + 1]}, (OTHER.key,)) for k in range(2)]
-WHOLE = Job("evaluate", {"n": 4}, (OTHER.key,), tuple(shard.key for shard in SHARDS))
+TRAIN, OTHER = (toy_job("train", {"seed": seed}) for seed in (0, 1))
+FIRST, SECOND = (toy_job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
+LAST = toy_job("evaluate", {"n": 3}, (TRAIN.key, FIRST.key, SECOND.key))
+SHARDS = [toy_job("shard", {"images": [k, k + 1]}, (OTHER.key,)) for k in range(2)]
+WHOLE = toy_job("evaluate", {"n": 4}, (OTHER.key,), tuple(shard.key for shard in SHARDS))
 ODD = 'a b\'c "d" é $HOME `x` %j \\n #'
 
 
@@ -53,14 +53,14 @@ def test_only_what_is_not_over_is_waited_for() -> None:
 
 
 def test_no_array_is_larger_than_a_cluster_allows() -> None:
-    jobs = [Job("train", {"seed": seed}) for seed in range(2 * MOST_TASKS + 1)]
+    jobs = [toy_job("train", {"seed": seed}) for seed in range(2 * MOST_TASKS + 1)]
     found = batches(jobs)
     assert [len(batch.jobs) for batch in found] == [MOST_TASKS, MOST_TASKS, 1]
     assert [job for batch in found for job in batch.jobs] == jobs
 
 
 def test_a_circle_is_refused_and_not_walked() -> None:
-    lost = Job("evaluate", {"n": 9}, (TRAIN.key,))
+    lost = toy_job("evaluate", {"n": 9}, (TRAIN.key,))
     object.__setattr__(lost, "needs", (lost.key,))
     with pytest.raises(ValueError, match="wait for each other"):
         batches([lost])

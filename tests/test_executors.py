@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from factories import toy_job
 from harness import outcomes, write_plugins
 
 from bench.atomic import file_hash
@@ -21,8 +22,8 @@ from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store, weights_file
 
-TRAIN = Job("train", {"seed": 0})
-FIRST, SECOND = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
+TRAIN = toy_job("train", {"seed": 0})
+FIRST, SECOND = (toy_job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
 JOBS = [TRAIN, FIRST, SECOND]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import toy_job
 from fake_store import N, contents, matrix, npz, run
 from harness import Bench
 
@@ -293,7 +294,7 @@ def test_gc_removes_what_nobody_reads_and_no_record(store: Store, bench: Bench) 
         os.utime(folder / name, (time.time() - age,) * 2)
     (folder / "lease-000003.json").write_bytes(b"89")
     os.utime(folder / "lease-000003.json", (1.0, 1.0))
-    whole = Job("evaluate", {**STEEP.what, "n": 2 * N}, STEEP.needs, (STEEP.key,))
+    whole = toy_job("evaluate", {**STEEP.what, "n": 2 * N}, STEEP.needs, (STEEP.key,))
     store.add(whole)
     before = contents(RESULTS)
     dry = bench("gc", "--dry-run")

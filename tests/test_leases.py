@@ -14,17 +14,17 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from factories import toy_job
 
 from bench.executors.base import Event
 from bench.executors.debug import Debug
 from bench.executors.driver import drive
-from bench.planning.job import Job
 from bench.records import leases
 from bench.records.leases import STALE, Claims, claim, holder_of, holders
 from bench.records.store import Store
 
-TRAIN = Job("train", {"seed": 0})
-EVALUATE = Job("evaluate", {"n": 1}, (TRAIN.key,))
+TRAIN = toy_job("train", {"seed": 0})
+EVALUATE = toy_job("evaluate", {"n": 1}, (TRAIN.key,))
 EMPTY = {"metrics": {}, "files": {}}
 
 
@@ -197,7 +197,7 @@ def _race(root: Path, barrier: Barrier, rounds: int, sender: object) -> None:
     store, won = Store(root), []
     for number in range(rounds):
         barrier.wait()
-        if claim(store, Job("train", {"seed": number}).key) is not None:
+        if claim(store, toy_job("train", {"seed": number}).key) is not None:
             won.append(number)
     barrier.wait()  # stay alive until the last claim is decided
     sender.send(won)  # type: ignore[attr-defined]
@@ -208,7 +208,7 @@ def test_exactly_one_of_four_processes_wins_each_race(store: Store, stale: bool)
     """Both for a job nobody holds, and for one whose holder is dead."""
     rounds, processes = 25, 4
     for number in range(rounds):
-        job = Job("train", {"seed": number})
+        job = toy_job("train", {"seed": number})
         store.add(job)
         if stale:
             path = store.folder(job.key) / "lease-000001.json"

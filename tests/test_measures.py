@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import toy_job
 from harness import Bench, tiny
 
 from bench.atomic import file_hash
 from bench.jobs.evaluation_job import assemble
 from bench.planning import catalog
-from bench.planning.job import Job
 from bench.records.store import Store
 from bench.results.evaluations import frame
 from bench.results.rows import rows
@@ -147,14 +147,14 @@ def test_a_measurement_in_shards_is_put_together_with_its_name(ran: Store) -> No
     assert record is not None
     shards = []
     for first, last in ((0, 10), (10, 16)):
-        shard = Job("shard", {**whole.what, "images": [first, last]}, whole.needs)
+        shard = toy_job("shard", {**whole.what, "images": [first, last]}, whole.needs)
         ran.add(shard)
         path = ran.folder(shard.key) / "samples.npz"
         np.savez(path, **{name: values[first:last] for name, values in samples.items()})
         about = {name: record[name] for name in ("metrics", "provenance")}
         ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
         shards.append(shard.key)
-    columns, images, metrics = assemble(ran, Job(whole.kind, whole.what, whole.needs, tuple(shards)))
+    columns, images, metrics = assemble(ran, toy_job(whole.kind, whole.what, whole.needs, tuple(shards)))
     assert images is None
     assert metrics["measures"] == "adversarial_rise"
     assert all(np.array_equal(columns[name], values) for name, values in samples.items())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import toy_job
 from harness import Bench, states, tiny, write_plugins, written
 from test_tables import evaluated, only, store, trained
 
@@ -111,10 +112,10 @@ def test_the_origin_of_a_block_names_all_it_depends_on(
     store.prepare()
     defense = {"name": "fragile", "set": {"base": {"name": "plain", "set": {}}}}
     attack = {"name": "picky", "set": {"base": {"name": "wobble", "set": {}}}}
-    train = Job("train", {"defense": defense})
-    sources = [put(store, Job("evaluate", {"n": n}, ("0" * 12,))) for n in (1, 2)]
+    train = toy_job("train", {"defense": defense})
+    sources = [put(store, toy_job("evaluate", {"n": n}, ("0" * 12,))) for n in (1, 2)]
     keys = [source.key for source in sources]
-    job = Job("evaluate", {"attack": attack, "weights": "best"}, (train.key, *keys))
+    job = toy_job("evaluate", {"attack": attack, "weights": "best"}, (train.key, *keys))
 
     def origin(last: str = "a", best: str = "b", images: str = "c", seen: Data = data, own: Job = job) -> str:
         catalog.get.cache_clear()
@@ -203,11 +204,11 @@ def test_only_what_names_other_weights_is_done_again(tmp_path: Path) -> None:
     found = Store(tmp_path / "results")
     found.prepare()
     weights = {weights_file("last"): "last", weights_file("best"): "best"}
-    train = Job("train", {"seed": 0})
-    last, best = (Job("evaluate", {"n": 1, "weights": which}, (train.key,)) for which in ("last", "best"))
-    parts = [Job("shard", {"n": 1, "weights": "last", "images": [k, k + 1]}, (train.key,)) for k in (0, 1)]
-    whole = Job("evaluate", {"n": 2, "weights": "last"}, (train.key,), tuple(part.key for part in parts))
-    audit = Job("audit", {"n": 1, "weights": "last"}, (train.key, last.key))
+    train = toy_job("train", {"seed": 0})
+    last, best = (toy_job("evaluate", {"n": 1, "weights": which}, (train.key,)) for which in ("last", "best"))
+    parts = [toy_job("shard", {"n": 1, "weights": "last", "images": [k, k + 1]}, (train.key,)) for k in (0, 1)]
+    whole = toy_job("evaluate", {"n": 2, "weights": "last"}, (train.key,), tuple(part.key for part in parts))
+    audit = toy_job("audit", {"n": 1, "weights": "last"}, (train.key, last.key))
     jobs = [train, last, best, *parts, whole, audit]
     for job in jobs:
         found.add(job)

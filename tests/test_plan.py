@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.planning import catalog
-from bench.planning import evaluations as cells
+from bench.planning import evaluations as evaluation_planner
 from bench.planning import job as job_module
 from bench.planning import plan as planner
-from bench.planning.job import Job, NewerSchemaError
+from bench.planning.job import Job, NewerSchemaError, from_json, job_of
 from bench.planning.plan import plan
 from bench.planning.spec import build, load
 
@@ -137,7 +137,8 @@ def test_the_setting_of_an_attack_changes_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("constant", "owner"), [("TRAIN_REVISION", planner), ("EVALUATE_REVISION", cells), ("KEYS", job_module)]
+    ("constant", "owner"),
+    [("TRAIN_REVISION", planner), ("EVALUATE_REVISION", evaluation_planner), ("KEYS", job_module)],
 )
 def test_a_raised_revision_of_the_engine_changes_the_key(
     monkeypatch: pytest.MonkeyPatch, constant: str, owner: Any
@@ -315,7 +316,7 @@ def test_a_plan_leaves_its_spec_alone_and_can_be_written_and_read() -> None:
     spec = build(copy.deepcopy(BASE))
     before = spec.model_dump_json()
     for job in plan(spec, ROOT):
-        again = Job.from_json(json.loads(json.dumps(job.to_json())))
+        again = from_json(json.loads(json.dumps(job.to_json())))
         assert again == job
         assert again.key == job.key
     assert spec.model_dump_json() == before
@@ -348,7 +349,7 @@ def test_a_changed_job_is_refused(change: Callable[[dict[str, Any]], None], mess
     values = copy.deepcopy(trains(one())[0].to_json())
     change(values)
     with pytest.raises((ValueError, NewerSchemaError), match=message):
-        Job.from_json(values)
+        from_json(values)
 
 
 def test_judging_on_validation_images_makes_other_evaluations_of_the_same_training() -> None:
@@ -384,3 +385,20 @@ def test_validation_images_of_several_seeds_are_refused() -> None:
     data = {"name": "digits", "validation": 50, "split": "validation"}
     with pytest.raises(ValueError, match=r"whose images depend on the seed; expected one, got \[0, 1\]"):
         jobs(one(data=data, seeds=[0, 1]))
+
+
+def committed_jobs() -> list[tuple[str, dict[str, Any]]]:
+    """Key and content of every committed job.json."""
+    results = Path(__file__).parents[1] / "results"
+    return [(path.parent.name, json.loads(path.read_text())) for path in sorted(results.glob("*/job.json"))]
+
+
+def test_every_committed_job_has_its_key_and_its_json() -> None:
+    committed = committed_jobs()
+    assert len(committed) > 1000
+    for key, values in committed:
+        job = from_json(values)
+        content, needs = values["what"], tuple(values["needs"])
+        assert (job.key, job_of(values["kind"], content, needs).key) == (key, key)
+        assert json.dumps(job.to_json(), sort_keys=True) == json.dumps(values, sort_keys=True)
+        assert from_json(job.to_json()) == job

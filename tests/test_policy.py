@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from factories import toy_job
 from fake_jobs import evaluate, train
 
 from bench.executors.schedule import Queue, bound, expected, simulate, urgencies
@@ -64,7 +65,7 @@ def test_much_work_behind_a_job_counts_as_a_chain_does() -> None:
 def test_work_that_two_jobs_wait_for_counts_once() -> None:
     trained = train(0)
     first, second = evaluate(trained, 1), evaluate(trained, 2)
-    audit = Job("audit", {"part": "images", "level": "quick", "n": 1}, (trained.key, first.key, second.key))
+    audit = toy_job("audit", {"part": "images", "level": "quick", "n": 1}, (trained.key, first.key, second.key))
     seconds = {trained.key: 1.0, first.key: 1.0, second.key: 2.0, audit.key: 4.0}
     assert urgencies([trained, first, second, audit], seconds, 1)[trained.key] == 8.0
     assert urgencies([trained, first, second, audit], seconds, 9)[trained.key] == 7.0

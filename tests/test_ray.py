@@ -120,12 +120,12 @@ from pathlib import Path
 import ray
 from bench.executors.driver import drive
 from bench.executors.ray import Ray
-from bench.planning.job import Job
 from bench.records.store import Store
+from factories import toy_job
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
 store = Store(Path(sys.argv[1]))
 store.prepare()
-begins, lacks, stands = (Job("train", {"seed": seed}) for seed in range(3))
+begins, lacks, stands = (toy_job("train", {"seed": seed}) for seed in range(3))
 store.add(stands)
 store.put(stands, "done", {"metrics": {}, "files": {}})
 events = drive(Ray(Path(sys.argv[1]), num_gpus=0.5), [begins, lacks, stands], store)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import toy_job
 from fake_jobs import evaluate, measured, train
 from harness import Bench, tiny, write_plugins
 
@@ -113,7 +114,7 @@ def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) ->
     record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
     record(store, train(6, defense="trades"), device="CPU x", train_seconds=600.0)
     like = train(5, defense="trades").what
-    running, waiting = (Job("train", {**like, "threat": None, "seed": seed}) for seed in (7, 8))
+    running, waiting = (toy_job("train", {**like, "threat": None, "seed": seed}) for seed in (7, 8))
     for job in (running, waiting):
         store.add(job)
     told = []
@@ -130,9 +131,9 @@ def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monk
     assert bench(*tiny(*plugins, attack="clean")).code == 0
     results = Store(Path("results"))
     trained, judged = sorted(results.jobs().values(), key=lambda job: job.kind, reverse=True)
-    on_gpu = Job("train", {**trained.what, "seed": 7})
+    on_gpu = toy_job("train", {**trained.what, "seed": 7})
     record(results, on_gpu, device="GPU y", train_seconds=1e7)
-    record(results, Job("evaluate", judged.what, (on_gpu.key,)), device="GPU y", attack_seconds=1e7)
+    record(results, toy_job("evaluate", judged.what, (on_gpu.key,)), device="GPU y", attack_seconds=1e7)
     monkeypatch.setattr(live, "LINE_EVERY", 0.0)  # plain lines at every tick
     shown = bench(*tiny(*plugins, "--seeds", "1", attack="clean")).out
     lines = [line for line in shown.splitlines() if line.startswith("  time left: about ")]
@@ -199,8 +200,8 @@ def test_seconds_beside_the_work_count_once_and_long_jobs_say_more(store: Store)
 
 
 def test_shards_put_together_teach_nothing(store: Store) -> None:
-    shard = Job("shard", {**OF_OLD.what, "images": [0, 50]}, OF_OLD.needs)
-    whole = Job("evaluate", OF_OLD.what, OF_OLD.needs, (shard.key,))
+    shard = toy_job("shard", {**OF_OLD.what, "images": [0, 50]}, OF_OLD.needs)
+    whole = toy_job("evaluate", OF_OLD.what, OF_OLD.needs, (shard.key,))
     record(store, shard, attack_seconds=20.0)
     record(store, whole, wall=0.5, attack_seconds=20.0)
     estimator = Estimator(store)
@@ -228,7 +229,8 @@ def test_disk_grows_with_the_images_of_an_evaluation(store: Store) -> None:
     leaves(evaluate(OLD, n=1000), 1_200_000)
     leaves(evaluate(OLD, n=10), 40_000)  # headers, which so few images say the most of
     shards = [
-        Job("shard", {**asked.what, "images": [first, first + 1000]}, asked.needs) for first in range(0, 10_000, 1000)
+        toy_job("shard", {**asked.what, "images": [first, first + 1000]}, asked.needs)
+        for first in range(0, 10_000, 1000)
     ]
     estimator = Estimator(store)
     assert estimator.disk([asked]) == (12_000_000, 0)

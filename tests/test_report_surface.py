@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import toy_job
 from harness import Bench, tiny
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -331,14 +332,14 @@ def test_surfaces_in_shards_are_put_together(ran: Store) -> None:
     assert record is not None
     shards = []
     for first, last in ((0, 10), (10, 16)):
-        shard = Job("shard", {**whole.what, "images": [first, last]}, whole.needs)
+        shard = toy_job("shard", {**whole.what, "images": [first, last]}, whole.needs)
         ran.add(shard)
         path = ran.folder(shard.key) / "samples.npz"
         np.savez(path, **{name: values[first:last] for name, values in samples.items()})
         about = {name: record[name] for name in ("metrics", "provenance")}
         ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
         shards.append(shard.key)
-    columns, _, metrics = assemble(ran, Job(whole.kind, whole.what, whole.needs, tuple(shards)))
+    columns, _, metrics = assemble(ran, toy_job(whole.kind, whole.what, whole.needs, tuple(shards)))
     assert metrics["measures"] == "nonlinearity"
     assert all(np.array_equal(columns[name], values) for name, values in samples.items())
 

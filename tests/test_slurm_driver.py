@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import toy_job
 
 from bench.executors import driver, slurm
 from bench.executors.base import Event
@@ -19,9 +20,9 @@ from bench.planning.job import Job
 from bench.records.leases import claim, holder_of
 from bench.records.store import Store
 
-TRAIN, OTHER = (Job("train", {"seed": seed}) for seed in (0, 1))
-EVALUATE, WORST = (Job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
-LAST = Job("evaluate", {"n": 3}, (OTHER.key, WORST.key))
+TRAIN, OTHER = (toy_job("train", {"seed": seed}) for seed in (0, 1))
+EVALUATE, WORST = (toy_job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
+LAST = toy_job("evaluate", {"n": 3}, (OTHER.key, WORST.key))
 JOBS = [TRAIN, OTHER, EVALUATE, WORST, LAST]
 EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
 

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from factories import toy_job  # noqa: E402
 from fake_jobs import evaluate, train  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -16,7 +17,6 @@ from bench.core.attack import Context  # noqa: E402
 from bench.core.classifier import Classifier  # noqa: E402
 from bench.core.epsilon import Epsilon  # noqa: E402
 from bench.jobs import microbatch as passes  # noqa: E402
-from bench.planning.job import Job  # noqa: E402
 
 
 class Watched(nn.Module):
@@ -43,7 +43,7 @@ def test_a_block_is_halved_as_often_as_told() -> None:
     assert passes.rows(job, 0) is None
     assert [passes.rows(job, times) for times in (1, 2, 3)] == [250, 125, 62]
     assert passes.rows(evaluate(train(0), n=100), 1) == 50
-    shard = Job("shard", {**job.what, "images": [500, 580]}, job.needs)
+    shard = toy_job("shard", {**job.what, "images": [500, 580]}, job.needs)
     assert passes.rows(shard, 3) == 10
     assert passes.rows(train(0), 2) is None
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+from factories import toy_job
 from harness import Bench
 
 from bench.atomic import file_hash, write_atomic, write_json
@@ -19,8 +20,8 @@ from bench.planning import job as job_module
 from bench.planning.job import Job, NewerSchemaError
 from bench.records.store import Store, checksum
 
-JOB = Job("train", {"seed": 0})
-OTHER = Job("evaluate", {"n": 4}, (JOB.key,))
+JOB = toy_job("train", {"seed": 0})
+OTHER = toy_job("evaluate", {"n": 4}, (JOB.key,))
 EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import toy_job
 from harness import Bench
 
 from bench.atomic import file_hash, write_atomic
@@ -57,7 +58,7 @@ def train_job(named: str, seed: int, eps: str | None = "0.1", **other: Any) -> J
     }
     for name, value in other.items():
         what[name] = {**what[name], **value} if isinstance(what[name], dict) else value
-    return Job("train", what)
+    return toy_job("train", what)
 
 
 def trained(store: Store, name: str = "guard", seed: int = 0, state: str = "done", **other: Any) -> Job:
@@ -109,7 +110,7 @@ def evaluated(
         "weights": weights,
         **({} if split == "test" else {"split": split}),
     }
-    job = Job("evaluate", what, (train.key,))
+    job = toy_job("evaluate", what, (train.key,))
     store.add(job)
     provenance = {"commit": "abc", "dirty": False, "device": "CPU x", "workers": 1}
     if state == "done":

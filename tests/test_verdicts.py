@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import toy_job
 from harness import Bench
 from test_tables import evaluated, trained
 
@@ -66,7 +67,7 @@ def audited(
     n = len(next(iter((columns or {"": [1]}).values())))
     threats = [{"norm": threat[0], "eps": eps} for eps in threat[1:]]
     about = {"part": part, "level": level, "threats": threats, "weights": weights}
-    job = Job("audit", {**about, "n": n, "seed": train.what["seed"]}, (train.key, *evaluations))
+    job = toy_job("audit", {**about, "n": n, "seed": train.what["seed"]}, (train.key, *evaluations))
     store.add(job)
     if state != "done":
         error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}

@@ -22,7 +22,7 @@ from bench.planning import user_models as imports
 from bench.planning.duplicates import duplicates
 from bench.planning.evaluations import wants
 from bench.planning.job import Job
-from bench.planning.labels import defense_label, label
+from bench.planning.labels import label
 from bench.planning.options import to_spec
 from bench.planning.plan import plan, without_cell
 from bench.planning.spec import Spec, TrainSpec
@@ -65,7 +65,7 @@ def describe(matrix: Matrix) -> list[str]:
     if not trains:
         return imports.describe(spec, jobs, matrix.notes)
     models = sorted({job.what["model"]["name"] for job in trains})
-    names = list(dict.fromkeys(defense_label(job.what) for job in trains))
+    names = list(dict.fromkeys(job.label() for job in trains))
     attacks = list(
         dict.fromkeys(
             f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])} n={job.what['n']}"

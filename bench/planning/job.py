@@ -1,25 +1,33 @@
-"""One unit of work and its key: equal content gives equal keys, so specs share work."""
+"""The five kinds of jobs and their keys: jobs with equal content have equal keys, so specs share work.
+
+A job holds every setting with its default filled in, and the keys of the jobs whose results it uses. JSON names occur
+only here and in `job_fields` (`to_json`, `from_json`). The key is a hash over that JSON: no name in it may change.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-IMPORTED = "imported"  # the recipe of a model of the user's, of whose training nothing is known
+from bench.planning.job_fields import DataChoice, JobThreat, Normalization, PluginChoice
+from bench.planning.labels import label, with_train_eps
+
+IMPORTED = "imported"  # the recipe of a user's model, whose training is unknown
 SCHEMA = 1  # of job.json and record.json
-KEYS = 1  # part of every key: another one says that no older outcome counts
+KEYS = 1  # part of every key: raising it invalidates all earlier results
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from the schema named to the next
 
 
 class NewerSchemaError(OSError):
-    """A newer version of bench wrote this: no damage (so no ValueError), and nothing to write over."""
+    """A newer version of bench wrote this file. Not a ValueError: the file is not damaged and must not be replaced."""
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """What a job.json or record.json says, in the present schema. Raises ValueError where it has none that is known."""
+    """The content of a job.json or record.json in the present schema. Raises ValueError for an unknown schema."""
     schema = values.get("schema")
     if not isinstance(schema, int) or schema < 1:
         raise ValueError(f"schema {schema}, this version reads {SCHEMA}")
@@ -31,23 +39,26 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "schema": SCHEMA}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One unit of work. `what` has every default resolved and is all that the result depends on beside `needs`.
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What every job has.
 
-    `kind`: train, evaluate, shard (an evaluation of a range of the images) or audit (soundness checks). The first of
-    `needs` is the training and must be done; the others (images made by other evaluations) must only have ended.
-    `parts`: shards the result is put together from; not in the key, since they change no outcome.
+    - `engine`: revision of the code that does jobs of this kind.
+    - `seed`: of the training, and of what is done with its model.
+    - `needs`: keys of the jobs whose results this one uses. The first is the model's and must be done; the others
+      (evaluations whose adversarial images are used) must only have ended.
+    - `parts`: shards that the result is put together from; not in the key, since they do not change the result.
     """
 
-    kind: str
-    what: dict[str, Any]
+    kind: ClassVar[str]
+    engine: int
+    seed: int
     needs: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        text = json.dumps([KEYS, self.kind, self.what, self.needs], sort_keys=True, separators=(",", ":"))
+        text = json.dumps([KEYS, self.kind, self.content(), self.needs], sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:12])
 
     @property
@@ -55,17 +66,227 @@ class Job:
         """Every job that has to end before this one begins."""
         return (*self.needs, *self.parts)
 
-    def to_json(self) -> dict[str, Any]:
-        """What job.json holds."""
-        parts = {"parts": list(self.parts)} if self.parts else {}
-        about = {"schema": SCHEMA, "key": self.key, "kind": self.kind, "what": self.what, "needs": list(self.needs)}
-        return about | parts
+    @property
+    def model_key(self) -> str:
+        """Key of the training or import whose model the job is about."""
+        return self.needs[0] if self.needs else self.key
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Job:
-        """Rebuild a job. Raises ValueError where content and key disagree or the schema is newer than this code."""
-        values = upgraded(values)
-        job = cls(values["kind"], values["what"], tuple(values["needs"]), tuple(values.get("parts", ())))
-        if job.key != values["key"]:
-            raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")
-        return job
+    def content(self) -> dict[str, Any]:
+        """The JSON object that, with `kind` and `needs`, makes the key."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OUTSIDE}
+        return {_JSON_NAMES.get(name, name): _plain(value) for name, value in own.items()}
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The content, for callers that still read it by JSON name."""
+        return self.content()
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of job.json."""
+        parts = {"parts": list(self.parts)} if self.parts else {}
+        about = {"schema": SCHEMA, "key": self.key, "kind": self.kind, "what": self.content()}
+        return {**about, "needs": list(self.needs), **parts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(_Job):
+    """A training. `recipe`: name of the recipe; `training`: its settings (fields of `TrainSpec`)."""
+
+    kind: ClassVar[str] = "train"
+    data: DataChoice
+    model: PluginChoice
+    defense: PluginChoice
+    threat: JobThreat | None
+    recipe: str
+    training: dict[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return int(self.training["epochs"])
+
+    @property
+    def size(self) -> float:
+        """Images that the job works on, over all epochs: its time is in proportion to them."""
+        return float(self.epochs * self.data.train)
+
+    def label(self) -> str:
+        """The defense with its own settings and, where it trains against a threat, the radius."""
+        return with_train_eps(label("defenses", self.defense.name, self.defense.settings), self.threat)
+
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        return f"train {model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportJob(_Job):
+    """A user's model in the place of a training: hashes of its files, never a path.
+
+    `checkpoint`: SHA-256 of the checkpoint, None where the model file brings its weights. `randomized`: the user
+    declared the model stochastic. `defense.name` is the name of the model in tables.
+    """
+
+    kind: ClassVar[str] = "import"
+    data: DataChoice
+    model: PluginChoice
+    defense: PluginChoice
+    checkpoint: str | None
+    normalization: Normalization | None
+    randomized: bool
+    threat: ClassVar[None] = None
+    recipe: ClassVar[str] = IMPORTED
+    epochs: ClassVar[int] = 0
+    size: ClassVar[float] = 1.0
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Settings of the training: none, since bench did not run it."""
+        return {"epochs": self.epochs}
+
+    def label(self) -> str:
+        """The name that the user gave the model."""
+        return label("defenses", self.defense.name, self.defense.settings)
+
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        return f"import {model}"
+
+    def content(self) -> dict[str, Any]:
+        """The JSON object that, with `kind` and `needs`, makes the key: it has every field of a training."""
+        checkpoint = None if self.checkpoint is None else {"sha256": self.checkpoint}
+        trained = {"threat": self.threat, "recipe": self.recipe, "train": self.training}
+        return {**super().content(), **trained, "checkpoint": checkpoint}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation(_Job):
+    """One evaluation of one model on images of `split`, with its `last` or its `best` weights."""
+
+    attack: PluginChoice
+    threat: JobThreat | None
+    n: int
+    weights: str = "last"
+    split: str = "test"
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The first image and the one after the last."""
+        return 0, self.n
+
+    @property
+    def size(self) -> float:
+        """Images that the job works on: its time is in proportion to them."""
+        first, last = self.range
+        return float(last - first)
+
+    def label(self) -> str:
+        """The attack with the settings that differ from its defaults."""
+        return label("attacks", self.attack.name, self.attack.settings)
+
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        radius = f" {self.threat.norm} {self.threat.eps}" if self.threat else ""
+        return f"{self.label()}{radius} on {model}"
+
+    def content(self) -> dict[str, Any]:
+        """The JSON object that, with `kind` and `needs`, makes the key: `split` occurs only where it is not `test`."""
+        return {name: value for name, value in super().content().items() if (name, value) != ("split", "test")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob(_Evaluation):
+    """An evaluation on the first `n` images."""
+
+    kind: ClassVar[str] = "evaluate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob(_Evaluation):
+    """The part of an evaluation on `n` images that covers the images [first, last)."""
+
+    kind: ClassVar[str] = "shard"
+    images: tuple[int, int]
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The first image and the one after the last."""
+        return self.images
+
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        radius = f" {self.threat.norm} {self.threat.eps}" if self.threat else ""
+        return f"{self.label()}{radius} images {self.images[0]} to {self.images[1] - 1} on {model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditJob(_Job):
+    """Soundness checks of a model (`part` is model) or of stored adversarial images (images), on `n` images."""
+
+    kind: ClassVar[str] = "audit"
+    part: str
+    level: str
+    threats: tuple[JobThreat, ...]
+    n: int
+    weights: str = "last"
+    split: ClassVar[str] = "test"
+
+    @property
+    def size(self) -> float:
+        """Images that the job works on: its time is in proportion to them."""
+        return float(self.n)
+
+    def label(self) -> str:
+        """The part that is checked."""
+        return self.part
+
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        return f"soundness checks of the {self.part} of {model}"
+
+
+Job = TrainJob | ImportJob | EvaluateJob | ShardJob | AuditJob
+ModelJob = TrainJob | ImportJob  # gives a model
+EvaluationJob = EvaluateJob | ShardJob  # gives per-image results
+_KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (TrainJob, ImportJob, EvaluateJob, ShardJob, AuditJob)}
+_OUTSIDE = ("needs", "parts", "key")  # fields that are not part of the content
+_JSON_NAMES = {"training": "train", "normalization": "normalise", "randomized": "randomised"}
+_READ: dict[str, Callable[[Any], Any]] = {
+    **{"data": DataChoice.from_json, "threat": JobThreat.from_json, "normalization": Normalization.from_json},
+    **dict.fromkeys(("model", "defense", "attack"), PluginChoice.from_json),
+    "checkpoint": lambda values: values["sha256"],
+    "threats": lambda values: tuple(JobThreat.from_json(each) for each in values),
+    "images": tuple,
+}
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value.to_json() if hasattr(value, "to_json") else value
+
+
+def job_of(kind: str, content: dict[str, Any], needs: tuple[str, ...] = (), parts: tuple[str, ...] = ()) -> Job:
+    """The job of a kind with this content. Raises ValueError for an unknown kind or a missing field."""
+    if kind not in _KINDS:
+        raise ValueError(f"kind is '{kind}'; expected one of {', '.join(_KINDS)}")
+    names = {_JSON_NAMES.get(f.name, f.name): f.name for f in dataclasses.fields(_KINDS[kind])}
+    try:
+        given = {names[name]: value for name, value in content.items() if name in names}
+        own = {n: _READ[n](v) if n in _READ and v is not None else v for n, v in given.items()}
+        return _KINDS[kind](**own, needs=needs, parts=parts)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a job of kind {kind} with missing or malformed fields: {error}") from None
+
+
+def from_json(values: dict[str, Any]) -> Job:
+    """The job of a job.json. Raises ValueError where content and key disagree, or for an unknown schema."""
+    values = upgraded(values)
+    try:
+        job = job_of(values["kind"], values["what"], tuple(values["needs"]), tuple(values.get("parts", ())))
+    except ValueError as error:
+        raise ValueError(f"job {values['key']} was changed: {error}") from None
+    if job.key != values["key"]:
+        raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")
+    return job

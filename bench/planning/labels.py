@@ -1,10 +1,11 @@
-"""Short display names: what tells two jobs apart, and nothing else."""
+"""Short display names: a plug-in with the settings that differ from its defaults."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from bench.planning import catalog
+from bench.planning.job_fields import JobThreat
 
 
 def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
@@ -21,13 +22,12 @@ def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
     return f"{name} ({text})" if text else name
 
 
-def defense_label(what: dict[str, Any]) -> str:
-    """A training job's defense with its own settings and, where it trains against a threat, the budget."""
-    text = label("defenses", what["defense"]["name"], what["defense"]["set"])
-    if what["threat"] is None:
+def with_train_eps(text: str, threat: JobThreat | None) -> str:
+    """The label of a defense and, where it trains against a threat, the radius: `pgd_at (steps=7, train_eps=8/255)`."""
+    if threat is None:
         return text
-    budget = f"train_eps={what['threat']['eps']}"
-    return f"{text[:-1]}, {budget})" if text.endswith(")") else f"{text} ({budget})"
+    radius = f"train_eps={threat.eps}"
+    return f"{text[:-1]}, {radius})" if text.endswith(")") else f"{text} ({radius})"
 
 
 def _short(kind: catalog.Kind, value: Any) -> str:

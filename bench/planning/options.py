@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import datasets
-from bench.planning import catalog
-from bench.planning import evaluations as cells
+from bench.planning import catalog, evaluations
 from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build
 from bench.planning.strict_yaml import read
 from bench.planning.typed import Options
@@ -100,7 +99,7 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
     else:
         limit = options.n or datasets.facts(data["name"], root, data.get("size")).test
         norm = _norm(options.norm)
-        fit = [a for a in DEFAULT_ATTACKS if norm in cells.norms(a["name"])]
+        fit = [a for a in DEFAULT_ATTACKS if norm in evaluations.norms(a["name"])]
         # images that were asked for are for every attack; otherwise the slow one takes few of them
         attacks = [{**a, "n": options.n or min(a["n"], limit)} if "n" in a else dict(a) for a in fit]
         kinds = {_deploys(name) for name in defenses}

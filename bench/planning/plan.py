@@ -9,9 +9,9 @@ from typing import Any
 
 from bench.core.epsilon import Epsilon, parse_eps
 from bench.data import datasets
-from bench.planning import catalog
-from bench.planning import evaluations as cells
-from bench.planning.job import Job
+from bench.planning import catalog, evaluations
+from bench.planning.job import Job, TrainJob
+from bench.planning.job_fields import DataChoice, JobThreat, PluginChoice
 from bench.planning.spec import AttackSpec, DefenseSpec, ModelSpec, Spec, recipe
 
 # raised when the engine's results may change; a changed comment must not throw away a GPU-week
@@ -24,9 +24,9 @@ def plan(spec: Spec, root: Path) -> list[Job]:
     check_counts(spec, facts)
     _check_certificates(spec)
     for entry in spec.attacks:
-        cells.check_norm(spec, entry.name)
+        evaluations.check_norm(spec, entry.name)
     jobs: dict[str, Job] = {}
-    # seed by seed: the whole matrix stands once before any of it is repeated
+    # seed by seed: the whole matrix is done for the first seed before any of it is repeated
     for place, seed in enumerate(spec.seeds):
         for model in spec.models or [ModelSpec(name=facts.default_model)]:
             jobs.update((job.key, job) for job in _group(spec, facts, model, seed, place))
@@ -34,57 +34,57 @@ def plan(spec: Spec, root: Path) -> list[Job]:
 
 
 def _group(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, place: int) -> Iterator[Job]:
-    """All jobs of one architecture and seed: the rows that meet each other's adversarial images."""
+    """All jobs of one architecture and seed: the rows that are evaluated on each other's adversarial images."""
     attacks = [entry for entry in spec.attacks if entry.seeds is None or place < entry.seeds]
     trains = list({job.key: job for job in _trainings(spec, facts, model, seed)}.values())
     made: list[Job] = []
     for train in trains:
-        own = [job for entry in attacks for job in cells.evaluations(spec, facts, entry, train)]
+        own = [job for entry in attacks for job in evaluations.evaluations(spec, facts, entry, train)]
         made += own
         yield train
         yield from own
-    meeting = [entry for entry in attacks if cells.needs_images(entry.name)]
-    if meeting:
-        extra = list(_shown_by_others(spec, facts, model, seed, trains))
+    transfers = [entry for entry in attacks if evaluations.needs_images(entry.name)]
+    if transfers:
+        extra = list(_transfer_sources(spec, facts, model, seed, trains))
         yield from extra
-        for entry in meeting:
-            found = cells.transfers(spec, facts, entry, trains, [*made, *extra])
+        for entry in transfers:
+            found = evaluations.transfers(spec, facts, entry, trains, [*made, *extra])
             if not found:
                 raise ValueError(
-                    f"attack {entry.name} shows a row the images made against others, but there is no other row than "
-                    f"{trains[0].what['defense']['name']}; add a defense, or leave {entry.name} out"
+                    f"attack {entry.name} evaluates each row on images made against other rows, but the only row is "
+                    f"{trains[0].defense.name}; add a defense, or leave {entry.name} out"
                 )
             made += found
             yield from found
     for train in trains:
-        yield from cells.audits(spec, facts, train, made)
+        yield from evaluations.audits(spec, facts, train, made)
 
 
-def _trainings(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int) -> Iterator[Job]:
+def _trainings(spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int) -> Iterator[TrainJob]:
     for entry in spec.defenses:
         budgets: list[Epsilon | None] = list(entry.train_eps or []) or [spec.threat.train_eps]
-        for chosen, train_eps in itertools.product(cells.combinations(entry), budgets):
+        for chosen, train_eps in itertools.product(evaluations.combinations(entry), budgets):
             yield _train_job(spec, facts, model, entry, chosen, train_eps, seed)
 
 
-def _shown_by_others(
-    spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, trains: list[Job]
+def _transfer_sources(
+    spec: Spec, facts: datasets.Facts, model: ModelSpec, seed: int, trains: list[TrainJob]
 ) -> Iterator[Job]:
-    """What `transfer` needs beside the matrix: the undefended twin, and attacks that the spec does not list."""
-    lacking = [AttackSpec(name=name) for name in cells.sources_of(spec)]
+    """What `transfer` needs beside the matrix: the undefended baseline, and attacks that the spec does not list."""
+    lacking = [AttackSpec(name=name) for name in evaluations.sources_of(spec)]
     for train in trains:
         for entry in lacking:
-            yield from cells.evaluations(spec, facts, entry, train)
-    if not any(train.what["defense"]["name"] == cells.TWIN for train in trains):
-        twin = _train_job(spec, facts, model, DefenseSpec(name=cells.TWIN), {}, None, seed)
-        yield twin
-        for name in cells.all_sources(spec):
+            yield from evaluations.evaluations(spec, facts, entry, train)
+    if not any(train.defense.name == evaluations.BASELINE for train in trains):
+        baseline = _train_job(spec, facts, model, DefenseSpec(name=evaluations.BASELINE), {}, None, seed)
+        yield baseline
+        for name in evaluations.all_sources(spec):
             for entry in [e for e in spec.attacks if e.name == name] or [AttackSpec(name=name)]:
-                yield from cells.evaluations(spec, facts, entry, twin)
+                yield from evaluations.evaluations(spec, facts, entry, baseline)
 
 
 def check_counts(spec: Spec, facts: datasets.Facts) -> None:
-    """Refuse more images than there are. Raises ValueError in one line."""
+    """Raise ValueError, in one line, where the spec asks for more images than there are."""
     if spec.data.test is not None and spec.data.test > facts.test:
         raise ValueError(f"data.test is {spec.data.test}, but the test set of {facts.name} has {facts.test} images")
     held = "test set" if spec.data.split == "test" else "validation split"
@@ -106,17 +106,17 @@ def check_counts(spec: Spec, facts: datasets.Facts) -> None:
 
 
 def without_cell(spec: Spec) -> dict[str, list[str]]:
-    """For each attack that not every kind of model can be judged by, the defenses it has no cell for."""
+    """For each attack that does not apply to every kind of model, the defenses it does not apply to."""
     names = dict.fromkeys(attack.name for attack in spec.attacks)
     defenses = dict.fromkeys(d.name for d in spec.defenses)
-    others = {name: [d for d in defenses if not cells.exists(name, _deploys(d))] for name in names}
+    others = {name: [d for d in defenses if not evaluations.exists(name, _deploys(d))] for name in names}
     return {name: found for name, found in others.items() if found}
 
 
 def _check_certificates(spec: Spec) -> None:
     for attack, others in without_cell(spec).items():
         if len(others) == len({defense.name for defense in spec.defenses}):
-            wanted = " or ".join(cells.wants(attack))
+            wanted = " or ".join(evaluations.wants(attack))
             raise ValueError(
                 f"attack {attack} needs a {wanted} defense, found only {', '.join(others)}; "
                 f"add one such as smoothing, or leave {attack} out"
@@ -135,7 +135,7 @@ def _train_job(
     chosen: dict[str, Any],
     train_eps: Epsilon | None,
     seed: int,
-) -> Job:
+) -> TrainJob:
     defense, architecture = catalog.get("defenses", entry.name), catalog.get("models", model.name)
     uses_threat = defense.constant("uses_threat", True)
     training = recipe(spec, facts, model.name, defense.constant("recipe", {}))
@@ -147,34 +147,24 @@ def _train_job(
         if spec.threat.norm not in norms:
             raise ValueError(f"defense {entry.name} has no {spec.threat.norm} version; its norms: {', '.join(norms)}")
         eps = parse_eps(train_eps if train_eps is not None else spec.threat.eps[-1], spec.threat.norm)
-        threat = {"norm": spec.threat.norm, "eps": str(eps)}
-    return Job(
-        "train",
-        {
-            "engine": TRAIN_REVISION,
-            "data": images(facts, spec.data.train, spec.data.validation),
-            "model": {
-                "name": model.name,
-                "set": architecture.resolve(model.set, "models "),
-                "revision": architecture.constant("revision", 1),
-            },
-            "defense": {
-                "name": entry.name,
-                "set": settings,
-                "revision": defense.constant("revision", 1),
-            },
-            "threat": threat,
-            "recipe": spec.recipe,
-            "train": training if uses_threat else {**training, "eps_warmup": 0.0},
-            "seed": seed,
-        },
+        threat = JobThreat(spec.threat.norm, str(eps))
+    return TrainJob(
+        engine=TRAIN_REVISION,
+        data=images(facts, spec.data.train, spec.data.validation),
+        model=PluginChoice(
+            model.name, architecture.resolve(model.set, "models "), architecture.constant("revision", 1)
+        ),
+        defense=PluginChoice(entry.name, settings, defense.constant("revision", 1)),
+        threat=threat,
+        recipe=spec.recipe,
+        training=training if uses_threat else {**training, "eps_warmup": 0.0},
+        seed=seed,
     )
 
 
-def images(facts: datasets.Facts, train: int | None, validation: int) -> dict[str, Any]:
-    """The images of a job. Those of a folder are told apart by their content, those of a known data set by its name."""
-    content = {"content": facts.content} if facts.content else {}
-    return {"name": facts.name, "train": train or facts.train, "validation": validation, "size": facts.size, **content}
+def images(facts: datasets.Facts, train: int | None, validation: int) -> DataChoice:
+    """The images of a job: those of a folder are identified by their content, those of a known data set by its name."""
+    return DataChoice(facts.name, train or facts.train, validation, facts.size, facts.content or None)
 
 
 def _base(settings: dict[str, Any]) -> list[str]:
@@ -183,7 +173,7 @@ def _base(settings: dict[str, Any]) -> list[str]:
 
 
 def _check_training(spec: Spec, training: dict[str, Any], defenses: list[str]) -> None:
-    """Refuse a recipe that a defense would quietly not follow, and a choice by validation without images for it."""
+    """Raise ValueError for a recipe setting that a defense ignores, and for `keep: best` without validation images."""
     asked = {"label_smoothing": "label_smoothing" in training, training.get("precision", "fp32"): True}
     for name in defenses:
         for wanted in (w for w, on in asked.items() if on and w != "fp32"):

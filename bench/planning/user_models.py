@@ -1,8 +1,8 @@
-"""A model of the user's in the place of a training: what was named -> a job of kind `import` and its evaluations.
+"""A user's model in the place of a training: the options that name it -> an import job and its evaluations.
 
 The job holds hashes, base names and settings, never a path. A checkpoint is copied into its job's folder while the
 import runs (from then on its weights lie there as those of any training), so that every worker finds it, also on
-another machine. A model file is not copied, since it may import its neighbours: BENCH_MODEL_FILE names it to workers.
+another machine. A model file is not copied, since it may import its neighbors: BENCH_MODEL_FILE names it to workers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from bench.atomic import file_hash
 from bench.data import datasets
-from bench.planning import catalog
-from bench.planning import evaluations as cells
-from bench.planning.job import IMPORTED, Job
+from bench.planning import catalog, evaluations
+from bench.planning.job import EvaluateJob, ImportJob, Job
+from bench.planning.job_fields import Normalization, PluginChoice
 from bench.planning.labels import label
 from bench.planning.plan import images
 from bench.planning.spec import Spec
@@ -32,14 +32,14 @@ _NAME = re.compile(r"[\w][\w .,+=()@-]{0,79}")
 
 @dataclass(frozen=True)
 class Model:
-    """What the user named. `normalise`: mean and std a channel, None where nothing was typed."""
+    """The model that the user named. `normalise`: mean and std of each channel, None where the option is not given."""
 
     checkpoint: Path | None
     arch: str | None
     settings: dict[str, Any]
     file: Path | None
     function: str
-    normalise: dict[str, list[float]] | None
+    normalise: Normalization | None
     randomised: bool
     name: str
 
@@ -76,7 +76,7 @@ def named(
 
 
 def _placed(word: str | None, checkpoint: Path | None, model_file: str | None) -> tuple[Path | None, str | None]:
-    """The positional MODEL goes where an option would have put it."""
+    """Checkpoint and model file, with the positional MODEL taken as one of them."""
     if word is None:
         return checkpoint, model_file
     if ".py:" in word or word.endswith(".py"):
@@ -119,14 +119,14 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
     return found
 
 
-def normalisation(text: str | None, facts: datasets.Facts) -> dict[str, list[float]] | None:
-    """`none`, `dataset` or `MEAN/STD`, each a number or one a channel. Raises ValueError in one line."""
+def normalisation(text: str | None, facts: datasets.Facts) -> Normalization | None:
+    """`none`, `dataset` or `MEAN/STD`, each one number or one for each channel. Raises ValueError in one line."""
     if text is None:
         return None
     if text == "none":
-        return {"mean": [0.0] * facts.channels, "std": [1.0] * facts.channels}
+        return Normalization((0.0,) * facts.channels, (1.0,) * facts.channels)
     if text == "dataset":
-        return {"mean": list(facts.mean), "std": list(facts.std)}
+        return Normalization(tuple(facts.mean), tuple(facts.std))
     hint = f"--normalise is '{text}'; expected none, dataset or MEAN/STD such as 0.5/0.25 or 0.5,0.5,0.5/0.2,0.2,0.2"
     parts = text.split("/")
     try:
@@ -138,64 +138,55 @@ def normalisation(text: str | None, facts: datasets.Facts) -> dict[str, list[flo
         raise ValueError(f"{hint}; {facts.name} has {facts.channels} channels")
     if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
         raise ValueError(f"{hint}; finite numbers, STD above 0")
-    return {"mean": mean, "std": std}
+    return Normalization(tuple(mean), tuple(std))
 
 
-def job(model: Model, facts: datasets.Facts) -> Job:
-    """The job that takes the place of a training: `what` has the shape of one where tables read it."""
+def job(model: Model, facts: datasets.Facts) -> ImportJob:
+    """The job that takes the place of a training."""
     if model.file is not None:
-        about = {"name": f"{model.file.name}:{model.function}", "set": {}, "revision": 1}
-        about["sha256"] = file_hash(model.file)
+        architecture = PluginChoice(f"{model.file.name}:{model.function}", {}, 1, file_hash(model.file))
     else:
-        architecture = catalog.get("models", model.arch or "")
-        revision = architecture.constant("revision", 1)
-        about = {"name": architecture.name, "set": model.settings, "revision": revision}
-    what = {
-        "engine": IMPORT_REVISION,
-        "data": images(facts, None, 0),
-        "model": about,
-        "checkpoint": None if model.checkpoint is None else {"sha256": file_hash(model.checkpoint)},
-        "normalise": model.normalise,
-        "randomised": model.randomised,
-        "defense": {"name": model.name, "set": {}, "revision": 1},
-        "threat": None,
-        "recipe": IMPORTED,
-        "train": {"epochs": 0},
-        "seed": 0,
-    }
-    return Job("import", what)
+        plugin = catalog.get("models", model.arch or "")
+        architecture = PluginChoice(plugin.name, model.settings, plugin.constant("revision", 1))
+    return ImportJob(
+        engine=IMPORT_REVISION,
+        data=images(facts, None, 0),
+        model=architecture,
+        defense=PluginChoice(model.name, {}),
+        checkpoint=None if model.checkpoint is None else file_hash(model.checkpoint),
+        normalization=model.normalise,
+        randomized=model.randomised,
+        seed=0,
+    )
 
 
 def jobs(model: Model, spec: Spec, facts: datasets.Facts) -> list[Job]:
     """The import and the evaluations of a spec on it. Raises LookupError or ValueError in one line."""
     imported = job(model, facts)
-    evaluations: list[Job] = []
+    planned: list[Job] = []
     for entry in spec.attacks:
-        if cells.needs_images(entry.name):
-            raise ValueError(f"attack {entry.name} takes images made against other rows; `bench eval` has one model")
-        made = cells.evaluations(spec, facts, entry, imported)
+        if evaluations.needs_images(entry.name):
+            raise ValueError(f"attack {entry.name} uses images made against other rows; `bench eval` has one model")
+        made = evaluations.evaluations(spec, facts, entry, imported)
         if not made:
             raise ValueError(
-                f"attack {entry.name} is for {' or '.join(cells.wants(entry.name))} models, and this one is "
-                f"{cells.deploys(imported)}; leave it out"
+                f"attack {entry.name} is for {' or '.join(evaluations.wants(entry.name))} models, and this one is "
+                f"{evaluations.deploys(imported)}; leave it out"
             )
-        evaluations += made
-    return [imported, *evaluations, *cells.audits(spec, facts, imported, evaluations)]
+        planned += made
+    return [imported, *planned, *evaluations.audits(spec, facts, imported, planned)]
 
 
 def describe(spec: Spec, planned: list[Job], notes: list[str]) -> list[str]:
-    """What an evaluation of an imported model is about to do, in words."""
-    what = planned[0].what
-    from_file = what["checkpoint"] and f", checkpoint {what['checkpoint']['sha256'][:12]}"
+    """Lines that describe the evaluation of an imported model before it starts."""
+    imported = planned[0]
+    assert isinstance(imported, ImportJob)
+    from_file = f", checkpoint {imported.checkpoint[:12]}" if imported.checkpoint else ""
     budgets = ", ".join(f"{eps} ({float(eps):.4f})" for eps in spec.threat.eps)
-    attacks = dict.fromkeys(
-        f"{label('attacks', each.what['attack']['name'], each.what['attack']['set'])} n={each.what['n']}"
-        for each in planned
-        if each.kind == "evaluate"
-    )
+    attacks = dict.fromkeys(f"{each.label()} n={each.n}" for each in planned if isinstance(each, EvaluateJob))
     return [
-        f"model     {what['defense']['name']}: {label('models', what['model']['name'], what['model']['set'])}"
-        f"{from_file or ''}, {'randomised' if what['randomised'] else 'deterministic'}",
+        f"model     {imported.defense.name}: {label('models', imported.model.name, imported.model.settings)}"
+        f"{from_file}, {'randomised' if imported.randomized else 'deterministic'}",
         f"data      {spec.data.name}",
         f"threat    {spec.threat.norm} eps {budgets}",
         f"attacks   {'; '.join(attacks)}",

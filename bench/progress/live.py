@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.executors.base import Event
-from bench.planning.job import Job
+from bench.planning.job import Job, ModelJob
 from bench.progress.remaining import TimeLeft, together
 from bench.records import training_log as curves
 from bench.records.runtime_estimate import CostModel, Estimator, clock
@@ -34,19 +34,9 @@ LOOK_EVERY = 2.0  # seconds between estimates of the time left
 
 def title(job: Job, jobs: dict[str, Job]) -> str:
     """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that tell jobs apart."""
-    from bench.planning.labels import defense_label, label
-
-    trained = job if job.kind in ("train", "import") else jobs.get(job.needs[0])
+    trained = job if isinstance(job, ModelJob) else jobs.get(job.model_key)
     # a results folder may hold an evaluation without its training
-    owner = f"{defense_label(trained.what)} seed {trained.what['seed']}" if trained else f"training {job.needs[0]}"
-    if job.kind in ("train", "import"):
-        return f"{job.kind} {owner}"
-    if job.kind == "audit":
-        return f"soundness checks of the {job.what['part']} of {owner}"
-    threat, images = job.what["threat"], job.what.get("images")
-    budget = f" {threat['norm']} {threat['eps']}" if threat else ""
-    shard = f" images {images[0]} to {images[1] - 1}" if images else ""
-    return f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])}{budget}{shard} on {owner}"
+    return job.describe(f"{trained.label()} seed {trained.seed}" if trained else f"training {job.model_key}")
 
 
 class View:

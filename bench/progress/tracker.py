@@ -16,7 +16,6 @@ from typing import Any
 
 from bench.executors.base import Event, MissingDependency
 from bench.planning.job import Job
-from bench.planning.labels import defense_label
 from bench.records import training_log as curves
 from bench.records.store import Store
 
@@ -76,7 +75,7 @@ class TensorBoard:
 
     def folder(self, job: Job) -> Path:
         """Where the scalars of a training lie: a name that a person can read, then its key."""
-        name = re.sub(r"[^a-z0-9.=]+", "-", defense_label(job.what).lower()).strip("-.")[:60]
+        name = re.sub(r"[^a-z0-9.=]+", "-", job.label().lower()).strip("-.")[:60]
         return self.store.root / FOLDER / f"{name}-seed-{int(job.what['seed'])}-{job.key}"
 
     def _begin(self, job: Job, folder: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import file_hash, write_json
-from bench.planning.job import SCHEMA, Job, NewerSchemaError, upgraded
+from bench.planning.job import SCHEMA, Job, NewerSchemaError, from_json, upgraded
 
 IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 RECORD, JOB, RETRIES, QUARANTINE = "record.json", "job.json", "retries.json", "quarantine"
@@ -88,7 +88,7 @@ class Store:
         if not path.is_file():
             raise LookupError(f"no job {key} in {self.root}")
         try:
-            job = Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+            job = from_json(json.loads(path.read_text(encoding="utf-8")))
         except NewerSchemaError as error:
             if self.record(key) is None:
                 raise

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.planning.job import Job
-from bench.planning.labels import defense_label, label
+from bench.planning.job import EvaluationJob, Job
 from bench.records.store import Store
 from bench.results.rows import Row
 
@@ -56,7 +55,7 @@ def origins(store: Store) -> Origins:
         commit = str(origin.get("commit") or "–") + (" (dirty)" if origin.get("dirty") is True else "")
         text = ", ".join(f"{name} {v}" for name, v in sorted((origin.get("versions") or {}).items()))
         line = Origin(
-            job.key, job.kind, _asked(job), job.what.get("seed"), job.needs[0] if job.needs else "", record["state"],
+            job.key, job.kind, _asked(job), job.seed, job.needs[0] if job.needs else "", record["state"],
             origin.get("device") or "–", commit, versions.setdefault(text, len(versions)) if text else None,
         )  # fmt: skip
         lines.append(line)
@@ -65,12 +64,10 @@ def origins(store: Store) -> Origins:
 
 def _asked(job: Job) -> str:
     """`trades (train_eps=0.2)`, or `pgd (loss=cw), Linf 0.1, n 1000`."""
-    what = job.what
-    if "attack" in what:
-        threat = what.get("threat")
-        budget = [f"{threat['norm']} {threat['eps']}"] if threat else []
-        return ", ".join([label("attacks", what["attack"]["name"], what["attack"]["set"]), *budget, f"n {what['n']}"])
-    return defense_label(what) if "defense" in what else str(what.get("part", "–"))
+    if not isinstance(job, EvaluationJob):
+        return job.label()
+    budget = [f"{job.threat.norm} {job.threat.eps}"] if job.threat else []
+    return ", ".join([job.label(), *budget, f"n {job.n}"])
 
 
 def behind(row: Row, column: str) -> list[str]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.planning.job import Job
-from bench.planning.labels import defense_label
 from bench.records import training_log as curves
 from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, Plot, panels, slug
@@ -120,7 +119,7 @@ def _figure(dataset: str, order: list[list[Course]]) -> Plot:
 def _panel(axes: Axes, by_seed: list[Course]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(short(defense_label(by_seed[0].job.what), 34), fontsize=7.5, color=INK)
+    axes.set_title(short(by_seed[0].job.label(), 34), fontsize=7.5, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(labelsize=7, length=2)
@@ -157,14 +156,14 @@ def _line(course: Course) -> list[object]:
     terms = " + ".join(f"{name} {last[name]:.4g}" for name in course.terms if name in last)
     judged = [value for value in course.validation if math.isfinite(value)]
     return [
-        defense_label(course.job.what), course.job.what["seed"], course.state, len(course.log),
+        course.job.label(), course.job.what["seed"], course.state, len(course.log),
         f"{loss[0]:.4g}" if loss else "–", f"{loss[-1]:.4g}" if loss else "–", terms or "–",
         f"{judged[-1]:.2f}" if judged else "–",
     ]  # fmt: skip
 
 
 def _point(course: Course, k: int) -> dict[str, object]:
-    about = {"defense": defense_label(course.job.what), "seed": course.job.what["seed"], "key": course.job.key}
+    about = {"defense": course.job.label(), "seed": course.job.what["seed"], "key": course.job.key}
     return {**about, "epoch": int(course.log[k]["epoch"]), "loss": course.loss[k], **_own(course.log[k])}
 
 

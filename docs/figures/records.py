@@ -8,7 +8,6 @@ from typing import Any
 
 from bench.core.stats import wilson
 from bench.planning.job import Job
-from bench.planning.labels import defense_label
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
@@ -23,7 +22,7 @@ class Training:
 
     def __init__(self, store: Store, job: Job, jobs: list[Job]) -> None:
         self.settings: dict[str, Any] = job.what["defense"]["set"]
-        self.name = defense_label(job.what)
+        self.name = job.label()
         self.defense, self.train = job.what["defense"]["name"], job.what["train"]
         self.metrics = (store.record(job.key) or {"metrics": {}})["metrics"]
         log = store.folder(job.key) / "train.jsonl"

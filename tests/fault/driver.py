@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from factories import toy_job
 from fake_store import matrix, run, told
 
-from bench.planning.job import Job
 from bench.records import leases
 from bench.records.store import Store
 
@@ -90,7 +90,7 @@ def write_all(root: Path, count: int, own: int) -> None:
     order = [*range(count // 2), *range(1000 * (own + 1), 1000 * (own + 1) + count - count // 2)]
     random.shuffle(order)
     for number in order:
-        job = Job("train", {"seed": number})
+        job = toy_job("train", {"seed": number})
         store.add(job)
         store.put(job, "done", {"metrics": {"number": number}, "files": {}})
         record = store.record(job.key)

@@ -22,7 +22,7 @@ from test_store_faults import server as server
 from bench import atomic
 from bench.atomic import appending, write_atomic
 from bench.commands import run as running
-from bench.planning import evaluations as cells
+from bench.planning import evaluations as evaluation_planner
 from bench.planning import plan
 from bench.planning.spec import build
 from bench.planning.typed import Options
@@ -154,7 +154,7 @@ def test_f12_images_of_a_folder_that_changed_make_new_jobs(tmp_path: Path) -> No
     assert begun(root, acks, pets, tmp_path / "elsewhere") == 0
 
 
-@pytest.mark.parametrize(("owner", "revision"), [(plan, "TRAIN_REVISION"), (cells, "EVALUATE_REVISION")])
+@pytest.mark.parametrize(("owner", "revision"), [(plan, "TRAIN_REVISION"), (evaluation_planner, "EVALUATE_REVISION")])
 def test_f12_a_newer_engine_recomputes_what_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, revision: str
 ) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 
 import driver
 import pytest
+from factories import toy_job
 from fake_store import contents, matrix, run, work
 
 from bench.jobs.verify import checked
-from bench.planning.job import Job
 from bench.records.store import IMAGES, SAMPLES, Store
 
 KILLS, REWRITES = 300, 100
@@ -383,7 +383,7 @@ def test_f22_odd_names_are_stored_as_they_are_and_never_become_paths(tmp_path: P
     jobs = []
     for name in ODD:
         job = matrix(1)[0]
-        jobs.append(Job("train", {**job.what, "defense": {"name": name, "set": {}, "revision": 1}}))
+        jobs.append(toy_job("train", {**job.what, "defense": {"name": name, "set": {}, "revision": 1}}))
     assert len({job.key for job in jobs}) == len(ODD)
     run(root, jobs)
     assert {job.what["defense"]["name"] for job in Store(root).jobs().values()} == set(ODD)

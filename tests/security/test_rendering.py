@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import fuzzed
 import pytest
+from factories import toy_job
 from fuzzed import joined, mark, printable, visible
 from harness import Bench
 from markdown_it import MarkdownIt
@@ -55,7 +56,7 @@ class Outputs(NamedTuple):
 def failed(store: Store, train: Job, message: str) -> None:
     """An evaluation that ended in this message, on a machine of this name."""
     what = {"attack": {"name": "steep", "set": {}, "revision": 1}, "threat": {"norm": "Linf", "eps": "0.1"}}
-    job = Job("evaluate", {"engine": 2, **what, "n": 2, "seed": 0, "weights": "last"}, (train.key,))
+    job = toy_job("evaluate", {"engine": 2, **what, "n": 2, "seed": 0, "weights": "last"}, (train.key,))
     store.add(job)
     error = {"type": message, "message": message, "traceback": message}
     store.put(job, "error", {"metrics": {}, "files": {}, "provenance": {"device": message}, "error": error})
