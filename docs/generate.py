@@ -1,10 +1,11 @@
-"""Write the generated pages: one a defense, one an attack, their indexes, and the rows of leaderboard.md in README.md.
+"""Write the generated pages: one a defense, one an attack, their indexes, the options in cli.md, and rows in README.md.
 
     python docs/generate.py          # writes what differs and names it
     python docs/generate.py --check  # writes nothing; exit code 1 and the names where something differs
 
-Everything comes from the plug-in files (docstring, settings, class constants), docs/findings/README.md,
-leaderboard.md and results/tables/timing_attacks.csv. Text between the markers of README.md is replaced, the rest stays.
+Everything comes from the plug-in files (docstring, settings, class constants), the command line,
+docs/findings/README.md, leaderboard.md and results/tables/timing_attacks.csv. In README.md and docs/cli.md only the
+text between the markers is replaced.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from typer.main import get_command  # noqa: E402
+
+from bench import cli  # noqa: E402
 from bench.planning import catalog, describe  # noqa: E402
 
 KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
+OPTIONS_BEGIN, OPTIONS_END = "<!-- options:begin -->", "<!-- options:end -->"
 PICTURE = "docs/report-desktop.png"
 SECTION = ("## mnist, Linf eps = 0.2", "### Deterministic")
 COLUMNS = ("Method", "Standard accuracy", "Best known robust accuracy", "95 % interval", "n", "Verdict", "Flags")
@@ -184,14 +189,35 @@ def top_rows(board: str) -> str:
     return "\n".join(["", told, "", *(f"| {' | '.join(line)} |" for line in lines), "", ""])
 
 
+def between(text: str, name: str, begin: str, end: str, content: str) -> str:
+    """The page with new content between two markers. Raises ValueError if it does not hold each of them once."""
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{name} must hold one '{begin}' and then one '{end}'")
+    return f"{text.partition(begin)[0]}{begin}\n{content}{end}{text.partition(end)[2]}"
+
+
 def readme(text: str, board: str) -> str:
-    """README.md with fresh rows between its markers. Raises ValueError where the markers are not one pair."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"README.md must hold one '{BEGIN}' and then one '{END}'")
-    before, _, rest = text.partition(BEGIN)
+    """README.md with the current rows between its markers. Raises ValueError if the markers are not one pair."""
     picture = f"\n![the report: leaderboard with verdicts, heat map, figures]({PICTURE})\n"
     seen = picture if (ROOT / PICTURE).exists() else ""
-    return f"{before}{BEGIN}\n{seen}{top_rows(board)}{END}{rest.partition(END)[2]}"
+    return between(text, "README.md", BEGIN, END, f"{seen}{top_rows(board)}")
+
+
+def options() -> str:
+    """Every command of the CLI with its help text and a table of its arguments and options, as Markdown."""
+    lines: list[str] = []
+    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        context = command.make_context(f"bench {name}", [], resilient_parsing=True)
+        usage = command.get_usage(context).removeprefix("Usage: ")
+        text = " ".join((command.help or "").split())
+        lines += ["", f"### bench {name}", "", prose(text), "", "```text", " ".join(usage.split()), "```"]
+        records = [record for parameter in command.params if (record := parameter.get_help_record(context))]
+        if records:
+            lines += ["", "| option | meaning |", "| --- | --- |"]
+            lines += [
+                f"| {code(' '.join(names.split()))} | {prose(' '.join(text.split()))} |" for names, text in records
+            ]
+    return "\n".join([*lines, "", ""])
 
 
 def pages() -> dict[Path, str]:
@@ -203,6 +229,8 @@ def pages() -> dict[Path, str]:
         for name in catalog.names(kind):
             found[ROOT / "docs" / kind / f"{name}.md"] = page(catalog.get(kind, name), findings(name, told))
     board = (ROOT / "leaderboard.md").read_text(encoding="utf-8")
+    cli_page = ROOT / "docs" / "cli.md"
+    found[cli_page] = between(cli_page.read_text(encoding="utf-8"), "cli.md", OPTIONS_BEGIN, OPTIONS_END, options())
     found[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"), board)
     return found
 

@@ -21,7 +21,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "be
 PLUGINS = [(kind, name) for kind in ("defenses", "attacks") for name in catalog.names(kind)]
 TYPED = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("README", "quickstart", "faq", "concepts", "tutorial", "training", "own_model")),
+    *(
+        f"docs/{name}.md"
+        for name in ("README", "cli", "quickstart", "faq", "concepts", "tutorial", "training", "own_model")
+    ),
 )
 
 
@@ -71,6 +74,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not place.exists() or (fragment and fragment not in anchors(place)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_glossary_defines_at_least_30_terms_and_names_a_source_for_each() -> None:
+    lines = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    rows = [generate.cells(line) for line in lines if line.startswith("| ")][2:]
+    terms = [row[0] for row in rows]
+    assert len(terms) == len(set(terms)) >= 30
+    assert [row for row in rows if len(row) != 4 or not row[1]] == []
+    for term, _, _, source in rows:
+        path = re.fullmatch(r"bench, `(.+)`", source)
+        assert (ROOT / path[1]).exists() if path else re.search(r" \d{4}, (\[arXiv|doi:)", source), term
 
 
 def test_no_page_names_a_path_of_a_machine() -> None:
@@ -221,7 +235,8 @@ def test_a_readme_without_its_markers_is_refused() -> None:
 
 def commands(page: str) -> list[str]:
     """The `bench` lines in blocks of a page, without comments."""
-    blocks = re.findall(r"^```(?:console)?\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.M)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.M)
+    blocks = [block for language, block in fences if language in ("", "console")]
     lines = [line.removeprefix("$ ").split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("bench ")]
 

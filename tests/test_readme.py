@@ -24,13 +24,15 @@ def typed(*pages: str) -> list[str]:
     return [
         line.split("#")[0].strip()
         for page in pages
-        for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        for language, block in re.findall(
+            r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE
+        )
         for line in block.splitlines()
-        if line.startswith("bench ")
+        if not language and line.startswith("bench ")
     ]
 
 
-LINES = typed("README.md", "docs/training.md", "docs/own_model.md")
+LINES = typed("README.md", "docs/cli.md", "docs/training.md", "docs/own_model.md")
 START = typed("docs/quickstart.md")
 MODELS = [line for line in LINES if line.startswith("bench eval") or re.match(r"bench doctor \w+\.", line)]
 RUNS = [line for line in LINES if line.startswith("bench run") and not re.search("FOLDER|PATH|my_method", line)]

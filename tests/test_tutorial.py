@@ -132,3 +132,23 @@ def test_every_command_of_the_tutorial_prints_what_the_page_shows(tmp_path: Path
     assert {"run", "check", "plan", "compare", "explain", "leaderboard", "report"} <= {w.split()[1] for w in seen}
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "my\\_method" in (tmp_path / "leaderboard.md").read_text("utf-8")
+
+
+def accuracies(table: str) -> list[float]:
+    """The percentages of a printed table, row by row."""
+    return [float(number) for number in re.findall(r"([\d.]+) ±", table)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the README's commands are for bash")
+def test_the_defense_of_the_readme_yields_the_table_of_the_readme(tmp_path: Path) -> None:
+    """Other processors round differently: 18 of 360 images may change."""
+    todo = tutorial.steps((tutorial.ROOT / "README.md").read_text("utf-8"))
+    assert [step.kind for step in todo] == ["file", "command"]
+    assert len([line for line in todo[0].text.splitlines() if line]) <= 20
+    ((step, printed, code),) = tutorial.run(todo, tmp_path)
+    assert code == 0, printed
+    assert tutorial.difference(step.text, printed) == ""
+    assert accuracies(printed) == pytest.approx(accuracies(step.text), abs=5)
+    assert len(accuracies(printed)) == 12
