@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,10 +17,14 @@ from bench.commands import report as report_command
 from bench.commands import store as store_commands
 from bench.commands import sweep as sweep_command
 from bench.commands import tables as table_commands
-from bench.commands.arguments import DataDir, Dataset, Plugin, Results, Size, plugins, refuse_plugins, told, typed
-from bench.executors.clusters import Cluster, Machine, MissingDependency, takes_cluster
+from bench.commands.arguments import DataDir, Plugin, Results, plugins, refuse_plugins, told, typed
+from bench.commands.options import MachineOptions, Only, OutputOptions, takes_groups
+from bench.executors.clusters import Cluster, Machine, MissingDependency
 from bench.planning.typed import Options
 from bench.training import sigterm as stopping
+
+if TYPE_CHECKING:
+    from bench.commands.run import Matrix
 
 app = typer.Typer(
     name="bench",
@@ -33,8 +36,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 DEBUG = "--debug" in sys.argv or bool(os.environ.get("BENCH_DEBUG"))
-
-SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; options change what it says.", show_default=False)]
 
 
 def main() -> None:
@@ -74,48 +75,26 @@ def everywhere(
     refuse_plugins(no_plugins)
 
 
+Check = Annotated[
+    bool | None,
+    typer.Option(
+        "--check/--no-check", help="Build all models and defenses first (default: a run does, a plan does not)."
+    ),
+]
+
+
 @app.command()
-@takes_cluster
+@takes_groups
 def run(
+    options: Options,
+    machine: MachineOptions,
     cluster: Cluster,
-    spec: SpecFile = None,
-    dataset: Dataset = None,
-    size: Size = None,
-    model: Annotated[list[str] | None, typer.Option(help="Architecture; see `bench list models`.")] = None,
-    defense: Annotated[list[str] | None, typer.Option(help="Repeat or separate by commas.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Repeat or separate by commas.")] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
-    eps: Annotated[list[str] | None, typer.Option(help="Budgets attacked, such as 8/255 or 0.1,0.2.")] = None,
-    train_eps: Annotated[str | None, typer.Option(help="Budget trained at (default: the largest --eps).")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of every training (default: the recipe's).")] = None,
-    seeds: Annotated[list[str] | None, typer.Option(help="Such as 0,1,2.")] = None,
-    n: Annotated[int | None, typer.Option(help="Test images (default: all).")] = None,
-    train_n: Annotated[int | None, typer.Option(help="Training images (default: all).")] = None,
-    validation: Annotated[int | None, typer.Option(help="Training images kept apart to choose an epoch by.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="shared (one for all) or paper (each defense's own).")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Such as noisy.sigma=0.6 or train.average=ema.")
-    ] = None,
-    grid: Annotated[list[str] | None, typer.Option(help="Several values, such as trades.beta=1,6.")] = None,
-    baseline: Annotated[bool, typer.Option(help="Add the defense `standard`, the baseline of every ratio.")] = True,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time (default: one a core or GPU slot).")
-    ] = None,
-    jobs_per_gpu: Annotated[int | None, typer.Option(min=1, help="Default: by their measured memory.")] = None,
-    gpus: Annotated[str | None, typer.Option(help="Such as 0,2 (default: those that nobody uses).")] = None,
-    time_limit: Annotated[str | None, typer.Option(help="Such as 30m; a job that takes longer is killed.")] = None,
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
+    output: OutputOptions,
     executor: Annotated[str, typer.Option(help="local, debug (in this process), slurm or ray.")] = "local",
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
-    check: Annotated[
-        bool | None,
-        typer.Option(
-            "--check/--no-check", help="Build all models and defenses first (default: a run does, a plan does not)."
-        ),
-    ] = None,
-    checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None,
+    check: Check = None,
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit with 4 if a row of this run is UNSOUND or INVALID.")
     ] = False,
@@ -123,56 +102,53 @@ def run(
         str | None, typer.Option(help="Write the scalars of each training for it: tensorboard.", show_default=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the final table only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON event a line on stdout.")] = False,
 ) -> None:
-    """Train and evaluate a matrix. The same command again resumes and redoes nothing.
+    """Train and evaluate a matrix. The same command again resumes; finished jobs are not repeated.
 
     Example: bench run --defense noisy --eps 8/255
     """
     from bench.commands import run as running
 
-    plugins(plugin)
-    typed(model=model, eps=eps, seeds=seeds)
-    options = Options(
-        spec, dataset, size, model or [], defense or [], attack or [], norm, eps or [], train_eps, epochs,
-        seeds or [], n, train_n, recipe, set_ or [], grid or [], baseline, validation, checks,
-    )  # fmt: skip
-    if n is not None and n < 1:
-        raise ValueError(f"--n is {n}; expected at least 1 test image")
-    machine = Machine.of(device, workers, jobs_per_gpu, gpus, time_limit)
-    matrix = running.prepare(options, data_dir)
-    mode = "json" if as_json else "quiet" if quiet else "live" if sys.stdout.isatty() else "plain"
+    matrix, here = _matrix(options, machine, data_dir, plugin)
     if dry_run:
-        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), machine))
+        raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), here))
     cluster.check(executor)
     if cluster.print_script:
-        raise typer.Exit(running.print_script(matrix, results_dir, check is not False, machine, cluster))
-    code = running.run(matrix, results_dir, mode, check is not False, executor, machine, gate, cluster, tracker)
+        raise typer.Exit(running.print_script(matrix, results_dir, check is not False, here, cluster))
+    mode = output.mode(sys.stdout.isatty())
+    code = running.run(matrix, results_dir, mode, check is not False, executor, here, gate, cluster, tracker)
     raise typer.Exit(code)
 
 
-def plan(**options: Any) -> None:
-    """Show what the same `bench run` would do. Jobs, what is done, how long the rest took before; writes nothing."""
-    run(**options, dry_run=True)
+@app.command()
+@takes_groups
+def plan(
+    options: Options,
+    machine: Annotated[MachineOptions, Only(("workers", "jobs_per_gpu", "gpus", "device"))],
+    results_dir: Results = Path("results"),
+    data_dir: DataDir = None,
+    plugin: Plugin = None,
+    check: Check = None,
+) -> None:
+    """Show what the same `bench run` would do. The jobs, which are done, the time of the rest; writes no result."""
+    from bench.commands import run as running
+
+    matrix, here = _matrix(options, machine, data_dir, plugin)
+    raise typer.Exit(running.show_plan(matrix, results_dir, bool(check), here))
 
 
-_OF_A_RUN_ONLY = (
-    "dry_run",
-    "time_limit",
-    "quiet",
-    "as_json",
-    "executor",
-    "gate",
-    "tracker",
-    *Cluster.__dataclass_fields__,
-)
-_same = inspect.signature(run, eval_str=True)
-plan.__signature__ = _same.replace(  # type: ignore[attr-defined]
-    parameters=[p for name, p in _same.parameters.items() if name not in _OF_A_RUN_ONLY]
-)
-plan.__annotations__ = run.__annotations__
-app.command()(plan)
+def _matrix(
+    options: Options, machine: MachineOptions, data_dir: Path | None, plugin: list[str] | None
+) -> tuple[Matrix, Machine]:
+    """The planned matrix and this machine, as run and plan are given them. Raises in one line; writes nothing."""
+    from bench.commands import run as running
+
+    plugins(plugin)
+    typed(model=options.model, eps=options.eps, seeds=options.seeds)
+    if options.n is not None and options.n < 1:
+        raise ValueError(f"--n is {options.n}; expected at least 1 test image")
+    here = machine.machine()
+    return running.prepare(options, data_dir), here
 
 
 @app.command(name="list")

@@ -17,22 +17,6 @@ Plugin = Annotated[
 Dataset = Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")]
 Size = Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")]
 
-# how a model of the user's is named
-Model = Annotated[
-    str | None, typer.Argument(help="A checkpoint (.safetensors, .pt, .pth) or FILE.py:FUNCTION.", show_default=False)
-]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a weights-only .pt.")]
-Arch = Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`.")]
-ArchSet = Annotated[list[str] | None, typer.Option(help="A setting of the architecture, such as width=32.")]
-ModelFile = Annotated[
-    str | None, typer.Option(help="FILE.py:FUNCTION; the function returns a net from [0,1] images to logits.")
-]
-Normalised = Annotated[
-    str | None, typer.Option(help="none, dataset or MEAN/STD (default: the checkpoint's, else the data set's).")
-]
-Randomised = Annotated[bool, typer.Option("--randomised", help="The model draws noise at test time.")]
-
-
 _refused = False
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bench.commands.eval_model import ModelOptions, named
+from bench.commands.eval_model import named
+from bench.commands.options import ModelOptions
 from bench.data import datasets
 from bench.data.images import load as load_data
 from bench.data.images import test_block, to_channels_last

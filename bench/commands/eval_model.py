@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bench.commands import run as running
+from bench.commands.options import ModelOptions
 from bench.core.stats import wilson
 from bench.data import datasets
 from bench.executors import processes
@@ -31,24 +31,10 @@ from bench.records.store import Store
 TOLERANCE = 0.01  # one point: what a claim may be off, beside the interval of the measurement
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """What was typed about the model; None or empty means "not typed"."""
-
-    word: str | None
-    checkpoint: Path | None
-    arch: str | None
-    arch_set: list[str]
-    model_file: str | None
-    normalise: str | None
-    randomised: bool = False
-    name: str | None = None
-
-
 def named(asked: ModelOptions, facts: datasets.Facts) -> imports.Model:
     """The model, checked as far as that goes without torch; its file becomes known to every worker."""
     model = imports.named(
-        asked.word,
+        asked.model,
         asked.checkpoint,
         asked.arch,
         asked.arch_set,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
 from bench.executors.base import Backend, MissingDependency
 from bench.executors.devices import Slot, slots
 
-__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Cluster", "Machine", "MissingDependency", "backend", "takes_cluster"]
+__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Cluster", "Machine", "MissingDependency", "backend"]
 EXECUTORS = ("local", "debug", "slurm", "ray")
 
 
@@ -115,29 +113,6 @@ class Machine:
 
 
 THIS_MACHINE = Machine()
-
-
-def takes_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: each field of Cluster becomes an option of a command that has a parameter `cluster`."""
-    hints = get_type_hints(Cluster, include_extras=True)
-    own = inspect.signature(command, eval_str=True)
-    fields = dataclasses.fields(Cluster)
-    options = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields
-    ]
-
-    def wrapped(**values: Any) -> Any:
-        given = {f.name: values.pop(f.name) for f in fields if f.name in values}
-        return command(**values, cluster=Cluster(**given))
-
-    own_parameters = [p for p in own.parameters.values() if p.name != "cluster"]
-    wrapped.__signature__ = own.replace(parameters=[*own_parameters, *options])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*own_parameters, *options]} | {
-        "return": own.return_annotation
-    }
-    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    return wrapped
 
 
 def backend(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Backend:

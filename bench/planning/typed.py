@@ -1,31 +1,46 @@
-"""What was typed on the command line. A module of its own, so that `bench --help` need not import pydantic and YAML."""
+"""Options that describe a matrix. A module of its own, so that `bench --help` need not import pydantic and YAML."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
 @dataclass
 class Options:
-    """What was typed; None or empty means "not typed"."""
+    """What was typed; None or empty means "not typed". Each field is an option of `bench run` and `bench plan`."""
 
-    spec: Path | None = None
-    dataset: str | None = None
-    size: int | None = None
-    model: list[str] = field(default_factory=list)
-    defense: list[str] = field(default_factory=list)
-    attack: list[str] = field(default_factory=list)
-    norm: str | None = None
-    eps: list[str] = field(default_factory=list)
-    train_eps: str | None = None
-    epochs: int | None = None
-    seeds: list[str] = field(default_factory=list)
-    n: int | None = None
-    train_n: int | None = None
-    recipe: str | None = None
-    set: list[str] = field(default_factory=list)
-    grid: list[str] = field(default_factory=list)
-    baseline: bool = True
-    validation: int | None = None
-    checks: str | None = None
+    spec: Annotated[
+        Path | None, typer.Argument(help="A YAML spec; options override its values.", show_default=False)
+    ] = None
+    dataset: Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")] = None
+    size: Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")] = None
+    model: Annotated[list[str], typer.Option(help="Architecture; see `bench list models`.")] = field(
+        default_factory=list
+    )
+    defense: Annotated[list[str], typer.Option(help="Repeat or separate by commas.")] = field(default_factory=list)
+    attack: Annotated[list[str], typer.Option(help="Repeat or separate by commas.")] = field(default_factory=list)
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None
+    eps: Annotated[list[str], typer.Option(help="Budgets of the attacks, such as 8/255 or 0.1,0.2.")] = field(
+        default_factory=list
+    )
+    train_eps: Annotated[str | None, typer.Option(help="Budget of the training (default: the largest --eps).")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training (default: the recipe's).")] = None
+    seeds: Annotated[list[str], typer.Option(help="Such as 0,1,2.")] = field(default_factory=list)
+    n: Annotated[int | None, typer.Option(help="Test images (default: all).")] = None
+    train_n: Annotated[int | None, typer.Option(help="Training images (default: all).")] = None
+    recipe: Annotated[str | None, typer.Option(help="shared (one for all) or paper (each defense's own).")] = None
+    set: Annotated[list[str], typer.Option("--set", help="Such as noisy.sigma=0.6 or train.average=ema.")] = field(
+        default_factory=list
+    )
+    grid: Annotated[list[str], typer.Option(help="Several values, such as trades.beta=1,6.")] = field(
+        default_factory=list
+    )
+    baseline: Annotated[bool, typer.Option(help="Add the defense `standard`, the baseline of every ratio.")] = True
+    validation: Annotated[
+        int | None, typer.Option(help="Training images held out to select an epoch by validation.")
+    ] = None
+    checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None
