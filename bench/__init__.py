@@ -61,16 +61,16 @@ def worst(
     import pandas as pd
 
     from bench.core.epsilon import Epsilon
-    from bench.results.evaluations import frame, of_split
+    from bench.results.evaluations import evaluations
     from bench.results.rows import rows
 
     store, radius = _store(results), float(Epsilon(eps))
     reasons = []
-    for row in rows(store, of_split(frame(store))):
-        entries = [e for by in row.entries.values() for e in by.values() if e["train_key"] == train_key]
-        if not entries or row.eps_value != radius or store.job(entries[0]["key"]).what["weights"] != weights:
+    for row in rows(store, evaluations(store).of_split("test")):
+        entries = [e for by in row.entries.values() for e in by.values() if e.train_key == train_key]
+        if not entries or row.eps_value != radius or store.job(entries[0].key).what["weights"] != weights:
             continue
-        seed = entries[0]["seed"]
+        seed = entries[0].seed
         if seed in row.right:
             columns = {"right": row.right[seed], **({"share": row.share[seed]} if seed in row.share else {})}
             return pd.DataFrame(columns).rename_axis("index")

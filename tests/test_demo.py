@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.results.rows import rows
 
 SPEC = Path(__file__).parent.parent / "specs" / "demo.yaml"
@@ -34,7 +34,7 @@ def test_the_demo_runs_once_and_resumes_to_nothing(tmp_path: Path) -> None:
     assert {json.loads(line)["event"] for line in again.stdout.splitlines()} == {"skipped"}
 
     store = Store(tmp_path / "results")
-    found = {row.defense: row for row in rows(store, frame(store))}
+    found = {row.defense: row for row in rows(store, evaluations(store).readable)}
     assert set(found) == {"standard", "noisy", "pgd_at", "trades", "smoothing"}
     for row in found.values():
         assert row.worst.n == 64

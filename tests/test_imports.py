@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.results.rows import rows
 
 ARCH = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")
@@ -426,7 +426,7 @@ def test_normalisation_is_the_one_typed_the_checkpoints_or_the_data_sets(bench: 
 
 def test_a_row_of_its_own_in_every_table(bench: Bench, checkpoint: Path) -> None:
     assert evaluate(bench, checkpoint, *ARCH, "--name", "Mine (2026)").code == 0
-    (row,) = rows(Store(Path("results")), frame(Store(Path("results"))))
+    (row,) = rows(Store(Path("results")), evaluations(Store(Path("results"))).readable)
     assert (row.method, row.recipe, row.deploys) == ("Mine (2026)", "imported", "deterministic")
     assert bench("leaderboard", "--output", "lb.md").code == 0
     assert "Mine (2026)" in Path("lb.md").read_text()
@@ -444,7 +444,7 @@ def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
     assert "gives two answers to one image; declare a model that draws at test time with --randomised" in undeclared.err
     assert evaluate(bench, "my.py:build", "--randomised").code == 0
     store = Store(Path("results"))
-    (row,) = rows(store, frame(store))
+    (row,) = rows(store, evaluations(store).readable)
     assert row.deploys == "randomised"
     (job,) = [job for job in store.jobs().values() if job.kind == "evaluate"]
     from bench.planning.evaluations import RANDOMISED_REVISION

@@ -15,7 +15,7 @@ from bench.atomic import file_hash
 from bench.jobs.evaluation_job import assemble
 from bench.planning import catalog
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.results.rows import rows
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.measures import by_attack, notes
@@ -62,8 +62,8 @@ def without_flatness(store: Store) -> Store:
 def test_rows_and_ranks_are_what_they_are_without_it(ran: Store) -> None:
     plain = without_flatness(ran)
     assert len(flat_keys(ran)) == 4
-    assert rows(ran, frame(ran)) == rows(plain, frame(plain))
-    assert rows(ran, frame(ran))[0].worst.values
+    assert rows(ran, evaluations(ran).readable) == rows(plain, evaluations(plain).readable)
+    assert rows(ran, evaluations(ran).readable)[0].worst.values
     assert markdown(ran) == markdown(plain)
     header, lines, said = matrix(ran, list(ran.jobs()))
     assert (header, lines) == matrix(plain, list(plain.jobs()))[:2]
@@ -94,15 +94,15 @@ def test_its_table_holds_the_mean_of_every_column_and_one_number_stands_beside_t
 
 
 def test_a_missing_or_failed_measurement_makes_no_row_incomplete(ran: Store) -> None:
-    before = rows(ran, frame(ran))
+    before = rows(ran, evaluations(ran).readable)
     missing, failed, *_ = flat_keys(ran)
     (ran.folder(missing) / "record.json").unlink()
     error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}
     ran.put(ran.job(failed), "error", {"metrics": {}, "files": {}, "provenance": {}, "error": error})
-    table = frame(ran)
-    assert rows(ran, table) == before
-    assert {line["state"] for line in by_attack(ran, table)["flatness"]} == {"done", "missing", "error"}
-    said = notes(table)
+    found = evaluations(ran)
+    assert rows(ran, found.readable) == before
+    assert {line["state"] for line in by_attack(ran, found)["flatness"]} == {"done", "missing", "error"}
+    said = notes(found)
     assert [line for line in said if line.endswith("error: RuntimeError: out of memory")]
     assert [line for line in said if line.endswith("missing")]
 
@@ -113,11 +113,11 @@ def test_a_record_says_what_it_measures_where_the_plug_in_is_gone(ran: Store, mo
             raise LookupError("no attack 'flatness'")
         return here(kind, name)  # type: ignore[arg-type]
 
-    before, here = rows(ran, frame(ran)), catalog.get
+    before, here = rows(ran, evaluations(ran).readable), catalog.get
     monkeypatch.setattr(catalog, "get", gone)
-    table = frame(ran)
-    assert (table["measures"] == "adversarial_rise").sum() == 4
-    assert rows(ran, table) == before
+    found = evaluations(ran)
+    assert sum(e.measures == "adversarial_rise" for e in found.readable) == 4
+    assert rows(ran, found.readable) == before
 
 
 def test_losses_that_are_not_finite_are_counted(ran: Store) -> None:
@@ -130,15 +130,15 @@ def test_losses_that_are_not_finite_are_counted(ran: Store) -> None:
     record = ran.record(key)
     assert record is not None
     ran.put(ran.job(key), "done", {**record, "files": {"samples.npz": file_hash(path)}})
-    table = frame(ran)
-    lines = by_attack(ran, table)["flatness"]
+    found = evaluations(ran)
+    lines = by_attack(ran, found)["flatness"]
     assert [line["adversarial_loss_0.5"] for line in lines if isinstance(line["adversarial_loss_0.5"], str)] == [
         "1 of 32 not finite"
     ]
     assert [line["adversarial_rise"] for line in lines if isinstance(line["adversarial_rise"], str)] == [
         "2 of 16 not finite"
     ]
-    assert [line for line in notes(table) if line.endswith("adversarial_rise is not finite")]
+    assert [line for line in notes(found) if line.endswith("adversarial_rise is not finite")]
 
 
 def test_a_measurement_in_shards_is_put_together_with_its_name(ran: Store) -> None:

@@ -155,10 +155,7 @@ def test_every_number_leads_to_its_record(store: Store) -> None:
     targets = {attrs["href"] for attrs in page.all("a")}
     assert {str(target)[1:] for target in targets} <= set(places)
     keys = {
-        f"#k-{key}"
-        for row in all_judged(store)
-        for by in row.entries.values()
-        for key in [e["key"] for e in by.values()]
+        f"#k-{key}" for row in all_judged(store) for by in row.entries.values() for key in [e.key for e in by.values()]
     }
     assert len(keys) > 10
     assert keys <= targets

@@ -32,7 +32,7 @@ from bench.report.provenance import origins
 from bench.report.svg import inline
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 
 __all__ = ["store"]  # a fixture
 HOSTILE = '<img src=x onerror=alert(1)> & "$x_1$"'
@@ -122,7 +122,7 @@ def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(stor
     guard, other = trained(store), trained(store, "other")
     key = flat(store, guard, 0.5, (6.0, 10.0))
     flat(store, other, 0.125, (5.0, 5.0))
-    (plot,) = flatness_curves(store, frame(store))
+    (plot,) = flatness_curves(store, evaluations(store).readable)
     assert [list(line) for line in plot.lines] == [  # the flattest first
         ["other trained at 0.1", "0", "2", "3", "0.5", "0.125"],
         ["other trained at 0.1", "0.5", "3", "5", "0.5", "0.125"],
@@ -137,7 +137,7 @@ def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(stor
 def test_a_loss_that_is_not_finite_is_said_and_comes_last(store: Store) -> None:
     flat(store, trained(store), math.nan, (math.inf, 1.0))
     flat(store, trained(store, "other"), 9.0, (5.0, 5.0))
-    (plot,) = flatness_curves(store, frame(store))
+    (plot,) = flatness_curves(store, evaluations(store).readable)
     assert [line[0] for line in plot.lines][::2] == ["other trained at 0.1", "guard trained at 0.1"]
     assert plot.lines[3][3:] == ["not finite", "0.5", "not finite"]
     assert plot.svg().startswith("<svg")

@@ -28,7 +28,7 @@ from bench.planning.job import Job
 from bench.records.store import Store
 from bench.report.contours import LEVELS, POINTS, fill, shorten
 from bench.report.surface import _drawing, _measured, surfaces
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.tables.leaderboard import markdown
 
 __all__ = ["store"]  # a fixture
@@ -54,9 +54,8 @@ def around(store: Store, train: Job, bends: list[float], *, loss: Any = None, **
 
 def drawn(store: Store, train: Job, key: str) -> tuple[list[str], list[Any]]:
     """Titles and surfaces of the panels of one evaluation."""
-    table = frame(store)
-    entries = [entry for entry in table.to_dict("records") if entry["key"] == key]
-    found = _measured(store, entries, False)  # type: ignore[arg-type]
+    entries = [entry for entry in evaluations(store).readable if entry.key == key]
+    found = _measured(store, entries, False)
     assert found is not None
     return [panel.title for panel in found.panels], [panel.loss for panel in found.panels]
 
@@ -66,7 +65,7 @@ def test_numbers_are_over_all_seeds_and_the_least_nonlinear_model_comes_first(st
     other = around(store, trained(store, "other"), [0.25, 0.125])
     around(store, trained(store, "elsewhere", data={"name": "another"}), [0.5], norm="L2", eps="0.5")
     around(store, trained(store, "unseen"), [0.0], split="validation")
-    l2, plot = surfaces(store, frame(store))
+    l2, plot = surfaces(store, evaluations(store).readable)
     assert [list(line) for line in plot.lines] == [
         ["other trained at 0.1", "1.5", "0.1875", "0.1875", "0.25", "0.25", "50.0"],
         ["guard trained at 0.1", "1.75", "2.375", "1.5", "6", "0.25", "50.0"],
@@ -104,7 +103,7 @@ def test_of_several_seeds_the_first_is_drawn_and_of_one_seed_the_most_images(sto
     for seed in (2, 10, 1):
         around(store, trained(store, seed=seed), [float(seed)] * 2, first=100 * seed)
     around(store, trained(store, seed=1), [1.0] * 3, first=500)
-    (plot,) = surfaces(store, frame(store))
+    (plot,) = surfaces(store, evaluations(store).readable)
     shown = "\n".join(Page(plot.svg()).text)
     assert "mean of 3 images" in shown
     assert "median: image 501" in shown
@@ -123,7 +122,7 @@ def test_what_is_not_finite_is_said_left_out_of_panels_and_comes_last(store: Sto
     none = around(store, trained(store, "none"), [1.0], loss=np.full((1, 5, 5), math.nan))
     assert drawn(store, train, none)[1] == [None, None, None]
     around(store, trained(store, "zz"), [50.0])
-    (plot,) = surfaces(store, frame(store))
+    (plot,) = surfaces(store, evaluations(store).readable)
     assert [line[0] for line in plot.lines] == ["none trained at 0.1", "zz trained at 0.1", "guard trained at 0.1"]
     assert plot.lines[2][1:] == ["2.5", "not finite", "not finite", "not finite", "0.125", "25.0"]
     assert "\n".join(Page(plot.svg()).text).count("not finite") == 3 + 1
@@ -132,13 +131,13 @@ def test_what_is_not_finite_is_said_left_out_of_panels_and_comes_last(store: Sto
 def test_an_evaluation_of_that_name_without_surfaces_is_passed_over(store: Store) -> None:
     evaluated(store, trained(store), "surface", [1, 1], columns={"nonlinearity": np.ones(2)})
     around(store, trained(store, "flat"), [1.0] * 2, columns={"loss": np.ones(2)})
-    assert surfaces(store, frame(store)) == []
+    assert surfaces(store, evaluations(store).readable) == []
 
 
 def test_models_of_several_architectures_are_told_apart(store: Store) -> None:
     for k, net in enumerate(("tiny", "broad")):
         around(store, trained(store, model={"name": net, "set": {}, "revision": 1}), [float(k)])
-    (plot,) = surfaces(store, frame(store))
+    (plot,) = surfaces(store, evaluations(store).readable)
     assert [line[0] for line in plot.lines] == ["guard, tiny trained at 0.1", "guard, broad trained at 0.1"]
 
 
@@ -146,8 +145,8 @@ def panels(store: Store, linf: bool = True, reach: float = 1.0) -> list[Any]:
     """The axes of one model, those of its name first."""
     train = trained(store)
     key = around(store, train, [3.0, 9.0, 1.0])
-    entries = [entry for entry in frame(store).to_dict("records") if entry["key"] == key]
-    found = _measured(store, entries, False)  # type: ignore[arg-type]
+    entries = [entry for entry in evaluations(store).readable if entry.key == key]
+    found = _measured(store, entries, False)
     assert found is not None
     return _drawing([found], reach, linf).axes
 
@@ -172,7 +171,7 @@ def test_the_gradient_runs_to_the_right_and_the_ball_is_that_of_the_norm(store: 
 
 def test_reach_is_that_of_the_job(store: Store) -> None:
     around(store, trained(store), [1.0], settings={"reach": 2.0, "points": 5})
-    (plot,) = surfaces(store, frame(store))
+    (plot,) = surfaces(store, evaluations(store).readable)
     assert plot.drawing.axes[1].get_xlim() == (-2, 2)
     assert (plot.drawing.axes[1].get_xlabel(), plot.drawing.axes[1].get_ylabel()) == (
         "gradient direction (eps)",
@@ -187,7 +186,7 @@ def test_a_figure_of_eight_models_is_small_and_says_that_it_leaves_some_out(stor
         shape = np.exp(2 * at)[:, None] * (1 + k / 9) + np.sin(3 * at)[None, :] + at[:, None] * at[None, :]
         loss = generator.random((3, 15, 15)) if rough else np.stack([shape, 2 * shape, shape**2])
         around(store, trained(store, f"defense_{k}"), [9.0 - k] * 3, loss=loss)
-    (plot,) = surfaces(store, frame(store))
+    (plot,) = surfaces(store, evaluations(store).readable)
     svg = plot.svg()
     assert len(svg.encode()) < 120_000
     assert "Drawn are the 8 of 9 models with the least nonlinearity" in plot.caption
@@ -202,7 +201,7 @@ def test_a_figure_of_eight_models_is_small_and_says_that_it_leaves_some_out(stor
 
 def test_names_of_records_stay_text(store: Store) -> None:
     around(store, trained(store, '<script>alert(1)</script> & "$x_1$"'), [1.0])
-    (plot,) = surfaces(store, frame(store))
+    (plot,) = surfaces(store, evaluations(store).readable)
     assert "<script" not in plot.svg()
     assert "<script>" in "".join(Page(plot.svg()).text).replace("\n", "")
 

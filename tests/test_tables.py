@@ -23,7 +23,7 @@ from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
 from bench.planning.labels import label
 from bench.records.store import Store
-from bench.results.evaluations import COLUMNS, frame
+from bench.results.evaluations import COLUMNS, evaluations, frame
 from bench.results.rows import Row, rows
 from bench.results.worst_case import paired
 from bench.tables.columns import venue
@@ -139,7 +139,7 @@ def full(store: Store, train: Job, hits: int, n: int = 1000, eps: str = "0.1") -
 
 
 def all_rows(store: Store) -> list[Row]:
-    return rows(store, frame(store))
+    return rows(store, evaluations(store).readable)
 
 
 def only(store: Store) -> Row:

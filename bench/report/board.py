@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.report.provenance import behind
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 from bench.results.labels import failures
 from bench.results.rows import Row
 from bench.soundness.catalog import CHECKS
@@ -100,16 +100,16 @@ def _evidence(row: Row) -> list[Evidence]:
     """Every evaluation of the row by attack and seed; an INVALID row shows that they exist, never their numbers."""
     return [
         Evidence(
-            label, seed, "invalid" if row.verdict == "INVALID" else _result(entry), entry["n"],
-            f"{entry['norm']} {entry['eps']}" if entry["norm"] else "–",
-            entry["device"] or "–", entry["key"], entry["train_key"],
+            label, seed, "invalid" if row.verdict == "INVALID" else _result(entry), entry.n,
+            f"{entry.norm} {entry.eps}" if entry.norm else "–",
+            entry.device or "–", entry.key, entry.train_key,
         )
         for label, by in sorted(row.entries.items(), key=lambda pair: natural(pair[0]))
         for seed, entry in sorted(by.items())
     ]  # fmt: skip
 
 
-def _result(entry: Entry) -> str:
-    if entry["state"] != "done":
-        return str(entry["state"])
-    return f"{percent(entry['accuracy'])} [{percent(entry['low'])}, {percent(entry['high'])}]"
+def _result(entry: Evaluation) -> str:
+    if entry.state != "done":
+        return str(entry.state)
+    return f"{percent(entry.accuracy)} [{percent(entry.low)}, {percent(entry.high)}]"

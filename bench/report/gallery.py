@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bench.records.store import Store
 from bench.report.board import Board
@@ -16,10 +15,8 @@ from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.surface import surfaces
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
+from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,9 @@ class Group:
         return [Shown(plot, plot.svg()) for plot in self.plots]
 
 
-def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFrame, fetch: Fetch) -> list[Group]:
+def groups(
+    store: Store, found: list[Board], rows: list[Row], evaluations: list[Evaluation], fetch: Fetch
+) -> list[Group]:
     """Sections with at least one figure, or with a sentence that says why there is none."""
     grids, note = image_grids(store, found, fetch)
     made = [
@@ -55,8 +54,8 @@ def groups(store: Store, found: list[Board], rows: list[Row], table: pd.DataFram
         Group("trade", "Clean accuracy against robust accuracy", "", clean_against_robust(found)),
         Group("cost", "Training cost against robust accuracy", "", cost_against_robust(found)),
         Group("training", "Training curves", "", training_curves(store, rows)),
-        Group("flatness", "Loss around the weights", "", flatness_curves(store, table)),
-        Group("surface", "Loss surface around the images", "", surfaces(store, table)),
+        Group("flatness", "Loss around the weights", "", flatness_curves(store, evaluations)),
+        Group("surface", "Loss surface around the images", "", surfaces(store, evaluations)),
         Group("certified", "Certified accuracy against radius", "", certified_curves(store, rows)),
         Group("classes", "Robust accuracy by class", "", class_maps(store, found)),
         Group("images", "Adversarial images", note, grids),

@@ -17,7 +17,7 @@ from bench.report.canvas import GRID, STYLE, Plot, slug
 from bench.report.captions import best, called
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class Wanted:
     key: str
     name: str
     attack: str
-    entry: Entry
+    entry: Evaluation
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def image_grids(store: Store, found: list[Board], fetch: Fetch) -> tuple[list[Pl
 
 def _wanted(store: Store, board: Board) -> list[Wanted]:
     """Of the best models of a table (and `standard`) the attack that leaves fewest images right and kept its images."""
-    strongest: dict[int, tuple[float, str, Entry]] = {}
+    strongest: dict[int, tuple[float, str, Evaluation]] = {}
     for row in board.rows:
         kept = [
-            (entry["accuracy"], name, entry)
+            (entry.accuracy, name, entry)
             for name, by in row.entries.items()
             for entry in by.values()
             if row.verdict != "INVALID" and _shown(store, entry)
@@ -105,16 +105,16 @@ def _wanted(store: Store, board: Board) -> list[Wanted]:
         strongest |= {id(row): min(kept, key=lambda t: t[:2])} if kept else {}
     shown = best([row for row in board.rows if id(row) in strongest], MOST_MODELS)
     found = [(row, *strongest[id(row)]) for row in shown]
-    return [Wanted(entry["key"], called(row), name, entry) for row, _, name, entry in found]
+    return [Wanted(entry.key, called(row), name, entry) for row, _, name, entry in found]
 
 
-def _shown(store: Store, entry: Entry) -> bool:
+def _shown(store: Store, entry: Evaluation) -> bool:
     """Images within the budget of the row: a minimal-norm attack leaves it, a curve has those of its largest one."""
-    if not entry["norm"] or entry["state"] != "done" or not math.isnan(entry["median_distance"]):
+    if not entry.norm or entry.state != "done" or not math.isnan(entry.median_distance):
         return False
-    record = store.record(entry["key"]) or {"files": {}}
-    walks = store.job(entry["key"]).what["attack"]["set"].get("budgets")
-    return not walks and IMAGES in record["files"] and (store.folder(entry["key"]) / IMAGES).is_file()
+    record = store.record(entry.key) or {"files": {}}
+    walks = store.job(entry.key).what["attack"]["set"].get("budgets")
+    return not walks and IMAGES in record["files"] and (store.folder(entry.key) / IMAGES).is_file()
 
 
 def _figure(board: Board, strips: list[tuple[Wanted, list[Picture]]]) -> Plot:
@@ -130,8 +130,8 @@ def _figure(board: Board, strips: list[tuple[Wanted, list[Picture]]]) -> Plot:
         "Below an image: what the deployed model takes it for and its confidence, the softmax probability of that "
         "class (mean of draws where the model draws)."
         + (" A dash: the weights do not lie here, or say nothing." if unsure else "")
-        + f" n {joined(entry['n'] for entry in entries)}; eps {joined(_eps(entry) for entry in entries)}; "
-        f"seeds {joined(entry['seed'] for entry in entries)}; device {joined(entry['device'] for entry in entries)}.",
+        + f" n {joined(entry.n for entry in entries)}; eps {joined(_eps(entry) for entry in entries)}; "
+        f"seeds {joined(entry.seed for entry in entries)}; device {joined(entry.device for entry in entries)}.",
         ["defense", "attack", "test image", "true class", "clean: taken for", "confidence",
          "adversarial: taken for", "confidence ", "fooled"],
         [
@@ -184,5 +184,5 @@ def _said(picture: Picture, which: int) -> tuple[str, str]:
     return name, f"{confidence:.2f}" if math.isfinite(confidence) else "–"
 
 
-def _eps(entry: Entry) -> str:
-    return f"{entry['norm']} {entry['eps']}"
+def _eps(entry: Evaluation) -> str:
+    return f"{entry.norm} {entry.eps}"

@@ -58,7 +58,7 @@ def security_curves(rows: list[Row]) -> list[Plot]:
 
 def _walking(row: Row) -> str:
     """The label of the security curve of this row, "" where it has none."""
-    names = sorted(name for name, by in row.entries.items() if any(e["attack"] == "curve" for e in by.values()))
+    names = sorted(name for name, by in row.entries.items() if any(e.attack == "curve" for e in by.values()))
     return names[0] if names else ""
 
 
@@ -146,8 +146,8 @@ def _certified_points(store: Store, row: Row) -> list[Point]:
     """Of the attack label with most seeds done, as in the tables; radii that exist up to the largest."""
     import numpy as np
 
-    certify = [by for _, by in sorted(row.entries.items()) if any(e["attack"] == "certify" for e in by.values())]
-    done = [[e["key"] for e in by.values() if e["state"] == "done"] for by in certify]
+    certify = [by for _, by in sorted(row.entries.items()) if any(e.attack == "certify" for e in by.values())]
+    done = [[e.key for e in by.values() if e.state == "done"] for by in certify]
     keys = max(done, key=len, default=[])
     held = [store.samples(key, ("radius", "correct")) for key in keys]
     radii = [np.where(s["correct"].astype(bool), s["radius"], -1.0) for s in held if "radius" in s]

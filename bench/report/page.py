@@ -16,7 +16,7 @@ from bench.report.gallery import Group, groups
 from bench.report.images import Fetch, nothing
 from bench.report.provenance import origins
 from bench.report.text import number, plain
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.soundness.catalog import CHECKS
 from bench.soundness.verdicts import judged_rows
 
@@ -43,21 +43,21 @@ def html(store: Store, fetch: Fetch = nothing) -> str:
 
 def _made(store: Store, fetch: Fetch) -> tuple[str, list[Group]]:
     store = CachedStore.of(store)
-    table = frame(store)
-    found = judged_rows(store, table=table)
+    known = evaluations(store)
+    found = judged_rows(store, known=known)
     placed = boards(found)
-    sections = groups(store, placed, found, table, fetch)
+    sections = groups(store, placed, found, known.of_split("test"), fetch)
     style, script = (_part(name) for name in ("page.css", "page.js"))
-    known = origins(store)
+    sources, done = origins(store), sum(e.state == "done" for e in known.readable)
     environment = _environment()
-    environment.filters["places"] = known.places
+    environment.filters["places"] = sources.places
     text = environment.get_template("page.html.j2").render(
         boards=placed,
         figures=sections,
         checks=CHECKS,
-        origins=known,
-        unreadable=table[table["config"].isna()][["key", "reason"]].to_dict("records"),
-        counts={"evaluations": len(table), "done": int((table["state"] == "done").sum()), "rows": len(found)},
+        origins=sources,
+        unreadable=known.unreadable,
+        counts={"evaluations": len(known.readable) + len(known.unreadable), "done": done, "rows": len(found)},
         style=style,
         script=script,
         policy=_policy(style, script),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from bench.planning.job import EvaluationJob, Job
 from bench.records.store import Store
@@ -87,7 +86,7 @@ def behind(row: Row, column: str) -> list[str]:
 
 def of_attack(row: Row, name: str) -> list[str]:
     """Evaluations under one attack label, by seed."""
-    return [entry["key"] for _, entry in sorted(row.entries.get(name, {}).items())]
+    return [entry.key for _, entry in sorted(row.entries.get(name, {}).items())]
 
 
 def of_clean(row: Row, seeds: Container[int] | None = None) -> list[str]:
@@ -107,9 +106,9 @@ def of_worst(row: Row) -> list[str]:
 
 def of_training(row: Row) -> list[str]:
     """The trainings of the row."""
-    return list(dict.fromkeys(e["train_key"] for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())))
+    return list(dict.fromkeys(e.train_key for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())))
 
 
 def _of(row: Row, attack: str, seeds: Container[int] | None = None) -> list[str]:
-    found: list[dict[str, Any]] = [e for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())]
-    return [e["key"] for e in found if e["attack"] == attack and (seeds is None or e["seed"] in seeds)]
+    found = [e for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())]
+    return [e.key for e in found if e.attack == attack and (seeds is None or e.seed in seeds)]

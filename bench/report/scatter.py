@@ -58,9 +58,9 @@ def _classes(rows: list[Row], kind: str) -> dict[str, list[Row]]:
 
 def _facts(row: Row, kind: str) -> tuple[str, ...]:
     trainings = [e for by in row.entries.values() for e in by.values()]
-    data = joined(sorted({int(e["train_images"]) for e in trainings}))
+    data = joined(sorted({int(e.train_images) for e in trainings}))
     shared = "" if not row.shared else "shared machine" if all(map(busy, trainings)) else "partly shared machine"
-    devices = joined(sorted({str(e["train_device"]) for e in trainings}))
+    devices = joined(sorted({str(e.train_device) for e in trainings}))
     timed = (f"{data} training images", devices, shared or "machine of its own") if kind == "seconds" else ()
     return row.model, f"n {row.worst.n}", "provisional" if row.provisional else "ranked", *timed
 
@@ -79,7 +79,7 @@ def _of_x(rows: list[Row], kind: str) -> str:
     """What the numbers along the axis rest on: they may be of more seeds, or images, than the worst case is."""
     if kind == "seconds":
         trainings = [e for row in rows for by in row.entries.values() for e in by.values()]
-        seeds = sorted({e["seed"] for e in trainings if not math.isnan(e["train_seconds"])})
+        seeds = sorted({e.seed for e in trainings if not math.isnan(e.train_seconds)})
         return f" Times are means over seeds {joined(seeds)}."
     sizes = joined(row.clean.n for row in rows)
     return f" Clean accuracy: n {sizes}, mean over seeds {seeds_of(row.clean for row in rows)}."

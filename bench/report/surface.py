@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,10 @@ from bench.report.canvas import STYLE, Plot, slug
 from bench.report.contours import fill
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -39,7 +39,7 @@ class Measured:
     """One model under one measurement, its evaluations by seed: numbers of all their images, panels of the first."""
 
     name: str
-    entries: list[Entry]
+    entries: list[Evaluation]
     values: dict[str, Array]
     panels: list[Panel]
 
@@ -52,36 +52,35 @@ class Measured:
         return float(found.mean()) if np.isfinite(found).all() else math.inf
 
 
-def surfaces(store: Store, table: pd.DataFrame) -> list[Plot]:
+def surfaces(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
     """One figure for each data set, budget and setting of `surface` that is done, on test images."""
-    groups: dict[tuple[str, str, str], dict[str, list[Entry]]] = {}
-    done = table[(table["attack"] == "surface") & (table["state"] == "done") & (table["split"] == "test")]
-    for entry in done.to_dict("records"):
-        place = (entry["dataset"], f"{entry['norm']} eps = {entry['eps']}", entry["attack_label"])
-        groups.setdefault(place, {}).setdefault(entry["config"], []).append({str(k): v for k, v in entry.items()})
+    groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
+    for entry in (e for e in evaluations if (e.attack, e.state, e.split) == ("surface", "done", "test")):
+        place = (entry.dataset, f"{entry.norm} eps = {entry.eps}", entry.attack_label)
+        groups.setdefault(place, {}).setdefault(entry.config, []).append(entry)
     found = []
     for place, by_config in sorted(groups.items()):
-        nets = {entries[0]["model"] for entries in by_config.values()}
+        nets = {entries[0].model for entries in by_config.values()}
         models = [m for entries in by_config.values() if (m := _measured(store, entries, len(nets) > 1)) is not None]
         if models:
-            reach = store.job(models[0].entries[0]["key"]).what["attack"]["set"].get("reach", 1.0)
+            reach = store.job(models[0].entries[0].key).what["attack"]["set"].get("reach", 1.0)
             found.append(_figure(place, sorted(models, key=lambda m: (m.bend, m.name)), float(reach)))
     return found
 
 
-def _measured(store: Store, entries: list[Entry], with_net: bool) -> Measured | None:
+def _measured(store: Store, entries: list[Evaluation], with_net: bool) -> Measured | None:
     """Nothing where the samples hold no surface (an evaluation of that name from elsewhere)."""
     import numpy as np
 
     # of one seed the evaluation of most images
-    longest = {entry["seed"]: entry for entry in sorted(entries, key=lambda entry: entry["n"])}
+    longest = {entry.seed: entry for entry in sorted(entries, key=lambda entry: entry.n)}
     entries = [longest[seed] for seed in sorted(longest)]
-    held: list[dict[str, Any]] = [store.samples(entry["key"]) for entry in entries]
+    held: list[dict[str, Any]] = [store.samples(entry.key) for entry in entries]
     if any(not {*MEASURES, "loss"} <= samples.keys() or samples["loss"].ndim != 3 for samples in held):
         return None
     first = entries[0]
-    name = f"{first['defense_label']}, {first['model']}" if with_net else first["defense_label"]
-    budget = f" trained at {first['train_eps']}" if first["train_eps"] is not None else ""
+    name = f"{first.defense_label}, {first.model}" if with_net else first.defense_label
+    budget = f" trained at {first.train_eps}" if first.train_eps is not None else ""
     values = {column: np.concatenate([samples[column] for samples in held]) for column in MEASURES}
     return Measured(f"{name}{budget}", entries, values, _panels(held[0]))
 
@@ -120,9 +119,9 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
         "which stand above it. Median and largest are by nonlinearity: how far the loss in the ball is from what the "
         "gradient foretells (Qin et al. 2019 search the whole ball, so on one plane it is a lower bound). Off "
         "gradient: highest loss in the ball less that of the whole gradient step. A smooth surface is no proof of "
-        f"robustness. n {joined(entry['n'] for entry in entries)}; eps {threat.replace('eps = ', '')}; "
-        f"seeds {joined(entry['seed'] for entry in entries)}; device {joined(entry['device'] for entry in entries)}. "
-        f"Panels are of seed {joined(model.entries[0]['seed'] for model in models[:MOST])}, numbers of all seeds."
+        f"robustness. n {joined(entry.n for entry in entries)}; eps {threat.replace('eps = ', '')}; "
+        f"seeds {joined(entry.seed for entry in entries)}; device {joined(entry.device for entry in entries)}. "
+        f"Panels are of seed {joined(model.entries[0].seed for model in models[:MOST])}, numbers of all seeds."
         + (few if len(models) > MOST else ""),
         ["defense", "clean loss", "nonlinearity, mean", "nonlinearity, median", "nonlinearity, largest",
          "off gradient, mean", "off gradient above 0 (% of images)"],
@@ -130,7 +129,7 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
         _drawing(models[:MOST], reach, threat.startswith("Linf")),
         dataset,
         threat,
-        [{0: [entry["key"] for entry in model.entries]} for model in models],
+        [{0: [entry.key for entry in model.entries]} for model in models],
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,9 @@ from bench.records.store import Store
 from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, panels, slug
 from bench.report.svg import INK
 from bench.report.text import joined, short
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 PARTS = ("clean", "adversarial")
@@ -28,7 +28,7 @@ class Around:
     directions; by part the rise at the worst weights. NaN where a loss is not finite."""
 
     name: str
-    entries: list[Entry]
+    entries: list[Evaluation]
     losses: dict[str, dict[float, tuple[float, float, float]]]
     rises: dict[str, float]
 
@@ -37,13 +37,12 @@ class Around:
         return [self.losses[part][distance][0] for part in PARTS]
 
 
-def flatness_curves(store: Store, table: pd.DataFrame) -> list[Plot]:
+def flatness_curves(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
     """One figure for each data set, budget and setting of `flatness` that is done, on test images."""
-    groups: dict[tuple[str, ...], dict[str, list[Entry]]] = {}
-    done = table[(table["attack"] == "flatness") & (table["state"] == "done") & (table["split"] == "test")]
-    for entry in done.to_dict("records"):
-        what = (entry["dataset"], f"{entry['norm']} eps = {entry['eps']}", entry["attack_label"])
-        groups.setdefault(what, {}).setdefault(entry["config"], []).append({str(k): v for k, v in entry.items()})
+    groups: dict[tuple[str, ...], dict[str, list[Evaluation]]] = {}
+    for entry in (e for e in evaluations if (e.attack, e.state, e.split) == ("flatness", "done", "test")):
+        what = (entry.dataset, f"{entry.norm} eps = {entry.eps}", entry.attack_label)
+        groups.setdefault(what, {}).setdefault(entry.config, []).append(entry)
     found = []
     for place, by_config in sorted(groups.items()):
         around = [a for a in (_around(store, entries) for entries in by_config.values()) if a is not None]
@@ -52,11 +51,11 @@ def flatness_curves(store: Store, table: pd.DataFrame) -> list[Plot]:
     return found
 
 
-def _around(store: Store, entries: list[Entry]) -> Around | None:
+def _around(store: Store, entries: list[Evaluation]) -> Around | None:
     """Nothing where the samples hold no distance (an evaluation of that name from elsewhere)."""
     import numpy as np
 
-    held: list[dict[str, Any]] = [store.samples(entry["key"]) for entry in entries]
+    held: list[dict[str, Any]] = [store.samples(entry.key) for entry in entries]
     steps = [{float(m[1]) for name in samples if (m := _AT.fullmatch(name))} for samples in held]
     shared = sorted(set.intersection(*steps))
     if not shared or any(f"{part}_rise" not in samples for samples in held for part in PARTS):
@@ -69,8 +68,8 @@ def _around(store: Store, entries: list[Entry]) -> Around | None:
             losses[part][at] = float(means.mean()), float(means.min()), float(means.max())
     rises = {part: mean_std([float(samples[f"{part}_rise"].mean()) for samples in held])[0] for part in PARTS}
     first = entries[0]
-    budget = f" trained at {first['train_eps']}" if first["train_eps"] is not None else ""
-    return Around(f"{first['defense_label']}{budget}", entries, losses, rises)
+    budget = f" trained at {first.train_eps}" if first.train_eps is not None else ""
+    return Around(f"{first.defense_label}{budget}", entries, losses, rises)
 
 
 def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
@@ -82,7 +81,7 @@ def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
     figure.legend(handles, names, loc="outside lower left", ncols=3, frameon=False, labelcolor=INK, fontsize=8)
     entries = [entry for model in models for entry in model.entries]
     few = f" Drawn are the {MOST} flattest of {len(models)}; the table has all." if len(models) > MOST else ""
-    devices = joined(entry["device"] for entry in entries)
+    devices = joined(entry.device for entry in entries)
     lines = [(model, at) for model in models for at in model.losses["clean"]]
     return Plot(
         slug("flatness", dataset, threat, setting),
@@ -91,15 +90,15 @@ def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
         "Mean cross-entropy after a step along random directions, each filter's part as long as the filter times the "
         "distance (Li et al. 2018); adversarial images are made at each point unless the setting says otherwise. "
         "Bands: lowest to highest direction and seed. Flat is no proof of robustness: masked gradients look flat. "
-        f"n {joined(entry['n'] for entry in entries)}; eps {threat.replace('eps = ', '')}; "
-        f"seeds {joined(entry['seed'] for entry in entries)}; device {devices}.{few}",
+        f"n {joined(entry.n for entry in entries)}; eps {threat.replace('eps = ', '')}; "
+        f"seeds {joined(entry.seed for entry in entries)}; device {devices}.{few}",
         ["defense", "distance", "clean loss", "adversarial loss", "clean rise at worst weights",
          "adversarial rise at worst weights"],
         [[m.name, f"{at:g}", *map(_said, m.losses_at(at)), *map(_said, m.rises.values())] for m, at in lines],
         figure,
         dataset,
         threat,
-        [{0: [entry["key"] for entry in model.entries]} for model, _ in lines],
+        [{0: [entry.key for entry in model.entries]} for model, _ in lines],
     )  # fmt: skip
 
 

@@ -1,59 +1,146 @@
-"""Records and per-sample arrays -> data frame, one row an evaluation. Accuracy is derived here, never stored."""
+"""Records and per-sample arrays -> evaluations. Accuracies are computed here and never stored."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.results.facts import Facts
 from bench.core.stats import wilson
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
 from bench.records.store import Store
+from bench.results.facts import TrainingFacts, number
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Entry = dict[str, Any]
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation at one budget; its fields are the columns of `frame`, where each is explained.
 
-# what `frame` holds; object columns have None where there is nothing, float64 ones NaN
-COLUMNS: dict[str, str] = {
-    **dict.fromkeys(("key", "train_key", "config", "dataset", "split", "model", "defense", "defense_label"), "object"),
-    **dict.fromkeys(("attack", "attack_label", "attack_version", "norm", "eps"), "object"),
-    "eps_value": "float64",
-    **dict.fromkeys(("train_norm", "train_eps"), "object"),
-    **dict.fromkeys(("train_images", "seed", "n"), "Int64"),
-    **dict.fromkeys(("state", "reason"), "object"),
-    **dict.fromkeys(("accuracy", "low", "high", "median_distance"), "float64"),
-    "measures": "object",
-    "measured": "float64",
-    "test_hash": "object",
-    **dict.fromkeys(("attack_seconds", "forwards", "backwards", "train_seconds", "seconds_per_epoch"), "float64"),
-    **dict.fromkeys(("work_per_image_f", "inference_ms", "peak_memory_mb"), "float64"),
-    **dict.fromkeys(("device", "train_device", "commit"), "object"),
-    "dirty": "boolean",
-    "workers": "Int64",
-    "attack_workers": "Int64",
-    "recipe": "object",
-    "epochs": "Int64",
-    **dict.fromkeys(("deploys", "train_state"), "object"),
-}
+    Text is None where it is unknown or does not apply, and so are counts; a float is then NaN.
+    """
+
+    key: str
+    train_key: str
+    config: str
+    dataset: str
+    split: str
+    model: str
+    defense: str
+    defense_label: str
+    attack: str
+    attack_label: str
+    attack_version: str
+    norm: str | None
+    eps: str | None
+    eps_value: float
+    train_norm: str | None
+    train_eps: str | None
+    train_images: int
+    seed: int
+    n: int
+    state: str
+    reason: str | None
+    accuracy: float
+    low: float
+    high: float
+    median_distance: float
+    measures: str | None
+    measured: float
+    test_hash: str | None
+    attack_seconds: float
+    forwards: float
+    backwards: float
+    train_seconds: float
+    seconds_per_epoch: float
+    work_per_image_f: float
+    inference_ms: float
+    peak_memory_mb: float
+    device: str | None
+    train_device: str | None
+    commit: str | None
+    dirty: bool | None
+    workers: int | None
+    attack_workers: int | None
+    recipe: str
+    epochs: int
+    deploys: str
+    train_state: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A job folder that cannot be read, and the reason."""
+
+    key: str
+    reason: str
+    state: str = "unreadable"
+
+
+class Evaluations(NamedTuple):
+    """What `evaluations` found, each part ordered by data set, defense, seed and key."""
+
+    readable: list[Evaluation]
+    unreadable: list[Unreadable]
+
+    def of_split(self, split: str | None) -> list[Evaluation]:
+        """The readable evaluations on "test" or "validation" images; None gives both.
+
+        Ranks rest on test images only, since settings may have been chosen on validation images.
+        """
+        return [e for e in self.readable if split in (None, e.split)]
+
+    @property
+    def measuring(self) -> list[Evaluation]:
+        """Those that measure something other than robustness, of every split."""
+        return [e for e in self.readable if e.measures is not None]
+
+    def lines(self) -> list[dict[str, object]]:
+        """One dictionary by column an evaluation, unreadable ones first: None where there is no value."""
+        nothing: dict[str, object] = dict.fromkeys(COLUMNS)
+        return [nothing | vars(e) for e in self.unreadable] + [dict(vars(e)) for e in self.readable]
+
+
+_FLOAT = {f.name for f in fields(Evaluation) if f.type == "float"}
+_DTYPES = {"float": "float64", "int": "Int64", "int | None": "Int64", "bool | None": "boolean"}
+# the columns of `frame`: object ones hold None where there is no value, float64 ones NaN
+COLUMNS: dict[str, str] = {f.name: _DTYPES.get(str(f.type), "object") for f in fields(Evaluation)}
+
+
+def evaluations(store: Store, keys: Iterable[str] | None = None) -> Evaluations:
+    """The evaluations among `keys` (default: all of the store), done or not; seeds are never averaged here."""
+    wanted = store.keys() if keys is None else dict.fromkeys(keys)
+    readable: list[Evaluation] = []
+    unreadable: list[Unreadable] = []
+    facts = TrainingFacts(store)
+    for key in wanted:
+        if keys is None and not (store.folder(key) / "job.json").exists():
+            continue  # an empty folder: no job is known to be missing
+        try:
+            readable += _evaluations(store, facts, key)
+        except (LookupError, ValueError) as problem:
+            unreadable.append(Unreadable(key, str(problem)))
+    readable.sort(key=lambda e: (e.dataset, e.defense_label, e.seed, e.key))
+    return Evaluations(readable, sorted(unreadable, key=lambda e: e.key))
 
 
 def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
-    """One row an evaluation among `keys` (default: all of the store), ended or not; seeds are never averaged here.
+    """One row an evaluation among `keys` (default: all of the store), done or not; seeds are never averaged here.
 
-    key, train_key; config: hash of the training job apart from its seed, of the weights attacked and of the split they
-    are judged on; dataset; split: test or validation; model, defense, defense_label, attack, attack_label,
+    key, train_key; config: hash of the training job without its seed, of the attacked weights and of the split they
+    are evaluated on; dataset; split: test or validation; model, defense, defense_label, attack, attack_label,
     attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
-    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: how many images
-    are asked for; seed; state: done, error, timeout, oom, diverged, unsupported, missing (no record), blocked (its
-    training failed), stale (a model that draws, judged by an older rule) or unreadable (damaged job or samples), and
+    train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: number of images
+    asked for; seed; state: done, error, timeout, oom, diverged, unsupported, missing (no record), blocked (its
+    training failed), stale (a stochastic model, evaluated by an older rule) or unreadable (damaged job or samples), and
     its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance:
-    from images right when clean to what a minimal-norm attack found, inf if it found nothing for half of them;
-    measures, measured: for an evaluation that judges no robustness the column it is about and its mean, which stand in
-    no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds,
+    over the images that are correct without an attack, to what a minimal-norm attack found; inf if it found nothing for half of them;
+    measures, measured: for an evaluation that does not measure robustness, the measured column and its mean, which
+    appear in no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds,
     seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image;
     peak_memory_mb: of the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty;
     workers, attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs,
@@ -61,120 +148,104 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    wanted = store.keys() if keys is None else dict.fromkeys(keys)
-    entries, facts = [], Facts(store)
-    for key in wanted:
-        if keys is None and not (store.folder(key) / "job.json").exists():
-            continue  # an empty folder: nothing was written down, so nothing is known to be missing
-        try:
-            entries += _entries(store, facts, key)
-        except (LookupError, ValueError) as problem:
-            entries.append({"key": key, "state": "unreadable", "reason": str(problem)})
-    entries.sort(key=lambda e: (e.get("dataset") or "", e.get("defense_label") or "", e.get("seed") or 0, e["key"]))
-    return pd.DataFrame({c: pd.Series([e.get(c) for e in entries], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
+    lines = evaluations(store, keys).lines()
+    return pd.DataFrame({c: pd.Series([line[c] for line in lines], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
 
 
-def of_split(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """The evaluations on images of this split; unreadable ones count as "test".
-
-    Ranks rest on test images only, since settings may have been chosen on validation images.
-    """
-    return table[table["split"].fillna("test") == split]
-
-
-def _entries(store: Store, facts: Facts, key: str) -> list[Entry]:
-    """The evaluation of this key; one that walks through several budgets is as many entries, none if it is no such."""
+def _evaluations(store: Store, facts: TrainingFacts, key: str) -> list[Evaluation]:
+    """The evaluation of this key: one for each budget of a security curve, none if the job is not an evaluation."""
     job = store.job(key)
     if job.kind != "evaluate":
         return []
-    budgets = job.what["attack"]["set"].get("budgets")
-    if not budgets:
-        threat = job.what["threat"] or {}
-        return [_entry(store, facts, job, threat.get("eps"))]
-    return [_entry(store, facts, job, eps) for eps in budgets]
+    budgets = job.what["attack"]["set"].get("budgets") or [(job.what["threat"] or {}).get("eps")]
+    return [_evaluation(store, facts, job, eps) for eps in budgets]
 
 
 def right_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
-    """Which images (bool) are right at a budget: of a security curve those that broke above it only."""
+    """Which images (bool) are correct at a budget; of a security curve those that only a larger budget breaks."""
     if "broken_at" in samples:
         found: np.ndarray[Any, Any] = samples["broken_at"] > eps
         return found
     return samples["correct"].astype(bool)  # type: ignore[no-any-return]
 
 
-def _entry(store: Store, facts: Facts, job: Job, eps: str | None) -> Entry:
-    key, record = job.key, store.record(job.key)
-    attack, threat = job.what["attack"], job.what["threat"] or {}
-    split = job.what.get("split", "test")
-    judged = [job.what["weights"], *([split] if split != "test" else [])]
-    entry = {
-        "key": key,
-        **facts.of_training(job.needs[0], judged),
+def _evaluation(store: Store, facts: TrainingFacts, job: Job, eps: str | None) -> Evaluation:
+    record = store.record(job.key)
+    planned = _planned(facts, job, record, eps)
+    if planned.state in ("missing", "error") and planned.train_state not in ("done", "missing"):
+        reason = f"training {planned.train_state}: {_reason(store.record(planned.train_key))}"
+        planned = replace(planned, state="blocked", reason=reason)
+    if planned.deploys != "deterministic" and job.what["engine"] < RANDOMISED_REVISION and planned.state == "done":
+        # such samples cannot be combined with newer ones: the draws that evaluate also chose the attack
+        why = "evaluated before choosing and evaluating draws were separate; `bench run` does it again"
+        return replace(planned, state="stale", reason=why)
+    if record is None:
+        return planned
+    metrics, origin = record.get("metrics", {}), record.get("provenance", {})
+    ran = replace(
+        planned,
+        test_hash=metrics.get("test_hash"),
+        attack_seconds=number(metrics.get("attack_seconds")),
+        forwards=number(metrics.get("forwards_per_image")),
+        backwards=number(metrics.get("backwards_per_image")),
+        device=origin.get("device"),
+        commit=origin.get("commit"),
+        dirty=origin.get("dirty"),
+        attack_workers=origin.get("workers"),
+    )
+    return ran if ran.state != "done" else _with_result(store, ran)
+
+
+def _planned(facts: TrainingFacts, job: Job, record: dict[str, Any] | None, eps: str | None) -> Evaluation:
+    """What is known before an evaluation has run, with its state and reason."""
+    attack, threat, split = job.what["attack"], job.what["threat"] or {}, job.what.get("split", "test")
+    nothing: dict[str, Any] = {c: math.nan if c in _FLOAT else None for c in COLUMNS}
+    own = {
+        "key": job.key,
         "split": split,
         "attack": attack["name"],
         "attack_label": facts.label("attacks", attack["name"], attack["set"]),
         "attack_version": f"{job.what['engine']}.{attack['revision']}",
         "norm": threat.get("norm"),
         "eps": eps,
-        "eps_value": facts.value(eps) if eps is not None else None,
+        "eps_value": facts.value(eps) if eps is not None else math.nan,
         "n": job.what["n"],
         "measures": facts.measures(attack["name"], record),
         "state": record["state"] if record else "missing",
         "reason": _reason(record),
     }
-    if entry["state"] in ("missing", "error") and entry["train_state"] not in ("done", "missing"):
-        reason = f"training {entry['train_state']}: {_reason(store.record(entry['train_key']))}"
-        entry |= {"state": "blocked", "reason": reason}
-    if entry["deploys"] != "deterministic" and job.what["engine"] < RANDOMISED_REVISION and entry["state"] == "done":
-        # such samples cannot be put together with newer ones: the draws that judge also chose
-        why = "judged before choosing and judging draws were kept apart; `bench run` does it again"
-        return entry | {"state": "stale", "reason": why}
-    if record is None:
-        return entry
-    metrics, origin = record.get("metrics", {}), record.get("provenance", {})
-    entry |= {name: metrics.get(name) for name in ("attack_seconds", "test_hash")}
-    entry |= {name: metrics.get(f"{name}_per_image") for name in ("forwards", "backwards")}
-    entry |= {name: origin.get(name) for name in ("device", "commit", "dirty")}
-    entry["attack_workers"] = origin.get("workers")
-    if entry["state"] != "done":
-        return entry
-    measures = entry["measures"]
-    return entry | (_measured(store, key, measures) if measures else _accuracy(store, key, entry["eps_value"] or 0.0))
+    weights = [job.what["weights"], *([split] if split != "test" else [])]
+    return Evaluation(**nothing | facts.of_training(job.needs[0], weights) | own)
+
+
+def _with_result(store: Store, e: Evaluation) -> Evaluation:
+    """With the accuracy or the measured mean; unreadable where the samples are damaged, which is never a number."""
+    try:
+        if e.measures:
+            return replace(e, measured=float(store.samples(e.key)[e.measures].mean()))
+        samples = store.samples(e.key, ("correct", "broken_at", "distance"))
+        correct = right_at(samples, 0.0 if math.isnan(e.eps_value) else e.eps_value)
+        hits, n = int(correct.sum()), len(correct)
+        low, high = wilson(hits, n)
+        return replace(e, accuracy=hits / n, low=low, high=high, median_distance=_median_distance(store, e.key, samples))
+    except (LookupError, OSError, ValueError) as problem:
+        return replace(e, state="unreadable", reason=str(problem))
 
 
 def _reason(record: dict[str, Any] | None) -> str | None:
-    """The one line that a record which is not done has to say."""
+    """Why a record is not done, in one line."""
     if record is None or record["state"] == "done":
         return None
     error = record.get("error") or {}
     return record.get("reason") or ": ".join(error[part] for part in ("type", "message") if error.get(part)) or None
 
 
-def _measured(store: Store, key: str, column: str) -> Entry:
-    try:
-        return {"measured": float(store.samples(key)[column].mean())}
-    except (LookupError, OSError, ValueError) as problem:
-        return {"state": "unreadable", "reason": str(problem)}
-
-
-def _accuracy(store: Store, key: str, eps: float) -> Entry:
-    try:
-        samples = store.samples(key, ("correct", "broken_at", "distance"))
-        correct = right_at(samples, eps)
-        hits, n = int(correct.sum()), len(correct)
-        low, high = wilson(hits, n)
-        distance = _median_distance(store, key, samples)
-    except (LookupError, OSError, ValueError) as problem:  # damaged evidence is no number
-        return {"state": "unreadable", "reason": str(problem)}
-    return {"accuracy": hits / n, "low": low, "high": high, "median_distance": distance}
-
-
-def _median_distance(store: Store, key: str, samples: dict[str, Any]) -> float | None:
-    """Of the images that are right without an attack; one that a minimal-norm attack never broke is infinitely far."""
+def _median_distance(store: Store, key: str, samples: dict[str, Any]) -> float:
+    """Over the images that are correct without an attack; one that a minimal-norm attack never broke counts as inf."""
     import numpy as np
 
     if "distance" not in samples:
-        return None
+        return math.nan
     clean = store.samples(key, ("clean",))["clean"]
     asked = clean.astype(bool) & ~np.isnan(samples["distance"])
-    return float(np.median(samples["distance"][asked])) if asked.any() else None
+    return float(np.median(samples["distance"][asked])) if asked.any() else math.nan

@@ -1,10 +1,11 @@
-"""What the entries of a `frame` have in common, worked out once: a training's facts, an attack's name."""
+"""What evaluations have in common, computed once: the columns of their training and the labels of plug-ins."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import math
 from typing import Any
 
 from bench.core.epsilon import Epsilon
@@ -15,8 +16,8 @@ from bench.records.store import Store
 BY_VALIDATION = "epoch by validation]"  # ends the name of a row whose weights were chosen
 
 
-class Facts:
-    """Facts of the trainings and plug-ins that a frame asks for many times."""
+class TrainingFacts:
+    """Cached columns of trainings and labels of plug-ins."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -76,12 +77,17 @@ class Facts:
             "train_state": record.get("state", "missing"),
             "train_device": origin.get("device"),
             "workers": origin.get("workers"),
-            "train_seconds": metrics.get("train_seconds"),
-            "seconds_per_epoch": metrics.get("seconds_per_epoch"),
-            "work_per_image_f": metrics.get("work_per_image_f"),
-            "inference_ms": metrics.get("inference_ms_per_image"),
-            "peak_memory_mb": memory.get("cuda") or memory.get("rss"),
+            "train_seconds": number(metrics.get("train_seconds")),
+            "seconds_per_epoch": number(metrics.get("seconds_per_epoch")),
+            "work_per_image_f": number(metrics.get("work_per_image_f")),
+            "inference_ms": number(metrics.get("inference_ms_per_image")),
+            "peak_memory_mb": number(memory.get("cuda") or memory.get("rss")),
         }
+
+
+def number(value: float | None) -> float:
+    """A stored number as a float; NaN where none was stored."""
+    return math.nan if value is None else float(value)
 
 
 def _constant(kind: str, name: str, constant: str, default: Any) -> Any:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.results.facts import BY_VALIDATION, draws_of
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 from bench.results.provisional import why_provisional
 from bench.results.labels import disambiguate
 from bench.results.cost import attack_seconds, busy, of_trainings, over_standard, standard_times
@@ -88,49 +88,49 @@ class Row:
     verdict: Verdict = "NOT CHECKED"
 
 
-def rows(store: Store, table: pd.DataFrame, radii: Iterable[float] = RADII) -> list[Row]:
-    """One Row for each trained configuration and budget of a `frame`, ordered by method.
+def rows(store: Store, known: Iterable[Evaluation], radii: Iterable[float] = RADII) -> list[Row]:
+    """One Row for each trained configuration and budget, ordered by method.
 
     `radii`: L2 radii at which certified accuracy is taken; the budget of an L2 row is one beside them.
 
-    Worst case of a seed: share of images right under clean *and* every attack at this budget, over the largest prefix
+    Worst case of a seed: share of images correct under clean *and* every attack at this budget, over the largest prefix
     of the test set that all of them, in all counted seeds, share. A seed counts if it has every attack of the row
     done; an attack that no seed supports is left out of the set and shown as unsupported.
     """
-    groups: dict[str, list[Entry]] = {}
-    judged = table["config"].notna() & table["measures"].isna()  # a measurement is no verdict, wherever it stands
-    for entry in table[judged].to_dict("records"):
-        groups.setdefault(entry["config"], []).append({str(name): value for name, value in entry.items()})
+    groups: dict[str, list[Evaluation]] = {}
+    for entry in known:
+        if entry.measures is None:  # what measures something other than robustness is in no accuracy
+            groups.setdefault(entry.config, []).append(entry)
     times = standard_times([entry for group in groups.values() for entry in group])
     found, asked = [], tuple(radii)
     for group in groups.values():
-        budgets = {(e["norm"], e["eps"]) for e in group if e["norm"]} or {(None, None)}
+        budgets: set[tuple[str | None, str | None]] = {(e.norm, e.eps) for e in group if e.norm} or {(None, None)}
         for budget in sorted(budgets, key=lambda b: (b[0] or "", Epsilon(b[1] or 0))):
             # clean and certify do not depend on the budget: they stand in every row
-            entries = [e for e in group if e["norm"] is None or (e["norm"], e["eps"]) == budget]
+            entries = [e for e in group if e.norm is None or (e.norm, e.eps) == budget]
             found.append(_row(store, entries, times, asked))
     return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
 
 
-def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:
+def _row(store: Store, entries: list[Evaluation], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:
     picked = _pick(entries)
-    first = min(entries, key=lambda e: (e["norm"] is None, e["seed"], e["key"]))
-    seeds = tuple(sorted({e["seed"] for e in entries}))
-    attacks = {name: found for name, found in picked.items() if _any(found)["norm"]}
-    clean = {name: found for name, found in picked.items() if _any(found)["attack"] == "clean"}
-    certify = [found for name, found in sorted(picked.items()) if not _any(found)["norm"] and name not in clean]
-    certify.sort(key=lambda found: -sum(e["state"] == "done" for e in found.values()))
+    first = min(entries, key=lambda e: (e.norm is None, e.seed, e.key))
+    seeds = tuple(sorted({e.seed for e in entries}))
+    attacks = {name: found for name, found in picked.items() if _any(found).norm}
+    clean = {name: found for name, found in picked.items() if _any(found).attack == "clean"}
+    certify = [found for name, found in sorted(picked.items()) if not _any(found).norm and name not in clean]
+    certify.sort(key=lambda found: -sum(e.state == "done" for e in found.values()))
     certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
     cells = {name: cell_of(found) for name, found in attacks.items()}
-    eps = first["eps_value"] if first["norm"] else 0.0
+    eps = first.eps_value if first.norm else 0.0
     worst, single, keys, right, share = worst_case(store, picked, seeds, eps)
     suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
     clean_cell = cell_of(next(iter(clean.values()), {}))
     draws = {name: _draws(store, found) for name, found in attacks.items()}
     row = Row(
-        **{name: first[name] for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
-        **{name: first[name] for name in ("epochs", "deploys", "train_key", "config")},
-        method=first["defense_label"],
+        **{name: getattr(first, name) for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
+        **{name: getattr(first, name) for name in ("epochs", "deploys", "train_key", "config")},
+        method=first.defense_label,
         train_eps=_train_eps(first),
         clean=clean_cell,
         autoattack=next((cell for cell in suites if cell.values), suites[0] if suites else Cell({}, 0, {})),
@@ -141,17 +141,17 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
         acr=acr,
         seeds=seeds,
         keys=keys,
-        collapsed=_collapsed(first["dataset"], clean_cell, [clean_cell, *cells.values(), worst], seeds),
-        train_seconds=of_trainings(entries, lambda e: e["train_seconds"]),
-        train_work=of_trainings(entries, lambda e: e["work_per_image_f"] * e["epochs"]),
+        collapsed=_collapsed(first.dataset, clean_cell, [clean_cell, *cells.values(), worst], seeds),
+        train_seconds=of_trainings(entries, lambda e: e.train_seconds),
+        train_work=of_trainings(entries, lambda e: e.work_per_image_f * e.epochs),
         attack_seconds=attack_seconds(picked),
-        peak_memory_mb=of_trainings(entries, lambda e: e["peak_memory_mb"]),
+        peak_memory_mb=of_trainings(entries, lambda e: e.peak_memory_mb),
         ratio=over_standard(entries, times),
         shared=any(busy(e) for e in entries),
         selected=_selected(first),
-        draws=_most(draws) if first["deploys"] != "deterministic" else 0,
-        device=_joined(name for e in entries for name in (e["train_device"], e["device"])),
-        commit=_joined(e["commit"] and e["commit"] + (" (dirty)" if e["dirty"] is True else "") for e in entries),
+        draws=_most(draws) if first.deploys != "deterministic" else 0,
+        device=_joined(name for e in entries for name in (e.train_device, e.device)),
+        commit=_joined(e.commit and e.commit + (" (dirty)" if e.dirty is True else "") for e in entries),
         provisional=(),
         entries=picked,
         right=right,
@@ -160,27 +160,27 @@ def _row(store: Store, entries: list[Entry], times: dict[tuple[Any, ...], float]
     return replace(row, provisional=why_provisional(row, draws))
 
 
-def _pick(entries: list[Entry]) -> Picked:
+def _pick(entries: list[Evaluation]) -> Picked:
     """The evaluation that counts for each attack and seed: newest revision, then done, then most images."""
 
-    def order(entry: Entry) -> tuple[list[int], bool, int, str]:
-        version = [int(part) for part in entry["attack_version"].split(".")]
-        return version, entry["state"] == "done", entry["n"], entry["key"]
+    def order(entry: Evaluation) -> tuple[list[int], bool, int, str]:
+        version = [int(part) for part in entry.attack_version.split(".")]
+        return version, entry.state == "done", entry.n, entry.key
 
     picked: Picked = {}
     for entry in sorted(entries, key=order):
-        picked.setdefault(entry["attack_label"], {})[entry["seed"]] = entry
+        picked.setdefault(entry.attack_label, {})[entry.seed] = entry
     return picked
 
 
-def _any(found: dict[int, Entry]) -> Entry:
+def _any(found: dict[int, Evaluation]) -> Evaluation:
     """One of the evaluations of an attack, for what its seeds have in common."""
     return next(iter(found.values()))
 
 
-def _draws(store: Store, found: dict[int, Entry]) -> int:
+def _draws(store: Store, found: dict[int, Evaluation]) -> int:
     entry = _any(found)
-    return draws_of(entry["attack"], store.job(entry["key"]).what["attack"]["set"])
+    return draws_of(entry.attack, store.job(entry.key).what["attack"]["set"])
 
 
 def _most(draws: dict[str, int]) -> int:
@@ -189,41 +189,41 @@ def _most(draws: dict[str, int]) -> int:
     return most if most > 1 else 0
 
 
-def _selected(entry: Entry) -> str:
+def _selected(entry: Evaluation) -> str:
     """By which images the weights were chosen."""
-    if entry["recipe"] == IMPORTED:
+    if entry.recipe == IMPORTED:
         return "unknown"
-    return "validation" if entry["defense_label"].endswith(BY_VALIDATION) else "last epoch"
+    return "validation" if entry.defense_label.endswith(BY_VALIDATION) else "last epoch"
 
 
 def _joined(names: Iterable[str | None]) -> str:
     return "; ".join(sorted({name for name in names if name})) or "unknown"
 
 
-def _train_eps(entry: Entry) -> str:
-    if entry["train_eps"] is None:
+def _train_eps(entry: Evaluation) -> str:
+    if entry.train_eps is None:
         return "–"
-    same = entry["train_norm"] == entry["norm"] or entry["norm"] is None
-    return str(entry["train_eps"]) if same else f"{entry['train_norm']} {entry['train_eps']}"
+    same = entry.train_norm == entry.norm or entry.norm is None
+    return str(entry.train_eps) if same else f"{entry.train_norm} {entry.train_eps}"
 
 
-def _radii(entry: Entry, radii: tuple[float, ...]) -> list[float]:
-    return sorted({*radii, *([entry["eps_value"]] if entry["norm"] == "L2" else [])})
+def _radii(entry: Evaluation, radii: tuple[float, ...]) -> list[float]:
+    return sorted({*radii, *([entry.eps_value] if entry.norm == "L2" else [])})
 
 
-def _is_autoattack(store: Store, entry: Entry) -> bool:
+def _is_autoattack(store: Store, entry: Evaluation) -> bool:
     """The suite of its authors in full; `rand` and custom suites have their own column only."""
-    version = store.job(entry["key"]).what["attack"]["set"].get("version", "standard")
-    return entry["attack"] == "autoattack" and version in ("standard", "plus")
+    version = store.job(entry.key).what["attack"]["set"].get("version", "standard")
+    return entry.attack == "autoattack" and version in ("standard", "plus")
 
 
-def _certified(store: Store, found: dict[int, Entry], radii: list[float]) -> tuple[dict[float, Cell], Cell]:
+def _certified(store: Store, found: dict[int, Evaluation], radii: list[float]) -> tuple[dict[float, Cell], Cell]:
     """Share of images that are right with a certificate of at least each radius, and mean radius x [right]."""
     cell = cell_of(found)
     shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
     means = dict[int, float]()
     for seed in cell.values:
-        samples = store.samples(found[seed]["key"], ("correct", "radius"))
+        samples = store.samples(found[seed].key, ("correct", "radius"))
         if "radius" not in samples:
             none = Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
             return dict.fromkeys(radii, none), none

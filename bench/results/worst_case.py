@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.results.evaluations import Entry, right_at
+from bench.results.evaluations import Evaluation, right_at
 from bench.core.epsilon import Epsilon
 from bench.core.stats import mean_std, paired_difference, wilson
 from bench.records.evaluated_weights import apart
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
 MIXED = ("mixed test sets", "mixed weights")  # states of what cannot be compared image by image
-Picked = dict[str, dict[int, Entry]]  # attack label -> seed -> the evaluation that counts
+Picked = dict[str, dict[int, Evaluation]]  # attack label -> seed -> the evaluation that counts
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class Cell:
         return ", ".join(sorted({state for state, _ in self.absent.values()})) or "not run"
 
 
-def cell_of(found: dict[int, Entry]) -> Cell:
+def cell_of(found: dict[int, Evaluation]) -> Cell:
     """One attack over its seeds as a Cell; evaluations of equally many but different images give no number."""
-    done = {seed: e for seed, e in sorted(found.items()) if e["state"] == "done"}
-    absent = {seed: (e["state"], e["reason"] or "") for seed, e in found.items() if seed not in done}
-    problem = _mixed((e["n"], e["test_hash"], e["key"]) for e in done.values())
+    done = {seed: e for seed, e in sorted(found.items()) if e.state == "done"}
+    absent = {seed: (e.state, e.reason or "") for seed, e in found.items() if seed not in done}
+    problem = _mixed((e.n, e.test_hash, e.key) for e in done.values())
     if problem:
         return Cell({}, 0, dict.fromkeys(found, (MIXED[0], problem)))
-    distance = {s: d for s, e in done.items() if not math.isnan(d := e["median_distance"])}
-    n = min((e["n"] for e in done.values()), default=0)
-    return Cell({s: e["accuracy"] for s, e in done.items()}, n, absent, distance)
+    distance = {s: d for s, e in done.items() if not math.isnan(d := e.median_distance)}
+    n = min((e.n for e in done.values()), default=0)
+    return Cell({s: e.accuracy for s, e in done.items()}, n, absent, distance)
 
 
 def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:
@@ -162,21 +162,21 @@ def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float)
     def none(state: str, reason: str = "") -> Worst:
         return Worst(Cell({}, 0, dict.fromkeys(seeds, (state, reason))), Cell({}, 0, {}), {}, {}, {})
 
-    judged = {name: by for name, by in picked.items() if any(e["norm"] or e["attack"] == "clean" for e in by.values())}
-    asked = {name: by for name, by in judged.items() if any(e["state"] != "unsupported" for e in by.values())}
-    if not any(entry["norm"] for by in asked.values() for entry in by.values()):
+    judged = {name: by for name, by in picked.items() if any(e.norm or e.attack == "clean" for e in by.values())}
+    asked = {name: by for name, by in judged.items() if any(e.state != "unsupported" for e in by.values())}
+    if not any(entry.norm for by in asked.values() for entry in by.values()):
         return none("not attacked")
-    done = ((seed, e["key"]) for by in picked.values() for seed, e in by.items() if e["state"] == "done")
+    done = ((seed, e.key) for by in picked.values() for seed, e in by.items() if e.state == "done")
     if problem := apart(store, done):
         return none(MIXED[1], problem)
     keys, absent = {}, {}
     for seed in seeds:
-        states = {name: by[seed]["state"] if seed in by else "not planned" for name, by in sorted(asked.items())}
+        states = {name: by[seed].state if seed in by else "not planned" for name, by in sorted(asked.items())}
         lacking = [f"{name} {state}" for name, state in states.items() if state != "done"]
         if lacking:
             absent[seed] = ("incomplete", ", ".join(lacking))
         else:
-            keys[seed] = tuple(sorted(by[seed]["key"] for by in asked.values()))
+            keys[seed] = tuple(sorted(by[seed].key for by in asked.values()))
     if not keys:
         return none("")._replace(cell=Cell({}, 0, absent))
     try:

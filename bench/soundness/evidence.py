@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.store import Store
-from bench.results.evaluations import Entry, right_at
+from bench.results.evaluations import Evaluation, right_at
 from bench.results.rows import Row
 from bench.results.worst_case import drawn, in_order
 from bench.soundness.stored_audits import Audits
@@ -101,7 +101,7 @@ class Attacked:
     label: str
     name: str
     settings: dict[str, Any]
-    entry: Entry
+    entry: Evaluation
     access: str
     right: Column
     white: Column | None
@@ -149,11 +149,11 @@ class Evidence:
         """`audit`: that of the model, or why there is none in `no_audit`; its per-sample columns stand in `audited`,
         where they are of the same images. `images`: findings about stored images by evaluation."""
         self.row, self.seed, self.images = row, seed, audits.images
-        entries = [by[seed] for by in row.entries.values() if seed in by and by[seed]["state"] == "done"]
+        entries = [by[seed] for by in row.entries.values() if seed in by and by[seed].state == "done"]
         some = next(by[seed] for by in row.entries.values() if seed in by)
-        what = store.job(some["key"]).what
+        what = store.job(some.key).what
         self.weights: str = what["weights"]
-        self.train: Job = store.job(some["train_key"])
+        self.train: Job = store.job(some.train_key)
         self.trained: dict[str, Any] = (store.record(self.train.key) or {}).get("metrics", {})
         about = self.train.key, self.weights, what.get("split", "test")
         self.audit, self.no_audit = audits.of(about, row.norm, row.eps)
@@ -161,30 +161,30 @@ class Evidence:
         self.attacks: list[Attacked] = []
         self.clean: Column | None = None
         self.certified: tuple[Column, Array] | None = None
-        for entry in sorted(entries, key=lambda entry: str(entry["attack_label"])):
+        for entry in sorted(entries, key=lambda entry: str(entry.attack_label)):
             self._take(store, entry)
         self.audited = self._columns(store, self.audit.key, entries) if self.audit else {}
 
-    def _take(self, store: Store, entry: Entry) -> None:
-        samples, job = store.samples(entry["key"], _COLUMNS), store.job(entry["key"])
+    def _take(self, store: Store, entry: Evaluation) -> None:
+        samples, job = store.samples(entry.key, _COLUMNS), store.job(entry.key)
         samples = in_order(samples)
         index, eps = samples["index"], self.row.eps_value if self.row.norm else 0.0
-        select, share = (drawn(store, entry["key"], samples, name, eps) for name in ("select", "share"))
+        select, share = (drawn(store, entry.key, samples, name, eps) for name in ("select", "share"))
         deployed = Column(index, right_at(samples, eps), select)
         voted = self.row.deploys != "deterministic" and share is not None
         right = deployed._replace(right=share > 0.5) if voted and share is not None else deployed
-        if entry["attack"] == "clean":
+        if entry.attack == "clean":
             self.clean = right
         elif "radius" in samples:
             self.certified = deployed, samples["radius"]
-        elif entry["norm"]:
-            name, settings = entry["attack"], job.what["attack"]["set"]
+        elif entry.norm:
+            name, settings = entry.attack, job.what["attack"]["set"]
             suite = stages(name, settings, self.row.deploys)
             white = _without_scores(right, suite, samples.get("stage"))
-            facts = (entry["attack_label"], name, settings, entry, access(name, settings))
+            facts = (entry.attack_label, name, settings, entry, access(name, settings))
             self.attacks.append(Attacked(*facts, right, white, deployed, voted, suite))
 
-    def _columns(self, store: Store, key: str, entries: list[Entry]) -> dict[str, Column]:
+    def _columns(self, store: Store, key: str, entries: list[Evaluation]) -> dict[str, Column]:
         """Per-sample columns of the audit by name; none where an evaluation has other labels at the same index."""
         try:
             samples = store.samples(key)
@@ -193,7 +193,7 @@ class Evidence:
         order = samples["index"].argsort(kind="stable")
         index = samples["index"][order]
         for entry in entries if "label" in samples else []:
-            given = in_order(store.samples(entry["key"], ("index", "label")))
+            given = in_order(store.samples(entry.key, ("index", "label")))
             if "label" in given:
                 own = Column(given["index"], given["label"])
                 own, theirs = on_shared([own, Column(index, samples["label"][order])])

@@ -78,7 +78,7 @@ def budget_floor(e: Evidence) -> list[Finding]:
 def _steps(attack: Attacked) -> float:
     """Gradient steps that an unbroken image gets: by the attack's settings, or the mean number of backward passes."""
     by_settings = float(attack.settings.get("steps", 0)) * float(attack.settings.get("restarts", 1))
-    stored = float(attack.entry["backwards"])
+    stored = float(attack.entry.backwards)
     return max(by_settings, 0.0 if stored != stored else stored)  # NaN: no count stored
 
 
@@ -91,7 +91,7 @@ def no_peeking(e: Evidence) -> list[Finding]:
     chosen = e.trained.get("validation_hash")
     if not chosen or not e.train.what["data"]["validation"]:
         return [Finding("C27", "U", note="weights were chosen, and no hash of validation images is stored")]
-    if chosen in {entry["test_hash"] for by in e.row.entries.values() for entry in by.values()}:
+    if chosen in {entry.test_hash for by in e.row.entries.values() for entry in by.values()}:
         return [Finding("C27", "U", note=f"weights were chosen on the images they are judged on ({chosen})")]
     return [Finding("C27", "ok", note=f"chosen on validation images {chosen}")]
 

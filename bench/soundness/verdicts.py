@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.records.store import Store
-from bench.results.evaluations import frame, of_split
+from bench.results.evaluations import Evaluations, evaluations
 from bench.results.rows import RADII, Row
 from bench.results.rows import rows as rows_of
 from bench.results.worst_case import MIXED, Cell
@@ -22,9 +22,6 @@ from bench.soundness.evidence import Evidence, on_shared
 from bench.soundness.protocol import PROTOCOL
 from bench.soundness.stored_audits import Audits
 from bench.soundness.symptoms import MARGIN, SYMPTOMS, not_checked, success_grows
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GRAVE: tuple[Level, ...] = ("F", "U", "X")
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
@@ -38,7 +35,7 @@ def judged_rows(
     keys: Iterable[str] | None = None,
     split: str | None = "test",
     radii: Iterable[float] = RADII,
-    table: pd.DataFrame | None = None,
+    known: Evaluations | None = None,
 ) -> list[Row]:
     """Rows with findings and verdicts: the one path from records to what every table and figure shows.
 
@@ -47,21 +44,21 @@ def judged_rows(
         keys: Jobs to read, evaluations and audits (default: all of the store).
         split: Evaluations on this split only, "test" or "validation"; None takes both.
         radii: L2 radii at which certified accuracy is computed.
-        table: `frame(store, keys)`, from callers that need it themselves.
+        known: `evaluations(store, keys)`, from callers that need it themselves.
 
     Returns:
         One `Row` for each trained configuration and budget, ordered by method (`bench.results.rows.rows`), with the
         most severe finding of each check over its seeds. An INVALID row has no numbers.
     """
     asked = None if keys is None else list(keys)
-    known = frame(store, asked) if table is None else table
-    return with_verdicts(store, rows_of(store, known if split is None else of_split(known, split), radii), asked)
+    found = evaluations(store, asked) if known is None else known
+    return with_verdicts(store, rows_of(store, found.of_split(split), radii), asked)
 
 
 def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:
     """The same rows with findings and verdicts; audits are searched among `keys` (default: all of the store)."""
-    evaluations = {entry["key"] for row in rows for by in row.entries.values() for entry in by.values()}
-    audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluations])
+    evaluated = {entry.key for row in rows for by in row.entries.values() for entry in by.values()}
+    audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluated])
     configs: dict[str, list[Row]] = {}
     for row in rows:
         configs.setdefault(row.config, []).append(row)
@@ -161,8 +158,8 @@ def _noise(e: Evidence, finding: Finding) -> Finding:
 
 def _images(e: Evidence) -> list[Finding]:
     """C16: what re-checks of the stored images found, and "not checked" unless every attack's were looked at."""
-    attacked = [attack for attack in e.attacks if attack.entry["key"] in e.images]
-    found = [replace(f, attack=attack.label) for attack in attacked for f in e.images[attack.entry["key"]]]
+    attacked = [attack for attack in e.attacks if attack.entry.key in e.images]
+    found = [replace(f, attack=attack.label) for attack in attacked for f in e.images[attack.entry.key]]
     grave = [finding for finding in found if finding.level in GRAVE]
     if grave:
         return grave

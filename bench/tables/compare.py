@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.records.store import Store
 from bench.results.cost import busy
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 from bench.results.significance import Difference, Outcomes, difference, same_images
 from bench.results.worst_case import outcomes
@@ -85,17 +85,17 @@ def _line(what: str, a: Outcomes, b: Outcomes, same: bool) -> Line:
 
 def _attack(store: Store, name: str, pair: Pair) -> Line:
     sides: list[Outcomes] = []
-    hashes: dict[int, set[str]] = {}
+    hashes: dict[int, set[str | None]] = {}
     for row, seed in zip((pair.a, pair.b), pair.seeds, strict=True):
         asked = {s: entry for s, entry in row.entries[name].items() if seed in (None, s)}
-        done = {s: entry for s, entry in asked.items() if entry["state"] == "done"}
+        done = {s: entry for s, entry in asked.items() if entry.state == "done"}
         if asked and not done:
-            states = sorted({entry["state"] for entry in asked.values()})
+            states = sorted({entry.state for entry in asked.values()})
             return Line(name, None, None, None, f"{row.method}: {', '.join(states)}")
         for entry in done.values():
-            hashes.setdefault(entry["n"], set()).add(entry["test_hash"])
+            hashes.setdefault(entry.n, set()).add(entry.test_hash)
         eps = row.eps_value if row.norm else 0.0
-        sides.append({s: outcomes(store, (entry["key"],), eps) for s, entry in done.items()})
+        sides.append({s: outcomes(store, (entry.key,), eps) for s, entry in done.items()})
     return _line(name, sides[0], sides[1], all(len(seen) == 1 for seen in hashes.values()))
 
 
@@ -104,13 +104,13 @@ def costs(pair: Pair) -> list[Cost]:
     trainings beside other jobs are left out where each side has some that had the machine to themselves."""
     sides = [_trainings(row, seed) for row, seed in zip((pair.a, pair.b), pair.seeds, strict=True)]
     alone = [[entry for entry in side if not busy(entry)] for side in sides]
-    devices = {entry["train_device"] for side in sides for entry in side}
+    devices = {entry.train_device for side in sides for entry in side}
     crowded = alone != sides
     found = []
     for what, column in COSTS.items():
         timed = column in ("train_seconds", "inference_ms")
         taken = alone if timed and all(alone) else sides
-        a, b = (_mean(entry[column] for entry in side) for side in taken)
+        a, b = (_mean(getattr(entry, column) for entry in side) for side in taken)
         no_ratio = ""
         if a is None or b is None:
             no_ratio = "not measured"
@@ -123,10 +123,10 @@ def costs(pair: Pair) -> list[Cost]:
     return found
 
 
-def _trainings(row: Row, seed: int | None) -> list[Entry]:
+def _trainings(row: Row, seed: int | None) -> list[Evaluation]:
     """One entry of each training."""
     entries = (entry for by in row.entries.values() for s, entry in by.items() if seed in (None, s))
-    return list({entry["train_key"]: entry for entry in entries}.values())
+    return list({entry.train_key: entry for entry in entries}.values())
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -124,8 +124,8 @@ def _keys(point: Point, members: list[str]) -> dict[int, tuple[str, ...]]:
     if point.row.verdict == "INVALID":
         return {}
     asked = [point.picked[name] for name in members]
-    seeds = [s for s in point.row.seeds if all(s in by and by[s]["state"] == "done" for by in asked)]
-    return {seed: tuple(by[seed]["key"] for by in asked) for seed in seeds}
+    seeds = [s for s in point.row.seeds if all(s in by and by[s].state == "done" for by in asked)]
+    return {seed: tuple(by[seed].key for by in asked) for seed in seeds}
 
 
 def _on_shared_seeds(keys: list[dict[int, tuple[str, ...]]]) -> list[dict[int, tuple[str, ...]]]:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 from bench.results.worst_case import Cell
 from bench.tables.markdown import visible
@@ -90,15 +90,15 @@ def _keys(row: Row, column: str, seed: int) -> list[str]:
     """The evaluation of an attack, of clean images, or of certificates."""
     kind = "clean" if column == "clean" else "certify" if "certified L2" in column else None
     found = [by for name, by in row.entries.items() if name == column or (kind and _attack(by) == kind)]
-    return [by[seed]["key"] for by in found if seed in by]
+    return [by[seed].key for by in found if seed in by]
 
 
-def _attack(by: dict[int, Entry]) -> str:
-    return str(next(iter(by.values()))["attack"])
+def _attack(by: dict[int, Evaluation]) -> str:
+    return str(next(iter(by.values())).attack)
 
 
 def _trained(row: Row, seed: int) -> str | None:
-    return next((by[seed]["train_key"] for by in row.entries.values() if seed in by), None)
+    return next((by[seed].train_key for by in row.entries.values() if seed in by), None)
 
 
 def _value(cell: Cell) -> float | str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.atomic import write_atomic
 from bench.records.cached_store import CachedStore
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import Evaluations, evaluations
 from bench.results.labels import failures, lowest_single_attack
 from bench.results.rows import RADII, Row
 from bench.results.worst_case import MEDIAN
@@ -19,9 +18,6 @@ from bench.tables.columns import columns, natural, provisional_letters
 from bench.tables.flat import csv_text
 from bench.tables.markdown import escape, item, replace_block, table
 from bench.tables.ranking import checks_lines, hide_invalid, legend, ranked, reasons
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 INTRO = (
     "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
@@ -52,8 +48,8 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
     store = CachedStore.of(store)
-    table = frame(store)
-    return _block(judged_rows(store, table=table), _unreadable(table))
+    known = evaluations(store)
+    return _block(judged_rows(store, known=known), known)
 
 
 def board(store: Store) -> list[Row]:
@@ -74,42 +70,36 @@ def write_leaderboard(
     if csv_dir is not None and csv_dir.is_symlink():
         raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
     store = CachedStore.of(store)
-    everything = frame(store)
-    found = judged_rows(store, radii=radii, table=everything)
-    written = [_write(path, replace_block(path, _block(found, _unreadable(everything))))]
+    known = evaluations(store)
+    found = judged_rows(store, radii=radii, known=known)
+    written = [_write(path, replace_block(path, _block(found, known)))]
     if csv_dir is not None:
-        texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, everything, found).items()}
+        texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, known, found).items()}
         placed = sections(found)
         texts |= {"leaderboard.tex": export.latex(placed), "leaderboard.json": export.robustbench(placed)}
         written += [_write(csv_dir / name, text) for name, text in texts.items()]
     return written
 
 
-def _tables(store: Store, everything: pd.DataFrame, found: list[Row]) -> dict[str, list[dict[str, object]]]:
+def _tables(store: Store, known: Evaluations, found: list[Row]) -> dict[str, list[dict[str, object]]]:
     """Lines of each CSV file by its name."""
-    filled = everything.astype(object).where(everything.notna(), None)
-    evaluations = [{str(k): v for k, v in e.items()} for e in filled.to_dict("records")]
-    hide_invalid(evaluations, found)
+    every = known.lines()
+    hide_invalid(every, found)
     tables = [(d, kind, members) for (d, _), kinds in sections(found).items() for kind, members in kinds.items()]
     placed = [(d, kind, row) for d, kind, members in tables for row in members]
     in_order = [(d, kind, rank, row) for d, kind, members in tables for rank, row in ranked(members)]
     return {
-        "evaluations": evaluations,
+        "evaluations": every,
         "leaderboard": flat.lines(in_order),
         "cells": flat.cells(in_order),
         "checks": checks_lines(placed),
         "timing": timing.lines(timing.trainings(found)),
         "timing_attacks": timing.lines(timing.attacks(found)),
-        **measures.by_attack(store, everything),
+        **measures.by_attack(store, known),
     }
 
 
-def _unreadable(table: pd.DataFrame) -> list[str]:
-    """Keys of the job folders that cannot be read."""
-    return list(table[table["config"].isna()]["key"])
-
-
-def _block(rows: list[Row], unreadable: list[str]) -> str:
+def _block(rows: list[Row], known: Evaluations) -> str:
     parts = [INTRO, ""]
     if not rows:
         parts += ["No evaluations yet.", ""]
@@ -118,8 +108,9 @@ def _block(rows: list[Row], unreadable: list[str]) -> str:
         for kind, members in kinds.items():
             if members:
                 parts += [f"### {SECTIONS[kind]}", "", *_subsection(members)]
-    if unreadable:
-        parts += [f"Job folders that cannot be read and are in no table: {', '.join(unreadable)}.", ""]
+    if known.unreadable:
+        keys = ", ".join(e.key for e in known.unreadable)
+        parts += [f"Job folders that cannot be read and are in no table: {keys}.", ""]
     return "\n".join(parts)
 
 

@@ -71,16 +71,16 @@ def _images(row: Row) -> tuple[str, ...]:
     """Hashes of the images that its worst case was taken on, as far as some evaluation saw these alone."""
     counted = {key for keys in row.keys.values() for key in keys}
     entries = [e for by in row.entries.values() for e in by.values()]
-    return tuple(sorted({str(e["test_hash"]) for e in entries if e["key"] in counted and e["n"] == row.worst.n}))
+    return tuple(sorted({str(e.test_hash) for e in entries if e.key in counted and e.n == row.worst.n}))
 
 
 def _timed(row: Row) -> tuple[Any, ...]:
     entries = [e for by in row.entries.values() for e in by.values()]
-    return tuple(sorted({(str(e["train_device"]), int(e["train_images"]), busy(e)) for e in entries}))
+    return tuple(sorted({(str(e.train_device), int(e.train_images), busy(e)) for e in entries}))
 
 
 def _trained(row: Row) -> tuple[Any, ...]:
-    return tuple(sorted({int(e["train_images"]) for by in row.entries.values() for e in by.values()}))
+    return tuple(sorted({int(e.train_images) for by in row.entries.values() for e in by.values()}))
 
 
 KINDS: dict[str, tuple[Callable[[Row], float], Callable[[Row], tuple[Any, ...]]]] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.core.epsilon import Epsilon
 from bench.records.cached_store import CachedStore
 from bench.records.store import Store
-from bench.results.evaluations import frame, of_split
+from bench.results.evaluations import evaluations
 from bench.results.rows import Row
 from bench.soundness.verdicts import judged_rows
 from bench.tables.pareto import fronts
@@ -53,13 +53,12 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
     Raises LookupError where a name means nothing or several trainings, or the two share nothing.
     """
     store = CachedStore.of(store)
-    table = of_split(frame(store))
-    everything = judged_rows(store, table=table)
+    known = evaluations(store)
+    everything = judged_rows(store, known=known)
     found = [row for row in everything if where.takes(row)]
     if everything and not found:
         raise LookupError(f"no row has {where}; there are: {_places(everything)}")
-    readable = table[table["config"].notna()].to_dict("records")
-    trained = {str(e["train_key"]): (str(e["config"]), int(e["seed"])) for e in readable}
+    trained = {e.train_key: (e.config, e.seed) for e in known.of_split("test")}
     side_a, side_b = (_side(name, found, trained) for name in (name_a, name_b))
     shared = [(a, b) for a in side_a for b in side_b if _place(a) == _place(b)]
     if not shared:

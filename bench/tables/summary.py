@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from bench.records.cached_store import CachedStore
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.results.labels import failures, optimistic_worst_cases
 from bench.results.rows import Row
 from bench.results.worst_case import MEDIAN, Cell
@@ -21,24 +21,21 @@ MATRIX_RADII = (0.25, 0.5)
 def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]], list[str]]:
     """The end-of-run table of these jobs, in their order: header, lines, notes. Percent with half a 95 % interval."""
     store, asked = CachedStore.of(store), list(keys)
-    table = frame(store, asked)
+    known = evaluations(store, asked)
     place = {key: k for k, key in enumerate(asked)}
-    known = table[table["config"].notna()].sort_values("key", key=lambda column: column.map(place))
-    order = {config: k for k, config in enumerate(dict.fromkeys(known["config"]))}
-    found = judged_rows(store, asked, split=None, table=table)
+    readable = sorted(known.readable, key=lambda e: place[e.key])
+    order = {config: k for k, config in enumerate(dict.fromkeys(e.config for e in readable))}
+    found = judged_rows(store, asked, split=None, known=known)
     found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
-    accuracies = known["norm"].notna() & known["measures"].isna()
-    columns = _matrix_columns(found, list(dict.fromkeys(known[accuracies]["attack_label"])))
+    attacks = [e.attack_label for e in readable if e.norm is not None and e.measures is None]
+    columns = _matrix_columns(found, list(dict.fromkeys(attacks)))
     lines = [[show(row) for show in columns.values()] for row in found]
-    unreadable = table[table["config"].isna()]
-    held_out = (
-        ["evaluated on validation images: nothing here is a test result"] if "validation" in set(table["split"]) else []
-    )
+    held_out = any(e.split == "validation" for e in readable)
     notes = [
-        *held_out,
+        *(["evaluated on validation images: nothing here is a test result"] if held_out else []),
         *_matrix_notes(found),
-        *measures.notes(table),
-        *(f"{key}: unreadable: {why}" for key, why in unreadable[["key", "reason"]].values),
+        *measures.notes(known),
+        *(f"{e.key}: unreadable: {e.reason}" for e in known.unreadable),
     ]
     return list(columns), lines, notes
 

@@ -15,7 +15,7 @@ from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.store import Store
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 from bench.results.worst_case import Cell, Picked, cell_of, worst_case
 from bench.tables.selection import RowFilter
@@ -201,8 +201,8 @@ def point(store: Store, x: float, row: Row, shared: Iterable[str]) -> Point:
     return Point(x, row, cells, clean | attacks)
 
 
-def _kind(by: dict[int, Entry]) -> str:
-    return str(next(iter(by.values()))["attack"])
+def _kind(by: dict[int, Evaluation]) -> str:
+    return str(next(iter(by.values())).attack)
 
 
 def footing(job: Job) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def lines(series: Series) -> list[dict[str, object]]:
             cell = p.cells.get(name, Cell({}, 0, {}))
             counted, some = series.mean(cell), cell.values.values()
             low, high = counted.interval()
-            keys = [p.picked[name][s]["key"] for s in sorted(cell.values)] if name in p.picked else []
+            keys = [p.picked[name][s].key for s in sorted(cell.values)] if name in p.picked else []
             line = {
                 "eps": p.row.eps, "value": x, "column": name, "mean": counted.mean,
                 "mean_over": _listed(counted.values), "std": cell.std, "low": low, "high": high,
@@ -157,7 +157,7 @@ def _logged(store: Store, key: str) -> dict[str, float]:
 
 
 def _trainings(point: Point) -> list[str]:
-    return sorted({entry["train_key"] for by in point.picked.values() for entry in by.values()})
+    return sorted({entry.train_key for by in point.picked.values() for entry in by.values()})
 
 
 def map_lines(found: Map) -> list[dict[str, object]]:

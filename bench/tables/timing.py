@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.results.cost import busy, standard_times, time_class
-from bench.results.evaluations import Entry
+from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 from bench.tables.compare import aligned
 from bench.tables.ranking import UNRANKED
@@ -78,21 +78,21 @@ def trainings(rows: Iterable[Row]) -> list[Training]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.config, []).append(row)
-    entries = {e["train_key"]: e for row in (r for group in groups.values() for r in group) for e in _entries(row)}
+    entries = {e.train_key: e for row in (r for group in groups.values() for r in group) for e in _entries(row)}
     times = standard_times(list(entries.values()))
     found = [line for group in groups.values() for line in _by_device(group, times)]
     return sorted(found, key=lambda t: (t.dataset, t.model, t.images, t.device, t.shared, t.method, t.config))
 
 
-def _entries(row: Row) -> list[Entry]:
+def _entries(row: Row) -> list[Evaluation]:
     return [entry for by in row.entries.values() for entry in by.values()]
 
 
 def _by_device(group: list[Row], times: dict[tuple[Any, ...], float]) -> list[Training]:
     """A configuration whose seeds were trained on several devices, or some beside other jobs, is a line for each."""
     row = _judged(group)
-    entries = {e["train_key"]: e for r in group for e in _entries(r) if not math.isnan(e["train_seconds"])}
-    kinds: dict[tuple[Any, ...], list[Entry]] = {}
+    entries = {e.train_key: e for r in group for e in _entries(r) if not math.isnan(e.train_seconds)}
+    kinds: dict[tuple[Any, ...], list[Evaluation]] = {}
     for entry in entries.values():
         kinds.setdefault(time_class(entry), []).append(entry)
     return [_training(row, seeds, times.get(kind, math.nan)) for kind, seeds in kinds.items()]
@@ -104,15 +104,15 @@ def _judged(group: list[Row]) -> Row:
     return max(own or group, key=lambda row: (row.norm or "", row.eps_value if row.norm else 0.0))
 
 
-def _training(row: Row, seeds: list[Entry], standard: float) -> Training:
-    seconds = _mean(entry["train_seconds"] for entry in seeds)
+def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:
+    seconds = _mean(entry.train_seconds for entry in seeds)
     told = row.worst.values and row.verdict != "INVALID"
     robust = row.worst.mean if told else math.nan
     return Training(
         dataset=row.dataset,
         model=row.model,
-        images=int(seeds[0]["train_images"]),
-        device=seeds[0]["train_device"] or "unknown",
+        images=int(seeds[0].train_images),
+        device=seeds[0].train_device or "unknown",
         method=row.method,
         predictor=row.deploys,
         train_eps=row.train_eps,
@@ -120,14 +120,14 @@ def _training(row: Row, seeds: list[Entry], standard: float) -> Training:
         epochs=int(row.epochs),
         seeds=len(seeds),
         seconds=seconds,
-        seconds_per_epoch=_mean(entry["seconds_per_epoch"] for entry in seeds),
+        seconds_per_epoch=_mean(entry.seconds_per_epoch for entry in seeds),
         ratio=seconds / standard,
-        work_f=_mean(entry["work_per_image_f"] for entry in seeds),
-        inference_ms=_mean(entry["inference_ms"] for entry in seeds),
-        peak_memory_mb=_mean(entry["peak_memory_mb"] for entry in seeds),
+        work_f=_mean(entry.work_per_image_f for entry in seeds),
+        inference_ms=_mean(entry.inference_ms for entry in seeds),
+        peak_memory_mb=_mean(entry.peak_memory_mb for entry in seeds),
         budget=f"{row.norm} {row.eps}" if row.norm else "",
         robust=robust,
-        collapsed=sum(entry["seed"] in row.collapsed for entry in seeds) if told else 0,
+        collapsed=sum(entry.seed in row.collapsed for entry in seeds) if told else 0,
         n=row.worst.n if told else 0,
         verdict=row.verdict,
         per_hour=100 * robust / (seconds / 3600) if seconds > 0 and row.verdict not in UNRANKED else math.nan,
@@ -143,22 +143,22 @@ def _mean(values: Iterable[float]) -> float:
 
 def attacks(rows: Iterable[Row]) -> list[Attack]:
     """One line an attack, kind of model and device, from the evaluations that count and are done."""
-    groups: dict[tuple[str, str, str, str, str, bool], dict[str, Entry]] = {}
+    groups: dict[tuple[str, str, str, str, str, bool], dict[str, Evaluation]] = {}
     for row in rows:
         for name, by in row.entries.items():
             for entry in by.values():
-                if entry["state"] == "done":
-                    workers, device = entry["attack_workers"], str(entry["device"] or "unknown")
+                if entry.state == "done":
+                    workers, device = entry.attack_workers, str(entry.device or "unknown")
                     many = isinstance(workers, int) and workers > 1
                     kind = row.dataset, row.model, device, row.deploys, name, many
                     # a security curve stands in the row of each of its budgets, once each is enough
-                    groups.setdefault(kind, {})[entry["key"]] = entry
+                    groups.setdefault(kind, {})[entry.key] = entry
     found = []
     for kind, by_key in sorted(groups.items()):
         entries = list(by_key.values())
-        pace = [1000 * entry["attack_seconds"] / entry["n"] for entry in entries]
-        passes = [_mean(entry[name] for entry in entries) for name in ("forwards", "backwards")]
-        seconds = _mean(entry["attack_seconds"] for entry in entries)
+        pace = [1000 * entry.attack_seconds / entry.n for entry in entries]
+        passes = [_mean(getattr(entry, name) for entry in entries) for name in ("forwards", "backwards")]
+        seconds = _mean(entry.attack_seconds for entry in entries)
         found.append(Attack(*kind, len(entries), seconds, _mean(pace), *passes))
     return found
 

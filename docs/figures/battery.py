@@ -17,7 +17,7 @@ from records import FINDINGS, ROOT
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations, frame
 from bench.results.rows import Row
 from bench.results.worst_case import Cell
 from bench.soundness.verdicts import judged_rows
@@ -52,8 +52,7 @@ class Shown(NamedTuple):
 def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
     keys = {job.key for job in plan(load(ROOT / "specs" / "mnist_battery.yaml"), Path("no-data-needed"))}
-    known = frame(store)
-    found = judged_rows(store, split=None, table=known[known["key"].isin(keys)])
+    found = judged_rows(store, split=None, known=evaluations(store, keys))
     order = {"deterministic": 0, "randomised": 1, "smoothed": 2}
     found.sort(key=lambda row: (row.eps_value, order[row.deploys], -row.worst.mean))
     budgets = [row for row in found if row.eps]
@@ -62,7 +61,7 @@ def main() -> None:
         group = [row for row in budgets if row.eps == eps]
         header = ["defense", "clean", *COLUMNS, "worst case", "single draw", "verdict"]
         text += f"\n## Linf eps {eps}\n\n" + table(header, [line(row) for row in group])
-    text += adaptive(store, budgets) + certificates(budgets) + flatness(known, keys) + checks(budgets)
+    text += adaptive(store, budgets) + certificates(budgets) + flatness(frame(store), keys) + checks(budgets)
     origins = sorted({f"{row.device}, commit {row.commit}" for row in budgets})
     (FINDINGS / "battery.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
     draw(budgets, FINDINGS / "battery.png")
@@ -91,9 +90,9 @@ def codes(row: Row) -> list[str]:
 def shown(store: Store, row: Row, label: str, n: int) -> Shown | None:
     """Single draws under one attack of the first seed, None where it was not run."""
     entry = row.entries.get(label, {}).get(row.seeds[0])
-    if entry is None or entry["state"] != "done":
+    if entry is None or entry.state != "done":
         return None
-    samples = store.samples(entry["key"])
+    samples = store.samples(entry.key)
     right = samples["share"] if "share" in samples else samples["correct"].astype(float)
     return Shown(right[:n], float(samples["forwards"].mean() + samples["backwards"].mean()))
 

@@ -13,7 +13,7 @@ from records import FINDINGS, ROOT
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations, frame
 from bench.results.rows import Row, rows
 from bench.results.worst_case import paired
 from bench.tables.markdown import table
@@ -37,7 +37,7 @@ def main() -> None:
     known = frame(store)
     keys = {job.key for job in plan(load(ROOT / "specs" / "mnist.yaml"), Path("no-data-needed"))}
     known = known[known["key"].isin(keys)]
-    found = [row for row in rows(store, known) if 0 in row.keys]
+    found = [row for row in rows(store, evaluations(store, keys).readable) if 0 in row.keys]
     header = [
         "defense", "train eps", "clean", "PGD-CE", "PGD margin", "AutoAttack", "worst case",
         "worst case - standard [95 %]", "PGD margin - standard, each seed", "PGD-CE - AutoAttack [95 %]",

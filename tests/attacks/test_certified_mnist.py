@@ -15,7 +15,7 @@ from bench.data.images import load
 from bench.jobs.worker import load_model
 from bench.planning.job import Job
 from bench.records.store import IMAGES, Store
-from bench.results.evaluations import frame
+from bench.results.evaluations import evaluations
 from bench.results.rows import rows
 
 
@@ -43,7 +43,7 @@ def test_no_certificate_is_broken(chosen: str, radii: str, mnist_root: Path, ben
     columns = store.samples(certify)
     right, radius = torch.tensor(columns["correct"]).bool(), torch.tensor(columns["radius"])
     assert float((right & (radius > 0.05)).float().mean()) > 0.4  # there is something to break
-    found = {row.eps: row for row in rows(store, frame(store))}
+    found = {row.eps: row for row in rows(store, evaluations(store).readable)}
     assert set(found) == set(radii.split(","))
     fell = []
     for eps, row in found.items():
