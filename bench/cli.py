@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="bench",
     help="Train, attack, certify and time adversarial defenses under one recipe.",
-    epilog="Begin with `bench doctor`, `bench list`, `bench run`. A mistake is told in one line; --debug shows more.",
+    epilog="Start with `bench doctor`, `bench list`, `bench run`. An error is one line; --debug shows its traceback.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
@@ -39,7 +39,7 @@ DEBUG = "--debug" in sys.argv or bool(os.environ.get("BENCH_DEBUG"))
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2, without a traceback (unless --debug)."""
+    """Entry point: a user's error prints one line and exits with code 2; --debug shows the traceback."""
     sys.argv = [word for word in sys.argv if word != "--debug"]
     signal.signal(signal.SIGTERM, stopping.stopped)
     with terminal.guarded():
@@ -186,7 +186,7 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="Every plug-in.")] = False,
     plugin: Plugin = None,
 ) -> None:
-    """Test a defense or attack against its contract. The contract is what a plug-in owes the harness."""
+    """Test a defense or attack against its contract. These are the requirements of the harness on every plug-in."""
     from bench.commands import list_and_check as listing
 
     plugins(plugin)
@@ -207,7 +207,7 @@ def new(
     name: Annotated[str, typer.Argument(help="Lower-case name; it becomes the file name.")],
     folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: the checkout, or else here).")] = None,
 ) -> None:
-    """Write a new defense or attack and its test. Both work as they are; `bench check NAME` says so."""
+    """Write a new defense or attack and its test. Both work unchanged; `bench check NAME` verifies it."""
     from bench.commands import scaffold
 
     for path in scaffold.write(kind, name, folder):
@@ -222,12 +222,13 @@ def worker(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     plugin: Plugin = None,
     over_is_done: Annotated[
-        bool, typer.Option("--over-is-done", help="Exit with 0, not 5, where the job is over: others wait for it.")
+        bool,
+        typer.Option("--over-is-done", help="Exit with 0, not 5, if the job is done already: other jobs wait for it."),
     ] = False,
 ) -> None:
-    """Do one job of a results folder. Every executor starts this; nobody needs to type it.
+    """Run one job of a results folder. Executors call this command.
 
-    Exits with 5, and does nothing, where another process is at it or it is over.
+    Exits with 5 and does nothing if another process runs the job or it is done.
     """
     from bench.data.datasets import data_root
     from bench.jobs.attempt import HELD, WORDS, attempt

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-Results = Annotated[Path, typer.Option("--results-dir", help="Where records lie.", envvar="BENCH_RESULTS")]
+Results = Annotated[Path, typer.Option("--results-dir", help="Folder of the records.", envvar="BENCH_RESULTS")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
 Plugin = Annotated[
     list[str] | None,
@@ -21,7 +21,7 @@ _refused = False
 
 
 def refuse_plugins(refused: bool) -> None:
-    """Whether this command takes no plug-in at all; what BENCH_PLUGINS named is forgotten then, for workers too."""
+    """Whether this command refuses all plug-ins; BENCH_PLUGINS is then cleared, for workers too."""
     global _refused
     _refused = refused
     if refused:

@@ -140,7 +140,7 @@ def _clean(job: Job, metrics: dict[str, Any], expected: float | None, console: C
     if fits:
         return None
     classes = datasets.KNOWN[job.what["data"]["name"]].classes if job.what["data"]["name"] in datasets.KNOWN else 2
-    likely = "class order, or weights of another task" if found < 1.5 / classes else "input range or normalisation"
+    likely = "class order, or weights of another task" if found < 1.5 / classes else "input range or normalization"
     if expected is not None and found > expected:
         likely = "other weights or other test images than claimed"
     return (

@@ -29,7 +29,7 @@ def show(code: str | None) -> None:
     if code is None:
         for check in CHECKS.values():
             print(f"{check.code:4} {check.title:44} {_worst(check)}")
-        print("\nbench explain CODE says more; a verdict without findings means no known symptom, never verified.")
+        print("\nbench explain CODE shows the details; a verdict without findings means only: no known symptom.")
         return
     found = CHECKS.get(code.upper()) or CHECKS.get(f"C{code}")
     if found is None:

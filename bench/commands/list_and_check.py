@@ -18,7 +18,7 @@ COLUMNS = {
     "defenses": "cost of a training step in forward passes F an image, and the paper",
     "attacks": "norms, and the paper",
     "datasets": "channels x height x width, and how many images",
-    "models": "architectures; all take images in [0,1] and normalise inside",
+    "models": "architectures; all take images in [0,1] and normalize them inside",
 }
 
 
@@ -36,7 +36,7 @@ def show(kind: str, name: str | None) -> None:
             print(("\n" if place else "") + f"{each} ({COLUMNS[each]})")
         _dataset_lines() if each == "datasets" else _plugin_lines(each)  # type: ignore[arg-type]
     if kind == "all":
-        print("\nbench list NAME says more of one: formula, source, settings")
+        print("\nbench list NAME shows one in detail: formula, source, settings")
 
 
 def _plugin_lines(kind: catalog.Kind) -> None:
@@ -77,7 +77,7 @@ def _one(kind: str, name: str) -> None:
         print(f"{facts.name}: {facts.title}")
         print(f"  images {facts.channels} x {facts.size} x {facts.size}, {facts.classes} classes")
         print(f"  {facts.train} training and {facts.test} test images; default model {facts.default_model}")
-        print(f"  normalisation inside the model: mean {facts.mean}, std {facts.std}; augmentation {facts.augment}")
+        print(f"  normalization inside the model: mean {facts.mean}, std {facts.std}; augmentation {facts.augment}")
         return
     if kind == "all":
         kind = next((k for k in catalog.KINDS if name in catalog.names(k)), "defenses")

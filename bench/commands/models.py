@@ -22,7 +22,7 @@ def eval_(
     output: OutputOptions,
     name: Annotated[str | None, typer.Option(help="Name of the row (default: that of the file).")] = None,
     expect_clean: Annotated[
-        str | None, typer.Option(help="Claimed clean accuracy, such as 0.842; no attack unless it is measured.")
+        str | None, typer.Option(help="Claimed clean accuracy, such as 0.842; attacks run only if it is reproduced.")
     ] = None,
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
@@ -57,7 +57,7 @@ def doctor(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
-    """Check this machine, or a model of yours. Is the MODEL fed and read as it expects? Each line OK, WARN or FAIL."""
+    """Check this machine, or a model of yours. For a MODEL: input range, normalization, class order."""
     from bench.commands import list_and_check as listing
 
     if not asked.given:

@@ -33,7 +33,7 @@ from bench.progress.tracker import tracker as follows
 from bench.records.runtime_estimate import clock
 from bench.records.store import Store
 
-MOST_PROBLEMS = 5  # mistakes told at a time
+MOST_PROBLEMS = 5  # errors printed at a time
 TOLD = {"ok": "jobs run", "skipped": "already done", "error": "failed", "blocked": "blocked"}  # of a stopped run
 
 
@@ -49,7 +49,7 @@ class Matrix:
 
 
 def prepare(options: Options, data_dir: Path | None) -> Matrix:
-    """Options -> jobs. Everything that can be refused is refused here, before anything is written."""
+    """Options -> jobs. Every error that can be detected is raised here, before anything is written."""
     root = datasets.data_root(data_dir)
     if data_dir is not None and not data_dir.is_dir():
         raise FileNotFoundError(f"no data folder {data_dir}; --data-dir or BENCH_DATA names an existing one")
@@ -59,7 +59,7 @@ def prepare(options: Options, data_dir: Path | None) -> Matrix:
 
 
 def describe(matrix: Matrix) -> list[str]:
-    """What a run is about to do, in words."""
+    """Lines that describe the matrix of a run."""
     spec, jobs = matrix.spec, matrix.jobs
     trains = [job for job in jobs if job.kind == "train"]
     if not trains:
@@ -191,7 +191,7 @@ def print_script(matrix: Matrix, results: Path, check: bool, machine: Machine, c
 
 
 def _unsound(store: Store, matrix: Matrix) -> bool:
-    """Say which rows of this run no gate lets pass."""
+    """Print the rows of this run that `--gate` rejects."""
     from bench.soundness.verdicts import judged_rows
     from bench.tables.ranking import reasons
 
@@ -203,7 +203,7 @@ def _unsound(store: Store, matrix: Matrix) -> bool:
 
 
 def refused(backend: Backend, matrix: Matrix, store: Store) -> bool:
-    """Print a line for each mistake that would make jobs fail one by one."""
+    """Print a line for each error that would make jobs fail one by one."""
     found = backend.problems(matrix.jobs, store)
     for line in found[:MOST_PROBLEMS]:
         print(f"error: {line}", file=sys.stderr)

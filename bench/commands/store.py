@@ -20,7 +20,7 @@ def status(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show what is done, running and failed. Also while a run goes on, from another terminal."""
+    """Show which jobs are done, running and failed. Works during a run, from another terminal."""
     from bench.progress import status as survey
 
     planned = []
@@ -34,10 +34,10 @@ def status(
 
 def logs(
     key: Annotated[str, typer.Argument(help="A job key, or how it begins.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """Show the log of a job. Everything it printed, and the traceback where it failed."""
+    """Show the log of a job. Everything that it printed, and the traceback of a failure."""
     from bench.records import maintenance as keeping
 
     keeping.logs(Store(_existing(results_dir)), key, follow)
@@ -48,7 +48,7 @@ def retry(
     failed: Annotated[bool, typer.Option("--failed", help="Every job that failed.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """Let the same run do failed jobs again. Diverged ones too, which it would leave alone."""
+    """Mark failed jobs for re-running, including diverged ones. The same `bench run` then repeats them."""
     from bench.records import maintenance as keeping
 
     raise typer.Exit(keeping.retry(Store(_existing(results_dir)), keys or [], failed))
@@ -58,7 +58,7 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(help="Results folders of other machines.")],
     results_dir: Results = Path("results"),
 ) -> None:
-    """Copy the records of other results folders. Conflicts are named, and then nothing is copied (exit code 1)."""
+    """Copy the records of other results folders. With a conflict, nothing is copied (exit code 1)."""
     from bench.records import merge as merging
 
     for source in sources:
@@ -68,13 +68,15 @@ def merge(
 
 
 def verify(
-    sample: Annotated[float, typer.Option(help="Share of the evaluations with images to judge again.")] = 0.01,
-    full: Annotated[bool, typer.Option("--full", help="Judge all of them again.")] = False,
+    sample: Annotated[
+        float, typer.Option(help="Share of the evaluations with stored images to evaluate again.")
+    ] = 0.01,
+    full: Annotated[bool, typer.Option("--full", help="Evaluate all of them again.")] = False,
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
 ) -> None:
-    """Verify checksums and judge stored images again. Exit code 4: something was changed."""
+    """Verify checksums and evaluate stored images again. Exit code 4 if something changed."""
     from bench.data.datasets import data_root
     from bench.jobs import verify as verifying
 
@@ -83,10 +85,10 @@ def verify(
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and remove nothing.")] = False,
     results_dir: Results = Path("results"),
 ) -> None:
-    """Remove what no result needs. Temporary files, work of finished jobs, images kept twice; never a record."""
+    """Remove files that no result needs. Temporary files, partial work of finished jobs, duplicate images."""
     from bench.records import maintenance as keeping
 
     keeping.gc(Store(_existing(results_dir)), dry_run)

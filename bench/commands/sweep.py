@@ -37,7 +37,7 @@ def sweep(
 ) -> None:
     """Show accuracy against a swept setting.
 
-    Each seed is shown; --against says what a value is worth in another defense's setting.
+    Each seed is shown. --against gives the value of another defense's setting that is equally accurate.
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """

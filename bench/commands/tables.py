@@ -12,7 +12,7 @@ from bench.commands.arguments import Dataset, Plugin, Results, existing, file, p
 
 def leaderboard(
     results_dir: Results = Path("results"),
-    output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is rewritten.")] = Path(
+    output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is replaced.")] = Path(
         "leaderboard.md"
     ),
     radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
@@ -59,7 +59,7 @@ def timing(
     plugin: Plugin = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show what trainings and attacks cost. Seconds, work and memory, by device, so that no hardware is mixed."""
+    """Show the cost of trainings and attacks. Seconds, work and memory, separately for each device."""
     from bench.records.store import Store
     from bench.tables import timing as times
     from bench.tables.leaderboard import board

@@ -36,7 +36,7 @@ def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> lis
 
 
 def _begun(found: list[Left]) -> list[str]:
-    """What is under way, or was stopped with a part of it done."""
+    """Jobs that are running, and stopped jobs with a part of their work done."""
     running = sum(one.running for one in found)
     kept = [one for one in found if one.done and not one.running]
     lines = [f"running   {running} of these jobs run just now"] if running else []
@@ -47,7 +47,7 @@ def _begun(found: list[Left]) -> list[str]:
 
 
 def room(jobs: list[Job], estimator: Estimator, places: list[Slot]) -> list[str]:
-    """What disk and memory the jobs will take, as far as jobs like them were measured."""
+    """Disk and memory of the jobs, as far as similar jobs were measured."""
     size, unknown = estimator.disk(jobs)
     count, lines = lanes(places), []
     if unknown < len(jobs):

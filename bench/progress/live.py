@@ -1,4 +1,4 @@
-"""What a run shows: a live table on a terminal, plain lines elsewhere, JSON events for programs."""
+"""Output of a run: a live table on a terminal, plain lines elsewhere, JSON events for programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bench.terminal import plain as printable
 
 
 def safe(text: str) -> Text:
-    """Text for rich: no markup, since none is meant, and nothing that steers the terminal. Line breaks stay."""
+    """Text for rich without markup and without control characters of the terminal; line breaks are preserved."""
     return Text("\n".join(printable(line) for line in text.split("\n")))
 
 
@@ -33,7 +33,7 @@ LOOK_EVERY = 2.0  # seconds between estimates of the time left
 
 
 def title(job: Job, jobs: dict[str, Job]) -> str:
-    """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that tell jobs apart."""
+    """`train noisy seed 0` or `pgd Linf 8/255 on noisy seed 0`, with the settings that distinguish the jobs."""
     trained = job if isinstance(job, ModelJob) else jobs.get(job.model_key)
     # a results folder may hold an evaluation without its training
     return job.describe(f"{trained.label()} seed {trained.seed}" if trained else f"training {job.model_key}")
@@ -104,7 +104,7 @@ class View:
             self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
 
     def _heartbeat(self) -> None:
-        """A line every 30 s where there is no live table: what runs, how far, how long still."""
+        """A line every 30 s where there is no live table: the running jobs, their progress and the time left."""
         if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
             self.last_line = time.monotonic()
             parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
@@ -135,8 +135,8 @@ class View:
         return table
 
     def _course(self, key: str) -> str:
-        """Loss, and validation accuracy where it is taken, of the epochs of a training that are over: bars and the
-        last value."""
+        """Loss, and validation accuracy where it is measured, of the finished epochs of a training: bars and the last
+        value."""
         log = curves.read(self.store.folder(key) / curves.LOG) if self.jobs[key].kind == "train" else []
         losses = [curves.total(line) for line in log]
         judged = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]

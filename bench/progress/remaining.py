@@ -1,4 +1,4 @@
-"""How long jobs still take: those that run, from what they say; those that were stopped, from what they kept.
+"""Time left of jobs: of running ones from their progress, of stopped ones from their checkpoints.
 
 Reads the results folder only, and no torch: it serves `bench plan`, `bench status` and the live view alike.
 """
@@ -17,12 +17,12 @@ from bench.records.leases import holder_of
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
-TELLING = 0.05  # share of a job from which on its own speed is worth more than that of others
-HEADER = 2**24  # bytes; a longer header is none of ours
+TELLING = 0.05  # progress from which the speed of the job itself is used instead of that of past jobs
+HEADER = 2**24  # bytes; a longer header was not written by bench
 
 
 class Left(NamedTuple):
-    """What is left of a job: seconds, None where nobody knows; `done`: seconds of work that are behind it."""
+    """Time left of a job: seconds, None if unknown; `done`: seconds of work that are finished."""
 
     seconds: float | None
     done: float = 0.0
@@ -30,14 +30,14 @@ class Left(NamedTuple):
 
 
 def left(store: Store, job: Job, estimator: Estimator) -> Left:
-    """Seconds until a job that is not over would be, on a slot of its own."""
+    """Seconds until an unfinished job is done, on a slot of its own."""
     says, whole = store.progress(job.key), estimator.seconds(job)
     if not runs(store, job.key):
         kept = kept_seconds(store.folder(job.key))
         return Left(None if whole is None else max(whole - kept, 0.0), kept)
     now = time.time()
     share, began = float(says.get("share", 0.0)), says.get("began", now)
-    at = says["now"] if says.get("now", 0.0) >= began else now  # when it last said something
+    at = says["now"] if says.get("now", 0.0) >= began else now  # when it last reported
     done = float(says.get("earlier", 0.0)) + max(at - began, 0.0)
     silent = max(now - at, 0.0)
     by_itself = done * (1 - share) / share if share > TELLING else None
@@ -49,7 +49,7 @@ def left(store: Store, job: Job, estimator: Estimator) -> Left:
 
 
 def runs(store: Store, key: str) -> bool:
-    """Is somebody at this job? Whoever is holds its lease; what it said outlives a stop."""
+    """Whether a process runs this job, which means that it holds the lease; progress.json outlives a stop."""
     return holder_of(store, key) is not None
 
 
@@ -106,12 +106,12 @@ def together(
 
 
 def kept_seconds(folder: Path) -> float:
-    """Seconds of work that a job which was stopped has kept: what it will not do again, unless code was changed."""
+    """Seconds of work in the checkpoints of a stopped job, which it does not repeat unless code was changed."""
     return sum((_seconds(path) for path in (folder / "blocks").glob("*.safetensors")), 0.0)
 
 
 def _seconds(path: Path) -> float:
-    """What the head of a kept file (bench.training.checkpoint) says: of a block of images, or of a training."""
+    """Seconds stored in the header of a checkpoint (bench.training.checkpoint): of a block of images or a training."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,4 +1,4 @@
-"""`bench status`: what is done, runs, waits and failed in a results folder. Reads only, so also while a run goes on."""
+"""`bench status`: the done, running, waiting and failed jobs of a results folder. Read-only, also during a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def status(results: Path, planned: list[Job], as_json: bool) -> None:
 
 
 def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[str, Any]:
-    """Everything there is to say, as plain values."""
+    """The state of all jobs as plain values."""
     kinds: dict[str, Counter[str]] = {}
     running, waiting, failed, dirty, retried = list[Job](), list[Job](), [], 0, 0
     for key, job in jobs.items():
@@ -58,7 +58,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
 
 
 def lines(results: Path, found: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """The same as lines of text."""
     told = [f"{found['jobs']} jobs in {results}: {_counts(found['states'])}"]
     told += [f"  {kind:9} {_counts(states)}" for kind, states in found["kinds"].items() if len(found["kinds"]) > 1]
     if found["unreadable"]:
@@ -72,7 +72,7 @@ def lines(results: Path, found: dict[str, Any]) -> list[str]:
         told.append(f"time left about {clock(found['seconds_left'])} on {len(found['running'])} slots{more}")
     told += [f"{one['state']:9} {one['job']} ({one['key']}): {one['reason']}" for one in found["failed"]]
     if found["failed"]:
-        told.append("`bench logs KEY` shows a log; `bench retry --failed` lets the same run do them again")
+        told.append("`bench logs KEY` shows a log; `bench retry --failed` marks them for re-running")
     if found["quarantined"]:
         told.append(f"{len(found['quarantined'])} damaged files set aside in {results}/quarantine/")
     if found["retried"]:
@@ -83,7 +83,7 @@ def lines(results: Path, found: dict[str, Any]) -> list[str]:
 
 
 def _time_left(store: Store, running: list[Job], waiting: list[Job], known: dict[str, Job]) -> dict[str, Any]:
-    """What runs and how long it still takes; how long all takes, on as many slots as are in use now."""
+    """The running jobs with their time left, and the time until all jobs are done on the slots in use now."""
     if not running:
         return {"running": [], "seconds_left": None, "jobs_of_unknown_length": None}
     devices = {store.progress(job.key).get("device") for job in running}
