@@ -102,7 +102,11 @@ def load(kind: catalog.Kind, name: str) -> type[Any]:
 
 
 def make(kind: catalog.Kind, name: str, settings: dict[str, Any], threat: dict[str, str] | None) -> Any:
-    """A defense or evaluation with validated settings; `threat` as in a job ({norm, eps}) or None."""
+    """A defense or evaluation with validated settings; `threat` as in a job ({norm, eps}) or None.
+
+    Raises LookupError in one line for a job with a retired setting away from its last value.
+    """
+    settings = catalog.get(kind, name).current(settings)
     ball = NO_THREAT if threat is None else Threat(threat["norm"], Epsilon(threat["eps"]))  # type: ignore[arg-type]
     return TypeAdapter(load(kind, name)).validate_python({"threat": ball, **settings})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.core.defense import Batch, Defense, Losses
 from bench.core.rng import normal_like
-from bench.noise.injection import edit_sites, first_weight
+from bench.noise.injection import edit_site, first_weight
 
 
 @dataclass
@@ -45,12 +45,12 @@ class NoisySampled(Defense):
         self._signal: Tensor | None = None  # std of the noise-free quantity at the site in the last step
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
-        def shake(place: int, z: Tensor) -> Tensor:
+        def add_noise(z: Tensor) -> Tensor:
             self._signal = z.detach().std()
             return z + self.sigma * normal_like(z)
 
         x, y = batch.x.repeat(self.draws, 1, 1, 1), batch.y.repeat(self.draws)
-        with edit_sites(net, [self.site], shake):
+        with edit_site(net, self.site, add_noise):
             logits = net(x)
         return {"ce": F.cross_entropy(logits, y, label_smoothing=batch.smoothing)}
 

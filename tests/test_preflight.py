@@ -33,7 +33,11 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "--defense noisy --set noisy.rows=10",
         "defense noisy (rows=10) with mlp on digits: rows=10, but 10 classes leave 9 competitors; use 0 for all",
     ),
-    "moments": ("--defense noisy --set noisy.relu=adf", "relu=adf needs propagated variances; use structure=diag or"),
+    "removed setting": (
+        "--defense noisy --set noisy.relu=adf",
+        "defenses noisy.relu was removed; its results are in docs/findings/noisy.md",
+    ),
+    "weights": ("--defense noisy --set noisy.w_mse=0 --set noisy.w_prob=0", "w_mse and w_prob are both 0, so nothing"),
     "reach": (
         "--defense pgd_at --set pgd_at.steps=3",
         "defense pgd_at (steps=3): steps x step_size is 0.75 eps, less than the budget; expected",

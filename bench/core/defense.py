@@ -75,6 +75,10 @@ class Defense:
     - `revision`: number to raise when results may change; it is part of the job key.
     - `settings_added_later`: settings younger than the first records. At their default they are left out of the job,
       so that the keys of older records stay valid; a new default for one needs a new revision.
+    - `retired_settings`: removed settings, each with the one value that the method still computes. That value is still
+      written into a job (unless the setting is in `settings_added_later`), so that the keys of older records stay
+      valid. Records with another value are read and shown, but cannot be computed again.
+    - `retired_results`: the page with the results of the removed settings, named in the error when one is requested.
     - `supports_recipe`: parts of the recipe that the method implements: "label_smoothing" (its loss uses
       `batch.smoothing`), "bf16" and "fp16" (its forward passes may run in that precision). The planner rejects others.
     - `presets`: named sets of settings, selected by preset=NAME.
@@ -89,6 +93,8 @@ class Defense:
     adaptive_attacks: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ()
+    retired_settings: ClassVar[dict[str, Any]] = {}
+    retired_results: ClassVar[str] = ""
     supports_recipe: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     recipe: ClassVar[dict[str, Any]] = {}

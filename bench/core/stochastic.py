@@ -69,7 +69,7 @@ def _on_output(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
     return noisy
 
 
-class Site(NamedTuple):
+class OwnNoise(NamedTuple):
     """Where a net is noisy: on what enters `layer` ("input"), on what it puts out ("output") or on its weights
     ("weight"), and what draws it."""
 
@@ -85,16 +85,16 @@ class Site(NamedTuple):
         return self.layer.weight  # type: ignore[return-value]
 
 
-def noise_sites(net: nn.Module) -> list[Site]:
+def noise_sites(net: nn.Module) -> list[OwnNoise]:
     """Every place where the net draws noise, in module order: what an attack in closed form has to know."""
-    sites = list[Site]()
+    sites = list[OwnNoise]()
     for layer in net.modules():
         for kind in ("input", "output"):
             source = getattr(layer, f"noise_{kind}", None)
-            sites += [Site(layer, kind, source)] if isinstance(source, NoiseSource) else []  # type: ignore[arg-type]
+            sites += [OwnNoise(layer, kind, source)] if isinstance(source, NoiseSource) else []  # type: ignore[arg-type]
         if parametrize.is_parametrized(layer, "weight"):
             found = layer.parametrizations.weight  # type: ignore[union-attr]
-            sites += [Site(layer, "weight", s) for s in found if isinstance(s, NoiseSource)]  # type: ignore[union-attr]
+            sites += [OwnNoise(layer, "weight", s) for s in found if isinstance(s, NoiseSource)]  # type: ignore[union-attr]
     return sites
 
 

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
 from bench.core.smoothing import Smoothed
-from bench.core.stochastic import Site, noise_off, noise_sites
+from bench.core.stochastic import OwnNoise, noise_off, noise_sites
+from bench.noise.injection import Site
 from bench.noise.layer_moments import ReluRule
 from bench.noise.logit_moments import LogitMoments, Passes, Structure, logit_moments
-from bench.noise.propagation import Place, SiteVariance
+from bench.noise.propagation import SiteVariance
 from bench.noise.test_time_noise import on_weight
 
 
+class NoiseScale(nn.Module):
+    """The scale s = softplus(rho) or exp(rho), a child of the network so that it is trained and stored with it."""
+
+    rho: Tensor
+
+    def __init__(self, sigma: float, learn: bool, param: Literal["softplus", "exp"] = "softplus") -> None:
+        super().__init__()
+        self.exp = param == "exp"
+        rho = torch.tensor(math.log(sigma) if self.exp else sigma + math.log(-math.expm1(-sigma)))
+        if learn:
+            self.rho = nn.Parameter(rho)
+        else:
+            self.register_buffer("rho", rho)
+
+    def sigma(self) -> Tensor:
+        """s, a scalar in units of the quantity at the site."""
+        return self.rho.exp() if self.exp else nn.functional.softplus(self.rho)
+
+
+def constant_variance(sigma: Tensor) -> SiteVariance:
+    """sigma^2 (a scalar) for every element, in the wider precision of sigma and of the quantity at the site."""
+    return lambda z: (sigma * z.new_ones(())).square()
+
+
 class KnownNoise(NamedTuple):
-    """The net without its noise, and for each site the variance of the noise there (`post_bn`: as of `edit_sites`)."""
+    """The net without its noise, and for each site the variance of the noise there."""
 
     net: nn.Module
     variances: Sequence[SiteVariance]
-    sites: Sequence[Place]
-    post_bn: bool = False
+    sites: Sequence[Site]
 
     @property
     def on_weights(self) -> bool:
@@ -35,7 +61,7 @@ class KnownNoise(NamedTuple):
         Raises ValueError naming a layer without a rule."""
         variances = [_scaled(variance, factor) for variance in self.variances]
         with noise_off(self.net):
-            return logit_moments(self.net, x, variances, self.sites, structure, rule, post_bn=self.post_bn)
+            return logit_moments(self.net, x, variances, self.sites, structure, rule)
 
 
 class ClosedFormTraining(Protocol):
@@ -64,13 +90,13 @@ def known_noise(model: nn.Module) -> KnownNoise | None:
     if not isinstance(model, Classifier) or not model.stochastic:
         return None
     own = [site for site in noise_sites(model.net) if site.source.enabled]
-    variances, sites = [_of(site) for site in own], list[Place](own)
+    variances, sites = [_of(site) for site in own], list[Site](own)
     if isinstance(model, Smoothed):
         variances, sites = [_constant(model.sigma), *variances], ["input", *sites]
     return KnownNoise(model.net, variances, sites) if sites else None
 
 
-def _of(site: Site) -> SiteVariance:
+def _of(site: OwnNoise) -> SiteVariance:
     return lambda signal: site.source.std(signal).square()
 
 

@@ -1,16 +1,16 @@
 """Mean and covariance of the logits under Gaussian noise at one or more sites of a network (bench.noise.injection).
 
-Noise z -> z + N(0, var) enters at each site, independent of the others. Five structures give the covariance S of the
+Noise z -> z + N(0, var) enters at each site, independent of the others. Four structures give the covariance S of the
 logits: `jacobian` (S = sum over sites of J var J^T of the noise-free network), `ungated` (the same with every
-activation's slope replaced by 1), `diag` (element-wise variances), `adjoint` (a backward recursion over the gates of
-the element-wise pass) and `sampled` (mean and covariance of draws).
-All are read through `pieces`, so losses and attacks need not know which one made it.
+activation's slope replaced by 1), `diag` (element-wise variances) and `adjoint` (a backward recursion over the gates of
+the element-wise pass). All are read through `pieces`, so losses and attacks do not depend on the structure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bench.core.rng import normal_like
-from bench.core.stochastic import Site as OwnSite
-from bench.noise.injection import Site, edit_sites
+from bench.core.stochastic import OwnNoise
+from bench.noise.injection import Site, edit_site
 from bench.noise.layer_moments import ReluRule
-from bench.noise.propagation import Place, Propagation, SiteVariance, propagate
+from bench.noise.propagation import Propagation, SiteVariance, propagate
 from bench.noise.test_time_noise import on_weight, watch, weight_piece
 
-Structure = Literal["jacobian", "diag", "adjoint", "ungated", "sampled"]
+Structure = Literal["jacobian", "diag", "adjoint", "ungated"]
 Piece = tuple[Tensor, Tensor]  # R (r b ...) and w (broadcastable to b ...): one term R diag(w) R^T of A S A^T
 
 
@@ -113,33 +112,25 @@ def logit_moments(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Place] = ("first",),
+    sites: Sequence[Site] = ("first",),
     structure: Structure = "jacobian",
     rule: ReluRule = "laplace",
-    *,
-    draws: int = 16,
-    post_bn: bool = False,
 ) -> LogitMoments:
     """Moments of the logits for images `x` (b c h w) with noise of `variances[i](z)` on the quantity z at `sites[i]`.
 
-    `rule` is for `diag` and `adjoint`, `draws` for `sampled`; `post_bn` moves a site behind the layer's BatchNorm.
+    `rule` is for `diag` and `adjoint`.
     Differentiable in weights, images and variances. Raises ValueError where there is no site or no rule for a layer.
     """
     if structure == "jacobian":
         if rule != "laplace":
             raise ValueError(f"relu={rule} needs propagated variances; use structure=diag or structure=adjoint")
-        return jacobian_moments(net, x, variances, sites, post_bn)
-    if structure == "sampled":
-        added = [site for site in sites if not isinstance(site, OwnSite)]
-        if len(added) < len(sites):
-            raise ValueError("structure=sampled draws noise that is added, not the net's own; use another structure")
-        return sampled_moments(net, x, variances, added, draws, post_bn)
+        return jacobian_moments(net, x, variances, sites)
     if structure == "ungated":
         rule, structure = "ungated", "adjoint"
-    return propagated_moments(net, x, variances, sites, structure, rule, post_bn)
+    return propagated_moments(net, x, variances, sites, structure, rule)
 
 
-def passes(structure: Structure, rows: int, noisy_weights: bool = False, draws: int = 16) -> Passes:
+def passes(structure: Structure, rows: int, noisy_weights: bool = False) -> Passes:
     """Cost of a loss that reads the covariance along `rows` rows, by the work of its convolutions and matrix products.
 
     Element-wise variances are a second map beside that of the means, a forward pass more, and noise on the weights is
@@ -148,15 +139,13 @@ def passes(structure: Structure, rows: int, noisy_weights: bool = False, draws: 
     row = 2 if noisy_weights else 1
     if structure == "jacobian":
         return Passes(1, row * rows, 1 + 2 * row * rows)
-    if structure == "sampled":
-        return Passes(draws, 0, draws)
     if structure == "diag":
         return Passes(1 + row, 0, 1 + row)
     return Passes(2 * row, row * rows, 2 * row + 2 * row * rows)
 
 
 @contextmanager
-def _separated(net: nn.Module, x: Tensor) -> Iterator[Tensor | None]:
+def fixed_batch_statistics(net: nn.Module, x: Tensor) -> Iterator[Tensor | None]:
     """Inside, the samples of a batch do not influence each other: BatchNorm in training mode has the statistics of one
     ordinary pass over `x`, as constants. Gives that pass's logits (buffers move once), None where none was needed."""
     mixing = [m for m in net.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
@@ -173,8 +162,7 @@ def jacobian_moments(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Place] = ("first",),
-    post_bn: bool = False,
+    sites: Sequence[Site] = ("first",),
 ) -> LogitMoments:
     """S = sum of J diag(var) J^T over the sites, J = d logits / d site of the noise-free network.
 
@@ -188,14 +176,12 @@ def jacobian_moments(
         reached[place] = z if z.requires_grad else z.detach().requires_grad_()
         return reached[place].clone()  # an in-place ReLU must not overwrite what we differentiate by
 
-    added = [(place, site) for place, site in enumerate(sites) if not isinstance(site, OwnSite)]
-    own = [(place, site) for place, site in enumerate(sites) if isinstance(site, OwnSite)]
-
-    def edit(number: int, z: Tensor) -> Tensor:
-        return capture(added[number][0], z)
-
-    with torch.enable_grad(), _separated(net, x) as ordinary, watch(own, capture) as inputs:
-        with edit_sites(net, [site for _, site in added], edit, post_bn):
+    own = [(place, site) for place, site in enumerate(sites) if isinstance(site, OwnNoise)]
+    with torch.enable_grad(), fixed_batch_statistics(net, x) as ordinary, watch(own, capture) as inputs:
+        with ExitStack() as injected:
+            for place, site in enumerate(sites):
+                if not isinstance(site, OwnNoise):
+                    injected.enter_context(edit_site(net, site, partial(capture, place)))
             logits = net(x)
     at = [reached[place] for place in range(len(sites))]
 
@@ -203,8 +189,8 @@ def jacobian_moments(
         site, variance = sites[place], variances[place]
         if on_weight(site):
             spread = variance(site.weight).expand_as(site.weight)
-            return weight_piece(products, _full_precision(inputs[place]), site.layer, spread)
-        return products, _full_precision(variance(at[place]))
+            return weight_piece(products, full_precision(inputs[place]), site.layer, spread)
+        return products, full_precision(variance(at[place]))
 
     def pieces(rows: Tensor) -> list[Piece]:
         # one product after the other: on CPU the batched (vmap) backward took 1.4 to 2.6 times as long. Samples are
@@ -213,64 +199,18 @@ def jacobian_moments(
         with torch.enable_grad():
             products = [torch.autograd.grad(logits, at, row, create_graph=True) for row in rows]
         parts = zip(*products, strict=True)
-        return [piece(place, _full_precision(torch.stack(part))) for place, part in enumerate(parts)]
+        return [piece(place, full_precision(torch.stack(part))) for place, part in enumerate(parts)]
 
-    return LogitMoments(_full_precision(logits if ordinary is None else ordinary), at, pieces)
-
-
-def draw_logits(
-    net: nn.Module,
-    x: Tensor,
-    variances: Sequence[SiteVariance],
-    sites: Sequence[Site] = ("first",),
-    draws: int = 16,
-    post_bn: bool = False,
-) -> tuple[Tensor, list[Tensor]]:
-    """Logits (draws b k) under reparameterised draws of the noise, and the quantity at each site.
-
-    BatchNorm in training mode has the statistics of one noise-free pass, as constants; its buffers move by that pass.
-    """
-    seen: dict[int, Tensor] = {}
-
-    def shake(place: int, z: Tensor) -> Tensor:
-        seen[place] = z
-        # the root has no slope at 0, which a scale relative to a constant channel gives
-        return z + variances[place](z).clamp_min(torch.finfo(z.dtype).tiny).sqrt() * normal_like(z)
-
-    with _separated(net, x), edit_sites(net, sites, shake, post_bn):
-        logits = _full_precision(net(x.repeat(draws, *[1] * (x.dim() - 1))))
-    return logits.unflatten(0, (draws, len(x))), [seen[place] for place in range(len(sites))]
-
-
-def sampled_moments(
-    net: nn.Module,
-    x: Tensor,
-    variances: Sequence[SiteVariance],
-    sites: Sequence[Site] = ("first",),
-    draws: int = 16,
-    post_bn: bool = False,
-) -> LogitMoments:
-    """Mean and unbiased covariance of the logits over `draws` (>= 2). The mean is the noisy network's own, unlike that
-    of `jacobian`."""
-    if draws < 2:
-        raise ValueError(f"a covariance needs at least 2 draws, got {draws}")
-    logits, at = draw_logits(net, x, variances, sites, draws, post_bn)
-    mean = logits.mean(0)
-
-    def pieces(rows: Tensor) -> list[Piece]:
-        return [(torch.einsum("rbk,dbk->rbd", rows, logits - mean), mean.new_tensor(1 / (draws - 1)))]
-
-    return LogitMoments(mean, at, pieces)
+    return LogitMoments(full_precision(logits if ordinary is None else ordinary), at, pieces)
 
 
 def propagated_moments(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Place] = ("first",),
+    sites: Sequence[Site] = ("first",),
     structure: Literal["diag", "adjoint"] = "diag",
     rule: ReluRule = "laplace",
-    post_bn: bool = False,
 ) -> LogitMoments:
     """Element-wise moments through the network, or with their covariance restored by a backward recursion (adjoint).
 
@@ -278,7 +218,7 @@ def propagated_moments(
     if any(isinstance(m, _BatchNorm) and m.training and m.running_mean is not None for m in net.modules()):
         with torch.no_grad():
             net(x)
-    run = propagate(net, x, variances, sites, rule, post_bn)
+    run = propagate(net, x, variances, sites, rule)
 
     def pieces(rows: Tensor) -> list[Piece]:
         return [(rows, run.logits.var)] if structure == "diag" else _adjoint(run, rows)
@@ -309,6 +249,6 @@ def _adjoint(run: Propagation, rows: Tensor) -> list[Piece]:
     return [*pieces, *((r, run.sites[node][1]) for node, r in back.items() if node in run.sites)]
 
 
-def _full_precision(t: Tensor) -> Tensor:
+def full_precision(t: Tensor) -> Tensor:
     """At least float32: squares of half-precision gradients underflow."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

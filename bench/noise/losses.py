@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bench.noise.logit_moments import LogitMoments, sign_rows
+
 Target = Literal["logits", "softmax"]
-Joint = Literal["product", "min", "union"]
 
 FAR = 5.0  # from here on -log Phi(t) equals Phi(-t) to 1e-7, relatively
 Q_MIN = 1e-6  # floor of a pair's variance: below it log Phi saturates at the start of training
@@ -53,6 +54,22 @@ def trace(mean: Tensor, covariance: Tensor, target: Target) -> Tensor:
     return covariance.diagonal(dim1=1, dim2=2).sum(1)
 
 
+def exact_variances(moments: LogitMoments, y: Tensor, rivals: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """The trace of the squared error (b) and q of each of the `rivals` (r b), from the whole covariance."""
+    covariance = moments.covariance()
+    return trace(moments.mean, covariance, target), pair_variance(covariance, y, rivals)
+
+
+def probed_variances(
+    moments: LogitMoments, y: Tensor, rivals: Tensor, target: Target, probes: int
+) -> tuple[Tensor, Tensor]:
+    """The same from `probes` + r rows of the covariance: Hutchinson's estimate of the trace, and q exactly."""
+    signs = sign_rows(moments.mean, probes)
+    signs = softmax_rows(moments.mean, signs) if target == "softmax" else signs
+    variances = moments.quadratic(torch.cat([signs, pair_rows(moments.mean, y, rivals)]))
+    return variances[:probes].mean(0), variances[probes:]
+
+
 def squared_error(mean: Tensor, trace: Tensor, y: Tensor, target: Target) -> Tensor:
     """E||Y - onehot(y)||^2 = ||mu - onehot||^2 + trace, shape b; `target` says whether Y is logits or softmax."""
     mu = mean.softmax(1) if target == "softmax" else mean
@@ -64,26 +81,12 @@ def log_win(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
     return torch.special.log_ndtr(_gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt())
 
 
-def joint_loss(wins: Tensor, joint: Joint) -> Tensor:
-    """-log of the probability P that the true class beats all rivals at once, or of a bound, from log_win (r b): b.
-
-    `product`: sum_j -log Phi_j, exact for independent pairs and an upper bound of -log P where all pairs are positively
-    correlated (Slepian; they share z_y). `min`: -log min_j Phi_j, a lower bound. `union`: the union bound
-    P >= 1 - u, u = sum_j (1 - Phi_j), an upper bound of -log P; it is vacuous from u = 1 on, so from u = 1/2 on its
-    tangent stands in for -log(1 - u).
-    """
-    if joint == "product":
-        return -wins.sum(0)
-    if joint == "min":
-        return -wins.min(0).values
-    u = -wins.expm1().sum(0)
-    return -torch.log1p(-u.clamp_max(0.5)) + 2 * (u - 0.5).clamp_min(0)
-
-
 def log_joint_loss(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
-    """log of `joint_loss(log_win(...), "product")`, shape b, for an attack: it rises with it, so it has the same
-    directions, but -log Phi(t) and its gradient are 0 in float32 from t = 13 on, and this is not: there -log Phi(t) is
-    Phi(-t), whose logarithm is exact."""
+    """log(-sum_j log Phi(t_j)), t_j = d_j / sqrt q_j, shape b, for an attack.
+
+    It is monotone in the training loss -sum_j log_win, so it has the same ascent directions. That loss and its gradient
+    are 0 in float32 from t = 13 on. This one is not: from t = 5 on it uses -log Phi(t) = Phi(-t), whose log is exact.
+    """
     t = _gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt()
     near = torch.log(-torch.special.log_ndtr(t.clamp_max(FAR)))
     return torch.where(t < FAR, near, torch.special.log_ndtr(-t.clamp_min(FAR))).logsumexp(0)

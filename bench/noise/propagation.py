@@ -16,9 +16,8 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from bench.core.stochastic import NoiseSource
-from bench.core.stochastic import Site as OwnSite
-from bench.noise.injection import Site, absent, layer_number
+from bench.core.stochastic import NoiseSource, OwnNoise
+from bench.noise.injection import InjectionSite, Site, no_first_layer
 from bench.noise.layer_moments import (
     Moments,
     ReluRule,
@@ -38,7 +37,6 @@ from bench.noise.layer_moments import (
 )
 from bench.noise.test_time_noise import insert_sources, on_weight, weight_step
 
-Place = Site | OwnSite  # added from outside, or the net's own noise, whose switch must be off here
 SiteVariance = Callable[[Tensor], Tensor]  # quantity (weights) at the site -> its noise variance, broadcastable to it
 _MEANS = (torch.mean, "mean")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -68,9 +66,8 @@ def propagate(
     net: nn.Module,
     x: Tensor,
     variances: Sequence[SiteVariance],
-    sites: Sequence[Place] = ("first",),
+    sites: Sequence[Site] = ("first",),
     rule: ReluRule = "laplace",
-    post_bn: bool = False,
 ) -> Propagation:
     """Run images `x` through the network's torch.fx graph, deterministic before the first site and random behind it.
 
@@ -78,7 +75,7 @@ def propagate(
     there is no rule, and where the network cannot be traced or lacks a site.
     """
     graph, values, steps = _graph(net), dict[Node, Any](), list[tuple[Node, list[Node], Step]]()
-    places = list(zip(site_nodes(graph, net, sites, post_bn), sites, variances, strict=True))
+    places = list(zip(site_nodes(graph, net, sites), sites, variances, strict=True))
     noise_at = {node: variance for node, site, variance in places if not on_weight(site)}
     spreads = {node: variance(site.weight).expand_as(site.weight) for node, site, variance in places if on_weight(site)}
     noisy: dict[Node, tuple[Tensor, Tensor]] = {}
@@ -108,28 +105,27 @@ def propagate(
     raise AssertionError("a traced graph ends in an output node")
 
 
-def site_nodes(graph: Graph, net: nn.Module, sites: Sequence[Place], post_bn: bool) -> list[Node]:
+def site_nodes(graph: Graph, net: nn.Module, sites: Sequence[Site]) -> list[Node]:
     """The graph's node for each site. Raises ValueError for one that the network lacks."""
-    layers = [n for n in graph.nodes if n.op == "call_module" and _is(n, net, (nn.Conv2d, nn.Linear))]
     found = []
     for site in sites:
-        if isinstance(site, OwnSite):
+        if isinstance(site, OwnNoise):
             found.append(_own_node(graph, net, site))
             continue
-        number = layer_number(site)
-        if number is None:
-            found.append(next(node for node in graph.nodes if node.op == "placeholder"))
-            continue
-        node = layers[number] if number < len(layers) else None
-        if node is not None and post_bn:
-            node = next((n for n in node.users if n.op == "call_module" and _is(n, net, _BatchNorm)), None)
+        node = next((node for node in graph.nodes if _is_injection_site(node, net, site)), None)
         if node is None:
-            raise absent(net, site, len(layers), post_bn)
+            raise no_first_layer(net)
         found.append(node)
     return found
 
 
-def _own_node(graph: Graph, net: nn.Module, site: OwnSite) -> Node:
+def _is_injection_site(node: Node, net: nn.Module, site: InjectionSite) -> bool:
+    if site == "input":
+        return node.op == "placeholder"
+    return node.op == "call_module" and _is(node, net, (nn.Conv2d, nn.Linear))
+
+
+def _own_node(graph: Graph, net: nn.Module, site: OwnNoise) -> Node:
     """The one node of the net's own noise. Raises ValueError where it has none or several, whose draws differ."""
     module = site.layer if on_weight(site) else site.source
     nodes = [n for n in graph.nodes if n.op == "call_module" and net.get_submodule(str(n.target)) is module]

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from bench.core.stochastic import Site, noise_sites
+from bench.core.stochastic import OwnNoise, noise_sites
 from bench.noise.layer_moments import Moments, Step, conv2d, linear
 
 
-def on_weight(site: Any) -> TypeGuard[Site]:
+def on_weight(site: Any) -> TypeGuard[OwnNoise]:
     """Is the noise on a layer's weights?"""
-    return isinstance(site, Site) and site.kind == "weight"
+    return isinstance(site, OwnNoise) and site.kind == "weight"
 
 
 def insert_sources(graph: Graph, net: nn.Module) -> None:
@@ -91,7 +91,9 @@ def _apply(x: Tensor, layer: Any, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def watch(sites: Sequence[tuple[int, Site]], capture: Callable[[int, Tensor], Tensor]) -> Iterator[dict[int, Tensor]]:
+def watch(
+    sites: Sequence[tuple[int, OwnNoise]], capture: Callable[[int, Tensor], Tensor]
+) -> Iterator[dict[int, Tensor]]:
     """While open, what noise falls on goes through `capture(place, z)`: the activation, or for noise on weights the
     layer's output. Gives the input of each layer of the latter kind."""
     inputs: dict[int, Tensor] = {}

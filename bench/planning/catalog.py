@@ -79,9 +79,10 @@ class Plugin:
     def resolve(self, values: dict[str, Any], where: str = "") -> dict[str, Any]:
         """All settings with defaults filled in, validated. Raises LookupError or ValueError in one line.
 
-        A setting named in the constant `added` is left out while it has its default: it is younger than the first
-        records, which stay what they were. `preset` names a set of values in the constant `presets`; others given
-        beside it go before them.
+        A setting named in the constant `settings_added_later` is left out while it has its default: it is younger than
+        the first records, which keep their keys. For the same reason a setting in `retired_settings` is filled in with
+        the value declared there, though it can no longer be set. `preset` names a set of values in the constant
+        `presets`; values given beside it take precedence.
         """
         presets = self.constant("presets", {})
         if presets and "preset" in values:
@@ -91,7 +92,10 @@ class Plugin:
                 raise LookupError(f"{where}{self.name} has no preset '{chosen}'.{hint}")
             values = {**presets[chosen], **{k: v for k, v in values.items() if k != "preset"}}
         known = [field.name for field in self.fields]
+        retired = self.constant("retired_settings", {})
         for name in values:
+            if name in retired:
+                raise LookupError(f"{where}{self.retirement(name)}")
             if name not in known:
                 listing = ", ".join(known) or "none"
                 raise LookupError(f"{where}{self.name} has no setting '{name}'.{suggest(name, known)} Known: {listing}")
@@ -108,10 +112,25 @@ class Plugin:
         except ValidationError as error:
             raise ValueError(where + describe(error, self.name)) from None
         found: dict[str, Any] = {name: _plain(v) for name, v in dict(resolved).items()}
-        young = {f.name: f.default for f in self.fields if f.name in self.constant("settings_added_later", ())}
+        later = self.constant("settings_added_later", ())
+        young = {f.name: f.default for f in self.fields if f.name in later}
         found = {name: value for name, value in found.items() if name not in young or value != young[name]}
+        found |= {name: value for name, value in retired.items() if name not in later}
         base = found.get("base") if self.kind != "models" else None
         return {**found, "base": self._base(base, where)} if isinstance(base, dict) else found
+
+    def retirement(self, name: str) -> str:
+        """The one line for a setting that was removed: that it was, and where its results are."""
+        return f"{self.name}.{name} was removed; its results are in {self.constant('retired_results', 'docs/')}"
+
+    def current(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """A job's settings without the retired ones. Raises LookupError where one has another value than the one that
+        the plug-in still computes: such a job can be read, but neither run nor evaluated again."""
+        retired = self.constant("retired_settings", {})
+        for name, value in settings.items():
+            if name in retired and value != retired[name]:
+                raise LookupError(f"{self.retirement(name)}; a model with {name}={value} cannot be built again")
+        return {name: value for name, value in settings.items() if name not in retired}
 
     def _base(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
         """What a setting `base` names, with its own defaults and revision, as both change the result."""

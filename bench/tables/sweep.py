@@ -97,7 +97,8 @@ def _defaults(defense: str, young: bool = True) -> dict[str, Any]:
     except (LookupError, ValueError):  # records outlive plug-ins
         return {}
     added = plugin.constant("settings_added_later", ())
-    return {field.name: field.default for field in plugin.fields if field.name in added or not young}
+    known = {field.name: field.default for field in plugin.fields} | plugin.constant("retired_settings", {})
+    return {name: default for name, default in known.items() if name in added or not young}
 
 
 def sweep(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.stats import wilson
+from bench.planning import catalog
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import load
@@ -77,5 +78,25 @@ def trainings(store: Store, spec: str) -> list[Training]:
     """The finished trainings of a spec on a data set that the project knows, in its order."""
     # the planner needs to know of such a data set only how many images it has
     jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), Path("no-data-needed"))
-    found = [Training(store, job, jobs) for job in jobs if job.kind == "train"]
+    planned = [job for job in jobs if job.kind == "train"]
+    stored = [store.job(key) for key in store.keys()]
+    removed = [job for job in stored if job.kind == "train" and _has_retired_settings(job, planned)]
+    jobs += [job for job in stored if job.needs and job.needs[0] in {training.key for training in removed}]
+    found = [Training(store, job, jobs) for job in (*planned, *removed)]
     return [training for training in found if training.metrics]
+
+
+def _has_retired_settings(job: Job, planned: list[Job]) -> bool:
+    """Is it a training that the spec once held: as a planned one but for settings that its plug-in no longer has?"""
+    if _but_for_settings(job) not in [_but_for_settings(other) for other in planned]:
+        return False
+    try:
+        plugin = catalog.get("defenses", job.what["defense"]["name"])
+        plugin.resolve(plugin.current(job.what["defense"]["set"]))
+    except (LookupError, ValueError):
+        return True
+    return False
+
+
+def _but_for_settings(job: Job) -> dict[str, Any]:
+    return {**job.what, "defense": {**job.what["defense"], "set": {}}}

@@ -16,10 +16,11 @@ from attacks.certify import Certify
 from attacks.pgd import PGD
 from bench.core.attack import Context
 from bench.core.epsilon import Epsilon
-from bench.core.stochastic import noise_off, noise_sites
+from bench.core.stochastic import InputNoise, noise_off, noise_sites
 from bench.core.threat import Threat
-from bench.models import lenet5, preact_resnet18
+from bench.models import lenet5
 from bench.models.common import Inputs
+from bench.noise.inner_smoothing import InnerSmoothed
 from bench.planning import catalog
 from defenses.noisy import Noisy
 from defenses.noisy_vote import NoisyVote
@@ -39,7 +40,7 @@ def steps(defense: Noisy, count: int = 3) -> tuple[nn.Module, list[Tensor]]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"learn_sigma": True, "site": [0, 1]}, {"structure": "diag"}, {"site": "input"}, {"structure": "sampled"}],
+    [{}, {"learn_sigma": True}, {"structure": "diag"}, {"site": "input"}, {"structure": "ungated"}],
     ids=str,
 )
 def test_training_is_noisys_bit_for_bit(settings: dict[str, Any]) -> None:
@@ -61,12 +62,10 @@ def test_settings_and_defaults_are_noisys_and_two_more() -> None:
 def test_the_noise_is_where_the_training_had_it() -> None:
     torch.manual_seed(0)
     x = torch.rand(400, 1, 16, 16)
-    lenet = NoisyVote(toys.NONE, sigma=0.7, site=[1, "input"]).wrap(lenet5.build(INPUTS)).eval()
-    assert [(site.layer, site.kind) for site in noise_sites(lenet)] == [(lenet, "input"), (lenet.conv2, "output")]
-    resnet = preact_resnet18.build(INPUTS, width=2)
-    behind = NoisyVote(toys.NONE, noise_at="post_bn", site=[1]).wrap(resnet).eval()
-    (site,) = noise_sites(behind)
-    assert (site.layer, site.kind) == (resnet.blocks[0].bn2, "output")
+    for where, kind in (("input", "input"), ("first", "output")):
+        lenet = NoisyVote(toys.NONE, sigma=0.7, site=where).wrap(lenet5.build(INPUTS)).eval()
+        (site,) = noise_sites(lenet)
+        assert (site.layer, site.kind) == (lenet if where == "input" else lenet.conv1, kind)
     first = NoisyVote(toys.NONE, sigma=0.7).wrap(lenet5.build(INPUTS)).eval()
     seen: list[Tensor] = []
     first.pool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -134,20 +133,20 @@ def test_certified_radius_against_the_true_distance(sigma: float) -> None:
 
 
 def test_what_cannot_certify_says_so() -> None:
-    with pytest.raises(ValueError, match="scale=relative makes the noise depend on the other images of a batch"):
-        NoisyVote(toys.NONE, scale="relative")
     net = toys.net().eval().float()
     judge = Certify(Threat("L2", Epsilon(0)), n=100)
-    deep = NoisyVote(toys.NONE, site=[1])
-    model = deep.deploy(deep.wrap(net))
+    InputNoise(0.3).attach(net.second, "output")
+    model = InnerSmoothed(net, 20)
     assert judge.unsupported_reason(model) == (
         "the noise on the output of second stands behind tanh; expected only affine steps from the image"
     )
     assert model.predict(toys.batch().x.float()).shape == (10,)  # it votes all the same
-    both = NoisyVote(toys.NONE, site=[0, 1])
-    assert judge.unsupported_reason(both.deploy(both.wrap(toys.net().eval().float()))) is None
-    with pytest.raises(ValueError, match="site 7, but Net runs 3"):
-        NoisyVote(toys.NONE, site=[7]).wrap(toys.net())
+    first = NoisyVote(toys.NONE)
+    both = first.wrap(toys.net().eval().float())
+    InputNoise(0.3).attach(both.second, "output")
+    assert judge.unsupported_reason(first.deploy(both)) is None
+    with pytest.raises(ValueError, match="Sequential has no Conv2d or Linear layer to inject the noise after"):
+        NoisyVote(toys.NONE).wrap(nn.Sequential(nn.Flatten()))
 
 
 def test_attacks_and_vote_see_the_noise() -> None:

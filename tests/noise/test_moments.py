@@ -18,7 +18,7 @@ from bench.noise import layer_moments as mo
 from bench.noise import logit_moments as cov
 from bench.noise import losses as ex
 from bench.noise import propagation as prop
-from bench.noise.injection import edit_sites
+from bench.noise.injection import InjectionSite, edit_site
 from bench.noise.layer_moments import Moments
 
 DRAWS = 200_000
@@ -414,7 +414,7 @@ def test_jacobian_structure_equals_autograd() -> None:
 
 
 @pytest.mark.parametrize("site", ["first", "input"])
-def test_laplace_adjoint_equals_the_jacobian(site: cov.Site) -> None:
+def test_laplace_adjoint_equals_the_jacobian(site: InjectionSite) -> None:
     """Skips, BatchNorm, in-place ReLU and pools: explicit recursion and autograd must agree to rounding."""
     net, x = Residual().eval(), images(4)
     jacobian = cov.logit_moments(net, x, constant(0.7), [site])
@@ -439,7 +439,7 @@ def fitted_mlp() -> tuple[nn.Sequential, Tensor]:
 def test_adjoint_trace_is_within_three_percent_of_sampling(sigma: float) -> None:
     net, x = fitted_mlp()
     draws = 40_000
-    with torch.no_grad(), edit_sites(net, ["first"], lambda place, z: z + sigma * torch.randn_like(z)):
+    with torch.no_grad(), edit_site(net, "first", lambda z: z + sigma * torch.randn_like(z)):
         logits = net(x.repeat(draws, 1, 1, 1)).unflatten(0, (draws, len(x)))
     moments = cov.logit_moments(net, x, constant(sigma), structure="adjoint", rule="adf")
     traces = ex.trace(moments.mean, moments.covariance(), "logits")
@@ -571,14 +571,14 @@ def test_the_site_is_the_first_layer_that_runs() -> None:
     """`Residual` registers its head first; the noise must still sit behind the first convolution, in every pass."""
     net, shapes = Residual(), []
 
-    def note(place: int, z: Tensor) -> Tensor:
-        shapes.append((place, tuple(z.shape)))
+    def note(z: Tensor) -> Tensor:
+        shapes.append(tuple(z.shape))
         return z
 
-    with edit_sites(net, ["first"], note):
+    with edit_site(net, "first", note):
         net(images(2))
         net(images(2))
-    assert shapes == [(0, (2, 6, 6, 6))] * 2
+    assert shapes == [(2, 6, 6, 6)] * 2
     net(images(2))
     assert len(shapes) == 2
     assert cov.logit_moments(net, images(2), constant(1.0), structure="adjoint").sites[0].shape == (2, 6, 6, 6)

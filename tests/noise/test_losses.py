@@ -42,34 +42,11 @@ def test_bounds_hold_the_probability_to_win() -> None:
     mean, covariance, y = logits(20)
     truth = (draws(mean, covariance).argmax(2) == y).double().mean(0)
     each, rivals = wins(mean, covariance, y)
-    assert (ex.joint_loss(each, "min").neg().exp() >= truth - 0.01).all()
+    assert (each.min(0).values.exp() >= truth - 0.01).all()
     assert (1 + each.expm1().sum(0) <= truth + 0.01).all()
-    assert torch.equal(ex.joint_loss(each, "product"), -each.sum(0))
     pairs = ex.pair_rows(mean, y, rivals).transpose(0, 1)
     genz = ex.joint_probability(mean, pairs @ covariance @ pairs.transpose(1, 2), y, rivals)
     torch.testing.assert_close(genz.double(), truth, atol=0.02, rtol=0)
-
-
-def test_the_union_bound_goes_on_smoothly_where_it_is_vacuous() -> None:
-    def at(u: float) -> tuple[float, float]:
-        """Loss and its slope in u, for two rivals that each win with probability u / 2."""
-        risk = torch.tensor(u, dtype=torch.float64, requires_grad=True)
-        loss = ex.joint_loss(torch.log1p(-risk / 2).expand(2, 1), "union").sum()
-        (slope,) = torch.autograd.grad(loss, risk)
-        return loss.item(), slope.item()
-
-    assert at(0.3) == pytest.approx((-math.log(0.7), 1 / 0.7))
-    assert at(0.5) == pytest.approx((math.log(2), 2), rel=1e-6)
-    assert at(1.4) == pytest.approx((math.log(2) + 1.8, 2))
-
-
-def test_one_rival_makes_all_joint_probabilities_alike() -> None:
-    mean, covariance, y = logits(8, 2)
-    y = mean.argmax(1)
-    each, _ = wins(mean, covariance, y)
-    sure = each > math.log(0.5)
-    for joint in ("min", "union"):
-        torch.testing.assert_close(ex.joint_loss(each, joint)[sure[0]], -each[0][sure[0]])  # type: ignore[arg-type]
 
 
 def test_the_cross_entropy_bound_is_above_the_expectation_and_tight_without_noise() -> None:
