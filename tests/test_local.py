@@ -88,6 +88,20 @@ def test_a_worker_that_dies_is_tried_three_times_and_hurts_nobody(store: Store, 
     assert "attempts" not in record(store, jobs[2])
 
 
+def test_retries_outlive_a_driver(store: Store, tmp_path: Path) -> None:
+    job = train(0)
+    says(tmp_path, job, "kill", "deaf")
+    events = drive(Local(tmp_path, [CPU], work=fake_jobs.work, polite=0.0), [job], store)
+    while len(starts(tmp_path, job)) < 2:
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+    says(tmp_path, job, "kill")
+    assert kinds(run(store, [job]), job) == ["started", "retried", "started", "error"]
+    assert [len(start["before"]) for start in starts(tmp_path, job)] == [0, 1, 1, 2]
+    assert len(record(store, job)["attempts"]) == 2
+    assert not (store.folder(job.key) / "attempts.json").exists()
+
+
 def test_what_raises_is_not_tried_again(store: Store, tmp_path: Path) -> None:
     trained = train(0)
     judged, other = evaluate(trained), train(1)

@@ -75,7 +75,7 @@ def work(
                 content["error"]["traceback"] = portable(traceback.format_exc())
             print(f"{state} after {time.monotonic() - began:.1f} s")
     clock = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 3)}
-    origin = provenance(job, device, max(workers, _neighbours(folder)))
+    origin = provenance(job, device, max(workers, _neighbors(folder)))
     if rows is not None:
         origin["rows_per_pass"] = rows
     about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": peak_mb(device), **weights}
@@ -202,7 +202,7 @@ def load_images(
     return loaded
 
 
-def _neighbours(folder: Path) -> int:
+def _neighbors(folder: Path) -> int:
     """The most jobs that were on this job's device at a time, as far as the driver tells."""
     try:
         return int((folder / SHARED).read_text(encoding="utf-8"))
