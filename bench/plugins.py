@@ -24,6 +24,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.models.common import Inputs
 from bench.planning import catalog
+from bench.planning.job_fields import JobThreat, PluginChoice
 
 # what a method that ignores the threat gets in its place
 NO_THREAT = Threat("Linf", Epsilon(0))
@@ -109,6 +110,16 @@ def make(kind: catalog.Kind, name: str, settings: dict[str, Any], threat: dict[s
     settings = catalog.get(kind, name).current(settings)
     ball = NO_THREAT if threat is None else Threat(threat["norm"], Epsilon(threat["eps"]))  # type: ignore[arg-type]
     return TypeAdapter(load(kind, name)).validate_python({"threat": ball, **settings})
+
+
+def threat_of(threat: JobThreat) -> Threat:
+    """The threat of a job with its tensor operations."""
+    return Threat(threat.norm, Epsilon(threat.eps))  # type: ignore[arg-type]
+
+
+def make_chosen(kind: catalog.Kind, chosen: PluginChoice, threat: JobThreat | None) -> Any:
+    """The defense or evaluation that a job names, with the job's settings and threat."""
+    return make(kind, chosen.name, chosen.settings, None if threat is None else threat.to_json())
 
 
 def build_model(name: str, settings: dict[str, Any], inputs: Inputs) -> nn.Module:

@@ -42,7 +42,7 @@ from bench.core.rng import scope, seed
 from bench.data import images as datasets
 from bench.jobs.provenance import git
 from bench.jobs.worker import load_model, work
-from bench.planning.job import Job
+from bench.planning.job import EvaluateJob, ModelJob, TrainJob
 from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import TrainSpec
@@ -65,7 +65,7 @@ class Case(NamedTuple):
     equal: Callable[[Any, Any], bool]
 
 
-def jobs(root: Path, steps: int = STEPS) -> tuple[Job, Job]:
+def jobs(root: Path, steps: int = STEPS) -> tuple[TrainJob, EvaluateJob]:
     """A training and an evaluation of it."""
     options = Options(
         dataset="mnist", model=["lenet5"], defense=["pgd_at"], attack=["pgd"], baseline=False, checks="off",
@@ -75,23 +75,22 @@ def jobs(root: Path, steps: int = STEPS) -> tuple[Job, Job]:
     return training, evaluation
 
 
-def load(what: dict[str, Any], root: Path, test: int | None) -> datasets.Data:
-    data, device = what["data"], torch.device("cpu")
-    return datasets.load(data["name"], root=root, device=device, train=data["train"], test=test, seed=what["seed"])
+def load(job: ModelJob, root: Path, test: int | None) -> datasets.Data:
+    name, train, device = job.data.name, job.data.train, torch.device("cpu")
+    return datasets.load(name, root=root, device=device, train=train, test=test, seed=job.seed)
 
 
-def plain_training(job: Job, root: Path) -> dict[str, Tensor]:
+def plain_training(job: TrainJob, root: Path) -> dict[str, Tensor]:
     """The weights after the same steps."""
-    what = job.what
-    data = load(what, root, None)
-    defense, net = build(what, data)
-    settings = TrainSpec.model_validate(what["train"]).model_dump()
+    data = load(job, root, None)
+    defense, net = build(job, data)
+    settings = TrainSpec.model_validate(job.training).model_dump()
     steps = len(data.train.x) // settings["batch_size"]
     updater = optimisation(defense, net, settings, steps)
     net.train()
-    with scope(seed(what["seed"], "inner")):
+    with scope(seed(job.seed, "inner")):
         for epoch in range(settings["epochs"]):
-            order = seed(what["seed"], "order", epoch)
+            order = seed(job.seed, "order", epoch)
             loader = datasets.batches(
                 data.train, settings["batch_size"], shuffle_seed=order, augment=settings["augment"], drop_last=True
             )
@@ -102,20 +101,20 @@ def plain_training(job: Job, root: Path) -> dict[str, Tensor]:
     return net.state_dict()
 
 
-def plain_evaluation(job: Job, trained: Job, results: Path, root: Path) -> Tensor:
+def plain_evaluation(job: EvaluateJob, trained: ModelJob, results: Path, root: Path) -> Tensor:
     """The verdicts of the same attack on the same blocks."""
-    what, data = job.what, load(trained.what, root, job.what["n"])
+    data = load(trained, root, job.n)
     model = load_model(Store(results), trained, data)
-    attack = plugins.make("attacks", what["attack"]["name"], what["attack"]["set"], what["threat"])
+    attack = plugins.make_chosen("attacks", job.attack, job.threat)
     found = []
-    for start in range(0, what["n"], attack.block):
-        own, clean = (seed(what["seed"], part, start) for part in (what["attack"]["name"], "clean"))
-        x, y = datasets.test_block(data, start, min(start + attack.block, what["n"]))
+    for start in range(0, job.n, attack.block):
+        own, clean = (seed(job.seed, part, start) for part in (job.attack.name, "clean"))
+        x, y = datasets.test_block(data, start, min(start + attack.block, job.n))
         found.append(attack.evaluate(model, x, y, Context(own, clean_seed=clean)).columns["correct"])
     return torch.cat(found)
 
 
-def harness(job: Job, root: Path, results: Path) -> Path:
+def harness(job: TrainJob | EvaluateJob, root: Path, results: Path) -> Path:
     """The folder of results in which a worker did the job, from nothing."""
     kept = Store(results)
     shutil.rmtree(results / job.key, ignore_errors=True)

@@ -44,7 +44,7 @@ def test_a_shard_without_an_attacked_image_lacks_its_columns_and_fits_all_the_sa
     store.prepare()
     for images in ([0, WRONG], [WRONG, N]):
         shard = toy_job("shard", {**what, "images": images}, ("0" * 12,))
-        columns, _, metrics = evaluate(shard.what, model, data, lambda values: None)
+        columns, _, metrics = evaluate(shard, model, data, lambda values: None)
         assert (column in columns) == (images[0] == WRONG)
         store.add(shard)
         path = store.folder(shard.key) / SAMPLES
@@ -56,6 +56,6 @@ def test_a_shard_without_an_attacked_image_lacks_its_columns_and_fits_all_the_sa
     missing = found[column][:WRONG]
     assert bool(missing.isnan().all() if missing.is_floating_point() else (missing == 0).all())
     if attack == "autoattack":  # whose blocks are the shards: one run over all is the same
-        whole, _, _ = evaluate(what, model, data, lambda values: None)
+        whole, _, _ = evaluate(toy_job("evaluate", what), model, data, lambda values: None)
         assert found.keys() == whole.keys()
         assert all(torch.equal(found[name], values) for name, values in whole.items())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import toy_job
 from harness import Bench, outcomes, tiny
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from bench.core.stochastic import Randomised
 from bench.data.images import Data, load
 from bench.jobs.evaluate import BlockCache, evaluate
 from bench.jobs.worker import work
+from bench.planning.job import EvaluateJob
 from bench.records.store import Store
 from bench.training import checkpoint
 
@@ -56,13 +58,12 @@ CASCADE = {"version": "custom", "attacks_to_run": SUITE, "batch_size": 20, "bloc
 EOT = {"base": {"name": "pgd", "set": {"steps": 3, "rel_step_size": 0.5}}, "draws": [1, 2, 4], "tolerance": 0.0}
 
 
-def _what(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    threat = {"norm": "Linf", "eps": "0.1"}
-    return {"attack": {"name": name, "set": settings}, "threat": threat, "n": 60, "seed": 0}
+def _job(name: str, settings: dict[str, Any]) -> EvaluateJob:
+    return toy_job("evaluate", {"attack": {"name": name, "set": settings}, "n": 60})
 
 
-def _run(what: dict[str, Any], model: Classifier, data: Data, kept: BlockCache | None = None) -> dict[str, Tensor]:
-    columns, images, metrics = evaluate(what, model, data, lambda values: None, kept)
+def _run(job: EvaluateJob, model: Classifier, data: Data, kept: BlockCache | None = None) -> dict[str, Tensor]:
+    columns, images, metrics = evaluate(job, model, data, lambda values: None, kept)
     assert images is not None
     assert metrics["n"] == 60
     return {**columns, "images": images}
@@ -77,8 +78,8 @@ def test_a_kill_at_any_save_changes_no_bit(
     name: str, settings: dict[str, Any], noisy: bool, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Randomised(_Noisy(_net()), 3) if noisy else Classifier(_net())
-    what = _what(name, settings)
-    whole = _run(what, model, digits)
+    job = _job(name, settings)
+    whole = _run(job, model, digits)
     assert 0 < whole["correct"].float().mean() < 1
     write, saves = checkpoint.write, 0
 
@@ -88,7 +89,7 @@ def test_a_kill_at_any_save_changes_no_bit(
         write(*args)
 
     monkeypatch.setattr(checkpoint, "write", count)
-    assert _same(_run(what, model, digits, BlockCache(tmp_path / "counted", "me")), whole)
+    assert _same(_run(job, model, digits, BlockCache(tmp_path / "counted", "me")), whole)
     assert saves >= 4
     for fatal in range(1, saves):
         kept, seen = BlockCache(tmp_path / f"kill-{fatal}", "me"), 0
@@ -102,9 +103,9 @@ def test_a_kill_at_any_save_changes_no_bit(
 
         monkeypatch.setattr(checkpoint, "write", bomb)
         with pytest.raises(Killed):
-            _run(what, model, digits, kept)
+            _run(job, model, digits, kept)
         monkeypatch.setattr(checkpoint, "write", write)
-        assert _same(_run(what, model, digits, kept), whole)  # passes and all
+        assert _same(_run(job, model, digits, kept), whole)  # passes and all
 
 
 def _same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -114,28 +115,28 @@ def _same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 def test_what_was_kept_is_used_and_that_of_other_code_or_damaged_is_not(digits: Data, tmp_path: Path) -> None:
-    model, what = Classifier(_net()), _what("pgd", {"steps": 2, "rel_step_size": 0.5})
-    honest = _run(what, model, digits)
+    model, job = Classifier(_net()), _job("pgd", {"steps": 2, "rel_step_size": 0.5})
+    honest = _run(job, model, digits)
     path = tmp_path / "block-000000.safetensors"
     tensors = {name: values for name, values in honest.items() if name not in ("index", "images")}
     tensors |= {"x_adv": honest["images"], "correct": torch.zeros(60, dtype=torch.bool)}
     checkpoint.write(path, tensors, {"origin": "me", "seconds": "3.0"})
-    assert not _run(what, model, digits, BlockCache(tmp_path, "me"))["correct"].any()  # taken as it is
-    assert _same(_run(what, model, digits, BlockCache(tmp_path, "another")), honest)
+    assert not _run(job, model, digits, BlockCache(tmp_path, "me"))["correct"].any()  # taken as it is
+    assert _same(_run(job, model, digits, BlockCache(tmp_path, "another")), honest)
     checkpoint.write(path, tensors, {"origin": "me", "seconds": "3.0"})
     whole = path.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 40)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         assert checkpoint.read(path) is None
     path.write_bytes(whole[: len(whole) // 2])
-    assert _same(_run(what, model, digits, BlockCache(tmp_path, "me")), honest)
+    assert _same(_run(job, model, digits, BlockCache(tmp_path, "me")), honest)
 
 
 def test_seconds_of_all_attempts_count(digits: Data, tmp_path: Path) -> None:
-    model, what = Classifier(_net()), _what("pgd", {"steps": 2, "rel_step_size": 0.5})
+    model, job = Classifier(_net()), _job("pgd", {"steps": 2, "rel_step_size": 0.5})
     kept = BlockCache(tmp_path, "me")
     kept.write("block-000000-state", {"x": torch.zeros(1)}, 100.0)
-    _, _, metrics = evaluate(what, model, digits, lambda values: None, kept)
+    _, _, metrics = evaluate(job, model, digits, lambda values: None, kept)
     assert metrics["attack_seconds"] > 100
     assert [path.name for path in tmp_path.iterdir()] == ["block-000000.safetensors"]
 

@@ -73,7 +73,7 @@ def always(path: Path, *, within: bool = True) -> Checkpointer:
 
 
 def run(job: Job, data: Data, folder: Path, kept: Checkpointer | None = None) -> Trained:
-    return train(job.what, data, folder / "train.jsonl", lambda values: None, kept)
+    return train(job, data, folder / "train.jsonl", lambda values: None, kept)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -213,7 +213,7 @@ def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkey
     assert state is not None
     state["_began"] -= 300
     kept.write(state)
-    done = train(job.what, data, tmp_path / "train.jsonl", told_first.append, kept)
+    done = train(job, data, tmp_path / "train.jsonl", told_first.append, kept)
     assert 100 < done.metrics["seconds_per_epoch"] < 120
     earlier = told_first[0].pop("earlier")
     assert told_first[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
@@ -245,12 +245,12 @@ def test_what_other_code_kept_or_what_is_damaged_is_not_used(tmp_path: Path) -> 
 
 def test_the_origin_names_job_and_images(tmp_path: Path) -> None:
     jobs = [job_of("standard"), job_of("pgd_at"), job_of("standard", lr=0.06), job_of("standard", model="small_cnn")]
-    found = [origin_of(job.what, data_of(job)) for job in jobs]
+    found = [origin_of(job, data_of(job)) for job in jobs]
     assert len(set(found)) == len(jobs)
     data = data_of(jobs[0])
-    assert origin_of(jobs[0].what, data) == found[0]
+    assert origin_of(jobs[0], data) == found[0]
     data.train.x[0, 0, 4, 4] += 1
-    assert origin_of(jobs[0].what, data) != found[0]
+    assert origin_of(jobs[0], data) != found[0]
 
 
 def test_the_origin_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,20 +258,20 @@ def test_the_origin_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     job = job_of("standard")
     data, here = data_of(job), Path(bench.training.resume.__file__).parents[1]
-    honest = origin_of(job.what, data)
+    honest = origin_of(job, data)
     copy = tmp_path / "copy" / "bench"
     shutil.copytree(here, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(here.parent / "defenses", copy.parent / "defenses", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(bench.training.resume, "__file__", str(copy / "training" / "resume.py"))
-    assert origin_of(job.what, data) == honest  # wherever it lies
+    assert origin_of(job, data) == honest  # wherever it lies
     (copy / "progress" / "live.py").write_text("# says nothing of numbers\n")
-    assert origin_of(job.what, data) == honest
+    assert origin_of(job, data) == honest
     for name in ("training/loop.py", "core/threat.py", "models/mlp.py", "planning/spec.py", "../defenses/trades.py"):
         text = (copy / name).read_text()
         (copy / name).write_text(text + "\n# another\n")
-        assert origin_of(job.what, data) != honest
+        assert origin_of(job, data) != honest
         (copy / name).write_text(text)
-    assert origin_of(job.what, data) == honest
+    assert origin_of(job, data) == honest
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -202,9 +202,8 @@ def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time
 ) -> None:
     """What the watch counted before validation was left is not counted twice."""
     values = {**yaml.safe_load(SPEC), "defenses": ["standard"]}
-    what = plan(build(values), tmp_path)[0].what
-    given = what["data"]
-    data = load("digits", root=tmp_path, device=torch.device("cpu"), train=given["train"], validation=64, seed=0)
+    job = plan(build(values), tmp_path)[0]
+    data = load("digits", root=tmp_path, device=torch.device("cpu"), train=job.data.train, validation=64, seed=0)
     kept = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
 
     def left(*rest: Any) -> float:
@@ -213,7 +212,7 @@ def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time
 
     @stopping.job()
     def train() -> None:
-        course = TrainingRun(Loop(*build_net(what, data), what, data, lambda values: None), tmp_path / "log", kept)
+        course = TrainingRun(Loop(*build_net(job, data), job, data, lambda values: None), tmp_path / "log", kept)
         stopping.defer()
         for epoch in range(2):
             course.epoch(epoch)

@@ -22,7 +22,7 @@ from bench.core.threat import Threat
 from bench.data.images import Data, batches, load, to_float
 from bench.jobs.worker import load_model
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import Job, job_of
 from bench.planning.plan import plan
 from bench.planning.spec import TrainSpec, build
 from bench.plugins import make
@@ -62,7 +62,7 @@ def trained(folder: Path, defense: Any = "standard", **recipe: Any) -> tuple[Tra
     """The training, the lines of its log, and its data."""
     job = jobs(defense, **recipe)[0]
     data, log = data_of(job), folder / "train.jsonl"
-    done = train(job.what, data, log, lambda values: None)
+    done = train(job, data, log, lambda values: None)
     return done, [json.loads(line) for line in log.read_text().splitlines()], data
 
 
@@ -130,7 +130,7 @@ def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> 
 
     job = jobs()[0]
     data = data_of(job)
-    defense, net = build_net(job.what, data)
+    defense, net = build_net(job, data)
     updater = optimisation(defense, net, TrainSpec.model_validate(job.what["train"]).model_dump(), 6)
     seen.append({n: p.detach().clone() for n, p in net.named_parameters()})
     for epoch in range(2):
@@ -157,7 +157,7 @@ def test_swa_statistics_are_those_of_one_clean_pass_and_ema_keeps_the_live_ones(
         job = jobs("pgd_at", **recipe)[0]
         what = {**job.what, "model": {"name": "wide_resnet", "set": {"depth": 10, "width": 1}, "revision": 1}}
         data = data_of(job)
-        return train(what, data, tmp_path / "log", lambda values: None).model.net, data
+        return train(job_of("train", what), data, tmp_path / "log", lambda values: None).model.net, data
 
     catalog.get("models", "wide_resnet")
     plain, _ = net_of(epochs=1, batch_size=48)
@@ -181,7 +181,7 @@ def smoothed(logits: Tensor, y: Tensor, a: float) -> Tensor:
 def test_label_smoothing_equals_its_formula(name: str) -> None:
     job = jobs(name)[0]
     data = data_of(job)
-    defense, net = build_net(job.what, data)
+    defense, net = build_net(job, data)
     net = net.double()
     x, y = to_float(data.train.x[:20]).double(), data.train.y[:20]
     adv = x.flip(3) if name != "standard" else x
@@ -385,6 +385,6 @@ def test_a_training_that_learned_nothing_is_refused_in_one_line(tmp_path: Path) 
     """A decay that leaves no weights: 102 updates later every image has the same answer."""
     job = jobs(epochs=17, weight_decay=20.0)[0]
     with pytest.raises(Collapsed, match=r"^the trained net is right on \d+ of 96 training images, all with one answer"):
-        train(job.what, data_of(job), tmp_path / "log", lambda values: None)
+        train(job, data_of(job), tmp_path / "log", lambda values: None)
     short = jobs(epochs=16, weight_decay=20.0)[0]
-    train(short.what, data_of(short), tmp_path / "log", lambda values: None)  # 96 updates tell nothing
+    train(short, data_of(short), tmp_path / "log", lambda values: None)  # 96 updates tell nothing

@@ -24,10 +24,10 @@ def diagnose(asked: ModelOptions, dataset: str, size: int | None, data_dir: Path
     datasets.check(name, root, explicit=data_dir is not None)
     facts = datasets.facts(name, root, size)
     model = named(asked, facts)
-    what = imports.job(model, facts).what
+    job = imports.job(model, facts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    title = model.checkpoint.name if model.checkpoint else what["model"]["name"]
-    deployed = loading.deployed(what, loading.imported(what, facts, model.checkpoint, title), device)
+    title = model.checkpoint.name if model.checkpoint else job.model.name
+    deployed = loading.deployed(job, loading.imported(job, facts, model.checkpoint, title), device)
     n = min(diagnosis.IMAGES, facts.test)
     data = load_data(name, root=root, device=device, size=size, train=1, test=n)
     x, y = test_block(data, 0, n)

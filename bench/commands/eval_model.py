@@ -116,7 +116,7 @@ def _checked(job: Job, model: imports.Model, root: Path) -> str:
     """Load the model once in a child, so that what does not fit is one line before anything is written."""
     data = job.what["data"]
     facts = datasets.facts(data["name"], root, data["size"])
-    return str(processes.ask("bench.jobs.user_model", "check", job.what, facts, model.checkpoint))
+    return str(processes.ask("bench.jobs.user_model", "check", job, facts, model.checkpoint))
 
 
 def _failed(record: dict[str, Any] | None, mode: str) -> int:

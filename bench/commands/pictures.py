@@ -20,7 +20,7 @@ from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
 from bench.data import datasets
 from bench.data.images import Data, load, test_block
-from bench.planning.job import Job
+from bench.planning.job import EvaluationJob, ModelJob, TrainJob
 from bench.records.store import IMAGES, Store
 from bench.report.images import EACH, Fetched, Picture, Wanted
 
@@ -47,12 +47,12 @@ class Pictures:
 
     def _strip(self, one: Wanted) -> list[Picture]:
         """Raises LookupError or ValueError in words that name no folder: they stand in a page that is passed on."""
-        job, record = self.store.job(one.key), self.store.record(one.key)
-        trained = self.store.job(job.needs[0])
-        about, n = trained.what["data"], job.what["n"]
-        data = self._data(about["name"], about["size"], n)
+        job, record = self.store.evaluation(one.key), self.store.record(one.key)
+        trained = self.store.model_job(job.model_key)
+        about, n = trained.data, job.n
+        data = self._data(about.name, about.size, n)
         if record is None or data.test_hash != record["metrics"].get("test_hash"):
-            raise ValueError(f"{about['name']} here has other test images than those of the records")
+            raise ValueError(f"{about.name} here has other test images than those of the records")
         path = self.store.folder(one.key) / IMAGES
         if file_hash(path) != record["files"].get(IMAGES):
             raise ValueError(f"the stored images of {one.key} do not match their record")
@@ -60,7 +60,7 @@ class Pictures:
         samples = self.store.samples(one.key, ("index", "correct", "clean"))
         x, y = test_block(data, 0, n)
         if x_adv.shape[1:] != x.shape[1:] or len(x_adv) > len(samples["index"]):
-            raise ValueError(f"the stored images of {one.key} have another shape than {about['name']}")
+            raise ValueError(f"the stored images of {one.key} have another shape than {about.name}")
         right = samples["correct"].astype(bool)[: len(x_adv)]
         rows = _choose(right, samples.get("clean"))
         places = torch.from_numpy(samples["index"][rows].astype(np.int64))
@@ -73,14 +73,14 @@ class Pictures:
             for k, row in enumerate(rows)
         ]
 
-    def _says(self, trained: Job, data: Data, job: Job, x: Tensor) -> list[tuple[str, float]]:
+    def _says(self, trained: ModelJob, data: Data, job: EvaluationJob, x: Tensor) -> list[tuple[str, float]]:
         """Class and confidence of each image; nothing where the weights are absent or the model cannot be built."""
         from bench.jobs.worker import load_model
 
-        if trained.kind != "train":
+        if not isinstance(trained, TrainJob):
             return []  # its net is a file of the user's, and a report runs no code that a record names
         try:
-            model = load_model(self.store, trained, data, job.what["weights"])
+            model = load_model(self.store, trained, data, job.weights)
         except (ValueError, LookupError, OSError, TypeError, RuntimeError):
             return []
         classes, shares = _decided(model, x)

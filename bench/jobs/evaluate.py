@@ -21,6 +21,7 @@ from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data.images import Data, test_block
+from bench.planning.job import EvaluationJob
 from bench.training import checkpoint
 from bench.training.divergence import Diverged, watch_finite
 
@@ -58,7 +59,7 @@ class BlockCache:
 
 
 def evaluate(
-    what: dict[str, Any],
+    job: EvaluationJob,
     model: Classifier,
     data: Data,
     report: Report,
@@ -68,16 +69,16 @@ def evaluate(
     """Per-sample columns (on the CPU), adversarial images where there are any, and metrics.
 
     Each block has a seed of its own (run seed, attack, first index), so that sharding, a kill or another order of
-    blocks changes no verdict. `what["images"]`: the range [first, last) of a shard; default all n. `others`: images
+    blocks changes no verdict. A shard evaluates its range of images only. `others`: images
     that other evaluations made from the first n, by name. Raises Unsupported with the reason, Diverged where the model
     gives no numbers.
     """
-    judge: Evaluation = plugins.make("attacks", what["attack"]["name"], what["attack"]["set"], what["threat"])
-    # a threat-free evaluation carries a stand-in threat, whose norm is nobody's business
+    judge: Evaluation = plugins.make_chosen("attacks", job.attack, job.threat)
+    # a threat-free evaluation carries a stand-in threat, whose norm is unused
     reason = judge.unsupported_reason(model)
     if reason:
         raise Unsupported(reason)
-    first, last = what.get("images", (0, what["n"]))
+    first, last = job.range
     parts: list[dict[str, Tensor]] = []
     images: list[Tensor] = []
     right, seconds, earlier = 0, 0.0, 0.0  # earlier: of these seconds, what another attempt had done
@@ -89,7 +90,7 @@ def evaluate(
         tell = functools.partial(_tell, report, base, width, {**so_far, "earlier": earlier})
         tell(0, 1, "")
         began = time.perf_counter()
-        part, spent = _block(judge, what, model, test_block(data, start, stop), start, tell, kept, others or {})
+        part, spent = _block(judge, job, model, test_block(data, start, stop), start, tell, kept, others or {})
         seconds += spent
         earlier += max(spent - (time.perf_counter() - began), 0.0)
         if IMAGES in part:
@@ -108,7 +109,7 @@ def evaluate(
 
 def _block(
     judge: Evaluation,
-    what: dict[str, Any],
+    job: EvaluationJob,
     model: Classifier,
     batch: tuple[Tensor, Tensor],
     start: int,
@@ -129,7 +130,7 @@ def _block(
             kept.write(f"{name}-state", tensors, before + time.perf_counter() - began)
 
     theirs = tuple((source, found[start : start + len(x)].to(x.device)) for source, found in others.items())
-    own, clean = (seed(what["seed"], name, start) for name in (what["attack"]["name"], "clean"))
+    own, clean = (seed(job.seed, name, start) for name in (job.attack.name, "clean"))
     context = Context(own, tell, saved, save, theirs, clean)
     with watch_finite(model) as finite:
         part = _checked(judge.evaluate(model, x, y, context), y)

@@ -10,12 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.atomic import file_hash
-from bench.core.epsilon import Epsilon
-from bench.core.threat import Threat
 from bench.data.images import test_block
 from bench.jobs import recheck
 from bench.jobs.evaluate import BlockCache, evaluate, joined
-from bench.planning.job import Job
+from bench.planning.job import AuditJob, EvaluationJob, TrainJob
+from bench.plugins import threat_of
 from bench.records.evaluated_weights import AGAIN, named, weights_of
 from bench.records.store import IMAGES, Store
 from bench.training import resume
@@ -30,33 +29,33 @@ CODE = (*resume.CODE, "../attacks", "jobs")
 Judged = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # columns, adversarial images, metrics
 
 
-def judge(store: Store, job: Job, model: Classifier, data: Data, report: Report) -> Judged:
+def judge(store: Store, job: EvaluationJob | AuditJob, model: Classifier, data: Data, report: Report) -> Judged:
     """Per-sample columns (on the CPU), adversarial images where there are any, and metrics of one job."""
-    if job.kind == "audit":
+    if isinstance(job, AuditJob):
         return _audit(store, job, model, data, report)
     sources = [key for key in job.needs[1:] if images_of(store, key) is not None]
     if len(job.needs) > 1 and not sources:
         raise ValueError(f"none of the {len(job.needs) - 1} evaluations this one takes images from has any")
     others = {key: load_file(store.folder(key) / IMAGES)["x_adv"] for key in sources}
     kept = BlockCache(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
-    columns, images, metrics = evaluate(job.what, model, data, report, kept, others)
+    columns, images, metrics = evaluate(job, model, data, report, kept, others)
     lost = [key for key in job.needs[1:] if key not in others]
     more = {"sources": sources, **({"sources_without_images": lost} if lost else {})} if sources else {}
     return columns, images, {**metrics, **more}
 
 
-def origin_of(store: Store, job: Job, data: Data, sources: list[str]) -> str:
+def origin_of(store: Store, job: EvaluationJob, data: Data, sources: list[str]) -> str:
     """SHA-256 over all that a block of an evaluation depends on beside its job: code, the kind of device, the weights,
     the test images, and the images that it takes from `sources`."""
-    trained = store.job(job.needs[0])
-    own = resume.plugin_hashes("attacks", job.what["attack"])
-    if trained.kind == "train":  # an imported model has a name of the user's where a training has its defense
-        own += resume.plugin_hashes("defenses", trained.what["defense"])
+    trained = store.job(job.model_key)
+    own = resume.plugin_hashes("attacks", job.attack)
+    if isinstance(trained, TrainJob):  # an imported model has a name of the user's where a training has its defense
+        own += resume.plugin_hashes("defenses", trained.defense)
     theirs = [(store.record(key) or {"files": {}})["files"].get(IMAGES) for key in sources]
     return resume.digest_of(CODE, [own, data.test.x.device.type, weights_of(store, job), data.test_hash, theirs])
 
 
-def assemble(store: Store, job: Job) -> Judged:
+def assemble(store: Store, job: EvaluationJob | AuditJob) -> Judged:
     """The evaluation whose shards are done. Raises ValueError where they are not all of its images, each once."""
     columns: list[dict[str, Tensor]] = []
     images: list[Tensor] = []
@@ -70,7 +69,7 @@ def assemble(store: Store, job: Job) -> Judged:
         if images_of(store, key) is not None:
             images.append(load_file(store.folder(key) / IMAGES)["x_adv"])
     whole = joined(columns)
-    n = job.what["n"]
+    n = job.n
     if whole["index"].tolist() != list(range(n)):
         raise ValueError(f"the {len(columns)} shards hold {len(whole['index'])} images, not the first {n} in order")
     hashes = {record["metrics"]["test_hash"] for record in records}
@@ -98,25 +97,25 @@ def images_of(store: Store, key: str) -> Path | None:
     return path if expected is not None and expected == file_hash(path) else None
 
 
-def _audit(store: Store, job: Job, model: Classifier, data: Data, report: Report) -> Judged:
+def _audit(store: Store, job: AuditJob, model: Classifier, data: Data, report: Report) -> Judged:
     def tell(done: int, total: int, note: str) -> None:
         report({"share": done / max(total, 1), "note": note})
 
-    x, y = test_block(data, 0, job.what["n"])
-    metrics: dict[str, Any] = {"n": job.what["n"], "test_hash": data.test_hash}
-    if job.what["part"] == "images":
+    x, y = test_block(data, 0, job.n)
+    metrics: dict[str, Any] = {"n": job.n, "test_hash": data.test_hash}
+    if job.part == "images":
         return {}, None, {**metrics, "findings": [f.to_json() for f in recheck.images(store, job, model, data, tell)]}
     from bench.soundness import audit_model as soundness
 
-    threats = [Threat(threat["norm"], Epsilon(threat["eps"])) for threat in job.what["threats"]]
+    threats = [threat_of(threat) for threat in job.threats]
     trained = store.record(job.needs[0]) or {"metrics": {}}
     findings, columns = soundness.audit(
         model,
         x,
         y,
         threats,
-        job.what["level"],
-        seed=job.what["seed"],
+        job.level,
+        seed=job.seed,
         claimed=trained["metrics"].get("clean_accuracy"),
         report=tell,
     )

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.core.classifier import Classifier
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import EvaluationJob, Job
 
 
 class FixedBatch(MemoryError):
@@ -26,11 +26,11 @@ class FixedBatch(MemoryError):
 
 def rows(job: Job, halvings: int) -> int | None:
     """Images in one pass after so many halvings of the block; None where passes are not cut."""
-    if not halvings or "attack" not in job.what:
+    if not halvings or not isinstance(job, EvaluationJob):
         return None
-    attack = job.what["attack"]
-    block = attack["set"].get("block_size") or catalog.get("attacks", attack["name"]).constant("block", 500)
-    first, last = job.what.get("images", (0, job.what["n"]))
+    own = job.attack.settings.get("block_size")
+    block = own or catalog.get("attacks", job.attack.name).constant("block", 500)
+    first, last = job.range
     return max(min(int(block), last - first) >> halvings, 1)
 
 

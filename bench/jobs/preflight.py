@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -18,7 +16,7 @@ from bench.core.rng import scope
 from bench.data import datasets
 from bench.models.common import Inputs
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import EvaluateJob, Job, TrainJob
 from bench.planning.labels import label
 
 
@@ -28,15 +26,14 @@ def problems(jobs: list[Job], root: Path) -> list[str]:
     What jobs have in common is built once, on the CPU, and no image is loaded. Random generators stay as they were.
     Raises only what the data folder raises.
     """
-    architectures: dict[str, dict[str, Job]] = {}
-    attacks: dict[str, Job] = {}
+    architectures: dict[str, dict[str, TrainJob]] = {}
+    attacks: dict[str, EvaluateJob] = {}
     for job in jobs:
-        what = job.what
-        if job.kind == "train":
-            place = _text(what["model"], what["data"]["name"], what["data"]["size"])
-            architectures.setdefault(place, {})[_text(what["defense"], what["threat"])] = job
-        elif job.kind == "evaluate":
-            attacks[_text(what["attack"], what["threat"])] = job
+        if isinstance(job, TrainJob):
+            place = repr((job.model, job.data.name, job.data.size))
+            architectures.setdefault(place, {})[repr((job.defense, job.threat))] = job
+        elif isinstance(job, EvaluateJob):
+            attacks[repr((job.attack, job.threat))] = job
     found: dict[str, None] = {}  # a defense that no architecture can help is told once
     with scope(0), torch.no_grad():
         for trainings in architectures.values():
@@ -45,26 +42,26 @@ def problems(jobs: list[Job], root: Path) -> list[str]:
     return list(found)
 
 
-def _of_trainings(jobs: list[Job], root: Path) -> Iterator[str]:
+def _of_trainings(jobs: list[TrainJob], root: Path) -> Iterator[str]:
     """Problems of trainings that share architecture and data."""
-    data, model = jobs[0].what["data"], jobs[0].what["model"]
-    facts = datasets.facts(data["name"], root, data["size"])
+    data, model = jobs[0].data, jobs[0].model
+    facts = datasets.facts(data.name, root, data.size)
     inputs = Inputs(facts.channels, facts.size, facts.classes, facts.mean, facts.std)
     x = torch.zeros(1, facts.channels, facts.size, facts.size)
-    where = f"{label('models', model['name'], model['set'])} on {facts.name}"
+    where = f"{label('models', model.name, model.settings)} on {facts.name}"
     net = None
     try:
-        net = plugins.build_model(model["name"], model["set"], inputs)
+        net = plugins.build_model(model.name, model.settings, inputs)
         shape = tuple(net.eval()(x).shape)
         if shape != (1, facts.classes):
             raise ValueError(f"gives logits of shape {shape} for one image; expected {(1, facts.classes)}")
     except Exception as error:
-        yield f"model {where}: {_line(error, model['name'])}"
+        yield f"model {where}: {_line(error, model.name)}"
     for job in jobs:
-        name, settings = job.what["defense"]["name"], job.what["defense"]["set"]
-        owner = f"defense {label('defenses', name, settings)}"
+        name = job.defense.name
+        owner = f"defense {label('defenses', name, job.defense.settings)}"
         try:
-            defense: Defense = plugins.make("defenses", name, settings, job.what["threat"])
+            defense: Defense = plugins.make_chosen("defenses", job.defense, job.threat)
             if net is not None:
                 owner += f" with {where}"
                 wrapped = defense.wrap(copy.deepcopy(net).train())
@@ -75,16 +72,16 @@ def _of_trainings(jobs: list[Job], root: Path) -> Iterator[str]:
             yield f"{owner}: {_line(error, name)}"
 
 
-def _of_attack(job: Job) -> Iterator[str]:
+def _of_attack(job: EvaluateJob) -> Iterator[str]:
     """An evaluation that cannot be made. Whether it supports a model is told in the cell, and no mistake."""
-    name, settings = job.what["attack"]["name"], job.what["attack"]["set"]
+    name = job.attack.name
     try:
-        judge: Evaluation = plugins.make("attacks", name, settings, job.what["threat"])
-        norm = (job.what["threat"] or {}).get("norm")
+        judge: Evaluation = plugins.make_chosen("attacks", job.attack, job.threat)
+        norm = job.threat.norm if job.threat else None
         if norm and norm not in judge.norms:  # a setting, such as the method of a package, may narrow its norms
             raise ValueError(f"no {norm} version; norms: {', '.join(judge.norms)}")
     except Exception as error:
-        yield f"attack {label('attacks', name, settings)}: {_line(error, name)}"
+        yield f"attack {job.label()}: {_line(error, name)}"
 
 
 def _line(error: Exception, name: str) -> str:
@@ -96,7 +93,3 @@ def _line(error: Exception, name: str) -> str:
         error = inner
     text = " ".join(str(error).split()).removeprefix(f"{name}: ")
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-
-def _text(*parts: Any) -> str:
-    return json.dumps(parts, sort_keys=True)

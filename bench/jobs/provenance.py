@@ -13,16 +13,17 @@ from typing import Any
 import torch
 
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import EvaluationJob, Job, TrainJob
 from bench.records.runtime_estimate import cpu_name
 
 
 def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
     """Where a record comes from. `workers` > 1: timings shared the device."""
-    kind, name = ("defenses", "defense") if job.kind == "train" else ("attacks", "attack")
     plugin = {}
-    if name in job.what:
-        plugin = {"plugin_sha256": catalog.get(kind, job.what[name]["name"]).sha256[:16]}  # type: ignore[arg-type]
+    if isinstance(job, TrainJob):
+        plugin = {"plugin_sha256": catalog.get("defenses", job.defense.name).sha256[:16]}
+    elif isinstance(job, EvaluationJob):
+        plugin = {"plugin_sha256": catalog.get("attacks", job.attack.name).sha256[:16]}
     return {
         **git(),
         "device": device_name(device),

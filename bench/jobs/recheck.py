@@ -11,10 +11,8 @@ from safetensors.torch import load_file
 from bench import plugins
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier, frozen
-from bench.core.epsilon import Epsilon
-from bench.core.threat import Threat
 from bench.data.images import Data, test_block
-from bench.planning.job import Job
+from bench.planning.job import AuditJob
 from bench.records.evaluated_weights import AGAIN, outdated
 from bench.records.store import IMAGES, Store
 from bench.soundness.checks import Finding
@@ -23,7 +21,7 @@ LEAST = {"quick": 256, "full": 10**9}  # images re-checked, rounded up to whole 
 Tell = Callable[[int, int, str], None]
 
 
-def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) -> list[Finding]:
+def images(store: Store, job: AuditJob, model: Classifier, data: Data, tell: Tell) -> list[Finding]:
     """One finding for each evaluation the audit names: its first images, whole blocks of them, up to `LEAST`.
 
     A perturbation is measured in float64 against ball and box; for a deterministic model the verdict of every image
@@ -36,14 +34,16 @@ def images(store: Store, job: Job, model: Classifier, data: Data, tell: Tell) ->
     found = []
     for place, key in enumerate(job.needs[1:]):
         tell(place, len(job.needs) - 1, key)
-        found.append(again(store, key, LEAST[job.what["level"]], model, data))
+        found.append(again(store, key, LEAST[job.level], model, data))
     return found
 
 
 def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Finding:
     """The first `n` stored images of one evaluation, whole blocks of them."""
-    made, record = store.job(key), store.record(key)
-    threat = Threat(made.what["threat"]["norm"], Epsilon(made.what["threat"]["eps"]))
+    made, record = store.evaluation(key), store.record(key)
+    if made.threat is None:
+        raise ValueError(f"evaluation {key} has no threat, so no adversarial images to check")
+    threat = plugins.threat_of(made.threat)
     finding = functools.partial(Finding, "C16", eps=str(threat.eps), attack=key)
     if record is None or record["state"] != "done":
         return finding("n/a", note=f"the evaluation ended as {record['state'] if record else 'nothing'}")
@@ -54,7 +54,7 @@ def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Find
     if file_hash(path) != expected:
         return finding("not checked", note="its adversarial images are absent or damaged")
     x_adv, samples = load_file(path)["x_adv"].to(data.test.x.device), store.samples(key)
-    judge = plugins.make("attacks", made.what["attack"]["name"], made.what["attack"]["set"], made.what["threat"])
+    judge = plugins.make_chosen("attacks", made.attack, made.threat)
     block = getattr(judge, "block_size", judge.block)
     last = min(len(x_adv), -(-n // block) * block)  # whole blocks, so that a batch holds what it held then
     wrong, notes = 0, list[str]()

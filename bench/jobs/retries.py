@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.planning.job import Job
+from bench.planning.job import EvaluationJob, Job
 
 AGAIN, HALVINGS = 2, 3
 Kind = Literal["raised", "died", "oom", "device", "timeout"]
@@ -105,7 +105,7 @@ def step(what: Fault, job: Job, before: Sequence[dict[str, Any]], shared: bool) 
             return "alone"
         if what.name == "FixedBatch":
             return "give up"
-        if job.kind in ("evaluate", "shard") and done.count("halve") < HALVINGS:
+        if isinstance(job, EvaluationJob) and done.count("halve") < HALVINGS:
             return "halve"
     return "give up"
 

@@ -21,58 +21,62 @@ from bench.data.images import Data, test_block, to_channels_last, to_float
 from bench.jobs.load_checkpoint import OWN, State, fill, read, unprefixed
 from bench.models.common import Inputs, Normalise
 from bench.planning import catalog
+from bench.planning.job import ImportJob
+from bench.planning.job_fields import Normalization
 from bench.planning.user_models import MODEL_FILE
 from bench.training.cost import inference_ms
 
 
-def build(what: dict[str, Any], facts: Facts, state: State | None = None) -> nn.Module:
+def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module:
     """The net of an import job before its weights. `state`: a checkpoint, whose own normalisation is taken.
 
     Raises ValueError in one line.
     """
-    typed = what["normalise"]
-    with scope(seed(what["seed"], "init", what["model"]["name"])):
-        if "sha256" in what["model"]:
-            net = _from_file(what["model"])
+    typed = job.normalization
+    with scope(seed(job.seed, "init", job.model.name)):
+        if job.model.sha256 is not None:
+            net = _from_file(job.model.name, job.model.sha256)
             return net if typed is None else nn.Sequential(Normalise(_inputs(facts, typed)), net)
         held = _held(state or {}, facts)
         if typed is not None and held is not None and not _agree(typed, held):
-            raise ValueError(f"the checkpoint holds its own normalisation ({_told(held)}); leave --normalise out")
+            raise ValueError(f"the checkpoint holds its own normalisation ({_described(held)}); leave --normalise out")
         inputs = _inputs(facts, typed or held)
-        return plugins.build_model(what["model"]["name"], what["model"]["set"], inputs)
+        return plugins.build_model(job.model.name, job.model.settings, inputs)
 
 
-def _inputs(facts: Facts, chosen: dict[str, list[float]] | None) -> Inputs:
-    mean, std = (facts.mean, facts.std) if chosen is None else (tuple(chosen["mean"]), tuple(chosen["std"]))
+def _inputs(facts: Facts, chosen: Normalization | None) -> Inputs:
+    mean, std = (facts.mean, facts.std) if chosen is None else (chosen.mean, chosen.std)
     return Inputs(facts.channels, facts.size, facts.classes, mean, std)
 
 
-def _held(state: State, facts: Facts) -> dict[str, list[float]] | None:
+def _held(state: State, facts: Facts) -> Normalization | None:
     """The normalisation in a checkpoint of our own architectures."""
     found = unprefixed(state, set(OWN))
     if not all(name in found and found[name].numel() == facts.channels for name in OWN):
         return None
-    return {name.rpartition(".")[2]: found[name].double().flatten().tolist() for name in OWN}
+    own = {name.rpartition(".")[2]: tuple(found[name].double().flatten().tolist()) for name in OWN}
+    return Normalization(own["mean"], own["std"])
 
 
-def _agree(a: dict[str, list[float]], b: dict[str, list[float]]) -> bool:
-    return all(abs(x - y) < 1e-5 for part in ("mean", "std") for x, y in zip(a[part], b[part], strict=True))
+def _agree(a: Normalization, b: Normalization) -> bool:
+    return all(abs(x - y) < 1e-5 for x, y in zip((*a.mean, *a.std), (*b.mean, *b.std), strict=True))
 
 
-def _told(chosen: dict[str, list[float]]) -> str:
-    return ", ".join(f"{part} {', '.join(f'{v:g}' for v in chosen[part])}" for part in ("mean", "std"))
+def _described(chosen: Normalization) -> str:
+    parts = {"mean": chosen.mean, "std": chosen.std}
+    return ", ".join(f"{name} {', '.join(f'{v:g}' for v in values)}" for name, values in parts.items())
 
 
-def _from_file(model: dict[str, Any]) -> nn.Module:
+def _from_file(named: str, sha256: str) -> nn.Module:
     """The net that the user's function returns. The file runs as the user's own code, with its folder importable."""
     path = Path(os.environ.get(MODEL_FILE, ""))
-    file, _, function = model["name"].rpartition(":")
+    file, _, function = named.rpartition(":")
     if path.name != file or not path.is_file():
         raise ValueError(f"the model file {file} is not here; run the same `bench eval` again, or set {MODEL_FILE}")
-    if file_hash(path) != model["sha256"]:
+    if file_hash(path) != sha256:
         raise ValueError(f"the model file {file} was changed since this job was planned; run `bench eval` again")
     try:
-        loaded = _module(path, model["sha256"])
+        loaded = _module(path, sha256)
         if not callable(getattr(loaded, function, None)):
             known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
             hint = catalog.suggest(function, known)
@@ -105,38 +109,38 @@ def _module(path: Path, sha256: str) -> ModuleType:
     return sys.modules[name]
 
 
-def imported(what: dict[str, Any], facts: Facts, source: Path | None, name: str) -> nn.Module:
+def imported(job: ImportJob, facts: Facts, source: Path | None, name: str) -> nn.Module:
     """The net with its weights. `source`: the checkpoint, `name`: what to call it. Raises ValueError in one line."""
     if source is None:
-        return build(what, facts)
-    expected = what["checkpoint"]["sha256"]
-    if file_hash(source) != expected:
-        raise ValueError(f"{name} is not the checkpoint {expected[:12]} of this job; run the same `bench eval` again")
+        return build(job, facts)
+    if file_hash(source) != job.checkpoint:
+        expected = (job.checkpoint or "none")[:12]
+        raise ValueError(f"{name} is not the checkpoint {expected} of this job; run the same `bench eval` again")
     state = read(source)
-    net = build(what, facts, state)
-    wrapped = "sha256" in what["model"] and what["normalise"] is not None
+    net = build(job, facts, state)
+    wrapped = job.model.sha256 is not None and job.normalization is not None
     fill(net[1] if wrapped and isinstance(net, nn.Sequential) else net, state, facts, name)
     return net
 
 
-def deployed(what: dict[str, Any], net: nn.Module, device: torch.device) -> Classifier:
+def deployed(job: ImportJob, net: nn.Module, device: torch.device) -> Classifier:
     """The net in eval mode on the device, as attacks see it; `randomised` is what the user declared."""
     model = Classifier(net.to(device))
-    model.stochastic = what["randomised"]
+    model.stochastic = job.randomized
     return model.eval()
 
 
-def reloaded(what: dict[str, Any], state: State, data: Data) -> Classifier:
+def reloaded(job: ImportJob, state: State, data: Data) -> Classifier:
     """The model of a finished import from the weights that it stored."""
-    net = build(what, data.facts, state)
+    net = build(job, data.facts, state)
     net.load_state_dict(state, strict=True)
-    return deployed(what, net, data.test.x.device)
+    return deployed(job, net, data.test.x.device)
 
 
-def check(what: dict[str, Any], facts: Facts, source: Path | None) -> str:
+def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
     """Load on the CPU and try two blank images; gives what was chosen, in words. Raises ValueError in one line."""
-    name = source.name if source else what["model"]["name"]
-    model = deployed(what, imported(what, facts, source, name), torch.device("cpu"))
+    name = source.name if source else job.model.name
+    model = deployed(job, imported(job, facts, source, name), torch.device("cpu"))
     x = torch.zeros(2, facts.channels, facts.size, facts.size)
     try:
         with scope(0), torch.no_grad():
@@ -149,7 +153,7 @@ def check(what: dict[str, Any], facts: Facts, source: Path | None) -> str:
         raise ValueError(
             f"{name} gives {shape} for 2 images of {facts.name}; expected logits of shape {(2, facts.classes)}"
         )
-    if not what["randomised"] and _draws(model, facts):
+    if not job.randomized and _draws(model, facts):
         raise ValueError(
             f"{name} gives two answers to one image; declare a model that draws at test time with --randomised, or "
             "switch its noise or dropout off"
@@ -176,16 +180,16 @@ def chosen(model: nn.Module) -> str:
     inside = [module for module in model.modules() if isinstance(module, Normalise)]
     if not inside:
         return "normalisation whatever the model file does (--normalise puts one before it)"
-    means = {"mean": inside[0].mean.flatten().tolist(), "std": inside[0].std.flatten().tolist()}
-    return "normalisation none, images stay in [0,1]" if inside[0].identity else f"normalisation {_told(means)}"
+    means = Normalization(tuple(inside[0].mean.flatten().tolist()), tuple(inside[0].std.flatten().tolist()))
+    return "normalisation none, images stay in [0,1]" if inside[0].identity else f"normalisation {_described(means)}"
 
 
-def measure(what: dict[str, Any], data: Data, source: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """The loaded net and what its record says: clean accuracy on the test images of `data`, size, time a prediction."""
-    net = imported(what, data.facts, source, "the checkpoint")
-    model = deployed(what, net, data.test.x.device)
+    net = imported(job, data.facts, source, "the checkpoint")
+    model = deployed(job, net, data.test.x.device)
     right, n = 0, len(data.test.x)
-    with torch.no_grad(), scope(seed(what["seed"], "clean")):
+    with torch.no_grad(), scope(seed(job.seed, "clean")):
         for start in range(0, n, 100):
             x, y = test_block(data, start, min(start + 100, n))
             logits = model(to_channels_last(x))
@@ -197,6 +201,6 @@ def measure(what: dict[str, Any], data: Data, source: Path | None) -> tuple[nn.M
         "clean_n": n,
         "parameters": sum(p.numel() for p in net.parameters()),
         "inference_ms_per_image": inference_ms(model, to_channels_last(to_float(data.test.x[:64]))),
-        "deploys": "randomised" if what["randomised"] else "deterministic",
+        "deploys": "randomised" if job.randomized else "deterministic",
         "test_hash": data.test_hash,
     }

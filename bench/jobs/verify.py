@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.planning.job import Job
+from bench.planning.job import EvaluateJob, EvaluationJob, Job
 from bench.records.evaluated_weights import AGAIN, outdated
 from bench.records.store import IMAGES, RECORD, SAMPLES, Store, damaged
 
@@ -78,7 +78,7 @@ def checked(store: Store) -> Verdict:
         found.absent.update(name for name in record["files"] if name not in there and name != SAMPLES)
         wrong = wrong or derivations(store, job, record)
         found.problems += [f"{key}: {line}" for line in wrong]
-        if not wrong and job.kind == "evaluate" and IMAGES in there and _weights(store, job):
+        if not wrong and isinstance(job, EvaluateJob) and IMAGES in there and _weights(store, job):
             found.scorable.append(key)
     return found
 
@@ -89,10 +89,10 @@ def derivations(store: Store, job: Job, record: dict[str, Any]) -> list[str]:
         return [f"the record is of kind {record['kind']}, the job of kind {job.kind}"]
     if outdated(store, job):
         return [f"it judged other weights than its training has now; {AGAIN}"]
-    if job.kind not in ("evaluate", "shard") or record["state"] != "done" or SAMPLES not in record["files"]:
+    if not isinstance(job, EvaluationJob) or record["state"] != "done" or SAMPLES not in record["files"]:
         return []
     columns, metrics = store.samples(job.key), record["metrics"]
-    first, last = job.what.get("images", (0, job.what["n"]))
+    first, last = job.range
     wrong = []
     if "index" in columns and columns["index"].tolist() != list(range(first, last)):
         wrong.append(f"samples are not images {first} to {last - 1} in order")
@@ -108,8 +108,8 @@ def derivations(store: Store, job: Job, record: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def _weights(store: Store, job: Job) -> bool:
+def _weights(store: Store, job: EvaluateJob) -> bool:
     record = store.record(job.needs[0])
-    name = f"weights-{job.what.get('weights', 'last')}.safetensors"
+    name = f"weights-{job.weights}.safetensors"
     folder = store.root / job.needs[0]
     return record is not None and name in record["files"] and (folder / name).is_file() and not damaged(folder, record)

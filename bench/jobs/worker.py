@@ -29,7 +29,7 @@ from bench.jobs import retries
 from bench.jobs.evaluate import Unsupported
 from bench.jobs.evaluation_job import assemble, judge
 from bench.jobs.provenance import peak_mb, provenance
-from bench.planning.job import Job
+from bench.planning.job import ImportJob, Job, ModelJob, TrainJob
 from bench.records import evaluated_weights as judged
 from bench.records.redact import Portable, portable
 from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
@@ -92,43 +92,41 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
     if device.type == "cpu":
         torch.set_num_threads(1)
     # verdicts are fp32; training may use the card's faster convolutions
-    torch.backends.cudnn.allow_tf32 = job.kind == "train"
-    torch.backends.cudnn.benchmark = job.kind == "train"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = isinstance(job, TrainJob)
     folder = store.folder(job.key)
     report = Progress(folder / "progress.json", device.type)
     report({"share": 0.0})
-    if job.kind == "train":
-        data = load_images(job.what, None, root, device, report)
-        kept = Checkpointer(folder / PLACE, functools.partial(origin_of, job.what, data))
-        trained_model, best, metrics = train(job.what, data, folder / "train.jsonl", report, kept)
+    if isinstance(job, TrainJob):
+        data = load_images(job, None, root, device, report)
+        kept = Checkpointer(folder / PLACE, functools.partial(origin_of, job, data))
+        trained_model, best, metrics = train(job, data, folder / "train.jsonl", report, kept)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
         return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
-    if job.kind == "import":
+    if isinstance(job, ImportJob):
         return _import(folder, job, root, device, report)
     if job.parts:
         return _stored(folder, *assemble(store, job))
-    trained = store.job(job.needs[0])
-    if job.what.get("split") == "validation":
-        data = judged_by_validation(load_images(trained.what, None, root, device, report), job.what["n"])
+    trained = store.model_job(job.model_key)
+    if job.split == "validation":
+        data = judged_by_validation(load_images(trained, None, root, device, report), job.n)
     else:
-        data = load_images(trained.what, job.what["n"], root, device, report)
-    model = load_model(store, trained, data, job.what["weights"])
+        data = load_images(trained, job.n, root, device, report)
+    model = load_model(store, trained, data, job.weights)
     if rows is not None:
         passes.limit(model, rows)
     return _stored(folder, *judge(store, job, model, data, report))
 
 
-def _import(folder: Path, job: Job, root: Path, device: torch.device, report: Progress) -> dict[str, Any]:
+def _import(folder: Path, job: ImportJob, root: Path, device: torch.device, report: Progress) -> dict[str, Any]:
     """A model of the user's, loaded strictly; from here on its weights are those of any training."""
     from bench.data import datasets
     from bench.jobs import user_model as loading
     from bench.planning import user_models as imports
 
-    about = job.what["data"]
-    there = datasets.facts(about["name"], root, about["size"]).test
-    data = load_images(job.what, min(imports.CLEAN_N, there), root, device, report)
-    source = folder / imports.SOURCE if job.what["checkpoint"] else None
-    net, metrics = loading.measure(job.what, data, source)
+    there = datasets.facts(job.data.name, root, job.data.size).test
+    data = load_images(job, min(imports.CLEAN_N, there), root, device, report)
+    source = folder / imports.SOURCE if job.checkpoint else None
+    net, metrics = loading.measure(job, data, source)
     # tied weights share memory, which the format refuses
     state = {name: value.clone() for name, value in net.state_dict().items()}
     return {"metrics": metrics, "files": {weights_file("last"): _save(folder, "last", state)}}
@@ -158,7 +156,7 @@ def _save(folder: Path, which: str, state: dict[str, torch.Tensor]) -> str | Non
     return file_hash(path)
 
 
-def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> Classifier:
+def load_model(store: Store, trained: ModelJob, data: Data, which: str = "last") -> Classifier:
     """The deployed model of a finished training with its `last` or `best` weights, checked against its record.
 
     Raises ValueError where the weights are absent (records may come from git without them) or damaged.
@@ -169,35 +167,35 @@ def load_model(store: Store, trained: Job, data: Data, which: str = "last") -> C
         raise ValueError(f"training {trained.key} has no finished record")
     if file_hash(path) != record["files"].get(path.name, ""):
         raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
-    if trained.kind == "import":
+    if isinstance(trained, ImportJob):
         from bench.jobs import user_model as loading
 
-        return loading.reloaded(trained.what, load_file(path), data)
-    defense, net = build(trained.what, data)
+        return loading.reloaded(trained, load_file(path), data)
+    defense, net = build(trained, data)
     net.load_state_dict(load_file(path), strict=True)
     return defense.deploy(net.eval())
 
 
 def load_images(
-    what: dict[str, Any], test: int | None, root: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
+    job: ModelJob, test: int | None, root: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
 ) -> Data:
     """The data set of a training on a device, with `test` test images. Raises ValueError where a folder has changed."""
-    data = what["data"]
+    data = job.data
     loaded = load_data(
-        data["name"],
+        data.name,
         root=root,
         device=device,
-        size=data["size"],
-        train=data["train"],
+        size=data.size,
+        train=data.train,
         test=test,
-        validation=data["validation"],
-        seed=what["seed"],
+        validation=data.validation,
+        seed=job.seed,
         report=lambda note: report({"share": 0.0, "note": note}),
     )
-    if data.get("content", loaded.facts.content) != loaded.facts.content:
+    if data.content not in (None, loaded.facts.content):
         raise ValueError(
-            f"the images of {data['name']} have content {loaded.facts.content}, this job was planned for "
-            f"{data['content']}; put those back, or give the command again, which makes new jobs"
+            f"the images of {data.name} have content {loaded.facts.content}, this job was planned for "
+            f"{data.content}; put those back, or give the command again, which makes new jobs"
         )
     return loaded
 

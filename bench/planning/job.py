@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from bench.planning.job_fields import DataChoice, JobThreat, Normalization, PluginChoice
 from bench.planning.labels import label, with_train_eps
@@ -225,7 +225,7 @@ class AuditJob(_Job):
 
     kind: ClassVar[str] = "audit"
     part: str
-    level: str
+    level: Literal["quick", "full"]
     threats: tuple[JobThreat, ...]
     n: int
     weights: str = "last"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import file_hash, write_json
-from bench.planning.job import SCHEMA, Job, NewerSchemaError, from_json, upgraded
+from bench.planning.job import SCHEMA, EvaluationJob, Job, ModelJob, NewerSchemaError, from_json, upgraded
 
 IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
 RECORD, JOB, RETRIES, QUARANTINE = "record.json", "job.json", "retries.json", "quarantine"
@@ -98,6 +98,20 @@ class Store:
             raise ValueError(f"{path} is damaged ({error}); `bench run` writes it again") from None
         if job.key != key:
             raise ValueError(f"{path} holds job {job.key}; `bench run` writes it again")
+        return job
+
+    def model_job(self, key: str) -> ModelJob:
+        """The training or import of a key. Raises what `job` raises, ValueError for a job of another kind."""
+        job = self.job(key)
+        if not isinstance(job, ModelJob):
+            raise ValueError(f"job {key} is of kind {job.kind}; expected a training or an import")
+        return job
+
+    def evaluation(self, key: str) -> EvaluationJob:
+        """The evaluation or shard of a key. Raises what `job` raises, ValueError for a job of another kind."""
+        job = self.job(key)
+        if not isinstance(job, EvaluationJob):
+            raise ValueError(f"job {key} is of kind {job.kind}; expected an evaluation")
         return job
 
     def record(self, key: str) -> dict[str, Any] | None:

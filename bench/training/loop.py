@@ -15,6 +15,7 @@ from bench.core.classifier import Classifier, frozen
 from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
 from bench.data.images import Data, batches, to_channels_last, to_float
+from bench.planning.job import TrainJob
 from bench.planning.spec import TrainSpec
 from bench.training import sigterm as stopping
 from bench.training.averaging import Average, recalibrate
@@ -32,14 +33,14 @@ class Loop:
         self,
         defense: Defense,
         net: nn.Module,
-        what: dict[str, Any],
+        job: TrainJob,
         data: Data,
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         self.defense, self.net = defense, net
         # jobs leave out settings that are younger than the first records while at their default
-        self.settings = settings = TrainSpec.model_validate(what["train"]).model_dump()
-        self.seed, self.data, self.report = what["seed"], data, report
+        self.settings = settings = TrainSpec.model_validate(job.training).model_dump()
+        self.seed, self.data, self.report = job.seed, data, report
         self.steps_per_epoch = max(len(data.train.x) // settings["batch_size"], 1)
         self.updater = optimisation(self.defense, self.net, settings, self.steps_per_epoch)
         self.average = None

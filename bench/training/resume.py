@@ -20,6 +20,8 @@ from torch import Tensor
 
 from bench.data.images import Data
 from bench.planning import catalog
+from bench.planning.job import TrainJob
+from bench.planning.job_fields import PluginChoice
 from bench.training import checkpoint
 from bench.training.best_epoch import content_hash
 
@@ -90,10 +92,10 @@ class Checkpointer:
         return self._origin
 
 
-def origin_of(what: dict[str, Any], data: Data) -> str:
+def origin_of(job: TrainJob, data: Data) -> str:
     """SHA-256 over the code of a training, the kind of device, the job and the training images."""
-    own = [*plugin_hashes("defenses", what["defense"]), catalog.get("models", what["model"]["name"]).sha256]
-    return digest_of(CODE, [own, data.train.x.device.type, what, content_hash(data.train)])
+    own = [*plugin_hashes("defenses", job.defense), catalog.get("models", job.model.name).sha256]
+    return digest_of(CODE, [own, data.train.x.device.type, job.content(), content_hash(data.train)])
 
 
 def digest_of(code: tuple[str, ...], about: list[Any]) -> str:
@@ -108,11 +110,11 @@ def digest_of(code: tuple[str, ...], about: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def plugin_hashes(kind: catalog.Kind, chosen: dict[str, Any]) -> list[str]:
-    """Of a plug-in as a job names it and of its base: either may lie outside the tree."""
-    base = chosen["set"].get("base")
-    inner = plugin_hashes(kind, base) if isinstance(base, dict) else []
-    return [catalog.get(kind, chosen["name"]).sha256, *inner]
+def plugin_hashes(kind: catalog.Kind, chosen: PluginChoice) -> list[str]:
+    """SHA-256 of a plug-in's file and of its base's file; either may lie outside the tree."""
+    base = chosen.settings.get("base")
+    inner = plugin_hashes(kind, PluginChoice.from_json(base)) if isinstance(base, dict) else []
+    return [catalog.get(kind, chosen.name).sha256, *inner]
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], dict[str, str]]:

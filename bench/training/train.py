@@ -18,6 +18,7 @@ from bench.core.defense import Defense
 from bench.core.rng import scope, seed
 from bench.data.images import Data, to_channels_last, to_float
 from bench.models.common import Inputs
+from bench.planning.job import TrainJob
 from bench.records.training_log import TOTAL
 from bench.training import sigterm as stopping
 from bench.training.best_epoch import content_hash
@@ -38,16 +39,16 @@ class Trained(NamedTuple):
     metrics: dict[str, Any]
 
 
-def build(what: dict[str, Any], data: Data) -> tuple[Defense, nn.Module]:
+def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
     """Defense and wrapped, untrained net of a training job, on the data's device.
 
     The initial weights depend on the seed and the architecture only, never on the defense, so runs are paired.
     """
-    defense: Defense = plugins.make("defenses", what["defense"]["name"], what["defense"]["set"], what["threat"])
+    defense: Defense = plugins.make_chosen("defenses", job.defense, job.threat)
     facts = data.facts
     inputs = Inputs(facts.channels, facts.size, facts.classes, facts.mean, facts.std)
-    with scope(seed(what["seed"], "init", what["model"]["name"])):
-        net = plugins.build_model(what["model"]["name"], what["model"]["set"], inputs)
+    with scope(seed(job.seed, "init", job.model.name)):
+        net = plugins.build_model(job.model.name, job.model.settings, inputs)
         net = defense.wrap(net)
     net = net.to(data.train.x.device)
     if any(isinstance(m, nn.Conv2d) for m in net.modules()):
@@ -157,7 +158,7 @@ class TrainingRun:
 _KEPT = ("lines", "seconds", "terms", "own", "resumed", "keeping", "_began", "_looking")
 
 
-def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Checkpointer | None = None) -> Trained:
+def train(job: TrainJob, data: Data, log: Path, report: Report, kept: Checkpointer | None = None) -> Trained:
     """Train from scratch, or from where an earlier attempt was kept: the weights are the same bit for bit.
 
     One line of train.jsonl an epoch: terms (mean over its steps) and their sum, metrics of the defense, seconds,
@@ -166,9 +167,9 @@ def train(what: dict[str, Any], data: Data, log: Path, report: Report, kept: Che
     (`keep_seconds`).
     Raises Diverged when an epoch's loss or weights are not finite, Collapsed when the net fell to chance.
     """
-    loop = Loop(*build(what, data), what, data, report)
+    loop = Loop(*build(job, data), job, data, report)
     epochs = loop.settings["epochs"]
-    with scope(seed(what["seed"], "inner")):
+    with scope(seed(job.seed, "inner")):
         course = TrainingRun(loop, log, kept)
         if course.resumed:
             over = len(course.lines)
