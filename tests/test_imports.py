@@ -252,7 +252,7 @@ ONLY_EVAL: dict[str, tuple[str, str]] = {
     "set of training": ("my.py:build --set train.lr=1", "--set of `bench eval` is for attacks"),
     "set of nothing": ("my.py:build --set pdg.steps=4", "'pdg' is not in this run. Did you mean 'pgd'?"),
     "attack": ("my.py:build --attack pdg", "no attack 'pdg'. Did you mean 'pgd'?"),
-    "attack on others' images": ("my.py:build --attack transfer", "attack transfer takes images made against other"),
+    "attack on others' images": ("my.py:build --attack transfer", "attack transfer uses images made against other"),
     "certify": (
         "my.py:build --attack certify --norm L2 --eps 0.5",
         "attack certify is for smoothed models, and this one is deterministic",
