@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench import terminal
+from bench.commands import compare, gc, leaderboard, logs, merge, retry, status, timing, verify
 from bench.commands import models as model_commands
 from bench.commands import report as report_command
-from bench.commands import store as store_commands
 from bench.commands import sweep as sweep_command
-from bench.commands import tables as table_commands
 from bench.commands.arguments import DataDir, Plugin, Results, plugins, refuse_plugins, told, typed
 from bench.commands.options import MachineOptions, Only, OutputOptions, takes_groups
 from bench.executors.clusters import Cluster, Machine, MissingDependency
@@ -164,8 +163,9 @@ def list_(
     listing.show(kind, name)
 
 
-for command in ("leaderboard", "compare", "timing"):
-    app.command()(getattr(table_commands, command))
+app.command()(leaderboard.leaderboard)
+app.command()(compare.compare)
+app.command()(timing.timing)
 
 
 @app.command()
@@ -197,8 +197,12 @@ app.command()(sweep_command.sweep)
 app.command()(report_command.report)
 app.command(name="eval")(model_commands.eval_)
 app.command()(model_commands.doctor)
-for command in ("status", "logs", "retry", "merge", "verify", "gc"):
-    app.command()(getattr(store_commands, command))
+app.command()(status.status)
+app.command()(logs.logs)
+app.command()(retry.retry)
+app.command()(merge.merge)
+app.command()(verify.verify)
+app.command()(gc.gc)
 
 
 @app.command()

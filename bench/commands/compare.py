@@ -1,0 +1,34 @@
+"""`bench compare`: parses and prints. bench.tables.compare compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.arguments import Dataset, Plugin, Results, existing, plugins
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A method as the leaderboard names it, a defense, or a training key.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    results_dir: Results = Path("results"),
+    dataset: Dataset = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all that both have).")] = None,
+    eps: Annotated[str | None, typer.Option(help="Such as 8/255 (default: all that both have).")] = None,
+    seed: Annotated[int | None, typer.Option(help="One training seed (default: all that both have).")] = None,
+    plugin: Plugin = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one entry a budget.")] = False,
+) -> None:
+    """Compare two defenses on the same images. Paired differences, intervals, McNemar's p, costs.
+
+    Example: bench compare trades pgd_at --dataset mnist --eps 0.1
+    """
+    from bench.records.store import Store
+    from bench.tables import compare as comparing
+    from bench.tables.selection import RowFilter
+
+    plugins(plugin)
+    where = RowFilter(dataset, norm, eps, seed)
+    print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))

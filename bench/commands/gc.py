@@ -1,0 +1,21 @@
+"""`bench gc`: parses. bench.records.maintenance removes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.arguments import Results, existing
+from bench.records.store import Store
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and remove nothing.")] = False,
+    results_dir: Results = Path("results"),
+) -> None:
+    """Remove files that no result needs. Temporary files, partial work of finished jobs, duplicate images."""
+    from bench.records import maintenance as keeping
+
+    keeping.gc(Store(existing(results_dir)), dry_run)
