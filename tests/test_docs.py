@@ -87,6 +87,17 @@ def test_the_glossary_defines_at_least_30_terms_and_names_a_source_for_each() ->
         assert (ROOT / path[1]).exists() if path else re.search(r" \d{4}, (\[arXiv|doi:)", source), term
 
 
+def test_the_files_to_read_first_exist_and_are_at_most_13() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = text.partition("## Read these first\n")[2].partition("\n## ")[0]
+    read_these_first = re.findall(r"^\d+\. \[(bench/\S+\.py)\]\((\S+)\): \S", part, flags=re.MULTILINE)
+    paths = [path for path, target in read_these_first if path == target]
+    assert len(paths) == len(re.findall(r"^\d+\. ", part, flags=re.MULTILINE))
+    assert len(set(paths)) == len(paths) <= 13
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
+    assert (paths[0], paths[-1]) == ("bench/commands/run.py", "bench/tables/leaderboard.py")
+
+
 def test_no_page_names_a_path_of_a_machine() -> None:
     found = [
         f"{page.name}: {word}"
