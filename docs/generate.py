@@ -37,16 +37,16 @@ SPOKEN = {
     "flatness": "Weight flatness does not follow",
     "pgd": "PGD on cross-entropy flatters",
     "smoothing": "A vote under Gaussian noise",
-    "square": "Square alone is no attack",
+    "square": "Square alone is not an attack",
     "noisy_sampled": "Sampling the same noise does not",
     "noisy_vote": "Keeping the noise at prediction",
-    "transfer": "The undefended twin's images",
+    "transfer": "The undefended baseline's images",
 }
 INTRO = {
     "defenses": "What can be trained. The cost is that of a training step in forward passes F of the net per image; a "
     "backward pass is 2F, one to the image alone F. How they compare when run: [leaderboard](../../leaderboard.md), "
     "[findings](../findings/README.md).",
-    "attacks": "What judges a trained model. Of all that are run the worst case of each image counts "
+    "attacks": "What evaluates a trained model. The worst case counts, for each image, all attacks that were run "
     "([concepts](../concepts.md)).",
 }
 

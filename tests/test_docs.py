@@ -181,7 +181,7 @@ def test_measured_costs_are_means_over_models() -> None:
 def test_findings_are_found_by_the_lead_of_an_item() -> None:
     text = (
         "# F\n\n## First of `pgd`\n\n1. **`awp` wins.** Not `fgsm`.\n2. A tie\n   of `awp` too: yes. Then `mart`.\n"
-        "\n## Second\n\n- **Square alone is no attack**: see [x](y.md) and [z](https://z).\n\nNot an item of `awp`.\n"
+        "\n## Second\n\n- **Square alone is not an attack**: see [x](y.md) and [z](https://z).\n\nNo item of `awp`.\n"
     )
     first, second = "[First of pgd](../findings/README.md#first-of-pgd)", "[Second](../findings/README.md#second)"
     assert generate.findings("awp", text) == [
@@ -191,7 +191,7 @@ def test_findings_are_found_by_the_lead_of_an_item() -> None:
     assert generate.findings("fgsm", text) == generate.findings("mart", text) == []
     assert generate.findings("pgd", text) == [f"- {first}: the whole section."]
     assert generate.findings("square", text) == [
-        f"- **Square alone is no attack**: see [x](../findings/y.md) and [z](https://z). ({second})"
+        f"- **Square alone is not an attack**: see [x](../findings/y.md) and [z](https://z). ({second})"
     ]
 
 
