@@ -13,7 +13,7 @@ from test_tables import STANDARD, draws, evaluated, store, trained
 
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
-from bench.tables.compare import Cost, Line, costs, lines, show
+from bench.tables.compare import Comparison, Cost, costs, lines, show
 from bench.tables.selection import RowFilter, pairs
 
 __all__ = ["store"]
@@ -31,7 +31,7 @@ def two(store: Store, **other: Any) -> tuple[str, str]:
     return first.key, second.key
 
 
-def compared(store: Store, a: str = "guard", b: str = "other_guard", **where: Any) -> dict[str, Line]:
+def compared(store: Store, a: str = "guard", b: str = "other_guard", **where: Any) -> dict[str, Comparison]:
     (pair,) = pairs(store, a, b, RowFilter(**where))
     return {line.what: line for line in lines(store, pair)}
 

@@ -9,7 +9,7 @@ import pytest
 from test_tables import STANDARD, all_rows, evaluated, store, trained
 
 from bench.records.store import Store
-from bench.tables.pareto import fronts, pareto, told
+from bench.tables.pareto import describe_fronts, fronts, pareto
 
 __all__ = ["store"]
 N = 1000
@@ -38,7 +38,7 @@ def row(store: Store, name: str, clean: float, robust: float, seconds: float = 1
 def found(store: Store) -> dict[str, str]:
     rows = all_rows(store)
     on = fronts(rows)
-    return {each.method: told(on, each) for each in rows}
+    return {each.method: describe_fronts(on, each) for each in rows}
 
 
 def test_each_kind_has_its_own_front(store: Store) -> None:

@@ -17,7 +17,7 @@ from bench.tables.ranking import GRAVE, ranked, reasons
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvaluationLine:
     """One evaluation behind a row: what was asked, what came out and where its record lies."""
 
     attack: str
@@ -31,7 +31,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Line:
+class BoardLine:
     """One row of a table: rank, cells in the order of the header and the keys behind each, findings and evaluations."""
 
     row: Row
@@ -40,7 +40,7 @@ class Line:
     behind: list[list[str]]
     found: list[Finding]
     unchecked: list[str]
-    evidence: list[Evidence]
+    evidence: list[EvaluationLine]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Board:
     threat: str
     kind: str
     header: list[str]
-    lines: list[Line]
+    lines: list[BoardLine]
     letters: dict[str, str]
     footnotes: list[str]
     notes: list[str]
@@ -76,9 +76,9 @@ def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
     letters = provisional_letters(members)
     columns = column_texts(members, letters)
     lines = [
-        Line(
+        BoardLine(
             row, rank, [show(row) for show in columns.values()], [behind(row, name) for name in columns],
-            _told(row), _unchecked(row), _evidence(row),
+            _flagged(row), _unchecked(row), _evidence(row),
         )
         for rank, row in ranked(members)
     ]  # fmt: skip
@@ -87,8 +87,8 @@ def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
     return Board(dataset, threat, kind, ["Rank", *columns], lines, told, footnotes(members), notes)
 
 
-def _told(row: Row) -> list[Finding]:
-    """Findings that say something: all but those that passed, do not apply or could not be asked."""
+def _flagged(row: Row) -> list[Finding]:
+    """Findings with a message: neither passed, nor not applicable, nor not checked."""
     return [finding for finding in row.findings if finding.level in (*GRAVE, "I")]
 
 
@@ -96,10 +96,10 @@ def _unchecked(row: Row) -> list[str]:
     return list(dict.fromkeys(f.code for f in row.findings if f.level == "not checked" and f.code in CHECKS))
 
 
-def _evidence(row: Row) -> list[Evidence]:
+def _evidence(row: Row) -> list[EvaluationLine]:
     """Every evaluation of the row by attack and seed; an INVALID row shows that they exist, never their numbers."""
     return [
-        Evidence(
+        EvaluationLine(
             label, seed, "invalid" if row.verdict == "INVALID" else _result(entry), entry.n,
             f"{entry.norm} {entry.eps}" if entry.norm else "–",
             entry.device or "–", entry.key, entry.train_key,

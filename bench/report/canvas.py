@@ -1,4 +1,4 @@
-"""matplotlib drawings -> SVG that obeys the page: its text colour, its content policy, its fonts."""
+"""matplotlib drawings -> SVG that obeys the page: its text color, its content policy, its fonts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID = "#8c959f"
-# Okabe and Ito's colours that are seen on white and on black; dashes tell the second round apart
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# Okabe and Ito's colors that are seen on white and on black; dashes tell the second round apart
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST = 12  # lines of a figure; its table has all

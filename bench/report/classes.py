@@ -32,7 +32,9 @@ def _class_map(store: Store, board: Board) -> Plot | None:
     table = [[each.get(label, (math.nan, 0)) for label in classes] for _, each in by_row]
     figure, axes = drawn(2.6 + 0.6 * len(classes), 1.2 + 0.27 * len(by_row))
     fill(
-        axes, [[share for share, _ in line] for line in table], [[_said(share) for share, _ in line] for line in table]
+        axes,
+        [[share for share, _ in line] for line in table],
+        [[_format(share) for share, _ in line] for line in table],
     )
     axes.set_xticks(range(len(classes)), [str(label) for label in classes], fontsize=8)
     axes.set_xlabel("class")
@@ -45,7 +47,10 @@ def _class_map(store: Store, board: Board) -> Plot | None:
         f"Worst case in percent by class, mean over seeds, {min(sizes)} to {max(sizes)} images a class: small classes "
         f"vary by chance. {conditions([row for row, _ in by_row])}",
         ["defense", *(f"class {label} (n)" for label in classes)],
-        [[called(row), *(f"{_said(s)} ({n})" for s, n in line)] for (row, _), line in zip(by_row, table, strict=True)],
+        [
+            [called(row), *(f"{_format(s)} ({n})" for s, n in line)]
+            for (row, _), line in zip(by_row, table, strict=True)
+        ],
         figure,
         board.dataset,
         board.threat,
@@ -72,5 +77,5 @@ def _by_class(store: Store, row: Row) -> dict[int, tuple[float, int]]:
     return {label: (float(np.mean(values)), sizes[label]) for label, values in sorted(shares.items())}
 
 
-def _said(share: float) -> str:
+def _format(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.0f}"

@@ -1,4 +1,4 @@
-"""Filled contours as short paths, without seams between the colours."""
+"""Filled contours as short paths, without seams between the colors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-LEVELS = (10, 6, 3, 2)  # colours; a rough surface gets fewer, as its paths are long
+LEVELS = (10, 6, 3, 2)  # colors; a rough surface gets fewer, as its paths are long
 POINTS = 300  # of all paths of one drawing: some 3 kB
 STRAY = 0.002  # how far a path may stray from the contour, as a share of the drawing's width
 
 
 def fill(axes: Axes, at: Array, values: Array) -> None:
-    """Colour the square of `at` x `at` by `values` (the first axis runs to the right), from the lowest in dark to the
-    highest in bright. What varies by less than rounding is one colour."""
+    """Color the square of `at` x `at` by `values` (the first axis runs to the right), from the lowest in dark to the
+    highest in bright. What varies by less than rounding is one color."""
     from matplotlib import colormaps
 
     low, high = float(values.min()), float(values.max())
@@ -38,8 +38,8 @@ def _drawn(axes: Axes, at: Array, values: Array, low: float, high: float, count:
         old.remove()
     points = 0
     for k, level in enumerate(np.linspace(low, high, count + 1)[1:-1], start=1):
-        colour = colormaps["cividis"](k / (count - 1))
-        region = axes.contourf(at, at, values.T, levels=[level, high], colors=[colour])
+        color = colormaps["cividis"](k / (count - 1))
+        region = axes.contourf(at, at, values.T, levels=[level, high], colors=[color])
         for path in region.get_paths():
             shorten(path, STRAY * float(at[-1] - at[0]))
             points += len(np.asarray(path.vertices))

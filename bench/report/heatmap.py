@@ -31,7 +31,11 @@ def _heat_map(board: Board) -> Plot:
     columns = ["clean", *names, "worst case"]
     cells = [[row.clean, *(row.attacks.get(name) for name in names), row.worst] for row in rows]
     figure, axes = drawn(2.6 + 0.72 * len(columns), 1.9 + 0.27 * len(rows))
-    fill(axes, [[_share(cell) for cell in line] for line in cells], [[_said(cell) for cell in line] for line in cells])
+    fill(
+        axes,
+        [[_share(cell) for cell in line] for line in cells],
+        [[_format(cell) for cell in line] for line in cells],
+    )
     sizes = [_sizes(line) for line in zip(*cells, strict=True)]
     ticks = [f"{short(name, 30)}{size}" for name, size in zip(columns, sizes, strict=True)]
     axes.set_xticks(range(len(columns)), ticks, rotation=40, ha="right", fontsize=8)
@@ -46,7 +50,7 @@ def _heat_map(board: Board) -> Plot:
         "the images that all attacks share and the seeds that have all of them. "
         f"{conditions(rows, cells=[cell for line in cells for cell in line])}{more}",
         ["defense", *columns],
-        [[called(row), *(_said(cell) for cell in line)] for row, line in zip(rows, cells, strict=True)],
+        [[called(row), *(_format(cell) for cell in line)] for row, line in zip(rows, cells, strict=True)],
         figure,
         board.dataset,
         board.threat,
@@ -55,15 +59,15 @@ def _heat_map(board: Board) -> Plot:
 
 
 def fill(axes: Axes, shares: list[list[float]], texts: list[list[str]]) -> None:
-    """Coloured cells by share, each with its text in black or white, whichever is read better."""
+    """Colored cells by share, each with its text in black or white, whichever is read better."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    colours = colormaps["cividis"]
+    colors = colormaps["cividis"]
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
             known = not math.isnan(share)
-            face = colours(share) if known else "none"
+            face = colors(share) if known else "none"
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="none", clip_on=False))
             ink = ("white" if share < 0.55 else "black") if known else INK
             axes.text(x, y, short(texts[y][x], 14), ha="center", va="center", fontsize=8 if known else 6.5, color=ink)
@@ -85,5 +89,5 @@ def _share(cell: Cell | None) -> float:
     return cell.mean if cell is not None and cell.values else math.nan
 
 
-def _said(cell: Cell | None) -> str:
+def _format(cell: Cell | None) -> str:
     return f"{100 * cell.mean:.1f}" if cell is not None and cell.values else cell.state() if cell else "–"

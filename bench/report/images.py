@@ -125,7 +125,7 @@ def _figure(board: Board, strips: list[tuple[Wanted, list[Picture]]]) -> Plot:
         slug("images", board.dataset, board.threat, board.kind),
         f"{board.dataset}, {board.threat}, {board.kind.lower()}",
         f"Grid of {len(lines)} test images under attack for {len(strips)} models; the table says what each is seen as.",
-        f"Clean, perturbation times {GAIN} around mid-grey, adversarial. Of each model the attack that leaves fewest "
+        f"Clean, perturbation times {GAIN} around mid-gray, adversarial. Of each model the attack that leaves fewest "
         "images right among those that kept their images; in the order of the test set, images that it fooled first. "
         "Below an image: what the deployed model takes it for and its confidence, the softmax probability of that "
         "class (mean of draws where the model draws)."
@@ -135,7 +135,7 @@ def _figure(board: Board, strips: list[tuple[Wanted, list[Picture]]]) -> Plot:
         ["defense", "attack", "test image", "true class", "clean: taken for", "confidence",
          "adversarial: taken for", "confidence ", "fooled"],
         [
-            [wanted.name, wanted.attack, p.index, p.label, *_said(p, 0), *_said(p, 1), "yes" if p.fooled else "no"]
+            [wanted.name, wanted.attack, p.index, p.label, *_seen(p, 0), *_seen(p, 1), "yes" if p.fooled else "no"]
             for wanted, p in lines
         ],
         _drawing(strips),
@@ -163,7 +163,11 @@ def _drawing(strips: list[tuple[Wanted, list[Picture]]]) -> Figure:
         for place, picture in enumerate(pictures):
             change = np.clip(0.5 + GAIN * (picture.attacked - picture.clean), 0, 1)
             images = (picture.clean, change, picture.attacked)
-            says = ("{} ({})".format(*_said(picture, 0)), "", "{} ({})".format(*_said(picture, 1)))
+            says = (
+                "{} ({})".format(*_seen(picture, 0)),
+                "",
+                "{} ({})".format(*_seen(picture, 1)),
+            )
             for k, (image, under) in enumerate(zip(images, says, strict=True)):
                 x = left + place * (3 * (side + gap) + 0.15) + k * (side + gap)
                 axes = figure.add_axes((x / width, y / height, side / width, side / height))
@@ -177,7 +181,7 @@ def _drawing(strips: list[tuple[Wanted, list[Picture]]]) -> Figure:
     return figure
 
 
-def _said(picture: Picture, which: int) -> tuple[str, str]:
+def _seen(picture: Picture, which: int) -> tuple[str, str]:
     if picture.says is None:
         return "–", "–"
     name, confidence = picture.says[which]

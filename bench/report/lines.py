@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.core.stats import wilson
 from bench.records.store import Store
-from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, drawn, slug
+from bench.report.canvas import COLORS, DASHES, MARKERS, MOST, Plot, drawn, slug
 from bench.report.captions import best, called, conditions
 from bench.report.provenance import of_attack, of_certificate, of_clean, of_worst
 from bench.report.svg import INK
@@ -25,7 +25,7 @@ STEPS = 60
 
 
 @dataclass
-class Curve:
+class PlottedCurve:
     """One model: its row at the smallest budget, its points by budget, and the cells that they show; `clean` at 0."""
 
     row: Row
@@ -70,11 +70,11 @@ def _by_budget(
     cell_of: Callable[[Row], Cell | None],
     keys_of: Callable[[Row], list[str]],
 ) -> list[Plot]:
-    groups: dict[tuple[str, str], dict[str, Curve]] = {}
+    groups: dict[tuple[str, str], dict[str, PlottedCurve]] = {}
     for row in sorted((row for row in rows if row.norm), key=lambda row: row.eps_value):
         cell = cell_of(row)
         if row.norm and cell is not None and cell.values:
-            curve = groups.setdefault((row.dataset, row.norm), {}).setdefault(row.config, Curve(row))
+            curve = groups.setdefault((row.dataset, row.norm), {}).setdefault(row.config, PlottedCurve(row))
             clean = row.clean.only(cell.values)  # another seed at 0 would bend the curve
             if clean.values and not curve.points:
                 curve.points[0.0] = (0.0, clean.mean, *clean.interval()), of_clean(row, cell.values)
@@ -87,7 +87,7 @@ def _by_budget(
     ]
 
 
-def _budget_figure(place: tuple[str, str, str], label: str, about: str, curves: list[Curve]) -> Plot:
+def _budget_figure(place: tuple[str, str, str], label: str, about: str, curves: list[PlottedCurve]) -> Plot:
     (_, dataset, norm), rows = place, [curve.row for curve in curves]
     by_row = {id(curve.row): curve for curve in curves}
     chosen = [by_row[id(row)] for row in best(rows, MOST)]
@@ -166,10 +166,10 @@ def _lines(curves: list[tuple[str, list[Point]]], x_label: str, y_label: str, ma
     figure, axes = drawn(8.6, 4.2)
     for k, (name, points) in enumerate(curves):
         x, y, low, high = zip(*points, strict=True)
-        colour, dash = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
+        color, dash = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
         marker = MARKERS[k % len(MARKERS)] if marked else None
-        axes.fill_between(x, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.09, linewidth=0)
-        axes.plot(x, [100 * v for v in y], dash, color=colour, marker=marker, markersize=4, label=short(name, 44))
+        axes.fill_between(x, [100 * v for v in low], [100 * v for v in high], color=color, alpha=0.09, linewidth=0)
+        axes.plot(x, [100 * v for v in y], dash, color=color, marker=marker, markersize=4, label=short(name, 44))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(0, 100)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench.report.board import Board
-from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
+from bench.report.canvas import COLORS, MARKERS, Plot, drawn, slug
 from bench.report.captions import called, conditions, seeds_of
 from bench.report.provenance import of_clean, of_training, of_worst
 from bench.report.svg import INK
@@ -93,15 +93,15 @@ def _scatter(board: Board, kind: str, title: str, label: str, x_of: Callable[[Ro
     classes, found = _classes(rows, kind), fronts(board.rows)
     on_line = {id(row): found.get(id(row), {}).get(kind) for row in rows}
     for k, (name, members) in enumerate(classes.items()):
-        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+        color, marker = COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)]
         points = [(x_of(row), 100 * row.worst.mean) for row in members]
         low, high = zip(*(row.worst.interval() for row in members), strict=True)
         x, y = zip(*points, strict=True)
-        axes.vlines(x, [100 * v for v in low], [100 * v for v in high], color=colour, linewidth=1.0, alpha=0.3)
-        axes.plot(x, y, marker, color=colour, markersize=5, label=short(name, 50))
+        axes.vlines(x, [100 * v for v in low], [100 * v for v in high], color=color, linewidth=1.0, alpha=0.3)
+        axes.plot(x, y, marker, color=color, markersize=5, label=short(name, 50))
         front = sorted(point for point, row in zip(points, members, strict=True) if on_line[id(row)])
         if front:
-            axes.plot(*zip(*front, strict=True), "-", color=colour, linewidth=1.2)
+            axes.plot(*zip(*front, strict=True), "-", color=color, linewidth=1.2)
     for place, row in enumerate(rows, 1):
         axes.annotate(
             str(place), (x_of(row), 100 * row.worst.mean), (4, 3), textcoords="offset points", fontsize=7.5, color=INK
@@ -121,8 +121,8 @@ def _scatter(board: Board, kind: str, title: str, label: str, x_of: Callable[[Ro
         slug("cost" if kind == "seconds" else kind, board.dataset, board.threat, board.kind),
         f"{title}: {board.dataset}, {board.threat}, {board.kind.lower()}",
         f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
-        "A line joins models that none of its colour beats in both, the Pareto front of the table (UNSOUND ones are on "
-        "none); a colour is what may be compared: one architecture, ranked or provisional, on the same images"
+        "A line joins models that none of its color beats in both, the Pareto front of the table (UNSOUND ones are on "
+        "none); a color is what may be compared: one architecture, ranked or provisional, on the same images"
         + (", timed alike. " if kind == "seconds" else ". ")
         + "Bars are 95 % Wilson intervals. " + conditions(rows)
         + _of_x(rows, kind),

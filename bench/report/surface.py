@@ -115,7 +115,7 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
         "has their numbers over all images.",
         "Cross-entropy of an image moved along the steepest direction of its loss (to the right) and along a random "
         "one (upwards), in units of eps and clipped to [0,1]. Dot: the image; triangle: one whole gradient step; line: "
-        "edge of the ball. Every panel has its own colours, from dark at its lowest to bright at its highest loss, "
+        "edge of the ball. Every panel has its own colors, from dark at its lowest to bright at its highest loss, "
         "which stand above it. Median and largest are by nonlinearity: how far the loss in the ball is from what the "
         "gradient foretells (Qin et al. 2019 search the whole ball, so on one plane it is a lower bound). Off "
         "gradient: highest loss in the ball less that of the whole gradient step. A smooth surface is no proof of "
@@ -178,9 +178,9 @@ def _panel(axes: Axes, panel: Panel, reach: float, linf: bool) -> None:
         return
     axes.set_title(f"{panel.title}\nloss {panel.loss.min():.3g} to {panel.loss.max():.3g}", fontsize=7.5, color=INK)
     fill(axes, np.linspace(-reach, reach, len(panel.loss)), panel.loss)
-    for colour, width in (("black", 2.2), ("white", 1.0)):
+    for color, width in (("black", 2.2), ("white", 1.0)):
         edge = Polygon([(1, 0), (0, 1), (-1, 0), (0, -1)]) if linf else Circle((0, 0), 1)
-        edge.set(fill=False, edgecolor=colour, linewidth=width)
+        edge.set(fill=False, edgecolor=color, linewidth=width)
         axes.add_patch(edge)
     for a, mark in ((0, "o"), (1, ">")):
         if a <= reach:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from bench.report.text import plain
 
-INK = "#1b1f24"  # what becomes the page's text colour
+INK = "#1b1f24"  # what becomes the page's text color
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _GROUP, _TEXT = f"{{{_SVG}}}g", f"{{{_SVG}}}text"
 _LEFT_OUT = (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style")

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.report.canvas import COLOURS, MARKERS, Plot, drawn, slug
+from bench.report.canvas import COLORS, MARKERS, Plot, drawn, slug
 from bench.report.captions import conditions
 from bench.report.svg import INK
 from bench.report.text import short
@@ -24,7 +24,7 @@ def sweep_plot(series: Series) -> Plot:
     several a band reaches over them; a collapsed seed is a cross, and `standard` a dotted line."""
     figure, axes = drawn(8.6, 4.4)
     for k, name in enumerate(series.columns):
-        _line(axes, series, name, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
+        _line(axes, series, name, COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)])
     axes.set_xlabel(series.setting)
     axes.set_ylabel("Accuracy (%)")
     axes.set_ylim(0, 102)
@@ -46,7 +46,7 @@ def sweep_plot(series: Series) -> Plot:
     )
 
 
-def _line(axes: Axes, series: Series, name: str, colour: str, marker: str) -> None:
+def _line(axes: Axes, series: Series, name: str, color: str, marker: str) -> None:
     points = [p for p in series.points if name in p.cells and series.mean(p.cells[name]).values]
     if not points:
         return
@@ -55,28 +55,28 @@ def _line(axes: Axes, series: Series, name: str, colour: str, marker: str) -> No
     y = [100 * cell.mean for cell in means]
     low, high = zip(*(cell.interval() for cell in means), strict=True)
     bars = [[m - 100 * v for m, v in zip(y, low, strict=True)], [100 * v - m for m, v in zip(y, high, strict=True)]]
-    axes.errorbar(x, y, yerr=[[max(v, 0) for v in side] for side in bars], fmt="none", ecolor=colour, alpha=0.6)
-    axes.plot(x, y, "-", color=colour, linewidth=1.4)
+    axes.errorbar(x, y, yerr=[[max(v, 0) for v in side] for side in bars], fmt="none", ecolor=color, alpha=0.6)
+    axes.plot(x, y, "-", color=color, linewidth=1.4)
     for p, m in zip(points, y, strict=True):
-        face = "none" if p.row.verdict == "UNSOUND" else colour
-        axes.plot(p.x, m, marker, color=colour, markerfacecolor=face, markersize=5)
-    axes.plot([], [], marker, color=colour, linestyle="-", markersize=5, label=short(name, 40))
+        face = "none" if p.row.verdict == "UNSOUND" else color
+        axes.plot(p.x, m, marker, color=color, markerfacecolor=face, markersize=5)
+    axes.plot([], [], marker, color=color, linestyle="-", markersize=5, label=short(name, 40))
     several = [cell for cell in cells if len(cell.values) > 1]
     if len(several) == len(cells) > 1:
         lowest, highest = ([100 * pick(cell.values.values()) for cell in cells] for pick in (min, max))
-        axes.fill_between(x, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(x, lowest, highest, color=color, alpha=0.15, linewidth=0)
     for p in points:
         seeds = p.cells[name].values if len(p.cells[name].values) > 1 else {}
         for seed, v in seeds.items():
             lost = seed in p.row.collapsed
-            axes.plot(p.x, 100 * v, "x" if lost else ".", color=colour, markersize=8 if lost else 3.5)
+            axes.plot(p.x, 100 * v, "x" if lost else ".", color=color, markersize=8 if lost else 3.5)
     base = series.mean(series.standard.cells[name]) if series.standard and name in series.standard.cells else None
     if base is not None and base.values:
-        axes.axhline(100 * base.mean, color=colour, linestyle=":", linewidth=1)
+        axes.axhline(100 * base.mean, color=color, linestyle=":", linewidth=1)
 
 
 def map_plot(found: Map) -> Plot | None:
-    """Matched values with their intervals, a colour for each column; None where nothing lies within B's range."""
+    """Matched values with their intervals, a color for each column; None where nothing lies within B's range."""
     a, b, matches = found
     inside = [m for m in matches if math.isfinite(m.b)]
     if not inside:
@@ -86,13 +86,13 @@ def map_plot(found: Map) -> Plot | None:
     for k, name in enumerate(dict.fromkeys(m.column for m in inside)):
         members = [m for m in inside if m.column == name]
         bars = [[m.b - max(m.low, ends[0]) for m in members], [min(m.high, ends[1]) - m.b for m in members]]
-        form, colour = f"{MARKERS[k % len(MARKERS)]}-", COLOURS[k % len(COLOURS)]
+        form, color = f"{MARKERS[k % len(MARKERS)]}-", COLORS[k % len(COLORS)]
         axes.errorbar(
             [m.a for m in members], [m.b for m in members], yerr=[[max(v, 0) for v in side] for side in bars],
-            fmt=form, color=colour, capsize=2, markersize=5, elinewidth=0.9, label=short(name, 40),
+            fmt=form, color=color, capsize=2, markersize=5, elinewidth=0.9, label=short(name, 40),
         )  # fmt: skip
         for m in (m for m in members if m.verdict == "UNSOUND"):
-            axes.plot(m.a, m.b, form[0], color=colour, markerfacecolor="white", markersize=5, zorder=3)
+            axes.plot(m.a, m.b, form[0], color=color, markerfacecolor="white", markersize=5, zorder=3)
     axes.set_xlabel(f"{a.defense} {a.setting}")
     axes.set_ylabel(f"{b.defense} {b.setting} of the same accuracy")
     axes.set_ylim(bottom=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.planning.job import Job
 from bench.records import training_log as curves
 from bench.records.store import Store
-from bench.report.canvas import COLOURS, DASHES, Plot, panels, slug
+from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
 from bench.report.svg import INK
 from bench.report.text import joined, short
 from bench.results.rows import Row
@@ -125,7 +125,7 @@ def _panel(axes: Axes, by_seed: list[Course]) -> None:
     axes.tick_params(labelsize=7, length=2)
     right = None
     for k, course in enumerate(sorted(by_seed, key=lambda c: c.job.what["seed"])):
-        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "linewidth": 1.2}
+        style: dict[str, Any] = {"color": COLORS[k % len(COLORS)], "linewidth": 1.2}
         style |= {"marker": "o", "markersize": 2.2} if len(course.log) <= MARKED else {}
         x = [line["epoch"] for line in course.log]
         keep = _some(list(range(len(x))))

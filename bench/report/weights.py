@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.stats import mean_std
 from bench.records.store import Store
-from bench.report.canvas import COLOURS, DASHES, MARKERS, MOST, Plot, panels, slug
+from bench.report.canvas import COLORS, DASHES, MARKERS, MOST, Plot, panels, slug
 from bench.report.svg import INK
 from bench.report.text import joined, short
 from bench.results.evaluations import Evaluation
@@ -94,7 +94,7 @@ def _figure(place: tuple[str, ...], models: list[Around]) -> Plot:
         f"seeds {joined(entry.seed for entry in entries)}; device {devices}.{few}",
         ["defense", "distance", "clean loss", "adversarial loss", "clean rise at worst weights",
          "adversarial rise at worst weights"],
-        [[m.name, f"{at:g}", *map(_said, m.losses_at(at)), *map(_said, m.rises.values())] for m, at in lines],
+        [[m.name, f"{at:g}", *map(_loss, m.losses_at(at)), *map(_loss, m.rises.values())] for m, at in lines],
         figure,
         dataset,
         threat,
@@ -111,14 +111,14 @@ def _panel(axes: Axes, part: str, models: list[Around]) -> None:
     for k, model in enumerate(models):
         points = [(at, *values) for at, values in model.losses[part].items()]
         x, y, low, high = zip(*points, strict=True)
-        colour, dash = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
-        axes.fill_between(x, low, high, color=colour, alpha=0.09, linewidth=0)
+        color, dash = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
+        axes.fill_between(x, low, high, color=color, alpha=0.09, linewidth=0)
         marker = MARKERS[k % len(MARKERS)]
-        axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=short(model.name, 40))
+        axes.plot(x, y, dash, color=color, marker=marker, markersize=3.5, label=short(model.name, 40))
     axes.set_xlabel("distance, in units of the weights", fontsize=9)
     axes.set_ylabel(f"{part.capitalize()} loss", fontsize=9)
     axes.set_ylim(bottom=0)
 
 
-def _said(value: float) -> str:
+def _loss(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "not finite"

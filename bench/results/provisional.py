@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bench.results.rows import Row
 
 RANKED_N = 1000
-PROTOCOL = ("eot", "closed_form", "transfer")  # what a claim about a randomised model needs (evaluation protocol)
+PROTOCOL = ("eot", "closed_form", "transfer")  # what a claim about a stochastic model needs (evaluation protocol)
 
 
 def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class Row:
 
     `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done); `acr` is
     its average certified radius in pixel units, in which a wrong image counts as 0. `worst` has values for those of
-    `seeds` that have the full attack set, `single` (randomised models) the same with single draws in place of the
+    `seeds` that have the full attack set, `single` (stochastic models) the same with single draws in place of the
     deployed rule; `keys` are the evaluations in it. `collapsed` seeds stay in every mean, and the tables count them
     and show what the others give: a mean alone would average them away. `provisional` says why the row is not
     ranked. `ratio` is the training time over that of `standard`, each seed's over those taken as its own was (device,
@@ -42,8 +42,8 @@ class Row:
     evaluations of a seed together; `peak_memory_mb`: of the training; all three are means over seeds, NaN where
     unknown. `selected`: by what the epoch was chosen. `draws`: the most draws that an attack averages over in a
     step (EOT), 0 if none does. `train_key`, `config`: as in `frame`, of the first seed. `entries`: for each attack
-    label and seed the evaluation that counts. `right`, `share`: for each seed in `worst` which of its images stand
-    (bool), and, of a randomised model, the share of draws that do. `findings` and `verdict` are filled in by
+    label and seed the evaluation that counts. `right`, `share`: for each seed in `worst` which of its images are robust
+    (bool), and, of a stochastic model, the share of draws with the correct class. `findings` and `verdict` are filled in by
     `bench.soundness.verdicts`: the gravest of each check over the seeds.
     """
 

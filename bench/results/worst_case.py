@@ -1,4 +1,8 @@
-"""Per-sample outcomes of several evaluations put together: cells, the worst case, paired differences."""
+"""Per-image outcomes of several evaluations combined: cells, the worst case, paired differences.
+
+An image counts as robust if the model classifies it correctly without an attack and under every attack of the row.
+All evaluations are cut to the longest prefix of the test set that each of them saw.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,11 @@ Picked = dict[str, dict[int, Evaluation]]  # attack label -> seed -> the evaluat
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a row: a share in [0,1] for each seed, over `n` images, and (state, reason) of the other seeds; of a
-    minimal-norm attack the median `distance` of each seed too."""
+    """One number of a row: a share in [0,1] for each seed.
+
+    `values`: by seed. `n`: how many images the shares are over. `absent`: (state, reason) of the seeds without a value.
+    `distance`: of a minimal-norm attack, the median distance of each seed.
+    """
 
     values: dict[int, float]
     n: int
@@ -43,28 +50,36 @@ class Cell:
         return mean_std(list(self.values.values()))[1] if self.values else math.nan
 
     def without(self, seeds: Container[int]) -> Cell:
-        """The cell over the other seeds."""
+        """The same cell without these seeds."""
         return replace(self, values={seed: v for seed, v in self.values.items() if seed not in seeds})
 
     def only(self, seeds: Container[int]) -> Cell:
-        """The cell over these seeds."""
+        """The same cell with these seeds only."""
         return replace(self, values={seed: v for seed, v in self.values.items() if seed in seeds})
 
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the mean at n images: seeds share their images, so they do not add to n."""
+        """95 % Wilson interval of the mean over n images; seeds share their images, so they do not increase n."""
         return wilson(round(self.mean * self.n), self.n) if self.values else (math.nan, math.nan)
 
     def median(self) -> str:
-        """`median 0.43`, mean over seeds, for a minimal-norm attack; else nothing."""
+        """`median 0.43` (mean over seeds) for a minimal-norm attack; otherwise empty."""
         return f"median {fmean(self.distance.values()):.3g}" if self.distance else ""
 
     def state(self) -> str:
-        """What stands in the table where there is no number."""
+        """What the table shows where there is no number."""
         return ", ".join(sorted({state for state, _ in self.absent.values()})) or "not run"
 
 
 def cell_of(found: dict[int, Evaluation]) -> Cell:
-    """One attack over its seeds as a Cell; evaluations of equally many but different images give no number."""
+    """One attack over its seeds.
+
+    Args:
+        found: The evaluation that counts, by seed.
+
+    Returns:
+        A `Cell` with the accuracy of each seed that is done; without values if evaluations of equally many images saw
+        different ones.
+    """
     done = {seed: e for seed, e in sorted(found.items()) if e.state == "done"}
     absent = {seed: (e.state, e.reason or "") for seed, e in found.items() if seed not in done}
     problem = _mixed((e.n, e.test_hash, e.key) for e in done.values())
@@ -88,44 +103,59 @@ def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:
 _NEEDED = ("index", "label", "correct", "broken_at", "select", "share", "select_at", "share_at")
 
 
-class Judged(NamedTuple):
-    """One evaluation of a prefix of the test set: `correct` (bool); for a model that draws at test time the share of
-    draws that are right, on draws that choose between attacks (`select`) and on others (`share`), else None."""
+class PerImage(NamedTuple):
+    """Outcomes of one evaluation on a prefix of the test set, one value an image.
+
+    `correct` (bool): by the deployed rule. For a stochastic model, shares in [0,1] of noise draws with the correct
+    class: `select` on the draws that choose between attacks, `share` on separate draws that evaluate; else None.
+    """
 
     correct: np.ndarray[Any, Any]
     select: np.ndarray[Any, Any] | None
     share: np.ndarray[Any, Any] | None
 
+    def first(self, n: int) -> PerImage:
+        """The outcomes on the first n images."""
+        return PerImage(*(None if column is None else column[:n] for column in self))  # type: ignore[arg-type]
 
-def _prefixes(store: Store, wanted: Iterable[tuple[str, float]]) -> list[Judged]:
-    """Each evaluation, at a budget, on the largest prefix of the test set that all of them share, equally long.
 
-    Raises ValueError where they did not see the same images.
+def _on_shared_prefix(store: Store, wanted: Iterable[tuple[str, float]]) -> list[PerImage]:
+    """Outcomes of several evaluations on the same images.
+
+    Args:
+        wanted: Key of an evaluation and the budget to read it at (which matters for security curves only).
+
+    Returns:
+        The outcomes of each, on the longest prefix of the test set that all of them share.
+
+    Raises:
+        ValueError: They did not see the same images, or labels differ at the same index.
     """
     import numpy as np
 
-    found: list[Judged] = []
-    labels, subsets = [], []
+    found: list[PerImage] = []
+    subsets: list[tuple[int, str | None, str]] = []
+    labels: list[tuple[np.ndarray[Any, Any], str]] = []
     for key, eps in wanted:
         samples, record = store.samples(key, _NEEDED), store.record(key) or {"metrics": {}}
         subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
         samples = in_order(samples)
-        here = samples["index"] == np.arange(len(samples["index"]))
-        n = len(here) if here.all() else int(here.argmin())
-        draws = (drawn(store, key, samples, name, eps) for name in ("select", "share"))
-        found.append(Judged(right_at(samples, eps)[:n], *draws))
-        labels.append((samples["label"][:n], key) if "label" in samples else None)
-    n = min(len(column.correct) for column in found)
-    known = [pair for pair in labels if pair]
-    wrong = [key for values, key in known if not np.array_equal(values[:n], known[0][0][:n])]
-    problem = _mixed(subsets) or (f"{known[0][1]} and {wrong[0]} have other labels at the same index" if wrong else "")
+        in_place = samples["index"] == np.arange(len(samples["index"]))
+        n = len(in_place) if in_place.all() else int(in_place.argmin())
+        select, share = (draw_shares(store, key, samples, name, eps) for name in ("select", "share"))
+        found.append(PerImage(right_at(samples, eps), select, share).first(n))
+        if "label" in samples:
+            labels.append((samples["label"][:n], key))
+    n = min(len(outcome.correct) for outcome in found)
+    wrong = [key for values, key in labels if not np.array_equal(values[:n], labels[0][0][:n])]
+    problem = _mixed(subsets) or (f"{labels[0][1]} and {wrong[0]} have other labels at the same index" if wrong else "")
     if problem:
         raise ValueError(problem)
-    return [Judged(c.correct[:n], *(None if d is None else d[:n] for d in (c.select, c.share))) for c in found]
+    return [outcome.first(n) for outcome in found]
 
 
 def in_order(samples: dict[str, Any]) -> dict[str, Any]:
-    """The same columns in the order of the test set; as they are where they stand so."""
+    """The same columns sorted by index in the test set; unchanged if they are sorted."""
     index = samples["index"]
     if bool((index[1:] > index[:-1]).all()):
         return samples
@@ -133,8 +163,13 @@ def in_order(samples: dict[str, Any]) -> dict[str, Any]:
     return {name: values[order] for name, values in samples.items()}
 
 
-def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
-    """Shares of draws under this name, of a security curve those at the budget; None for a deterministic model."""
+def draw_shares(store: Store, key: str, samples: dict[str, Any], name: str, eps: float) -> np.ndarray[Any, Any] | None:
+    """Share of correct noise draws of each image; None for a deterministic model.
+
+    Args:
+        name: "select", the draws that choose between attacks, or "share", those that evaluate.
+        eps: The budget, for a security curve.
+    """
     if f"{name}_at" not in samples:
         return samples.get(name)
     what = store.job(key).what
@@ -144,9 +179,12 @@ def drawn(store: Store, key: str, samples: dict[str, Any], name: str, eps: float
 
 
 class Worst(NamedTuple):
-    """Worst case of the seeds that have every attack, under the deployed rule and over single draws (`single` has no
-    values for a deterministic model); the evaluations it is the minimum of; by seed, which images stand (bool) and the
-    share of their single draws that do."""
+    """Worst case of a row over the seeds that have every attack done.
+
+    `cell`: by the deployed rule. `single`: the same with single noise draws, without values for a deterministic model.
+    By seed: `keys`, the evaluations it is the minimum of; `right` (bool), which images are still robust; `share`, of a
+    stochastic model, the share of single draws with the correct class.
+    """
 
     cell: Cell
     single: Cell
@@ -156,49 +194,70 @@ class Worst(NamedTuple):
 
 
 def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float) -> Worst:
-    """The worst case over the clean evaluations and the attacks of a row, image by image; where there is none the cell
-    says why. A certificate is not in it, but has to be of the same weights."""
+    """The worst case over clean images and all attacks of a row, image by image.
+
+    Args:
+        picked: The evaluation that counts for each attack and seed. An attack that no seed supports is left out; a
+            certificate is never part of the minimum but must be of the same weights.
+        seeds: The seeds of the row.
+        eps: The budget of the row.
+
+    Returns:
+        The worst case of each seed that has every attack done; the cell gives the reason for the others.
+    """
 
     def none(state: str, reason: str = "") -> Worst:
         return Worst(Cell({}, 0, dict.fromkeys(seeds, (state, reason))), Cell({}, 0, {}), {}, {}, {})
 
-    judged = {name: by for name, by in picked.items() if any(e.norm or e.attack == "clean" for e in by.values())}
-    asked = {name: by for name, by in judged.items() if any(e.state != "unsupported" for e in by.values())}
-    if not any(entry.norm for by in asked.values() for entry in by.values()):
+    attacks = {name: by for name, by in picked.items() if any(e.norm or e.attack == "clean" for e in by.values())}
+    attacks = {name: by for name, by in attacks.items() if any(e.state != "unsupported" for e in by.values())}
+    if not any(e.norm for by in attacks.values() for e in by.values()):
         return none("not attacked")
     done = ((seed, e.key) for by in picked.values() for seed, e in by.items() if e.state == "done")
     if problem := apart(store, done):
         return none(MIXED[1], problem)
-    keys, absent = {}, {}
-    for seed in seeds:
-        states = {name: by[seed].state if seed in by else "not planned" for name, by in sorted(asked.items())}
-        lacking = [f"{name} {state}" for name, state in states.items() if state != "done"]
-        if lacking:
-            absent[seed] = ("incomplete", ", ".join(lacking))
-        else:
-            keys[seed] = tuple(sorted(by[seed].key for by in asked.values()))
+    keys, absent = _complete_seeds(attacks, seeds)
     if not keys:
         return none("")._replace(cell=Cell({}, 0, absent))
     try:
-        columns = _prefixes(store, [(key, eps) for chosen in keys.values() for key in chosen])
+        columns = _on_shared_prefix(store, [(key, eps) for chosen in keys.values() for key in chosen])
     except ValueError as other_images:
         return none(MIXED[0], str(other_images))
     n, left = len(columns[0].correct), iter(columns)
     if n == 0:
         return none("no shared images", "no prefix of the test set is shared")
-    worst = {seed: _worst([next(left) for _ in chosen]) for seed, chosen in keys.items()}
-    right = {seed: stands for seed, (stands, _) in worst.items()}
+    worst = {seed: _minimum([next(left) for _ in chosen]) for seed, chosen in keys.items()}
+    right = {seed: robust for seed, (robust, _) in worst.items()}
     share = {seed: draws for seed, (_, draws) in worst.items() if draws is not None}
     cell, single = (Cell({s: float(of.mean()) for s, of in by.items()}, n, {}) for by in (right, share))
     return Worst(replace(cell, absent=absent), single, keys, right, share)
 
 
-def _worst(columns: list[Judged]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
-    """Which images stand under all evaluations, and the share of single draws that are right under the worst one.
+def _complete_seeds(
+    attacks: Picked, seeds: tuple[int, ...]
+) -> tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, str]]]:
+    """The evaluations of each seed that has all attacks done, and (state, reason) of the other seeds."""
+    keys, absent = {}, {}
+    for seed in seeds:
+        states = {name: by[seed].state if seed in by else "not planned" for name, by in sorted(attacks.items())}
+        lacking = [f"{name} {state}" for name, state in states.items() if state != "done"]
+        if lacking:
+            absent[seed] = ("incomplete", ", ".join(lacking))
+        else:
+            keys[seed] = tuple(sorted(by[seed].key for by in attacks.values()))
+    return keys, absent
 
-    Where the model draws, the evaluation that counts for an image is the one with the fewest right draws among those
-    kept for this choice; it is judged on other draws. The minimum itself would take randomness for success: a coin
-    would have to come up heads under every attack.
+
+def _minimum(columns: list[PerImage]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """The worst case of each image over several evaluations.
+
+    For a deterministic model an image is robust if it is correct in all of them. For a stochastic model we keep, for
+    each image, the evaluation with the fewest correct draws among the draws that choose, and read its outcome on the
+    separate draws that evaluate. A per-image minimum would reward chance: a random classifier would score near 0 %.
+
+    Returns:
+        Which images are robust (bool), and the share of single draws with the correct class; None for a deterministic
+        model.
     """
     import numpy as np
 
@@ -206,14 +265,24 @@ def _worst(columns: list[Judged]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     shares = [column.share for column in columns if column.share is not None]
     if len(choosing) < len(columns) or len(shares) < len(columns):
         return np.logical_and.reduce([column.correct for column in columns]), None
-    chosen, place = np.argmin(np.stack(choosing), axis=0), np.arange(len(choosing[0]))
-    return np.stack([column.correct for column in columns])[chosen, place], np.stack(shares)[chosen, place]
+    chosen, image = np.argmin(np.stack(choosing), axis=0), np.arange(len(choosing[0]))
+    return np.stack([column.correct for column in columns])[chosen, image], np.stack(shares)[chosen, image]
 
 
 def outcomes(store: Store, keys: Iterable[str], eps: float = 0.0) -> np.ndarray[Any, Any]:
-    """Which images of the shared prefix of the test set are right in the worst case of these evaluations (a seed's
-    `Row.keys`), in the order of the test set. Raises ValueError where they saw different test sets."""
-    return _worst(_prefixes(store, [(key, eps) for key in keys]))[0]
+    """Which images are robust in the worst case of these evaluations.
+
+    Args:
+        keys: The evaluations of one seed (`Row.keys`).
+        eps: The budget, for security curves.
+
+    Returns:
+        A bool for each image of their shared prefix of the test set.
+
+    Raises:
+        ValueError: They saw different test sets.
+    """
+    return _minimum(_on_shared_prefix(store, [(key, eps) for key in keys]))[0]
 
 
 class Paired(NamedTuple):
@@ -226,21 +295,35 @@ class Paired(NamedTuple):
 
 
 def paired(store: Store, keys_a: Iterable[str], keys_b: Iterable[str], eps: float = 0.0) -> Paired:
-    """Worst case of evaluations `keys_a` minus that of `keys_b` (`Row.keys` of a seed), image by image.
+    """Worst case of evaluations `keys_a` minus that of `keys_b`, paired by image.
 
-    `eps`: the budget, asked of security curves alone. Raises ValueError where they share no images or saw different
-    test sets.
+    Args:
+        keys_a, keys_b: The evaluations of one seed each (`Row.keys`).
+        eps: The budget, for security curves.
+
+    Raises:
+        ValueError: They share no images or saw different test sets.
     """
     a, b = list(keys_a), list(keys_b)
-    columns = _prefixes(store, [(key, eps) for key in (*a, *b)])
-    (first, _), (second, _) = _worst(columns[: len(a)]), _worst(columns[len(a) :])
+    columns = _on_shared_prefix(store, [(key, eps) for key in (*a, *b)])
+    (first, _), (second, _) = _minimum(columns[: len(a)]), _minimum(columns[len(a) :])
     return Paired(*paired_difference(first.tolist(), second.tolist()), n=len(first))
 
 
 def images(store: Store, groups: list[list[tuple[str, ...]]], eps: float) -> list[np.ndarray[Any, Any]]:
-    """For each group of seeds (each the evaluations of a worst case) the share of its seeds in which an image stands,
-    on the prefix of the test set that all share. Raises ValueError where they saw different test sets."""
+    """How often each image is robust over the seeds of several rows.
+
+    Args:
+        groups: For each row, the evaluations of each of its seeds.
+        eps: The budget, for security curves.
+
+    Returns:
+        For each row, the share of its seeds in which an image is robust, over the shared prefix of the test set.
+
+    Raises:
+        ValueError: They saw different test sets.
+    """
     import numpy as np
 
-    columns = iter(_prefixes(store, [(key, eps) for seeds in groups for keys in seeds for key in keys]))
-    return [np.mean([_worst([next(columns) for _ in keys])[0] for keys in seeds], axis=0) for seeds in groups]
+    columns = iter(_on_shared_prefix(store, [(key, eps) for seeds in groups for keys in seeds for key in keys]))
+    return [np.mean([_minimum([next(columns) for _ in keys])[0] for keys in seeds], axis=0) for seeds in groups]

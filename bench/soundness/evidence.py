@@ -13,7 +13,7 @@ from bench.planning.job import Job
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation, right_at
 from bench.results.rows import Row
-from bench.results.worst_case import drawn, in_order
+from bench.results.worst_case import draw_shares, in_order
 from bench.soundness.stored_audits import Audits
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Evidence:
         samples, job = store.samples(entry.key, _COLUMNS), store.job(entry.key)
         samples = in_order(samples)
         index, eps = samples["index"], self.row.eps_value if self.row.norm else 0.0
-        select, share = (drawn(store, entry.key, samples, name, eps) for name in ("select", "share"))
+        select, share = (draw_shares(store, entry.key, samples, name, eps) for name in ("select", "share"))
         deployed = Column(index, right_at(samples, eps), select)
         voted = self.row.deploys != "deterministic" and share is not None
         right = deployed._replace(right=share > 0.5) if voted and share is not None else deployed

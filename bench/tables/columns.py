@@ -11,7 +11,7 @@ from bench.planning.job import IMPORTED
 from bench.results.labels import lowest_single_attack
 from bench.results.rows import Row
 from bench.results.worst_case import Cell
-from bench.tables.pareto import fronts, told
+from bench.tables.pareto import describe_fronts, fronts
 from bench.tables.ranking import flags, unreliable
 
 LONGEST_VENUE = 120
@@ -66,7 +66,7 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         "Training s (× standard)": _time_text,
         "Attacks s": lambda row: "–" if math.isnan(row.attack_seconds) else f"{row.attack_seconds:.1f}",
         "Peak GB": lambda row: "–" if math.isnan(row.peak_memory_mb) else f"{row.peak_memory_mb / 1000:.2f}",
-        "Pareto front": lambda row: told(on, row),
+        "Pareto front": lambda row: describe_fronts(on, row),
         "Selected on": lambda row: row.selected,
         "Recipe": _recipe,
         "Device": lambda row: row.device,

@@ -28,7 +28,7 @@ ALONE = "of the trainings that had the machine to themselves"
 
 
 @dataclass(frozen=True)
-class Line:
+class Comparison:
     """One attack, `clean` or the worst case: accuracy of each side on the shared images and how they differ, or why
     there is no difference."""
 
@@ -51,17 +51,17 @@ class Cost:
     why: str = ""
 
 
-def lines(store: Store, pair: Pair) -> list[Line]:
-    """The worst case, single draws of randomised models, clean, and every attack that both have."""
+def lines(store: Store, pair: Pair) -> list[Comparison]:
+    """The worst case, single draws of stochastic models, clean, and every attack that both have."""
     a, b = pair.a, pair.b
     for row in (a, b):
         if row.verdict == "INVALID":
-            return [Line("worst case", None, None, None, f"{row.method} is invalid")]
+            return [Comparison("worst case", None, None, None, f"{row.method} is invalid")]
     seen = same_images(a, b)
     found = [_line("worst case", _of(a.right, pair.seeds[0]), _of(b.right, pair.seeds[1]), seen)]
     if found[0].found is None and seen:
         states = [row.worst.state() for row in (a, b) if not row.right]
-        found = [Line("worst case", None, None, None, ", ".join(states) or found[0].why)]
+        found = [Comparison("worst case", None, None, None, ", ".join(states) or found[0].why)]
     if a.share and b.share:
         found.append(_line("single draw", _of(a.share, pair.seeds[0]), _of(b.share, pair.seeds[1]), seen))
     names = sorted(a.entries.keys() & b.entries.keys(), key=lambda name: (name != "clean", name))
@@ -72,18 +72,18 @@ def _of(found: Outcomes, seed: int | None) -> Outcomes:
     return {s: column for s, column in found.items() if seed in (None, s)}
 
 
-def _line(what: str, a: Outcomes, b: Outcomes, same: bool) -> Line:
+def _line(what: str, a: Outcomes, b: Outcomes, same: bool) -> Comparison:
     if not same:
-        return Line(what, None, None, None, "judged on other images")
+        return Comparison(what, None, None, None, "judged on other images")
     found = difference(a, b)
     if found is None:
-        return Line(what, None, None, None, "not run for this seed" if not a or not b else "no shared images")
+        return Comparison(what, None, None, None, "not run for this seed" if not a or not b else "no shared images")
     shared = sorted(a.keys() & b.keys())
     means = [fmean(float(by[seed][: found.n].mean()) for seed in shared or by) for by in (a, b)]
-    return Line(what, means[0], means[1], found)
+    return Comparison(what, means[0], means[1], found)
 
 
-def _attack(store: Store, name: str, pair: Pair) -> Line:
+def _attack(store: Store, name: str, pair: Pair) -> Comparison:
     sides: list[Outcomes] = []
     hashes: dict[int, set[str | None]] = {}
     for row, seed in zip((pair.a, pair.b), pair.seeds, strict=True):
@@ -91,7 +91,7 @@ def _attack(store: Store, name: str, pair: Pair) -> Line:
         done = {s: entry for s, entry in asked.items() if entry.state == "done"}
         if asked and not done:
             states = sorted({entry.state for entry in asked.values()})
-            return Line(name, None, None, None, f"{row.method}: {', '.join(states)}")
+            return Comparison(name, None, None, None, f"{row.method}: {', '.join(states)}")
         for entry in done.values():
             hashes.setdefault(entry.n, set()).add(entry.test_hash)
         eps = row.eps_value if row.norm else 0.0
@@ -179,7 +179,7 @@ def _about(row: Row, on: dict[str, bool]) -> str:
     return f"{row.method}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")
 
 
-def _cells(line: Line) -> list[str]:
+def _cells(line: Comparison) -> list[str]:
     f = line.found
     if f is None or line.a is None or line.b is None:
         return [line.what, "–", "–", line.why]

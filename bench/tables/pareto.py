@@ -54,7 +54,7 @@ def footing(row: Row, kind: str) -> tuple[Any, ...]:
     return *_comparable(row), *KINDS[kind][1](row)
 
 
-def told(found: Fronts, row: Row) -> str:
+def describe_fronts(found: Fronts, row: Row) -> str:
     """`clean, seconds`: the fronts that a row is on; none; or – where there was nothing to compare."""
     kinds = found.get(id(row))
     if not kinds:

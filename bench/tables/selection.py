@@ -68,7 +68,7 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
         raise LookupError(f"'{name_a}' and '{name_b}' meet in {_listed(met)}; choose one with --dataset")
     for name, side in ((name_a, [a for a, _ in shared]), (name_b, [b for _, b in shared])):
         if len({row.config for row in side}) > 1:
-            raise LookupError(f"'{name}' is ambiguous; give the training key of one: {_told(side)}")
+            raise LookupError(f"'{name}' is ambiguous; give the training key of one: {_describe_side(side)}")
         if where.seed is not None and where.seed not in side[0].seeds:
             raise LookupError(f"'{name}' has no seed {where.seed}; trained: {', '.join(map(str, side[0].seeds))}")
     own = [where.seed if where.seed is not None else trained.get(name, ("", None))[1] for name in (name_a, name_b)]
@@ -109,7 +109,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
 
 
-def _told(side: Iterable[Row]) -> str:
+def _describe_side(side: Iterable[Row]) -> str:
     facts = {
         f"{row.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)": 0
         for row in side

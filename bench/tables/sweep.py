@@ -129,7 +129,7 @@ def sweep(
     if not swept:
         values = ", ".join(f"{x:g}" for x in sorted(met))
         raise LookupError(f"{defense} has no two rows that differ in {setting} alone; its values: {values}")
-    names = _told_apart(list(swept), setting)
+    names = _disambiguate(list(swept), setting)
     plain = [row for row in asked if row.defense == "standard"]
     return [_series(store, defense, setting, names[key], by, plain) for key, by in swept.items()]
 
@@ -157,7 +157,7 @@ def _group(job: Job, row: Row, setting: str) -> str:
     return json.dumps([what, weights, budget], sort_keys=True)
 
 
-def _told_apart(keys: list[str], setting: str) -> dict[str, str]:
+def _disambiguate(keys: list[str], setting: str) -> dict[str, str]:
     """In what the series differ from each other, apart from the budget: `structure=diag`."""
     flat = {key: dict(_flat(json.loads(key)[0])) for key in keys}
     names = sorted(set().union(*flat.values()))
