@@ -34,7 +34,7 @@ from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.spec import TrainSpec
 from bench.training.cost import profile_step
-from bench.training.optimizer import optimisation
+from bench.training.optimizer import build_updater
 from defenses.noisy import Noisy
 
 EPS = "0.1"
@@ -110,7 +110,7 @@ class Ours:
     def __init__(self, arch: str, name: str, settings: dict[str, Any], recipe: dict[str, Any], x: Tensor, y: Tensor):
         self.defense = make_defense(name, settings)
         self.net = make_net(arch, x.device, self.defense)
-        self.updater = optimisation(self.defense, self.net, TrainSpec(**recipe).model_dump(), 1000)
+        self.updater = build_updater(self.defense, self.net, TrainSpec(**recipe).model_dump(), 1000)
         self.batch = Batch(laid_out(x), y, torch.arange(len(x), device=x.device), 0, 0.5)
         self.x_adv: Any = None
         inner = self.defense.inner

@@ -42,7 +42,7 @@ from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.models.common import Inputs
 from bench.planning.spec import TrainSpec
-from bench.training.optimizer import optimisation
+from bench.training.optimizer import build_updater
 
 STEPS, REL_STEP_SIZE, SEEDS, PAIRS = 20, 0.1, (0, 1, 2), 8
 ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "epochs": 1}
@@ -71,7 +71,7 @@ def trained(arch: str, inputs: Inputs, eps: str, x: Tensor, y: Tensor, rounds: i
     net = defense.wrap(plugins.build_model(arch, {}, inputs)).to(x.device)
     net = net.to(memory_format=torch.channels_last).train()
     parts = [rows for _ in range(rounds) for rows in torch.randperm(len(x)).split(BATCH)]
-    updater = optimisation(defense, net, TrainSpec(**ADAM).model_dump(), len(parts))
+    updater = build_updater(defense, net, TrainSpec(**ADAM).model_dump(), len(parts))
     for k, rows in enumerate(parts):
         index = rows.to(x.device)
         batch = Batch(datasets.layout(x[index]), y[index], index, 0, k / len(parts))

@@ -48,7 +48,7 @@ from bench.planning.plan import plan
 from bench.planning.spec import TrainSpec
 from bench.planning.typed import Options
 from bench.records.store import Store, weights_file
-from bench.training.optimizer import optimisation
+from bench.training.optimizer import build_updater
 from bench.training.train import build
 
 EPOCHS, STEPS, BATCH, IMAGES, PAIRS = 3, 50, 128, 1000, 4
@@ -86,7 +86,7 @@ def plain_training(job: TrainJob, root: Path) -> dict[str, Tensor]:
     defense, net = build(job, data)
     settings = TrainSpec.model_validate(job.training).model_dump()
     steps = len(data.train.x) // settings["batch_size"]
-    updater = optimisation(defense, net, settings, steps)
+    updater = build_updater(defense, net, settings, steps)
     net.train()
     with scope(seed(job.seed, "inner")):
         for epoch in range(settings["epochs"]):

@@ -141,7 +141,7 @@ class FastAT(Defense):
         return {**place, "best": self._best, **stopped, **{_GOOD + n: v for n, v in self._good.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._epoch, self._progress = int(state["epoch"]), float(state["progress"])
         self._checks, self._skipped = state["counts"].tolist()
         self._best, self._loss = state["best"], state.get("stopped")

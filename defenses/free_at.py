@@ -97,5 +97,5 @@ class FreeAT(Defense):
         return {} if self._delta is None else {"delta": self._delta}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._delta = state.get("delta")

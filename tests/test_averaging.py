@@ -81,7 +81,7 @@ def test_inside_standing_the_net_is_the_average_and_afterwards_what_it_was() -> 
         for p in model.parameters():
             p.mul_(1.7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with average.standing(model):
+    with average.installed(model):
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), initial, strict=True))
         recalibrate(model, [torch.rand(4, 1, 8, 8)])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -23,7 +23,7 @@ from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.spec import TrainSpec
 from bench.records.store import Store
-from bench.training.optimizer import optimisation
+from bench.training.optimizer import build_updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -47,7 +47,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, waiting_is_an_err
     defense = plugins.make("defenses", name, plugin.resolve({}), threat)
     net = defense.wrap(plugins.build_model("preact_resnet18", {"width": 8}, INPUTS)).cuda().train()
     net = net.to(memory_format=torch.channels_last)
-    updater = optimisation(defense, net, TrainSpec(**SETTINGS).model_dump(), 10)  # type: ignore[arg-type]
+    updater = build_updater(defense, net, TrainSpec(**SETTINGS).model_dump(), 10)  # type: ignore[arg-type]
     x = torch.rand(64, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     y = torch.arange(64, device="cuda") % 10
     batch = Batch(x, y, torch.arange(64, device="cuda"), 0, 0.5)

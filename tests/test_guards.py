@@ -49,7 +49,7 @@ def test_a_net_that_fell_to_one_answer_is_stopped_after_three_epochs(digits: Dat
     net.constant = 3
     assert [watch.fallen(model, epoch, 9) for epoch in (2, 3)] == [None, None]
     found = watch.fallen(model, 4, 9)
-    assert "the net had learned, but gave one and the same answer to all of 256 training images" in str(found)
+    assert "the net had learned, but predicted one class for all of 256 training images" in str(found)
     assert "epochs 2 to 4 of 9" in str(found)
     assert torch.equal(net.norm.running_mean, before)
     assert torch.equal(torch.get_rng_state(), generator)
@@ -79,7 +79,7 @@ def test_a_trained_net_at_chance_is_not_deployed(digits: Data) -> None:
     net.wrong = 0.95
     assert "right on 12 of 256 training images; always" in str(watch.failed(model, 1000))
     net.wrong, net.constant = 0.0, int(watch._y.mode().values)
-    assert f"right on {watch.majority} of 256 training images, all with one answer" in str(watch.failed(model, 1000))
+    assert f"correct on {watch.majority} of 256 training images, with one class for all" in str(watch.failed(model, 1000))
     assert watch.failed(model, 99) is None  # too early to tell
 
 

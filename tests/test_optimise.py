@@ -15,7 +15,7 @@ from bench.core.defense import Batch, Defense
 from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.planning.spec import TrainSpec
-from bench.training.optimizer import SCHEDULES, Optimisation, autocast_forward, optimisation
+from bench.training.optimizer import SCHEDULES, Optimization, autocast_forward, build_updater
 from defenses.awp import AWP
 from defenses.free_at import FreeAT
 from defenses.standard import Standard
@@ -28,8 +28,8 @@ def settings(**changed: Any) -> dict[str, Any]:
     return TrainSpec.model_validate({**plain, **changed}).model_dump()
 
 
-def made(model: nn.Module, steps: int = 4, defense: Defense | None = None, **changed: Any) -> Optimisation:
-    return optimisation(defense or Standard(NONE), model, settings(**changed), steps)
+def made(model: nn.Module, steps: int = 4, defense: Defense | None = None, **changed: Any) -> Optimization:
+    return build_updater(defense or Standard(NONE), model, settings(**changed), steps)
 
 
 def line() -> nn.Linear:

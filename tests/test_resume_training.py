@@ -39,7 +39,7 @@ SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 16, "epochs": 3, "weight_de
 WARM = {"schedule": "one_cycle", "eps_warmup": 0.4, "lr_warmup": 0.3, "label_smoothing": 0.1, "grad_clip": 0.1}
 STEPS = 4  # in an epoch
 STEP_KILLS = 20  # docs/reliability.md shows it
-TIMES = {"now", "seconds", "keeping", "checks", "_began", "resumed", "lines"}
+TIMES = {"now", "seconds", "checkpoint_seconds", "checks", "_epoch_began", "resumed", "lines"}
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 
 
@@ -211,7 +211,7 @@ def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkey
     monkeypatch.setattr(checkpoint, "write", write)
     state = kept.read(CPU)
     assert state is not None
-    state["_began"] -= 300
+    state["_epoch_began"] -= 300
     kept.write(state)
     done = train(job, data, tmp_path / "train.jsonl", told_first.append, kept)
     assert 100 < done.metrics["seconds_per_epoch"] < 120
@@ -412,7 +412,7 @@ def test_a_training_that_cannot_be_kept_goes_on(tmp_path: Path, capsys: pytest.C
     (tmp_path / "file").write_text("no folder")
     done = run(job, data, tmp_path, always(tmp_path / "file" / "one"))
     assert distance(done.model.net.state_dict(), plain.model.net.state_dict()) == 0
-    assert "cannot keep the training" in capsys.readouterr().out
+    assert "cannot write the checkpoint" in capsys.readouterr().out
 
 
 SPEC = """

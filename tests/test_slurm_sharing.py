@@ -82,7 +82,7 @@ def test_ten_requeues_in_mid_training_change_no_bit_and_repeat_no_step(bench: Be
     record, log = there.record(key), (there.root / key / "log.txt").read_text()
     assert record is not None
     assert record["metrics"]["resumed"] == REQUEUES
-    assert [int(found) for found in re.findall(r"goes on after (\d+) steps", log)] == made[1:]
+    assert [int(found) for found in re.findall(r"resumes after (\d+) steps", log)] == made[1:]
 
 
 def begun(results: Path) -> Counter[str]:

@@ -174,7 +174,7 @@ def test_sigterm_in_the_middle_of_anything_costs_no_step_and_no_bit(training: Tr
             assert training.seen("step") == EPOCHS * STEPS, f"steps made twice after SIGTERM in {what} {nth}"
             log = (training.store.folder(training.key) / "log.txt").read_text()
             assert f"stopped after {made} steps" in log
-            assert f"goes on after {made} steps" in log
+            assert f"resumes after {made} steps" in log
         assert training.same() == (not late)
 
 
@@ -225,7 +225,7 @@ def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time
     state = kept.read(torch.device("cpu"))
     assert state is not None
     assert len(state["lines"]) == 2
-    assert state["_looking"] is True
+    assert state["_steps_done"] is True
     assert state["loop"]["place"] == 0
     assert state["loop"]["watch"] == {"learned": True, "constant": 2}
 

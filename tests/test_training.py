@@ -30,7 +30,7 @@ from bench.records.store import Store
 from bench.training.averaging import recalibrate
 from bench.training.best_epoch import validation_accuracy
 from bench.training.divergence import Collapsed
-from bench.training.optimizer import optimisation
+from bench.training.optimizer import build_updater
 from bench.training.train import Trained, train
 from bench.training.train import build as build_net
 
@@ -131,7 +131,7 @@ def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> 
     job = jobs()[0]
     data = data_of(job)
     defense, net = build_net(job, data)
-    updater = optimisation(defense, net, TrainSpec.model_validate(job.what["train"]).model_dump(), 6)
+    updater = build_updater(defense, net, TrainSpec.model_validate(job.what["train"]).model_dump(), 6)
     seen.append({n: p.detach().clone() for n, p in net.named_parameters()})
     for epoch in range(2):
         order = seed(0, "order", epoch)
@@ -280,7 +280,7 @@ def test_a_collapsed_run_is_stopped_and_marked_and_a_healthy_one_is_not(bench: B
     record = next(r for j, r in store.records() if j.what.get("defense", {}).get("name") == "falling")
     assert record["error"]["type"] == "Collapsed"
     assert (
-        "gave one and the same answer to all of 64 training images at the end of epochs" in record["error"]["message"]
+        "predicted one class for all of 64 training images at the end of epochs" in record["error"]["message"]
     )
     assert "blocked" in outcome.out
     off = bench(*tiny(*words, "--set", "train.guard=false", "--results-dir", "off", defense="falling", attack="clean"))
@@ -384,7 +384,7 @@ def test_settings_of_training_are_typed_like_those_of_a_plug_in(bench: Bench) ->
 def test_a_training_that_learned_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
     """A decay that leaves no weights: 102 updates later every image has the same answer."""
     job = jobs(epochs=17, weight_decay=20.0)[0]
-    with pytest.raises(Collapsed, match=r"^the trained net is right on \d+ of 96 training images, all with one answer"):
+    with pytest.raises(Collapsed, match=r"^the trained net is correct on \d+ of 96 training images, with one class for all"):
         train(job, data_of(job), tmp_path / "log", lambda values: None)
     short = jobs(epochs=16, weight_decay=20.0)[0]
     train(short, data_of(short), tmp_path / "log", lambda values: None)  # 96 updates tell nothing

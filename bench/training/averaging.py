@@ -1,4 +1,4 @@
-"""Averages of the weights along training, EMA and SWA, and BatchNorm statistics for them. Training never sees them."""
+"""Averages of the weights during training (EMA, SWA) and their BatchNorm statistics. Training itself is unaffected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.core.classifier import keep_buffers
 
-EMA_COPY = 0.025  # share of training at its start in which the moving average is a copy
+EMA_COPY = 0.025  # initial fraction of training in which the moving average is a copy of the weights
 
 
 class Average:
@@ -33,10 +33,10 @@ class Average:
         self._mean = [p.detach().clone() for p in self._live]
         self._updates = 0
         self.active = 0
-        """Updates (ema) or epochs (swa) that were averaged, not copied."""
+        """Updates (ema) or epochs (swa) in the average, without those that were copied."""
 
     def update(self) -> None:
-        """Take in the weights after an update of training (ema only)."""
+        """Add the weights after an update of training (ema only)."""
         if self.kind == "ema":
             n = self._updates - self._copied
             self._blend(1.0 if n < 0 else 1 - min(self.decay, (1 + n) / (10 + n)))
@@ -44,22 +44,22 @@ class Average:
             self.active += n >= 0
 
     def end_epoch(self, progress: float) -> None:
-        """Take in the weights at the end of an epoch (swa only); `progress` in (0,1] through the training."""
+        """Add the weights at the end of an epoch (swa only); `progress` is the fraction of training, in (0,1]."""
         if self.kind == "swa":
             self.active += progress > self.start
             self._blend(1 / max(self.active, 1))
 
     def restart(self) -> None:
-        """Begin anew at the present weights: they were put there, training did not reach them."""
+        """Restart the average from the current weights, which were restored from an earlier state."""
         self._blend(1.0)
         self.active = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and what was counted for it."""
+        """The average and its counters."""
         return {"mean": self._mean, "updates": self._updates, "active": self.active}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._mean, self._updates, self.active = state["mean"], state["updates"], state["active"]
 
     def _blend(self, share: float) -> None:
@@ -67,14 +67,14 @@ class Average:
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._live], share)
 
     def install(self) -> None:
-        """Put the average in the place of the net's parameters, for good."""
+        """Replace the network's parameters by the average, permanently."""
         with torch.no_grad():
             for parameter, mean in zip(self._live, self._mean, strict=True):
                 parameter.copy_(mean)
 
     @contextmanager
-    def standing(self, net: nn.Module) -> Iterator[None]:
-        """Inside, the net's parameters are the average; afterwards they and all buffers are what they were."""
+    def installed(self, net: nn.Module) -> Iterator[None]:
+        """Context in which the parameters of `net` are the average; parameters and buffers are restored afterwards."""
         saved = [p.detach().clone() for p in self._live]
         with keep_buffers(net):
             try:
@@ -88,11 +88,11 @@ class Average:
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give every BatchNorm layer of `model` the statistics of one pass over `batches` of images (b c h w).
+    """Set the statistics of every BatchNorm layer of `model` to those of one pass over `batches` of images (b c h w).
 
-    Mean and (unbiased) variance are the averages over batches, each weighted by its size b: momentum b / (n + b) after
-    n images. A single image behind other batches is left out: at one position it has no variance. Everything but
-    BatchNorm is in eval mode meanwhile; each module's mode is restored. Without BatchNorm no pass is made.
+    Mean and (unbiased) variance are averages over batches, weighted by their size b: momentum b / (n + b) after n
+    images. A last batch of a single image is skipped, because it has no variance at a single position. All other
+    modules are in eval mode during the pass; each module's mode is restored. Without BatchNorm no pass is made.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:

@@ -1,4 +1,4 @@
-"""Validation-based choice of an epoch's weights: never by test images, and the last weights are kept beside them."""
+"""Selection of the best epoch by validation accuracy, never by test images; the last weights are stored too."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from bench.core.pgd import ascend, attack_loss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import Images, to_channels_last, to_float
-from bench.training import sigterm as stopping
+from bench.training import sigterm
 
 STEPS, REL_STEP_SIZE, BLOCK = 10, 0.25, 500
-DROP = 0.2  # fall below the best that is noted as a sudden drop (catastrophic overfitting)
+DROP = 0.2  # drop below the best accuracy that is reported as catastrophic overfitting
 
 
 def validation_accuracy(model: Classifier, images: Images, threat: Threat | None, run_seed: int) -> float:
-    """Share in [0,1] of `images` that the deployed decision gets right under PGD-10 (steps of eps / 4 on cross-entropy,
-    one start uniform in the ball), or without an attack where `threat` is None.
+    """Accuracy in [0,1] of the deployed model on `images` under PGD-10 (steps of eps / 4 on cross-entropy, one start
+    uniform in the ball), or without an attack if `threat` is None.
 
-    Starts and draws depend on the run's seed only, so epochs are compared on the same ones. Neither the caller's
-    generators nor BatchNorm's statistics move.
+    Starts and noise draws depend on the run's seed only, so that epochs are compared under equal conditions. The
+    caller's generators and BatchNorm's statistics are unchanged.
     """
-    right = torch.zeros((), dtype=torch.int64, device=images.x.device)
+    correct = torch.zeros((), dtype=torch.int64, device=images.x.device)
     surrogate = model.surrogate()
     with frozen(model):
         for start in range(0, len(images.x), BLOCK):
-            stopping.point()
+            sigterm.point()
             x, y = to_channels_last(to_float(images.x[start : start + BLOCK])), images.y[start : start + BLOCK]
             with scope(seed(run_seed, "validation", start)):
                 if threat is not None:
                     x = _attacked(surrogate, x, y, threat)
                 with torch.no_grad():
-                    right += (model.predict(x) == y).sum()
-    return int(right) / len(images.x)
+                    correct += (model.predict(x) == y).sum()
+    return int(correct) / len(images.x)
 
 
 def _attacked(surrogate: torch.nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
@@ -46,14 +46,14 @@ def _attacked(surrogate: torch.nn.Module, x: Tensor, y: Tensor, threat: Threat) 
 
 
 def content_hash(images: Images) -> str:
-    """16 hex digits of SHA-256 over pixels and labels: on which images an epoch was chosen."""
+    """16 hex digits of the SHA-256 of pixels and labels: identifies the images that selected an epoch."""
     digest = hashlib.sha256(images.x.cpu().contiguous().numpy().data)
     digest.update(images.y.cpu().numpy().astype("<i8").data)
     return digest.hexdigest()[:16]
 
 
 class Choice:
-    """The best of the epochs offered, the first of equal ones, with a copy of its weights and buffers."""
+    """The epoch with the best validation accuracy (the first of equal ones), with a copy of its weights and buffers."""
 
     def __init__(self) -> None:
         self.best_epoch, self.best, self.last = 0, -1.0, -1.0
@@ -61,7 +61,7 @@ class Choice:
         self.state: dict[str, Tensor] = {}
 
     def offer(self, epoch: int, accuracy: float, state: dict[str, Tensor]) -> None:
-        """Take `state` where `accuracy` (share in [0,1]) is above all before it; note the first sudden drop."""
+        """Copy `state` if `accuracy` (in [0,1]) is the best so far; record the first sudden drop."""
         self.last = accuracy
         if accuracy > self.best:
             self.best_epoch, self.best = epoch, accuracy
@@ -70,15 +70,15 @@ class Choice:
             self.dropped = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """What was offered so far, the weights of the best epoch included."""
+        """All accuracies so far and the weights of the best epoch, for checkpoints."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float | int | None]:
-        """What a record says of the choice; `sudden_drop_epoch`: the first one 20 points below the best, or None."""
+        """Metrics for the record; `sudden_drop_epoch` is the first epoch 20 points below the best, or None."""
         return {
             "best_epoch": self.best_epoch,
             "best_validation": self.best,

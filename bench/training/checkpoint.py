@@ -1,4 +1,4 @@
-"""What a job keeps of itself while it runs: tensors in one file that is whole or ignored."""
+"""Files of partial work: tensors and short texts in one file with a checksum; a damaged file is ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.atomic import write_atomic
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """Keep tensors (any device; stored on the CPU) and short texts, atomically, with a checksum over all of it."""
+    """Write tensors (from any device, stored on the CPU) and short texts atomically, with a checksum of all of it."""
     plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     path.parent.mkdir(exist_ok=True)
     data = save(plain, metadata={**facts, "checksum": _checksum(plain, facts)})
@@ -23,7 +23,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """What was kept, or None where there is nothing or the file is damaged: then the work is simply done again."""
+    """Tensors (on `device`) and texts, or None if the file is missing or damaged: the work is then repeated."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = dict(file.metadata() or {})

@@ -1,4 +1,4 @@
-"""What a training step and a prediction cost: passes, work in units of one forward pass F, milliseconds."""
+"""Cost of a training step and of a prediction: passes, work in units of one forward pass F, milliseconds."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from bench.core.defense import Batch, Defense, Losses, Updater
 
 
 def inference_ms(model: Classifier, x: Tensor, repeats: int = 5) -> float:
-    """Milliseconds an image of the deployed prediction (all its draws) on `x` (b c h w), best of several passes."""
+    """Milliseconds per image of the deployed prediction (with all its draws) on `x` (b c h w), best of `repeats`."""
     times = []
     with torch.no_grad():
         for _ in range(repeats):
-            synchronise(x.device)
+            synchronize(x.device)
             started = time.perf_counter()
             model.predict(x)
-            synchronise(x.device)
+            synchronize(x.device)
             times.append(time.perf_counter() - started)
     return min(times) * 1000 / len(x)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class _Flops(TorchDispatchMode):
-    """Counts the work of convolutions and matrix products.
+    """Counts the floating-point operations of convolutions and matrix products.
 
-    torch's FlopCounterMode does it by module too, with hooks that refuse autograd.grad at a leaf (every attack step).
+    torch's FlopCounterMode also counts per module, with hooks that fail on autograd.grad at a leaf (every attack step).
     """
 
     total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and add what the registry of torch says it costs."""
+        """Run the operator and add its cost from torch's registry."""
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
@@ -51,9 +51,9 @@ class _Flops(TorchDispatchMode):
 
 
 def profile_step(defense: Defense, net: nn.Module, updater: Updater, batch: Batch) -> tuple[Losses, dict[str, float]]:
-    """A training step with its cost counted: passes through the net, and work in units of one forward pass F.
+    """One training step and its cost: passes through the network, and work in units of one forward pass F.
 
-    F counts every convolution and matrix product, so methods that bypass the net's forward are counted alike.
+    The work includes every convolution and matrix product, also of methods that bypass the network's forward.
     """
     counts = {"forwards": 0, "backwards": 0}
 

@@ -1,4 +1,4 @@
-"""One training: the pass through an epoch, and what is looked at after it. It knows interfaces only."""
+"""The steps of one epoch and the checks after it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from bench.core.rng import scope, seed
 from bench.data.images import Data, batches, to_channels_last, to_float
 from bench.planning.job import TrainJob
 from bench.planning.spec import TrainSpec
-from bench.training import sigterm as stopping
+from bench.training import sigterm
 from bench.training.averaging import Average, recalibrate
 from bench.training.best_epoch import Choice, validation_accuracy
 from bench.training.cost import profile_step
 from bench.training.divergence import MIN_STEPS, CollapseDetector, Diverged, not_finite
-from bench.training.optimizer import autocast_forward, optimisation
+from bench.training.optimizer import autocast_forward, build_updater
 from bench.training.resume import random_streams, restore_streams
 
 
 class Loop:
-    """One training: the defense, its net and optimiser, the pass through an epoch, and what is looked at after it."""
+    """Everything that one training changes: defense, network, optimizer, averages; the steps of an epoch, its
+    checks."""
 
     def __init__(
         self,
@@ -38,11 +39,11 @@ class Loop:
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         self.defense, self.net = defense, net
-        # jobs leave out settings that are younger than the first records while at their default
+        # a job omits settings that are younger than the first records while they have their default
         self.settings = settings = TrainSpec.model_validate(job.training).model_dump()
         self.seed, self.data, self.report = job.seed, data, report
         self.steps_per_epoch = max(len(data.train.x) // settings["batch_size"], 1)
-        self.updater = optimisation(self.defense, self.net, settings, self.steps_per_epoch)
+        self.updater = build_updater(self.defense, self.net, settings, self.steps_per_epoch)
         self.average = None
         if settings["average"] != "none":
             kind, decay, start = (settings[name] for name in ("average", "ema_decay", "swa_start"))
@@ -52,7 +53,7 @@ class Loop:
         self.watch, self.choice, self.check_seconds = CollapseDetector(data, self.seed), Choice(), 0.0
         self.cost: dict[str, float] = {}
         self.place = 0
-        """Steps made in the epoch that is under way."""
+        """Steps made in the current epoch."""
         self.on_step: Callable[[], None] = lambda: None
         """Called between two steps of an epoch."""
         self._active, self._counts = Counter[str](), Counter[str]()
@@ -60,8 +61,10 @@ class Loop:
         self.net.train()
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training images, or what is left of it after a kill; the mean of each term over the steps
-        that had it. The only host sync is at its end."""
+        """One pass over the training images, or the rest of it after resuming.
+
+        Returns the mean of each term over the steps that have it. The device is synchronized at its end only.
+        """
         settings, sums, first = self.settings, self._sums, self.place
         loader = batches(
             self.data.train,
@@ -92,14 +95,14 @@ class Loop:
         return terms
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step or the end of an epoch changes, random streams included, between two steps."""
+        """All that a step or the end of an epoch changes, random generators included; valid between two steps."""
         parts = {name: part.state_dict() for name, part in self._parts()}
         counts = {"active": dict(self._active), "counts": dict(self._counts), "sums": self._sums, "cost": self.cost}
         streams = random_streams(self.data.train.x.device)
         return {**parts, **counts, "place": self.place, "checks": self.check_seconds, "random": streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave: what is left of the training then gives the bits that it would have given."""
+        """Restore the result of `state_dict`: the training continues bit for bit."""
         for name, part in self._parts():
             part.load_state_dict(state[name])
         self._active, self._counts = Counter(state["active"]), Counter(state["counts"])
@@ -113,9 +116,9 @@ class Loop:
         return [*parts.items(), *watching.items(), *([("average", self.average)] if self.average is not None else [])]
 
     def _step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
-        """The defense's step under the budget of this moment, and what has to be told of it.
+        """One step of the defense under the current budget of a warm-up, with its bookkeeping.
 
-        The last one is counted: every warm-up is over then, which makes the first steps of some methods cheaper.
+        The cost is measured at the last step, because warm-ups make the first steps of some methods cheaper.
         """
         warmup, before = self.settings["eps_warmup"], self.updater.steps
         if warmup:
@@ -134,16 +137,16 @@ class Loop:
         return terms
 
     def check(self, epoch: int, terms: dict[str, float]) -> tuple[dict[str, float], Diverged | None]:
-        """After an epoch: validation accuracy where the recipe chooses by it, and the reason to stop, if there is one.
+        """After an epoch: validation accuracy, if the recipe selects epochs by it, and the reason to stop or None.
 
-        Leaves weights, buffers, modes and random streams as they are.
+        Weights, buffers, modes and random generators are unchanged.
         """
         settings, epochs, began = self.settings, self.settings["epochs"], time.perf_counter()
         found = dict[str, float]()
         problem = not_finite(terms, self.net, epoch + 1, epochs)
         share = (epoch + 1) / epochs
-        judged = self.updater.steps >= MIN_STEPS and share > max(settings["eps_warmup"], settings["lr_warmup"])
-        if problem is None and settings["guard"] and judged:
+        past_warmup = self.updater.steps >= MIN_STEPS and share > max(settings["eps_warmup"], settings["lr_warmup"])
+        if problem is None and settings["guard"] and past_warmup:
             problem = self.watch.fallen(self.defense.deploy(self.net), epoch + 1, epochs)
         due = (epoch + 1) % settings["choose_every"] == 0 or epoch + 1 == epochs
         if problem is None and settings["keep"] == "best" and due:
@@ -156,7 +159,7 @@ class Loop:
         return found, problem
 
     def deploy(self) -> Classifier:
-        """What is attacked and served. Raises Collapsed where it is at chance."""
+        """The deployed model. Raises Collapsed if its accuracy is at chance."""
         if self.average is not None:
             self.average.install()
             self._recalibrate()
@@ -168,7 +171,7 @@ class Loop:
         return model
 
     def active(self) -> dict[str, int]:
-        """In how many optimiser steps (swa: epochs) each mechanism of the recipe that is on did something."""
+        """Number of optimizer steps (swa: epochs) in which each enabled part of the recipe had an effect."""
         found = {name: self._active[name] for name in ("eps_warmup", "lr_warmup", "label_smoothing")}
         found["grad_clip"] = self.updater.clipped
         on = {name: value for name, value in found.items() if self.settings[name]}
@@ -182,24 +185,24 @@ class Loop:
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Inside, the net stands as it would be deployed now; without an average, as it is."""
+        """Context in which the network has the weights that would be deployed now: the average, if there is one."""
         if self.average is None:
             yield
             return
-        with self.average.standing(self.net):
+        with self.average.installed(self.net):
             self._recalibrate()
             yield
 
     def _recalibrate(self) -> None:
-        """Statistics of the averaged weights from one clean pass of what is deployed; ema keeps the live ones."""
+        """BatchNorm statistics of the averaged weights, from one clean pass; ema by default uses those of training."""
         wanted = self.settings["average_bn"] or ("live" if self.settings["average"] == "ema" else "clean")
         if wanted == "clean":
             with scope(seed(self.seed, "recalibrate")):
                 recalibrate(self.defense.deploy(self.net), self._images())
 
     def _images(self) -> Iterator[Tensor]:
-        """All training images in batches, in the order in which they lie."""
+        """All training images in batches, in storage order."""
         x, size = self.data.train.x, self.settings["batch_size"]
         for start in range(0, len(x), size):
-            stopping.point()
+            sigterm.point()
             yield to_channels_last(to_float(x[start : start + size]))

@@ -25,13 +25,13 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @dataclass
-class Optimisation:
-    """The defense's Updater: one optimiser step on the sum of the terms, then one tick of the schedule.
+class Optimization:
+    """The defense's Updater: one optimizer step on the sum of the terms, then one step of the schedule.
 
-    `factor` maps progress in [0,1], counted in optimiser steps, to the share of each group's peak rate; `total` is the
-    number of steps of the whole training. `clip` is the largest L2 norm of the whole gradient (0: no limit). A `scaler`
-    scales the loss of 16-bit float passes and skips a step whose gradient overflows. `on_update` is told of each
-    update once the weights stand where training left them.
+    `factor` maps progress in [0,1], counted in optimizer steps, to the fraction of each group's peak rate; `total` is
+    the number of steps of the whole training. `clip` is the largest L2 norm of the whole gradient (0: no limit). A
+    `scaler` scales the loss of fp16 passes and skips a step whose gradient overflows. `on_update` is called after each
+    update, once the weights are unperturbed.
     """
 
     optimizer: torch.optim.Optimizer
@@ -51,8 +51,8 @@ class Optimisation:
         self._tick()
 
     def descend(self, terms: Losses) -> None:
-        """Minimise the sum of the terms by one step. Before a second one in a step of the defense, weights must stand
-        unperturbed: the average takes them then."""
+        """Minimize the sum of the terms by one step. Before a second one in the same step of the defense, the weights
+        must be unperturbed: the average reads them then."""
         self.flush_to_average()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.stack(list(terms.values())).sum()
@@ -73,24 +73,24 @@ class Optimisation:
         self._tick()
 
     def flush_to_average(self) -> None:
-        """Pass the last update on to the average, once: the weights stand where it left them."""
+        """Report the last update to the average, once; the weights must be unperturbed."""
         if self._pending and self.on_update is not None:
             self.on_update()
         self._pending = False
 
     @property
     def clipped(self) -> int:
-        """In how many steps the gradient was longer than `clip`. Reads the device: not for every step."""
+        """Number of steps whose gradient was clipped. Synchronizes the device: do not call it at every step."""
         return 0 if self._clipped is None else int(self._clipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes from step to step, between two of them. Rates follow from the number of steps."""
+        """All that a step changes; learning rates follow from the number of steps."""
         inner = {str(place): values for place, values in self.optimizer.state_dict()["state"].items()}
         counts = {"steps": self.steps, "skipped": self.skipped, "clipped": self._clipped}
         return {"optimizer": inner, "scaler": self.scaler and self.scaler.state_dict(), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         inner = {int(place): values for place, values in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": inner})
         if self.scaler is not None:
@@ -110,11 +110,11 @@ class Optimisation:
             group["lr"] = peak * share
 
 
-def optimisation(defense: Defense, net: nn.Module, settings: dict[str, Any], steps_per_epoch: int) -> Optimisation:
-    """Optimiser and schedule of the recipe (all of TrainSpec's settings) over the defense's groups.
+def build_updater(defense: Defense, net: nn.Module, settings: dict[str, Any], steps_per_epoch: int) -> Optimization:
+    """Optimizer and schedule of the recipe (all settings of TrainSpec) for the defense's parameter groups.
 
-    `lr_scale` of a group multiplies the rate; a `weight_decay` of its own replaces the recipe's. Progress counts
-    optimiser steps, so a defense that replays a batch advances the schedule too.
+    A group's `lr_scale` multiplies the rate; its own `weight_decay` replaces the recipe's. Progress is counted in
+    optimizer steps, so that a defense that replays a batch advances the schedule too.
     """
     groups = _groups(defense, net, settings)
     optimizer: torch.optim.Optimizer
@@ -129,12 +129,12 @@ def optimisation(defense: Defense, net: nn.Module, settings: dict[str, Any], ste
 
     total = steps_per_epoch * settings["epochs"] * defense.updates_per_batch
     scaler = torch.amp.GradScaler(_device(net)) if settings["precision"] == "fp16" else None
-    return Optimisation(optimizer, factor, total, settings["grad_clip"], scaler)
+    return Optimization(optimizer, factor, total, settings["grad_clip"], scaler)
 
 
 def _groups(defense: Defense, net: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The defense's groups with rate and decay; `weight_decay_on: weights` takes biases and scales of normalisation
-    layers out of the recipe's decay, but leaves a group with a decay of its own as it is."""
+    """The defense's groups with rate and decay. `weight_decay_on: weights` excludes biases and scales of normalization
+    layers from the recipe's decay, but not from a decay of the group's own."""
     bare = _undecayed(net) if settings["weight_decay_on"] == "weights" else set()
     groups = []
     for group in defense.param_groups(net):
@@ -150,7 +150,7 @@ def _groups(defense: Defense, net: nn.Module, settings: dict[str, Any]) -> list[
 
 
 def _undecayed(net: nn.Module) -> set[int]:
-    """Ids of every bias, and of all parameters of normalisation layers, chosen by type."""
+    """Ids of every bias, and of all parameters of normalization layers, selected by type."""
     found = {id(p) for name, p in net.named_parameters() if name.rpartition(".")[2] == "bias"}
     for module in net.modules():
         if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
@@ -164,10 +164,10 @@ def _device(net: nn.Module) -> str:
 
 @contextmanager
 def autocast_forward(net: nn.Module, precision: str) -> Iterator[None]:
-    """Inside, each forward pass of `net` runs under autocast to `precision` (bf16, fp16) and gives fp32 logits.
+    """Context in which each forward pass of `net` runs under autocast to `precision` (bf16, fp16) and returns fp32
+    logits.
 
-    Only the passes: weights, gradients, losses and what a defense computes from logits stay fp32, and outside the net
-    is as it was. fp32 changes nothing.
+    Weights, gradients, losses and what a defense computes from logits stay fp32. `precision` fp32 changes nothing.
     """
     if precision == "fp32":
         yield
@@ -184,4 +184,4 @@ def autocast_forward(net: nn.Module, precision: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del net.forward  # the instance's own: the class's is back
+        del net.forward  # restores the method of the class

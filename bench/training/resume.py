@@ -1,7 +1,7 @@
-"""What a training keeps of itself while it runs, so that a kill costs about a minute and changes no bit of the outcome.
+"""Checkpoints of a training: a kill costs about a minute of work and does not change a bit of the result.
 
-The state of every part (net, optimiser, averages, guards, random streams, sums of the epoch that is under way) goes
-into one file (`checkpoint`): its tensors as they are, the rest as JSON.
+The state of every part (network, optimizer, averages, checks, random generators, sums of the current epoch) goes into
+one file (see `checkpoint`): tensors as they are, the rest as JSON.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from bench.training import checkpoint
 from bench.training.best_epoch import content_hash
 
 PLACE = "blocks/training.safetensors"  # in the job's folder
-# all code, by file or folder, that has a say in the numbers of a training
+# code, by file or folder, on which the numbers of a training depend
 CODE = ("core", "noise", "models", "training", "data", "../defenses", "plugins.py", "planning/spec.py")
 _TENSOR = "tensor"
 
 
 class Clock:
-    """Seconds of work: those of earlier attempts count, those spent on keeping it do not."""
+    """Seconds of work, over all attempts, without the time to write checkpoints."""
 
     def __init__(self) -> None:
         self.set(0.0)
@@ -42,16 +42,16 @@ class Clock:
         return time.perf_counter() - self._zero
 
     def set(self, seconds: float) -> None:
-        """Say how much work was done up to now."""
+        """Set the seconds of work so far."""
         self._zero = time.perf_counter() - seconds
 
 
 class Checkpointer:
-    """Where one training is kept while it runs, and how often.
+    """Writes and reads the checkpoint of one training, and decides how often.
 
-    At the end of an epoch after `at_end` seconds since the last time, between two steps after `every` seconds, but
-    never so often that keeping takes more than `share` of the time. `origin` names code, job and data: what another
-    one kept is not used. It is asked for only once there is something to keep or to read.
+    A checkpoint is due at the end of an epoch if the last one is `at_end` seconds old, between two steps if it is
+    `every` seconds old, but never so often that checkpoints take more than the fraction `share` of the time. `origin`
+    identifies code, job and data; a checkpoint of another origin is ignored. It is called at the first read or write.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Checkpointer:
         self._last, self._pause = time.perf_counter(), 0.0
 
     def due(self, epoch_over: bool) -> bool:
-        """Is it time to keep the work?"""
+        """True if a checkpoint is due."""
         wanted = self.at_end if epoch_over else self.every
         return time.perf_counter() - self._last >= max(wanted, self._pause)
 
     def read(self, device: torch.device) -> dict[str, Any] | None:
-        """The state that was kept; None where there is none, it is damaged, or other code, job or data made it."""
+        """The state of the checkpoint; None if there is none, it is damaged, or its origin is another."""
         found = checkpoint.read(self.path) if self.path.exists() else None
         if found is None or found[1].get("origin") != self.origin():
             return None
@@ -75,32 +75,33 @@ class Checkpointer:
         return state
 
     def write(self, state: dict[str, Any]) -> float:
-        """Keep a state; the seconds that took. Where it cannot be written the training goes on, and says so."""
+        """Write a checkpoint; returns the seconds it took. If it cannot be written, the training continues with a
+        message."""
         began = time.perf_counter()
         tensors, facts = pack(state)
         try:
             checkpoint.write(self.path, tensors, {**facts, "origin": self.origin()})
         except OSError as error:
-            print(f"cannot keep the training in {self.path.name}: {error.strerror}; it goes on", flush=True)
+            print(f"cannot write the checkpoint {self.path.name}: {error.strerror}; training continues", flush=True)
         self._last = time.perf_counter()
         self._pause = (self._last - began) / self.share
         return self._last - began
 
     def origin(self) -> str:
-        """Of what is kept now."""
+        """The origin of the checkpoints written now."""
         self._origin = self._origin or self._make()
         return self._origin
 
 
 def origin_of(job: TrainJob, data: Data) -> str:
-    """SHA-256 over the code of a training, the kind of device, the job and the training images."""
+    """SHA-256 of the code of a training, the kind of device, the job and the training images."""
     own = [*plugin_hashes("defenses", job.defense), catalog.get("models", job.model.name).sha256]
     return digest_of(CODE, [own, data.train.x.device.type, job.content(), content_hash(data.train)])
 
 
 def digest_of(code: tuple[str, ...], about: list[Any]) -> str:
-    """SHA-256 over code (files and folders, seen from bench/), torch's version, and whatever else the work depends on.
-    Not over commits: other changes do not count."""
+    """SHA-256 of code (files and folders relative to bench/), torch's version, and `about`, which lists all else that
+    the result depends on. The commit is not part of it, because other changes do not matter."""
     here = Path(__file__).parents[1]
     files = [path for name in code for path in ([here / name] if name.endswith(".py") else (here / name).glob("*.py"))]
     digest = hashlib.sha256()
@@ -118,14 +119,14 @@ def plugin_hashes(kind: catalog.Kind, chosen: PluginChoice) -> list[str]:
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Nested dicts (of text keys) and lists as the tensors in them, copied to the CPU, and one JSON text."""
+    """Nested dicts (with string keys) and lists as their tensors, copied to the CPU, and one JSON text."""
     tensors: dict[str, Tensor] = {}
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             name = str(len(tensors))
             tensors[name] = value.detach().to("cpu", copy=True)
-            # the order in memory (channels_last) decides in which order sums are taken
+            # the memory format (channels_last) determines the order of summation
             strides = torch.empty_like(value, device="meta").stride()
             return {_TENSOR: name, "strides": strides, "on_cpu": value.device.type == "cpu"}
         if isinstance(value, dict):
@@ -136,7 +137,7 @@ def pack(state: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def unpack(tensors: dict[str, Tensor], facts: dict[str, str], device: torch.device) -> Any:
-    """What `pack` was given; tensors that were not on the CPU come to `device`."""
+    """The inverse of `pack`; tensors that were not on the CPU are put on `device`."""
 
     def whole(value: Any) -> Any:
         if isinstance(value, dict) and _TENSOR in value:
@@ -151,8 +152,8 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, str], device: torch.devi
 
 
 def random_streams(device: torch.device) -> dict[str, Any]:
-    """Where the generators of Python, NumPy and torch stand: of the GPUs only `device`, on which the training runs,
-    since fewer or others may be visible when it goes on."""
+    """State of the generators of Python, NumPy and torch, of the GPUs only that of `device`, on which the training
+    runs: other GPUs may be visible when it resumes."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     gpus = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
@@ -165,7 +166,7 @@ def random_streams(device: torch.device) -> dict[str, Any]:
 
 
 def restore_streams(state: dict[str, Any], device: torch.device) -> None:
-    """Put the generators where `random_streams` found them, that of the GPU on `device`."""
+    """Restore the generators from `random_streams`, that of the GPU on `device`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     kind, keys, *rest = state["numpy"]

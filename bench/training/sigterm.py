@@ -1,7 +1,7 @@
-"""SIGTERM, as schedulers send it half a minute before SIGKILL: leave at once, or first save what is under way.
+"""SIGTERM, which schedulers send half a minute before SIGKILL: exit at once, or save a training first.
 
-A training cannot be saved in the middle of a step, nor while validation has the averaged weights in the net. So it asks
-for the exception to wait (`defer`), and leaves at points of its own (`point`), where all of its state is consistent.
+A training cannot be saved in the middle of a step, nor while validation has the averaged weights in the network. It
+therefore defers the exit (`defer`) to points at which all of its state is consistent (`point`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _deferring = _asked = False
 
 
 def stopped(number: int, frame: object) -> None:
-    """Handler of SIGTERM: raises SystemExit, where a training is under way at its next point."""
+    """Handler of SIGTERM: raises SystemExit, or in a training marks the exit for its next point."""
     global _asked
     if not _deferring:
         raise SystemExit(128 + number)
@@ -23,18 +23,18 @@ def stopped(number: int, frame: object) -> None:
 
 
 def defer() -> None:
-    """From now on until the job is over, SIGTERM only counts at a `point`. Without effect outside of `job`."""
+    """From now until the end of the job, SIGTERM takes effect at a `point` only. No effect outside of `job`."""
     global _deferring
     _deferring = _inside
 
 
 def asked() -> bool:
-    """Has SIGTERM come since `defer`?"""
+    """True if SIGTERM arrived since `defer`."""
     return _asked
 
 
 def point() -> None:
-    """Leave here, if asked to. Raises SystemExit."""
+    """Raise SystemExit if SIGTERM arrived since `defer`."""
     if _asked:
         raise SystemExit(CODE)
 
@@ -44,12 +44,12 @@ _inside = False
 
 @contextlib.contextmanager
 def job() -> Iterator[None]:
-    """A job with its record: what was deferred within ends with it, and is made good then."""
+    """Context of one job and its record: a deferred exit takes place at its end."""
     global _inside, _deferring, _asked
     _inside = True
     try:
         yield
     finally:
         late, _inside, _deferring, _asked = _asked, False, False, False
-    if late:  # the job was all but over, and is done
+    if late:  # the job finished before its next point
         raise SystemExit(CODE)
