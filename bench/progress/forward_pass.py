@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from bench import plugins
 from bench.data.images import to_channels_last
 from bench.models.common import Inputs
-from bench.training.cost import synchronise
+from bench.training.cost import synchronize
 
 SMALL, LARGE = 16, 256  # images of the two batches that are timed
 SECONDS = 0.4  # time spent on each batch; at least one pass is timed
@@ -55,10 +55,10 @@ def _seconds(work: Any, device: torch.device) -> float:
     """Median time of one call, after two calls that warm up."""
     times, began = list[float](), time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - began < SECONDS and len(times) < 1000):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         work()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - started)
     rest = sorted(times[2:])
     return rest[len(rest) // 2]
