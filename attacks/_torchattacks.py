@@ -1,4 +1,4 @@
-"""Torchattacks as it is: what each of its attacks measures and accepts, and what it takes for granted."""
+"""The attacks of torchattacks: norms, settings and requirements of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# the norms each method knows, where eps bounds it
+# methods bounded by eps, and their norms
 BOUNDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "UPGD", "DIFGSM"), ("Linf",)),
     **dict.fromkeys(("TIFGSM", "Jitter", "NIFGSM", "PGDRS", "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA"), ("Linf",)),
@@ -17,8 +17,8 @@ BOUNDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("PGDL2", "PGDRSL2"), ("L2",)),
     **dict.fromkeys(("APGD", "APGDT", "Square", "AutoAttack"), ("Linf", "L2")),
 }
-L0 = ("OnePixel", "Pixle", "JSMA", "SparseFool")  # look for few changed pixels
-# methods that look for the smallest perturbation, and the norms that it is measured in
+L0 = ("OnePixel", "Pixle", "JSMA", "SparseFool")  # minimize the number of changed pixels
+# methods that search for the smallest perturbation, and the norms in which it is measured
 MINIMAL: dict[str, tuple[str, ...]] = {
     **{"CW": ("L2",), "DeepFool": ("L2",), "EADEN": ("L1", "L2"), "EADL1": ("L1",), "FAB": ("Linf", "L2")},
     **dict.fromkeys(L0, ("Linf", "L2", "L1")),
@@ -27,26 +27,26 @@ THREE = ("TIFGSM", "PIFGSM", "PIFGSMPP")  # their kernels are written for three 
 POSITIVE = ("CW", "EADEN", "EADL1")  # they mask the other classes' logits with 0
 REFUSED: dict[str, str] = {
     "GN": "adds noise of any size, bounded by no norm",
-    "VANILA": "is no attack: it leaves the image as it is",
+    "VANILA": "is not an attack: it returns the image unchanged",
     "MultiAttack": "combines other attacks: list them one by one",
-    "LGV": "needs to train models of its own",
+    "LGV": "needs to train its own models",
 }
 
 
 class ModelAdapter(nn.Module):
-    """The model as the package is shown it: of a grey image the first channel only, logits shifted to be positive."""
+    """The model as torchattacks needs it: gray images from the first channel, logits shifted to be positive."""
 
-    def __init__(self, model: nn.Module, grey: bool, positive: bool) -> None:
+    def __init__(self, model: nn.Module, gray: bool, positive: bool) -> None:
         super().__init__()
-        self.model, self.grey, self.positive = model, grey, positive
+        self.model, self.gray, self.positive = model, gray, positive
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x[:, :1] if self.grey else x)
+        logits: Tensor = self.model(x[:, :1] if self.gray else x)
         return logits - logits.detach().amin(1, keepdim=True) if self.positive else logits
 
 
 def _accepted(method: str) -> Any:
-    """The package's maker of an attack and its parameters. Raises ImportError without the package."""
+    """The package's class of an attack and its parameters. Raises ImportError if it is not installed."""
     try:
         import torchattacks
     except ImportError:
@@ -56,7 +56,7 @@ def _accepted(method: str) -> Any:
 
 
 def check(method: str, given: dict[str, Any]) -> None:
-    """Raises ValueError for a setting that the method lacks, or with which it would not do what it says."""
+    """Raise ValueError for a setting that the method does not have, or with which its result would be meaningless."""
     free = [name for name in _accepted(method)[1] if name not in ("model", "norm", "eps", "max_epsilon")]
     for name in given:
         if name not in free:
@@ -83,7 +83,7 @@ def build(method: str, given: dict[str, Any], model: nn.Module, norm: str, eps: 
 
 @contextlib.contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, which the package expects, and each submodule's own mode again afterwards."""
+    """Context with the model in eval mode, as the package expects; each submodule's mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

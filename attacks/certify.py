@@ -1,6 +1,6 @@
 """R = sigma * Phi^-1(p_lower), p_lower = Clopper-Pearson bound of P(f(x + sigma N(0, I)) = c) at level alpha
 
-Certification by randomised smoothing (Cohen et al. 2019, arXiv 1902.02918): n0 draws choose the class c, n further
+Certification by randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): n0 draws choose the class c, n further
 draws bound its probability; where the bound does not exceed 1/2 the classifier abstains.
 
 With probability at least 1 - alpha for each image, no perturbation of L2 size below `radius` changes the prediction.
@@ -35,7 +35,7 @@ class Certify(Evaluation):
     test_settings: ClassVar[dict[str, Any]] = {"n0": 10, "n": 100, "batch_size": 50}
 
     n0: Annotated[int, Gt(0)] = 100
-    """Draws that choose the class."""
+    """Draws that select the class."""
     n: Annotated[int, Gt(0)] = 100000
     """Further draws that bound its probability."""
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.001
@@ -47,7 +47,7 @@ class Certify(Evaluation):
         check_certifiable(self.n, self.alpha)
 
     def unsupported_reason(self, model: Classifier) -> str | None:
-        """A smoothed model may still have its noise where no certificate holds."""
+        """Also for a smoothed model whose noise is at a site without a certificate."""
         return super().unsupported_reason(model) or cast(Vote, model).uncertifiable()
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:

@@ -1,10 +1,10 @@
 """correct = 1[predict(x) = y]
 
 Clean accuracy, the natural accuracy of Madry et al. (2018, arXiv 1706.06083): the deployed prediction rule on the
-unperturbed image. No budget is part of the question.
+unperturbed image, independent of any budget.
 
 For a stochastic model `correct` follows its own rule (vote of all its draws, abstention counts as an error), and
-the columns of `bench.core.attack.draw_columns` say how single further draws judge.
+the columns of `bench.core.attack.draw_columns` give the accuracy of single further draws.
 """
 
 from __future__ import annotations

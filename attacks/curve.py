@@ -7,10 +7,10 @@ Budgets are attacked in rising order, with step sizes in units of each. The stro
 ball of the next one and is a start there, beside the random ones; an image that is broken stays broken. So accuracy,
 the share with broken_at > eps, never rises with eps. Budget 0 is the clean image.
 
-What breaks an image is the deployed rule. For a stochastic model it draws afresh, the *same* noise at every budget and
-none that the attack has seen: with fresh noise at each, a model that guesses would lose a share of its accuracy to
-luck at every budget. There every image is attacked up to the largest budget, since one that was wrong once may be
-right under other draws; elsewhere a broken image stays as it was at the budget that broke it.
+An image is broken if the deployed prediction is wrong. A stochastic model is evaluated with the *same* noise draws at
+every budget, which the attack has not seen: with fresh noise at each budget, a model that guesses would lose accuracy
+by chance at every budget. Its images are all attacked up to the largest budget, because one that was misclassified
+once may be correct under other draws; for a deterministic model a broken image is not attacked again.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Curve(Evaluation):
         """
         surrogate = Counted(model.surrogate())
         with frozen(model), scope(seed(ctx.seed, "attack")):
-            clean = _right(model, x, y, ctx)
+            clean = _correct(model, x, y, ctx)
             broken_at = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             broken_at[clean] = float("inf")
             x_adv, size, warm = x.clone(), torch.zeros_like(broken_at), False
@@ -98,9 +98,11 @@ class Curve(Evaluation):
                     self._pgd(threat).strengthen(surrogate, x[todo], y[todo], Context(ctx.seed), best, first)
                     x_adv[todo], warm = best.x_adv.detach(), True
                     size[todo] = threat.check(x[todo], x_adv[todo])
-                    broken_at[~_right(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
+                    broken_at[~_correct(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
                 draws += [draw_columns(model, x_adv, y, ctx.seed)] if model.stochastic else []
-                ctx.report(place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} hold")
+                ctx.report(
+                    place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} still robust"
+                )
         cost = surrogate.columns(x)
         columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **cost}
         at = {f"{name}_at": torch.stack([d[name] for d in draws], 1) for name in ("select", "share") if draws}
@@ -108,7 +110,7 @@ class Curve(Evaluation):
 
 
 @torch.no_grad()
-def _right(model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-    """Is the deployed decision on each image right? A stochastic model draws the clean images' noise at every call."""
+def _correct(model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+    """True for each image that the deployed model classifies correctly; equal noise draws at every call."""
     with scope(ctx.clean_draws()):
         return model.predict(x) == y

@@ -1,13 +1,13 @@
 """x_{t+1} = Pi(x_t + a * dir(1/S sum_s grad_x L(f(x_t; n_s), y))), S grown until accuracy stops falling
 
 Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397) around a gradient attack: every step sees S
-fresh draws of a randomised model. A base with a setting `eot` averages the gradients themselves (pgd: of its loss);
-any other one climbs the log of the mean probability over S draws, which is what a model that averages probabilities
-serves.
+fresh draws of a randomized model. A base with a setting `eot` averages the gradients themselves (pgd: of its loss);
+any other one attacks the log of the mean probability over S draws, the prediction of a model that averages
+probabilities.
 
-S runs through `draws` and stops once a larger one no longer lowers the accuracy by more than `tolerance`. Of the images
-that the values of S gave the one is kept that is most often wrong over `judge` further draws, so one lucky pass counts
-for nothing. The deployed rule is scored on draws of its own (bench.core.attack).
+S takes the values of `draws` until a larger one no longer lowers the accuracy by more than `tolerance`. For each image
+we keep the candidate that is misclassified in most of `judge` further draws, so that a single misclassified draw is no
+success. The deployed rule is scored on separate draws (bench.core.attack).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from bench.core.threat import Threat
 
 
 class MeanOfDraws(nn.Module):
-    """Log of the mean softmax over `draws` fresh draws of a stochastic model: logits of what it serves on average."""
+    """Log of the mean softmax over `draws` fresh draws of a stochastic model: logits of its mean prediction."""
 
-    stochastic = False  # nearly: what is left of the noise falls with the number of draws
+    stochastic = False  # approximately: the remaining noise decreases with the number of draws
 
     def __init__(self, model: nn.Module, draws: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class MeanOfDraws(nn.Module):
 
 @dataclass
 class EOT(Attack):
-    """A gradient attack on averages over draws. Columns `draws` (S of the image kept), `hit` (share of draws wrong)."""
+    """A gradient attack on averages over draws. Columns `draws` (S of the image kept), `hit` (share of wrong draws)."""
 
     needs_draws: ClassVar[bool] = True
     cost: ClassVar[str] = "5 base F to draws base F"
@@ -59,7 +59,7 @@ class EOT(Attack):
     tolerance: Annotated[float, Ge(0)] = 0.005
     """Stop once a larger S lowers the mean accuracy over draws by no more than this share."""
     judge: Annotated[int, Gt(0)] = 32
-    """Fresh draws that choose between the images of several S."""
+    """Fresh draws that select between the images of several S."""
 
     def __post_init__(self) -> None:
         if not self.draws or self.draws != sorted(set(self.draws)):
@@ -70,7 +70,7 @@ class EOT(Attack):
         return super().unsupported_reason(model) or next(iter(self._bases.values()))[0].unsupported_reason(model)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
-        """The image most often wrong over fresh draws, of those that all values of S gave."""
+        """The image misclassified in most fresh draws, of the candidates of all values of S."""
         state = ctx.saved or {
             "x_adv": x.clone(),
             "hit": torch.full((len(x),), -1.0, device=x.device),
@@ -79,9 +79,9 @@ class EOT(Attack):
         }
         for place, s in enumerate(self.draws):
             if place < int(state["last"][1]):
-                continue  # done before a kill
+                continue  # done before a restart
             base, averages = self._bases[s]
-            with scope(seed(ctx.seed, "eot", s)):  # the same draws before and after a kill
+            with scope(seed(ctx.seed, "eot", s)):  # the same draws before and after a restart
                 inner = Context(seed(ctx.seed, s), ctx.report)
                 found, _ = base.perturb(model if averages else MeanOfDraws(model, s), x, y, inner)
                 hit = wrong_draws(model, found, y, self.judge) / self.judge
@@ -90,7 +90,7 @@ class EOT(Attack):
             state["draws"][better] = s
             accuracy, before = 1 - float(state["hit"].mean()), float(state["last"][0])
             state["last"] = torch.tensor([accuracy, place + 1.0])
-            ctx.report(place + 1, len(self.draws), f"S={s}: right in {accuracy:.1%} of draws")
+            ctx.report(place + 1, len(self.draws), f"S={s}: correct in {accuracy:.1%} of draws")
             if before - accuracy <= self.tolerance:
                 break
             ctx.save(state)
@@ -102,12 +102,12 @@ def _build(threat: Threat, entry: dict[str, Any], draws: int) -> tuple[Attack, b
     name, settings = entry.get("name"), dict(entry.get("set", {}))
     place = f"attacks.{name}"
     if not isinstance(name, str) or not name.isidentifier() or importlib.util.find_spec(place) is None:
-        raise ValueError(f"eot: base '{name}' is no file of attacks/")
+        raise ValueError(f"eot: base '{name}' is not a file of attacks/")
     kinds = vars(importlib.import_module(place)).values()
     found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Attack) and k.__module__ == place]
     refused = len(found) != 1 or found[0] is EOT or found[0].kind != "bounded"
     if refused or found[0].needs_images or found[0].uses_noise_model:
-        raise ValueError(f"eot: base '{name}' is no gradient attack within a budget")
+        raise ValueError(f"eot: base '{name}' is not a gradient attack within a budget")
     averages = "eot" in found[0].__dataclass_fields__
     if averages:
         settings["eot"] = draws

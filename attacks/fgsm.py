@@ -1,9 +1,9 @@
 """x' = clip(x + eps * argmax_{||d|| <= 1} <grad_x CE(f(x), y), d>)
 
 Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of full length from the clean image; the
-sign of the gradient for Linf, the normalised gradient for L2.
+sign of the gradient for Linf, the normalized gradient for L2.
 
-A weak attack: low accuracy under PGD with high accuracy under FGSM is the mark of catastrophic overfitting, so its
+A weak attack: low accuracy under PGD with high accuracy under FGSM indicates catastrophic overfitting, so its
 column is a diagnosis and never a claim of robustness.
 """
 

@@ -1,6 +1,6 @@
 """g(a) = E max_{x'} CE(f_{w + a d}(x'), y),  ||d_f|| = ||w_f||;   rise = max_{||v_l|| <= gamma ||w_l||} g(w + v) - g(w)
 
-Weight-loss landscape along filter-normalised random directions (Li et al. 2018, arXiv 1712.09913), of the clean and of
+Weight-loss landscape along filter-normalized random directions (Li et al. 2018, arXiv 1712.09913), of the clean and of
 the adversarial loss (Wu et al. 2020, arXiv 2004.05884), and the rise at the worst weights that AWP trains against.
 
 A direction is Gaussian, each filter scaled to the norm of the net's own, so that rescaling the layers of a ReLU net

@@ -7,7 +7,7 @@ Differs from calling the package: eps is the threat's; `alpha`, fixed there for 
 given, and SPSA's `lr` is at least 2.5 eps / nb_iter; seed and number of classes are set, JSMA's target class too; the
 mode of every submodule is restored (the package leaves all in train mode); prints are muted. Grey images go as the
 first of three channels where a kernel has three. CW starts 1e-6 inside the box, where its gradient is not 0, and CW and
-EAD see logits shifted to be positive, which they take for granted. A minimal-norm attack is scored as accuracy at eps:
+EAD see logits shifted to be positive, which they require. A minimal-norm attack is scored as accuracy at eps:
 an image found outside the ball is not broken; those that count pixels (L0) are measured in the threat's norm. Its
 AutoAttack, APGD, FAB and Square are not those of their authors, which `autoattack` runs.
 """
@@ -51,7 +51,7 @@ class TorchAttacks(Attack):
             raise ValueError(f"torchattacks has no attack '{self.method}'{hint}")
         if self.method not in REFUSED:
             check(self.method, self.kwargs)
-            # each method has norms of its own; the class names all of them for the planner, which reads its source
+            # each method has its own norms; the class lists all of them, for the planner reads its source
             vars(self)["norms"] = BOUNDED.get(self.method) or MINIMAL[self.method]
 
     def unsupported_reason(self, model: Classifier) -> str | None:
@@ -85,10 +85,10 @@ class TorchAttacks(Attack):
 
     def _found(self, model: nn.Module, x: Tensor, y: Tensor, classes: int, seed: int) -> Tensor:
         """What the package gives for the model and images as this method needs them."""
-        grey = self.method in THREE and x.shape[1] == 1
+        gray = self.method in THREE and x.shape[1] == 1
         if self.method in THREE and x.shape[1] not in (1, 3):
             raise ValueError(f"{self.method} needs images of 1 or 3 channels, got {x.shape[1]}")
-        seen = ModelAdapter(model, grey, self.method in POSITIVE).eval()
+        seen = ModelAdapter(model, gray, self.method in POSITIVE).eval()
         eps = self.threat.radius
         if self.method in MINIMAL:  # of those only FAB takes eps, as the largest that it reports
             eps = self.threat.norm_of(torch.ones_like(x[:1])).item()
@@ -96,7 +96,7 @@ class TorchAttacks(Attack):
         attack.set_device(x.device)
         if self.method == "JSMA":  # the class after the true one of ten is what it aims at by itself
             attack.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % classes, quiet=True)
-        images = x.expand(-1, 3, -1, -1) if grey else x
+        images = x.expand(-1, 3, -1, -1) if gray else x
         images = images.clamp(1e-6, 1 - 1e-6) if self.method == "CW" else images.clone()
         found: Tensor = attack(images, y).detach()
-        return found[:, :1] if grey else found
+        return found[:, :1] if gray else found

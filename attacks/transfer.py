@@ -1,11 +1,12 @@
 """x' = the image, made against another model g of the matrix, that breaks f at x
 
-Transfer attack (Papernot et al. 2016, arXiv 1605.07277) with images that already lie on disk: those which the
-evaluations of the attack `source` made against the undefended twin and against every other row of the same model, seed
-and budget. They need no gradient of f, so a masked one cannot stop them, and cost one forward pass each.
+Transfer attack (Papernot et al. 2016, arXiv 1605.07277) with images that are already on disk: those that the
+evaluations of the attack `source` made against the undefended baseline and against every other row of the same model,
+seed and budget. They use no gradient of f, so gradient masking does not affect them, and cost one forward pass each.
 
-A row whose worst case they lower was not attacked well by its own gradients (check C14). The planner adds the twin
-where the matrix has none. For a stochastic model the image kept is the one most often wrong over `draws` draws.
+If they lower the worst case of a row, the gradient attacks on that row were weak (check C14). The planner adds the
+undefended baseline if the matrix has none. For a stochastic model the image that is misclassified in most of `draws`
+draws is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from bench.core.classifier import Classifier
 
 @dataclass
 class Transfer(Attack):
-    """Images of other rows. Column `source`: place of the evaluation in the record's `sources`, -1 where none broke."""
+    """Images of other rows. Column `source`: index of the evaluation in the record's `sources`, -1 if none
+    succeeded."""
 
     needs_images: ClassVar[bool] = True
     cost: ClassVar[str] = "(draws + 2) F"
@@ -31,17 +33,17 @@ class Transfer(Attack):
     test_settings: ClassVar[dict[str, Any]] = {"draws": 2}
 
     source: str = "pgd"
-    """Attack whose images are shown to the other rows; all its settings in the matrix count."""
+    """Attack whose images are evaluated on the other rows, with all its settings in the matrix."""
     draws: Annotated[int, Gt(0)] = 20
-    """Fresh draws that judge each image where the model is stochastic."""
+    """Fresh draws that score each image if the model is stochastic."""
 
     def unsupported_reason(self, model: Classifier) -> str | None:
         if self.source == "transfer":
-            return "source=transfer would wait for itself; name another attack"
+            return "source=transfer would depend on itself; name another attack"
         return super().unsupported_reason(model)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
-        """For each image the one of `ctx.others` that is most often wrong, itself where none ever is."""
+        """For each image the one of `ctx.others` that is misclassified most often, or the image itself if none is."""
         draws = self.draws if bool(getattr(model, "stochastic", False)) else 1
         x_adv, most = x.clone(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         source = torch.full((len(x),), -1, dtype=torch.int16, device=x.device)

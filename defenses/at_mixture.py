@@ -37,7 +37,7 @@ class ATMixture(AdversarialTraining):
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5
     """Weight of the clean images."""
     steps: Annotated[int, Gt(0)] = 1
-    """Gradient steps of the inner maximisation; 1 is FGSM."""
+    """Gradient steps of the inner maximization; 1 is FGSM."""
     rel_step_size: Annotated[float, Gt(0)] = 1.0
     """Step size in units of eps."""
     start: Start = "zero"

@@ -1,13 +1,13 @@
 """min_w max_{||v_l|| <= gamma ||w_l|| for each layer l} L_base(w + v)
 
-Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884) of a base defense: its loss is minimised at the
-worst weights near the present ones, one normalised ascent step away.
+Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884) of a base defense: its loss is minimized at the
+worst weights near the current ones, one normalized ascent step away.
 
 Each step, in this order: x' of the base at the unperturbed weights, used for all that follows; v_l = gamma ||w_l||
 g_l / ||g_l|| with g the gradient of the base's `ascent_loss` in train mode, its BatchNorm statistics put back; the
-base's loss *and* the optimiser step at w + v, so that weight decay and momentum act there; v taken off again. Norms are
+base's loss *and* the optimizer step at w + v, so that weight decay and momentum act there; v taken off again. Norms are
 of whole tensors, and only weights of convolutions and linear layers move. No proxy network is made: its learning rate
-cancels in the normalisation. The statistics move once a step, at the perturbed weights, as in the released code.
+cancels in the normalization. The statistics move once a step, at the perturbed weights, as in the released code.
 
 gamma is 5e-3 for TRADES; for PGD-AT the paper has 1e-2 and no warm-up. The warm-up is a fraction of training: the
 released code has 10 of 200 epochs. The released RAT-AWP is base {name: rat_release, set: {noise_std: 0}}.
@@ -82,13 +82,14 @@ class AWP(Defense):
         return self._current().inner(net, batch)
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
-        """The base's terms at the weights as they stand."""
+        """The base's terms at the current weights."""
         return self._current().loss(net, batch, adv)
 
     def perturbation(self, net: nn.Module, batch: Batch, adv: Any) -> list[tuple[Tensor, Tensor]]:
-        """Pairs (w_l, v_l) with ||v_l|| = gamma ||w_l||, uphill on the base's ascent loss; the net is left as it was.
+        """Pairs (w_l, v_l) with ||v_l|| = gamma ||w_l||, along the gradient of the base's ascent loss; the net is
+        unchanged.
 
-        A weight that the loss does not reach is left out.
+        Weights without a gradient are omitted.
         """
         weights = [w for w in layer_weights(net) if w.requires_grad]
         with keep_buffers(net):
@@ -110,7 +111,7 @@ class AWP(Defense):
         return self._base.deploy(net)
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
-        """The base's, in how many steps the weights were perturbed so far, and in what share."""
+        """The base's metrics, the number of steps with perturbed weights, and their share."""
         own = {"awp_steps": self._active, "awp_share": self._active / max(self._steps, 1)}
         return {**self._base.metrics(net), **{name: torch.tensor(float(value)) for name, value in own.items()}}
 
@@ -125,13 +126,13 @@ class AWP(Defense):
 
 
 def _build(threat: Threat, entry: dict[str, Any]) -> Defense:
-    """The base defense of {name, set}; the planner adds its revision. Raises ValueError in one line."""
+    """The base defense {name, set}; the planner adds its revision. Raises ValueError in one line."""
     name, settings = entry.get("name"), entry.get("set", {})
     if set(entry) - {"name", "set", "revision"} or not isinstance(name, str) or not isinstance(settings, dict):
         raise ValueError(f"awp: base must be {{name: ..., set: {{...}}}}, got {entry}")
     place = f"defenses.{name}"
     if not name.isidentifier() or importlib.util.find_spec(place) is None:
-        raise ValueError(f"awp: base '{name}' is no file of defenses/")
+        raise ValueError(f"awp: base '{name}' is not a file of defenses/")
     kinds = vars(importlib.import_module(place)).values()
     found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Defense) and k.__module__ == place]
     if len(found) != 1 or found[0].loss is Defense.loss or found[0].step is not Defense.step:

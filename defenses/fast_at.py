@@ -57,9 +57,9 @@ class FastAT(Defense):
     noise: Annotated[float, Ge(0)] = 2.0
     """k of n_fgsm: noise in units of eps."""
     guard: bool = True
-    """Watch for catastrophic overfitting, and roll back."""
+    """Detect catastrophic overfitting, and restore earlier weights."""
     max_drop: Annotated[float, Gt(0), Le(1)] = 0.2
-    """Fall of the accuracy under PGD-5 below its best, as a fraction, that the guard takes for overfitting."""
+    """Drop of the accuracy under PGD-5 below its best, as a fraction, that the guard treats as overfitting."""
     attack_bn_mode: BatchNormMode = "train"
     """BatchNorm during the attack: running statistics (eval), batch statistics (train), or these with no trace left."""
 
@@ -73,7 +73,7 @@ class FastAT(Defense):
 
     @property
     def restored_older_weights(self) -> bool:
-        """Has the guard put the last good weights back and stopped?"""
+        """True once the guard restored the last good weights and stopped training."""
         return self._loss is not None
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
@@ -93,7 +93,7 @@ class FastAT(Defense):
         return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
 
     def step(self, net: nn.Module, updater: Updater, batch: Batch) -> Losses:
-        """One update; none once the guard has stopped training, whose loss then stays."""
+        """One update; none once the guard has stopped training: the loss is then constant."""
         if self.guard and self._epoch not in (-1, batch.epoch):
             self._check(net, batch)
         stride = batch.progress - self._progress  # of one batch, from the second one on
@@ -107,7 +107,7 @@ class FastAT(Defense):
         return terms
 
     def _check(self, net: nn.Module, batch: Batch) -> None:
-        """Save the weights, or bring back the saved ones and stop, by the accuracy under PGD-5 on this batch."""
+        """Save the weights, or restore the saved ones and stop, depending on the accuracy under PGD-5 on this batch."""
         if self._loss is not None:
             return
         self._checks += 1
@@ -127,8 +127,8 @@ class FastAT(Defense):
         self._good = {name: value.detach().clone() for name, value in net.state_dict().items()}
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
-        """Has the guard stopped training, the best accuracy under PGD-5 that it saw, how often it looked, and how many
-        steps it left out."""
+        """Whether the guard stopped training, the best accuracy under PGD-5, the number of checks and of skipped
+        steps."""
         own = {"stopped": self._loss is not None, "checks": self._checks, "skipped_steps": self._skipped}
         found = {f"guard_{name}": torch.tensor(float(value)) for name, value in own.items()}
         return {**found, "guard_best": self._best}

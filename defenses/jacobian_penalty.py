@@ -1,6 +1,6 @@
 """min_w E[ ||f(x) - onehot(y)||^2 + lam * ||J(x)||_F^2 ], J = d logits / d z
 
-Jacobian regularisation (Hoffman et al. 2019, arXiv 1908.02729; double backpropagation: Drucker and LeCun 1992): a net
+Jacobian regularization (Hoffman et al. 2019, arXiv 1908.02729; double backpropagation: Drucker and LeCun 1992): a net
 whose logits move little when the image, or the first pre-activation z, is nudged in any direction.
 
 The control of closed-form noise injection: with lam = sigma^2 this is the squared-error term of `noisy` with its
@@ -34,7 +34,7 @@ class JacobianPenalty(Defense):
     test_settings: ClassVar[dict[str, Any]] = {"lam": 0.1}
 
     lam: Annotated[float, Ge(0)] = 0.36
-    """Weight of the penalty: the variance of the noise that it stands for, in squared units of z (`noisy`: .6^2)."""
+    """Weight of the penalty: the variance of the equivalent noise, in squared units of z (`noisy`: .6^2)."""
     site: Literal["first", "input"] = "first"
     """What J differentiates by: the pre-activation of the first convolution or linear layer, or the image."""
     probes: Annotated[int, Ge(0)] = 1

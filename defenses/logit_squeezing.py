@@ -1,7 +1,7 @@
 """min_w E[ CE(f(x + sigma n), (1 - a) onehot(y) + a / K) + beta * ||f(x + sigma n)||^2 ], n ~ N(0, I)
 
 Label smoothing and logit squeezing (Shafahi et al. 2019, arXiv 1910.11585; squeezing after Kannan et al. 2018, arXiv
-1803.06373): regularisers said to mimic adversarial training without adversarial images, in part with Gaussian noise.
+1803.06373): regularizers said to mimic adversarial training without adversarial images, in part with Gaussian noise.
 
 A control, not a defense to trust: small logits flatten the loss, and attacks that climb cross-entropy then report a
 robustness that stronger ones do not find (Mosbach et al. 2018, arXiv 1810.12042). The squeeze is the mean over images

@@ -1,10 +1,10 @@
 """min_w E[ CE(f(x + r), y) ], r = eps dual vector of grad(z_k - z_y), k = argmin_j (z_y - z_j) / ||grad(z_y - z_j)||_*
 
-Learning with a strong adversary (Huang et al. 2015, arXiv 1511.03034): the class scores, not the loss, are linearised;
+Learning with a strong adversary (Huang et al. 2015, arXiv 1511.03034): the class scores, not the loss, are linearized;
 the adversary goes for the class whose linear boundary is nearest in the threat's norm. Training on x + r alone.
 
-`linearise=loss` is the paper's simpler adversary, the dual vector of the loss gradient. An image already wrong has a
-negative distance and is pushed on toward the worst class. Ours, as the details were not read: eval mode during the
+`linearise=loss` is the paper's simpler adversary, the dual vector of the loss gradient. A misclassified image has a
+negative distance and is moved on toward the worst class. Ours, as the details were not read: eval mode during the
 attack, x + r clipped to [0,1], the budgets. The K - 1 products run one after the other: a batched (vmap) backward was
 slower on CPU, see bench.noise.logit_moments. `layer=head` perturbs the input of `net.head` instead, in the training
 pass itself, at almost no cost; nothing but weight decay then stops a net from outgrowing the constant budget.
@@ -28,7 +28,7 @@ from bench.noise.losses import competitors, pair_rows
 
 @dataclass
 class LSA(Defense):
-    """Nearest linearised boundary. Costs K + 3 forward passes F an image, 5 (loss) or 3 (head)."""
+    """Nearest linearized boundary. Costs K + 3 forward passes F an image, 5 (loss) or 3 (head)."""
 
     uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")

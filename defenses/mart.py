@@ -1,7 +1,7 @@
 """min_w E[ BCE(p(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x)) ], BCE = -log p'_y - log(1 - max_{j != y} p'_j)
 
 MART, misclassification-aware adversarial training (Wang et al. 2020, ICLR): a boosted cross-entropy on adversarial
-images found by ascent on cross-entropy, and a divergence that counts more where the clean image is not yet right.
+images found by ascent on cross-entropy, and a divergence that weighs more where the clean image is misclassified.
 
 Gradient flows through the weight 1 - p_y and through both arguments of KL, as in the released code, whose constants
 (1.0001, 1.0000001, 1e-12) keep the logarithms finite; in KL ours are exact, where it has log(p' + 1e-12). Its clean and

@@ -5,7 +5,7 @@ Gaussian noise of learnable size a_l to its weights, in training and at predicti
 
 The noise is fresh in each forward pass and shared by the batch; std(w_l) is that of the whole tensor and, like the
 draw, a constant in the gradient; a_l has no weight decay, and may change its sign. Noise has its own switch and does
-not follow train or eval mode. x' maximises the loss against the prediction at x, as released (no label leaking), and
+not follow train or eval mode. x' maximizes the loss against the prediction at x, as released (no label leaking), and
 the adversarial term starts after 5 of 160 epochs (a fraction here). That prediction comes from the training pass, as
 there; label=prediction is a pass of its own, in eval mode as the attack, for one F more. Their Nesterov momentum is
 plain here.
@@ -74,7 +74,7 @@ class PNI(AdversarialTraining):
     """Label that the attack leads away from: the net's prediction at the clean image in a pass of its own, that of the
     training pass, or the true one; the first costs one F more."""
     steps: Annotated[int, Gt(0)] = 7
-    """Gradient steps of the inner maximisation; each sees fresh noise."""
+    """Gradient steps of the inner maximization; each sees fresh noise."""
     rel_step_size: Annotated[float, Gt(0)] = 0.3225806451612903
     """Step size in units of eps: .01 / .031."""
     n_draws: Annotated[int, Gt(0)] = 1

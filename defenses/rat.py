@@ -1,6 +1,6 @@
 """min_w E[ CE(f(x), y) + beta (w0 KL + w1 E|<u, grad_W KL>| + w2 E u^T H u / 2) ], KL(p(x) || p(x')), u ~ noise on W
 
-Randomised adversarial training through Taylor expansion (Jin et al. 2023, CVPR, arXiv 2303.10653): TRADES under random
+Randomized adversarial training through Taylor expansion (Jin et al. 2023, CVPR, arXiv 2303.10653): TRADES under random
 weights, expanded around the mean weights; x' comes from a noisy copy of the net. Reconstructed from the abstract: the
 full text was not read.
 
@@ -15,7 +15,7 @@ paper's three settings, and sigma = 0 is TRADES. The KL is the batch mean: u is 
 the features too. For x' all convolutions and linear layers are noisy, in place, and restored bit for bit.
 
 sigma is relative to the root mean square of each weight tensor (a constant in the gradient). The released 1e-4 is
-absolute: 0.4 to 1.2 % of a ResNet-18's convolutions at PyTorch's initialisation, but another share in every layer and
+absolute: 0.4 to 1.2 % of a ResNet-18's convolutions at PyTorch's initialization, but another share in every layer and
 at every stage of training; 0.01 here has its size. At that size the terms are far below KL: see the `share_` metrics.
 """
 
@@ -38,7 +38,7 @@ from defenses.trades import TRADES
 
 @dataclass
 class RAT(TRADES):
-    """TRADES with Taylor terms of randomised weights. Costs 2 steps + 7 forward passes F an image, as TRADES does."""
+    """TRADES with Taylor terms of randomized weights. Costs 2 steps + 7 forward passes F an image, as TRADES does."""
 
     cost: ClassVar[str] = "(2 steps + 7) F = 27F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"

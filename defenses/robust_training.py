@@ -1,10 +1,10 @@
 """min_w E[ max_{||d|| <= eps} CE(f(x), y) + <d, grad_x CE(f(x), y)> ] = min_w E[ CE(f(x), y) + eps * ||grad_x CE||_* ]
 
-Robust training with a linearised inner problem (Shaham et al. 2018, arXiv 1511.05432): the maximum over the ball of
+Robust training with a linearized inner problem (Shaham et al. 2018, arXiv 1511.05432): the maximum over the ball of
 the loss to first order, which is eps times the dual norm of its gradient (Linf -> L1, L2 -> L2, L1 -> Linf).
 
-`alternate` is the paper's scheme, one ascent step to the maximiser d* and one descent step there for each update;
-`penalty` minimises the right-hand side itself, by differentiating the gradient. They agree to O(eps^2), in loss and
+`alternate` is the paper's scheme, one ascent step to the maximizer d* and one descent step there for each update;
+`penalty` minimizes the right-hand side itself, by differentiating the gradient. They agree to O(eps^2), in loss and
 gradient. The norm is taken image by image. d* is clipped to [0,1] in `alternate` only: the penalty knows no box. Where
 BatchNorm trains, the penalty holds the batch's statistics constant (through live ones the gradient of a sum over the
 batch mixes images), which costs a second pass.
@@ -38,7 +38,7 @@ class RobustTraining(Defense):
     test_settings: ClassVar[dict[str, Any]] = {}
 
     variant: Literal["alternate", "penalty"] = "alternate"
-    """Train at the maximiser of the linearised loss, or on the linearised loss itself (double backpropagation)."""
+    """Train at the maximizer of the linearized loss, or on the linearized loss itself (double backpropagation)."""
     attack_bn_mode: BatchNormMode = "eval"
     """BatchNorm during the ascent step of `alternate`: running statistics (eval), batch statistics (train), or these
     with no trace left."""

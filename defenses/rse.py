@@ -3,11 +3,11 @@
 Random self-ensemble (Liu et al. 2018, arXiv 1712.00673): Gaussian noise before every convolution, in training and at
 prediction, which averages the softmax of several draws. No adversarial examples.
 
-The first noise (0.2) is added to the image in [0,1], before normalisation, the others (0.1) to what enters each further
+The first noise (0.2) is added to the image in [0,1], before normalization, the others (0.1) to what enters each further
 convolution, in module order. A net without convolutions has them before its linear layers instead. The noise has its
 own switch and does not follow train or eval mode. An earlier public layer of the same author, which adds noise after
 the convolution and in training only, is not this method. 10 draws at prediction are our choice. The released schedule
-(80, 60, 40 and 20 epochs at rates falling tenfold, each with a new optimiser) becomes 200 epochs of the step schedule.
+(80, 60, 40 and 20 epochs at rates falling tenfold, each with a new optimizer) becomes 200 epochs of the step schedule.
 """
 
 from __future__ import annotations

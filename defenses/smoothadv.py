@@ -3,15 +3,16 @@
 SmoothAdv (Salman et al. 2019, arXiv 1906.04584): adversarial training of a smoothed classifier. The attack climbs the
 log of the *averaged* probability, not the mean of cross-entropies, and the loss sees the same m draws of noise.
 
-`pgd`: from x itself, `steps` steps of 2 eps / steps along the normalised gradient (a random direction where it is 0),
+`pgd`: from x itself, `steps` steps of 2 eps / steps along the normalized gradient (a random direction where it is 0),
 each followed by the clip of x' to [0,1], then by the projection of x' - x. `ddn` (Rony et al. 2019, arXiv 1811.09600):
 the norm of x' - x shrinks by gamma where x' + n is misclassified and grows where not, along steps falling from 1 to .01
 by a cosine; the smallest misclassified x' counts, projected onto the ball, and x itself where there is none.
 
-Differs from the released code: all m copies of a batch make one optimiser step (there the batch is split in m parts of
-m noises each, one step a part); DDN judges by the averaged probability for every m (there by the majority of draws) and
-does not round to 256 levels; the logarithm is of a stable sum, not of a probability clamped at 1e-20. There an eps of
-64 is 64/256 = .25. Its warm-up of eps, 10 of 150 epochs, is in `recipe`; its schedule drops at a third and two thirds.
+Differs from the released code: all m copies of a batch make one optimizer step (there the batch is split in m parts of
+m noises each, one step a part); DDN decides by the averaged probability for every m (there by the majority of draws)
+and does not round to 256 levels; the logarithm is of a stable sum, not of a probability clamped at 1e-20. There an eps
+of 64 is 64/256 = .25. Its warm-up of eps, 10 of 150 epochs, is in `recipe`; its schedule drops at a third and two
+thirds.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class SmoothAdv(Defense):
     attack: Literal["pgd", "ddn"] = "pgd"
     """Inner attack: projected ascent, or decoupled direction and norm."""
     steps: Annotated[int, Gt(0)] = 2
-    """Gradient steps of the inner maximisation (T of the paper: 2 to 10)."""
+    """Gradient steps of the inner maximization (T of the paper: 2 to 10)."""
     gamma: Annotated[float, Gt(0), Lt(1)] = 0.05
     """Factor by which DDN changes the norm in a step."""
     init_norm: Annotated[float, Gt(0)] = 1.0

@@ -1,9 +1,9 @@
 """min_w E[ CE(f(x + sigma N(0, I)), y) ], deployed as argmax_c P(f(x + sigma N(0, I)) = c)
 
-Randomised smoothing (Cohen et al. 2019, arXiv 1902.02918): training on Gaussian noise, prediction by a vote of noisy
+Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): training on Gaussian noise, prediction by a vote of noisy
 passes that abstains where its leader is not sure, and a certificate of L2 robustness.
 
-One fresh draw for each image and step; the noise is added in pixel space, before normalisation, and not clipped. The
+One fresh draw for each image and step; the noise is added in pixel space, before normalization, and not clipped. The
 deployed vote takes 100 draws (the paper's PREDICT leaves the number open); `certify` draws its own. The paper has sigma
 .12, .25, .5 and 1, alpha .001. Its rate drops every 30 of 90 epochs, that of `recipe` at half and three quarters.
 """

@@ -1,4 +1,4 @@
-"""What every plug-in owes the harness, checked on a toy network: used by `bench check NAME` and by the tests."""
+"""The contract of every plug-in, checked on a toy network: used by `bench check NAME` and by the tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_defense(cls: type[Defense]) -> list[Result]:
             _result("deploys what it declares", run.deploys),
             _result("its state makes a round trip", run.state_trip),
             _result("with its state put back it goes on bit for bit", run.goes_on),
-            _result("takes part in what it says it supports_recipe, and says so", run.supports_recipe),
+            _result("supports exactly the recipe parts it declares", run.supports_recipe),
         ]
 
 

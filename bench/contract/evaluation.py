@@ -1,4 +1,4 @@
-"""One evaluation of the toy model, and what must hold around it."""
+"""Checks on one evaluation of the toy model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cases(cls: type[Evaluation]) -> list[Judgement]:
 
 
 class Judgement:
-    """One evaluation of the toy model on images that it mostly gets right, and what must hold around it."""
+    """One evaluation of the toy model on images that are mostly classified correctly, and the checks on it."""
 
     def __init__(self, cls: type[Evaluation], norm: Norm, kind: str) -> None:
         self.cls, self.norm, self.kind = cls, norm, kind
@@ -58,13 +58,13 @@ class Judgement:
     def columns(self) -> str | None:
         columns, measured = self.first[0].columns, self.cls.metric
         if measured and ("correct" in columns or measured not in columns):
-            return f"it measures '{measured}': that column is owed, and none named 'correct'"
+            return f"its metric is '{measured}': it must have that column, and none named 'correct'"
         if not measured and ("correct" not in columns or columns["correct"].dtype != torch.bool):
             return "a bool column 'correct' is missing"
         for name, values in columns.items():
             if values.shape[:1] != (len(self.x),):
                 return f"column '{name}' has shape {tuple(values.shape)} for {len(self.x)} images"
-        # against noise a clean image that was wrong once is no fact
+        # one wrong prediction of a stochastic model on a clean image proves nothing
         sure = "clean" in columns and "share" not in columns
         if sure and bool((columns["correct"] & ~columns["clean"]).any()):
             return "an image is robust that is wrong without an attack"

@@ -1,4 +1,4 @@
-"""Two steps of a defense on the toy network, and what must hold around them."""
+"""Checks on two training steps of a defense on the toy network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Recorder:
 
 
 class Training:
-    """Two steps of one defense on the toy network, and what must hold around them."""
+    """Two training steps of one defense on the toy network, and the checks on them."""
 
     def __init__(self, cls: type[Defense]) -> None:
         self.cls = cls
@@ -105,7 +105,7 @@ class Training:
             return f"deploy must give a Classifier, found {type(model).__name__}"
         kind = "smoothed" if model.smoothed else "randomised" if model.stochastic else "deterministic"
         if kind != self.cls.predictor:
-            return f"deploys says {self.cls.predictor}, the model is {kind}"
+            return f"predictor is {self.cls.predictor}, the deployed model is {kind}"
         with torch.no_grad(), scope(4):
             logits, labels, again = model(x), model.predict(x), model(x)
         if tuple(logits.shape) != (len(x), CLASSES) or labels.shape != (len(x),):
@@ -116,14 +116,14 @@ class Training:
 
     def supports_recipe(self) -> str | None:
         """Label smoothing must reach the loss exactly where it is declared; declared 16-bit passes must train."""
-        said = self.cls.supports_recipe
-        unknown = sorted(set(said) - {"label_smoothing", "bf16", "fp16"})
+        declared = self.cls.supports_recipe
+        unknown = sorted(set(declared) - {"label_smoothing", "bf16", "fp16"})
         if unknown:
             return f"supports_recipe knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
         totals = [self._total(smoothing, "fp32") for smoothing in (0.0, 0.5)]
-        if torch.equal(*totals) == ("label_smoothing" in said):
+        if torch.equal(*totals) == ("label_smoothing" in declared):
             return "label_smoothing must be in supports_recipe exactly where the loss passes batch.smoothing on"
-        wide = [name for name in ("bf16", "fp16") if name in said]
+        wide = [name for name in ("bf16", "fp16") if name in declared]
         bad = [name for name in wide if not bool(torch.isfinite(self._total(0.0, name)))]
         return f"the loss of {bad[0]} passes is not finite" if bad else None
 
@@ -153,8 +153,8 @@ class Training:
         for one, its in ((defense, net), (fresh, other)):
             with scope(6):
                 terms = one.step(its, Recorder(its), self.batch)
-            told = {**terms, **one.metrics(its)}
-            values = {f"'{name}' of the next step": value.detach().nan_to_num(-7.0) for name, value in told.items()}
+            logged = {**terms, **one.metrics(its)}
+            values = {f"'{name}' of the next step": value.detach().nan_to_num(-7.0) for name, value in logged.items()}
             found.append({**copy(its), **values})
         wrong = same(*found)
         return wrong and f"{wrong}; state_dict must hold what a step depends on"

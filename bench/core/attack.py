@@ -111,7 +111,7 @@ class Evaluation:
         if self.needs_smoothed and not model.smoothed:
             return "needs a smoothed classifier"
         if self.needs_draws and not model.stochastic:
-            return "needs a model that draws at test time; this one is deterministic"
+            return "needs a stochastic model; this one is deterministic"
         return None
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:

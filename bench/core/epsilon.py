@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import core_schema
 
 _PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognised in a float
+_LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognized in a float
 
 
 class Epsilon(Fraction):

@@ -1,4 +1,4 @@
-"""Randomised smoothing (Cohen et al. 2019, arXiv 1902.02918): a vote under Gaussian noise, with a certificate."""
+"""Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): a vote under Gaussian noise, with a certificate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Certificate(NamedTuple):
 
 
 class Vote(Classifier):
-    """g(x) = argmax_c P(f(x) = c) for a randomised f whose noise is Gaussian in some affine image of x.
+    """g(x) = argmax_c P(f(x) = c) for a randomized f whose noise is Gaussian in some affine image of x.
 
     `forward` is one noisy draw, `predict` the vote of `n_vote` draws, `certify` the certificate. A subclass says in
     `radius_unit` what the noise is worth in pixels. All of this speaks of the vote g, never of a noise-free net.
@@ -125,7 +125,7 @@ class Vote(Classifier):
 
 
 class Smoothed(Vote):
-    """g(x) = argmax_c P(net(x + sigma N(0, I)) = c). The noise is added before any normalisation and not clipped."""
+    """g(x) = argmax_c P(net(x + sigma N(0, I)) = c). The noise is added before any normalization and not clipped."""
 
     def __init__(self, net: nn.Module, sigma: float, n_vote: int = 100, alpha: float = 0.001) -> None:
         super().__init__(net, n_vote, alpha)

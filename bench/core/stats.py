@@ -18,9 +18,9 @@ def wilson(hits: int, n: int, z: float = _Z95) -> tuple[float, float]:
     if n <= 0 or not 0 <= hits <= n:
         raise ValueError(f"an interval needs 0 <= hits <= n and n > 0, got hits={hits}, n={n}")
     p, zz = hits / n, z * z
-    centre = (p + zz / (2 * n)) / (1 + zz / n)
+    center = (p + zz / (2 * n)) / (1 + zz / n)
     half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n)) / (1 + zz / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
@@ -61,14 +61,15 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, floa
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided McNemar p-value for two classifiers judged on the same images (McNemar 1947)."""
+    """Exact two-sided McNemar p-value for two classifiers evaluated on the same images (McNemar 1947)."""
     only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
     only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
     return mcnemar_counts(only_a, only_b)
 
 
 def mcnemar_counts(only_a: int, only_b: int) -> float:
-    """The same from the counts of images that only one of the two gets right: a fair coin would split them so."""
+    """The same from the counts of images that only one of the two classifies correctly: under the null hypothesis a
+    fair coin splits them."""
     if only_a + only_b == 0:
         return 1.0
     from scipy.special import bdtr  # the tail alone; scipy.stats takes a second to import

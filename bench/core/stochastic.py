@@ -15,13 +15,13 @@ from bench.core.rng import normal_like
 
 
 class NoiseSource(nn.Module):
-    """Base of what draws noise inside a net. `enabled` is a switch of its own: attack libraries force eval mode."""
+    """Base of noise sources inside a network. `enabled` is independent of train or eval mode, which attacks change."""
 
     enabled: bool = True
 
     @property
     def sigma(self) -> float | None:
-        """Standard deviation where it is one number whatever the signal and the batch, else None."""
+        """Standard deviation, if it is one number for every signal and batch, else None."""
         return None
 
     def std(self, signal: Tensor) -> Tensor:
@@ -29,12 +29,12 @@ class NoiseSource(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define std")
 
     def forward(self, signal: Tensor) -> Tensor:
-        """The signal under one fresh draw, or the signal itself where switched off."""
+        """The signal with one fresh noise draw, or the signal itself if disabled."""
         return signal + self.std(signal) * normal_like(signal) if self.enabled else signal
 
     def attach(self, layer: nn.Module, kind: Literal["input", "output"] = "input") -> None:
-        """Let every forward pass of `layer` put this noise on what enters it, or on what it puts out. The source
-        becomes the layer's child `noise_input` or `noise_output`."""
+        """Add this noise to the input or output of `layer` in every forward pass. The source becomes its submodule
+        `noise_input` or `noise_output`."""
         layer.register_module(f"noise_{kind}", self)
         if kind == "input":
             layer.register_forward_pre_hook(_on_input)
@@ -43,7 +43,7 @@ class NoiseSource(nn.Module):
 
 
 class InputNoise(NoiseSource):
-    """Noise N(0, sigma^2), the same everywhere."""
+    """Noise N(0, sigma^2) of constant sigma."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class OwnNoise(NamedTuple):
 
 
 def noise_sites(net: nn.Module) -> list[OwnNoise]:
-    """Every place where the net draws noise, in module order: what an attack in closed form has to know."""
+    """Every place where the network draws noise, in module order, as the closed-form attack needs it."""
     sites = list[OwnNoise]()
     for layer in net.modules():
         for kind in ("input", "output"):
@@ -100,7 +100,7 @@ def noise_sites(net: nn.Module) -> list[OwnNoise]:
 
 @contextmanager
 def noise_off(net: nn.Module) -> Iterator[None]:
-    """Inside, no noise source of the net draws; each switch is as it was afterwards."""
+    """Context in which every noise source of the network is disabled; their state is restored afterwards."""
     saved = [(source, source.enabled) for source in net.modules() if isinstance(source, NoiseSource)]
     try:
         for source, _ in saved:
@@ -112,7 +112,7 @@ def noise_off(net: nn.Module) -> Iterator[None]:
 
 
 class Randomised(Classifier):
-    """A net with noise of its own: `forward` is one draw, `predict` the argmax of the mean softmax over `draws`."""
+    """A network with its own noise: `forward` is one draw, `predict` the argmax of the mean softmax over `draws`."""
 
     stochastic = True
 

@@ -16,7 +16,7 @@ TOLERANCE = 1e-6  # rounding of float32 projection; more than this beyond ball o
 
 
 class NotFiniteError(ValueError):
-    """Adversarial images with NaN or Inf in them: nothing follows from how they are judged."""
+    """Adversarial images with NaN or Inf in them: their accuracy means nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Threat:
         return moved.clamp(0, 1)
 
     def steepest_direction(self, grad: Tensor) -> Tensor:
-        """Steepest ascent of unit norm: the sign (Linf), the normalised gradient (L2), one coordinate (L1); 0 stays 0.
+        """Steepest ascent of unit norm: the sign (Linf), the normalized gradient (L2), one coordinate (L1); 0 stays 0.
 
         A gradient of 1e-20, as of an image that the model is sure of, has a direction like any other: a constant added
         to its norm would shorten the step to nothing, and the image would look robust.
@@ -110,7 +110,7 @@ class Threat:
     def check(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The size of every perturbation, shape b, after checking in float64 that all lie in ball and box.
 
-        Raises ValueError with the worst numbers: an infeasible image would be false success, a clipped one a lie.
+        Raises ValueError with the worst numbers: an infeasible image would be a false success.
         """
         if x_adv.shape != x.shape:
             raise ValueError(f"adversarial images have shape {tuple(x_adv.shape)}, expected {tuple(x.shape)}")

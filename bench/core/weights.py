@@ -30,7 +30,7 @@ def layer_weights(net: nn.Module) -> list[nn.Parameter]:
 
 
 def noiseless_weights(net: nn.Module) -> list[nn.Parameter]:
-    """`layer_weights`, and of a layer whose weights are noisy (a parametrisation) those that the noise is added to."""
+    """`layer_weights`, and of a layer whose weights are noisy (a parametrization) those that the noise is added to."""
     found: dict[int, nn.Parameter] = {}
     for module in net.modules():
         if isinstance(module, (_ConvNd, nn.Linear)):
@@ -42,9 +42,9 @@ def noiseless_weights(net: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def shifted(shifts: Shifts) -> Iterator[None]:
-    """Inside, each weight w of the pairs (w, v) stands at w + v, in place: no copy of the net, optimiser states stay.
+    """Inside, each weight w of the pairs (w, v) is w + v, in place: no copy of the net, optimizer states are unchanged.
 
-    Afterwards the shift is taken back: w gets its saved value plus what happened to it inside (an optimiser step), so
+    Afterwards the shift is taken back: w gets its saved value plus what happened to it inside (an optimizer step), so
     without a step it is the saved value bit for bit, which subtracting v would not give.
     """
     with torch.no_grad():
@@ -62,7 +62,7 @@ def shifted(shifts: Shifts) -> Iterator[None]:
 
 @contextmanager
 def visiting(shifts: Shifts) -> Iterator[None]:
-    """As `shifted`, for a mere look: w gets its saved value back whatever happened, also where w + v is not finite."""
+    """As `shifted`, for evaluation only: w always gets its saved value back, also where w + v is not finite."""
     with torch.no_grad():
         saved = [weight.detach().clone() for weight, _ in shifts]
         for weight, shift in shifts:

@@ -101,10 +101,10 @@ def test_the_mean_of_draws_is_the_log_of_the_mean_probability() -> None:
 def test_what_cannot_be_averaged_is_refused() -> None:
     with pytest.raises(ValueError, match="draws must rise"):
         EOT(THREAT, draws=[4, 1])
-    with pytest.raises(ValueError, match="base 'nothing' is no file of attacks/"):
+    with pytest.raises(ValueError, match="base 'nothing' is not a file of attacks/"):
         EOT(THREAT, base={"name": "nothing"})
     for name in ("eot", "transfer", "clean", "closed_form"):
-        with pytest.raises(ValueError, match="is no gradient attack within a budget"):
+        with pytest.raises(ValueError, match="is not a gradient attack within a budget"):
             EOT(THREAT, base={"name": name})
     assert "deterministic" in (EOT(THREAT).unsupported_reason(Classifier(_NoisyGradient(1.0))) or "")
     assert EOT(THREAT).unsupported_reason(_Stochastic(_NoisyGradient(1.0))) is None
