@@ -120,7 +120,7 @@ def test_a_source_without_images_is_refused(source: str) -> None:
 
 @pytest.mark.usefixtures("fresh_catalog")
 def test_a_row_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="there is no other row than standard; add a defense"):
+    with pytest.raises(ValueError, match="but the only row is standard; add a defense"):
         plan(build({**SPEC, "defenses": ["standard"], "attacks": ["transfer"]}), ROOT)
 
 

@@ -199,8 +199,8 @@ class NoLoss(Defense):
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ({"name": "nobody"}, "base 'nobody' is no file"),
-        ({"name": "../trades"}, "is no file"),
+        ({"name": "nobody"}, "base 'nobody' is not a file"),
+        ({"name": "../trades"}, "is not a file"),
         ({"nme": "trades"}, "base must be"),
         ({"name": "trades", "beta": 1}, "base must be"),
         ({"name": "trades", "set": {"bta": 1}}, "bta"),
