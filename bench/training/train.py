@@ -184,9 +184,7 @@ _SAVED = (
 )
 
 
-def train(
-    job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Checkpointer | None = None
-) -> Trained:
+def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Checkpointer | None = None) -> Trained:
     """Train from scratch, or resume from the last checkpoint: the weights are the same bit for bit.
 
     Each epoch writes one line of train.jsonl: the terms of the loss (mean over its steps) and their sum, metrics of the
