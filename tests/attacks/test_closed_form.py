@@ -320,7 +320,7 @@ def test_the_training_loss_is_climbed_at_the_learnt_noise() -> None:
     with frozen(model):
         objective = attack._objective(Counted(model))
         before = objective(x, y).detach()
-        terms, _, _ = defense._terms(net, x, y, net.noise.sigma())
+        terms, _, _ = defense.terms(net, x, y, net.noise.sigma())
         torch.testing.assert_close(before, (terms["mse"] + terms["prob"]).detach())
         with torch.no_grad():
             net.noise.rho += 1.0  # as if it had been learnt
