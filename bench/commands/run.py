@@ -19,12 +19,11 @@ from bench.executors.clusters import backend as choose
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
-from bench.planning.duplicates import duplicates
 from bench.planning.evaluations import wants
 from bench.planning.job import Job
 from bench.planning.labels import label
 from bench.planning.options import to_spec
-from bench.planning.plan import plan, without_cell
+from bench.planning.plan import duplicates, plan, without_cell
 from bench.planning.spec import Spec, TrainSpec
 from bench.planning.typed import Options
 from bench.progress import forecast, live

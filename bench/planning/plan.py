@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,29 @@ def _check_training(spec: Spec, training: dict[str, Any], defenses: list[str]) -
         raise ValueError(
             "train.keep is best, but data.validation is 0; expected images to choose by, such as --validation 1000"
         )
+
+
+def duplicates(spec: Spec) -> list[str]:
+    """One line that counts the entries a spec repeats; empty where there are none. Raises what plug-ins raise."""
+    lists = {
+        "defenses": [text for entry in spec.defenses for text in _entries("defenses", entry)],
+        "attacks": [text for entry in spec.attacks for text in _entries("attacks", entry)],
+        "models": [_text(m.name, catalog.get("models", m.name).resolve(m.set, "models ")) for m in spec.models or ()],
+        "seeds": [str(seed) for seed in spec.seeds],
+    }
+    repeated = [_counted(name, listed) for name, listed in lists.items() if len(set(listed)) < len(listed)]
+    return [f"{' and '.join(repeated)} repeat another; each is done once"] if repeated else []
+
+
+def _counted(name: str, listed: Sequence[str]) -> str:
+    return f"{len(listed) - len(set(listed))} of {len(listed)} {name}"
+
+
+def _entries(kind: catalog.Kind, entry: DefenseSpec | AttackSpec) -> list[str]:
+    """Each combination of an entry as text, with every default resolved: equal where the jobs are."""
+    plugin, own = catalog.get(kind, entry.name), entry.model_dump(mode="json", exclude={"set", "grid", "shards"})
+    return [_text(own, plugin.resolve(chosen, f"{kind} ")) for chosen in evaluations.combinations(entry)]
+
+
+def _text(*parts: object) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)

@@ -113,7 +113,7 @@ def _shown(store: Store, entry: Evaluation) -> bool:
     if not entry.norm or entry.state != "done" or not math.isnan(entry.median_distance):
         return False
     record = store.record(entry.key) or {"files": {}}
-    walks = store.job(entry.key).what["attack"]["set"].get("budgets")
+    walks = store.evaluation(entry.key).attack.settings.get("budgets")
     return not walks and IMAGES in record["files"] and (store.folder(entry.key) / IMAGES).is_file()
 
 

@@ -63,7 +63,7 @@ def surfaces(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
         nets = {entries[0].model for entries in by_config.values()}
         models = [m for entries in by_config.values() if (m := _measured(store, entries, len(nets) > 1)) is not None]
         if models:
-            reach = store.job(models[0].entries[0].key).what["attack"]["set"].get("reach", 1.0)
+            reach = store.evaluation(models[0].entries[0].key).attack.settings.get("reach", 1.0)
             found.append(_figure(place, sorted(models, key=lambda m: (m.bend, m.name)), float(reach)))
     return found
 

@@ -180,7 +180,7 @@ def _any(found: dict[int, Evaluation]) -> Evaluation:
 
 def _draws(store: Store, found: dict[int, Evaluation]) -> int:
     entry = _any(found)
-    return draws_of(entry.attack, store.job(entry.key).what["attack"]["set"])
+    return draws_of(entry.attack, store.evaluation(entry.key).attack.settings)
 
 
 def _most(draws: dict[str, int]) -> int:
@@ -213,7 +213,7 @@ def _radii(entry: Evaluation, radii: tuple[float, ...]) -> list[float]:
 
 def _is_autoattack(store: Store, entry: Evaluation) -> bool:
     """The suite of its authors in full; `rand` and custom suites have their own column only."""
-    version = store.job(entry.key).what["attack"]["set"].get("version", "standard")
+    version = store.evaluation(entry.key).attack.settings.get("version", "standard")
     return entry.attack == "autoattack" and version in ("standard", "plus")
 
 
