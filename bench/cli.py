@@ -20,6 +20,7 @@ from bench.commands.arguments import DataDir, Plugin, Results, plugins, refuse_p
 from bench.commands.options import MachineOptions, Only, OutputOptions, takes_groups
 from bench.executors.clusters import Cluster, Machine, MissingDependency
 from bench.planning.typed import Options
+from bench.records.packs import PackError
 from bench.training import sigterm as stopping
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def main() -> None:
 def _app() -> None:
     try:
         app()
-    except (ValueError, LookupError, OSError) as error:
+    except (ValueError, LookupError, OSError, PackError) as error:
         if DEBUG:
             raise
         _fail(told(error), 2)

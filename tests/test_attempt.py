@@ -19,9 +19,10 @@ from harness import Bench, alive, outcomes, states, tiny, write_plugins
 
 from bench.jobs import attempt as attempts
 from bench.jobs import worker
-from bench.jobs.attempt import ATTEMPTS, HELD, attempt, forget, next_attempt, tried
+from bench.jobs.attempt import HELD, attempt, forget, next_attempt, tried
 from bench.jobs.retries import Fault
 from bench.records import leases
+from bench.records.attempts import RETRIES
 from bench.records.leases import STALE, claim, holder_of, this_machine
 from bench.records.store import Store
 
@@ -67,9 +68,9 @@ def test_a_job_is_done_under_its_lease_once(store: Store, works: list[Any]) -> N
     assert attempt(store.root, TRAIN.key, Path()) == "done"
     assert (store.record(TRAIN.key) or {})["retries"] == 1
     assert sorted(path.name for path in store.folder(TRAIN.key).iterdir()) == [
+        "attempts.json",
         "job.json",
         "record.json",
-        "retries.json",
     ]
 
 
@@ -170,7 +171,7 @@ def test_an_evaluation_out_of_memory_is_done_with_half_the_batch(
     assert [entry["type"] for entry in (store.record(EVALUATE.key) or {}).get("attempts", [])] == (
         ["OutOfMemoryError"] * min(times, 3)
     )
-    assert not (store.folder(EVALUATE.key) / ATTEMPTS).exists()
+    assert not (store.folder(EVALUATE.key) / RETRIES).exists()
 
 
 def test_a_training_out_of_memory_is_not_another_training(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def test_what_was_tried_outlives_the_process(store: Store, works: list[Any]) -> 
     assert works == [(EVALUATE.key, before)]
     assert tried(store, EVALUATE.key) == []
     for text in ("", "{", "3", '{"a": 1}', "[3]"):
-        (store.folder(EVALUATE.key) / ATTEMPTS).write_text(text)
+        (store.folder(EVALUATE.key) / RETRIES).write_text(text)
         assert tried(store, EVALUATE.key) == []
     forget(store, EVALUATE.key)
     forget(store, EVALUATE.key)

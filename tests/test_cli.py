@@ -72,7 +72,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "list data set": ("list datasets minst", "no data set 'minst'. Did you mean 'mnist'?"),
     "status": ("status --results-dir none", "no results folder none; run `bench run` first or pass --results-dir"),
     "leaderboard": ("leaderboard --results-dir none", "no results folder none; run `bench run` first"),
-    "worker path": ("worker ../../../etc", "'../../../etc' is no job key; expected 12 hexadecimal digits"),
+    "worker path": ("worker ../../../etc", "'../../../etc' is not a job key; expected 12 hexadecimal digits"),
     "worker key": ("worker 0123456789ab", "no job 0123456789ab in results"),
     "check": ("check nosy", "no defense or attack 'nosy'. Did you mean 'noisy'?"),
     "check nothing": ("check", "bench check takes a NAME or --all"),

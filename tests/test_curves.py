@@ -29,13 +29,15 @@ def logged(store: Store, key: str, *lines: object) -> Path:
 
 
 def test_a_log_is_read_up_to_what_is_half_written(tmp_path: Path) -> None:
-    path = tmp_path / curves.LOG
-    assert curves.read(path) == []
+    key = "0" * 12
+    path = tmp_path / key / curves.LOG
+    assert curves.read(Store(tmp_path), key) == []
+    path.parent.mkdir()
     path.write_text(
         '{"epoch": 1, "ce": 0.5, "name": "x", "flag": true, "gone": null}\n[1]\n{"ce": 2}\n'
         '{"epoch": 2, "ce": NaN, "adv": 1e999}\n{"epoch": 3, "ce": 0.2'
     )
-    assert curves.read(path) == [{"epoch": 1.0, "ce": 0.5}, {"epoch": 2.0}]
+    assert curves.read(Store(tmp_path), key) == [{"epoch": 1.0, "ce": 0.5}, {"epoch": 2.0}]
 
 
 def test_the_loss_is_the_sum_of_the_terms_and_never_of_some() -> None:
@@ -74,7 +76,7 @@ def test_a_training_writes_the_sum_of_its_terms(bench: Bench, tmp_path: Path) ->
     assert outcome.code == 0, outcome.err
     results = Store(Path("results"))
     ((key, record),) = [(job.key, r) for job, r in results.records() if job.kind == "train"]
-    (line,) = curves.read(results.folder(key) / curves.LOG)
+    (line,) = curves.read(results, key)
     terms = record["metrics"]["final_terms"]
     assert len(terms) > 1
     assert line["total"] == pytest.approx(sum(terms.values()), rel=1e-6)
@@ -124,7 +126,7 @@ def test_tensorboard_is_told_what_the_log_says_and_no_key_knows_of_it(bench: Ben
     (job,) = [job for job in results.jobs().values() if job.kind == "train"]
     (folder,) = (results.root / tracker.FOLDER).iterdir()
     assert folder.name == f"plain-seed-0-{job.key}"
-    log = curves.read(results.folder(job.key) / curves.LOG)
+    log = curves.read(results, job.key)
     told = scalars(folder)
     assert set(told) == {"ce", "loss", "seconds"}
     assert told["ce"] == [(k + 1, pytest.approx(line["ce"], rel=1e-6)) for k, line in enumerate(log)]

@@ -131,7 +131,7 @@ def test_retry_of_all_that_failed_leaves_the_rest(store: Store, bench: Bench) ->
     assert outcome.code == 0
     gone = {f"{STEEP.key}/record.json"}
     assert {k: v for k, v in before.items() if k not in gone} == {
-        k: v for k, v in contents(RESULTS).items() if k != f"{STEEP.key}/retries.json"
+        k: v for k, v in contents(RESULTS).items() if k != f"{STEEP.key}/attempts.json"
     }
     for words in ((CLEAN.key,), (), ("--failed", CLEAN.key), (CLEAN.key, STEEP.key)):
         assert bench("retry", *words).code == 2

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from test_tables import evaluated, store, trained
 
-from bench.records.cached_store import CachedStore
 from bench.records.npz import Reader
 from bench.records.store import Store
 from bench.results.evaluations import frame
@@ -76,7 +75,7 @@ def test_every_way_of_asking_gives_what_the_store_gives(store: Store) -> None:
     key = evaluated(store, trained(store), "certify", [1, 0, 1], columns=columns)
     for only in (None, ("correct",), ("correct", "radius"), ("mine",), ("correct", "mine"), ("nothing",)):
         for first in (None, ("correct",)):
-            once = CachedStore(store.root)
+            once = Store(store.root, read_only=True)
             once.samples(key, first)  # what was asked before changes nothing
             found, expected = once.samples(key, only), store.samples(key, only)
             assert found.keys() == expected.keys()
@@ -87,24 +86,24 @@ def test_every_way_of_asking_gives_what_the_store_gives(store: Store) -> None:
 
 def test_a_file_is_read_once_and_a_new_reader_sees_what_changed(store: Store) -> None:
     key = evaluated(store, trained(store), "steep", [1, 0, 1])
-    once = CachedStore.of(store)
-    assert CachedStore.of(once) is once
+    once = store.snapshot()
+    assert once.snapshot() is once
     assert frame(once)["accuracy"].tolist() == [2 / 3]
     path = store.folder(key) / "samples.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert once.samples(key, ("correct",))["correct"].tolist() == [True, False, True]
     with pytest.raises(ValueError, match="does not match its record"):
-        CachedStore(store.root).samples(key, ("correct",))
-    assert frame(CachedStore(store.root))["state"].tolist() == ["unreadable"]
+        Store(store.root, read_only=True).samples(key, ("correct",))
+    assert frame(Store(store.root, read_only=True))["state"].tolist() == ["unreadable"]
 
 
 def test_columns_beyond_the_limit_are_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [evaluated(store, trained(store, seed=seed), "steep", [seed % 2] * 100) for seed in range(4)]
-    monkeypatch.setattr("bench.records.cached_store._MOST", 250)  # two columns of 100 flags
-    once = CachedStore(store.root)
+    monkeypatch.setattr("bench.records.npz._MOST", 250)  # two columns of 100 flags
+    once = Store(store.root, read_only=True)
     for _ in range(2):
         assert [bool(once.samples(key, ("correct",))["correct"][0]) for key in keys] == [False, True, False, True]
-    assert len(once._kept) == 2
+    assert len(once._columns._held) == 2
 
 
 def test_tables_read_each_file_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,7 @@ def test_no_command_follows_a_hostile_key(store: Store, bench: Bench, command: t
 @pytest.mark.parametrize("key", HOSTILE)
 def test_no_key_leaves_the_folder(store: Store, key: str) -> None:
     for method in (store.folder, store.job, store.record, store.done, store.progress, store.samples):
-        with pytest.raises(ValueError, match="is no job key; expected 12 hexadecimal digits"):
+        with pytest.raises(ValueError, match="is not a job key; expected 12 hexadecimal digits"):
             method(key)
 
 

@@ -41,13 +41,13 @@ def sweep(
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """
-    from bench.records.cached_store import CachedStore
+    from bench.records.store import Store
     from bench.tables import sweep_text
     from bench.tables.leaderboard import board
     from bench.tables.selection import RowFilter
     from bench.tables.sweep import sweep as series_of
 
-    store = CachedStore(existing(results_dir))
+    store = Store(existing(results_dir), read_only=True)
     rows, where = board(store), RowFilter(dataset, norm, eps)
     swept = series_of(store, rows, defense, setting, where)
     maps = _maps(store, rows, swept, against, where) if against else []

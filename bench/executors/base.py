@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from bench.atomic import file_hash
 from bench.jobs.retries import Fault, Step
 from bench.planning.job import Job
 from bench.records.evaluated_weights import outdated
@@ -157,7 +156,7 @@ def _lacks(store: Store, need: Job, job: Job) -> bool:
         return False  # an audit uses whatever images exist
     wanted = "weights-" if need.kind in ("train", "import") else "samples" if need.key in job.parts else "adversarial"
     return any(
-        name.startswith(wanted) and expected != file_hash(store.folder(need.key) / name)
+        name.startswith(wanted) and expected != store.hash_of(need.key, name)
         for name, expected in record["files"].items()
     )
 

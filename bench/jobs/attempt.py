@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import threading
 import time
@@ -16,14 +15,14 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.atomic import unless_gone, write_json
+from bench.atomic import unless_gone
 from bench.jobs import retries
 from bench.planning.job import Job
+from bench.records import attempts
 from bench.records.leases import Lease, claim, holders, this_machine
 from bench.records.store import Store
 
 HELD = 5  # exit code: another process runs the job, or it has ended; nothing was done
-ATTEMPTS = "attempts.json"  # the retries of a job that has not ended; they outlive the process
 POLL = 1.0  # seconds between looks at a lease
 WORDS = {
     "held": "is held: another process runs it; nothing was done",
@@ -53,10 +52,7 @@ def attempt(results: Path, key: str, root: Path, device: str = "cpu", workers: i
 
 def tried(store: Store, key: str) -> list[dict[str, Any]]:
     """The retries of a job so far, as its record will list them."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((store.folder(key) / ATTEMPTS).read_text(encoding="utf-8"))
-        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-    return []
+    return attempts.retries(store.folder(key))
 
 
 def next_attempt(
@@ -70,14 +66,14 @@ def next_attempt(
     step = retries.step(fault, job, before, shared)
     if step not in allowed:
         return None
-    write_json(store.folder(job.key) / ATTEMPTS, [*before, retries.entry(fault, step)])
+    attempts.save_retries(store.folder(job.key), [*before, retries.entry(fault, step)])
     (store.folder(job.key) / "record.json").unlink(missing_ok=True)
     return step
 
 
 def forget(store: Store, key: str) -> None:
-    """The job has ended: from now on its record lists the retries."""
-    (store.folder(key) / ATTEMPTS).unlink(missing_ok=True)
+    """The job has ended and its record lists the retries: remove the saved list."""
+    attempts.save_retries(store.folder(key), [])
 
 
 def _do(store: Store, job: Job, root: Path, device: str, workers: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.planning.job import EvaluateJob, EvaluationJob, Job
 from bench.records.evaluated_weights import AGAIN, outdated
-from bench.records.store import IMAGES, RECORD, SAMPLES, Store, damaged
+from bench.records.store import IMAGES, RECORD, SAMPLES, Store
 
 MOST = 20  # problems printed
 PASSES = ("forwards", "backwards")
@@ -60,10 +60,9 @@ def checked(store: Store) -> Verdict:
     """Checksums of every record and file, and what can be derived from the samples."""
     found = Verdict()
     for key in store.keys():
-        path = store.folder(key) / RECORD
         record = store.record(key)
         if record is None:
-            found.problems += [f"{key}: record.json does not match its checksum"] if path.exists() else []
+            found.problems += [f"{key}: record.json does not match its checksum"] if store.has(key, RECORD) else []
             continue
         found.records += 1
         try:
@@ -71,9 +70,9 @@ def checked(store: Store) -> Verdict:
         except (LookupError, ValueError) as error:
             found.problems.append(f"{key}: {error}")
             continue
-        there = [name for name in record["files"] if (store.folder(key) / name).is_file()]
+        there = [name for name in record["files"] if store.has(key, name)]
         found.files += len(there)
-        wrong = [f"{name} does not match its SHA-256" for name in damaged(store.folder(key), record)]
+        wrong = [f"{name} does not match its SHA-256" for name in store.damaged(key, record)]
         wrong += [f"{name} is absent" for name in record["files"] if name not in there and name == SAMPLES]
         found.absent.update(name for name in record["files"] if name not in there and name != SAMPLES)
         wrong = wrong or derivations(store, job, record)
@@ -111,5 +110,5 @@ def derivations(store: Store, job: Job, record: dict[str, Any]) -> list[str]:
 def _weights(store: Store, job: EvaluateJob) -> bool:
     record = store.record(job.needs[0])
     name = f"weights-{job.weights}.safetensors"
-    folder = store.root / job.needs[0]
-    return record is not None and name in record["files"] and (folder / name).is_file() and not damaged(folder, record)
+    key = job.needs[0]
+    return record is not None and name in record["files"] and store.has(key, name) and not store.damaged(key, record)

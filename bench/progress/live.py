@@ -137,7 +137,7 @@ class View:
     def _course(self, key: str) -> str:
         """Loss, and validation accuracy where it is measured, of the finished epochs of a training: bars and the last
         value."""
-        log = curves.read(self.store.folder(key) / curves.LOG) if self.jobs[key].kind == "train" else []
+        log = curves.read(self.store, key) if self.jobs[key].kind == "train" else []
         losses = [curves.total(line) for line in log]
         judged = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
         parts = [f"loss {curves.sparkline(losses)} {losses[-1]:.3g}"] if curves.sparkline(losses) else []

@@ -91,7 +91,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         writer, done = self._open[key]
-        log = curves.read(self.store.folder(key) / curves.LOG)
+        log = curves.read(self.store, key)
         for line in log[done:]:
             named = {_LOSS if name == curves.TOTAL else name: v for name, v in line.items() if name != "epoch"}
             values = [Summary.Value(tag=name, simple_value=v) for name, v in named.items() if math.isfinite(v)]

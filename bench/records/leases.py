@@ -124,6 +124,8 @@ def claim(store: Store, key: str) -> Lease | None:
     """The lease of a job, or None while another process holds it or won the race for it."""
     folder, token = store.folder(key), secrets.token_hex(8)
     draft = folder / f".lease.{token}"
+    if store.packed(key):
+        folder.mkdir(exist_ok=True)
     says = {"token": token, "machine": this_machine(), "pid": os.getpid(), "began": _facts(os.getpid())[1]}
     try:
         draft.write_text(json.dumps(says), encoding="utf-8")

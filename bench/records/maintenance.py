@@ -13,7 +13,7 @@ from bench.records.store import FINISHED, IMAGES, SAMPLES, Store
 
 POLL = 0.5  # seconds between looks at a log
 FRESH = 3600.0  # seconds for which a temporary file may be somebody's
-LEFT_OVER = re.compile(r"\.(record\.json|job\.json|retries\.json|samples\.npz|lease|.*\.safetensors)\..+|progress\.tmp")
+LEFT_OVER = re.compile(r"\.((record|job|retries|attempts)\.json|samples\.npz|lease|.*\.safetensors)\..+|progress\.tmp")
 
 
 def resolve(store: Store, prefix: str) -> str:
@@ -98,7 +98,7 @@ def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:
     if any(holder.alive for holder in holders(folder, now)):
         return []
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith("lease-"):
             found.append((path, "of a process that is gone"))
         if LEFT_OVER.fullmatch(path.name) and now - path.stat().st_mtime > FRESH:

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.atomic import file_hash, write_atomic
 from bench.planning.job import Job
 from bench.records.leases import claim
-from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, damaged, refuse_links
+from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, refuse_links
 
 NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
 
@@ -62,16 +62,18 @@ def planned(sources: list[Store], target: Store) -> Plan:
     plan = Plan()
     for source in sources:
         for key in source.keys():
-            record, path = source.record(key), source.folder(key) / RECORD
+            record, there = source.record(key), source.has(key, RECORD)
             if record is None:
-                plan.unfinished += not path.exists()
-                plan.problems += [f"damaged: {path} does not match its checksum"] if path.exists() else []
+                plan.unfinished += not there
+                plan.problems += (
+                    [f"damaged: {source.folder(key) / RECORD} does not match its checksum"] if there else []
+                )
                 continue
             wrong = _wrong(source, key)
             if wrong:
                 plan.problems.append(f"damaged: {wrong}")
                 continue
-            known = plan.take.get(key) or (target if (target.root / key / RECORD).exists() else None)
+            known = plan.take.get(key) or (target if target.has(key, RECORD) else None)
             conflict = _conflict(known, source, key) if known is not None else ""
             if conflict:
                 plan.problems.append(f"conflict: {conflict}")
@@ -91,8 +93,8 @@ def _wrong(source: Store, key: str) -> str:
     except (LookupError, ValueError) as error:
         return str(error)
     record = source.record(key) or {"files": {}}
-    names = damaged(source.folder(key), record)
-    if SAMPLES in record["files"] and not (source.folder(key) / SAMPLES).exists():
+    names = source.damaged(key, record)
+    if SAMPLES in record["files"] and not source.has(key, SAMPLES):
         names.append(SAMPLES)
     return f"{', '.join(names)} of {key} in {source.root} do not match the record" if names else ""
 
@@ -131,14 +133,14 @@ def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
 def _lacking(known: Store, source: Store, key: str) -> dict[str, str]:
     """Files, with their hashes, that a record of `known` names, that are absent there and lie in the source."""
     ours = (known.record(key) or {"files": {}})["files"]
-    absent = {name: expected for name, expected in ours.items() if not (known.folder(key) / name).exists()}
-    there = source.folder(key)
-    return {name: expected for name, expected in absent.items() if expected and file_hash(there / name) == expected}
+    absent = {name: expected for name, expected in ours.items() if not known.has(key, name)}
+    return {name: expected for name, expected in absent.items() if expected and source.hash_of(key, name) == expected}
 
 
 def _fill(source: Store, target: Store, key: str) -> int | None:
     """Copy what a standing record of the target lacks; gives how many files, None where the job is being done there."""
-    refuse_links(target.folder(key))
+    if not target.packed(key):
+        refuse_links(target.folder(key))
     lease = claim(target, key)
     if lease is None:
         return None
@@ -146,7 +148,7 @@ def _fill(source: Store, target: Store, key: str) -> int | None:
         lacking = _lacking(target, source, key)
         for name, expected in lacking.items():
             copy = target.folder(key) / name
-            _copy_file(source.folder(key) / name, copy)
+            _copy_file(source, key, name, copy)
             if file_hash(copy) != expected:
                 copy.unlink()
                 raise OSError(f"{name} of {key} changed while it was copied; merge again")
@@ -165,22 +167,23 @@ def _copy(source: Store, target: Store, key: str) -> bool:
     try:
         if target.record(key) is not None:
             return False
-        for path in sorted(source.folder(key).iterdir()):
-            if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith((".", "lease-")):
-                _copy_file(path, target.folder(key) / path.name)
+        for name in source.files(key):
+            if name not in NOT_COPIED and not name.startswith((".", "lease-")):
+                _copy_file(source, key, name, target.folder(key) / name)
         record = source.record(key) or {"files": {}}
-        torn = damaged(target.folder(key), record)
+        torn = target.damaged(key, record)
         if torn:
             raise OSError(f"{torn[0]} of {key} changed while it was copied; nothing of {key} counts, merge again")
-        _copy_file(source.folder(key) / RECORD, target.folder(key) / RECORD)
+        _copy_file(source, key, RECORD, target.folder(key) / RECORD)
     finally:
         lease.release()
     return True
 
 
-def _copy_file(path: Path, copy: Path) -> None:
+def _copy_file(source: Store, key: str, name: str, copy: Path) -> None:
+    path = source.folder(key) / name
     if path.is_symlink():
         raise ValueError(f"{path} is a link; results hold real files only")
-    if file_hash(copy) != file_hash(path):
-        with path.open("rb") as file:
+    if file_hash(copy) != source.hash_of(key, name):
+        with source.open(key, name) as file:
             write_atomic(copy, lambda out: shutil.copyfileobj(file, out))

@@ -1,7 +1,7 @@
 """samples.npz -> NumPy arrays, for tables over thousands of evaluations: equal columns are unpacked once.
 
-Evaluations of one test set store the same `index` and `label`. What was packed alike is one array here, which nobody
-may write to; `numpy.load` would unpack it each time and parse its header by compiling it.
+Evaluations of one test set store the same `index` and `label`. Equal packed bytes become one read-only array here;
+`numpy.load` would unpack them each time and parse each header by compiling it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Container
+from collections import OrderedDict
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,10 +21,31 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 SHARED = ("index", "label")
+MOST_BYTES = 2**30  # of the unpacked columns of one file
+# what tables ask for again and again
+_WANTED = frozenset(
+    (
+        "index",
+        "label",
+        "correct",
+        "broken_at",
+        "select",
+        "share",
+        "select_at",
+        "share_at",
+        "stage",
+        "radius",
+        "distance",
+    )
+)
+_MOST = 400_000_000  # bytes of columns in memory at a time
+
+
+_Held = tuple[dict[str, "Array"], frozenset[str]]  # columns, and the names of those that are in the file alone
 
 
 class Reader:
-    """Reads columns; those that evaluations share are kept and given again."""
+    """Reads columns; those that evaluations share are unpacked once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Array] = {}
@@ -35,6 +57,7 @@ class Reader:
         """
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
+                refuse_large(file.infolist())
                 members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
                 wanted = {
                     name: self._column(name, member, file, data)
@@ -54,6 +77,44 @@ class Reader:
         if packed not in self._known:
             self._known[packed] = _array(file.read(member))
         return self._known[packed]
+
+
+class ColumnCache:
+    """The columns of many files, each file read once; the least recently used leave beyond 400 MB."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._reader, self._bytes = Reader(), 0
+
+    def columns(self, key: str, only: Container[str] | None, read: Callable[[], bytes]) -> dict[str, Array]:
+        """The columns of a file that are named in `only` (None: all), read-only; `read` returns the file's content."""
+        held = self._held.get(key)
+        if held is None:
+            held = self._add(key, None if only is None else _WANTED, read())
+        else:
+            self._held.move_to_end(key)
+        columns, others = held
+        if others and (only is None or any(name in only for name in others)):
+            columns, _ = self._reader.unpack(read(), only)
+        return {name: values for name, values in columns.items() if only is None or name in only}
+
+    def _add(self, key: str, only: Container[str] | None, data: bytes) -> _Held:
+        held = self._held[key] = self._reader.unpack(data, only)
+        self._bytes += _size(held)
+        while self._bytes > _MOST and len(self._held) > 1:
+            self._bytes -= _size(self._held.popitem(last=False)[1])
+        return held
+
+
+def _size(held: _Held) -> int:
+    return sum(values.nbytes for name, values in held[0].items() if name not in SHARED)
+
+
+def refuse_large(members: list[zipfile.ZipInfo]) -> None:
+    """Raises ValueError where the columns of a file would unpack to more than 1 GiB, which no evaluation writes."""
+    size = sum(member.file_size for member in members)
+    if size > MOST_BYTES:
+        raise ValueError(f"its columns would unpack to {size} bytes; expected at most {MOST_BYTES}")
 
 
 def _array(raw: bytes) -> Array:

@@ -102,7 +102,7 @@ class Estimator:
         """Bytes that jobs like these would leave on disk, and the number of jobs nothing is known about."""
         if not self.bytes:
             for job, record in self.store.records():
-                sizes = [_bytes(self.store.folder(job.key) / name) for name in record["files"]]
+                sizes = [self.store.size_of(job.key, name) for name in record["files"]]
                 if None not in sizes and record["state"] == "done":  # git brings records without their files
                     left = sum(size or 0 for size in sizes), _extent(job)
                     for likeness in self.likeness(job):
@@ -199,13 +199,6 @@ def _deploys(defense: str) -> str:
         return str(catalog.get("defenses", defense).constant("predictor", "deterministic"))
     except (LookupError, ValueError):  # records outlive plug-ins
         return "unknown"
-
-
-def _bytes(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 def clock(seconds: float) -> str:

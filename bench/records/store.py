@@ -1,8 +1,10 @@
-"""results/ on disk <-> records. One folder a job; record.json is written last, by rename, so half-done is not done.
+"""results/ on disk <-> records. One folder a job; record.json is written last, by rename: a partial job is not done.
 
 results/<key>/{job.json, log.txt, train.jsonl, progress.json, weights-{last,best}.safetensors,
 adversarial.safetensors, samples.npz, record.json}. The record carries checksums of the files beside it. What is damaged
-is moved to results/quarantine/ with the reason when its job is done again, never deleted and never used.
+is moved to results/quarantine/ with the reason when its job is done again, never deleted and never used. Published
+records lie beside the folders in packs, results/<name>.zip (bench.records.packs), and are read in place; where a job
+has a folder with job.json or record.json, the folder alone counts.
 """
 
 from __future__ import annotations
@@ -11,36 +13,52 @@ import contextlib
 import hashlib
 import io
 import json
-import math
-import re
 import secrets
 import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.atomic import file_hash, write_json
-from bench.planning.job import SCHEMA, EvaluationJob, Job, ModelJob, NewerSchemaError, from_json, upgraded
+from bench.atomic import write_json
+from bench.planning.job import SCHEMA, EvaluationJob, Job, ModelJob, NewerSchemaError, from_json
+from bench.records import attempts
+from bench.records.job_files import JobFiles
+from bench.records.npz import ColumnCache, refuse_large
+from bench.records.packs import JOB, RECORD, SAMPLES
+from bench.records.record import FILE, FINISHED, checksum, finite, parsed, weights_file
 
-IMAGES, SAMPLES = "adversarial.safetensors", "samples.npz"
-RECORD, JOB, RETRIES, QUARANTINE = "record.json", "job.json", "retries.json", "quarantine"
+__all__ = [
+    "FILE", "FINISHED", "IMAGES", "JOB", "QUARANTINE", "RECORD", "SAMPLES", "SHARED", "Store", "checksum",
+    "refuse_links", "weights_file",
+]  # fmt: skip
+IMAGES, QUARANTINE = "adversarial.safetensors", "quarantine"
 SHARED = "shared"  # while a job runs: the most jobs that were on its device at a time
-KEY = re.compile(r"[0-9a-f]{12}")
-FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # what a record may name beside itself: never a path
-FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 
 
-class Store:
-    """A results folder. Readers need nothing but read access; every write is atomic."""
+class Store(JobFiles):
+    """A results folder. Readers need nothing but read access; every write is atomic.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    `read_only`: nothing may be written, and every job, record and column is read once and shared by all callers, who
+    must not change them; a new store shows what a run added since.
+    """
+
+    def __init__(self, root: Path, read_only: bool = False) -> None:
+        super().__init__(root)
+        self.read_only = read_only
+        self._jobs: dict[str, Job] = {}
+        self._records: dict[str, dict[str, Any] | None] = {}
+        self._columns = ColumnCache()
+
+    def snapshot(self) -> Store:
+        """This folder as it is now, read-only; itself where it is that already."""
+        return self if self.read_only else Store(self.root, read_only=True)
 
     def prepare(self) -> None:
         """Create the folder and prove that it can be written. Raises OSError in one line.
 
         Raises NewerSchemaError, before anything is written, where a newer version wrote any of it.
         """
+        self._refuse_read_only()
         for key in self.keys():
             self.record(key)
             self._known(key)
@@ -51,23 +69,16 @@ class Store:
         except OSError as error:
             raise OSError(f"cannot write results folder {self.root}: {error.strerror}; choose --results-dir") from None
 
-    def folder(self, key: str) -> Path:
-        """The folder of a job. Raises ValueError unless the key is 12 hexadecimal digits (it becomes a path)."""
-        if not KEY.fullmatch(key):
-            raise ValueError(f"'{key}' is no job key; expected 12 hexadecimal digits")
-        folder = self.root / key
-        if folder.is_symlink():
-            raise ValueError(f"{folder} is a link; job folders must be real ones")
-        return folder
-
-    def keys(self) -> list[str]:
-        """Every job there is a folder for, sorted."""
-        folders = self.root.iterdir() if self.root.is_dir() else []
-        return sorted(p.name for p in folders if KEY.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    def _refuse_read_only(self) -> None:
+        if self.read_only:
+            raise ValueError(f"{self.root} was opened read-only; nothing may be written to it")
 
     def add(self, job: Job) -> None:
-        """Write down what a job is, once (again where the file is damaged, or names other shards)."""
+        """Write job.json once (again where it is damaged or names other shards); a packed job needs none."""
+        self._refuse_read_only()
         folder = self.folder(job.key)
+        if self.packed(job.key) and self._known(job.key) == job:
+            return
         folder.mkdir(exist_ok=True)
         refuse_links(folder)
         if self._known(job.key) == job:
@@ -84,20 +95,24 @@ class Store:
 
     def job(self, key: str) -> Job:
         """The job of a key. Raises LookupError where there is none, ValueError where job.json is damaged."""
-        path = self.folder(key) / JOB
-        if not path.is_file():
+        if key in self._jobs:
+            return self._jobs[key]
+        path, data = self.folder(key) / JOB, self.read(key, JOB)
+        if data is None:
             raise LookupError(f"no job {key} in {self.root}")
         try:
-            job = from_json(json.loads(path.read_text(encoding="utf-8")))
+            job = from_json(json.loads(data.decode()))
         except NewerSchemaError as error:
             if self.record(key) is None:
                 raise
-            # a record of today stands beside it, so the number is damage
+            # its record was written by this version, so the schema number is damaged
             raise ValueError(f"{path} is damaged ({error}); `bench run` writes it again") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); `bench run` writes it again") from None
         if job.key != key:
             raise ValueError(f"{path} holds job {job.key}; `bench run` writes it again")
+        if self.read_only:
+            self._jobs[key] = job
         return job
 
     def model_job(self, key: str) -> ModelJob:
@@ -116,19 +131,19 @@ class Store:
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a job that ended, whatever its state; None while there is none or it is damaged."""
-        path = self.folder(key) / RECORD
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            return None
-        if not isinstance(record, dict) or record.get("key") != key or record.get("checksum") != checksum(record):
-            return None
-        files = record.get("files", {})
-        if not isinstance(files, dict) or not all(FILE.fullmatch(name) for name in files):
-            return None
-        with contextlib.suppress(ValueError):
-            return upgraded(record)
-        return None
+        if key in self._records:
+            return self._records[key]
+        record = parsed(self.read(key, RECORD), key)
+        if record is None and self.has(key, RECORD):
+            self._refuse_pack(key, RECORD)
+        if self.read_only:
+            self._records[key] = record
+        return record
+
+    def _refuse_pack(self, key: str, name: str) -> None:
+        """Raises PackError if the damaged file of a job is in a pack: one damaged file makes the pack unusable."""
+        if self.packed(key):
+            raise self.packs[key].error(f"{key}/{name} is damaged: it does not match its checksum")
 
     def done(self, key: str) -> bool:
         """Is there a complete record that stands (errors do not: they are stored for reading and tried again)?"""
@@ -140,19 +155,26 @@ class Store:
         record = self.record(key)
         if record is None or record["state"] not in FINISHED:
             return False
-        return SAMPLES not in record["files"] or record["files"][SAMPLES] == file_hash(self.folder(key) / SAMPLES)
+        return SAMPLES not in record["files"] or record["files"][SAMPLES] == self.hash_of(key, SAMPLES)
 
     def reopen(self, key: str) -> None:
-        """Before a job is done again: set aside what is damaged, count what had failed, take the record away."""
+        """Before a job is done again: set aside damaged files, count a failure, remove the record.
+
+        A packed job gets a folder with its job.json, which counts from then on; the pack stays as it is.
+        """
+        self._refuse_read_only()
         path, record = self.folder(key) / RECORD, self.record(key)
+        if self.packed(key):
+            path.parent.mkdir(exist_ok=True)
+            write_json(path.parent / JOB, self.job(key).to_json())
         if record is None:
             if path.exists():
                 self.set_aside(key, RECORD, "its content does not match its checksum")
             return
-        for name in damaged(self.folder(key), record):
+        for name in self.damaged(key, record):
             self.set_aside(key, name, "its SHA-256 is not the one in record.json")
         if record["state"] != "done":
-            write_json(self.folder(key) / RETRIES, {"count": self._retries(key) + 1})
+            attempts.count_failure(self.folder(key))
         path.unlink(missing_ok=True)
 
     def set_aside(self, key: str, name: str, reason: str) -> None:
@@ -173,17 +195,12 @@ class Store:
                 found.append(json.loads(path.read_text(encoding="utf-8")))
         return found
 
-    def _retries(self, key: str) -> int:
-        try:
-            return int(json.loads((self.folder(key) / RETRIES).read_text(encoding="utf-8"))["count"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-
     def put(self, job: Job, state: str, content: dict[str, Any]) -> None:
         """Write record.json, last and by rename: from here on the job is over."""
+        self._refuse_read_only()
         about = {"schema": SCHEMA, "key": job.key, "kind": job.kind, "state": state}
-        retries = self._retries(job.key)
-        record = _finite({**about, **content, **({"retries": retries} if retries else {})})
+        retries = attempts.failures(self.folder(job.key))
+        record = finite({**about, **content, **({"retries": retries} if retries else {})})
         write_json(self.folder(job.key) / RECORD, {**record, "checksum": checksum(record)})
 
     def jobs(self) -> dict[str, Job]:
@@ -203,7 +220,7 @@ class Store:
                 yield job, record
 
     def progress(self, key: str) -> dict[str, Any]:
-        """What the worker said last; empty while it said nothing."""
+        """The last progress report of the worker; empty before its first."""
         path = self.folder(key) / "progress.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -216,49 +233,27 @@ class Store:
 
         Raises ValueError if the file is damaged.
         """
+        if self.read_only:
+            return self._columns.columns(key, only, lambda: self.content(key))
         import numpy as np
 
         with np.load(io.BytesIO(self.content(key)), allow_pickle=False) as arrays:
+            refuse_large(arrays.zip.infolist())
             return {name: arrays[name] for name in arrays.files if only is None or name in only}
 
     def content(self, key: str) -> bytes:
-        """The bytes of samples.npz as its record says they are. Raises ValueError if the file is damaged."""
+        """The bytes of samples.npz as its record names them. Raises ValueError if the file is damaged."""
         path, record = self.folder(key) / SAMPLES, self.record(key)
         expected = record["files"].get(SAMPLES) if record is not None else None
-        data = path.read_bytes() if expected is not None and path.is_file() else b""
+        data = (self.read(key, SAMPLES) or b"") if expected is not None else b""
         if expected is None or expected != hashlib.sha256(data).hexdigest():
+            self._refuse_pack(key, SAMPLES)
             raise ValueError(f"{path} does not match its record; run the job again")
         return data
 
 
 def refuse_links(folder: Path) -> None:
-    """A job would write through a link, to wherever it leads. Raises ValueError where one lies in its folder."""
+    """Raises ValueError where a job folder holds a link: a job would write to wherever it leads."""
     for path in (*folder.iterdir(), *(folder / "blocks").glob("*")):
         if path.is_symlink():
             raise ValueError(f"{path} is a link; results hold real files only. Remove it")
-
-
-def damaged(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Names of the files of a record that lie there with another content than it says."""
-    found = {name: file_hash(folder / name) for name in record["files"]}
-    return sorted(name for name, has in found.items() if has not in (None, record["files"][name]))
-
-
-def weights_file(which: str) -> str:
-    """Name of the file with a training's `last` weights, or with the `best` ones by validation."""
-    return f"weights-{which}.safetensors"
-
-
-def _finite(values: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them, so that an odd metric never costs a record."""
-    if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
-def checksum(record: dict[str, Any]) -> str:
-    """Over all that a record says, but for the checksum itself."""
-    content = {name: value for name, value in record.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

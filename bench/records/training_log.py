@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-LOG = "train.jsonl"
+from bench.records.packs import LOG
+from bench.records.store import Store
+
 TOTAL = "total"  # the sum of a line's terms; lines older than it name the terms only
 VALIDATION = "validation"
 ABOUT = ("epoch", "seconds")
@@ -16,17 +17,13 @@ _BARS = "▁▂▃▄▅▆▇█"
 Line = dict[str, float]
 
 
-def read(path: Path) -> list[Line]:
-    """The finite numbers of each epoch that is over, in order; empty where there is no log.
+def read(store: Store, key: str) -> list[Line]:
+    """The finite numbers of each epoch that is over, in order; empty where the training has no log.
 
-    A line that is no JSON object is passed over: the last one may be half written.
+    Ignores lines that are not JSON objects: the last one may be incomplete.
     """
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
     found = []
-    for text in texts:
+    for text in (store.read(key, LOG) or b"").decode(errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:

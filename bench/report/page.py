@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.atomic import write_atomic
-from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.gallery import Group, groups
@@ -42,7 +41,7 @@ def html(store: Store, fetch: Fetch = nothing) -> str:
 
 
 def _made(store: Store, fetch: Fetch) -> tuple[str, list[Group]]:
-    store = CachedStore.of(store)
+    store = store.snapshot()
     known = evaluations(store)
     found = judged_rows(store, known=known)
     placed = boards(found)

@@ -66,7 +66,7 @@ def _best_first(row: Row) -> tuple[bool, float]:
 def _courses(store: Store) -> list[Course]:
     found: list[tuple[Job, dict[str, Any], list[curves.Line]]] = []
     for key, job in store.jobs().items():
-        log = curves.read(store.folder(key) / curves.LOG) if job.kind == "train" else []
+        log = curves.read(store, key) if job.kind == "train" else []
         if log:
             found.append((job, store.record(key) or {}, log))
     terms: dict[str, tuple[str, ...]] = {}  # of a defense, for a training that ended before it could tell them

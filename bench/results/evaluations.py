@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.core.stats import wilson
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
-from bench.records.store import Store
+from bench.records.store import JOB, Store
 from bench.results.facts import TrainingFacts, number
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def evaluations(store: Store, keys: Iterable[str] | None = None) -> Evaluations:
     unreadable: list[Unreadable] = []
     facts = TrainingFacts(store)
     for key in wanted:
-        if keys is None and not (store.folder(key) / "job.json").exists():
+        if keys is None and not store.has(key, JOB):
             continue  # an empty folder: no job is known to be missing
         try:
             readable += _evaluations(store, facts, key)

@@ -40,7 +40,7 @@ def judged_rows(
     """Rows with findings and verdicts: the one path from records to what every table and figure shows.
 
     Args:
-        store: Where the records are; give a `CachedStore` where more is read from it afterwards.
+        store: Where the records are; give a `snapshot()` of it where more is read afterwards.
         keys: Jobs to read, evaluations and audits (default: all of the store).
         split: Evaluations on this split only, "test" or "validation"; None takes both.
         radii: L2 radii at which certified accuracy is computed.

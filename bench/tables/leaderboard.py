@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.atomic import write_atomic
-from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import Evaluations, evaluations
 from bench.results.labels import failures, lowest_single_attack
@@ -47,14 +46,14 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
 
 def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
-    store = CachedStore.of(store)
+    store = store.snapshot()
     known = evaluations(store)
     return _block(judged_rows(store, known=known), known)
 
 
 def board(store: Store) -> list[Row]:
     """The rows of leaderboard.md with their verdicts."""
-    return judged_rows(CachedStore.of(store))
+    return judged_rows(store.snapshot())
 
 
 def write_leaderboard(
@@ -69,7 +68,7 @@ def write_leaderboard(
     """
     if csv_dir is not None and csv_dir.is_symlink():
         raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
-    store = CachedStore.of(store)
+    store = store.snapshot()
     known = evaluations(store)
     found = judged_rows(store, radii=radii, known=known)
     written = [_write(path, replace_block(path, _block(found, known)))]

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.core.epsilon import Epsilon
-from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import Row
@@ -52,7 +51,7 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
     A name is a method as the leaderboard shows it, the name of a defense, or a training key (then that seed alone).
     Raises LookupError where a name means nothing or several trainings, or the two share nothing.
     """
-    store = CachedStore.of(store)
+    store = store.snapshot()
     known = evaluations(store)
     everything = judged_rows(store, known=known)
     found = [row for row in everything if where.takes(row)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from bench.records.cached_store import CachedStore
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.labels import failures, optimistic_worst_cases
@@ -20,7 +19,7 @@ MATRIX_RADII = (0.25, 0.5)
 
 def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]], list[str]]:
     """The end-of-run table of these jobs, in their order: header, lines, notes. Percent with half a 95 % interval."""
-    store, asked = CachedStore.of(store), list(keys)
+    store, asked = store.snapshot(), list(keys)
     known = evaluations(store, asked)
     place = {key: k for k, key in enumerate(asked)}
     readable = sorted(known.readable, key=lambda e: place[e.key])

@@ -11,6 +11,7 @@ from bench.planning import catalog
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import load
+from bench.records.packs import LOG
 from bench.records.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +27,8 @@ class Training:
         self.name = job.label()
         self.defense, self.train = job.what["defense"]["name"], job.what["train"]
         self.metrics = (store.record(job.key) or {"metrics": {}})["metrics"]
-        log = store.folder(job.key) / "train.jsonl"
-        self.epochs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        log = (store.read(job.key, LOG) or b"").decode()
+        self.epochs = [json.loads(line) for line in log.splitlines()]
         self.hits: dict[tuple[str, str], tuple[int, int]] = {}
         self.keys: dict[tuple[str, str], str] = {}
         for other in jobs:

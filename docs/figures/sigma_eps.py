@@ -12,7 +12,7 @@ from pathlib import Path
 
 from records import FINDINGS, ROOT
 
-from bench.records.cached_store import CachedStore
+from bench.records.store import Store
 from bench.report.sweeps import map_plot
 from bench.tables.compare import plain
 from bench.tables.equivalence import matches, partner
@@ -42,7 +42,7 @@ off a straight line. Under AutoAttack, on 100 images, the intervals of all value
 
 
 def main() -> None:
-    store = CachedStore(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results")
+    store = Store(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results", read_only=True)
     rows, where = board(store), RowFilter("mnist", "Linf", "0.1")
     a = max(sweep(store, rows, "noisy", "sigma", where), key=lambda series: len(series.points))
     b = partner(store, a, [with_anchor(s) for s in sweep(store, rows, "pgd_at", "train_eps", where, least=1)])

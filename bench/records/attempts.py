@@ -1,0 +1,59 @@
+"""What was tried of a job before it ended: attempts.json counts the ends that were failures, retries.json lists the
+retries of the attempt that goes on. Both become part of the record (its fields `retries` and `attempts`).
+
+Working folders of older versions hold each under the other's name: a count is an object, a list is a list.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.atomic import write_json
+
+ATTEMPTS, RETRIES = "attempts.json", "retries.json"
+
+
+def failures(folder: Path) -> int:
+    """How often the job ended in failure before; 0 where nothing is saved."""
+    for name in (ATTEMPTS, RETRIES):
+        try:
+            return int(_saved(folder / name)["count"])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return 0
+
+
+def count_failure(folder: Path) -> None:
+    """The job failed once more."""
+    _save(folder, failures(folder) + 1, retries(folder))
+
+
+def retries(folder: Path) -> list[dict[str, Any]]:
+    """The retries of the attempt that goes on, in the form of a record's `attempts`."""
+    for name in (RETRIES, ATTEMPTS):
+        found = _saved(folder / name)
+        if isinstance(found, list):
+            return [entry for entry in found if isinstance(entry, dict)]
+    return []
+
+
+def save_retries(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Replace the list of retries; empty once the job has ended."""
+    _save(folder, failures(folder), entries)
+
+
+def _save(folder: Path, count: int, entries: list[dict[str, Any]]) -> None:
+    for name, value, empty in ((ATTEMPTS, {"count": count}, not count), (RETRIES, entries, not entries)):
+        if empty:
+            (folder / name).unlink(missing_ok=True)
+        elif _saved(folder / name) != value:
+            write_json(folder / name, value)
+
+
+def _saved(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
