@@ -14,6 +14,7 @@ import typer
 from bench import terminal
 from bench.commands import compare, gc, leaderboard, logs, merge, retry, status, timing, verify
 from bench.commands import models as model_commands
+from bench.commands import packs as pack_commands
 from bench.commands import report as report_command
 from bench.commands import sweep as sweep_command
 from bench.commands.arguments import DataDir, Plugin, Results, plugins, refuse_plugins, told, typed
@@ -204,6 +205,8 @@ app.command()(retry.retry)
 app.command()(merge.merge)
 app.command()(verify.verify)
 app.command()(gc.gc)
+app.command()(pack_commands.pack)
+app.command()(pack_commands.unpack)
 
 
 @app.command()

@@ -73,6 +73,8 @@ class Pack:
             total += member.compress_size
         if total > self.path.stat().st_size:
             raise self.error("its members are larger than the file")
+        if not self.members:
+            raise self.error("it holds no job")
         for key, names in self.members.items():
             if not {JOB, RECORD} <= names.keys():
                 raise self.error(f"job {key} lacks {' and '.join(sorted({JOB, RECORD} - names.keys()))}")
