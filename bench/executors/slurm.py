@@ -163,7 +163,8 @@ class Slurm(Backend):
 
     def _end(self, task: Task) -> Exit | None:
         """Has a job ended? The store decides first, then Slurm's state of the task, if it is known."""
-        os.listdir(self.store.folder(task.job.key))  # makes a network file system look again
+        with contextlib.suppress(FileNotFoundError):  # a packed job has no folder before it begins
+            os.listdir(self.store.folder(task.job.key))  # makes a network file system look again
         recorded = self.store.record(task.job.key) is not None
         state = None if self.states is None else self.states.get(task.number, "")
         if recorded and state == "PENDING" and not task.started:
