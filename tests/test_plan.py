@@ -20,6 +20,7 @@ from bench.planning import plan as planner
 from bench.planning.job import Job, NewerSchemaError, from_json, job_of
 from bench.planning.plan import plan
 from bench.planning.spec import build, load
+from bench.records.packs import JOB, Packs
 
 ROOT = Path("no-data-here")
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
@@ -388,9 +389,9 @@ def test_validation_images_of_several_seeds_are_refused() -> None:
 
 
 def committed_jobs() -> list[tuple[str, dict[str, Any]]]:
-    """Key and content of every committed job.json."""
-    results = Path(__file__).parents[1] / "results"
-    return [(path.parent.name, json.loads(path.read_text())) for path in sorted(results.glob("*/job.json"))]
+    """Key and content of every committed job.json, each from its pack."""
+    packs = Packs(Path(__file__).parents[1] / "results")
+    return [(key, json.loads(pack.read(key, JOB) or b"")) for key, pack in sorted(packs.items())]
 
 
 def test_every_committed_job_has_its_key_and_its_json() -> None:
