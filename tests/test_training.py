@@ -73,7 +73,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def reference(job: Job, data: Data) -> dict[str, Tensor]:
     """The loop before any of the mechanisms existed: torch's own SGD and LambdaLR."""
     what, recipe = job.what, job.what["train"]
-    defense, net = build_net(what, data)
+    defense, net = build_net(job, data)
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe["lr"], momentum=0.9, weight_decay=recipe["weight_decay"])
     per_epoch = len(data.train.x) // 16
     scheduler = torch.optim.lr_scheduler.LambdaLR(
