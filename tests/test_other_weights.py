@@ -110,8 +110,8 @@ def test_the_origin_of_a_block_names_all_it_depends_on(
     monkeypatch.setenv("BENCH_PLUGINS", os.pathsep.join(map(str, files.values())))
     data, store = load("digits", root=ROOT, device=torch.device("cpu"), test=16), Store(tmp_path / "results")
     store.prepare()
-    defense = {"name": "fragile", "set": {"base": {"name": "plain", "set": {}}}}
-    attack = {"name": "picky", "set": {"base": {"name": "wobble", "set": {}}}}
+    defense = {"name": "fragile", "set": {"base": {"name": "plain", "set": {}, "revision": 1}}}
+    attack = {"name": "picky", "set": {"base": {"name": "wobble", "set": {}, "revision": 1}}}
     train = toy_job("train", {"defense": defense})
     sources = [put(store, toy_job("evaluate", {"n": n}, ("0" * 12,))) for n in (1, 2)]
     keys = [source.key for source in sources]
