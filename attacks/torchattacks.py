@@ -5,7 +5,7 @@ our own. Each counts as what it is there: some bound the perturbation by eps, so
 
 Differs from calling the package: eps is the threat's; `alpha`, fixed there for 8/255, becomes 2.5 eps / steps unless
 given, and SPSA's `lr` is at least 2.5 eps / nb_iter; seed and number of classes are set, JSMA's target class too; the
-mode of every submodule is restored (the package leaves all in train mode); prints are muted. Grey images go as the
+mode of every submodule is restored (the package leaves all in train mode); prints are muted. Gray images go as the
 first of three channels where a kernel has three. CW starts 1e-6 inside the box, where its gradient is not 0, and CW and
 EAD see logits shifted to be positive, which they require. A minimal-norm attack is scored as accuracy at eps:
 an image found outside the ball is not broken; those that count pixels (L0) are measured in the threat's norm. Its

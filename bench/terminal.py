@@ -12,7 +12,7 @@ _ODD = re.compile(r"[^\n\t\x20-\x7e]")
 
 
 def plain(text: str) -> str:
-    """One line without what would move a terminal's cursor, colour it or turn its direction; blanks stand instead."""
+    """One line without what would move a terminal's cursor, color it or turn its direction; blanks stand instead."""
     return "".join(c if c.isprintable() else " " for c in text).rstrip()
 
 

@@ -5,7 +5,7 @@ python benchmarks/p1_train.py --write-docs  only writes docs/performance.md agai
 python benchmarks/p1_train.py --device cuda --arch preact_resnet18 --batch 512 --steps 60 --output p1_train_cuda.json
 
 Pairs of steps in the order A-B-B-A in one process, one thread, CPU time (on a GPU: wall clock between two
-synchronisations); median of the paired ratios with their range. The gate comes first: from the same weights and the
+synchronizations); median of the paired ratios with their range. The gate comes first: from the same weights and the
 same random draws both loss curves must agree to 1 % over all steps, every adversarial image must lie in the ball, and
 ours may make no more forward passes. A pair that fails it has no ratio.
 """

@@ -8,7 +8,7 @@ trained as shortly on made images of ten classes, 3 x 32 x 32, at 4/255. The gat
 image: the peer runs from three seeds, and ours may disagree with the peer's first run on no more images than two of
 its runs disagree among themselves (1 image at least), and leave no more images standing than its worst run does.
 Then both sides are timed on the whole set, A-B-B-A, one thread, CPU time (on a GPU: wall clock between
-two synchronisations). Each side ends with a verdict for every image: the peer's the usual way (attack the batch, then
+two synchronizations). Each side ends with a verdict for every image: the peer's the usual way (attack the batch, then
 predict), ours by `PGD.evaluate`, which also predicts the clean images, leaves out those that are wrong already, keeps
 the strongest iterate and checks ball and box. Nets are laid out as each side does it: ours channels_last, as the
 engine; one row more gives the peer that layout too. Training happens in processes of their own; a last row is taken
@@ -91,7 +91,7 @@ def mnist(loaded: datasets.Data) -> Inputs:
 
 
 def made(device: str) -> tuple[Tensor, Tensor]:
-    """Images of ten classes: a coloured pattern each under noise, so weak that an attack breaks a part of them."""
+    """Images of ten classes: a colored pattern each under noise, so weak that an attack breaks a part of them."""
     random = torch.Generator().manual_seed(1)
     y = torch.arange(MADE + HELD) % MADE_INPUTS.classes
     pattern = torch.rand(MADE_INPUTS.classes, 3, 4, 4, generator=random) - 0.5

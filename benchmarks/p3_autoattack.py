@@ -6,7 +6,7 @@ python benchmarks/p3_autoattack.py --write-docs         only writes docs/perform
 lenet5 is trained in the run (2-step adversarial training at eps 0.15 on the first 8500 images of MNIST). The gate comes
 first: the package runs from three seeds, and ours may disagree with its first run on no more images than two of its
 runs disagree among themselves (1 image at least), and leave no more images standing than its worst run does. Then both
-sides run the standard suite, A-B-B-A, one thread, CPU time (on a GPU: wall clock between two synchronisations). Ours
+sides run the standard suite, A-B-B-A, one thread, CPU time (on a GPU: wall clock between two synchronizations). Ours
 runs through `AutoAttack.evaluate`: clean prediction, checks of ball and box, scoring, and its state kept on disk after
 each batch of each attack.
 """

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 def seconds(step: Callable[[], T], device: torch.device = CPU, seed: int = 0, repeats: int = 1) -> tuple[float, T]:
     """Time of one call, mean over repeats, and what the last one gave: CPU time of the process, on a GPU wall clock
-    between two synchronisations. Every measurement starts from the same random state for the same seed."""
+    between two synchronizations. Every measurement starts from the same random state for the same seed."""
     clock = time.process_time
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -76,7 +76,7 @@ def conditions(name: str, device: str = "cpu") -> Record:
         "benchmark": name,
         "date": datetime.now(UTC).date().isoformat(),
         "device": device_name(device),
-        "clock": "wall, synchronised" if device.startswith("cuda") else "process CPU time",
+        "clock": "wall, synchronized" if device.startswith("cuda") else "process CPU time",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "versions": versions(),

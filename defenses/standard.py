@@ -1,6 +1,6 @@
 """min_w E[ CE(f(x), y) ]
 
-Standard training, empirical risk minimisation (Vapnik 1991): cross-entropy on clean images, the baseline of every
+Standard training, empirical risk minimization (Vapnik 1991): cross-entropy on clean images, the baseline of every
 ratio in the tables.
 
 Recipe of the reference runs: SGD with momentum 0.9, learning rate 0.1 dropped tenfold at 50 % and 75 %, weight decay

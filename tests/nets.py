@@ -50,5 +50,5 @@ def fit(net: nn.Module, change: Callable[[Tensor], Tensor] = lambda x: x, steps:
 
 @functools.cache
 def weights() -> dict[str, Tensor]:
-    """State of a trained mlp of width 64 and depth 1, the two normalisation buffers among it."""
+    """State of a trained mlp of width 64 and depth 1, the two normalization buffers among it."""
     return {name: value.clone() for name, value in fit(mlp()).state_dict().items()}

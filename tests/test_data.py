@@ -351,7 +351,7 @@ def test_grey_folder_stays_one_channel(pets):
     held = load_pets(pets, size=5)
     assert held.train.x.shape == (12, 1, 5, 5)
     Image.new("RGB", (10, 10)).save(pets / "pets" / "test" / "dog" / "3.png")
-    with pytest.raises(ValueError, match=r"test/dog/3\.png has mode RGB; expected 8-bit grey as the first image"):
+    with pytest.raises(ValueError, match=r"test/dog/3\.png has mode RGB; expected 8-bit gray as the first image"):
         load_pets(pets)
 
 

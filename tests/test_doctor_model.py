@@ -68,7 +68,7 @@ def lift(x: Tensor) -> Tensor:
 
 
 def coloured(x: Tensor) -> Tensor:
-    """As data sets of photographs are normalised."""
+    """As data sets of photographs are normalized."""
     return (x - 0.5) / 0.25
 
 
@@ -96,12 +96,12 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "at (x + 1) / 2",
         "(x + 1) / 2 is right and x is not; pixels are taken to [-1,1] twice",
     ),
-    "normalisation missing": (
+    "normalization missing": (
         lambda: nets.fit(conv(), whiten),
         "input",
         "FAIL",
         "at (x - mean) / std",
-        "(x - mean) / std is right and x is not; normalisation is missing: do it inside the model or with "
+        "(x - mean) / std is right and x is not; normalization is missing: do it inside the model or with "
         "--normalise 0.2965/0.3726",
     ),
     "inverted": (lambda: trained(lambda x: 1 - x), "input", "FAIL", "at 1 - x", "the model expects inverted images"),
@@ -145,7 +145,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "batch",
         "FAIL",
         "labels flip",
-        "an image must be judged without its neighbours",
+        "an image must be judged without its neighbors",
     ),
     "not finite": (
         lambda: Around(trained(), after=lambda z: torch.where(z.amax(1, keepdim=True) > 12, torch.nan, z)),
@@ -226,9 +226,9 @@ def test_an_honest_net_has_nothing_to_do(net: Callable[[], nn.Module]) -> None:
         (
             lambda x: x,
             "(x - mean) / std",
-            "normalisation is missing: do it inside the model or with --normalise 0.5/0.25",
+            "normalization is missing: do it inside the model or with --normalise 0.5/0.25",
         ),
-        (lambda x: coloured(coloured(x)), "x * std + mean", "images are normalised twice: leave one out"),
+        (lambda x: coloured(coloured(x)), "x * std + mean", "images are normalized twice: leave one out"),
     ],
     ids=["missing", "twice"],
 )

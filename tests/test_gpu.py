@@ -51,7 +51,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, waiting_is_an_err
     x = torch.rand(64, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     y = torch.arange(64, device="cuda") % 10
     batch = Batch(x, y, torch.arange(64, device="cuda"), 0, 0.5)
-    defense.step(net, updater, batch)  # caches and lazy initialisation may wait
+    defense.step(net, updater, batch)  # caches and lazy initialization may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     terms = defense.step(net, updater, batch)

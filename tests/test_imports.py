@@ -38,13 +38,13 @@ def broken():
 def nothing():
     return 3
 
-def colour():
+def color():
     return nn.Conv2d(3, 10, 8)
 """
 
 
 def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the normalisation that only architectures of bench have."""
+    """Without the normalization that only architectures of bench have."""
     return {name: value for name, value in state.items() if not name.startswith("normalise.")}
 
 
@@ -198,10 +198,10 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "bad.pt ARCH",
         "bad.pt holds values at head.bias that are not finite numbers",
     ),
-    "two normalisations": (
+    "two normalizations": (
         lambda: _save(nets.weights()),
         "bad.pt ARCH --normalise 0.3/0.4",
-        "the checkpoint holds its own normalisation (mean 0, std 1); leave --normalise out",
+        "the checkpoint holds its own normalization (mean 0, std 1); leave --normalise out",
     ),
     "no architecture": (lambda: _save(nets.weights()), "bad.pt", "which architecture is bad.pt? Add --arch, one of "),
     "architecture": (lambda: _save(nets.weights()), "bad.pt --arch mpl", "no model 'mpl'. Did you mean 'mlp'?"),
@@ -223,7 +223,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     "no function": (
         lambda: None,
         "my.py:biuld",
-        "my.py: LookupError: no function 'biuld'. Did you mean 'build'? Known: build, wide, broken, nothing, colour",
+        "my.py: LookupError: no function 'biuld'. Did you mean 'build'? Known: build, wide, broken, nothing, color",
     ),
     "raises": (lambda: None, "my.py:broken", "my.py: RuntimeError: out of luck"),
     "no module": (lambda: None, "my.py:nothing", "my.py: TypeError: nothing() gave int; expected a torch.nn.Module"),
@@ -232,7 +232,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "my.py:wide",
         "my.py:wide gives (2, 12) for 2 images of digits; expected logits of shape (2, 10)",
     ),
-    "file images": (lambda: None, "my.py:colour", "my.py:colour cannot take digits images: RuntimeError: "),
+    "file images": (lambda: None, "my.py:colour", "my.py:color cannot take digits images: RuntimeError: "),
     "file with arch": (lambda: None, "my.py:build --arch mlp", "--arch and --arch-set choose an architecture of bench"),
     "syntax": (
         lambda: Path("bad.py").write_text("def build(:\n"),
@@ -375,7 +375,7 @@ def test_records_hold_hashes_and_base_names_but_no_path(bench: Bench, tmp_path: 
     folder = tmp_path / "my secret folder"
     folder.mkdir()
     (folder / "my.py").write_text(
-        "from neighbour import size\n" + MINE.replace("nn.Linear(64, 10)", "nn.Linear(size, 10)")
+        "from neighbor import size\n" + MINE.replace("nn.Linear(64, 10)", "nn.Linear(size, 10)")
     )
     (folder / "neighbour.py").write_text("size = 64\n")
     assert evaluate(bench, f"{folder / 'my.py'}:build").code == 0
@@ -415,7 +415,7 @@ def test_normalisation_is_the_one_typed_the_checkpoints_or_the_data_sets(bench: 
     save_file(ours(scaled), "scaled.safetensors")
     chosen = (*ARCH, "--normalise", "0.7/0.1")
     outcome = evaluate(bench, "scaled.safetensors", *chosen, "--results-dir", "typed")
-    assert "normalisation mean 0.7, std 0.1" in outcome.out
+    assert "normalization mean 0.7, std 0.1" in outcome.out
     assert evaluate(bench, "scaled.safetensors", *ARCH, "--results-dir", "default").code == 0
     found = {name: imported(Path(name))[1]["metrics"]["clean_accuracy"] for name in ("typed", "default")}
     assert found["typed"] > 0.85 > found["default"] + 0.1

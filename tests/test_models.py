@@ -49,7 +49,7 @@ def parameters(net):
 
 @pytest.fixture(params=SMALL)
 def small(request):
-    """A cheap net of each architecture for the smallest coloured images it takes, and those images."""
+    """A cheap net of each architecture for the smallest colored images it takes, and those images."""
     module, settings, size = SMALL[request.param]
     torch.manual_seed(0)
     return module.build(inputs("cifar10", size=size), **settings), torch.rand(3, 3, size, size)

@@ -75,7 +75,7 @@ class Page(HTMLParser):
 
 
 def matrix(store: Store, method: str = "guard") -> None:
-    """Two seeds of one defense at two budgets, another with a failed cell, a randomised one."""
+    """Two seeds of one defense at two budgets, another with a failed cell, a randomized one."""
     for seed in (0, 1):
         train = trained(store, method, seed)
         full(store, train, 400 + 20 * seed)
@@ -166,7 +166,7 @@ def test_a_board_says_what_the_leaderboard_says(store: Store) -> None:
     first, second, third = boards(all_judged(store))
     assert [(b.threat, b.kind) for b in (first, second, third)] == [
         ("Linf eps = 0.1", "Deterministic"),
-        ("Linf eps = 0.1", "Randomised at test time"),
+        ("Linf eps = 0.1", "Randomized at test time"),
         ("Linf eps = 0.2", "Deterministic"),
     ]
     guard = first.lines[0]

@@ -258,7 +258,7 @@ def test_images_leave_the_page_room(store: Store) -> None:
         train = trained(store, name)
         evaluated(store, train, "clean", [1] * 4)
         with_images(store, train, "steep", 1)
-    side = math.isqrt(ROOM // 3 // 3) - 1  # in colour, so that one strip fills the page
+    side = math.isqrt(ROOM // 3 // 3) - 1  # in color, so that one strip fills the page
     plots, note = image_grids(
         store, boards(all_judged(store)), lambda wanted: Fetched({w.key: [picture(side, channels=3)] for w in wanted})
     )

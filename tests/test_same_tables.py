@@ -50,7 +50,7 @@ def board(folder: Path) -> list[str]:
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
-    """evaluations.csv without times, memory and neighbours."""
+    """evaluations.csv without times, memory and neighbors."""
     with (folder / "results" / "tables" / "evaluations.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert set(TIMES + SHARED) <= set(rows[0])

@@ -48,7 +48,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sbatch": f"echo $* >>'{folder}/submitted'; wc -l <'{folder}/submitted'",
         "squeue": f"cat '{folder}/states'",
         "scontrol": f"cat '{folder}/answer'",
-        "scancel": f"echo $* >>'{folder}/cancelled'",
+        "scancel": f"echo $* >>'{folder}/canceled'",
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
@@ -274,7 +274,7 @@ def test_a_record_may_come_late(
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every job runs as task 7_0 from when it was submitted; a folder for what was submitted and cancelled."""
+    """Every job runs as task 7_0 from when it was submitted; a folder for what was submitted and canceled."""
     tools, said = tmp_path / "bin", tmp_path / "said"
     said.mkdir()
     tools.mkdir()

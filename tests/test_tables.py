@@ -511,8 +511,8 @@ def test_a_row_is_ranked_with_1000_images_and_autoattack_standard(store: Store) 
         (999, "standard", "deterministic", "worst case over 999 images, ranking needs 1000"),
         (1000, "custom", "deterministic", "AutoAttack standard is not in the attack set"),
         (1000, "rand", "deterministic", "AutoAttack standard is not in the attack set"),
-        (1000, "standard", "randomised", "randomised protocol lacks eot, closed_form, transfer"),
-        (1000, "standard", "smoothed", "randomised protocol lacks eot, closed_form, transfer"),
+        (1000, "standard", "randomised", "randomized protocol lacks eot, closed_form, transfer"),
+        (1000, "standard", "smoothed", "randomized protocol lacks eot, closed_form, transfer"),
     ],
 )
 def test_a_row_is_provisional_with_the_reason(store: Store, n: int, version: str, deploys: str, reason: str) -> None:
@@ -551,7 +551,7 @@ def test_randomised_and_certified_rows_have_sections_of_their_own(store: Store) 
     for deploys in ("deterministic", "randomised", "smoothed"):
         evaluated(store, trained(store, deploys, deploys=deploys), "steep", [1, 0])
     text = markdown(store)
-    places = [text.index(f"### {title}") for title in ("Deterministic", "Randomised at test time", "Certified")]
+    places = [text.index(f"### {title}") for title in ("Deterministic", "Randomized at test time", "Certified")]
     assert places == sorted(places)
 
 

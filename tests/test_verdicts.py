@@ -672,7 +672,7 @@ def test_an_invalid_row_shows_no_number_in_any_table(store: Store, tmp_path: Pat
 
 
 def test_clean_accuracy_stays_where_another_budget_is_valid(store: Store, tmp_path: Path) -> None:
-    train, _ = sound(store, Finding("C18", "X", note="half a grey level", eps="0.1"))
+    train, _ = sound(store, Finding("C18", "X", note="half a gray level", eps="0.1"))
     attacked(store, train, eps="0.2")
     write_leaderboard(store, tmp_path / "leaderboard.md", tmp_path)
     with (tmp_path / "evaluations.csv").open(newline="") as file:

@@ -109,7 +109,7 @@ def _choose(right: np.ndarray[Any, Any], clean: np.ndarray[Any, Any] | None) -> 
 
 
 def _shown(image: Tensor) -> np.ndarray[Any, Any]:
-    """h w of a grey image, h w c of a coloured one."""
+    """h w of a gray image, h w c of a colored one."""
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 

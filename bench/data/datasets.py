@@ -14,7 +14,7 @@ from bench.data.folders import Folder
 
 @dataclass(frozen=True)
 class Facts:
-    """What a data set is: images `channels x size x size` in [0,1], normalised inside the model by `mean` and `std`.
+    """What a data set is: images `channels x size x size` in [0,1], normalized inside the model by `mean` and `std`.
 
     `train` and `test` count images, `augment` is the default of the recipe, `default_model` an architecture of
     `bench list models`, `title` one line for `bench list datasets`; `content` tells folders with other images apart.
@@ -141,7 +141,7 @@ def check_files(name: str, root: Path) -> None:
 
 
 def mode_channels(mode: str) -> int | None:
-    """1 for a grey PIL image mode, 3 for a coloured one, None for one we do not read (16-bit, float)."""
+    """1 for a gray PIL image mode, 3 for a colored one, None for one we do not read (16-bit, float)."""
     return 1 if mode in _GREY_MODES else 3 if mode in _COLOUR_MODES else None
 
 
@@ -177,7 +177,7 @@ def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
         raise ValueError(f"cannot read image {first}: {error}") from None
     channels = mode_channels(mode)
     if channels is None:
-        raise ValueError(f"image {first} has mode {mode}; expected 8-bit grey or colour")
+        raise ValueError(f"image {first} has mode {mode}; expected 8-bit gray or color")
     if size is None and width != height:
         raise ValueError(f"image {first} is {width} x {height}; expected a square, or give data.size to resize all")
     side = size or width

@@ -79,7 +79,7 @@ def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
                 raise ValueError(f"cannot read image {path}: {error}") from None
             if channels is None or (grey and channels == 3):
-                wanted = "grey as the first image" if grey else "grey or colour"
+                wanted = "gray as the first image" if grey else "gray or color"
                 raise ValueError(f"image {path} has mode {file.mode}; expected 8-bit {wanted}")
             if image.size != (side, side) and not resize:
                 raise ValueError(f"image {path} has size {image.size}; expected {side} x {side}, or give data.size")

@@ -119,7 +119,7 @@ def batches(
 
     Order and augmentation depend on `shuffle_seed` only: not on the global generator, the device or the batch size.
     `first`: so many batches are left out at the start, at no cost.
-    `augment` pads by an eighth of the side (4 pixels of 32) and crops; colour images are mirrored too, grey ones are
+    `augment` pads by an eighth of the side (4 pixels of 32) and crops; color images are mirrored too, gray ones are
     not, as they are mostly digits. Raises ValueError where no batch would come out.
     """
     n = len(images.x)

@@ -1,4 +1,4 @@
-"""What is wrong with how a model is fed and read, on a few test images: range, normalisation, output, mode, classes.
+"""What is wrong with how a model is fed and read, on a few test images: range, normalization, output, mode, classes.
 
 Each check gives one Line with what was measured. They ask whether the harness sees the model as its author does;
 whether its robustness is real is asked by the soundness checks of every evaluation.
@@ -149,7 +149,7 @@ def _batches(model: nn.Module, x: Tensor, logits: Tensor, noisy: bool) -> Line:
     gaps = [_gap(logits, mixed), _gap(logits[:alone], single)]
     gap, flips = max(g for g, _ in gaps), max(f for _, f in gaps)
     value = f"batches of 1 and shuffled ones of {BATCH} differ by {gap:.1e} of the largest logit, {flips} labels flip"
-    todo = "an image must be judged without its neighbours: BatchNorm in eval mode, nothing computed over the batch"
+    todo = "an image must be judged without its neighbors: BatchNorm in eval mode, nothing computed over the batch"
     return Line("batch", "FAIL" if gap > 100 * GAP or flips else "OK", value, todo if gap > 100 * GAP or flips else "")
 
 
@@ -184,7 +184,7 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
 
 
 def _accuracy(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, facts: Facts) -> Iterator[Line]:
-    """Input range and normalisation, class order, and whether the model is any good under the best of them."""
+    """Input range and normalization, class order, and whether the model is any good under the best of them."""
     labels = y.cpu()
     guess, best = logits.argmax(1), "x"
     share, told = {"x": float((guess == labels).double().mean())}, ""

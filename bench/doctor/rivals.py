@@ -11,7 +11,7 @@ from bench.data.datasets import Facts
 def inputs(x: Tensor, facts: Facts) -> dict[str, tuple[Tensor, str]]:
     """Inputs that a model may have been trained on, by formula, and what it means if one of them is right."""
     if all(m == 0 for m in facts.mean) and all(s == 1 for s in facts.std):
-        mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))  # bench leaves these images in [0,1]; others normalise them
+        mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))  # bench leaves these images in [0,1]; others normalize them
     else:
         mean, std = x.new_tensor(facts.mean), x.new_tensor(facts.std)
     mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
@@ -20,8 +20,8 @@ def inputs(x: Tensor, facts: Facts) -> dict[str, tuple[Tensor, str]]:
     found = {
         "x * 255": (x * 255, "the model expects pixels from 0 to 255: " + fix.format("0/" + repr(1 / 255)[:12])),
         "2 x - 1": (2 * x - 1, "the model expects pixels from -1 to 1: " + fix.format("0.5/0.5")),
-        "(x - mean) / std": ((x - mean) / std, "normalisation is missing: " + fix.format(text)),
-        "x * std + mean": (x * std + mean, "images are normalised twice: leave one out, such as by --normalise none"),
+        "(x - mean) / std": ((x - mean) / std, "normalization is missing: " + fix.format(text)),
+        "x * std + mean": (x * std + mean, "images are normalized twice: leave one out, such as by --normalise none"),
         "(x + 1) / 2": ((x + 1) / 2, "pixels are taken to [-1,1] twice: leave one out"),
         "1 - x": (1 - x, "the model expects inverted images"),
     }

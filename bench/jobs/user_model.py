@@ -28,7 +28,7 @@ from bench.training.cost import inference_ms
 
 
 def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module:
-    """The net of an import job before its weights. `state`: a checkpoint, whose own normalisation is taken.
+    """The net of an import job before its weights. `state`: a checkpoint, whose own normalization is taken.
 
     Raises ValueError in one line.
     """
@@ -39,7 +39,7 @@ def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module
             return net if typed is None else nn.Sequential(Normalise(_inputs(facts, typed)), net)
         held = _held(state or {}, facts)
         if typed is not None and held is not None and not _agree(typed, held):
-            raise ValueError(f"the checkpoint holds its own normalisation ({_described(held)}); leave --normalise out")
+            raise ValueError(f"the checkpoint holds its own normalization ({_described(held)}); leave --normalise out")
         inputs = _inputs(facts, typed or held)
         return plugins.build_model(job.model.name, job.model.settings, inputs)
 
@@ -50,7 +50,7 @@ def _inputs(facts: Facts, chosen: Normalization | None) -> Inputs:
 
 
 def _held(state: State, facts: Facts) -> Normalization | None:
-    """The normalisation in a checkpoint of our own architectures."""
+    """The normalization in a checkpoint of our own architectures."""
     found = unprefixed(state, set(OWN))
     if not all(name in found and found[name].numel() == facts.channels for name in OWN):
         return None
@@ -176,12 +176,12 @@ def _draws(model: nn.Module, facts: Facts) -> bool:
 
 
 def chosen(model: nn.Module) -> str:
-    """The normalisation that bench put into a model, in words."""
+    """The normalization that bench put into a model, in words."""
     inside = [module for module in model.modules() if isinstance(module, Normalise)]
     if not inside:
-        return "normalisation whatever the model file does (--normalise puts one before it)"
+        return "normalization whatever the model file does (--normalise puts one before it)"
     means = Normalization(tuple(inside[0].mean.flatten().tolist()), tuple(inside[0].std.flatten().tolist()))
-    return "normalisation none, images stay in [0,1]" if inside[0].identity else f"normalisation {_described(means)}"
+    return "normalization none, images stay in [0,1]" if inside[0].identity else f"normalization {_described(means)}"
 
 
 def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module, dict[str, Any]]:

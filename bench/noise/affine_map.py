@@ -1,6 +1,6 @@
 """The affine map from the image to a place inside a net: is it one, and what is its operator norm in L2?
 
-Randomised smoothing certifies in the space where the noise is. Where that space is A x + b, a change of the image by d
+Randomized smoothing certifies in the space where the noise is. Where that space is A x + b, a change of the image by d
 moves it by A d, at most ||A||_2 ||d||_2: a radius there is worth 1 / ||A||_2 of it in the image. An estimate from
 below, such as power iteration gives, would certify too much; what stands here is exact or proven to be above.
 """

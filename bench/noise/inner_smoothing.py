@@ -1,4 +1,4 @@
-"""Randomised smoothing with the noise inside the net: a vote, certified through the norm of the map before the noise.
+"""Randomized smoothing with the noise inside the net: a vote, certified through the norm of the map before the noise.
 
 With noise N(0, s^2 I) on z = A x + b, the vote is a function of z smoothed there, and Cohen et al.'s bound (2019, arXiv
 1902.02918) says that no change of z smaller than s Phi^-1(p) turns it. A change d of the image moves z by A d, so the

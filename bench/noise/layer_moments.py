@@ -1,7 +1,7 @@
 """E[h(Z)] and Var[h(Z)] element by element, Z ~ N(mean, var): the rule of each layer type.
 
 Each rule takes `Moments` (independent elements) and gives a `Step`: the moments behind the layer, the transpose of its
-linearised map for backward recursions, and the variance that the linearised map does not explain. Exact rectified
+linearized map for backward recursions, and the variance that the linearized map does not explain. Exact rectified
 moments as in assumed density filtering (ADF); maximum of two Gaussians after Clark (1961); smooth activations by
 Gauss-Hermite quadrature.
 """
@@ -24,7 +24,7 @@ ReluRule = Literal["laplace", "adf", "ungated"]
 Pull = Callable[[Tensor], Tensor]  # rows behind a layer (r b out...) -> rows before it (r b in...)
 
 NODES = 9  # of the quadrature: exact for polynomials up to degree 17
-VAR_MIN = 1e-8  # below it the standardised mean of exact rules overflows in float32
+VAR_MIN = 1e-8  # below it the standardized mean of exact rules overflows in float32
 
 
 class Moments(NamedTuple):
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
 class Step(NamedTuple):
     """A layer's effect: `pulls` (one for each random input) and `innovation`, the variance `out.var` minus what the
-    linearised map carries (>= 0; None where the map is linear). Where the layer itself is random, `further` maps rows
+    linearized map carries (>= 0; None where the map is linear). Where the layer itself is random, `further` maps rows
     at its output to its terms R diag(w) R^T of their covariance."""
 
     out: Moments
@@ -79,7 +79,7 @@ def relu(x: Moments, rule: ReluRule) -> Step:
     a = x.mean / s
     up, down, density = _phi(a), _phi(-a), _density(a)
     mean = s * (a * up + density)
-    # E[h^2] - E[h]^2 with the large terms cancelled on paper: float32 loses them from |a| > 5 on
+    # E[h^2] - E[h]^2 with the large terms canceled on paper: float32 loses them from |a| > 5 on
     var = v * (up + a.square() * up * down + a * density * (down - up) - density.square()).clamp_min(0)
     return Step(Moments(mean, var), (lambda rows: rows * up,), (var - up.square() * v).clamp_min(0))
 
@@ -123,7 +123,7 @@ def smooth(x: Moments, function: Callable[[Tensor], Tensor], rule: ReluRule) -> 
 
 
 def clark_max(a: Moments, b: Moments, cov: Tensor | float = 0.0) -> tuple[Moments, Tensor]:
-    """Moments of max(A, B) with covariance `cov`, and P(A > B), the weight of A in the linearised maximum."""
+    """Moments of max(A, B) with covariance `cov`, and P(A > B), the weight of A in the linearized maximum."""
     theta = (a.var + b.var - 2 * cov).clamp_min(VAR_MIN).sqrt()
     z = (a.mean - b.mean) / theta
     first, second, density = _phi(z), _phi(-z), _density(z)

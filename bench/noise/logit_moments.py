@@ -95,7 +95,7 @@ def _record_statistics(layers: list[_BatchNorm]) -> Iterator[dict[nn.Module, tup
 
 @contextmanager
 def _fixed_statistics(seen: dict[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """BatchNorm layers normalise with the given statistics; running buffers are put back untouched."""
+    """BatchNorm layers normalize with the given statistics; running buffers are put back untouched."""
     saved = [(layer, layer.training, layer.running_mean, layer.running_var) for layer in seen]
     try:
         for layer, (mean, var) in seen.items():

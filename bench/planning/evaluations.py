@@ -146,14 +146,14 @@ def norms(name: str) -> tuple[str, ...]:
 
 
 def deploys(train: ModelJob) -> str:
-    """The kind of model that a training gives: deterministic, randomised or smoothed."""
+    """The kind of model that a training gives: deterministic, randomized or smoothed."""
     if isinstance(train, ImportJob):
         return "randomised" if train.randomized else "deterministic"
     return str(catalog.get("defenses", train.defense.name).constant("predictor", "deterministic"))
 
 
 def exists(attack: str, kind: str) -> bool:
-    """Does this attack apply to models of this kind (deterministic, randomised, smoothed)?"""
+    """Does this attack apply to models of this kind (deterministic, randomized, smoothed)?"""
     return kind in wants(attack)
 
 

@@ -75,7 +75,7 @@ class TrainSpec(_Strict):
     """The shared recipe. A null is filled from the data set's default; `bench plan` prints what came out.
 
     `eps_warmup` and `lr_warmup` are fractions of training in which eps and learning rate rise from 0; `lr` is the peak
-    of the schedule. `weight_decay_on: weights` spares biases and normalisation layers. `grad_clip`: largest L2 norm of
+    of the schedule. `weight_decay_on: weights` spares biases and normalization layers. `grad_clip`: largest L2 norm of
     the gradient, 0 for none. `label_smoothing`: share of each label spread over all classes. `precision` is that of
     training passes; weights and evaluations are fp32.
 

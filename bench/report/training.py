@@ -103,7 +103,7 @@ def _figure(dataset: str, order: list[list[Course]]) -> Plot:
         dataset,
         f"Training loss by epoch of {len(shown)} configurations, a panel each; the table has first and last values.",
         "Loss (mean over the steps of an epoch, the sum of a method's terms) by epoch, on a scale of its own in each "
-        "panel, as methods minimise different sums: compare shapes, not heights. Each line is a seed. "
+        "panel, as methods minimize different sums: compare shapes, not heights. Each line is a seed. "
         + ("Dashed: validation accuracy in percent, axis on the right. " if judged else "")
         + f"n {sizes} training images; eps {joined(_eps(c) for c in courses)}; "
         f"seeds {joined(c.job.what['seed'] for c in courses)}; device {joined(c.device for c in courses)}.{few}",

@@ -22,7 +22,7 @@ def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
         reasons.append(f"worst case over {row.worst.n} images, ranking needs {needed}")
     if row.deploys != "deterministic":
         lacking = [name for name in PROTOCOL if not _has(row, name, draws)]
-        reasons += [f"randomised protocol lacks {', '.join(lacking)}"] if lacking else []
+        reasons += [f"randomized protocol lacks {', '.join(lacking)}"] if lacking else []
     elif not row.autoattack.values:
         reasons.append("AutoAttack standard is not in the attack set")
     return tuple(reasons)

@@ -1,4 +1,4 @@
-"""The catalogue of soundness checks: all codes in order, for records, tables and `bench explain`. Torch-free."""
+"""The catalog of soundness checks: all codes in order, for records, tables and `bench explain`. Torch-free."""
 
 from __future__ import annotations
 

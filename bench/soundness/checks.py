@@ -3,7 +3,7 @@
 No list of checks is sufficient (Carlini et al. 2019, arXiv 1902.06705), so the best verdict says "no known symptom",
 never "verified". Measured ones come from an audit of the model (bench.soundness.audit_model),
 the others from records alone
-(bench.soundness.verdicts). Thresholds without a source are judgements.
+(bench.soundness.verdicts). Thresholds without a source are judgments.
 """
 
 from __future__ import annotations

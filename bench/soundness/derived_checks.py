@@ -116,7 +116,7 @@ DERIVED: tuple[Check, ...] = (
         "records",
         "A certificate says that no attack of that size works. One attack that does is a proof of an error: in the "
         "certificate, in its radius, or in the norm (Cohen et al. 2019, arXiv 1902.02918).",
-        "Check the units of the radius (L2, [0,1]), that noise is added before normalisation, and that fresh draws "
+        "Check the units of the radius (L2, [0,1]), that noise is added before normalization, and that fresh draws "
         "count the class, not those which chose it.",
     ),
     Check(
@@ -128,7 +128,7 @@ DERIVED: tuple[Check, ...] = (
         "records",
         "One-step adversarial training can learn to fool the one step: accuracy near 100 % under FGSM, 0 % under PGD "
         "(Wong et al. 2020, arXiv 2001.03994; Andriushchenko and Flammarion 2020, arXiv 2007.02617).",
-        "Take the checkpoint that validation chose, train with more steps, a smaller step or a regulariser.",
+        "Take the checkpoint that validation chose, train with more steps, a smaller step or a regularizer.",
     ),
     Check(
         "C27",

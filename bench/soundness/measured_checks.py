@@ -13,7 +13,7 @@ MEASURED: tuple[Check, ...] = (
         "0 flips and a gap of 1e-4 (AutoAttack's value; 1e-3 between batches); a model that declares its noise: I",
         "U",
         "model",
-        "An attack judged by one noisy pass counts luck as success and noise as defence, in both directions. A model "
+        "An attack judged by one noisy pass counts luck as success and noise as defense, in both directions. A model "
         "that looks at the rest of its batch (BatchNorm in train mode) is another model for each batch size, and "
         "dropout left on is noise that nobody declared (AutoAttack's flags; Athalye et al. 2018, arXiv 1802.00420).",
         "Put the model in eval mode and make BatchNorm use its running statistics. Is the noise the defense itself? "
@@ -70,7 +70,7 @@ MEASURED: tuple[Check, ...] = (
     ),
     Check(
         "C6",
-        "No optimisation at test time",
+        "No optimization at test time",
         "automatic differentiation inside one forward pass without gradients, and how often each layer runs for one "
         "prediction",
         "0 calls; half of the layers run at most 3 times (F where single layers run more often)",
@@ -78,7 +78,7 @@ MEASURED: tuple[Check, ...] = (
         "model",
         "A model that purifies its input by gradient steps, or adapts itself to it, has gradients that a standard "
         "attack does not see; most such defenses fell to attacks made for them (Croce et al. 2022, arXiv 2202.13711).",
-        "Rank it only with an adaptive attack of its own: through the whole optimisation (unrolled or implicit), or "
+        "Rank it only with an adaptive attack of its own: through the whole optimization (unrolled or implicit), or "
         "BPDA, beside transfer and black-box attacks; and compare at equal inference time.",
     ),
     Check(
@@ -126,7 +126,7 @@ MEASURED: tuple[Check, ...] = (
         "F",
         "model",
         "Where twice the effort breaks more, the accuracy printed is that of an attack stopped half-way "
-        "(Carlini et al. 2019, arXiv 1902.06705; incomplete optimisation in Pintor et al. 2022, arXiv 2106.09947).",
+        "(Carlini et al. 2019, arXiv 1902.06705; incomplete optimization in Pintor et al. 2022, arXiv 2106.09947).",
         "Raise steps and restarts until the number stands still, or rank by AutoAttack.",
     ),
     Check(
@@ -171,12 +171,12 @@ MEASURED: tuple[Check, ...] = (
         "accuracy on raw images in [0,1] against the claimed one, and against the same images in other scales "
         "(0 to 255, -1 to 1, mean 0 and deviation 1)",
         "1 pp below the claim, beyond the 99.9 % interval: X; another scale better by more than 10 pp and three "
-        "deviations: X; an Linf budget below half a grey level (1/510): F",
+        "deviations: X; an Linf budget below half a gray level (1/510): F",
         "X",
         "model",
         "Budgets are in units of [0,1]. A model that expects another scale is attacked with a budget that is wrong by "
         "the factor (255, or the deviation of the data) and looks weak or robust for no reason.",
-        "Put the normalisation inside the model as its first layer, once, and give it images in [0,1]; write eps as "
+        "Put the normalization inside the model as its first layer, once, and give it images in [0,1]; write eps as "
         "8/255, neither 8 nor 8/255/255.",
     ),
     Check(

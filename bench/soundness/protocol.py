@@ -34,7 +34,7 @@ def noise_averaged(e: Evidence) -> list[Finding]:
     voted = [attack.label for attack in averaged if attack.voted]
     if not voted:
         return [not_checked("C1", "attacks average over noise, but no fresh draws judge their images")]
-    return [Finding("C1", "I", note=f"randomised: {', '.join(voted)}, judged by fresh draws")]
+    return [Finding("C1", "I", note=f"randomized: {', '.join(voted)}, judged by fresh draws")]
 
 
 def worst_case_named(e: Evidence) -> list[Finding]:

@@ -27,7 +27,7 @@ INTRO = (
     "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
     "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
 )
-SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomised at test time", "smoothed": "Certified"}
+SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomized at test time", "smoothed": "Certified"}
 
 
 def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:

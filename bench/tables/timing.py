@@ -27,7 +27,7 @@ class Training:
     `work_f`: of a training step per image, in forward passes of the net. `robust`: the worst case in [0,1] over n
     images at `budget`, the one trained at or else the largest attacked, `verdict` is of that row, and `per_hour` is
     percent of it over the hours of training; `collapsed` of the seeds in that are. `predictor`: deterministic,
-    randomised or smoothed, and `inference_ms` is of all its draws. `shared`: the machine did other jobs meanwhile.
+    randomized or smoothed, and `inference_ms` is of all its draws. `shared`: the machine did other jobs meanwhile.
     """
 
     dataset: str

@@ -20,8 +20,8 @@ HEAD = """# Every defense once on MNIST
 Written by `python docs/figures/every_defense.py` from the records in `results/` (`bench run
 specs/mnist_defenses.yaml`), never by hand. lenet5, 4 epochs, seed 0, one shared recipe; defenses that take a budget
 train at Linf eps 0.2, with a warm-up over the first quarter. Accuracy in percent with its 95 % Wilson interval. One
-seed and 100 images under AutoAttack: differences of a few points mean nothing here. Randomised models (`pni`, `rse`,
-`smoothing`) were attacked by AutoAttack's randomised version and are scored by their own vote; the protocol for them
+seed and 100 images under AutoAttack: differences of a few points mean nothing here. Randomized models (`pni`, `rse`,
+`smoothing`) were attacked by AutoAttack's randomized version and are scored by their own vote; the protocol for them
 was not run, so their numbers are upper bounds. Seconds were taken with other jobs on the machine;
 `docs/performance.md` has times measured apart.
 

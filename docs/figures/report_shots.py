@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _keep(png: bytes, path: Path) -> None:
-    """With a palette: few colours are enough for text and tables."""
+    """With a palette: few colors are enough for text and tables."""
     file = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(file, "png", optimize=True)
     if len(file.getvalue()) >= MOST_BYTES:

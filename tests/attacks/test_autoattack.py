@@ -1,4 +1,4 @@
-"""AutoAttack: the package's own verdicts, no traces, honest on randomised models, clear about few classes."""
+"""AutoAttack: the package's own verdicts, no traces, honest on randomized models, clear about few classes."""
 
 from __future__ import annotations
 

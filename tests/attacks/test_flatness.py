@@ -1,4 +1,4 @@
-"""The weight-loss landscape against linear models worked out by hand in float64, and what the normalisation is for."""
+"""The weight-loss landscape against linear models worked out by hand in float64, and what the normalization is for."""
 
 from __future__ import annotations
 

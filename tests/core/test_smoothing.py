@@ -1,4 +1,4 @@
-"""Randomised smoothing: certificates against truth, bounds against SciPy."""
+"""Randomized smoothing: certificates against truth, bounds against SciPy."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_probes_are_unbiased_and_fresh() -> None:
 
 @pytest.mark.parametrize("site", ["first", "input"])
 def test_it_is_the_squared_error_term_of_noisy(site: Any) -> None:
-    """lam = sigma^2, exact: E||Y - t||^2 of the linearised net under noise of that sigma."""
+    """lam = sigma^2, exact: E||Y - t||^2 of the linearized net under noise of that sigma."""
     noisy = Noisy(NONE, sigma=0.4, site=site, structure="jacobian", rows=0, probes=0, w_prob=0.0)
     model, data = noisy.wrap(net()), batch()
     expected = noisy.loss(model, data, data.x)["mse"]

@@ -1,4 +1,4 @@
-"""Closed-form and sampled noise injection: the loss by hand, what reaches the optimiser, and deployment."""
+"""Closed-form and sampled noise injection: the loss by hand, what reaches the optimizer, and deployment."""
 
 from __future__ import annotations
 

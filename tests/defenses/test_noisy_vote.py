@@ -158,5 +158,5 @@ def test_attacks_and_vote_see_the_noise() -> None:
         y = model(x).argmax(1)
     attack = PGD(Threat("L2", Epsilon("0.5")), steps=5, rel_step_size=0.3)
     columns = attack.evaluate(model, x, y, Context(0)).columns
-    assert "share" in columns  # it was judged as a randomised model
+    assert "share" in columns  # it was judged as a randomized model
     assert columns["backwards"].min() > 0

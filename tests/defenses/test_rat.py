@@ -1,4 +1,4 @@
-"""The Taylor terms of randomised weights against autograd, sampling and a plain reference; their limits."""
+"""The Taylor terms of randomized weights against autograd, sampling and a plain reference; their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every defense takes steps on a BatchNorm net with skips, and on a transformer without BatchNorm, with 32x32 colour
+"""Every defense takes steps on a BatchNorm net with skips, and on a transformer without BatchNorm, with 32x32 color
 images, as it will have to on a GPU."""
 
 from __future__ import annotations

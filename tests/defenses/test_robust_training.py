@@ -56,7 +56,7 @@ def test_penalty_equals_the_formula(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_penalty_holds_batch_statistics_constant(norm: Norm) -> None:
-    """Under training BatchNorm the penalty is that of the net normalised by the batch's own statistics."""
+    """Under training BatchNorm the penalty is that of the net normalized by the batch's own statistics."""
     model, reference, data = net(batch_norm=True), net(batch_norm=True), batch()
     terms = RobustTraining(threat(norm), variant="penalty").loss(model, data, data.x)
     z = reference.first(data.x)

@@ -38,7 +38,7 @@ def explicit(net: nn.Module, layer: nn.Module, kind: str, x: Tensor) -> Tensor:
 
 
 class Prefix(nn.Module):
-    """Normalise, one layer, a nonlinearity, a head."""
+    """Normalize, one layer, a nonlinearity, a head."""
 
     def __init__(self, layer: nn.Module, norm: nn.Module | None = None, inputs: Inputs = INPUTS) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def assert_transpose(step: mo.Step, x: Moments, mean_of: Callable[[Tensor], Tens
 
 
 class Doubled(nn.Module):
-    """Arithmetic on constants as a normalisation layer has it, and a mean over positions."""
+    """Arithmetic on constants as a normalization layer has it, and a mean over positions."""
 
     def __init__(self) -> None:
         super().__init__()

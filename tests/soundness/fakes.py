@@ -35,7 +35,7 @@ def tripwire(x: Tensor) -> Tensor:
 
 
 def untouched(x: Tensor) -> Tensor:
-    """Is each image made of whole grey levels, as those of the data set are? Shape b."""
+    """Is each image made of whole gray levels, as those of the data set are? Shape b."""
     return ((255 * x) - (255 * x).round()).abs().flatten(1).amax(1) < 1e-3
 
 
@@ -242,7 +242,7 @@ FAKES: dict[str, tuple[Callable[[Nets, Split], Classifier], dict[str, str]]] = {
     "purified by torch.func": (rule(purified_by_func), {"C6": "U"}),
     "repeated": (rule(repeated), {"C6": "U"}),
     "divides by 255": (rule(divides_by_255), {"C18": "X"}),
-    "normalises twice": (rule(normalises_twice), {"C18": "X"}),
+    "normalizes twice": (rule(normalises_twice), {"C18": "X"}),
     "train mode": (in_train_mode, {"C1": "U"}),
     "batch statistics": (lambda nets, memory: Classifier(BatchStatistics(nets["batchnorm"])).eval(), {"C1": "U"}),
     "blind at clean images": (rule(blind_at_clean_images), {"C4": "U"}),
@@ -271,6 +271,6 @@ OWNERS = {
     "C9": "memory of the largest",
     "C12": "noise trapdoor",
     "C17": "counts its calls",
-    "C18": "normalises twice",
+    "C18": "normalizes twice",
     "C19": "hidden features",
 }

@@ -1,4 +1,4 @@
-"""The parts of an audit by themselves: counters, watches, planted heads, snapshots, and the catalogue."""
+"""The parts of an audit by themselves: counters, watches, planted heads, snapshots, and the catalog."""
 
 from __future__ import annotations
 
