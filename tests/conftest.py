@@ -13,6 +13,7 @@ from harness import Bench, Outcome
 
 from bench import cli
 from bench.planning import catalog
+from bench.records.store import Store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would be deaf to it
@@ -67,3 +68,12 @@ def bench(
     yield call
     signal.signal(signal.SIGTERM, handler)
     os.environ.pop("BENCH_PLUGINS", None)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty results folder, without fsync."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files; no power fails here
+    store = Store(tmp_path / "results")
+    store.prepare()
+    return store

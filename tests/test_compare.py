@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import STANDARD, draws, evaluated, trained
 from harness import Bench
-from test_tables import STANDARD, draws, evaluated, store, trained
 
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
 from bench.tables.compare import Comparison, Cost, costs, lines, show
 from bench.tables.selection import RowFilter, pairs
 
-__all__ = ["store"]
 CLEAN_A, CLEAN_B = [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 1]
 STEEP_A, STEEP_B = [1, 1, 1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0, 1, 1]
 

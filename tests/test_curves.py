@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from factories import train_job, trained
 from harness import Bench, outcomes, tiny, write_plugins
 from rich.console import Console
-from test_tables import store, train_job, trained
 
 from bench.executors.base import Event
 from bench.progress import tracker
 from bench.progress.live import View
 from bench.records import training_log as curves
 from bench.records.store import Store
-
-__all__ = ["store"]  # a fixture
 
 
 def logged(store: Store, key: str, *lines: object) -> Path:

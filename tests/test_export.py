@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from test_tables import STANDARD, all_rows, evaluated, full, golden_store, store, trained
+from factories import STANDARD, all_rows, evaluated, full, golden_store, trained
 
 from bench.records.store import Store
 from bench.tables.export import latex, latex_text, robustbench
 from bench.tables.leaderboard import sections, write_leaderboard
 
-__all__ = ["store"]
 KEYS = {
     "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
     "clean_acc", "reported", "autoattack_acc", "external", "unreliable", "footnote",

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tables import STANDARD, draws, evaluated, store, trained
-from test_verdicts import FLOOR, attacked, audited, right, sound
+from factories import FLOOR, STANDARD, attacked, audited, draws, evaluated, right, sound, trained
 
 from bench.planning import catalog
 from bench.planning.job import Job
@@ -28,7 +27,6 @@ from bench.tables.selection import RowFilter
 from bench.tables.sweep import sweep
 from bench.tables.sweep_text import text
 
-__all__ = ["store"]
 GOLDEN = Path(__file__).parent / "golden" / "matrix"
 N = 1000
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tables import draws, evaluated, store, trained
+from factories import draws, evaluated, trained
 
 import bench
 from bench.records.store import Store
 from bench.results.evaluations import COLUMNS
 
-__all__ = ["store"]
 SCHEMA = (Path(__file__).parent.parent / "docs" / "schema.md").read_text()
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import toy_job
+from factories import evaluated, only, toy_job, trained
 from harness import Bench, states, tiny, write_plugins, written
-from test_tables import evaluated, only, store, trained
 
 from bench.data.images import Data, load
 from bench.executors.base import todo
@@ -28,7 +27,6 @@ from bench.soundness.verdicts import with_verdicts
 from bench.tables.leaderboard import markdown
 from bench.training import checkpoint, resume
 
-__all__ = ["store"]
 FIELD = "weights_sha256"
 ROOT = Path("no-data-here")
 BLOCKS = 4

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tables import STANDARD, all_rows, evaluated, store, trained
+from factories import STANDARD, all_rows, evaluated, trained
 
 from bench.records.store import Store
 from bench.tables.pareto import describe_fronts, fronts, pareto
 
-__all__ = ["store"]
 N = 1000
 
 

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tables import evaluated, store, trained
+from factories import evaluated, trained
 
 from bench.records.npz import Reader
 from bench.records.store import Store
 from bench.results.evaluations import frame
 from bench.tables.leaderboard import write_leaderboard
-
-__all__ = ["store"]
 
 
 def packed(compressed: bool = True, **arrays: Any) -> bytes:

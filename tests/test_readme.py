@@ -10,9 +10,9 @@ from pathlib import Path
 import nets
 import pytest
 import torch
+from factories import evaluated, trained
 from harness import Bench
 from safetensors.torch import save_file
-from test_tables import evaluated, trained
 
 from bench.records.store import Store
 

@@ -7,15 +7,14 @@ import hashlib
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from factories import STANDARD, audited, evaluated, full, train_job, trained
 from harness import Bench
-from test_tables import STANDARD, STEPS, evaluated, full, store, train_job, trained
-from test_verdicts import audited
+from report_page import Page, all_judged, matrix
 
 from bench.core.stats import wilson
 from bench.records.store import Store
@@ -26,17 +25,14 @@ from bench.report.lines import certified_curves, eps_curves
 from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.sweeps import map_plot, sweep_plot
-from bench.results.rows import Row
 from bench.results.worst_case import MEDIAN
 from bench.soundness.checks import Finding
-from bench.soundness.verdicts import judged_rows
 from bench.tables.equivalence import matches
 from bench.tables.leaderboard import markdown
 from bench.tables.pareto import pareto
 from bench.tables.selection import RowFilter
 from bench.tables.sweep import sweep
 
-__all__ = ["store"]  # a fixture
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -46,48 +42,6 @@ HOSTILE = (
     "$\\frac{1}{0}$ & &lt;b&gt; `x` |",
     "javascript:alert(1)",
 )
-
-
-class Page(HTMLParser):
-    """Tags, attributes and the text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.raw: dict[str, list[str]] = {"style": [], "script": []}
-        self.inside = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = ""
-
-    def handle_data(self, data: str) -> None:
-        self.raw.get(self.inside, self.text).append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
-def matrix(store: Store, method: str = "guard") -> None:
-    """Two seeds of one defense at two budgets, another with a failed cell, a randomized one."""
-    for seed in (0, 1):
-        train = trained(store, method, seed)
-        full(store, train, 400 + 20 * seed)
-        evaluated(store, train, "steep", [1] * 100 + [0] * 900, STEPS, eps="0.2")
-    other = trained(store, "standard", seconds=5.0)
-    full(store, other, 30)
-    evaluated(store, other, "onestep", state="error", n=1000)
-    evaluated(store, trained(store, "hazy", deploys="randomised"), "steep", [1, 0], STEPS)
-
-
-def all_judged(store: Store) -> list[Row]:
-    return judged_rows(store, split=None)
 
 
 def test_the_command_writes_one_file(store: Store, tmp_path: Path, bench: Bench) -> None:

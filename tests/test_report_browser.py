@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import ABSENT, PROGRAM, Browser
-from test_report import matrix
-from test_report_figures import HOSTILE, log, picture, with_images
-from test_tables import evaluated, trained
+from factories import evaluated, trained
+from report_page import HOSTILE, log, matrix, picture, with_images
 
 from bench.records.store import Store
 from bench.report.images import Fetched, Wanted

@@ -3,7 +3,6 @@ and where every number comes from."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -12,18 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from factories import evaluated, full, train_job, trained
 from harness import Bench, tiny, write_plugins
-from safetensors.torch import save_file
-from test_report import Page, all_judged, matrix
-from test_tables import evaluated, full, store, train_job, trained
+from report_page import HOSTILE, Page, all_judged, log, matrix, picture, with_images
 
-from bench.atomic import file_hash
 from bench.commands.pictures import Pictures, _choose
 from bench.core.stats import wilson
 from bench.planning.job import Job
 from bench.records.store import Store
-from bench.records.training_log import LOG
 from bench.report.board import boards
 from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves
@@ -33,14 +28,6 @@ from bench.report.svg import inline
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
 from bench.results.evaluations import evaluations
-
-__all__ = ["store"]  # a fixture
-HOSTILE = '<img src=x onerror=alert(1)> & "$x_1$"'
-
-
-def log(store: Store, job: Job, *lines: dict[str, float]) -> None:
-    text = "".join(json.dumps({"epoch": k, "seconds": 1.0, **line}) + "\n" for k, line in enumerate(lines, 1))
-    (store.folder(job.key) / LOG).write_text(text)
 
 
 def texts(svg: str) -> str:
@@ -208,22 +195,6 @@ def test_svg_loses_nothing_but_what_says_nothing() -> None:
     assert not set(re.findall(r'id="([\w-]+)"', svg)) & set(
         re.findall(r'id="([\w-]+)"', inline(source.encode(), "two", ""))
     )
-
-
-def picture(size: int, fooled: bool = True, channels: int = 1) -> Picture:
-    clean = np.full((size, size) if channels == 1 else (size, size, channels), 0.25)
-    return Picture(7, HOSTILE, clean, clean + 0.05, fooled, (("3", 0.875), ("abstains", math.nan)))
-
-
-def with_images(store: Store, train: Job, attack: str, hits: int, **other: Any) -> str:
-    """An evaluation of 4 images whose record names stored images, which lie there."""
-    key = evaluated(store, train, attack, [1] * hits + [0] * (4 - hits), **other)
-    path = store.folder(key) / "adversarial.safetensors"
-    save_file({"x_adv": torch.full((4, 1, 28, 28), 0.5)}, path)
-    record = store.record(key)
-    assert record is not None
-    store.put(store.job(key), "done", {**record, "files": {**record["files"], path.name: file_hash(path)}})
-    return key
 
 
 def test_the_strongest_attack_that_kept_its_images_is_shown_for_each_model(store: Store) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import toy_job
+from factories import evaluated, toy_job, trained
 from harness import Bench, tiny
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 from matplotlib.path import Path as Line
-from test_report import Page
-from test_tables import evaluated, store, trained
+from report_page import Page
 
 import bench as notebook
 from bench.atomic import file_hash
@@ -31,7 +30,6 @@ from bench.report.surface import _drawing, _measured, surfaces
 from bench.results.evaluations import evaluations
 from bench.tables.leaderboard import markdown
 
-__all__ = ["store"]  # a fixture
 AT = np.linspace(-1, 1, 5)
 RISING = 1.0 + AT[:, None] + 0 * AT[None, :]  # along a alone
 

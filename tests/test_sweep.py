@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import all_rows, evaluated, trained
 from harness import Bench
 from scipy.optimize import isotonic_regression
-from test_tables import all_rows, evaluated, store, trained
 
 from bench.core.stats import wilson
 from bench.records.store import Store
@@ -25,7 +25,6 @@ from bench.tables.selection import RowFilter
 from bench.tables.sweep import WORST, Series, sweep, with_anchor
 from bench.tables.sweep_text import lines, map_lines, map_table, table
 
-__all__ = ["store"]
 N = 200
 
 
@@ -253,7 +252,7 @@ def test_there_is_no_map_by_an_accuracy_that_moves_the_other_way(store: Store) -
 
 
 def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
-    from test_verdicts import audited
+    from factories import audited
 
     noise(store, 0.2, 0.4)
     noise(store, 1.0, 0.6)
@@ -270,7 +269,7 @@ def test_an_invalid_row_shows_and_maps_no_number(store: Store) -> None:
 
 
 def unsound(store: Store, name: str, eps: str | None, **settings: Any) -> None:
-    from test_verdicts import audited
+    from factories import audited
 
     audited(store, trained(store, name, eps=eps, defense={"set": settings}), Finding("C9", "U", 0.4, 0.1))
 

@@ -9,22 +9,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from factories import toy_job
+from factories import STANDARD, STEPS, all_rows, draws, evaluated, full, golden_store, only, trained
 from harness import Bench
 
-from bench.atomic import file_hash, write_atomic
 from bench.core.stats import paired_difference, wilson
 from bench.data import datasets
-from bench.planning.evaluations import RANDOMISED_REVISION
-from bench.planning.job import Job
 from bench.planning.labels import label
 from bench.records.store import Store
-from bench.results.evaluations import COLUMNS, evaluations, frame
-from bench.results.rows import Row, rows
+from bench.results.evaluations import COLUMNS, frame
 from bench.results.worst_case import paired
 from bench.tables.columns import venue
 from bench.tables.leaderboard import markdown, write_leaderboard
@@ -32,119 +27,7 @@ from bench.tables.markdown import BEGIN, END, escape
 from bench.tables.summary import matrix
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard.md"
-STEPS = {"steps": 40}
-STANDARD = {"version": "standard"}
 # attacks without a file, so that no edit of a plug-in changes these tables: `steep` and `onestep`
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files; no power fails here
-    store = Store(tmp_path / "results")
-    store.prepare()
-    return store
-
-
-def train_job(named: str, seed: int, eps: str | None = "0.1", **other: Any) -> Job:
-    what: dict[str, Any] = {
-        "engine": 1,
-        "data": {"name": "toy", "train": 100, "validation": 0, "size": None},
-        "model": {"name": "tiny", "set": {}, "revision": 1},
-        "defense": {"name": named, "set": {}, "revision": 1},
-        "threat": None if eps is None else {"norm": "Linf", "eps": eps},
-        "recipe": "shared",
-        "train": {"epochs": 2, "lr": 0.1},
-        "seed": seed,
-    }
-    for name, value in other.items():
-        what[name] = {**what[name], **value} if isinstance(what[name], dict) else value
-    return toy_job("train", what)
-
-
-def trained(store: Store, name: str = "guard", seed: int = 0, state: str = "done", **other: Any) -> Job:
-    seconds, deploys = other.pop("seconds", 10.0), other.pop("deploys", "deterministic")
-    own = other.pop("metrics", {})
-    workers, device = other.pop("workers", 1), other.pop("device", "CPU x")
-    job = train_job(name, seed, **other)
-    store.add(job)
-    about = {
-        "files": {},
-        "provenance": {"commit": "abc", "dirty": False, "device": device, "workers": workers},
-        "peak_memory_mb": {"rss": 300.0, "cuda": None},
-    }
-    if state == "done":
-        metrics = {"train_seconds": seconds, "seconds_per_epoch": seconds / 2, "deploys": deploys}
-        metrics |= {"inference_ms_per_image": 0.5, **own}
-        store.put(job, "done", {"metrics": metrics, **about})
-    elif state != "missing":
-        error = {"type": "Diverged", "message": "loss is NaN", "traceback": ""}
-        store.put(job, state, {"metrics": {}, "error": error, **about})
-    return job
-
-
-def evaluated(
-    store: Store,
-    train: Job,
-    attack: str,
-    correct: list[int] | None = None,
-    settings: dict[str, Any] | None = None,
-    *,
-    eps: str | None = "0.1",
-    state: str = "done",
-    n: int | None = None,
-    revision: int = 1,
-    norm: str = "Linf",
-    test_hash: str = "",
-    split: str = "test",
-    weights: str = "last",
-    columns: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> str:
-    """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
-    what = {
-        "engine": RANDOMISED_REVISION,
-        "attack": {"name": attack, "set": settings or {}, "revision": revision},
-        "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
-        "n": n or len(correct or []),
-        "seed": train.what["seed"],
-        "weights": weights,
-        **({} if split == "test" else {"split": split}),
-    }
-    job = toy_job("evaluate", what, (train.key,))
-    store.add(job)
-    provenance = {"commit": "abc", "dirty": False, "device": "CPU x", "workers": 1}
-    if state == "done":
-        arrays = {"index": np.arange(what["n"]), "correct": np.array(correct, dtype=bool), **(columns or {})}
-        path = store.folder(job.key) / "samples.npz"
-        write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-        own = {"n": what["n"], "test_hash": test_hash or f"hash{what['n']}", "attack_seconds": 2.0}
-        metrics = {**own, **(metrics or {})}
-        files = {"samples.npz": file_hash(path)}
-        store.put(job, "done", {"metrics": metrics, "files": files, "provenance": provenance})
-    elif state == "unsupported":
-        store.put(job, state, {"metrics": {}, "files": {}, "provenance": provenance, "reason": "needs gradients"})
-    elif state != "missing":
-        error = {"type": "RuntimeError", "message": "out of memory", "traceback": "long"}
-        store.put(job, state, {"metrics": {}, "files": {}, "provenance": provenance, "error": error})
-    return job.key
-
-
-def full(store: Store, train: Job, hits: int, n: int = 1000, eps: str = "0.1") -> list[str]:
-    """Clean, steep and AutoAttack standard; `hits` images survive AutoAttack."""
-    return [
-        evaluated(store, train, "clean", [1] * n),
-        evaluated(store, train, "steep", [1] * (hits + 1) + [0] * (n - hits - 1), STEPS, eps=eps),
-        evaluated(store, train, "autoattack", [1] * hits + [0] * (n - hits), STANDARD, eps=eps),
-    ]
-
-
-def all_rows(store: Store) -> list[Row]:
-    return rows(store, evaluations(store).readable)
-
-
-def only(store: Store) -> Row:
-    (row,) = all_rows(store)
-    return row
 
 
 def test_worst_case_is_the_minimum_of_each_sample_not_of_means(store: Store) -> None:
@@ -158,10 +41,6 @@ def test_worst_case_is_the_minimum_of_each_sample_not_of_means(store: Store) -> 
     assert [c.mean for c in row.attacks.values()] == pytest.approx([1 / 2, 1 / 2])
     assert row.clean.mean == pytest.approx(5 / 6)
     assert row.worst.interval() == pytest.approx(wilson(1, 6))
-
-
-def draws(select: list[float], share: list[float]) -> dict[str, Any]:
-    return {"select": np.array(select, dtype=np.float32), "share": np.array(share, dtype=np.float32)}
 
 
 def test_against_noise_the_attack_is_chosen_by_some_draws_and_judged_by_others(store: Store) -> None:
@@ -762,20 +641,6 @@ def test_csv_holds_numbers_and_states(store: Store, tmp_path: Path) -> None:
         (line,) = csv.DictReader(file)
     assert (line["worst_case"], line["attack steep"], line["seed_values"]) == ("0.25", "0.25", "0:0.25")
     assert (line["seeds_done"], line["seeds_planned"], line["clean"]) == ("1", "3", "not run")
-
-
-def golden_store(store: Store) -> None:
-    """Two seeds of a ranked defense, `standard`, a smoothed model, a failure and a row of another data set."""
-    for seed in range(2):
-        full(store, trained(store, "guard", seed, seconds=30.0, defense={"set": {"beta": 6.0}}), 450 + 10 * seed)
-    full(store, trained(store, "standard", eps=None), 0)
-    failed = trained(store, "broken_one", state="diverged")
-    evaluated(store, failed, "steep", state="missing", n=1000, settings=STEPS)
-    smooth = trained(store, "smooth", eps=None, deploys="smoothed", workers=2)
-    evaluated(store, smooth, "clean", [1] * 90 + [0] * 10)
-    evaluated(store, smooth, "steep", [1] * 40 + [0] * 60, STEPS)
-    evaluated(store, smooth, "certify", [1] * 80 + [0] * 20, columns={"radius": np.linspace(1, 0, 100)})
-    evaluated(store, trained(store, data={"name": "toy10"}), "steep", [1, 0], eps="8/255")
 
 
 def test_what_was_judged_on_validation_images_is_in_the_frame_but_never_ranked(store: Store, tmp_path: Path) -> None:

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tables import STANDARD, all_rows, draws, evaluated, full, only, store, trained
+from factories import STANDARD, all_rows, draws, evaluated, full, only, trained
 
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
 from bench.results.significance import difference, same_images
 from bench.tables.ranking import ranked
-
-__all__ = ["store"]
 
 
 def ranks(store: Store) -> list[tuple[str, str]]:

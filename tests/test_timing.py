@@ -8,16 +8,13 @@ import math
 from pathlib import Path
 
 import pytest
+from factories import all_rows, audited, evaluated, train_job, trained
 from harness import Bench
-from test_tables import all_rows, evaluated, store, train_job, trained
-from test_verdicts import audited
 
 from bench.records.store import Store
 from bench.soundness.checks import Finding
 from bench.tables.leaderboard import write_leaderboard
 from bench.tables.timing import attacks, show, trainings
-
-__all__ = ["store"]
 
 
 def filled(store: Store) -> None:

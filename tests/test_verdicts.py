@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import subprocess
 import sys
@@ -13,13 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import toy_job
+from factories import (
+    ATTACKS,
+    CW,
+    FLOOR,
+    STANDARD,
+    Images,
+    N,
+    attacked,
+    audited,
+    evaluated,
+    finding,
+    right,
+    sound,
+    trained,
+)
 from harness import Bench
-from test_tables import evaluated, trained
 
-from bench.atomic import file_hash, write_atomic
 from bench.planning import catalog
-from bench.planning.job import Job
 from bench.planning.labels import label
 from bench.records.store import Store
 from bench.results.rows import Row
@@ -31,104 +41,6 @@ from bench.soundness.verdicts import judged_rows
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.ranking import flags, unreliable
 from bench.tables.summary import matrix
-
-STANDARD, CW = {"version": "standard"}, {"loss": "cw"}
-N = 1000
-Images = list[int]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    store = Store(tmp_path / "results")
-    store.prepare()
-    return store
-
-
-def right(share: float, n: int = N) -> Images:
-    """The first share * n of n images."""
-    hits = round(share * n)
-    return [1] * hits + [0] * (n - hits)
-
-
-def audited(
-    store: Store,
-    train: Job,
-    *found: Finding,
-    evaluations: tuple[str, ...] = (),
-    columns: dict[str, Any] | None = None,
-    state: str = "done",
-    level: str = "quick",
-    weights: str = "last",
-    threat: tuple[str, ...] = ("Linf", "0.1"),
-) -> str:
-    """Write an audit in which all is well but `found`: of the model, or of the images of `evaluations`. Its key."""
-    part = "images" if evaluations else "model"
-    n = len(next(iter((columns or {"": [1]}).values())))
-    threats = [{"norm": threat[0], "eps": eps} for eps in threat[1:]]
-    about = {"part": part, "level": level, "threats": threats, "weights": weights}
-    job = toy_job("audit", {**about, "n": n, "seed": train.what["seed"]}, (train.key, *evaluations))
-    store.add(job)
-    if state != "done":
-        error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}
-        store.put(job, state, {"metrics": {}, "files": {}, "provenance": {}, "error": error})
-        return job.key
-    fine = [Finding("C16", "ok", 0.0, attack=key) for key in evaluations]
-    fine += [Finding(check.code, "ok") for check in CHECKS.values() if check.source == "model" and not evaluations]
-    told = {(finding.code, finding.attack) for finding in found}
-    findings = [*(f for f in fine if (f.code, f.attack) not in told), *found]
-    path = store.folder(job.key) / "samples.npz"
-    arrays = {"index": np.arange(n), **{name: np.array(values) for name, values in (columns or {}).items()}}
-    arrays |= {name: values.astype(bool) for name, values in arrays.items() if "@" in name}
-    write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    metrics = {"findings": [finding.to_json() for finding in findings]}
-    store.put(job, "done", {"metrics": metrics, "files": {"samples.npz": file_hash(path)}, "provenance": {}})
-    return job.key
-
-
-FLOOR = {"steps": 50, "restarts": 5}
-# attack, settings, how many of the first images stay right: nothing is wrong with a model of these outcomes
-ATTACKS: dict[str, tuple[str, dict[str, Any], Images]] = {
-    "fgsm": ("fgsm", {}, right(0.6)),
-    "pgd": ("pgd", FLOOR, right(0.52)),
-    "cw": ("pgd", {**FLOOR, **CW}, right(0.515)),
-    "autoattack": ("autoattack", STANDARD, right(0.5)),
-}
-
-
-def attacked(store: Store, train: Job, attacks: dict[str, Any] | None = None, **where: Any) -> tuple[str, ...]:
-    """Evaluations of a model: those of ATTACKS with `attacks` in the place of some; None leaves one out. Their keys.
-
-    APGD-CE, the first stage of AutoAttack, breaks what it breaks, unless a fourth member gives the stages.
-    """
-    keys = []
-    for given in (ATTACKS | (attacks or {})).values():
-        if given is not None:
-            name, settings, correct, *stage = given
-            stages = {"stage": np.array(stage[0] if stage else [-hit or 1 for hit in correct], dtype=np.int8)}
-            columns = stages if name == "autoattack" else None
-            keys.append(evaluated(store, train, name, correct, settings, columns=columns, **where))
-    return tuple(keys)
-
-
-def sound(
-    store: Store,
-    *found: Finding,
-    attacks: dict[str, Any] | None = None,
-    columns: dict[str, Any] | None = None,
-    name: str = "pgd_at",
-    seed: int = 0,
-    clean: float = 0.9,
-    weights: str = "last",
-    **training: Any,
-) -> tuple[Job, tuple[str, ...]]:
-    """A model with nothing wrong but `found`: clean 90 %, FGSM 60 %, PGD 52 %, AutoAttack 50 %, and its audits."""
-    train = trained(store, name, seed, **training)
-    evaluated(store, train, "clean", right(clean), weights=weights)
-    keys = attacked(store, train, attacks, weights=weights)
-    audited(store, train, *found, columns=columns, weights=weights, threat=("Linf", "0.1", "0.2"))
-    audited(store, train, evaluations=keys, weights=weights)
-    return train, keys
 
 
 def all_rows(store: Store) -> list[Row]:
@@ -142,12 +54,6 @@ def only(store: Store) -> Row:
 
 def codes(row: Row, levels: str) -> set[str]:
     return {finding.code for finding in row.findings if finding.level in tuple(levels)}
-
-
-def finding(row: Row, code: str) -> Finding:
-    """The one finding of the model itself (of no single attack) with this code."""
-    (found,) = [f for f in row.findings if f.code == code and f.attack is None]
-    return found
 
 
 def test_a_sound_row_is_ok_and_every_check_has_an_answer(store: Store) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import driver
 import pytest
 from fake_store import contents, matrix, run, told
-from test_store_faults import kill, leaderboard, lost, outcome, repeated, start, unparsable
-from test_store_faults import server as server
+from store_server import kill, leaderboard, lost, outcome, repeated, start, unparsable
+from store_server import server as server
 
 from bench import atomic
 from bench.atomic import appending, write_atomic

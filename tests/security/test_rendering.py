@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import fuzzed
 import pytest
-from factories import toy_job
+from factories import evaluated, toy_job, trained
 from fuzzed import joined, mark, printable, visible
 from harness import Bench
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_tables import evaluated, trained
 
 from bench.planning.job import Job
 from bench.progress import live
