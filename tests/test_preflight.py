@@ -27,7 +27,7 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     ),
     "awp around noise": (
         "--defense awp --set awp.base=rse",
-        "defense awp (base=rse): base 'rse' deploys a randomized model; expected a deterministic one",
+        "defense awp (base=rse): base 'rse' deploys a randomised model; expected a deterministic one",
     ),
     "rows": (
         "--defense noisy --set noisy.rows=10",

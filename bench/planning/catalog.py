@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import annotated_types
 
+from bench import models
 from bench.core.epsilon import Epsilon
 
 if TYPE_CHECKING:  # many commands read what plug-ins declare, few check settings
@@ -189,6 +190,8 @@ def search_path(kind: Kind) -> list[Path]:
     `sys.path` replaces none of them.
     """
     extra = [Path(p) for p in os.environ.get("BENCH_PLUGINS", "").split(os.pathsep) if p]
+    if kind == "models":  # a package inside bench: no folder of the user's can take its place
+        return [Path(place) for place in models.__path__]
     return [built_in(kind), *(p for p in extra if _kind_of(p) == kind)]
 
 
