@@ -67,7 +67,7 @@ IN_A_SPEC: dict[str, tuple[str, str]] = {
     "empty": ("", "mine.yaml: expected a mapping such as 'defenses: [noisy]'"),
 }
 ELSEWHERE: dict[str, tuple[str, str]] = {
-    "list kind": ("list defense", "no list of 'defence'. Did you mean 'defenses'? Known: defenses, attacks, datasets"),
+    "list kind": ("list defence", "no list of 'defence'. Did you mean 'defenses'? Known: defenses, attacks, datasets"),
     "list name": ("list defenses nosy", "no defense 'nosy'. Did you mean 'noisy'?"),
     "list data set": ("list datasets minst", "no data set 'minst'. Did you mean 'mnist'?"),
     "status": ("status --results-dir none", "no results folder none; run `bench run` first or pass --results-dir"),
@@ -76,7 +76,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "worker key": ("worker 0123456789ab", "no job 0123456789ab in results"),
     "check": ("check nosy", "no defense or attack 'nosy'. Did you mean 'noisy'?"),
     "check nothing": ("check", "bench check takes a NAME or --all"),
-    "new kind": ("new defense mine", "cannot make a new 'defence'; expected defense or attack"),
+    "new kind": ("new defence mine", "cannot make a new 'defence'; expected defense or attack"),
     "new name": ("new defense ../mine", "'../mine' is no plug-in name; expected lower-case letters"),
 }
 
@@ -121,7 +121,7 @@ def test_a_data_folder_that_is_not_the_data_set_is_one_line(bench: Bench) -> Non
     one_line(bench, "run --dataset mnist --data-dir data", "is not MNIST: magic number 1f8b")
 
 
-@pytest.mark.parametrize("words", ["run --defense noisy", "run --epochs 0", "run --workers 0", "plam", "run --n many"])
+@pytest.mark.parametrize("words", ["run --defence noisy", "run --epochs 0", "run --workers 0", "plam", "run --n many"])
 def test_what_typer_refuses_is_a_usage_error(bench: Bench, words: str) -> None:
     outcome = bench(*words.split())
     assert (outcome.code, outcome.out) == (2, "")

@@ -232,7 +232,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "my.py:wide",
         "my.py:wide gives (2, 12) for 2 images of digits; expected logits of shape (2, 10)",
     ),
-    "file images": (lambda: None, "my.py:colour", "my.py:color cannot take digits images: RuntimeError: "),
+    "file images": (lambda: None, "my.py:color", "my.py:color cannot take digits images: RuntimeError: "),
     "file with arch": (lambda: None, "my.py:build --arch mlp", "--arch and --arch-set choose an architecture of bench"),
     "syntax": (
         lambda: Path("bad.py").write_text("def build(:\n"),
@@ -375,7 +375,7 @@ def test_records_hold_hashes_and_base_names_but_no_path(bench: Bench, tmp_path: 
     folder = tmp_path / "my secret folder"
     folder.mkdir()
     (folder / "my.py").write_text(
-        "from neighbor import size\n" + MINE.replace("nn.Linear(64, 10)", "nn.Linear(size, 10)")
+        "from neighbour import size\n" + MINE.replace("nn.Linear(64, 10)", "nn.Linear(size, 10)")
     )
     (folder / "neighbour.py").write_text("size = 64\n")
     assert evaluate(bench, f"{folder / 'my.py'}:build").code == 0

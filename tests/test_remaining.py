@@ -282,7 +282,7 @@ def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     settings = {"version": "custom", "attacks_to_run": ["apgd-ce", "apgd-dlr"], "batch_size": 20, "block_size": 20}
     attack = {"name": "autoattack", "set": settings}
-    what = {"attack": attack, "threat": {"norm": "Linf", "eps": "0.0001"}, "n": 60, "seed": 0}
+    what = toy_job("evaluate", {"attack": attack, "threat": {"norm": "Linf", "eps": "0.0001"}, "n": 60}, ("0" * 12,))
 
     class Killed(Exception):
         """Stands for a kill within the last block."""
@@ -319,7 +319,7 @@ def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
 
     threat, about = {"eps": 0.1}, {"epochs": 3, "batch_size": 16}
     values = {"data": {"train": 64, "test": 16}, "threat": threat, "train": about, "attacks": ["clean"]}
-    what = plan(build({**values, "defenses": ["standard"]}), tmp_path)[0].what
+    what = plan(build({**values, "defenses": ["standard"]}), tmp_path)[0]
     data = load("digits", root=tmp_path, device=torch.device("cpu"), train=64, test=16)
 
     def kept() -> Checkpointer:

@@ -18,7 +18,9 @@ def pack(
     data_dir: DataDir = None,
     plugin: Plugin = None,
 ) -> None:
-    """Write the records of a spec to RESULTS/<spec name>.zip, without weights and images. Folders stay as they are.
+    """Write the records of a spec to one file.
+
+    The file is RESULTS/<spec name>.zip; it holds no weights and no images. Folders stay as they are.
 
     Without a spec: every record that is in no pack yet, to RESULTS/other.zip.
     """

@@ -163,6 +163,7 @@ class Slurm(Backend):
 
     def _end(self, task: Task) -> Exit | None:
         """Has a job ended? The store decides first, then Slurm's state of the task, if it is known."""
+        os.stat(self.store.root)  # a results folder that is away is an error, not one without records
         with contextlib.suppress(FileNotFoundError):  # a packed job has no folder before it begins
             os.listdir(self.store.folder(task.job.key))  # makes a network file system look again
         recorded = self.store.record(task.job.key) is not None

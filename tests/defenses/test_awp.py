@@ -207,7 +207,7 @@ class NoLoss(Defense):
         ({"name": "trades", "set": {"beta": -1}}, "beta"),
         ({"name": "awp"}, "ordinary step"),
         ({"name": "no_loss"}, "a loss of its own"),
-        ({"name": "rse"}, "deploys a randomized model"),
+        ({"name": "rse"}, "deploys a randomised model"),
     ],
 )
 def test_what_cannot_be_a_base_is_refused(base: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
