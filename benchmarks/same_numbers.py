@@ -44,7 +44,12 @@ def outputs(code: Path, folder: Path) -> dict[str, str]:
         bench(f"compare-{a}-{b}.txt", "compare", a, b, "--json")
     bench("", "report", "--output", folder / "report.html", "--figures", folder / "figures", "--no-images")
     files = [folder / "leaderboard.md", *sorted((results / "tables").iterdir()), *sorted(folder.glob("figures/*.csv"))]
-    return {path.name: path.read_text(encoding="utf-8") for path in files} | {k: v for k, v in printed.items() if k}
+    return {_name(path): path.read_text(encoding="utf-8") for path in files} | {k: v for k, v in printed.items() if k}
+
+
+def _name(path: Path) -> str:
+    """The name of a file; figures are named after section titles, whose spelling has changed."""
+    return path.name.replace("randomised", "randomized")
 
 
 def numbers(name: str, text: str) -> list[str]:
