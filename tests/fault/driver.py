@@ -38,10 +38,11 @@ def die(call: str, when: str, nth: int) -> None:
             count += 1
             if count == nth and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*args, **options)
-            if count == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return real(*args, **options)
+            finally:  # also behind a call that fails, such as the removal of a file that is not there
+                if count == nth:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return called
 
