@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from factories import toy_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -403,3 +404,10 @@ def test_every_committed_job_has_its_key_and_its_json() -> None:
         assert (job.key, job_of(values["kind"], content, needs).key) == (key, key)
         assert json.dumps(job.to_json(), sort_keys=True) == json.dumps(values, sort_keys=True)
         assert from_json(job.to_json()) == job
+
+
+def test_a_field_that_no_job_has_is_damage() -> None:
+    values = toy_job("evaluate", {}, ("0" * 12,)).to_json()
+    values["what"] = {**values["what"], "thr%at": None}
+    with pytest.raises(ValueError, match="holds fields that no evaluate job has"):
+        from_json(values)

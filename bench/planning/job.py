@@ -289,4 +289,6 @@ def from_json(values: dict[str, Any]) -> Job:
         raise ValueError(f"job {values['key']} was changed: {error}") from None
     if job.key != values["key"]:
         raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")
+    if job.content() != values["what"]:  # a field that no job of this kind has does not reach the hash
+        raise ValueError(f"job {values['key']} was changed: it holds fields that no {job.kind} job has")
     return job
