@@ -139,8 +139,13 @@ print(json.dumps([[told[key] for key in keys], [store.record(key) for key in key
 
 def test_a_gpu_s_share_says_who_is_beside_and_a_job_that_a_node_cannot_see_is_no_lost_worker(tmp_path: Path) -> None:
     """Ray counts a GPU that is not there; jobs on it fail, and their records say what they were told."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-c", HALVES, str(tmp_path / "r")], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", HALVES, str(tmp_path / "r")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
     (_, said), (begun, lost) = json.loads(done.stdout)
