@@ -24,8 +24,9 @@ ON = ["--executor", "ray"]
 
 
 @pytest.fixture(autouse=True)
-def installed() -> None:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'defense-bench[ray]'")
+    monkeypatch.setenv("BENCH_RAY_TEST", str(tmp_path))
 
 
 def ray(*words: object) -> subprocess.CompletedProcess[str]:
@@ -35,9 +36,13 @@ def ray(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def daemons() -> set[int]:
-    """Ray's processes that are no driver."""
-    names = ("raylet", "gcs_server")
-    return {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in names}
+    """Ray's processes that are no driver, of this test alone: others may run a Ray of their own at the same time."""
+    names, mine = ("raylet", "gcs_server"), os.environ["BENCH_RAY_TEST"]
+    found = set()
+    for process in psutil.process_iter(["name", "environ"]):
+        if process.info["name"] in names and (process.info["environ"] or {}).get("BENCH_RAY_TEST") == mine:
+            found.add(process.pid)
+    return found
 
 
 def test_ray_gives_what_this_machine_gives_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
