@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results, existing
-from bench.records.store import Store
 
 
 def gc(
@@ -17,5 +16,6 @@ def gc(
 ) -> None:
     """Remove files that no result needs. Temporary files, partial work of finished jobs, duplicate images."""
     from bench.records import maintenance as keeping
+    from bench.records.store import Store
 
     keeping.gc(Store(existing(results_dir)), dry_run)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results, existing
-from bench.records.store import Store
 
 
 def logs(
@@ -18,5 +17,6 @@ def logs(
 ) -> None:
     """Show the log of a job. Everything that it printed, and the traceback of a failure."""
     from bench.records import maintenance as keeping
+    from bench.records.store import Store
 
     keeping.logs(Store(existing(results_dir)), key, follow)

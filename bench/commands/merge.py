@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results
-from bench.records.store import Store
 
 
 def merge(
@@ -17,6 +16,7 @@ def merge(
 ) -> None:
     """Copy the records of other results folders. With a conflict, nothing is copied (exit code 1)."""
     from bench.records import merge as merging
+    from bench.records.store import Store
 
     for source in sources:
         if source.is_dir() and not Store(source).keys():

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results, existing
-from bench.records.store import Store
 
 Keys = Annotated[list[str] | None, typer.Argument(help="Job keys, or how they begin.", show_default=False)]
 
@@ -20,5 +19,6 @@ def retry(
 ) -> None:
     """Mark failed jobs for re-running, including diverged ones. The same `bench run` then repeats them."""
     from bench.records import maintenance as keeping
+    from bench.records.store import Store
 
     raise typer.Exit(keeping.retry(Store(existing(results_dir)), keys or [], failed))

@@ -100,7 +100,7 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine = THI
     backend = Local(matrix.root, machine.slots())
     for line in (*describe(matrix), f"devices   {backend.devices()}"):
         print(line)
-    store = Store(results)
+    store = Store(results, read_only=True)
     left = todo(matrix.jobs, store)
     kinds = Counter(job.kind for job in matrix.jobs)
     names = {"train": "trainings", "import": "imports", "evaluate": "evaluations", "shard": "shards", "audit": "audits"}

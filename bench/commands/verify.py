@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import DataDir, Plugin, Results, existing, plugins
-from bench.records.store import Store
 
 
 def verify(
@@ -23,6 +22,7 @@ def verify(
     """Verify checksums and evaluate stored images again. Exit code 4 if something changed."""
     from bench.data.datasets import data_root
     from bench.jobs import verify as verifying
+    from bench.records.store import Store
 
     plugins(plugin)
     raise typer.Exit(verifying.verify(Store(existing(results_dir)), sample, full, data_root(data_dir)))

@@ -21,9 +21,8 @@ from bench.doctor import rivals
 State = Literal["OK", "WARN", "FAIL"]
 IMAGES = 200
 BATCH = 64
-GAP = (
-    1e-4  # of the largest logit: what another order of the same sums may cost, as in AutoAttack's check for randomness
-)
+# of the largest logit: what another order of the same sums may cost, as in AutoAttack's check for randomness
+GAP = 1e-4
 GAIN_WARN, GAIN_FAIL = 0.02, 0.05  # share of images that another input or class order must win, beyond chance
 ZERO_WARN, ZERO_FAIL = 0.01, 0.1  # share of correct images without a gradient, as in check C4
 

@@ -106,9 +106,8 @@ class Local(Backend):
         placement = self.pool.take(*self._request(job, attempts))
         assert placement is not None, "submit follows room"
         (self.store.folder(job.key) / SHARED).unlink(missing_ok=True)
-        gpu = (
-            placement.slot.device != "cpu"
-        )  # on the CPU all slots share one machine, and timings say so from the start
+        # on the CPU all slots share one machine, and timings say so from the start
+        gpu = placement.slot.device != "cpu"
         beside = placement.neighbors if gpu else len(self.slots)
         for other in self.running.values():
             if gpu and other.placement.slot.place == placement.slot.place and other.shared < beside:

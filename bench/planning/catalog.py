@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -210,6 +209,8 @@ def plugin_file(named: str) -> Path:
     path = Path(named)
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
+    from importlib import metadata  # it costs every start of the command line, and few name an entry point
+
     groups = ("bench.defenses", "bench.attacks")
     announced = {point.name: point for group in groups for point in metadata.entry_points(group=group)}
     if named not in announced:

@@ -186,8 +186,10 @@ class _Evaluation(_Job):
 
     def describe(self, model: str) -> str:
         """The job in a few words; `model` names the model."""
-        radius = f" {self.threat.norm} {self.threat.eps}" if self.threat else ""
-        return f"{self.label()}{radius} on {model}"
+        return f"{self._attacked()} on {model}"
+
+    def _attacked(self) -> str:
+        return self.label() + (f" {self.threat.norm} {self.threat.eps}" if self.threat else "")
 
     def content(self) -> dict[str, Any]:
         """The JSON object that, with `kind` and `needs`, makes the key: `split` occurs only where it is not `test`."""
@@ -215,8 +217,7 @@ class ShardJob(_Evaluation):
 
     def describe(self, model: str) -> str:
         """The job in a few words; `model` names the model."""
-        radius = f" {self.threat.norm} {self.threat.eps}" if self.threat else ""
-        return f"{self.label()}{radius} images {self.images[0]} to {self.images[1] - 1} on {model}"
+        return f"{self._attacked()} images {self.images[0]} to {self.images[1] - 1} on {model}"
 
 
 @dataclass(frozen=True, kw_only=True)

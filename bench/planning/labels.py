@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.planning import catalog
 from bench.planning.job_fields import JobThreat
+
+if TYPE_CHECKING:
+    from bench.planning import catalog
 
 
 def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
@@ -13,6 +15,8 @@ def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
 
     All settings where the plug-in file is gone. A base is always named, with its own settings: `awp (base=trades)`.
     """
+    from bench.planning import catalog  # here: commands that only read records need no plug-ins
+
     try:
         defaults = catalog.get(kind, name).resolve({})
     except (LookupError, ValueError):

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from contextlib import suppress
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ class CostModel:
         }
         settings = what["model"].get("set", {})
         about = [architecture.name, settings, architecture.sha256[:12], facts.channels, facts.size, facts.classes]
-        key = json.dumps([*about, self._device(), version("torch")], sort_keys=True)
+        key = json.dumps([*about, *self._where], sort_keys=True)
         if key not in self._times:
             arguments = (architecture.name, settings, inputs, self.slot.device, dict(self.slot.environment))
             self._times[key] = _cached(key) or (self._measured(key, arguments) if self.measure else None)
@@ -95,14 +96,15 @@ class CostModel:
             write_json(_file(), {**_stored(), key: found._asdict()})
         return found
 
-    def _device(self) -> str:
-        if self.slot.device != "cuda":
-            return cpu_name()
-        with suppress(devices.NoAnswer):
-            for gpu in devices.query():
-                if self.slot.place in (gpu.index, gpu.uuid):
-                    return gpu.name
-        return "a GPU of unknown name"
+    @cached_property
+    def _where(self) -> tuple[str, str]:
+        """The device and the version of torch that a time belongs to; asked once, as both take milliseconds."""
+        name = cpu_name() if self.slot.device != "cuda" else "a GPU of unknown name"
+        if self.slot.device == "cuda":
+            with suppress(devices.NoAnswer):
+                found = [gpu.name for gpu in devices.query() if self.slot.place in (gpu.index, gpu.uuid)]
+                name = found[0] if found else name
+        return name, version("torch")
 
 
 def declared(plugin: catalog.Plugin, settings: dict[str, Any], classes: int) -> tuple[float, float] | None:
