@@ -26,7 +26,7 @@ def constants(*names: str) -> dict[str, int]:
 
 FILES = (
     *("test_store_faults.py", "test_tampering.py", "test_scheduler_faults.py", "test_resume_faults.py"),
-    *("test_download_faults.py", "test_torch_faults.py", "test_schedules.py", "../test_resume_training.py"),
+    *("test_download_faults.py", "test_torch_faults.py", "test_schedules.py", "../training/test_resume_training.py"),
 )
 
 

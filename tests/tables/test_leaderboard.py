@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from factories import STANDARD, STEPS, all_rows, draws, evaluated, full, golden_store, only, trained
 from harness import Bench
+from paths import TESTS
 
 from bench.core.stats import paired_difference, wilson
 from bench.data import datasets
@@ -26,7 +27,7 @@ from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.markdown import BEGIN, END, escape
 from bench.tables.summary import matrix
 
-GOLDEN = Path(__file__).parent / "golden" / "leaderboard.md"
+GOLDEN = TESTS / "golden" / "leaderboard.md"
 # attacks without a file, so that no edit of a plug-in changes these tables: `steep` and `onestep`
 
 

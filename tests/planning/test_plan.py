@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 import yaml
 from factories import toy_job
@@ -391,7 +392,7 @@ def test_validation_images_of_several_seeds_are_refused() -> None:
 
 def committed_jobs() -> list[tuple[str, dict[str, Any]]]:
     """Key and content of every committed job.json, each from its pack."""
-    packs = Packs(Path(__file__).parents[1] / "results")
+    packs = Packs(paths.ROOT / "results")
     return [(key, json.loads(pack.read(key, JOB) or b"")) for key, pack in sorted(packs.items())]
 
 

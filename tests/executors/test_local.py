@@ -15,6 +15,7 @@ import fake_jobs
 import pytest
 from fake_jobs import evaluate, kinds, measured, order, says, starts, train
 from harness import alive
+from paths import ROOT, TESTS
 
 from bench.executors.base import Event
 from bench.executors.devices import Slot
@@ -226,8 +227,8 @@ def driver(store: Store, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
         for job, act in zip(jobs, acts, strict=False):
             says(tmp_path, job, act)
         script = tmp_path / "driver.py"
-        script.write_text(DRIVER.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        script.write_text(DRIVER.format(tests=str(TESTS), root=str(tmp_path)))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import Bench, alive, outcomes, states, tiny, write_plugins, written
+from paths import ROOT
 
 from bench.records.store import Store
 
@@ -215,7 +216,7 @@ def private_words(tmp_path: Path) -> dict[str, list[str]]:
     """What the durable files of a run tell of this machine, by file."""
     files = [*RESULTS.glob("*/record.json"), *RESULTS.glob("*/job.json")]
     assert files
-    private = [str(tmp_path), str(Path(__file__).parent.parent), str(Path.home()), socket.gethostname()]
+    private = [str(tmp_path), str(ROOT), str(Path.home()), socket.gethostname()]
     if len(getpass.getuser()) > 4 or getpass.getuser() == "root":
         private.append(f"/{getpass.getuser()}/")
     told = {str(path): [word for word in private if word in path.read_text()] for path in files}
@@ -264,7 +265,7 @@ def run_until_it_sleeps(plugins: list[object], *prefix: str) -> tuple[subprocess
     Path("fragile.todo").write_text("sleep")
     words = [str(word) for word in tiny(*plugins, "--workers", 2, defense="fragile,plain")]
     command = [sys.executable, "-m", "bench", *words]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )

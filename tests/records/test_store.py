@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from factories import toy_job
 from harness import Bench
+from paths import TESTS
 
 from bench.atomic import file_hash, write_atomic, write_json
 from bench.planning import job as job_module
@@ -443,7 +444,7 @@ def test_an_older_schema_is_brought_up_step_by_step(store: Store, monkeypatch: p
     assert (record["schema"], record["metrics"]) == (3, {"seconds": 2001})
 
 
-FIXTURE = Path(__file__).parent / "fixtures" / "store_v1"
+FIXTURE = TESTS / "fixtures" / "store_v1"
 
 
 def test_f21_the_store_of_schema_1_is_read_for_ever(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 
 from bench.core.epsilon import Epsilon
@@ -56,7 +57,7 @@ def test_a_correct_file_is_read_in_full(write: Any) -> None:
 
 
 def test_every_spec_of_the_tree_is_correct() -> None:
-    files = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
+    files = sorted((paths.ROOT / "specs").glob("*.yaml"))
     assert files
     for path in files:
         assert load(path).defenses

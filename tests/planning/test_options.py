@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 
 from bench.planning.options import to_spec
@@ -246,7 +247,7 @@ def test_default_attacks_fit_the_norm() -> None:
 def test_what_was_meant_is_said(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], kind: type[Exception], says: str
 ) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(paths.ROOT)
     with pytest.raises(kind, match=says) as error:
         made(**options)
     assert "\n" not in str(error.value)

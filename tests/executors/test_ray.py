@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from harness import Bench, outcomes, states, tiny, write_plugins
+from paths import TESTS
 
 from bench.records.leases import holder_of
 from bench.records.store import Store
@@ -144,7 +145,7 @@ print(json.dumps([[told[key] for key in keys], [store.record(key) for key in key
 
 def test_a_gpu_s_share_says_who_is_beside_and_a_job_that_a_node_cannot_see_is_no_lost_worker(tmp_path: Path) -> None:
     """Ray counts a GPU that is not there; jobs on it fail, and their records say what they were told."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
         [sys.executable, "-c", HALVES, str(tmp_path / "r")],
         capture_output=True,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import ABSENT, PROGRAM, Browser
 from factories import evaluated, trained
+from paths import ROOT
 from report_page import HOSTILE, log, matrix, picture, with_images
 
 from bench.records.store import Store
@@ -20,7 +21,6 @@ from bench.report.images import Fetched, Wanted
 from bench.report.page import html
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=ABSENT)
-ROOT = Path(__file__).parent.parent
 AXE = Path(os.environ.get("BENCH_AXE") or ROOT / ".venv" / "axe-core" / "package" / "axe.min.js")
 BOARD = "[...document.querySelectorAll('.board')].find(b => b.textContent.includes('guard')).querySelector('table')"
 COUNT = "document.getElementById('f-count').textContent"

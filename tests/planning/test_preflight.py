@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from harness import Bench, Outcome, states, tiny, write_plugins, written
+from paths import ROOT
 
 from bench.planning.strict_yaml import read
 
 torch = pytest.importorskip("torch")
-SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
+SPECS = sorted((ROOT / "specs").glob("*.yaml"))
 # a folder of images that only its owner has
 SPECS = [path for path in SPECS if not read(path)[0]["data"]["name"].startswith("folder:")]
 RESULTS = Path("results")
