@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from factories import toy_job
 from harness import Bench, outcomes, tiny
 from torch import Tensor, nn
+from worker_process import WorkerProcess
 
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier
@@ -200,22 +198,14 @@ def test_autoattack_killed_at_random_moments_gives_the_verdicts_of_an_uninterrup
     state = store.folder(job.key) / "blocks" / "block-000000-state.safetensors"
     while kills < 20:
         before = file_hash(state)
-        process = multiprocessing.get_context("fork").Process(target=_work, args=(store.root, job.key))
-        process.start()
-        while process.is_alive() and file_hash(state) == before:
+        process = WorkerProcess(store, job.key, ROOT)
+        while process.alive() and file_hash(state) == before:
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.2))
-        if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
-            kills += 1
-        process.join()
+        kills += process.kill()
         if store.done(job.key):  # between two kills there was time for the rest: once more from the start
             assert outcomes(Path("killed"))[job.key] == expected
             (store.folder(job.key) / "record.json").unlink()
     assert work(store.root, job.key, ROOT) == "done"
     assert outcomes(Path("killed"))[job.key] == expected
     assert not state.parent.exists()
-
-
-def _work(results: Path, key: str) -> None:
-    work(results, key, ROOT)

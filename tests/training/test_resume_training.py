@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pytest
 import torch
 from harness import Bench, outcomes
 from torch import Tensor, nn
+from worker_process import WorkerProcess, work_and_save_often
 
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier
@@ -426,35 +424,21 @@ checks: 'off'
 """
 
 
-def _often(path: Path, origin: Any) -> Checkpointer:
-    return Checkpointer(path, origin, every=0.05, at_end=0.0, share=math.inf)
-
-
-def _work(results: Path, key: str) -> None:
-    worker.Kept = _often  # type: ignore[assignment, misc]  # in a process of its own
-    worker.work(results, key, ROOT)
-
-
 def _kill(store: Store, key: str, after: float, saves: int) -> bool:
-    """Start a real worker, wait until it has kept its work so often, and kill it a moment later, if it still runs."""
+    """Start a real worker, wait until it has saved its work so often, and kill it a moment later, if it still runs."""
     path = store.folder(key) / PLACE
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(store.root, key))
-    process.start()
     seen = file_hash(path)
-    while process.is_alive() and saves:
+    process = WorkerProcess(store, key, ROOT, work_and_save_often)
+    while process.alive() and saves:
         time.sleep(0.005)
         found = file_hash(path)
         seen, saves = found, saves - (found != seen)
     time.sleep(after)
-    killed = process.is_alive()
-    if killed:
-        os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
-    return killed
+    return process.kill()
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_f08_a_worker_killed_at_random_moments_trains_the_same_weights(bench: Bench) -> None:
     """F8 and F3: kills while training, half of them followed by one while the next attempt reads or starts."""
     Path("s.yaml").write_text(SPEC)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -17,9 +15,9 @@ import pytest
 import torch
 import yaml
 from harness import Bench, outcomes
+from worker_process import WorkerProcess
 
 from bench.data.images import load
-from bench.jobs import worker
 from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store
@@ -115,18 +113,13 @@ class Training:
 
     def attempt(self, after: float | None = None) -> tuple[int, float]:
         """A worker in a process of its own, asked to stop after so long: exit code, and how long it took to leave."""
-        process = multiprocessing.get_context("fork").Process(target=_work, args=(self.store.root, self.key, self.here))
-        process.start()
+        process = WorkerProcess(self.store, self.key, self.here)
         if after is not None:
-            process.join(after)
-            with_pid = process.pid
-            assert with_pid is not None
-            if process.is_alive():
-                os.kill(with_pid, signal.SIGTERM)
+            process.process.join(after)
+            process.send(signal.SIGTERM)
         began = time.monotonic()
-        process.join(120)
-        assert process.exitcode is not None
-        return process.exitcode, time.monotonic() - began
+        code = process.end()
+        return code, time.monotonic() - began
 
     def same(self) -> int:
         """It ended as the uninterrupted one did; how often it was taken up."""
@@ -136,11 +129,6 @@ class Training:
         record = self.store.record(self.key)
         assert record is not None
         return int(record["metrics"]["resumed"])
-
-
-def _work(results: Path, key: str, root: Path) -> None:
-    signal.signal(signal.SIGTERM, stopping.stopped)
-    worker.work(results, key, root)
 
 
 @pytest.fixture
@@ -179,7 +167,7 @@ def test_sigterm_in_the_middle_of_anything_costs_no_step_and_no_bit(training: Tr
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_twenty_times_sigterm_at_random_moments(training: Training) -> None:
     """F6, for a worker."""
     dice, asked, slowest, taken_up = random.Random(1), 0, 0.0, 0
