@@ -33,9 +33,11 @@ def samples(key: str, results: str | os.PathLike[str] = "results") -> pd.DataFra
     """
     import pandas as pd
 
+    from bench.planning.job import EvaluateJob
+
     store = _store(results)
     job, record = store.job(key), store.record(key)
-    if job.kind != "evaluate":
+    if not isinstance(job, EvaluateJob):
         raise LookupError(
             f"{key} is a job of kind '{job.kind}'; samples are of evaluations (column `key` of bench.load)"
         )
@@ -68,7 +70,7 @@ def worst(
     reasons = []
     for row in rows(store, evaluations(store).of_split("test")):
         entries = [e for by in row.entries.values() for e in by.values() if e.train_key == train_key]
-        if not entries or row.eps_value != radius or store.job(entries[0].key).what["weights"] != weights:
+        if not entries or row.eps_value != radius or store.evaluation(entries[0].key).weights != weights:
             continue
         seed = entries[0].seed
         if seed in row.right:

@@ -21,7 +21,7 @@ from bench.executors.clusters import Machine
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
-from bench.planning.job import Job
+from bench.planning.job import ImportJob, Job
 from bench.planning.options import to_spec
 from bench.planning.plan import check_counts
 from bench.planning.typed import Options
@@ -75,7 +75,8 @@ def evaluate(
     dry_run: bool,
 ) -> int:
     """Load, measure, and attack what fits; gives the exit code. 4: the clean accuracy is not the expected one."""
-    job, store = matrix.jobs[0], Store(results)
+    (job,) = [each for each in matrix.jobs if isinstance(each, ImportJob)]
+    store = Store(results)
     machine = Machine(device, workers)
     if job in todo(matrix.jobs, store):
         matrix.notes.append(_checked(job, model, matrix.root))
@@ -91,7 +92,7 @@ def evaluate(
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(model.checkpoint, copy)
     console = Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
-    needed = [each for each in todo(matrix.jobs, store) if each.kind == "import"]
+    needed: list[Job] = [each for each in todo(matrix.jobs, store) if isinstance(each, ImportJob)]
     view = live.View(console, store, needed, mode, 1)
     if mode in ("live", "plain"):
         matrix.told = True
@@ -112,10 +113,9 @@ def evaluate(
     return running.run(matrix, results, mode, False, machine=machine)
 
 
-def _checked(job: Job, model: imports.Model, root: Path) -> str:
+def _checked(job: ImportJob, model: imports.Model, root: Path) -> str:
     """Load the model once in a child, so that what does not fit is one line before anything is written."""
-    data = job.what["data"]
-    facts = datasets.facts(data["name"], root, data["size"])
+    facts = datasets.facts(job.data.name, root, job.data.size)
     return str(processes.ask("bench.jobs.user_model", "check", job, facts, model.checkpoint))
 
 
@@ -126,7 +126,7 @@ def _failed(record: dict[str, Any] | None, mode: str) -> int:
     return 1
 
 
-def _clean(job: Job, metrics: dict[str, Any], expected: float | None, console: Console, mode: str) -> str | None:
+def _clean(job: ImportJob, metrics: dict[str, Any], expected: float | None, console: Console, mode: str) -> str | None:
     """Say what was measured; gives the one line of a claim that it does not bear out."""
     found, n = metrics["clean_accuracy"], metrics["clean_n"]
     low, high = wilson(round(found * n), n)
@@ -139,7 +139,7 @@ def _clean(job: Job, metrics: dict[str, Any], expected: float | None, console: C
         console.print(live.safe(said), soft_wrap=True)
     if fits:
         return None
-    classes = datasets.KNOWN[job.what["data"]["name"]].classes if job.what["data"]["name"] in datasets.KNOWN else 2
+    classes = datasets.KNOWN[job.data.name].classes if job.data.name in datasets.KNOWN else 2
     likely = "class order, or weights of another task" if found < 1.5 / classes else "input range or normalization"
     if expected is not None and found > expected:
         likely = "other weights or other test images than claimed"

@@ -20,8 +20,7 @@ from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
 from bench.planning.evaluations import wants
-from bench.planning.job import Job
-from bench.planning.labels import label
+from bench.planning.job import EvaluateJob, Job, TrainJob
 from bench.planning.options import to_spec
 from bench.planning.plan import duplicates, plan, without_cell
 from bench.planning.spec import Spec, TrainSpec
@@ -60,27 +59,21 @@ def prepare(options: Options, data_dir: Path | None) -> Matrix:
 def describe(matrix: Matrix) -> list[str]:
     """Lines that describe the matrix of a run."""
     spec, jobs = matrix.spec, matrix.jobs
-    trains = [job for job in jobs if job.kind == "train"]
+    trains = [job for job in jobs if isinstance(job, TrainJob)]
     if not trains:
         return imports.describe(spec, jobs, matrix.notes)
-    models = sorted({job.what["model"]["name"] for job in trains})
+    models = sorted({job.model.name for job in trains})
     names = list(dict.fromkeys(job.label() for job in trains))
-    attacks = list(
-        dict.fromkeys(
-            f"{label('attacks', job.what['attack']['name'], job.what['attack']['set'])} n={job.what['n']}"
-            for job in jobs
-            if job.kind == "evaluate"
-        )
-    )
+    attacks = list(dict.fromkeys(f"{job.label()} n={job.n}" for job in jobs if isinstance(job, EvaluateJob)))
     budgets = ", ".join(f"{eps} ({float(eps):.4f})" for eps in spec.threat.eps)
-    recipe = trains[0].what["train"]
+    recipe = trains[0].training
     lines = [
         f"data      {spec.data.name}, models {', '.join(models)}, seeds {', '.join(map(str, spec.seeds))}",
         f"threat    {spec.threat.norm} eps {budgets}",
         f"defenses  {'; '.join(names)}",
         f"attacks   {'; '.join(attacks)}" + ("" if spec.data.split == "test" else ", on validation images"),
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
-        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].what['data']['train']} images"
+        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].data.train} images"
         + (f" less {spec.data.validation} for validation" if spec.data.validation else "")
         + "".join(f", {name} {recipe[name]}" for name in TrainSpec.settings_added_later if name in recipe),
     ]

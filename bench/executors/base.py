@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from bench.jobs.retries import Fault, Step
-from bench.planning.job import Job
+from bench.planning.job import AuditJob, Job, ModelJob, TrainJob
 from bench.records.evaluated_weights import outdated
 from bench.records.store import Store
 
@@ -152,9 +152,9 @@ def _lacks(store: Store, need: Job, job: Job) -> bool:
     record = store.record(need.key)
     if record is None:  # a shard that never ran, of an evaluation that was valid until now
         return True
-    if record["state"] != "done" or (job.kind == "audit" and need.kind != "train"):
+    if record["state"] != "done" or (isinstance(job, AuditJob) and not isinstance(need, TrainJob)):
         return False  # an audit uses whatever images exist
-    wanted = "weights-" if need.kind in ("train", "import") else "samples" if need.key in job.parts else "adversarial"
+    wanted = "weights-" if isinstance(need, ModelJob) else "samples" if need.key in job.parts else "adversarial"
     return any(
         name.startswith(wanted) and expected != store.hash_of(need.key, name)
         for name, expected in record["files"].items()

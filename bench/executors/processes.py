@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.executors.devices import Slot
-from bench.planning.job import Job
+from bench.planning.job import Job, TrainJob
 from bench.training import sigterm
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # variables that name files of the user
@@ -56,7 +56,7 @@ def preload(jobs: Sequence[Job], work: Work | None = None) -> None:
     modules = ["bench.jobs.worker", "bench.cli", "bench.jobs.preflight"]
     if work is not None:
         modules = [work.__module__, "bench.executors.local"]
-    elif any(job.kind == "train" for job in jobs):
+    elif any(isinstance(job, TrainJob) for job in jobs):
         modules.append(
             "torch._dynamo"
         )  # an optimizer's first step imports it, which would take seconds in each training

@@ -81,6 +81,10 @@ class _Job:
         """The content, for callers that still read it by JSON name."""
         return self.content()
 
+    def without_seed(self) -> dict[str, Any]:
+        """The content but for the seed: equal for jobs that only repeat each other."""
+        return {name: value for name, value in self.content().items() if name != "seed"}
+
     def to_json(self) -> dict[str, Any]:
         """The content of job.json."""
         parts = {"parts": list(self.parts)} if self.parts else {}

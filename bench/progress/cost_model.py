@@ -19,8 +19,8 @@ from bench.atomic import write_json
 from bench.data import datasets, folders
 from bench.executors import devices, processes
 from bench.planning import catalog
-from bench.planning.job import Job
-from bench.records.runtime_estimate import Estimate, cpu_name, size
+from bench.planning.job import AuditJob, ImportJob, Job, ModelJob, TrainJob
+from bench.records.runtime_estimate import Estimate, cpu_name
 
 SPREAD = 2.0  # the range of an estimate: from half to twice of it
 START = 0.2  # seconds of a job beside its passes: start of the worker, data, files
@@ -51,13 +51,13 @@ class CostModel:
         self.problems: list[str] = []
         self._times: dict[str, PassTime | None] = {}
 
-    def __call__(self, job: Job, trained: Job) -> Estimate | None:
+    def __call__(self, job: Job, trained: ModelJob) -> Estimate | None:
         """Seconds with their range. None where the plug-in declares no cost or the net cannot be timed.
 
         `trained`: the training or import whose model an evaluation uses; the job itself if it is one.
         """
         with suppress(LookupError, ValueError):  # a job of a plug-in or data set that is not here
-            passes = _passes(job, trained, datasets.facts(trained.what["data"]["name"], self.root).classes)
+            passes = _passes(job, trained, datasets.facts(trained.data.name, self.root).classes)
             times = None if passes is None else self._time(trained)
             if passes is not None and times is not None:
                 low, high = (_seconds(job, count, times) for count in passes)
@@ -65,11 +65,10 @@ class CostModel:
                 return Estimate(START + likely, START / SPREAD + low / SPREAD, (START + high) * SPREAD, (), 0)
         return None
 
-    def _time(self, trained: Job) -> PassTime | None:
+    def _time(self, trained: ModelJob) -> PassTime | None:
         """Time of a pass of the trained net, from the cache or measured now."""
-        what = trained.what
-        facts = datasets.facts(what["data"]["name"], self.root, what["data"].get("size"))
-        architecture = catalog.get("models", what["model"]["name"])
+        facts = datasets.facts(trained.data.name, self.root, trained.data.size)
+        architecture = catalog.get("models", trained.model.name)
         inputs = {
             "channels": facts.channels,
             "size": facts.size,
@@ -77,7 +76,7 @@ class CostModel:
             "mean": facts.mean,
             "std": facts.std,
         }
-        settings = what["model"].get("set", {})
+        settings = trained.model.settings
         about = [architecture.name, settings, architecture.sha256[:12], facts.channels, facts.size, facts.classes]
         key = json.dumps([*about, *self._where], sort_keys=True)
         if key not in self._times:
@@ -180,37 +179,31 @@ def _value(formula: str, names: dict[str, float]) -> float:
     return value
 
 
-def _passes(job: Job, trained: Job, classes: int) -> tuple[float, float] | None:
+def _passes(job: Job, trained: ModelJob, classes: int) -> tuple[float, float] | None:
     """Forward passes per image of the whole job (of one epoch of a training)."""
-    what = job.what
-    if job.kind == "import":
+    if isinstance(job, ImportJob):
         return 1.0, 1.0
-    if job.kind == "train":
-        return declared(catalog.get("defenses", what["defense"]["name"]), what["defense"]["set"], classes)
+    if isinstance(job, TrainJob):
+        return declared(catalog.get("defenses", job.defense.name), job.defense.settings, classes)
     stochastic = 0.0
-    if trained.kind == "train":
-        stochastic = DRAWS[
-            catalog.get("defenses", trained.what["defense"]["name"]).constant("predictor", "deterministic")
-        ]
-    if job.kind == "audit":
-        count = AUDITS[what["part"], what["level"]]
+    if isinstance(trained, TrainJob):
+        stochastic = DRAWS[catalog.get("defenses", trained.defense.name).constant("predictor", "deterministic")]
+    if isinstance(job, AuditJob):
+        count = AUDITS[job.part, job.level]
         return count + stochastic, count + stochastic
-    attack = catalog.get("attacks", what["attack"]["name"])
-    found = declared(attack, what["attack"]["set"], classes)
+    found = declared(catalog.get("attacks", job.attack.name), job.attack.settings, classes)
     return None if found is None else (found[0] + stochastic, found[1] + stochastic)
 
 
 def _seconds(job: Job, passes: float, times: PassTime) -> float:
     """Seconds of so many passes per image over all images of the job, batch by batch."""
-    if job.kind == "train":
-        recipe = job.what["train"]
-        images = job.what["data"]["train"] - job.what["data"].get("validation", 0)
-        batch = min(recipe.get("batch_size", images), images)
-        steps = recipe["epochs"] * max(images // batch, 1)
+    if isinstance(job, TrainJob):
+        images = job.data.train - job.data.validation
+        batch = min(job.training.get("batch_size", images), images)
+        steps = job.epochs * max(images // batch, 1)
         return float(steps * (times.update + passes * times.seconds(batch)))
-    images = size(job)
-    block = min(images, 500.0)
-    return images / block * passes * times.seconds(block) if images else 0.0
+    block = min(job.size, 500.0)
+    return job.size / block * passes * times.seconds(block) if job.size else 0.0
 
 
 def _file() -> Path:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.executors.base import Event
-from bench.planning.job import Job, ModelJob
+from bench.planning.job import Job, ModelJob, TrainJob
 from bench.progress.remaining import TimeLeft, together
 from bench.records import training_log as curves
 from bench.records.runtime_estimate import CostModel, Estimator, clock
@@ -137,7 +137,7 @@ class View:
     def _course(self, key: str) -> str:
         """Loss, and validation accuracy where it is measured, of the finished epochs of a training: bars and the last
         value."""
-        log = curves.read(self.store, key) if self.jobs[key].kind == "train" else []
+        log = curves.read(self.store, key) if isinstance(self.jobs[key], TrainJob) else []
         losses = [curves.total(line) for line in log]
         judged = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
         parts = [f"loss {curves.sparkline(losses)} {losses[-1]:.3g}"] if curves.sparkline(losses) else []

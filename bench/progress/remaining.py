@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.executors.schedule import bound
-from bench.planning.job import Job
+from bench.planning.job import Job, TrainJob
 from bench.records.leases import holder_of
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
@@ -43,7 +43,7 @@ def left(store: Store, job: Job, estimator: Estimator) -> Left:
     by_itself = done * (1 - share) / share if share > TELLING else None
     by_others = whole - done if whole is not None and whole > done + silent else None
     # a share of the images or steps of a training is one of its time; that of an attack's stages is not
-    order = (by_itself, by_others) if job.kind == "train" else (by_others, by_itself)
+    order = (by_itself, by_others) if isinstance(job, TrainJob) else (by_others, by_itself)
     found = next((seconds for seconds in order if seconds is not None), None)
     return Left(None if found is None else max(found - silent, 0.0), done + silent, True)
 

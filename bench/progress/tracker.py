@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.executors.base import Event, MissingDependency
-from bench.planning.job import Job
+from bench.planning.job import TrainJob
 from bench.records import training_log as curves
 from bench.records.store import Store
 
@@ -61,7 +61,7 @@ class TensorBoard:
 
     def _take(self, event: Event) -> None:
         job = event.job
-        if job is not None and job.kind == "train":
+        if isinstance(job, TrainJob):
             folder = self.folder(job)
             if event.kind == "started" or (event.kind == "skipped" and not folder.exists()):
                 self._begin(job, folder)
@@ -73,12 +73,12 @@ class TensorBoard:
             for key in self._open:
                 self._write(key)
 
-    def folder(self, job: Job) -> Path:
+    def folder(self, job: TrainJob) -> Path:
         """Where the scalars of a training lie: a name that a person can read, then its key."""
         name = re.sub(r"[^a-z0-9.=]+", "-", job.label().lower()).strip("-.")[:60]
-        return self.store.root / FOLDER / f"{name}-seed-{int(job.what['seed'])}-{job.key}"
+        return self.store.root / FOLDER / f"{name}-seed-{job.seed}-{job.key}"
 
-    def _begin(self, job: Job, folder: Path) -> None:
+    def _begin(self, job: TrainJob, folder: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         for old in folder.glob("events.out.tfevents.*"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench.planning.job import Job
+from bench.planning.job import Job, ModelJob
 from bench.records.store import Store, weights_file
 
 FIELD = "weights_sha256"  # of the record of an evaluation, a shard, or an audit
@@ -19,8 +19,10 @@ AGAIN = "`bench run` does again what judged others than the training has now"
 def weights_of(store: Store, job: Job) -> str | None:
     """SHA-256 of the weights that an evaluation, a shard or an audit judges, by the present record of their training;
     None where that has not ended well."""
-    record = store.record(job.needs[0])
-    return None if record is None else record["files"].get(weights_file(job.what["weights"]))
+    record = store.record(job.model_key)
+    if record is None or isinstance(job, ModelJob):
+        return None
+    return record["files"].get(weights_file(job.weights))  # type: ignore[no-any-return]
 
 
 def named(record: dict[str, Any] | None) -> str | None:

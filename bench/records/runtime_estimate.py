@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import AuditJob, EvaluationJob, ImportJob, Job, ModelJob, ShardJob, TrainJob
 from bench.records.store import Store
 
 
@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
     records: int
 
 
-CostModel = Callable[[Job, Job], Estimate | None]  # a job and the training whose model it uses
+CostModel = Callable[[Job, ModelJob], Estimate | None]  # a job and the training whose model it uses
 WIDER = 1.25  # the range of past records is widened by this factor: few records show little of the variation
 
 
@@ -86,9 +86,9 @@ class Estimator:
         for likeness in self.likeness(job):
             past = self.rates.get(likeness)
             if past:
-                return _from_records(past, likeness, size(job))
-        trained = job if job.kind in ("train", "import") else self.jobs.get(job.needs[0])
-        return self.cost_model(job, trained) if self.cost_model is not None and trained is not None else None
+                return _from_records(past, likeness, job.size)
+        model = self.jobs.get(job.model_key)
+        return self.cost_model(job, model) if self.cost_model is not None and isinstance(model, ModelJob) else None
 
     def memory(self, job: Job, where: str) -> float | None:
         """Peak MB that jobs like it held (`rss`, or `cuda` on the device), None where none was measured."""
@@ -113,36 +113,25 @@ class Estimator:
 
     def likeness(self, job: Job) -> list[tuple[str, ...]]:
         """From the most to the least alike: method with settings and model, then method and model."""
-        if job.kind == "import":
+        model = job if isinstance(job, ModelJob) else self.jobs.get(job.model_key)
+        if isinstance(job, ImportJob) or not isinstance(model, ModelJob):
             return []
-        if job.kind == "train":
-            base = job.what
-            name, settings = base["defense"]["name"], str(sorted(base["defense"]["set"].items()))
+        if isinstance(job, TrainJob):
+            name, settings = job.defense.name, job.defense.settings
+        elif isinstance(job, AuditJob):
+            name, settings = job.part, {"level": job.level}
         else:
-            trained = self.jobs.get(job.needs[0])
-            if trained is None:
-                return []
-            base = trained.what
-            attack = job.what.get("attack") or {"name": job.what["part"], "set": {"level": job.what["level"]}}
-            name, settings = attack["name"], str(sorted(attack["set"].items()))
-            name += "/" + _deploys(base["defense"]["name"])  # a vote of many draws takes as many passes
-        kind = "evaluate" if job.kind == "shard" else job.kind
-        where = (kind, base["data"]["name"], base["model"]["name"], name)
-        return [(*where, settings), where]
-
-
-def size(job: Job) -> float:
-    """What the work of a job grows with: images of all epochs of a training, images of an evaluation."""
-    what = job.what
-    if job.kind == "train":
-        return float(what["train"]["epochs"] * what["data"]["train"])
-    first, last = what.get("images", (0, what.get("n", 1)))
-    return float(last - first)
+            name, settings = job.attack.name, job.attack.settings
+        if job is not model:
+            name += "/" + _deploys(model.defense.name)  # a vote of many draws takes as many passes
+        kind = "evaluate" if isinstance(job, ShardJob) else job.kind
+        where = (kind, model.data.name, model.model.name, name)
+        return [(*where, str(sorted(settings.items()))), where]
 
 
 def _extent(job: Job) -> float:
     """What the files of a job grow with: its images, where it has columns and images of its own."""
-    return size(job) if job.kind in ("evaluate", "shard") else 1.0
+    return job.size if isinstance(job, EvaluationJob) else 1.0
 
 
 def _rate(held: list[tuple[int, float]]) -> float:
@@ -153,14 +142,14 @@ def _rate(held: list[tuple[int, float]]) -> float:
 
 def _past(job: Job, record: dict[str, Any]) -> Past | None:
     metrics, wall = record["metrics"], (record.get("time") or {}).get("seconds")
-    if job.kind == "audit":
-        return None if wall is None else Past(wall, size(job), 0.0)
+    if isinstance(job, AuditJob):
+        return None if wall is None else Past(wall, job.size, 0.0)
     work = metrics.get("train_seconds", metrics.get("attack_seconds"))
     if work is None:
         return None
     work += metrics.get("check_seconds", 0.0) + metrics.get("keep_seconds", 0.0)
     whole = wall is not None and wall >= work and not metrics.get("resumed")
-    return Past(work, size(job), wall - work if whole else None)
+    return Past(work, job.size, wall - work if whole else None)
 
 
 def _from_records(past: list[Past], likeness: tuple[str, ...], extent: float) -> Estimate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bench.planning.job import Job
+from bench.planning.job import TrainJob
 from bench.records import training_log as curves
 from bench.records.store import Store
 from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
@@ -27,7 +27,7 @@ MOST_POINTS, MARKED = 60, 12  # points of a line (its CSV has all); so few are m
 class Course:
     """One training: its job, state, device and the numbers of each epoch. `terms`: what its loss is the sum of."""
 
-    job: Job
+    job: TrainJob
     state: str
     device: str
     log: list[curves.Line]
@@ -48,9 +48,8 @@ def training_curves(store: Store, rows: list[Row]) -> list[Plot]:
     """One figure for each data set with a training whose log lies in the results folder."""
     groups: dict[str, dict[str, list[Course]]] = {}
     for course in _courses(store):
-        what = course.job.what
-        config = json.dumps({name: value for name, value in what.items() if name != "seed"}, sort_keys=True)
-        groups.setdefault(what["data"]["name"], {}).setdefault(config, []).append(course)
+        config = json.dumps(course.job.without_seed(), sort_keys=True)
+        groups.setdefault(course.job.data.name, {}).setdefault(config, []).append(course)
     place = {row.train_key: at for at, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
     found = []
     for dataset, by_config in sorted(groups.items()):
@@ -64,22 +63,21 @@ def _best_first(row: Row) -> tuple[bool, float]:
 
 
 def _courses(store: Store) -> list[Course]:
-    found: list[tuple[Job, dict[str, Any], list[curves.Line]]] = []
+    found: list[tuple[TrainJob, dict[str, Any], list[curves.Line]]] = []
     for key, job in store.jobs().items():
-        log = curves.read(store, key) if job.kind == "train" else []
-        if log:
+        if isinstance(job, TrainJob) and (log := curves.read(store, key)):
             found.append((job, store.record(key) or {}, log))
     terms: dict[str, tuple[str, ...]] = {}  # of a defense, for a training that ended before it could tell them
     for job, record, _ in found:
         own = (record.get("metrics") or {}).get("final_terms")
-        terms |= {job.what["defense"]["name"]: tuple(own)} if own else {}
+        terms |= {job.defense.name: tuple(own)} if own else {}
     return [
         Course(
             job,
             record.get("state", "running or killed"),
             (record.get("provenance") or {}).get("device") or "unknown",
             log,
-            tuple((record.get("metrics") or {}).get("final_terms") or terms.get(job.what["defense"]["name"], ())),
+            tuple((record.get("metrics") or {}).get("final_terms") or terms.get(job.defense.name, ())),
         )
         for job, record, log in found
     ]
@@ -90,14 +88,14 @@ def _figure(dataset: str, order: list[list[Course]]) -> Plot:
     figure, places = panels(len(shown), ACROSS, 2.3, 1.65)
     for axes, by_seed in zip(places, shown, strict=True):
         _panel(axes, by_seed)
-    courses = [course for by_seed in order for course in sorted(by_seed, key=lambda c: c.job.what["seed"])]
+    courses = [course for by_seed in order for course in sorted(by_seed, key=lambda c: c.job.seed)]
     few = (
         f" Drawn are {len(shown)} of {len(order)} configurations, the best; the table has all."
         if order[MOST_PANELS:]
         else ""
     )
     judged = any(math.isfinite(v) for c in courses for v in c.validation)
-    sizes = joined(c.job.what["data"]["train"] for c in courses)
+    sizes = joined(c.job.data.train for c in courses)
     return Plot(
         slug("training", dataset),
         dataset,
@@ -106,7 +104,7 @@ def _figure(dataset: str, order: list[list[Course]]) -> Plot:
         "panel, as methods minimize different sums: compare shapes, not heights. Each line is a seed. "
         + ("Dashed: validation accuracy in percent, axis on the right. " if judged else "")
         + f"n {sizes} training images; eps {joined(_eps(c) for c in courses)}; "
-        f"seeds {joined(c.job.what['seed'] for c in courses)}; device {joined(c.device for c in courses)}.{few}",
+        f"seeds {joined(c.job.seed for c in courses)}; device {joined(c.device for c in courses)}.{few}",
         ["defense", "seed", "state", "epochs", "loss, first", "loss, last", "its terms, last", "validation (%), last"],
         [_line(course) for course in courses],
         figure,
@@ -124,7 +122,7 @@ def _panel(axes: Axes, by_seed: list[Course]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(labelsize=7, length=2)
     right = None
-    for k, course in enumerate(sorted(by_seed, key=lambda c: c.job.what["seed"])):
+    for k, course in enumerate(sorted(by_seed, key=lambda c: c.job.seed)):
         style: dict[str, Any] = {"color": COLORS[k % len(COLORS)], "linewidth": 1.2}
         style |= {"marker": "o", "markersize": 2.2} if len(course.log) <= MARKED else {}
         x = [line["epoch"] for line in course.log]
@@ -147,8 +145,8 @@ def _some(places: list[int]) -> list[int]:
 
 
 def _eps(course: Course) -> str:
-    threat = course.job.what["threat"]
-    return f"{threat['norm']} {threat['eps']}" if threat else "none"
+    threat = course.job.threat
+    return f"{threat.norm} {threat.eps}" if threat else "none"
 
 
 def _line(course: Course) -> list[object]:
@@ -156,14 +154,14 @@ def _line(course: Course) -> list[object]:
     terms = " + ".join(f"{name} {last[name]:.4g}" for name in course.terms if name in last)
     judged = [value for value in course.validation if math.isfinite(value)]
     return [
-        course.job.label(), course.job.what["seed"], course.state, len(course.log),
+        course.job.label(), course.job.seed, course.state, len(course.log),
         f"{loss[0]:.4g}" if loss else "–", f"{loss[-1]:.4g}" if loss else "–", terms or "–",
         f"{judged[-1]:.2f}" if judged else "–",
     ]  # fmt: skip
 
 
 def _point(course: Course, k: int) -> dict[str, object]:
-    about = {"defense": course.job.label(), "seed": course.job.what["seed"], "key": course.job.key}
+    about = {"defense": course.job.label(), "seed": course.job.seed, "key": course.job.key}
     return {**about, "epoch": int(course.log[k]["epoch"]), "loss": course.loss[k], **_own(course.log[k])}
 
 

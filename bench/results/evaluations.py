@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.core.stats import wilson
 from bench.planning.evaluations import RANDOMISED_REVISION
-from bench.planning.job import Job
+from bench.planning.job import EvaluateJob
 from bench.records.store import JOB, Store
 from bench.results.facts import TrainingFacts, number
 
@@ -155,9 +155,9 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
 def _evaluations(store: Store, facts: TrainingFacts, key: str) -> list[Evaluation]:
     """The evaluation of this key: one for each budget of a security curve, none if the job is not an evaluation."""
     job = store.job(key)
-    if job.kind != "evaluate":
+    if not isinstance(job, EvaluateJob):
         return []
-    budgets = job.what["attack"]["set"].get("budgets") or [(job.what["threat"] or {}).get("eps")]
+    budgets = job.attack.settings.get("budgets") or [job.threat.eps if job.threat else None]
     return [_evaluation(store, facts, job, eps) for eps in budgets]
 
 
@@ -169,13 +169,13 @@ def right_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
     return samples["correct"].astype(bool)  # type: ignore[no-any-return]
 
 
-def _evaluation(store: Store, facts: TrainingFacts, job: Job, eps: str | None) -> Evaluation:
+def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str | None) -> Evaluation:
     record = store.record(job.key)
     planned = _planned(facts, job, record, eps)
     if planned.state in ("missing", "error") and planned.train_state not in ("done", "missing"):
         reason = f"training {planned.train_state}: {_reason(store.record(planned.train_key))}"
         planned = replace(planned, state="blocked", reason=reason)
-    if planned.deploys != "deterministic" and job.what["engine"] < RANDOMISED_REVISION and planned.state == "done":
+    if planned.deploys != "deterministic" and job.engine < RANDOMISED_REVISION and planned.state == "done":
         # such samples cannot be combined with newer ones: the draws that evaluate also chose the attack
         why = "evaluated before choosing and evaluating draws were separate; `bench run` does it again"
         return replace(planned, state="stale", reason=why)
@@ -196,26 +196,26 @@ def _evaluation(store: Store, facts: TrainingFacts, job: Job, eps: str | None) -
     return ran if ran.state != "done" else _with_result(store, ran)
 
 
-def _planned(facts: TrainingFacts, job: Job, record: dict[str, Any] | None, eps: str | None) -> Evaluation:
+def _planned(facts: TrainingFacts, job: EvaluateJob, record: dict[str, Any] | None, eps: str | None) -> Evaluation:
     """What is known before an evaluation has run, with its state and reason."""
-    attack, threat, split = job.what["attack"], job.what["threat"] or {}, job.what.get("split", "test")
+    attack, split = job.attack, job.split
     nothing: dict[str, Any] = {c: math.nan if c in _FLOAT else None for c in COLUMNS}
     own = {
         "key": job.key,
         "split": split,
-        "attack": attack["name"],
-        "attack_label": facts.label("attacks", attack["name"], attack["set"]),
-        "attack_version": f"{job.what['engine']}.{attack['revision']}",
-        "norm": threat.get("norm"),
+        "attack": attack.name,
+        "attack_label": facts.label("attacks", attack.name, attack.settings),
+        "attack_version": f"{job.engine}.{attack.revision}",
+        "norm": job.threat.norm if job.threat else None,
         "eps": eps,
         "eps_value": facts.value(eps) if eps is not None else math.nan,
-        "n": job.what["n"],
-        "measures": facts.measures(attack["name"], record),
+        "n": job.n,
+        "measures": facts.measures(attack.name, record),
         "state": record["state"] if record else "missing",
         "reason": _reason(record),
     }
-    weights = [job.what["weights"], *([split] if split != "test" else [])]
-    return Evaluation(**nothing | facts.of_training(job.needs[0], weights) | own)
+    weights = [job.weights, *([split] if split != "test" else [])]
+    return Evaluation(**nothing | facts.of_training(job.model_key, weights) | own)
 
 
 def _with_result(store: Store, e: Evaluation) -> Evaluation:

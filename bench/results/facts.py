@@ -53,26 +53,25 @@ class TrainingFacts:
         return self._trainings[asked]
 
     def _training(self, key: str, judged: list[str]) -> dict[str, Any]:
-        what, record = self.store.job(key).what, self.store.record(key) or {}
+        job, record = self.store.model_job(key), self.store.record(key) or {}
         metrics, origin, memory = (record.get(part) or {} for part in ("metrics", "provenance", "peak_memory_mb"))
-        config = json.dumps([{name: value for name, value in what.items() if name != "seed"}, *judged], sort_keys=True)
-        defense, threat = what["defense"], what["threat"] or {}
+        config = json.dumps([job.without_seed(), *judged], sort_keys=True)
         # a model that was never trained deploys as its plug-in says
-        deploys = metrics.get("deploys") or self._constant("defenses", defense["name"], "predictor", "deterministic")
+        deploys = metrics.get("deploys") or self._constant("defenses", job.defense.name, "predictor", "deterministic")
         return {
             "train_key": key,
             "config": hashlib.sha256(config.encode()).hexdigest()[:12],
-            "dataset": what["data"]["name"],
-            "model": self.label("models", what["model"]["name"], what["model"]["set"]),
-            "defense": defense["name"],
-            "defense_label": self.label("defenses", defense["name"], defense["set"])
+            "dataset": job.data.name,
+            "model": self.label("models", job.model.name, job.model.settings),
+            "defense": job.defense.name,
+            "defense_label": self.label("defenses", job.defense.name, job.defense.settings)
             + ("" if judged[0] == "last" else f" [{judged[0]} {BY_VALIDATION}"),
-            "train_norm": threat.get("norm"),
-            "train_eps": threat.get("eps"),
-            "train_images": what["data"]["train"],
-            "seed": what["seed"],
-            "recipe": what["recipe"],
-            "epochs": what["train"]["epochs"],
+            "train_norm": job.threat.norm if job.threat else None,
+            "train_eps": job.threat.eps if job.threat else None,
+            "train_images": job.data.train,
+            "seed": job.seed,
+            "recipe": job.recipe,
+            "epochs": job.epochs,
             "deploys": deploys,
             "train_state": record.get("state", "missing"),
             "train_device": origin.get("device"),

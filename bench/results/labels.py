@@ -26,8 +26,8 @@ def disambiguate(store: Store, found: list[Row]) -> list[Row]:
     young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     for group in alike.values():
         # a young setting stands in a job only away from its default
-        flat = [{**young, **dict(_flat(store.job(row.train_key).what))} for row in group]
-        differ = sorted(k for k in set().union(*flat) if k != "seed" and len({str(f.get(k)) for f in flat}) > 1)
+        flat = [{**young, **dict(_flat(store.job(row.train_key).without_seed()))} for row in group]
+        differ = sorted(k for k in set().union(*flat) if len({str(f.get(k)) for f in flat}) > 1)
         for row, facts in zip(group, flat, strict=True):
             if differ:
                 names[id(row)] = f"{row.method} [{', '.join(f'{_short(k)}={facts.get(k)}' for k in differ)}]"

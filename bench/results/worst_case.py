@@ -172,8 +172,9 @@ def draw_shares(store: Store, key: str, samples: dict[str, Any], name: str, eps:
     """
     if f"{name}_at" not in samples:
         return samples.get(name)
-    what = store.job(key).what
-    budgets = sorted({float(Epsilon(each)) for each in (*what["attack"]["set"]["budgets"], what["threat"]["eps"])})
+    job = store.evaluation(key)
+    largest = [job.threat.eps] if job.threat else []
+    budgets = sorted({float(Epsilon(each)) for each in (*job.attack.settings["budgets"], *largest)})
     column: np.ndarray[Any, Any] = samples[f"{name}_at"][:, budgets.index(eps)]
     return column
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.planning import catalog
-from bench.planning.job import Job
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation, right_at
 from bench.results.rows import Row
@@ -151,11 +150,11 @@ class Evidence:
         self.row, self.seed, self.images = row, seed, audits.images
         entries = [by[seed] for by in row.entries.values() if seed in by and by[seed].state == "done"]
         some = next(by[seed] for by in row.entries.values() if seed in by)
-        what = store.job(some.key).what
-        self.weights: str = what["weights"]
-        self.train: Job = store.job(some.train_key)
+        evaluated = store.evaluation(some.key)
+        self.weights = evaluated.weights
+        self.train = store.model_job(some.train_key)
         self.trained: dict[str, Any] = (store.record(self.train.key) or {}).get("metrics", {})
-        about = self.train.key, self.weights, what.get("split", "test")
+        about = self.train.key, self.weights, evaluated.split
         self.audit, self.no_audit = audits.of(about, row.norm, row.eps)
         self._worst: dict[str, Column | None] = {}  # many checks ask for the same worst cases
         self.attacks: list[Attacked] = []
@@ -163,10 +162,10 @@ class Evidence:
         self.certified: tuple[Column, Array] | None = None
         for entry in sorted(entries, key=lambda entry: str(entry.attack_label)):
             self._take(store, entry)
-        self.audited = self._columns(store, self.audit.key, entries) if self.audit else {}
+        self.audited = self._columns(store, self.audit.job.key, entries) if self.audit else {}
 
     def _take(self, store: Store, entry: Evaluation) -> None:
-        samples, job = store.samples(entry.key, _COLUMNS), store.job(entry.key)
+        samples, job = store.samples(entry.key, _COLUMNS), store.evaluation(entry.key)
         samples = in_order(samples)
         index, eps = samples["index"], self.row.eps_value if self.row.norm else 0.0
         select, share = (draw_shares(store, entry.key, samples, name, eps) for name in ("select", "share"))
@@ -178,7 +177,7 @@ class Evidence:
         elif "radius" in samples:
             self.certified = deployed, samples["radius"]
         elif entry.norm:
-            name, settings = entry.attack, job.what["attack"]["set"]
+            name, settings = entry.attack, job.attack.settings
             suite = stages(name, settings, self.row.deploys)
             white = _without_scores(right, suite, samples.get("stage"))
             facts = (entry.attack_label, name, settings, entry, access(name, settings))

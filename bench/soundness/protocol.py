@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from bench.data import datasets
 from bench.planning import catalog
+from bench.planning.job import ImportJob
 from bench.results.facts import draws_of
 from bench.soundness.checks import Finding
 from bench.soundness.evidence import Attacked, Evidence
@@ -84,12 +85,12 @@ def _steps(attack: Attacked) -> float:
 
 def no_peeking(e: Evidence) -> list[Finding]:
     """C27: an epoch is chosen by validation images with a stored hash, which are not those it is judged on."""
-    if e.train.kind == "import":
+    if isinstance(e.train, ImportJob):
         return [not_checked("C27", "how this checkpoint was chosen is not known")]
     if e.weights == "last":
         return [Finding("C27", "ok", note="last weights: nothing was chosen")]
     chosen = e.trained.get("validation_hash")
-    if not chosen or not e.train.what["data"]["validation"]:
+    if not chosen or not e.train.data.validation:
         return [Finding("C27", "U", note="weights were chosen, and no hash of validation images is stored")]
     if chosen in {entry.test_hash for by in e.row.entries.values() for entry in by.values()}:
         return [Finding("C27", "U", note=f"weights were chosen on the images they are judged on ({chosen})")]
@@ -100,10 +101,10 @@ def adaptive_attack(e: Evidence) -> list[Finding]:
     """C28: each defense names the attack adapted to it, which was run, or says why a standard one is adaptive."""
     if not e.attacks or not e.in_headline:
         return [Finding("C28", "n/a", note="not attacked, or not in the headline")]
-    defense = e.train.what["defense"]
-    base = defense["set"].get("base")
+    defense = e.train.defense
+    base = defense.settings.get("base")
     notes: list[str] = []
-    for name in [defense["name"], *([base["name"]] if isinstance(base, dict) else [])]:
+    for name in [defense.name, *([base["name"]] if isinstance(base, dict) else [])]:
         try:
             says = str(catalog.get("defenses", name).constant("adaptive_attacks", ""))
         except (LookupError, ValueError):  # the plug-in is gone

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from bench.planning.job import Job
+from bench.planning.job import AuditJob
+from bench.planning.job_fields import JobThreat
 from bench.records.store import Store
 from bench.soundness.checks import Finding
 
@@ -13,15 +14,14 @@ Audited = tuple[str, str, str]  # training, which of its weights, split of the i
 
 
 class Audit(NamedTuple):
-    """A finished audit of a model: its key, what was asked for, and its findings."""
+    """A finished audit of a model, and its findings."""
 
-    key: str
-    what: dict[str, Any]
+    job: AuditJob
     findings: tuple[Finding, ...]
 
     def covers(self, norm: str | None, eps: str | None) -> bool:
         """Was the model looked at under this budget? A row without one asks for none."""
-        return norm is None or {"norm": norm, "eps": eps} in self.what["threats"]
+        return norm is None or eps is None or JobThreat(norm, eps) in self.job.threats
 
 
 class Audits:
@@ -39,22 +39,22 @@ class Audits:
                 job = store.job(key)
             except (LookupError, ValueError):
                 continue
-            if job.kind == "audit":
+            if isinstance(job, AuditJob):
                 self._take(job, store.record(key))
         for name, found in self.images.items():
             # images that one audit looked at may be gone from the disk when another one asks for them
             self.images[name] = [f for f in found if f.level != "not checked"] or found
 
-    def _take(self, job: Job, record: dict[str, Any] | None) -> None:
-        about = job.needs[0], job.what["weights"], job.what.get("split", "test")
+    def _take(self, job: AuditJob, record: dict[str, Any] | None) -> None:
+        about = job.model_key, job.weights, job.split
         if record is None or record["state"] != "done":
             error = (record or {}).get("error") or {}
             why = f"audit {record['state']}: {error.get('message', '')}".rstrip(": ") if record else "audit missing"
             self._failed.setdefault(about, why)
             return
         found = tuple(Finding.from_json(values) for values in record["metrics"]["findings"])
-        if job.what["part"] == "model":
-            self._models.setdefault(about, []).append(Audit(job.key, job.what, found))
+        if job.part == "model":
+            self._models.setdefault(about, []).append(Audit(job, found))
         else:
             for finding in found:
                 self.images.setdefault(finding.attack or "", []).append(finding)
@@ -64,7 +64,7 @@ class Audits:
         there is none."""
 
         def worth(audit: Audit) -> tuple[bool, bool, int, str]:
-            return audit.covers(norm, eps), audit.what["level"] == "full", audit.what["n"], audit.key
+            return audit.covers(norm, eps), audit.job.level == "full", audit.job.n, audit.job.key
 
         best = max(self._models.get(about, []), key=worth, default=None)
         return best, "" if best else self._failed.get(about, "no audit")

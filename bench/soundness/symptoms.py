@@ -121,13 +121,13 @@ def certificate_holds(e: Evidence) -> list[Finding]:
 
 def no_sudden_overfitting(e: Evidence) -> list[Finding]:
     """C26: a net trained against a threat that resists one step and falls to several."""
-    threat = e.train.what["threat"]
+    threat = e.train.threat
     if threat is None:
         return [Finding("C26", "n/a", note="not trained against a threat")]
     dropped = e.trained.get("sudden_drop_epoch")
     if dropped is not None and e.weights == "last":
         return [Finding("C26", "F", note=f"accuracy under PGD on validation images fell by 20 pp in epoch {dropped}")]
-    if e.row.norm != threat["norm"] or e.row.eps_value > float(Epsilon(threat["eps"])):
+    if e.row.norm != threat.norm or e.row.eps_value > float(Epsilon(threat.eps)):
         return [Finding("C26", "n/a", note="beyond the budget trained at, where one step may well be too few")]
     once, whole = _one_step(e), e.white_box(iterative=True)
     if once is None or whole is None or e.clean is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.core.epsilon import Epsilon
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import ModelJob, TrainJob
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
@@ -71,15 +71,15 @@ class Series:
         return list(self.points[0].cells)
 
 
-def value(job: Job, setting: str) -> float | None:
+def value(job: ModelJob, setting: str) -> float | None:
     """The setting of a training as a number; None where it has none. Raises ValueError where it is no number."""
-    what = job.what
+    found: Any
     if setting == TRAINED:
-        found = (what["threat"] or {}).get("eps")
+        found = job.threat.eps if job.threat else None
     elif setting.startswith("train."):
-        found = what["train"].get(setting.removeprefix("train."))
+        found = job.training.get(setting.removeprefix("train."))
     else:
-        found = {**_defaults(what["defense"]["name"]), **what["defense"]["set"]}.get(setting)
+        found = {**_defaults(job.defense.name), **job.defense.settings}.get(setting)
     if found is None:
         return None
     if isinstance(found, (int, float)) and not isinstance(found, bool):
@@ -87,7 +87,7 @@ def value(job: Job, setting: str) -> float | None:
     try:
         return float(Epsilon(found))
     except ValueError:
-        raise ValueError(f"{setting} of {what['defense']['name']} is {found!r}; a sweep needs numbers") from None
+        raise ValueError(f"{setting} of {job.defense.name} is {found!r}; a sweep needs numbers") from None
 
 
 def _defaults(defense: str, young: bool = True) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def sweep(
     groups: dict[str, dict[float, Row]] = {}
     met: set[float] = set()
     for row in found:
-        job = store.job(row.train_key)
+        job = store.model_job(row.train_key)
         x = (row.eps_value if row.norm else None) if setting == BUDGET else value(job, setting)
         if x is not None:
             met.add(x)
@@ -129,7 +129,7 @@ def sweep(
     if not swept:
         values = ", ".join(f"{x:g}" for x in sorted(met))
         raise LookupError(f"{defense} has no two rows that differ in {setting} alone; its values: {values}")
-    names = _disambiguate(list(swept), setting)
+    names = _disambiguate(list(swept), defense)
     plain = [row for row in asked if row.defense == "standard"]
     return [_series(store, defense, setting, names[key], by, plain) for key, by in swept.items()]
 
@@ -143,28 +143,26 @@ def _settings(defense: str, asked: str) -> str:
     return catalog.suggest(asked, known) or f" Known: {', '.join(known)}."
 
 
-def _group(job: Job, row: Row, setting: str) -> str:
+def _group(job: ModelJob, row: Row, setting: str) -> str:
     """What is fixed in a series, as sorted JSON: all that a training is but for its seed and the setting."""
-    what = {name: each for name, each in job.what.items() if name != "seed"}
-    own = {**_defaults(what["defense"]["name"]), **what["defense"]["set"]}
-    what["defense"] = {**what["defense"], "set": {k: v for k, v in own.items() if k != setting}}
-    if setting == TRAINED:
-        what["threat"] = {**(what["threat"] or {}), "eps": None}
-    if setting.startswith("train."):
-        what["train"] = {k: v for k, v in what["train"].items() if k != setting.removeprefix("train.")}
-    weights = row.selected
+    own = {**_defaults(job.defense.name), **job.defense.settings}
+    fixed = replace(job, defense=replace(job.defense, settings={k: v for k, v in own.items() if k != setting}))
+    if isinstance(fixed, TrainJob) and fixed.threat and setting == TRAINED:
+        fixed = replace(fixed, threat=replace(fixed.threat, eps=""))
+    if isinstance(fixed, TrainJob) and setting.startswith("train."):
+        training = {k: v for k, v in fixed.training.items() if k != setting.removeprefix("train.")}
+        fixed = replace(fixed, training=training)
     budget = (row.norm, None if setting == BUDGET else row.eps)
-    return json.dumps([what, weights, budget], sort_keys=True)
+    return json.dumps([fixed.without_seed(), row.selected, budget], sort_keys=True)
 
 
-def _disambiguate(keys: list[str], setting: str) -> dict[str, str]:
+def _disambiguate(keys: list[str], defense: str) -> dict[str, str]:
     """In what the series differ from each other, apart from the budget: `structure=diag`."""
     flat = {key: dict(_flat(json.loads(key)[0])) for key in keys}
     names = sorted(set().union(*flat.values()))
     differ = [name for name in names if len({str(facts.get(name)) for facts in flat.values()}) > 1]
     short = {name: name.removeprefix("defense.set.") for name in differ}
-    own = json.loads(keys[0])[0]["defense"]["name"]
-    usual = {name: str(default) for name, default in _defaults(own, young=False).items()}
+    usual = {name: str(default) for name, default in _defaults(defense, young=False).items()}
     told = {key: [(short[n], str(flat[key].get(n))) for n in differ] for key in keys}
     return {key: ", ".join(f"{n}={v}" for n, v in each if usual.get(n) != v) for key, each in told.items()}
 
@@ -206,16 +204,16 @@ def _kind(by: dict[int, Evaluation]) -> str:
     return str(next(iter(by.values())).attack)
 
 
-def footing(job: Job) -> dict[str, Any]:
+def footing(job: ModelJob) -> dict[str, Any]:
     """What two trainings must have in common to be compared: data, model, recipe. (The warm-up of a budget that
     a defense does not use stands in no job.)"""
-    train = {name: each for name, each in job.what["train"].items() if name != "eps_warmup"}
-    return {name: job.what[name] for name in ("data", "model", "recipe")} | {"train": train}
+    training = {name: each for name, each in job.training.items() if name != "eps_warmup"}
+    return {"data": job.data, "model": job.model, "recipe": job.recipe, "train": training}
 
 
 def _same_footing(store: Store, row: Row, other: Row, setting: str) -> bool:
     budget = (row.norm, row.eps) == (other.norm, other.eps)
-    a, b = footing(store.job(row.train_key)), footing(store.job(other.train_key))
+    a, b = footing(store.model_job(row.train_key)), footing(store.model_job(other.train_key))
     for facts in (a, b) if setting.startswith("train.") else ():
         facts["train"].pop(setting.removeprefix("train."), None)
     return budget and a == b
