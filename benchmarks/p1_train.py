@@ -32,9 +32,9 @@ from bench.core.defense import Batch, Defense
 from bench.data.images import to_channels_last as laid_out
 from bench.models.common import Inputs
 from bench.planning import catalog
-from bench.planning.spec import TrainSpec
 from bench.training.cost import profile_step
 from bench.training.optimizer import build_updater
+from bench.training.recipe import Recipe
 from defenses.noisy import Noisy
 
 EPS = "0.1"
@@ -42,8 +42,9 @@ TOLERANCE = 0.01  # of the loss, over all steps
 COUNTED = 8  # images of the counted first step on a CPU; a GPU counts, and warms up, on the whole batch
 # architecture -> images a step, timed steps a side
 CASES = {"lenet5": (128, 8), "small_cnn": (64, 5)}
-SGD = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "constant", "epochs": 1}
-ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "epochs": 1}
+PASS = {"schedule": "constant", "epochs": 1, "batch_size": 128, "augment": False}
+SGD = {**PASS, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+ADAM = {**PASS, "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
 # label -> defense, its settings, plain loop, step in units of eps (the same on both sides)
 PAIRS: dict[str, tuple[str, dict[str, Any], Any, float]] = {
     "PGD-AT": ("pgd_at", {}, plain_loops.PGDAT, 0.25),
@@ -110,7 +111,7 @@ class Ours:
     def __init__(self, arch: str, name: str, settings: dict[str, Any], recipe: dict[str, Any], x: Tensor, y: Tensor):
         self.defense = make_defense(name, settings)
         self.net = make_net(arch, x.device, self.defense)
-        self.updater = build_updater(self.defense, self.net, TrainSpec(**recipe).model_dump(), 1000)
+        self.updater = build_updater(self.defense, self.net, Recipe.model_validate(recipe), 1000)
         self.batch = Batch(laid_out(x), y, torch.arange(len(x), device=x.device), 0, 0.5)
         self.x_adv: Any = None
         inner = self.defense.inner

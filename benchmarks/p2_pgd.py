@@ -41,12 +41,15 @@ from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.models.common import Inputs
-from bench.planning.spec import TrainSpec
 from bench.training.optimizer import build_updater
+from bench.training.recipe import Recipe
 
 STEPS, REL_STEP_SIZE, SEEDS, PAIRS = 20, 0.1, (0, 1, 2), 8
-ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "epochs": 1}
 TRAIN, ROUNDS, BATCH = 8500, 6, 128
+ADAM = {
+    **{"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant"},
+    **{"epochs": 1, "batch_size": BATCH, "augment": False},
+}
 MADE, HELD, STRENGTH = 1024, 64, 0.5  # made images to train on and to attack, and how far their pattern stands out
 MADE_INPUTS = Inputs(3, 32, 10, (0.0,) * 3, (1.0,) * 3)
 BAR, DEFAULT = 1.5, ("contiguous", "evaluates")
@@ -71,10 +74,10 @@ def trained(arch: str, inputs: Inputs, eps: str, x: Tensor, y: Tensor, rounds: i
     net = defense.wrap(plugins.build_model(arch, {}, inputs)).to(x.device)
     net = net.to(memory_format=torch.channels_last).train()
     parts = [rows for _ in range(rounds) for rows in torch.randperm(len(x)).split(BATCH)]
-    updater = build_updater(defense, net, TrainSpec(**ADAM).model_dump(), len(parts))
+    updater = build_updater(defense, net, Recipe.model_validate(ADAM), len(parts))
     for k, rows in enumerate(parts):
         index = rows.to(x.device)
-        batch = Batch(datasets.layout(x[index]), y[index], index, 0, k / len(parts))
+        batch = Batch(datasets.to_channels_last(x[index]), y[index], index, 0, k / len(parts))
         defense.step(net, updater, batch)
     return {name: value.cpu() for name, value in net.state_dict().items()}
 
@@ -129,7 +132,7 @@ def sides(case: Case, peer_layout: torch.memory_format) -> tuple[Callable[..., T
     library = torchattacks.PGD(net, eps=threat.radius, alpha=REL_STEP_SIZE * threat.radius, steps=STEPS)
     attack = PGD(threat, steps=STEPS, rel_step_size=REL_STEP_SIZE)
     model = Classifier(copy.deepcopy(case.net).to(memory_format=torch.channels_last)).eval()
-    own_x = datasets.layout(case.x)
+    own_x = datasets.to_channels_last(case.x)
 
     def peer(seed: int = 0) -> Tensor:
         torch.manual_seed(seed)

@@ -45,10 +45,10 @@ from bench.jobs.worker import load_model, work
 from bench.planning.job import EvaluateJob, ModelJob, TrainJob
 from bench.planning.options import to_spec
 from bench.planning.plan import plan
-from bench.planning.spec import TrainSpec
 from bench.planning.typed import Options
 from bench.records.store import Store, weights_file
 from bench.training.optimizer import build_updater
+from bench.training.recipe import Recipe
 from bench.training.train import build
 
 EPOCHS, STEPS, BATCH, IMAGES, PAIRS = 3, 50, 128, 1000, 4
@@ -84,19 +84,19 @@ def plain_training(job: TrainJob, root: Path) -> dict[str, Tensor]:
     """The weights after the same steps."""
     data = load(job, root, None)
     defense, net = build(job, data)
-    settings = TrainSpec.model_validate(job.training).model_dump()
-    steps = len(data.train.x) // settings["batch_size"]
-    updater = build_updater(defense, net, settings, steps)
+    recipe = Recipe.model_validate(job.training)
+    steps = len(data.train.x) // recipe.batch_size
+    updater = build_updater(defense, net, recipe, steps)
     net.train()
     with scope(seed(job.seed, "inner")):
-        for epoch in range(settings["epochs"]):
+        for epoch in range(recipe.epochs):
             order = seed(job.seed, "order", epoch)
             loader = datasets.batches(
-                data.train, settings["batch_size"], shuffle_seed=order, augment=settings["augment"], drop_last=True
+                data.train, recipe.batch_size, shuffle_seed=order, augment=recipe.augment, drop_last=True
             )
             for place, (x, y, index) in enumerate(loader):
-                progress = (epoch + place / steps) / settings["epochs"]
-                defense.step(net, updater, Batch(datasets.layout(x), y, index, epoch, progress))
+                progress = (epoch + place / steps) / recipe.epochs
+                defense.step(net, updater, Batch(datasets.to_channels_last(x), y, index, epoch, progress))
                 updater.flush_to_average()
     return net.state_dict()
 

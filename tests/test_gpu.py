@@ -21,9 +21,9 @@ from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.models.common import Inputs
 from bench.planning import catalog
-from bench.planning.spec import TrainSpec
 from bench.records.store import Store
 from bench.training.optimizer import build_updater
+from bench.training.recipe import Recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -31,7 +31,10 @@ THREAT = {"norm": "Linf", "eps": "8/255"}
 # fast_at and free_at are left out: a guard that counts on the host, and images kept between batches
 SYNC_FREE = ["standard", "pgd_at", "trades", "mart", "rat", "awp", "noisy", "noisy_sampled", "smoothing", "pni", "rse"]
 INPUTS = Inputs(channels=3, size=32, classes=10, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-SETTINGS = {"epochs": 1, "batch_size": 64, "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "schedule": "constant"}
+SETTINGS = {
+    **{"epochs": 1, "batch_size": 64, "augment": False},
+    **{"optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "schedule": "constant"},
+}
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, waiting_is_an_err
     defense = plugins.make("defenses", name, plugin.resolve({}), threat)
     net = defense.wrap(plugins.build_model("preact_resnet18", {"width": 8}, INPUTS)).cuda().train()
     net = net.to(memory_format=torch.channels_last)
-    updater = build_updater(defense, net, TrainSpec(**SETTINGS).model_dump(), 10)  # type: ignore[arg-type]
+    updater = build_updater(defense, net, Recipe.model_validate(SETTINGS), 10)
     x = torch.rand(64, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     y = torch.arange(64, device="cuda") % 10
     batch = Batch(x, y, torch.arange(64, device="cuda"), 0, 0.5)

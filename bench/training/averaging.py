@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bench.core.classifier import keep_buffers
+from bench.core.classifier import frozen, keep_buffers
+from bench.training import sigterm
 
+Kind = Literal["none", "ema", "swa"]
 EMA_COPY = 0.025  # initial fraction of training in which the moving average is a copy of the weights
 
 
@@ -21,15 +23,14 @@ class Average:
     `ema` (as Gowal et al. 2020, arXiv 2010.03593): after every update w_a = t w_a + (1 - t) w with t = min(decay,
     (1 + n) / (10 + n)) at the n-th update, counted from 0 after the first 2.5 % of `total` updates, in which w_a = w.
     `swa` (Izmailov et al. 2018, arXiv 1803.05407; in adversarial training Chen et al. 2021, ICLR): the equal average of
-    the weights at the end of each epoch that ends after the fraction `start` of training; a copy until then.
+    the weights at the end of each epoch that ends after the fraction `start` of training; a copy until then. `none`:
+    the current weights.
     """
 
-    def __init__(
-        self, net: nn.Module, kind: Literal["ema", "swa"], *, total: int, decay: float = 0.995, start: float = 0.5
-    ) -> None:
+    def __init__(self, net: nn.Module, kind: Kind, *, total: int, decay: float = 0.995, start: float = 0.5) -> None:
         self.kind, self.decay, self.start = kind, decay, start
         self._copied = int(EMA_COPY * total)
-        self._live = list(net.parameters())
+        self._live = list(net.parameters()) if kind != "none" else []
         self._mean = [p.detach().clone() for p in self._live]
         self._updates = 0
         self.active = 0
@@ -63,14 +64,12 @@ class Average:
         self._mean, self._updates, self.active = state["mean"], state["updates"], state["active"]
 
     def _blend(self, share: float) -> None:
-        with torch.no_grad():
+        if self._live:
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._live], share)
 
     def install(self) -> None:
         """Replace the network's parameters by the average, permanently."""
-        with torch.no_grad():
-            for parameter, mean in zip(self._live, self._mean, strict=True):
-                parameter.copy_(mean)
+        self._set(self._mean)
 
     @contextmanager
     def installed(self, net: nn.Module) -> Iterator[None]:
@@ -81,9 +80,12 @@ class Average:
                 self.install()
                 yield
             finally:
-                with torch.no_grad():
-                    for parameter, value in zip(self._live, saved, strict=True):
-                        parameter.copy_(value)
+                self._set(saved)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._live, values, strict=True):
+            parameter.copy_(value)
 
 
 @torch.no_grad()
@@ -97,23 +99,19 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         return
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     seen = 0
-    try:
-        model.eval()
+    with frozen(model):
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
         for x in batches:
+            sigterm.point()
             if seen and len(x) == 1:
                 continue
             for layer in layers:
                 layer.momentum = len(x) / (seen + len(x))
             model(x)
             seen += len(x)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, training in modes:
-            module.training = training
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum

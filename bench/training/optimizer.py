@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bench.core.defense import Defense, Losses
+from bench.training.recipe import Recipe
 
 # learning rate over its peak, from progress in [0,1]
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -110,46 +111,46 @@ class Optimization:
             group["lr"] = peak * share
 
 
-def build_updater(defense: Defense, net: nn.Module, settings: dict[str, Any], steps_per_epoch: int) -> Optimization:
-    """Optimizer and schedule of the recipe (all settings of TrainSpec) for the defense's parameter groups.
+def build_updater(defense: Defense, net: nn.Module, recipe: Recipe, steps_per_epoch: int) -> Optimization:
+    """Optimizer and schedule of the recipe for the defense's parameter groups.
 
     A group's `lr_scale` multiplies the rate; its own `weight_decay` replaces the recipe's. Progress is counted in
     optimizer steps, so that a defense that replays a batch advances the schedule too.
     """
-    groups = _groups(defense, net, settings)
+    groups = _groups(defense, net, recipe)
     optimizer: torch.optim.Optimizer
-    if settings["optimizer"] == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"])
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     else:
-        optimizer = torch.optim.Adam(groups, lr=settings["lr"])
-    shape, warmup = SCHEDULES[settings["schedule"]], settings["lr_warmup"]
+        optimizer = torch.optim.Adam(groups, lr=recipe.lr)
+    shape, warmup = SCHEDULES[recipe.schedule], recipe.lr_warmup
 
     def factor(progress: float) -> float:
         return shape(progress) * (progress / warmup if progress < warmup else 1.0)
 
-    total = steps_per_epoch * settings["epochs"] * defense.updates_per_batch
-    scaler = torch.amp.GradScaler(_device(net)) if settings["precision"] == "fp16" else None
-    return Optimization(optimizer, factor, total, settings["grad_clip"], scaler)
+    total = steps_per_epoch * recipe.epochs * defense.updates_per_batch
+    scaler = torch.amp.GradScaler(_device(net)) if recipe.precision == "fp16" else None
+    return Optimization(optimizer, factor, total, recipe.grad_clip, scaler)
 
 
-def _groups(defense: Defense, net: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _groups(defense: Defense, net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The defense's groups with rate and decay. `weight_decay_on: weights` excludes biases and scales of normalization
     layers from the recipe's decay, but not from a decay of the group's own."""
-    bare = _undecayed(net) if settings["weight_decay_on"] == "weights" else set()
+    undecayed = _biases_and_norms(net) if recipe.weight_decay_on == "weights" else set()
     groups = []
     for group in defense.param_groups(net):
         own = {name: value for name, value in group.items() if name != "lr_scale"}
-        full = {"weight_decay": settings["weight_decay"], **own, "lr": settings["lr"] * group.get("lr_scale", 1)}
-        spared = [p for p in full["params"] if id(p) in bare] if "weight_decay" not in group else []
+        full = {"weight_decay": recipe.weight_decay, **own, "lr": recipe.lr * group.get("lr_scale", 1)}
+        spared = [p for p in full["params"] if id(p) in undecayed] if "weight_decay" not in group else []
         if spared:
-            decayed = [p for p in full["params"] if id(p) not in bare]
+            decayed = [p for p in full["params"] if id(p) not in undecayed]
             groups += [{**full, "params": decayed}] if decayed else []
             full = {**full, "params": spared, "weight_decay": 0.0}
         groups.append(full)
     return groups
 
 
-def _undecayed(net: nn.Module) -> set[int]:
+def _biases_and_norms(net: nn.Module) -> set[int]:
     """Ids of every bias, and of all parameters of normalization layers, selected by type."""
     found = {id(p) for name, p in net.named_parameters() if name.rpartition(".")[2] == "bias"}
     for module in net.modules():

@@ -6,6 +6,7 @@ one file (see `checkpoint`): tensors as they are, the rest as JSON.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -58,7 +59,7 @@ class Checkpointer:
         self, path: Path, origin: Callable[[], str], *, every: float = 60.0, at_end: float = 5.0, share: float = 0.01
     ) -> None:
         self.path, self.every, self.at_end, self.share = path, every, at_end, share
-        self._make, self._origin = origin, ""
+        self.origin = functools.cache(origin)
         self._last, self._pause = time.perf_counter(), 0.0
 
     def due(self, epoch_over: bool) -> bool:
@@ -86,11 +87,6 @@ class Checkpointer:
         self._last = time.perf_counter()
         self._pause = (self._last - began) / self.share
         return self._last - began
-
-    def origin(self) -> str:
-        """The origin of the checkpoints written now."""
-        self._origin = self._origin or self._make()
-        return self._origin
 
 
 def origin_of(job: TrainJob, data: Data) -> str:
@@ -154,23 +150,17 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, str], device: torch.devi
 def random_streams(device: torch.device) -> dict[str, Any]:
     """State of the generators of Python, NumPy and torch, of the GPUs only that of `device`, on which the training
     runs: other GPUs may be visible when it resumes."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, *rest = np.random.get_state()
     gpus = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return {
-        "python": [version, torch.tensor(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "gpus": gpus,
-    }
+    numpy_state = [kind, np.asarray(keys).tolist(), *rest]
+    return {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state(), "gpus": gpus}
 
 
 def restore_streams(state: dict[str, Any], device: torch.device) -> None:
     """Restore the generators from `random_streams`, that of the GPU on `device`."""
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"])
     if state["gpus"]:
         torch.cuda.set_rng_state(state["gpus"][0], device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from bench import plugins
-from bench.atomic import appending
-from bench.core.classifier import Classifier
-from bench.core.defense import Defense
+from bench.core.classifier import Classifier, frozen
+from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
 from bench.data.images import Data, to_channels_last, to_float
 from bench.models.common import Inputs
 from bench.planning.job import TrainJob
-from bench.records.training_log import TOTAL
 from bench.training import sigterm
-from bench.training.best_epoch import content_hash
-from bench.training.cost import inference_ms, synchronize
-from bench.training.divergence import Diverged
-from bench.training.loop import Loop
-from bench.training.resume import Checkpointer, Clock
+from bench.training.best_epoch import content_hash, validation_accuracy
+from bench.training.cost import inference_ms, profile_step
+from bench.training.divergence import MIN_STEPS, Diverged, not_finite
+from bench.training.optimizer import autocast_forward
+from bench.training.resume import Checkpointer
+from bench.training.training_run import TrainingRun
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -37,6 +35,33 @@ class Trained(NamedTuple):
     model: Classifier
     best: dict[str, Tensor] | None
     metrics: dict[str, Any]
+
+
+def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Checkpointer | None = None) -> Trained:
+    """Train from scratch, or resume from the last checkpoint: the weights are the same bit for bit.
+
+    Each epoch writes one line of train.jsonl: the terms of the loss (mean over its steps) and their sum, metrics of the
+    defense, seconds, and validation accuracy where it is measured. `train_seconds` is the work of all attempts, without
+    work lost by a kill, without checks, validation and the defense's metrics (`check_seconds`), and without checkpoints
+    (`keep_seconds`). Raises Diverged if the loss or the weights of an epoch are not finite, Collapsed if the accuracy
+    falls to chance.
+    """
+    run = TrainingRun(*build(job, data), job, data, log, checkpointer)
+    epochs = run.recipe.epochs
+    with scope(seed(job.seed, "inner")):
+        if run.resume():
+            report({**run.position(), "earlier": run.clock.now()})
+        sigterm.defer()
+        for epoch in range(run.epochs_done, epochs):
+            for batch in run.batches(epoch):
+                if run.progress.step % 50 == 0:
+                    report(run.position())
+                _step(run, batch)
+                run.checkpoint()
+            loss = _end_epoch(run, epoch)
+            report({"epoch": epoch + 1, "epochs": epochs, "share": (epoch + 1) / epochs, "loss": loss})
+    model = _deploy(run)
+    return Trained(model, run.best.state or None, _metrics(run, model))
 
 
 def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
@@ -56,157 +81,92 @@ def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
     return defense, net
 
 
-class TrainingRun:
-    """A training with its checkpoints: completed epochs, their lines of train.jsonl, and the seconds of work.
+def _step(run: TrainingRun, batch: Batch) -> None:
+    """One step of the defense, under the current budget of a warm-up.
 
-    With a checkpointer it resumes from the last checkpoint, and writes one at intervals and before it exits on SIGTERM
-    (see bench.training.sigterm).
+    The cost is measured at the last step, because warm-ups make the first steps of some methods cheaper.
     """
-
-    def __init__(self, loop: Loop, log: Path, checkpointer: Checkpointer | None) -> None:
-        self.loop, self.log, self.checkpointer, self.clock = loop, log, checkpointer, Clock()
-        self.lines: list[str] = []
-        self.seconds: list[float] = []
-        self.terms: dict[str, float] = {}
-        self.defense_metrics: dict[str, float] = {}
-        self.resumed, self.checkpoint_seconds = 0, 0.0
-        self._epoch_began: float | None = None  # by the clock; None between two epochs
-        self._steps_done = False  # all steps of the epoch are made, and its checks are not
-        state = checkpointer.read(loop.data.train.x.device) if checkpointer is not None else None
-        if state is not None:
-            self._restore(state)
-        log.write_text("".join(self.lines), encoding="utf-8")  # drops lines younger than the checkpoint
-        loop.on_step = self.checkpoint
-
-    def epoch(self, epoch: int) -> None:
-        """One epoch, or the rest of it: steps, checks, a line of train.jsonl. Raises Diverged or Collapsed."""
-        loop, clock = self.loop, self.clock
-        if not self._steps_done:
-            self._epoch_began = clock.now() if self._epoch_began is None else self._epoch_began
-            self.terms = loop.epoch(epoch)
-            ended = clock.now()
-            self.seconds.append(ended - self._epoch_began)
-            self._epoch_began, self._steps_done = None, True
-            metrics = loop.defense.metrics(loop.net)
-            self.defense_metrics = {name: float(value.detach()) for name, value in metrics.items()}
-            loop.check_seconds += clock.now() - ended
-        found, problem = self._check(epoch)
-        self._steps_done = False
-        line = {"epoch": epoch + 1, "seconds": round(self.seconds[-1], 4)}
-        line |= {**self.terms, **self.defense_metrics, **found, TOTAL: sum(self.terms.values())}
-        self.lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        with appending(self.log) as lines:
-            lines.write(self.lines[-1])
-        if problem is not None:
-            raise problem
-        self.checkpoint()
-
-    def _check(self, epoch: int) -> tuple[dict[str, float], Diverged | None]:
-        """The checks at the end of an epoch. If SIGTERM interrupts a validation, it is repeated after resuming."""
-        before = self.loop.watch.state_dict()
-        try:
-            return self.loop.check(epoch, self.terms)
-        except SystemExit:
-            self.loop.watch.load_state_dict(before)
-            self._save_and_tell()
-            raise
-
-    def deploy(self) -> Classifier:
-        """The deployed model. If SIGTERM interrupts it, it is repeated after resuming: averaged weights and their
-        statistics, which the net may hold by then, are installed once more."""
-        try:
-            return self.loop.deploy()
-        except SystemExit:
-            self._save_and_tell()
-            raise
-
-    def checkpoint(self) -> None:
-        """Write a checkpoint if one is due; after SIGTERM write one and exit. Its time does not count as work."""
-        if sigterm.asked():
-            self._save_and_tell()
-            sigterm.point()
-        if self.checkpointer is not None and self.checkpointer.due(epoch_over=self._epoch_began is None):
-            self._save()
-
-    def _save_and_tell(self) -> None:
-        if sigterm.asked():
-            self._save()
-            print(f"stopped {self._progress()}", flush=True)
-
-    def _save(self) -> None:
-        if self.checkpointer is None:
-            return
-        synchronize(self.loop.data.train.x.device)
-        now = self.clock.now()
-        own = {name: getattr(self, name) for name in _SAVED}
-        self.checkpoint_seconds += self.checkpointer.write({"loop": self.loop.state_dict(), "now": now, **own})
-        self.clock.set(now)
-
-    def _progress(self) -> str:
-        """Steps and epochs that are done, in words."""
-        steps = (len(self.lines) + self._steps_done) * self.loop.steps_per_epoch + self.loop.place
-        return f"after {steps} steps, {len(self.lines)} epochs over"
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name in _SAVED:
-            setattr(self, name, state[name])
-        self.resumed += 1
-        self.loop.load_state_dict(state["loop"])
-        self.clock.set(state["now"])
-        print(f"resumes {self._progress()}", flush=True)
-
-    def metrics(self) -> dict[str, Any]:
-        """Metrics of the training for its record; the job adds what it measures on the deployed model."""
-        loop, epochs = self.loop, self.loop.settings["epochs"]
-        found = {
-            "train_seconds": self.clock.now() - loop.check_seconds,
-            "check_seconds": loop.check_seconds,
-            "keep_seconds": self.checkpoint_seconds,
-            "resumed": self.resumed,
-            "seconds_per_epoch": sum(self.seconds) / epochs,
-            "epochs": epochs,
-            "steps": loop.updater.steps,
-            "active_steps": loop.active(),
-            "final_terms": self.terms,
-            "defense": {name: value for name, value in self.defense_metrics.items() if math.isfinite(value)},
-            "parameters": sum(p.numel() for p in loop.net.parameters()),
-            "deploys": loop.defense.predictor,
-            **loop.cost,
-        }
-        if loop.choice.state:
-            found |= {**loop.choice.metrics(), "validation_hash": content_hash(loop.data.validation)}
-        return found
+    defense, net, updater, recipe = run.defense, run.net, run.updater, run.recipe
+    updates_before = updater.steps
+    if recipe.eps_warmup:
+        defense.threat = run.threat.scaled(batch.progress / recipe.eps_warmup)
+    with autocast_forward(net, recipe.precision):
+        if run.at_last_step:
+            terms, run.progress.cost = profile_step(defense, net, updater, batch)
+        else:
+            terms = defense.step(net, updater, batch)
+    updater.flush_to_average()
+    if defense.restored_older_weights:
+        run.average.restart()
+    run.count(batch, terms, updater.steps - updates_before)
 
 
-_SAVED = (
-    *("lines", "seconds", "terms", "defense_metrics", "resumed", "checkpoint_seconds"),
-    *("_epoch_began", "_steps_done"),
-)
+def _end_epoch(run: TrainingRun, epoch: int) -> float:
+    """The checks after an epoch and its line of train.jsonl; returns the loss. Raises Diverged or Collapsed.
 
-
-def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Checkpointer | None = None) -> Trained:
-    """Train from scratch, or resume from the last checkpoint: the weights are the same bit for bit.
-
-    Each epoch writes one line of train.jsonl: the terms of the loss (mean over its steps) and their sum, metrics of the
-    defense, seconds, and validation accuracy where it is measured. `train_seconds` is the work of all attempts, without
-    work lost by a kill, without checks, validation and the defense's metrics (`check_seconds`), and without checkpoints
-    (`keep_seconds`). Raises Diverged if the loss or the weights of an epoch are not finite, Collapsed if the accuracy
-    falls to chance.
+    Weights, buffers, modes and random generators are unchanged. A validation that SIGTERM interrupts is repeated.
     """
-    loop = Loop(*build(job, data), job, data, report)
-    epochs = loop.settings["epochs"]
-    with scope(seed(job.seed, "inner")):
-        run = TrainingRun(loop, log, checkpointer)
-        if run.resumed:
-            done = len(run.lines)
-            share = (done + loop.place / loop.steps_per_epoch) / epochs
-            report({"epoch": min(done + 1, epochs), "epochs": epochs, "earlier": run.clock.now(), "share": share})
-        sigterm.defer()
-        for epoch in range(len(run.lines), epochs):
-            run.epoch(epoch)
-            share, loss = (epoch + 1) / epochs, sum(run.terms.values())
-            report({"epoch": epoch + 1, "epochs": epochs, "share": share, "loss": loss})
-    model = run.deploy()
-    metrics = run.metrics()
-    metrics["inference_ms_per_image"] = inference_ms(model, to_channels_last(to_float(data.test.x[:64])))
-    return Trained(model, loop.choice.state or None, metrics)
+    recipe, defense, net, progress = run.recipe, run.defense, run.net, run.progress
+    defense.threat = run.threat
+    number, epochs = epoch + 1, recipe.epochs
+    found = dict[str, float]()
+    with run.saved_on_sigterm():
+        began = run.clock.now()
+        problem: Diverged | None = not_finite(progress.terms, net, number, epochs)
+        if problem is None and recipe.keep == "best" and (number % recipe.choose_every == 0 or number == epochs):
+            with run.average.installed(net), frozen(net):
+                run.recalibrate()
+                threat = run.threat if defense.uses_threat else None
+                model = defense.deploy(net)
+                found["validation"] = validation_accuracy(model, run.data.validation, threat, run.seed)
+                run.best.offer(number, found["validation"], net.state_dict())
+        past_warmup = number / epochs > max(recipe.eps_warmup, recipe.lr_warmup)
+        if problem is None and recipe.guard and past_warmup and run.updater.steps >= MIN_STEPS:
+            problem = run.detector.fallen(defense.deploy(net), number, epochs)
+        progress.check_seconds += run.clock.now() - began
+    run.write_line(found)
+    if problem is not None:
+        raise problem
+    run.checkpoint()
+    return sum(progress.terms.values())
+
+
+def _deploy(run: TrainingRun) -> Classifier:
+    """The deployed model. Raises Collapsed if its accuracy is at chance.
+
+    If SIGTERM interrupts it, averaged weights and their statistics are installed once more after resuming.
+    """
+    with run.saved_on_sigterm():
+        run.average.install()
+        run.recalibrate()
+        model = run.defense.deploy(run.net.eval())
+        began = run.clock.now()
+        problem = run.detector.failed(model, run.updater.steps) if run.recipe.guard else None
+        run.progress.check_seconds += run.clock.now() - began
+    if problem is not None:
+        raise problem
+    return model
+
+
+def _metrics(run: TrainingRun, model: Classifier) -> dict[str, Any]:
+    """The metrics of the training for its record."""
+    progress, epochs = run.progress, run.recipe.epochs
+    found = {
+        "train_seconds": run.clock.now() - progress.check_seconds,
+        "check_seconds": progress.check_seconds,
+        "keep_seconds": progress.checkpoint_seconds,
+        "resumed": progress.resumed,
+        "seconds_per_epoch": sum(progress.epoch_seconds) / epochs,
+        "epochs": epochs,
+        "steps": run.updater.steps,
+        "active_steps": run.active_steps(),
+        "final_terms": progress.terms,
+        "defense": {name: value for name, value in progress.defense_metrics.items() if math.isfinite(value)},
+        "parameters": sum(p.numel() for p in run.net.parameters()),
+        "deploys": run.defense.predictor,
+        **progress.cost,
+    }
+    if run.best.state:
+        found |= {**run.best.metrics(), "validation_hash": content_hash(run.data.validation)}
+    images = to_channels_last(to_float(run.data.test.x[:64]))
+    return {**found, "inference_ms_per_image": inference_ms(model, images)}

@@ -22,8 +22,8 @@ from toys import (
 
 from bench.core.defense import Losses
 from bench.core.threat import Norm
-from bench.planning.spec import TrainSpec
 from bench.training.optimizer import build_updater
+from bench.training.recipe import Recipe
 from defenses.free_at import FreeAT
 
 
@@ -131,8 +131,9 @@ def test_an_updater_without_a_backward_pass_is_refused() -> None:
 def test_the_schedule_ends_with_the_training_and_not_after_its_first_replays() -> None:
     defense = FreeAT(threat("Linf"), replays=4)
     linear = torch.nn.Linear(2, 3)
-    recipe = TrainSpec(optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="cosine", epochs=2)
-    updater = build_updater(defense, linear, recipe.model_dump(), steps_per_epoch=5)
+    settings = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "cosine"}
+    recipe = Recipe.model_validate({**settings, "epochs": 2, "batch_size": 8, "augment": False})
+    updater = build_updater(defense, linear, recipe, steps_per_epoch=5)
     rates = []
     for _ in range(2 * 5 * defense.replays):
         rates.append(updater.optimizer.param_groups[0]["lr"])

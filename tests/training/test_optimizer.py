@@ -14,8 +14,8 @@ from bench.contract.toy import Toy
 from bench.core.defense import Batch, Defense
 from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
-from bench.planning.spec import TrainSpec
 from bench.training.optimizer import SCHEDULES, Optimization, autocast_forward, build_updater
+from bench.training.recipe import Recipe
 from defenses.awp import AWP
 from defenses.free_at import FreeAT
 from defenses.standard import Standard
@@ -23,13 +23,14 @@ from defenses.standard import Standard
 NONE, THREAT = Threat("Linf", Epsilon(0)), Threat("Linf", Epsilon("0.05"))
 
 
-def settings(**changed: Any) -> dict[str, Any]:
-    plain = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "epochs": 1}
-    return TrainSpec.model_validate({**plain, **changed}).model_dump()
+PLAIN = {
+    **{"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
+    **{"epochs": 1, "batch_size": 8, "augment": False},
+}
 
 
 def made(model: nn.Module, steps: int = 4, defense: Defense | None = None, **changed: Any) -> Optimization:
-    return build_updater(defense or Standard(NONE), model, settings(**changed), steps)
+    return build_updater(defense or Standard(NONE), model, Recipe.model_validate({**PLAIN, **changed}), steps)
 
 
 def line() -> nn.Linear:

@@ -37,7 +37,7 @@ SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 16, "epochs": 3, "weight_de
 WARM = {"schedule": "one_cycle", "eps_warmup": 0.4, "lr_warmup": 0.3, "label_smoothing": 0.1, "grad_clip": 0.1}
 STEPS = 4  # in an epoch
 STEP_KILLS = 20  # docs/reliability.md shows it
-TIMES = {"now", "seconds", "checkpoint_seconds", "checks", "_epoch_began", "resumed", "lines"}
+TIMES = {"now", "epoch_seconds", "checkpoint_seconds", "check_seconds", "epoch_began", "resumed", "lines"}
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 
 
@@ -138,9 +138,9 @@ def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatc
     assert distance(whole.model.net.state_dict(), expected) == 0
     assert told(whole) == told(plain)
     assert log_of(tmp_path) == log
-    assert len(saves) == job.what["train"]["epochs"] * STEPS
+    assert len(saves) == job.epochs * (STEPS + 1)  # after each step, and after the checks of each epoch
     last = timeless(tmp_path / "kept" / "whole")
-    assert {"net", "defense", "updater", "watch", "choice"} < set(last[1]["loop"])
+    assert {"net", "defense", "updater", "average", "detector", "best", "progress", "random"} <= set(last[1])
     for place, saved in enumerate(saves):
         path = tmp_path / "kept" / "again"
         shutil.copy(saved, path)
@@ -200,7 +200,7 @@ def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkey
         nonlocal steps
         write(*args)
         steps += 1
-        if steps == STEPS + 2:
+        if steps == STEPS + 1 + 2:
             raise Killed
 
     monkeypatch.setattr(checkpoint, "write", bomb)
@@ -209,7 +209,7 @@ def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkey
     monkeypatch.setattr(checkpoint, "write", write)
     state = kept.read(CPU)
     assert state is not None
-    state["_epoch_began"] -= 300
+    state["progress"]["epoch_began"] -= 300
     kept.write(state)
     done = train(job, data, tmp_path / "train.jsonl", told_first.append, kept)
     assert 100 < done.metrics["seconds_per_epoch"] < 120
@@ -264,7 +264,7 @@ def test_the_origin_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert origin_of(job, data) == honest  # wherever it lies
     (copy / "progress" / "live.py").write_text("# says nothing of numbers\n")
     assert origin_of(job, data) == honest
-    for name in ("training/loop.py", "core/threat.py", "models/mlp.py", "planning/spec.py", "../defenses/trades.py"):
+    for name in ("training/train.py", "core/threat.py", "models/mlp.py", "planning/spec.py", "../defenses/trades.py"):
         text = (copy / name).read_text()
         (copy / name).write_text(text + "\n# another\n")
         assert origin_of(job, data) != honest

@@ -23,10 +23,8 @@ from bench.planning.spec import build
 from bench.records.store import Store
 from bench.training import sigterm as stopping
 from bench.training.best_epoch import validation_accuracy
-from bench.training.loop import Loop
 from bench.training.resume import PLACE, Checkpointer
-from bench.training.train import TrainingRun
-from bench.training.train import build as build_net
+from bench.training.train import train
 
 PLUGIN = '''"""min CE, and a line in a file for each step and each deployment
 
@@ -185,37 +183,33 @@ def test_twenty_times_sigterm_at_random_moments(training: Training) -> None:
     print(f"20 signals, {taken_up} resumptions in finished trainings, slowest exit {slowest:.2f} s")
 
 
-def test_the_end_of_an_epoch_that_was_left_is_looked_at_as_if_for_the_first_time(
+def test_an_interrupted_validation_leaves_the_collapse_detector_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the watch counted before validation was left is not counted twice."""
+    """The weights decay to 0: every epoch that is checked (from 100 updates on) predicts one class."""
     values = {**yaml.safe_load(SPEC), "defenses": ["standard"]}
+    values["train"] |= {"weight_decay": 20.0, "epochs": 6, "average": "none"}
+    del values["train"]["swa_start"]
     job = plan(build(values), tmp_path)[0]
     data = load("digits", root=tmp_path, device=torch.device("cpu"), train=job.data.train, validation=64, seed=0)
-    kept = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
+    checkpointer = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
+    validations = 0
 
-    def left(*rest: Any) -> float:
-        stopping.stopped(signal.SIGTERM, None)
+    def interrupted_in_the_fifth_epoch(*rest: Any) -> float:
+        nonlocal validations
+        validations += 1
+        if validations == 5:
+            stopping.stopped(signal.SIGTERM, None)
         return validation_accuracy(*rest)
 
-    @stopping.job()
-    def train() -> None:
-        course = TrainingRun(Loop(*build_net(job, data), job, data, lambda values: None), tmp_path / "log", kept)
-        stopping.defer()
-        for epoch in range(2):
-            course.epoch(epoch)
-        course.loop.watch.load_state_dict({"learned": True, "constant": 2})
-        monkeypatch.setattr("bench.training.loop.validation_accuracy", left)
-        course.epoch(2)
-
-    with pytest.raises(SystemExit):
-        train()
-    state = kept.read(torch.device("cpu"))
+    monkeypatch.setattr("bench.training.train.validation_accuracy", interrupted_in_the_fifth_epoch)
+    with pytest.raises(SystemExit), stopping.job():
+        train(job, data, tmp_path / "log", lambda values: None, checkpointer)
+    state = checkpointer.read(torch.device("cpu"))
     assert state is not None
-    assert len(state["lines"]) == 2
-    assert state["_steps_done"] is True
-    assert state["loop"]["place"] == 0
-    assert state["loop"]["watch"] == {"learned": True, "constant": 2}
+    assert len(state["progress"]["lines"]) == 4
+    assert state["progress"]["step"] == STEPS
+    assert state["detector"]["constant"] == 2
 
 
 def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

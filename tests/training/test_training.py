@@ -31,6 +31,7 @@ from bench.training.averaging import recalibrate
 from bench.training.best_epoch import validation_accuracy
 from bench.training.divergence import Collapsed
 from bench.training.optimizer import build_updater
+from bench.training.recipe import Recipe
 from bench.training.train import Trained, train
 from bench.training.train import build as build_net
 
@@ -131,7 +132,7 @@ def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> 
     job = jobs()[0]
     data = data_of(job)
     defense, net = build_net(job, data)
-    updater = build_updater(defense, net, TrainSpec.model_validate(job.what["train"]).model_dump(), 6)
+    updater = build_updater(defense, net, Recipe.model_validate(job.training), 6)
     seen.append({n: p.detach().clone() for n, p in net.named_parameters()})
     for epoch in range(2):
         order = seed(0, "order", epoch)
