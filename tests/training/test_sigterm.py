@@ -173,7 +173,7 @@ def test_twenty_times_sigterm_at_random_moments(training: Training) -> None:
         code, seconds = training.attempt(dice.uniform(0.05, 1.5))
         asked += code == 143
         slowest = max(slowest, seconds)
-        assert code in (0, 143)
+        assert code in (0, 143, -signal.SIGTERM)  # the last one: before the worker has installed its handler
         if training.store.done(training.key):
             taken_up += training.same()
             assert training.seen("step") == EPOCHS * STEPS
