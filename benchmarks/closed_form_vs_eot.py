@@ -134,7 +134,7 @@ def trainings(store: Store, defenses: list[str]) -> list[Job]:
     found: dict[str, Job] = {}
     for key in sorted(path.name for path in store.root.iterdir() if (path / weights_file("last")).exists()):
         job = store.job(key)
-        name, plain = job.what["defense"]["name"], job.what["data"]["name"] == "mnist" and job.what["seed"] == 0
+        name, plain = job.defense.name, job.data.name == "mnist" and job.seed == 0
         if job.kind == "train" and plain and name in defenses and name not in found:
             found[name] = job
     return [found[name] for name in defenses if name in found]
@@ -156,10 +156,10 @@ def main() -> None:
     for job in [store.job(key) for key in options.keys] or trainings(store, options.defenses):
         data = load("mnist", root=options.data, device=torch.device("cpu"), test=options.n)
         model, (x, y) = load_model(store, job, data), test_block(data, 0, options.n)
-        about = {"defense": job.what["defense"]["name"], "key": job.key, "n": options.n}
+        about = {"defense": job.defense.name, "key": job.key, "n": options.n}
         for eps in options.eps:
             forms = options.forms
-            if job.what["defense"]["name"] == "noisy":
+            if job.defense.name == "noisy":
                 forms = [*forms, "jacobian-training-0"]
             lines += compare(model, x, y, Threat("Linf", Epsilon(eps)), forms, {**about, "eps": eps})
     if options.json:

@@ -45,14 +45,14 @@ def job(number: int, images: int, defense: str = "sleeps") -> Job:
 def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[dict[str, Any]]) -> str:
     """Body of a worker: sleep or compute as long as the job says, and note when."""
     store, began = Store(results), time.time()
-    what = store.job(key).what
-    seconds, until = what["data"]["train"] * RATE, time.process_time() + what["data"]["train"] * RATE
-    if what["defense"]["name"] == "sleeps":
+    job = store.model_job(key)
+    seconds, until = job.data.train * RATE, time.process_time() + job.data.train * RATE
+    if job.defense.name == "sleeps":
         time.sleep(seconds)
-    while what["defense"]["name"] == "computes" and time.process_time() < until:
+    while job.defense.name == "computes" and time.process_time() < until:
         sum(range(1000))
     metrics = {"train_seconds": seconds, "began": began, "ended": time.time()}
-    store.put(store.job(key), "done", {"metrics": metrics, "files": {}})
+    store.put(job, "done", {"metrics": metrics, "files": {}})
     return "done"
 
 
@@ -99,7 +99,7 @@ def real(root: Path, store: Store) -> Record:
     took = [(store.record(each.key) or {})["metrics"] for each in jobs]
     spent = {each.key: one["ended"] - one["began"] for each, one in zip(jobs, took, strict=True)}
     makespan = max(one["ended"] for one in took) - min(one["began"] for one in took)
-    planned = {each.key: each.what["data"]["train"] * RATE for each in jobs}
+    planned = {each.key: each.data.train * RATE for each in jobs}
     told = [(event.kind, event.job.key) for event in events if event.job]
     once = sorted(told) == sorted((kind, each.key) for each in jobs for kind in ("started", "ok"))
     return {

@@ -46,7 +46,7 @@ def measure(folder: Path) -> Record:
     for job in Store(folder).jobs().values():
         counts[job.kind] += 1
         if job.kind == "train":
-            configs.add(str([value for name, value in sorted(job.what.items()) if name != "seed"]))
+            configs.add(str(sorted(job.without_seed().items())))
     record: Record = {**paired.conditions("p9_tables"), "clock": "wall", "jobs": counts}
     record |= {"images": IMAGES, "load_average": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as place:

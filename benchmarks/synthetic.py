@@ -58,7 +58,7 @@ def trainings(count: int) -> Iterator[Job]:
 
 def evaluations(train: Job, n: int) -> Iterator[tuple[Job, float]]:
     """The evaluations of a training, and the share of images that withstand each."""
-    base = {"engine": RANDOMISED_REVISION, "n": n, "seed": train.what["seed"], "weights": "last"}
+    base = {"engine": RANDOMISED_REVISION, "n": n, "seed": train.seed, "weights": "last"}
     yield job_of("evaluate", {**base, "attack": _attack("clean", {}), "threat": None}, (train.key,)), 0.95
     for eps in EPS:
         for place, (name, settings) in enumerate(ATTACKS.items()):
@@ -92,21 +92,21 @@ def write(root: Path, count: int, n: int) -> Store:
     store.prepare()
     labels = {name: rng.integers(0, 10, n) for name in ("mnist", "cifar10")}
     for train in trainings(-(-count // EACH)):
-        draws = train.what["defense"]["name"] == "pni"
+        draws = train.defense.name == "pni"
         metrics = {"train_seconds": 60.0 + 40 * rng.random(), "seconds_per_epoch": 30.0, "work_per_image_f": 20.0}
         metrics |= {"deploys": "randomised" if draws else "deterministic", "inference_ms_per_image": 0.5}
         _put(store, train, {}, metrics)
         for job, share in list(evaluations(train, n))[:count]:
             count -= 1
-            name = job.what["attack"]["name"]
+            name = job.attack.name
             strength = share * (0.7 + 0.3 * rng.random())
-            spent = {"n": n, "test_hash": f"{train.what['data']['name']}{n}", "attack_seconds": 2.0}
+            spent = {"n": n, "test_hash": f"{train.data.name}{n}", "attack_seconds": 2.0}
             spent |= {"forwards_per_image": 21.5, "backwards_per_image": 21.5}
-            _put(store, job, columns(rng, labels[train.what["data"]["name"]], name, strength, draws), spent)
+            _put(store, job, columns(rng, labels[train.data.name], name, strength, draws), spent)
         threats = [{"norm": "Linf", "eps": eps} for eps in EPS]
         about = {"part": "model", "level": "quick", "threats": threats, "weights": "last", "n": 256}
         fine = [Finding(check.code, "ok").to_json() for check in CHECKS.values() if check.source == "model"]
-        audit = job_of("audit", {**about, "seed": train.what["seed"]}, (train.key,))
+        audit = job_of("audit", {**about, "seed": train.seed}, (train.key,))
         _put(store, audit, {"index": np.arange(256)}, {"findings": fine})
     return store
 

@@ -124,7 +124,7 @@ def evaluated(
         "attack": {"name": attack, "set": settings or {}, "revision": revision},
         "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
         "n": n or len(correct or []),
-        "seed": train.what["seed"],
+        "seed": train.seed,
         "weights": weights,
         **({} if split == "test" else {"split": split}),
     }
@@ -214,7 +214,7 @@ def audited(
     n = len(next(iter((columns or {"": [1]}).values())))
     threats = [{"norm": threat[0], "eps": eps} for eps in threat[1:]]
     about = {"part": part, "level": level, "threats": threats, "weights": weights}
-    job = toy_job("audit", {**about, "n": n, "seed": train.what["seed"]}, (train.key, *evaluations))
+    job = toy_job("audit", {**about, "n": n, "seed": train.seed}, (train.key, *evaluations))
     store.add(job)
     if state != "done":
         error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}

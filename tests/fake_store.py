@@ -68,7 +68,7 @@ def work(root: Path, key: str, data: Path, device: str) -> str:
             raise ValueError(f"{key} began before its training ended")
         right = [byte > 60 for byte in hashlib.sha256(key.encode()).digest()[:N]]
         files = {SAMPLES: npz(index=list(range(N)), correct=right)}
-        if job.what["threat"]:
+        if job.threat:
             files[IMAGES] = f"images of {key}".encode() * 8
         metrics = {"n": N, "test_hash": "toy", "attack_seconds": 2.0}
     for name, content in files.items():

@@ -107,9 +107,9 @@ def states(results: Path) -> dict[str, str]:
     for key, job in jobs.items():
         record = store.record(key)
         trained = job if job.kind == "train" else jobs[job.needs[0]]
-        name = trained.what["defense"]["name"]
+        name = trained.defense.name
         if record is not None:
-            found[name if job.kind == "train" else f"{name}/{job.what['attack']['name']}"] = record["state"]
+            found[name if job.kind == "train" else f"{name}/{job.attack.name}"] = record["state"]
     return found
 
 

@@ -76,11 +76,6 @@ class _Job:
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OUTSIDE}
         return {_JSON_NAMES.get(name, name): _plain(value) for name, value in own.items()}
 
-    @property
-    def what(self) -> dict[str, Any]:
-        """The content, for callers that still read it by JSON name."""
-        return self.content()
-
     def without_seed(self) -> dict[str, Any]:
         """The content but for the seed: equal for jobs that only repeat each other."""
         return {name: value for name, value in self.content().items() if name != "seed"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.core.stats import wilson
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import EvaluateJob, Job, TrainJob
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.packs import LOG
@@ -22,23 +23,23 @@ FINDINGS = DOCS / "findings"
 class Training:
     """One finished training of a spec with its evaluations."""
 
-    def __init__(self, store: Store, job: Job, jobs: list[Job]) -> None:
-        self.settings: dict[str, Any] = job.what["defense"]["set"]
+    def __init__(self, store: Store, job: TrainJob, jobs: list[Job]) -> None:
+        self.settings: dict[str, Any] = job.defense.settings
         self.name = job.label()
-        self.defense, self.train = job.what["defense"]["name"], job.what["train"]
+        self.defense, self.train = job.defense.name, job.training
         self.metrics = (store.record(job.key) or {"metrics": {}})["metrics"]
         log = (store.read(job.key, LOG) or b"").decode()
         self.epochs = [json.loads(line) for line in log.splitlines()]
         self.hits: dict[tuple[str, str], tuple[int, int]] = {}
         self.keys: dict[tuple[str, str], str] = {}
         for other in jobs:
-            judged = other.kind == "evaluate" and other.needs == (job.key,)
-            record = store.record(other.key) if judged else None
-            # the pages tell nothing of weights chosen by validation
-            if record is not None and record["state"] == "done" and other.what["weights"] == "last":
-                attack = other.what["attack"]
-                kind = attack["set"]["loss"] if attack["name"] == "pgd" else attack["name"]
-                eps = (other.what["threat"] or {}).get("eps", "")
+            # the pages do not show weights that were chosen by validation
+            if not isinstance(other, EvaluateJob) or other.needs != (job.key,) or other.weights != "last":
+                continue
+            record = store.record(other.key)
+            if record is not None and record["state"] == "done":
+                kind = other.attack.settings["loss"] if other.attack.name == "pgd" else other.attack.name
+                eps = other.threat.eps if other.threat else ""
                 correct = store.samples(other.key)["correct"]
                 self.hits[kind, eps] = int(correct.sum()), len(correct)
                 self.keys[kind, eps] = other.key
@@ -79,25 +80,25 @@ def trainings(store: Store, spec: str) -> list[Training]:
     """The finished trainings of a spec on a data set that the project knows, in its order."""
     # the planner needs to know of such a data set only how many images it has
     jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), Path("no-data-needed"))
-    planned = [job for job in jobs if job.kind == "train"]
+    planned = [job for job in jobs if isinstance(job, TrainJob)]
     stored = [store.job(key) for key in store.keys()]
-    removed = [job for job in stored if job.kind == "train" and _has_retired_settings(job, planned)]
+    removed = [job for job in stored if isinstance(job, TrainJob) and _has_retired_settings(job, planned)]
     jobs += [job for job in stored if job.needs and job.needs[0] in {training.key for training in removed}]
     found = [Training(store, job, jobs) for job in (*planned, *removed)]
     return [training for training in found if training.metrics]
 
 
-def _has_retired_settings(job: Job, planned: list[Job]) -> bool:
+def _has_retired_settings(job: TrainJob, planned: list[TrainJob]) -> bool:
     """Is it a training that the spec once held: as a planned one but for settings that its plug-in no longer has?"""
     if _but_for_settings(job) not in [_but_for_settings(other) for other in planned]:
         return False
     try:
-        plugin = catalog.get("defenses", job.what["defense"]["name"])
-        plugin.resolve(plugin.current(job.what["defense"]["set"]))
+        plugin = catalog.get("defenses", job.defense.name)
+        plugin.resolve(plugin.current(job.defense.settings))
     except (LookupError, ValueError):
         return True
     return False
 
 
-def _but_for_settings(job: Job) -> dict[str, Any]:
-    return {**job.what, "defense": {**job.what["defense"], "set": {}}}
+def _but_for_settings(job: TrainJob) -> TrainJob:
+    return replace(job, defense=replace(job.defense, settings={}))

@@ -20,7 +20,7 @@ from bench.results.rows import rows
 
 
 def _judged_by(job: Job, attack: str) -> bool:
-    return job.kind == "evaluate" and job.what["attack"]["name"] == attack
+    return job.kind == "evaluate" and job.attack.name == attack
 
 
 @pytest.mark.slow
@@ -62,6 +62,6 @@ def test_no_certificate_is_broken(chosen: str, radii: str, mnist_root: Path, ben
             model = load_model(store, jobs[job.needs[0]], data)
             with scope(3):
                 answer = model.predict(images)
-            held = right & (radius >= float(job.what["threat"]["eps"]))
+            held = right & (radius >= float(job.threat.eps))
             label = torch.tensor(columns["label"])
             assert not (held & (answer != label) & (answer != -1)).any()

@@ -78,7 +78,7 @@ SPEC = {
 
 
 def of(jobs: list[Job], name: str) -> list[Job]:
-    return [job for job in jobs if job.kind == "evaluate" and job.what["attack"]["name"] == name]
+    return [job for job in jobs if job.kind == "evaluate" and job.attack.name == name]
 
 
 @pytest.mark.usefixtures("fresh_catalog")
@@ -90,8 +90,8 @@ def test_every_row_is_shown_what_was_made_against_every_other_at_its_budget() ->
     for job in transfers:
         sources = [known[key] for key in job.needs[1:]]
         assert len(sources) == 2 * 2  # two other rows, two losses
-        assert all(s.what["threat"] == job.what["threat"] and s.needs[0] != job.needs[0] for s in sources)
-        assert job.what["n"] == 30  # no more images than there are of each
+        assert all(s.threat == job.threat and s.needs[0] != job.needs[0] for s in sources)
+        assert job.n == 30  # no more images than there are of each
         assert all(jobs.index(need) < jobs.index(job) for need in sources)
 
 
@@ -99,7 +99,7 @@ def test_every_row_is_shown_what_was_made_against_every_other_at_its_budget() ->
 def test_the_undefended_twin_and_an_unlisted_source_are_added() -> None:
     spec = {**SPEC, "defenses": ["smoothing"], "attacks": ["clean", "transfer"]}
     jobs = plan(build(spec), ROOT)
-    trained = {job.key: job.what["defense"]["name"] for job in jobs if job.kind == "train"}
+    trained = {job.key: job.defense.name for job in jobs if job.kind == "train"}
     assert sorted(trained.values()) == ["smoothing", "standard"]
     assert [trained[job.needs[0]] for job in of(jobs, "transfer")] == ["smoothing", "smoothing"]
     assert sorted(trained[job.needs[0]] for job in of(jobs, "pgd")) == [

@@ -50,9 +50,7 @@ def finished(
 
 def train_key(results: Path, defense: str = "plain") -> str:
     return next(
-        key
-        for key, job in Store(results).jobs().items()
-        if job.kind == "train" and job.what["defense"]["name"] == defense
+        key for key, job in Store(results).jobs().items() if job.kind == "train" and job.defense.name == defense
     )
 
 
@@ -253,7 +251,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(finished: Path, bench: 
 def test_the_worker_command_does_one_job(finished: Path, bench: Bench, plugins: list[object]) -> None:
     expected = outcomes(finished)
     jobs = Store(finished).jobs()
-    key = next(key for key, job in jobs.items() if job.kind == "evaluate" and job.what["attack"]["name"] == "wobble")
+    key = next(key for key, job in jobs.items() if job.kind == "evaluate" and job.attack.name == "wobble")
     (finished / key / "record.json").unlink()
     outcome = bench("worker", key, *plugins)
     assert (outcome.code, outcome.out, outcome.err) == (0, f"{key} done\n", "")

@@ -12,17 +12,18 @@ import shutil
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import driver
 import pytest
-from factories import toy_job
 from fake_store import contents, matrix, run, work
 from store_server import kill, leaderboard, lost, outcome, repeated, start, unparsable
 from store_server import server as server
 
 from bench.jobs.verify import checked
+from bench.planning.job_fields import PluginChoice
 from bench.records.store import IMAGES, SAMPLES, Store
 
 KILLS, REWRITES = 300, 100
@@ -320,10 +321,9 @@ def test_f22_odd_names_are_stored_as_they_are_and_never_become_paths(tmp_path: P
     root = tmp_path / "results"
     jobs = []
     for name in ODD:
-        job = matrix(1)[0]
-        jobs.append(toy_job("train", {**job.what, "defense": {"name": name, "set": {}, "revision": 1}}))
+        jobs.append(replace(matrix(1)[0], defense=PluginChoice(name, {})))
     assert len({job.key for job in jobs}) == len(ODD)
     run(root, jobs)
-    assert {job.what["defense"]["name"] for job in Store(root).jobs().values()} == set(ODD)
+    assert {job.defense.name for job in Store(root).jobs().values()} == set(ODD)
     assert sorted(path.name for path in root.iterdir()) == sorted(job.key for job in jobs)
     assert SAMPLES not in leaderboard(root)

@@ -238,7 +238,7 @@ def starved(bench: Bench, tmp_path: Path, fill: str, device: str) -> dict[str, A
     assert outcome.code == 0, outcome.err
     store = Store(RESULTS)
     jobs = store.jobs()
-    (key,) = [k for k, j in jobs.items() if j.needs and jobs[j.needs[0]].what["defense"]["name"] == "hungry"]
+    (key,) = [k for k, j in jobs.items() if j.needs and jobs[j.needs[0]].defense.name == "hungry"]
     assert set(states(RESULTS).values()) == {"done"}
     return store.record(key) or {}
 

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 
+from bench.planning.evaluations import shard_of
+
 torch = pytest.importorskip("torch")
 
-from factories import toy_job  # noqa: E402
 from fake_jobs import evaluate, train  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -43,7 +44,7 @@ def test_a_block_is_halved_as_often_as_told() -> None:
     assert passes.rows(job, 0) is None
     assert [passes.rows(job, times) for times in (1, 2, 3)] == [250, 125, 62]
     assert passes.rows(evaluate(train(0), n=100), 1) == 50
-    shard = toy_job("shard", {**job.what, "images": [500, 580]}, job.needs)
+    shard = shard_of(job, 500, 580)
     assert passes.rows(shard, 3) == 10
     assert passes.rows(train(0), 2) is None
 

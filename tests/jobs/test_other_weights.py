@@ -71,7 +71,7 @@ def test_blocks_of_other_weights_are_judged_again(swapped: bool, bench: Bench, m
     assert bench("run", "s.yaml", "--executor", "debug", "--device", "cpu").code == 0
     store = Store(Path("results"))
     jobs = [job for job in store.jobs().values() if job.kind == "evaluate"]
-    job, other = sorted(jobs, key=lambda each: each.what["seed"])
+    job, other = sorted(jobs, key=lambda each: each.seed)
     honest, record = store.samples(job.key), store.folder(job.key) / "record.json"
     record.unlink()
     with monkeypatch.context() as patch:

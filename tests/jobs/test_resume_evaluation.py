@@ -185,7 +185,8 @@ def test_autoattack_killed_at_random_moments_gives_the_verdicts_of_an_uninterrup
     plan = bench("run", "--defense", "standard", "--no-baseline", "--model", "mlp", "--train-n", 64, "--checks", "off",
                  "--device", "cpu", "--executor", "debug", "--results-dir", "whole", *words)  # fmt: skip
     assert plan.code == 0
-    job = next(j for j in Store(Path("whole")).jobs().values() if j.what.get("attack", {}).get("name") == "autoattack")
+    jobs = Store(Path("whole")).jobs().values()
+    job = next(job for job in jobs if job.kind == "evaluate" and job.attack.name == "autoattack")
     store = Store(Path("killed"))
     store.add(job)
     for name in ("record.json", "weights-last.safetensors"):

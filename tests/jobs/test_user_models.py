@@ -75,7 +75,7 @@ def test_own_weights_imported_get_the_very_verdicts_of_the_run_that_trained_them
     found: list[dict[str, Any]] = []
     for name in ("a", "b"):
         store = Store(Path(name))
-        jobs = {job.what["attack"]["name"]: job.key for job in store.jobs().values() if job.kind == "evaluate"}
+        jobs = {job.attack.name: job.key for job in store.jobs().values() if job.kind == "evaluate"}
         found.append({attack: store.samples(key) for attack, key in jobs.items()})
     assert found[0].keys() == found[1].keys() == {"clean", "pgd"}
     for attack, columns in found[0].items():
@@ -365,9 +365,8 @@ def test_what_cannot_be_loaded_by_the_worker_is_a_failed_job_and_no_attack(bench
     (Path("results") / key / "weights-last.safetensors").unlink()
     outcome = bench("worker", key)  # the checkpoint is not beside the job any more
     assert outcome.code == 1
-    assert (
-        f"checkpoint {Store(Path('results')).job(key).what['checkpoint']['sha256'][:12]} of this job; run the"
-        in str(imported()[1]["error"]["message"])
+    assert f"checkpoint {Store(Path('results')).job(key).checkpoint[:12]} of this job; run the" in str(
+        imported()[1]["error"]["message"]
     )
 
 
@@ -380,8 +379,7 @@ def test_records_hold_hashes_and_base_names_but_no_path(bench: Bench, tmp_path: 
     (folder / "neighbour.py").write_text("size = 64\n")
     assert evaluate(bench, f"{folder / 'my.py'}:build").code == 0
     key, _ = imported()
-    what = Store(Path("results")).job(key).what
-    assert what["model"]["name"] == "my.py:build"
+    assert Store(Path("results")).model_job(key).model.name == "my.py:build"
     for path in Path("results").rglob("*"):
         assert not path.is_file() or b"secret" not in path.read_bytes(), path
 
@@ -449,7 +447,7 @@ def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
     (job,) = [job for job in store.jobs().values() if job.kind == "evaluate"]
     from bench.planning.evaluations import RANDOMISED_REVISION
 
-    assert job.what["engine"] == RANDOMISED_REVISION
+    assert job.engine == RANDOMISED_REVISION
 
 
 def test_json_events_tell_the_clean_accuracy_first(bench: Bench, checkpoint: Path) -> None:

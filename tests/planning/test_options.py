@@ -109,13 +109,13 @@ def test_default_attacks_take_no_more_images_than_there_are(tmp_path: Path) -> N
     spec, root, _ = to_spec(Options(dataset=f"folder:{tmp_path}/pets"), ROOT)
     assert {a.n for a in spec.attacks if a.n} == {2}
     assert (spec.data.name, root) == ("folder:pets", tmp_path)  # records hold no path of this machine
-    assert {job.what["n"] for job in plan(spec, root) if job.kind == "evaluate"} == {2}
+    assert {job.n for job in plan(spec, root) if job.kind == "evaluate"} == {2}
 
 
 def test_n_caps_the_attacks_of_a_file(file: Path) -> None:
-    assert [job.what["n"] for job in plan(made(spec=file), ROOT) if job.kind == "evaluate"] == [100, 50] * 2
-    assert [job.what["n"] for job in plan(made(spec=file, n=60), ROOT) if job.kind == "evaluate"] == [60, 50] * 2
-    assert [job.what["n"] for job in plan(made(spec=file, n=16), ROOT) if job.kind == "evaluate"] == [16, 16] * 2
+    assert [job.n for job in plan(made(spec=file), ROOT) if job.kind == "evaluate"] == [100, 50] * 2
+    assert [job.n for job in plan(made(spec=file, n=60), ROOT) if job.kind == "evaluate"] == [60, 50] * 2
+    assert [job.n for job in plan(made(spec=file, n=16), ROOT) if job.kind == "evaluate"] == [16, 16] * 2
 
 
 def test_options_replace_what_a_file_says(file: Path) -> None:

@@ -186,14 +186,14 @@ def test_what_no_result_depends_on_leaves_the_keys_alone(changed: dict[str, Any]
 def test_a_defense_without_threat_is_trained_once_for_all_budgets() -> None:
     few, many = one(defenses=["standard"]), one(defenses=["standard"], threat={"norm": "L2", "eps": [0.5, 1]})
     warm = one(defenses=["standard"], train={"epochs": 3, "eps_warmup": 0.5})
-    assert trains(few)[0].what["threat"] is None
+    assert trains(few)[0].threat is None
     assert trains(few)[0].key == trains(many)[0].key == trains(warm)[0].key
     assert trains(one())[0].key != trains(one(train={"epochs": 3, "eps_warmup": 0.5}))[0].key
 
 
 def test_training_takes_the_largest_budget_and_train_eps_replaces_it() -> None:
     def budgets(**changed: Any) -> list[str]:
-        return [job.what["threat"]["eps"] for job in trains(one(**changed))]
+        return [job.threat.eps for job in trains(one(**changed))]
 
     assert budgets(threat={"eps": ["8/255", "2/255", "0.01"]}) == ["8/255"]
     assert budgets(threat={"eps": "8/255", "train_eps": "0.01"}) == ["0.01"]
@@ -208,7 +208,7 @@ def test_an_entry_cannot_train_in_pixel_units() -> None:
 
 def test_an_evaluation_without_threat_is_done_once_for_all_budgets() -> None:
     found = evaluations(one(attacks=["clean", "fgsm"], threat={"eps": ["2/255", "8/255"]}))
-    assert [(job.what["attack"]["name"], job.what["threat"] and job.what["threat"]["eps"]) for job in found] == [
+    assert [(job.attack.name, job.threat and job.threat.eps) for job in found] == [
         ("clean", None),
         ("fgsm", "2/255"),
         ("fgsm", "8/255"),
@@ -217,7 +217,7 @@ def test_an_evaluation_without_threat_is_done_once_for_all_budgets() -> None:
 
 def test_grid_multiplies_and_set_does_not() -> None:
     grid = {"name": "trades", "set": {"steps": 2}, "grid": {"beta": [1, 6], "rel_step_size": [0.25, 0.5]}}
-    found = [job.what["defense"]["set"] for job in trains(one(defenses=[grid]))]
+    found = [job.defense.settings for job in trains(one(defenses=[grid]))]
     assert [(s["beta"], s["rel_step_size"], s["steps"]) for s in found] == [
         (1.0, 0.25, 2),
         (1.0, 0.5, 2),
@@ -225,7 +225,7 @@ def test_grid_multiplies_and_set_does_not() -> None:
         (6.0, 0.5, 2),
     ]
     attack = {"name": "pgd", "grid": {"steps": [1, 2, 3]}}
-    assert [job.what["attack"]["set"]["steps"] for job in evaluations(one(attacks=[attack]))] == [1, 2, 3]
+    assert [job.attack.settings["steps"] for job in evaluations(one(attacks=[attack]))] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_entries_that_mean_nothing_are_refused(entry: dict[str, Any], message: s
 
 def test_certify_is_planned_for_smoothed_models_only() -> None:
     found = jobs(BASE)
-    names = {job.key: job.what["defense"]["name"] for job in found if job.kind == "train"}
-    certified = {names[j.needs[0]] for j in found if j.kind == "evaluate" and j.what["attack"]["name"] == "certify"}
+    names = {job.key: job.defense.name for job in found if job.kind == "train"}
+    certified = {names[j.needs[0]] for j in found if j.kind == "evaluate" and j.attack.name == "certify"}
     assert certified == {"smoothing"}
 
 
@@ -262,7 +262,7 @@ def test_a_defense_is_refused_under_a_norm_it_does_not_have() -> None:
 
 def test_seeds_limits_an_attack_to_the_first_seeds() -> None:
     found = evaluations(one(seeds=[7, 3, 5], attacks=["clean", {"name": "fgsm", "seeds": 2}]))
-    assert [(job.what["attack"]["name"], job.what["seed"]) for job in found] == [
+    assert [(job.attack.name, job.seed) for job in found] == [
         ("clean", 7),
         ("fgsm", 7),
         ("clean", 3),
@@ -289,8 +289,8 @@ def test_what_the_data_cannot_give_is_refused(changed: dict[str, Any], message: 
 
 def test_n_is_the_attack_s_or_the_run_s_or_the_whole_test_set() -> None:
     attacks = ["clean", {"name": "fgsm", "n": 7}]
-    assert [job.what["n"] for job in evaluations(one(attacks=attacks))] == [100, 7]
-    assert [job.what["n"] for job in evaluations(one(attacks=attacks, data={"name": "digits"}))] == [360, 7]
+    assert [job.n for job in evaluations(one(attacks=attacks))] == [100, 7]
+    assert [job.n for job in evaluations(one(attacks=attacks, data={"name": "digits"}))] == [360, 7]
 
 
 def test_each_training_comes_before_its_evaluations_and_no_job_comes_twice() -> None:
@@ -360,11 +360,11 @@ def test_judging_on_validation_images_makes_other_evaluations_of_the_same_traini
     tested, held_out = one(data=data), one(data={**data, "split": "validation"})
     assert [job.key for job in trains(tested)] == [job.key for job in trains(held_out)]
     (tested_job,), (held_out_job,) = evaluations(tested), evaluations(held_out)
-    assert "split" not in tested_job.what
-    assert held_out_job.what["split"] == "validation"
-    assert held_out_job.what["n"] == 200
+    assert "split" not in tested_job.content()
+    assert held_out_job.split == "validation"
+    assert held_out_job.n == 200
     (limited,) = evaluations(one(data={**data, "split": "validation", "test": 50}))
-    assert limited.what["n"] == 50
+    assert limited.n == 50
 
 
 @pytest.mark.parametrize(

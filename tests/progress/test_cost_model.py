@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import toy_job
 from fake_jobs import measured
 from harness import Bench, tiny, write_plugins
 
@@ -143,7 +143,7 @@ def test_a_plug_in_without_a_cost_is_of_unknown_length(bench: Bench, tmp_path: P
 
 def test_a_net_that_cannot_be_timed_is_named_with_the_reason(tmp_path: Path) -> None:
     job = jobs_of(defense=["standard"], attack=["clean"])[0]
-    broken = toy_job("train", {**job.what, "model": {**job.what["model"], "set": {"width": -1}}})
+    broken = replace(job, model=replace(job.model, settings={"width": -1}))
     model = CostModel(ROOT, Slot("cpu"))
     assert model(broken, broken) is None
     assert len(model.problems) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fake_jobs import evaluate, measured, train
 from harness import Bench, tiny, write_plugins
 
 from bench.atomic import write_json
+from bench.planning.evaluations import shard_of
 from bench.planning.job import Job
 from bench.progress import live
 from bench.progress.forecast import time as told
@@ -113,8 +115,8 @@ def test_the_view_asks_the_records_of_its_device(store: Store) -> None:
 def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) -> None:
     record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
     record(store, train(6, defense="trades"), device="CPU x", train_seconds=600.0)
-    like = train(5, defense="trades").what
-    running, waiting = (toy_job("train", {**like, "threat": None, "seed": seed}) for seed in (7, 8))
+    like = train(5, defense="trades")
+    running, waiting = (replace(like, threat=None, seed=seed) for seed in (7, 8))
     for job in (running, waiting):
         store.add(job)
     told = []
@@ -131,9 +133,9 @@ def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monk
     assert bench(*tiny(*plugins, attack="clean")).code == 0
     results = Store(Path("results"))
     trained, judged = sorted(results.jobs().values(), key=lambda job: job.kind, reverse=True)
-    on_gpu = toy_job("train", {**trained.what, "seed": 7})
+    on_gpu = replace(trained, seed=7)
     record(results, on_gpu, device="GPU y", train_seconds=1e7)
-    record(results, toy_job("evaluate", judged.what, (on_gpu.key,)), device="GPU y", attack_seconds=1e7)
+    record(results, replace(judged, needs=(on_gpu.key,)), device="GPU y", attack_seconds=1e7)
     monkeypatch.setattr(live, "LINE_EVERY", 0.0)  # plain lines at every tick
     shown = bench(*tiny(*plugins, "--seeds", "1", attack="clean")).out
     lines = [line for line in shown.splitlines() if line.startswith("  time left: about ")]
@@ -200,8 +202,8 @@ def test_seconds_beside_the_work_count_once_and_long_jobs_say_more(store: Store)
 
 
 def test_shards_put_together_teach_nothing(store: Store) -> None:
-    shard = toy_job("shard", {**OF_OLD.what, "images": [0, 50]}, OF_OLD.needs)
-    whole = toy_job("evaluate", OF_OLD.what, OF_OLD.needs, (shard.key,))
+    shard = shard_of(OF_OLD, 0, 50)
+    whole = replace(OF_OLD, parts=(shard.key,))
     record(store, shard, attack_seconds=20.0)
     record(store, whole, wall=0.5, attack_seconds=20.0)
     estimator = Estimator(store)
@@ -228,10 +230,7 @@ def test_disk_grows_with_the_images_of_an_evaluation(store: Store) -> None:
     leaves(trained, 50_000)
     leaves(evaluate(OLD, n=1000), 1_200_000)
     leaves(evaluate(OLD, n=10), 40_000)  # headers, which so few images say the most of
-    shards = [
-        toy_job("shard", {**asked.what, "images": [first, first + 1000]}, asked.needs)
-        for first in range(0, 10_000, 1000)
-    ]
+    shards = [shard_of(asked, first, first + 1000) for first in range(0, 10_000, 1000)]
     estimator = Estimator(store)
     assert estimator.disk([asked]) == (12_000_000, 0)
     assert estimator.disk(shards) == (12_000_000, 0)

@@ -8,11 +8,11 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import toy_job
 from fake_store import N, contents, matrix, npz, run
 from harness import Bench
 
@@ -174,7 +174,7 @@ def test_merge_completes_a_copy_whose_files_are_missing(store: Store, halves: li
     absent = [RESULTS / TRAIN.key / weights, RESULTS / STEEP.key / IMAGES, RESULTS / CLEAN.key / SAMPLES]
     for path in absent:
         path.unlink()
-    both = next(job for job in JOBS[3:5] if job.kind == "evaluate" and job.what["threat"])
+    both = next(job for job in JOBS[3:5] if job.kind == "evaluate" and job.threat)
     (RESULTS / both.key / IMAGES).unlink()
     for half in halves:
         path = half / both.key / IMAGES
@@ -294,7 +294,7 @@ def test_gc_removes_what_nobody_reads_and_no_record(store: Store, bench: Bench) 
         os.utime(folder / name, (time.time() - age,) * 2)
     (folder / "lease-000003.json").write_bytes(b"89")
     os.utime(folder / "lease-000003.json", (1.0, 1.0))
-    whole = toy_job("evaluate", {**STEEP.what, "n": 2 * N}, STEEP.needs, (STEEP.key,))
+    whole = replace(STEEP, n=2 * N, parts=(STEEP.key,))
     store.add(whole)
     before = contents(RESULTS)
     dry = bench("gc", "--dry-run")

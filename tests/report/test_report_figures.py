@@ -18,6 +18,7 @@ from report_page import HOSTILE, Page, all_judged, log, matrix, picture, with_im
 from bench.commands.pictures import Pictures, _choose
 from bench.core.stats import wilson
 from bench.planning.job import Job
+from bench.planning.job_fields import PluginChoice
 from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
@@ -140,7 +141,7 @@ def test_every_cell_leads_to_the_records_that_it_rests_on(store: Store) -> None:
 
     def asked(column: str) -> list[tuple[str, int]]:
         return [
-            (jobs[key].what.get("attack", {"name": "train"})["name"], jobs[key].what["seed"]) for key in behind[column]
+            (getattr(jobs[key], "attack", PluginChoice("train", {})).name, jobs[key].seed) for key in behind[column]
         ]
 
     assert asked("Standard accuracy") == [("clean", 0), ("clean", 1)]
@@ -150,7 +151,7 @@ def test_every_cell_leads_to_the_records_that_it_rests_on(store: Store) -> None:
     assert sorted(asked("Best known robust accuracy")) == sorted(
         (name, seed) for name in ("autoattack", "clean", "steep") for seed in (0, 1)
     )
-    assert {jobs[key].what["threat"]["eps"] for key in behind["steep (steps=40)"]} == {"0.1"}
+    assert {jobs[key].threat.eps for key in behind["steep (steps=40)"]} == {"0.1"}
     text = html(store)
     order = re.findall(r'<tr id="k-(\w+)"', text)
     assert order == [one.key for one in known.lines] == store.keys()
@@ -269,7 +270,7 @@ def test_pictures_are_the_images_judged_and_what_the_model_says_of_them(attacked
     assert fetched.notes == []
     ((key, pictures),) = fetched.strips.items()
     samples = attacked.samples(key)
-    assert attacked.job(key).what["attack"]["name"] == "fgsm"
+    assert attacked.job(key).attack.name == "fgsm"
     assert 1 <= len(pictures) <= 3
     images = load_digits().images / 16
     assert all(np.abs(images - shown.clean).max((1, 2)).min() < 0.01 for shown in pictures)

@@ -7,12 +7,13 @@ import csv
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from factories import evaluated, toy_job, trained
+from factories import evaluated, trained
 from harness import Bench, tiny
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from report_page import Page
 import bench as notebook
 from bench.atomic import file_hash
 from bench.jobs.evaluation_job import assemble
+from bench.planning.evaluations import shard_of
 from bench.planning.job import Job
 from bench.records.store import Store
 from bench.report.contours import LEVELS, POINTS, fill, shorten
@@ -279,8 +281,8 @@ def ran(bench: Bench, cache: dict[str, Path], tmp_path_factory: pytest.TempPathF
 
 
 def keys(store: Store) -> list[str]:
-    found = {k: j for k, j in store.jobs().items() if j.kind == "evaluate" and j.what["attack"]["name"] == "surface"}
-    return sorted(found, key=lambda key: found[key].what["seed"])
+    found = {k: j for k, j in store.jobs().items() if j.kind == "evaluate" and j.attack.name == "surface"}
+    return sorted(found, key=lambda key: found[key].seed)
 
 
 def test_surfaces_pass_through_records_tables_and_notebooks(bench: Bench, ran: Store) -> None:
@@ -329,14 +331,14 @@ def test_surfaces_in_shards_are_put_together(ran: Store) -> None:
     assert record is not None
     shards = []
     for first, last in ((0, 10), (10, 16)):
-        shard = toy_job("shard", {**whole.what, "images": [first, last]}, whole.needs)
+        shard = shard_of(whole, first, last)
         ran.add(shard)
         path = ran.folder(shard.key) / "samples.npz"
         np.savez(path, **{name: values[first:last] for name, values in samples.items()})
         about = {name: record[name] for name in ("metrics", "provenance")}
         ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
         shards.append(shard.key)
-    columns, _, metrics = assemble(ran, toy_job(whole.kind, whole.what, whole.needs, tuple(shards)))
+    columns, _, metrics = assemble(ran, replace(whole, parts=tuple(shards)))
     assert metrics["measures"] == "nonlinearity"
     assert all(np.array_equal(columns[name], values) for name, values in samples.items())
 

@@ -1,6 +1,8 @@
 """An evaluation that measures something else than robustness: in a table of its own, and in no accuracy."""
 
 from __future__ import annotations
+from bench.planning.evaluations import shard_of
+from dataclasses import replace
 
 import csv
 import shutil
@@ -48,7 +50,7 @@ def ran(bench: Bench, cache: dict[str, Path], tmp_path_factory: pytest.TempPathF
 
 
 def flat_keys(store: Store) -> list[str]:
-    return [k for k, j in store.jobs().items() if j.kind == "evaluate" and j.what["attack"]["name"] == "flatness"]
+    return [k for k, j in store.jobs().items() if j.kind == "evaluate" and j.attack.name == "flatness"]
 
 
 def without_flatness(store: Store) -> Store:
@@ -147,14 +149,14 @@ def test_a_measurement_in_shards_is_put_together_with_its_name(ran: Store) -> No
     assert record is not None
     shards = []
     for first, last in ((0, 10), (10, 16)):
-        shard = toy_job("shard", {**whole.what, "images": [first, last]}, whole.needs)
+        shard = shard_of(whole, first, last)
         ran.add(shard)
         path = ran.folder(shard.key) / "samples.npz"
         np.savez(path, **{name: values[first:last] for name, values in samples.items()})
         about = {name: record[name] for name in ("metrics", "provenance")}
         ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
         shards.append(shard.key)
-    columns, images, metrics = assemble(ran, toy_job(whole.kind, whole.what, whole.needs, tuple(shards)))
+    columns, images, metrics = assemble(ran, replace(whole, parts=tuple(shards)))
     assert images is None
     assert metrics["measures"] == "adversarial_rise"
     assert all(np.array_equal(columns[name], values) for name, values in samples.items())

@@ -218,7 +218,7 @@ def test_the_sum_of_a_checkpoint_is_recorded(bench: Bench) -> None:
     save_file(nets.weights(), "net.safetensors")
     assert evaluate(bench, "net.safetensors", *ARCH).code == 0
     (job,) = (job for job in Store(Path("results")).jobs().values() if job.kind == "import")
-    assert job.what["checkpoint"] == {"sha256": hashlib.sha256(Path("net.safetensors").read_bytes()).hexdigest()}
+    assert job.checkpoint == hashlib.sha256(Path("net.safetensors").read_bytes()).hexdigest()
 
 
 MODEL = """\

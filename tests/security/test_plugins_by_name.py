@@ -88,7 +88,7 @@ def test_every_record_of_a_plugin_says_which_file_it_was(bench: Bench, tmp_path:
     assert bench(*tiny(*write_plugins(tmp_path))).code == 0
     found = {}
     for job, record in Store(Path("results")).records():
-        name = job.what["defense" if job.kind == "train" else "attack"]["name"]
+        name = (job.defense if job.kind == "train" else job.attack).name
         found[name] = record["provenance"]["plugin_sha256"]
         assert {"defense-bench", "torch", "python"} <= set(record["provenance"]["versions"])
     assert set(found) == {"plain", "wobble", "clean"}

@@ -61,8 +61,8 @@ def job_of(
 
 
 def data_of(job: Job) -> Data:
-    d = job.what["data"]
-    return load("digits", root=ROOT, device=CPU, train=d["train"], test=16, validation=d["validation"], seed=0)
+    chosen = job.data
+    return load("digits", root=ROOT, device=CPU, train=chosen.train, test=16, validation=chosen.validation, seed=0)
 
 
 def always(path: Path, *, within: bool = True) -> Checkpointer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from bench.core.threat import Threat
 from bench.data.images import Data, batches, load, to_float
 from bench.jobs.worker import load_model
 from bench.planning import catalog
-from bench.planning.job import Job, job_of
+from bench.planning.job import Job
+from bench.planning.job_fields import PluginChoice
 from bench.planning.plan import plan
 from bench.planning.spec import TrainSpec, build
-from bench.plugins import make
+from bench.plugins import threat_of
 from bench.records.store import Store
 from bench.training.averaging import recalibrate
 from bench.training.best_epoch import validation_accuracy
@@ -53,10 +55,8 @@ def jobs(defense: Any = "standard", attack: str = "clean", validation: int = 0, 
 
 
 def data_of(job: Job) -> Data:
-    d = job.what["data"]
-    return load(
-        "digits", root=ROOT, device=torch.device("cpu"), train=d["train"], test=16, validation=d["validation"], seed=0
-    )
+    sizes = {"train": job.data.train, "test": 16, "validation": job.data.validation}
+    return load("digits", root=ROOT, device=torch.device("cpu"), seed=0, **sizes)
 
 
 def trained(folder: Path, defense: Any = "standard", **recipe: Any) -> tuple[Trained, list[dict[str, float]], Data]:
@@ -73,7 +73,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def reference(job: Job, data: Data) -> dict[str, Tensor]:
     """The loop before any of the mechanisms existed: torch's own SGD and LambdaLR."""
-    what, recipe = job.what, job.what["train"]
+    recipe = job.training
     defense, net = build_net(job, data)
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe["lr"], momentum=0.9, weight_decay=recipe["weight_decay"])
     per_epoch = len(data.train.x) // 16
@@ -88,9 +88,9 @@ def reference(job: Job, data: Data) -> dict[str, Tensor]:
             optimizer.step()
             scheduler.step()
 
-    with scope(seed(what["seed"], "inner")):
+    with scope(seed(job.seed, "inner")):
         for epoch in range(2):
-            order = seed(what["seed"], "order", epoch)
+            order = seed(job.seed, "order", epoch)
             passing = batches(data.train, 16, shuffle_seed=order, augment=False, drop_last=True)
             for place, (x, y, index) in enumerate(passing):
                 progress = (epoch + place / per_epoch) / 2
@@ -156,9 +156,9 @@ def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> 
 def test_swa_statistics_are_those_of_one_clean_pass_and_ema_keeps_the_live_ones(tmp_path: Path) -> None:
     def net_of(**recipe: Any) -> tuple[nn.Module, Data]:
         job = jobs("pgd_at", **recipe)[0]
-        what = {**job.what, "model": {"name": "wide_resnet", "set": {"depth": 10, "width": 1}, "revision": 1}}
+        job = replace(job, model=PluginChoice("wide_resnet", {"depth": 10, "width": 1}))
         data = data_of(job)
-        return train(job_of("train", what), data, tmp_path / "log", lambda values: None).model.net, data
+        return train(job, data, tmp_path / "log", lambda values: None).model.net, data
 
     catalog.get("models", "wide_resnet")
     plain, _ = net_of(epochs=1, batch_size=48)
@@ -278,7 +278,7 @@ def test_a_collapsed_run_is_stopped_and_marked_and_a_healthy_one_is_not(bench: B
     assert outcome.code == 1
     assert states(RESULTS) == {"falling": "diverged", "standard": "done", "standard/clean": "done"}
     store = Store(RESULTS)
-    record = next(r for j, r in store.records() if j.what.get("defense", {}).get("name") == "falling")
+    record = next(r for j, r in store.records() if j.kind == "train" and j.defense.name == "falling")
     assert record["error"]["type"] == "Collapsed"
     assert "predicted one class for all of 64 training images at the end of epochs" in record["error"]["message"]
     assert "blocked" in outcome.out
@@ -307,10 +307,10 @@ def test_best_and_last_are_both_stored_and_judged(bench: Bench) -> None:
     record = store.record(training.key)
     assert record is not None
     assert sorted(record["files"]) == ["weights-best.safetensors", "weights-last.safetensors"]
-    assert sorted(job.what["weights"] for job in found.values() if job.kind == "evaluate") == ["best", "last"]
-    d = training.what["data"]
-    data = load("digits", root=ROOT, device=torch.device("cpu"), train=64, test=16, validation=d["validation"], seed=0)
-    threat = make("defenses", "pgd_at", {}, training.what["threat"]).threat
+    assert sorted(job.weights for job in found.values() if job.kind == "evaluate") == ["best", "last"]
+    held_out = training.data.validation
+    data = load("digits", root=ROOT, device=torch.device("cpu"), train=64, test=16, validation=held_out, seed=0)
+    threat = threat_of(training.threat)
     for which in ("best", "last"):
         model = load_model(store, training, data, which)
         told = record["metrics"][f"{which}_validation"]
@@ -340,7 +340,7 @@ def test_each_setting_changes_the_key_and_its_default_does_not() -> None:
     kinds = [jobs(**{name: value}) for name, value in NEW.items()] + [jobs(**recipe) for recipe in TIED]
     keys = [found[0].key for found in kinds]
     assert len({plain[0], *keys}) == len(keys) + 1
-    assert {name for found in kinds for name in found[0].what["train"]} >= set(TrainSpec.settings_added_later)
+    assert {name for found in kinds for name in found[0].training} >= set(TrainSpec.settings_added_later)
 
 
 @pytest.mark.parametrize(
