@@ -11,9 +11,14 @@ from typing import Any, TextIO
 _ODD = re.compile(r"[^\n\t\x20-\x7e]")
 
 
+def printable(text: str) -> str:
+    """Text with a blank for each character that is invisible, moves a cursor or changes the direction of text."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def plain(text: str) -> str:
-    """One line without what would move a terminal's cursor, color it or turn its direction; blanks stand instead."""
-    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+    """One printable line for a terminal."""
+    return printable(text).rstrip()
 
 
 class Screen:

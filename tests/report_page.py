@@ -16,7 +16,8 @@ from bench.atomic import file_hash
 from bench.planning.job import Job
 from bench.records.store import Store
 from bench.records.training_log import LOG
-from bench.report.images import Picture
+from bench.report.images import Fetch, Picture, no_images
+from bench.report.page import render
 from bench.results.rows import Row
 from bench.soundness.verdicts import judged_rows
 
@@ -57,6 +58,11 @@ def matrix(store: Store, method: str = "guard") -> None:
     full(store, other, 30)
     evaluated(store, other, "onestep", state="error", n=1000)
     evaluated(store, trained(store, "hazy", deploys="randomised"), "steep", [1, 0], STEPS)
+
+
+def html(store: Store, fetch: Fetch = no_images) -> str:
+    """The text of the page."""
+    return render(store, fetch)[0]
 
 
 def all_judged(store: Store) -> list[Row]:

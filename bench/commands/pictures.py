@@ -22,7 +22,7 @@ from bench.data import datasets
 from bench.data.images import Data, load, test_block
 from bench.planning.job import EvaluationJob, ModelJob, TrainJob
 from bench.records.store import IMAGES, Store
-from bench.report.images import EACH, Fetched, Picture, Wanted
+from bench.report.images import PER_MODEL, Fetched, Picture, Wanted
 
 DRAWS = 32  # of a model that draws, for its confidence
 HELD = 1  # so many of the images shown are ones that the attack did not fool, where there are any
@@ -40,27 +40,27 @@ class Pictures:
         strips, notes = {}, []
         for one in wanted:
             try:
-                strips[one.key] = self._strip(one)
+                strips[one.entry.key] = self._strip(one)
             except (ValueError, LookupError, OSError) as problem:
                 notes.append(f"Without images: {problem}.")
         return Fetched(strips, notes)
 
     def _strip(self, one: Wanted) -> list[Picture]:
         """Raises LookupError or ValueError in words that name no folder: they stand in a page that is passed on."""
-        job, record = self.store.evaluation(one.key), self.store.record(one.key)
+        job, record = self.store.evaluation(one.entry.key), self.store.record(one.entry.key)
         trained = self.store.model_job(job.model_key)
         about, n = trained.data, job.n
         data = self._data(about.name, about.size, n)
         if record is None or data.test_hash != record["metrics"].get("test_hash"):
             raise ValueError(f"{about.name} here has other test images than those of the records")
-        path = self.store.folder(one.key) / IMAGES
+        path = self.store.folder(one.entry.key) / IMAGES
         if file_hash(path) != record["files"].get(IMAGES):
-            raise ValueError(f"the stored images of {one.key} do not match their record")
+            raise ValueError(f"the stored images of {one.entry.key} do not match their record")
         x_adv = load_file(path)["x_adv"].float()
-        samples = self.store.samples(one.key, ("index", "correct", "clean"))
+        samples = self.store.samples(one.entry.key, ("index", "correct", "clean"))
         x, y = test_block(data, 0, n)
         if x_adv.shape[1:] != x.shape[1:] or len(x_adv) > len(samples["index"]):
-            raise ValueError(f"the stored images of {one.key} have another shape than {about.name}")
+            raise ValueError(f"the stored images of {one.entry.key} have another shape than {about.name}")
         right = samples["correct"].astype(bool)[: len(x_adv)]
         rows = _choose(right, samples.get("clean"))
         places = torch.from_numpy(samples["index"][rows].astype(np.int64))
@@ -103,8 +103,8 @@ def _choose(right: np.ndarray[Any, Any], clean: np.ndarray[Any, Any] | None) -> 
     """Places of the images shown: the first that the attack fooled, then the first that it did not."""
     before = np.ones(len(right), bool) if clean is None else clean[: len(right)].astype(bool)
     fooled, held = (list(np.flatnonzero(before & part)) for part in (~right, right))
-    first = fooled[: EACH - min(HELD, len(held))]
-    chosen = [*first, *held[: EACH - len(first)]]
+    first = fooled[: PER_MODEL - min(HELD, len(held))]
+    chosen = [*first, *held[: PER_MODEL - len(first)]]
     return [int(row) for row in chosen]
 
 

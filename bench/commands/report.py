@@ -24,7 +24,7 @@ def report(
     from bench.data.datasets import data_root
     from bench.records.store import Store
     from bench.report import write_report
-    from bench.report.images import Fetched, Wanted, nothing
+    from bench.report.images import Fetched, Wanted, no_images
 
     plugins(plugin)
     store = Store(existing(results_dir))
@@ -34,5 +34,5 @@ def report(
 
         return Pictures(store, data_root(data_dir)).fetch(wanted)
 
-    for path in write_report(store, file(output), figures, fetch if images else nothing):
+    for path in write_report(store, file(output), figures, fetch if images else no_images):
         print(path)

@@ -1,10 +1,14 @@
-"""Rows -> the tables of the page: what the leaderboard says, and behind each number the evaluations it rests on."""
+"""Rows -> the tables of the page: the columns of leaderboard.md, and for each number the evaluations behind it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report.provenance import behind
+from matplotlib.figure import Figure
+
+from bench.report.canvas import Plot, slug
+from bench.report.provenance import keys_behind
 from bench.results.evaluations import Evaluation
 from bench.results.labels import failures
 from bench.results.rows import Row
@@ -17,35 +21,36 @@ from bench.tables.ranking import GRAVE, ranked, reasons
 
 
 @dataclass(frozen=True)
-class EvaluationLine:
-    """One evaluation behind a row: what was asked, what came out and where its record lies."""
-
-    attack: str
-    seed: int
-    result: str
-    n: int
-    eps: str
-    device: str
-    key: str
-    train_key: str
-
-
-@dataclass(frozen=True)
 class BoardLine:
-    """One row of a table: rank, cells in the order of the header and the keys behind each, findings and evaluations."""
+    """One row of a table: its rank, its cells in the order of the header, and the keys behind each cell."""
 
     row: Row
     rank: str
     cells: list[str]
     behind: list[list[str]]
-    found: list[Finding]
-    unchecked: list[str]
-    evidence: list[EvaluationLine]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Findings with a message: neither passed, nor not applicable, nor not checked."""
+        return [finding for finding in self.row.findings if finding.level in (*GRAVE, "I")]
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Codes of the checks that were not made."""
+        codes = [finding.code for finding in self.row.findings if finding.level == "not checked"]
+        return [code for code in dict.fromkeys(codes) if code in CHECKS]
+
+    @property
+    def evidence(self) -> list[tuple[Evaluation, str]]:
+        """Every evaluation of the row by attack and seed, with its result; an INVALID row shows no numbers."""
+        by_attack = sorted(self.row.entries.items(), key=lambda pair: natural(pair[0]))
+        found = [entry for _, by_seed in by_attack for _, entry in sorted(by_seed.items())]
+        return [(entry, "invalid" if self.row.verdict == "INVALID" else _result(entry)) for entry in found]
 
 
 @dataclass(frozen=True)
 class Board:
-    """One table: a data set under one threat, one kind of predictor."""
+    """One table: a data set under one threat, one kind of predictor. `letters`: why rows are provisional."""
 
     dataset: str
     threat: str
@@ -61,55 +66,52 @@ class Board:
         """Its rows, in order."""
         return [line.row for line in self.lines]
 
+    @property
+    def title(self) -> str:
+        """`mnist, Linf eps = 0.1, deterministic`."""
+        return f"{self.dataset}, {self.threat}, {self.kind.lower()}"
+
+    def plot(
+        self,
+        name: str,
+        alt: str,
+        caption: str,
+        header: Sequence[str],
+        lines: Sequence[Sequence[object]],
+        drawing: Figure,
+        behind: Sequence[Mapping[int, Sequence[str]]],
+        title: str = "",
+    ) -> Plot:
+        """A figure of the rows of this table. `title`: in front of that of the table."""
+        return Plot(
+            slug(name, self.dataset, self.threat, self.kind), title + self.title, alt, caption, header, lines, drawing,
+            self.dataset, self.threat, behind,
+        )  # fmt: skip
+
 
 def boards(rows: list[Row]) -> list[Board]:
     """The sections of leaderboard.md, in their order and with their columns."""
-    found = []
-    for (dataset, threat), kinds in sections(rows).items():
-        for kind, members in kinds.items():
-            if members:
-                found.append(_board(dataset, threat, SECTIONS[kind], members))
-    return found
+    return [
+        _board(dataset, threat, SECTIONS[kind], members)
+        for (dataset, threat), kinds in sections(rows).items()
+        for kind, members in kinds.items()
+        if members
+    ]
 
 
 def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
     letters = provisional_letters(members)
     columns = column_texts(members, letters)
     lines = [
-        BoardLine(
-            row, rank, [show(row) for show in columns.values()], [behind(row, name) for name in columns],
-            _flagged(row), _unchecked(row), _evidence(row),
-        )
+        BoardLine(row, rank, [show(row) for show in columns.values()], [keys_behind(row, name) for name in columns])
         for rank, row in ranked(members)
-    ]  # fmt: skip
+    ]
     notes = [*reasons(members), *failures(members)]
-    told = {v: k for k, v in letters.items()}
-    return Board(dataset, threat, kind, ["Rank", *columns], lines, told, footnotes(members), notes)
-
-
-def _flagged(row: Row) -> list[Finding]:
-    """Findings with a message: neither passed, nor not applicable, nor not checked."""
-    return [finding for finding in row.findings if finding.level in (*GRAVE, "I")]
-
-
-def _unchecked(row: Row) -> list[str]:
-    return list(dict.fromkeys(f.code for f in row.findings if f.level == "not checked" and f.code in CHECKS))
-
-
-def _evidence(row: Row) -> list[EvaluationLine]:
-    """Every evaluation of the row by attack and seed; an INVALID row shows that they exist, never their numbers."""
-    return [
-        EvaluationLine(
-            label, seed, "invalid" if row.verdict == "INVALID" else _result(entry), entry.n,
-            f"{entry.norm} {entry.eps}" if entry.norm else "–",
-            entry.device or "–", entry.key, entry.train_key,
-        )
-        for label, by in sorted(row.entries.items(), key=lambda pair: natural(pair[0]))
-        for seed, entry in sorted(by.items())
-    ]  # fmt: skip
+    by_letter = {letter: reason for reason, letter in letters.items()}
+    return Board(dataset, threat, kind, ["Rank", *columns], lines, by_letter, footnotes(members), notes)
 
 
 def _result(entry: Evaluation) -> str:
     if entry.state != "done":
-        return str(entry.state)
+        return entry.state
     return f"{percent(entry.accuracy)} [{percent(entry.low)}, {percent(entry.high)}]"

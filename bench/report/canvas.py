@@ -1,4 +1,4 @@
-"""matplotlib drawings -> SVG that obeys the page: its text color, its content policy, its fonts."""
+"""matplotlib figures in the style of the page, and a figure with all that a reader needs: `Plot`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from bench.atomic import write_atomic
 from bench.report.svg import INK, inline
 from bench.tables.flat import csv_text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 GRID = "#8c959f"
-# Okabe and Ito's colors that are seen on white and on black; dashes tell the second round apart
+# the colors of Okabe and Ito that are visible on white and on black; after six lines the dashes change
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MOST = 12  # lines of a figure; its table has all
+MAX_LINES = 12  # lines of a figure; its table has all
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
@@ -35,7 +37,11 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure with all that is needed to read it without seeing it: what it shows, and its numbers as a table."""
+    """One figure, its caption, and its numbers as a table for readers who cannot see it (`alt`: for a screen reader).
+
+    `behind`: for each line of the table the keys of the evaluations that a cell was computed from, by column; those at
+    column 0 belong to the whole line. `data`: lines of the CSV where it holds more than the table.
+    """
 
     name: str
     title: str
@@ -47,16 +53,14 @@ class Plot:
     dataset: str = ""
     threat: str = ""
     behind: Sequence[Mapping[int, Sequence[str]]] = ()
-    """Of each line the keys that its cells rest on, by column; those at 0 are of the line as a whole."""
     data: Sequence[dict[str, object]] = ()
-    """What stands in the CSV instead of the table, where a page has no room for all of it."""
 
     def svg(self) -> str:
         """SVG for the page."""
         return inline(_saved(self.drawing, "svg", self.name), self.name, self.alt)
 
     def write(self, folder: Path) -> list[Path]:
-        """SVG, PNG and CSV on white, for papers and slides."""
+        """SVG, PNG and CSV on white, for papers and slides; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         lines: list[dict[str, object]] = [dict(zip(self.header, line, strict=True)) for line in self.lines]
         contents = {
@@ -64,40 +68,52 @@ class Plot:
             "png": _saved(self.drawing, "png", self.name, facecolor="white", dpi=150),
             "csv": csv_text(list(self.data) or lines).encode(),
         }
-        written = []
         for suffix, content in contents.items():
-            path = folder / f"{self.name}.{suffix}"
-            write_atomic(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
-            written.append(path)
-        return written
+            write_atomic(folder / f"{self.name}.{suffix}", lambda file, content=content: file.write(content))  # type: ignore[misc]
+        return [folder / f"{self.name}.{suffix}" for suffix in contents]
 
 
-def drawn(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty drawing in the style of the page; no window system is asked."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(True)
-        axes.set_axisbelow(True)
-    return figure, axes
+def page_style() -> AbstractContextManager[None]:
+    """Settings of matplotlib under which figures of the page are created and saved."""
+    return matplotlib.rc_context(STYLE)
 
 
 def panels(count: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Small drawings of this size beside and below each other, in the style of the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    """A figure of `count` axes of this size in inches, `across` in a row, in the style of the page."""
+    across = min(count, across)
     down = -(-count // across)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * min(count, across), height * down), layout="constrained")
-        places = [figure.add_subplot(down, min(count, across), k + 1) for k in range(count)]
-    for axes in places:
+    with page_style():
+        figure = Figure(figsize=(width * across, height * down), layout="constrained")
+        found = [figure.add_subplot(down, across, k + 1) for k in range(count)]
+    for axes in found:
         axes.grid(True)
         axes.set_axisbelow(True)
-    return figure, places
+    return figure, found
+
+
+def single(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure, (axes,) = panels(1, 1, width, height)
+    return figure, axes
+
+
+def line_style(k: int) -> dict[str, Any]:
+    """Color, dashes and marker of the k-th line of a figure."""
+    color, dash = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
+    return {"color": color, "linestyle": dash, "marker": MARKERS[k % len(MARKERS)]}
+
+
+def curve(axes: Axes, points: Sequence[tuple[float, ...]], **style: Any) -> None:
+    """A line through (x, y, low, high) over a band from low to high."""
+    x, y, low, high = zip(*points, strict=True)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.09, linewidth=0)
+    axes.plot(x, y, **style)
+
+
+def legend(figure: Figure, corner: str, **options: Any) -> None:
+    """The legend beside the axes. `options`: of matplotlib's `Figure.legend`."""
+    style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 9, "loc": f"outside {corner}"}
+    figure.legend(**style | options)
 
 
 def slug(*parts: str) -> str:
@@ -106,9 +122,7 @@ def slug(*parts: str) -> str:
 
 
 def unique(plots: list[Plot]) -> list[Plot]:
-    """The same plots, those of one name told apart by a number."""
-    from dataclasses import replace
-
+    """The same plots; where a name occurs again, a number is added to it."""
     seen: dict[str, int] = {}
     found = []
     for plot in plots:
@@ -118,13 +132,10 @@ def unique(plots: list[Plot]) -> list[Plot]:
 
 
 def _saved(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:
-    """The drawing as bytes that depend on nothing but what is drawn."""
-    import matplotlib
-    from matplotlib.text import Text
-
+    """The figure as bytes that depend only on what it shows."""
     file = io.BytesIO()
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name may hold dollars; those made while saving heed the style below
+        text.set_parse_math(False)  # a name may contain dollar signs; texts made while saving follow the style below
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         warnings.simplefilter("ignore")  # a character that its font lacks: the browser has others

@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.axes import Axes
-    from matplotlib.path import Path
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.path import Path
+from matplotlib.transforms import Affine2D
 
-    Array = np.ndarray[Any, Any]
+Array = np.ndarray[Any, Any]
 
 LEVELS = (10, 6, 3, 2)  # colors; a rough surface gets fewer, as its paths are long
-POINTS = 300  # of all paths of one drawing: some 3 kB
-STRAY = 0.002  # how far a path may stray from the contour, as a share of the drawing's width
+MAX_POINTS = 300  # of all paths of one drawing: some 3 kB
+TOLERANCE = 0.002  # how far a path may lie from the contour, as a share of the drawing's width
 
 
 def fill(axes: Axes, at: Array, values: Array) -> None:
     """Color the square of `at` x `at` by `values` (the first axis runs to the right), from the lowest in dark to the
     highest in bright. What varies by less than rounding is one color."""
-    from matplotlib import colormaps
-
     low, high = float(values.min()), float(values.max())
     flat = high - low <= 1e-6 * max(abs(high), 1)
     axes.set_facecolor(colormaps["cividis"](0.0))
     for count in () if flat else LEVELS:
-        if _drawn(axes, at, values, low, high, count) <= POINTS:
+        if _draw(axes, at, values, np.linspace(low, high, count + 1)) <= MAX_POINTS:
             break
 
 
-def _drawn(axes: Axes, at: Array, values: Array, low: float, high: float, count: int) -> int:
-    """In place of what was there: where the values are above each level, one on top of the other; gives the points."""
-    import numpy as np
-    from matplotlib import colormaps
-
+def _draw(axes: Axes, at: Array, values: Array, levels: Array) -> int:
+    """Replace the contours: where the values are above each level, one on top of the other; returns the points."""
     for old in list(axes.collections):
         old.remove()
-    points = 0
-    for k, level in enumerate(np.linspace(low, high, count + 1)[1:-1], start=1):
-        color = colormaps["cividis"](k / (count - 1))
-        region = axes.contourf(at, at, values.T, levels=[level, high], colors=[color])
-        for path in region.get_paths():
-            shorten(path, STRAY * float(at[-1] - at[0]))
-            points += len(np.asarray(path.vertices))
+    points, colors = 0, colormaps["cividis"](np.linspace(0, 1, len(levels) - 1))
+    for level, color in zip(levels[1:-1], colors[1:], strict=True):
+        region = axes.contourf(at, at, values.T, levels=[level, levels[-1]], colors=[color])
+        region.set_paths([simplified(path, TOLERANCE * float(at[-1] - at[0])) for path in region.get_paths()])
+        # a clip path would get another id in each run
+        region.set_clip_path(None)
+        region.set_clip_box(axes.bbox)
+        points += sum(len(np.asarray(path.vertices)) for path in region.get_paths())
     return points
 
 
-def shorten(path: Path, stray: float) -> None:
-    """Leave out points, in place, so that none of them lies further than this from the path that is left."""
-    import numpy as np
-
-    points, codes = np.asarray(path.vertices), np.asarray(path.codes)
-    kept = [0]
-    for k in range(1, len(points)):
-        inner = k + 1 < len(points) and codes[k] == path.LINETO and codes[k + 1] == path.LINETO
-        if not inner or _away(points[kept[-1] : k + 2]) > stray:
-            kept.append(k)
-    path.vertices, path.codes = points[kept], codes[kept]
-
-
-def _away(points: Array) -> float:
-    """How far the points between the first and the last one are from the line through these."""
-    import numpy as np
-
-    chord, others = points[-1] - points[0], points[1:-1] - points[0]
-    length = float(np.hypot(*chord))
-    if length == 0:
-        return float(np.hypot(*others.T).max())
-    return float(np.abs(chord[0] * others[:, 1] - chord[1] * others[:, 0]).max()) / length
+def simplified(path: Path, tolerance: float) -> Path:
+    """The path with fewer points, which lies within about this distance of the original."""
+    path.simplify_threshold = 1.0  # in units of the scaled path
+    found = path.cleaned(Affine2D().scale(1 / tolerance), simplify=True)
+    points, codes = np.asarray(found.vertices), np.asarray(found.codes)
+    return Path(points[:-1] * tolerance, codes[:-1])  # the last one is a mark of the end

@@ -1,68 +1,114 @@
-"""Defense x attack, with the value in every cell."""
+"""Heat maps with the value in every cell: defense by attack, and defense by class."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from bench.records.store import Store
 from bench.report.board import Board
-from bench.report.canvas import Plot, drawn, slug
-from bench.report.captions import called, conditions
+from bench.report.canvas import MAX_LINES, Plot, single
+from bench.report.captions import best, conditions, row_label, short
 from bench.report.provenance import of_attack, of_clean, of_worst
 from bench.report.svg import INK
-from bench.report.text import short
-from bench.results.worst_case import Cell
+from bench.results.rows import Row
+from bench.results.worst_case import Cell, outcomes
 from bench.tables.columns import natural
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-TALLEST = 40
+MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
 
 
-def heat_maps(found: list[Board]) -> list[Plot]:
-    """One for each table whose rows were attacked."""
-    return [_heat_map(board) for board in found if any(row.attacks for row in board.rows)]
+def heat_maps(boards: list[Board]) -> list[Plot]:
+    """Accuracy under each attack, one figure for each table whose rows were attacked."""
+    return [_attack_map(board) for board in boards if any(row.attacks for row in board.rows)]
 
 
-def _heat_map(board: Board) -> Plot:
-    rows = board.rows[:TALLEST]
+def _attack_map(board: Board) -> Plot:
+    rows = board.rows[:MAX_ROWS]
     names = sorted({name for row in rows for name in row.attacks}, key=natural)
     columns = ["clean", *names, "worst case"]
     cells = [[row.clean, *(row.attacks.get(name) for name in names), row.worst] for row in rows]
-    figure, axes = drawn(2.6 + 0.72 * len(columns), 1.9 + 0.27 * len(rows))
-    fill(
-        axes,
-        [[_share(cell) for cell in line] for line in cells],
-        [[_format(cell) for cell in line] for line in cells],
-    )
-    sizes = [_sizes(line) for line in zip(*cells, strict=True)]
+    texts = [[_cell_text(cell) for cell in line] for line in cells]
+    shares = [[cell.mean if cell is not None else math.nan for cell in line] for line in cells]
+    sizes = [_sizes(column) for column in zip(*cells, strict=True)]
     ticks = [f"{short(name, 30)}{size}" for name, size in zip(columns, sizes, strict=True)]
-    axes.set_xticks(range(len(columns)), ticks, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(len(rows)), [short(called(row), 46) for row in rows], fontsize=8)
+    figure = _heat_map((2.6 + 0.72 * len(columns), 1.9 + 0.27 * len(rows)), rows, shares, texts)
+    figure.axes[0].set_xticks(range(len(columns)), ticks, rotation=40, ha="right", fontsize=8)
     left_out = len(board.rows) - len(rows)
     more = f" The first {len(rows)} of {len(board.rows)} rows; the table above has all." if left_out else ""
-    return Plot(
-        slug("heat", board.dataset, board.threat, board.kind),
-        f"{board.dataset}, {board.threat}, {board.kind.lower()}",
+    return board.plot(
+        "heat",
         f"Heat map of accuracy in percent: {len(rows)} defenses by {len(columns)} attacks; the table has its numbers.",
         "Accuracy in percent under each attack, mean over the seeds that have it; the worst case is per image, over "
         "the images that all attacks share and the seeds that have all of them. "
         f"{conditions(rows, cells=[cell for line in cells for cell in line])}{more}",
         ["defense", *columns],
-        [[called(row), *(_format(cell) for cell in line)] for row, line in zip(rows, cells, strict=True)],
+        [[row_label(row), *line] for row, line in zip(rows, texts, strict=True)],
         figure,
-        board.dataset,
-        board.threat,
         [dict(enumerate([of_clean(r), *(of_attack(r, name) for name in names), of_worst(r)], 1)) for r in rows],
     )
 
 
-def fill(axes: Axes, shares: list[list[float]], texts: list[list[str]]) -> None:
-    """Colored cells by share, each with its text in black or white, whichever is read better."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
+def class_maps(store: Store, boards: list[Board]) -> list[Plot]:
+    """Worst case by class, one figure for each table that has one, with its best models: a mean over classes hides one
+    that loses its accuracy first."""
+    made = [_class_map(store, board) for board in boards]
+    return [plot for plot in made if plot is not None]
 
+
+def _class_map(store: Store, board: Board) -> Plot | None:
+    candidates = [row for row in best(board.rows, MAX_LINES) if row.worst.values and row.verdict != "INVALID"]
+    by_row = [(row, found) for row in candidates if (found := _by_class(store, row))]
+    if not by_row or max(len(found) for _, found in by_row) > MAX_CLASSES:
+        return None
+    rows = [row for row, _ in by_row]
+    classes = sorted({label for _, found in by_row for label in found})
+    table = [[found.get(label, (math.nan, 0)) for label in classes] for _, found in by_row]
+    shares = [[share for share, _ in line] for line in table]
+    texts = [["–" if math.isnan(share) else f"{100 * share:.0f}" for share in line] for line in shares]
+    figure = _heat_map((2.6 + 0.6 * len(classes), 1.2 + 0.27 * len(rows)), rows, shares, texts)
+    figure.axes[0].set_xticks(range(len(classes)), [str(label) for label in classes], fontsize=8)
+    figure.axes[0].set_xlabel("class")
+    sizes = [n for line in table for _, n in line if n]
+    return board.plot(
+        "class",
+        f"Heat map of worst-case accuracy of {len(rows)} models by {len(classes)} classes, numbers in the table.",
+        f"Worst case in percent by class, mean over seeds, {min(sizes)} to {max(sizes)} images a class: small classes "
+        f"vary by chance. {conditions(rows)}",
+        ["defense", *(f"class {label} (n)" for label in classes)],
+        [
+            [row_label(row), *(f"{text} ({n})" for text, (_, n) in zip(line, found, strict=True))]
+            for row, line, found in zip(rows, texts, table, strict=True)
+        ],
+        figure,
+        [{0: of_worst(row)} for row in rows],
+    )
+
+
+def _by_class(store: Store, row: Row) -> dict[int, tuple[float, int]]:
+    """Robust accuracy (mean over seeds) and number of images by label; empty where labels were not stored."""
+    shares: dict[int, list[float]] = {}
+    sizes: dict[int, int] = {}
+    for keys in row.keys.values():
+        robust = outcomes(store, keys, row.eps_value if row.norm else 0.0)
+        samples = store.samples(keys[0], ("index", "label"))
+        if "label" not in samples:
+            return {}
+        labels = samples["label"][np.argsort(samples["index"], kind="stable")][: len(robust)]
+        for label in np.unique(labels):
+            inside = robust[labels == label]
+            shares.setdefault(int(label), []).append(float(inside.mean()))
+            sizes[int(label)] = len(inside)
+    return {label: (float(np.mean(values)), sizes[label]) for label, values in sorted(shares.items())}
+
+
+def _heat_map(size: tuple[float, float], rows: list[Row], shares: list[list[float]], texts: list[list[str]]) -> Figure:
+    """A line for each row: cells colored by share, each with its text in black or white, whichever is read better."""
+    figure, axes = single(*size)
     colors = colormaps["cividis"]
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
@@ -75,19 +121,16 @@ def fill(axes: Axes, shares: list[list[float]], texts: list[list[str]]) -> None:
     axes.set_ylim(len(shares) - 0.5, -0.5)
     axes.grid(False)
     axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.set_yticks(range(len(rows)), [short(row_label(row), 46) for row in rows], fontsize=8)
+    return figure
 
 
 def _sizes(cells: tuple[Cell | None, ...]) -> str:
-    """` n=1000`: columns over other images are not to be compared."""
+    """` n=1000`: columns with other images cannot be compared."""
     sizes = sorted({cell.n for cell in cells if cell is not None and cell.values})
     return f" n={sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "") if sizes else ""
 
 
-def _share(cell: Cell | None) -> float:
-    return cell.mean if cell is not None and cell.values else math.nan
-
-
-def _format(cell: Cell | None) -> str:
+def _cell_text(cell: Cell | None) -> str:
     return f"{100 * cell.mean:.1f}" if cell is not None and cell.values else cell.state() if cell else "–"

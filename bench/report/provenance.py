@@ -1,4 +1,4 @@
-"""Where a number comes from: the keys behind each cell, and for each key its record, device and commit."""
+"""Where a number comes from: the keys of the evaluations behind it, and for each key its record, device and commit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 
 from bench.planning.job import EvaluationJob, Job
 from bench.records.store import Store
+from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 
 WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "Seeds")
@@ -16,7 +17,7 @@ TRAINING = ("Training s (× standard)", "Commit")
 
 @dataclass(frozen=True)
 class Origin:
-    """One record: what was asked and where it was done. `versions`: place in `Origins.versions`, None if unknown."""
+    """One record: its job and where that ran. `versions`: index into `Origins.versions`, None if unknown."""
 
     key: str
     kind: str
@@ -36,13 +37,13 @@ class Origins:
     lines: list[Origin]
     versions: list[str]
 
-    def places(self, keys: Iterable[str]) -> str:
-        """Places of these keys in the table, `3 17`: what a cell of the page carries."""
-        return " ".join(str(self._place[key]) for key in keys if key in self._place)
+    def positions(self, keys: Iterable[str]) -> str:
+        """Lines of these keys in the table of records, `3 17`: an attribute of a cell of the page."""
+        return " ".join(str(self._position[key]) for key in keys if key in self._position)
 
     @cached_property
-    def _place(self) -> dict[str, int]:
-        return {line.key: at for at, line in enumerate(self.lines)}
+    def _position(self) -> dict[str, int]:
+        return {line.key: k for k, line in enumerate(self.lines)}
 
 
 def origins(store: Store) -> Origins:
@@ -53,15 +54,14 @@ def origins(store: Store) -> Origins:
         origin = record.get("provenance") or {}
         commit = str(origin.get("commit") or "–") + (" (dirty)" if origin.get("dirty") is True else "")
         text = ", ".join(f"{name} {v}" for name, v in sorted((origin.get("versions") or {}).items()))
-        line = Origin(
-            job.key, job.kind, _asked(job), job.seed, job.needs[0] if job.needs else "", record["state"],
+        lines.append(Origin(
+            job.key, job.kind, _description(job), job.seed, job.needs[0] if job.needs else "", record["state"],
             origin.get("device") or "–", commit, versions.setdefault(text, len(versions)) if text else None,
-        )  # fmt: skip
-        lines.append(line)
+        ))  # fmt: skip
     return Origins(lines, list(versions))
 
 
-def _asked(job: Job) -> str:
+def _description(job: Job) -> str:
     """`trades (train_eps=0.2)`, or `pgd (loss=cw), Linf 0.1, n 1000`."""
     if not isinstance(job, EvaluationJob):
         return job.label()
@@ -69,8 +69,8 @@ def _asked(job: Job) -> str:
     return ", ".join([job.label(), *budget, f"n {job.n}"])
 
 
-def behind(row: Row, column: str) -> list[str]:
-    """Keys of the evaluations, or of the trainings, that a cell of the leaderboard rests on."""
+def keys_behind(row: Row, column: str) -> list[str]:
+    """Keys of the evaluations, or of the trainings, that a cell of the leaderboard was computed from."""
     if column in WORST:
         return of_worst(row)
     if column in TRAINING:
@@ -79,9 +79,7 @@ def behind(row: Row, column: str) -> list[str]:
         return of_clean(row)
     if column == "AutoAttack robust accuracy":
         return [key for name, cell in row.attacks.items() if cell is row.autoattack for key in of_attack(row, name)]
-    if "certified" in column:
-        return of_certificate(row)
-    return of_attack(row, column)
+    return of_certificate(row) if "certified" in column else of_attack(row, column)
 
 
 def of_attack(row: Row, name: str) -> list[str]:
@@ -90,13 +88,13 @@ def of_attack(row: Row, name: str) -> list[str]:
 
 
 def of_clean(row: Row, seeds: Container[int] | None = None) -> list[str]:
-    """The clean evaluations, of these seeds or of all."""
-    return _of(row, "clean", seeds)
+    """The clean evaluations of all seeds, or of these."""
+    return [e.key for e in _entries(row) if e.attack == "clean" and (seeds is None or e.seed in seeds)]
 
 
 def of_certificate(row: Row) -> list[str]:
-    """The certifying ones."""
-    return _of(row, "certify")
+    """The evaluations that certify."""
+    return [e.key for e in _entries(row) if e.attack == "certify"]
 
 
 def of_worst(row: Row) -> list[str]:
@@ -106,9 +104,8 @@ def of_worst(row: Row) -> list[str]:
 
 def of_training(row: Row) -> list[str]:
     """The trainings of the row."""
-    return list(dict.fromkeys(e.train_key for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())))
+    return list(dict.fromkeys(e.train_key for e in _entries(row)))
 
 
-def _of(row: Row, attack: str, seeds: Container[int] | None = None) -> list[str]:
-    found = [e for _, by in sorted(row.entries.items()) for _, e in sorted(by.items())]
-    return [e.key for e in found if e.attack == attack and (seeds is None or e.seed in seeds)]
+def _entries(row: Row) -> list[Evaluation]:
+    return [e for _, by_seed in sorted(row.entries.items()) for _, e in sorted(by_seed.items())]

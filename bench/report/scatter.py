@@ -1,141 +1,138 @@
-"""What robustness costs: clean accuracy and training time against the worst case, with the Pareto lines."""
+"""Clean accuracy and training time against the worst case, with the Pareto fronts of the tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.board import Board
-from bench.report.canvas import COLORS, MARKERS, Plot, drawn, slug
-from bench.report.captions import called, conditions, seeds_of
+from bench.report.canvas import COLORS, MARKERS, Plot, legend, single
+from bench.report.captions import conditions, joined, row_label, seeds_of, short
 from bench.report.provenance import of_clean, of_training, of_worst
 from bench.report.svg import INK
-from bench.report.text import joined, short
 from bench.results.cost import busy
 from bench.results.rows import Row
 from bench.tables.pareto import footing, fronts
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-NAMED = 16  # points named beside the drawing, those of the Pareto line first; all are in the table
+MAX_NAMES = 16  # points named beside the figure, those of the Pareto front first; all are in the table
 
 
-def clean_against_robust(found: list[Board]) -> list[Plot]:
-    """One for each table with at least two rows that have both numbers."""
-    title, label = "Clean against robust", "Clean accuracy (%)"
-    return [plot for board in found if (plot := _scatter(board, "clean", title, label, _clean)) is not None]
+def clean_against_robust(boards: list[Board]) -> list[Plot]:
+    """One figure for each table with at least two rows that have both numbers."""
+    return _scatters(boards, "clean", lambda row: 100 * row.clean.mean)
 
 
-def cost_against_robust(found: list[Board]) -> list[Plot]:
-    """Training seconds, of all trainings that were timed."""
-    title, label = "Cost against robust", "Training time (s)"
-    return [plot for board in found if (plot := _scatter(board, "seconds", title, label, _seconds)) is not None]
+def cost_against_robust(boards: list[Board]) -> list[Plot]:
+    """The same with the training time in seconds, of all trainings that were timed."""
+    return _scatters(boards, "seconds", lambda row: row.train_seconds)
 
 
-def _clean(row: Row) -> float:
-    return 100 * row.clean.mean
+def _scatters(boards: list[Board], kind: str, x_of: Callable[[Row], float]) -> list[Plot]:
+    found = []
+    for board in boards:
+        points = [(x_of(row), row) for row in board.rows if row.worst.values and not math.isnan(x_of(row))]
+        if len(points) > 1:
+            found.append(_scatter(board, kind, points))
+    return found
 
 
-def _seconds(row: Row) -> float:
-    return row.train_seconds
+def _scatter(board: Board, kind: str, points: list[tuple[float, Row]]) -> Plot:
+    rows, timed = [row for _, row in points], kind == "seconds"
+    title, label = ("Cost", "Training time (s)") if timed else ("Clean", "Clean accuracy (%)")
+    classes, on_fronts = _classes(rows, kind), fronts(board.rows)
+    on_front = [on_fronts.get(id(row), {}).get(kind) for row in rows]  # None: its class has no front
+    return board.plot(
+        "cost" if timed else "clean",
+        f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
+        "A line joins models that none of its color beats in both, the Pareto front of the table (UNSOUND ones are on "
+        "none); a color is what may be compared: one architecture, ranked or provisional, on the same images"
+        f"{', timed alike' * timed}. Bars are 95 % Wilson intervals. {conditions(rows)}{_about_x(rows, kind)}",
+        ["point", "defense", label, "worst case (%)", "on the Pareto line", "compared among"],
+        [
+            [
+                k, row_label(row), round(x, 2), round(100 * row.worst.mean, 2),
+                {True: "yes", False: "no", None: "–"}[on], name,
+            ]
+            for k, ((x, row), on, name) in enumerate(zip(points, on_front, classes, strict=True), 1)
+        ],
+        _drawing(points, on_front, classes, label, timed),
+        [{2: of_training(row) if timed else of_clean(row), 3: of_worst(row)} for row in rows],
+        title=f"{title} against robust: ",
+    )  # fmt: skip
 
 
-def _classes(rows: list[Row], kind: str) -> dict[str, list[Row]]:
-    """Rows that may be compared (`bench.tables.pareto`), by what tells their class from the others here."""
+def _drawing(
+    points: list[tuple[float, Row]], on_front: list[bool | None], classes: list[str], label: str, timed: bool
+) -> Figure:
+    figure, axes = single(9.2, 4.4)
+    at = [(x, 100 * row.worst.mean) for x, row in points]
+    for k, name in enumerate(dict.fromkeys(classes)):
+        color, members = COLORS[k % len(COLORS)], [i for i, other in enumerate(classes) if other == name]
+        x, y = zip(*(at[i] for i in members), strict=True)
+        low, high = zip(*(points[i][1].worst.interval() for i in members), strict=True)
+        axes.vlines(x, [100 * v for v in low], [100 * v for v in high], color=color, linewidth=1.0, alpha=0.3)
+        axes.plot(x, y, MARKERS[k % len(MARKERS)], color=color, markersize=5, label=short(name, 50))
+        front = sorted(at[i] for i in members if on_front[i])
+        if front:
+            axes.plot(*zip(*front, strict=True), "-", color=color, linewidth=1.2)
+    for k, point in enumerate(at, 1):
+        axes.annotate(str(k), point, (4, 3), textcoords="offset points", fontsize=7.5, color=INK)
+    order = sorted(range(len(points)), key=lambda i: not on_front[i])
+    names = [f"{i + 1}  {short(row_label(points[i][1]), 40)}" for i in order[:MAX_NAMES]]
+    names += [f"and {len(points) - MAX_NAMES} more: see the table"] if len(points) > MAX_NAMES else []
+    axes.text(1.02, 1.0, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8.5, color=INK)
+    axes.set(xlabel=label, ylabel="Worst-case accuracy (%)")
+    if timed and min(x for x, _ in points) > 0:
+        _logarithmic(axes)
+    if len(set(classes)) > 1:
+        legend(figure, "lower left", ncols=2)
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the default one writes formulas
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _classes(rows: list[Row], kind: str) -> list[str]:
+    """For each row the name of the class of rows that it may be compared with (`bench.tables.pareto`): the facts in
+    which the classes of this figure differ."""
     members: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         members.setdefault(footing(row, kind), []).append(row)
     facts = [_facts(each[0], kind) for each in members.values()]
     differ = [k for k in range(len(facts[0])) if len({each[k] for each in facts}) > 1]
-    found: dict[str, list[Row]] = {}
-    for place, (each, members_) in enumerate(zip(facts, members.values(), strict=True), 1):
+    names: dict[tuple[Any, ...], str] = {}
+    for number, (key, each) in enumerate(zip(members, facts, strict=True), 1):
         name = ", ".join(each[k] for k in differ) or "all"
-        found[f"{name} ({place})" if name in found else name] = members_  # other images, of which no name tells
-    return found
+        # classes on other images differ in no fact that a name could give
+        names[key] = f"{name} ({number})" if name in names.values() else name
+    return [names[footing(row, kind)] for row in rows]
 
 
 def _facts(row: Row, kind: str) -> tuple[str, ...]:
+    facts = (row.model, f"n {row.worst.n}", "provisional" if row.provisional else "ranked")
+    if kind != "seconds":
+        return facts
     trainings = [e for by in row.entries.values() for e in by.values()]
     data = joined(sorted({int(e.train_images) for e in trainings}))
     shared = "" if not row.shared else "shared machine" if all(map(busy, trainings)) else "partly shared machine"
     devices = joined(sorted({str(e.train_device) for e in trainings}))
-    timed = (f"{data} training images", devices, shared or "machine of its own") if kind == "seconds" else ()
-    return row.model, f"n {row.worst.n}", "provisional" if row.provisional else "ranked", *timed
+    return (*facts, f"{data} training images", devices, shared or "machine of its own")
 
 
-def _logarithmic(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    # not matplotlib's own: that one writes formulas
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _of_x(rows: list[Row], kind: str) -> str:
-    """What the numbers along the axis rest on: they may be of more seeds, or images, than the worst case is."""
+def _about_x(rows: list[Row], kind: str) -> str:
+    """What the numbers along the axis are means of: they may be over more seeds or images than the worst case."""
     if kind == "seconds":
         trainings = [e for row in rows for by in row.entries.values() for e in by.values()]
         seeds = sorted({e.seed for e in trainings if not math.isnan(e.train_seconds)})
         return f" Times are means over seeds {joined(seeds)}."
-    sizes = joined(row.clean.n for row in rows)
-    return f" Clean accuracy: n {sizes}, mean over seeds {seeds_of(row.clean for row in rows)}."
-
-
-def _scatter(board: Board, kind: str, title: str, label: str, x_of: Callable[[Row], float]) -> Plot | None:
-    rows = [row for row in board.rows if row.worst.values and not math.isnan(x_of(row))]
-    if len(rows) < 2:
-        return None
-    figure, axes = drawn(9.2, 4.4)
-    classes, found = _classes(rows, kind), fronts(board.rows)
-    on_line = {id(row): found.get(id(row), {}).get(kind) for row in rows}
-    for k, (name, members) in enumerate(classes.items()):
-        color, marker = COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)]
-        points = [(x_of(row), 100 * row.worst.mean) for row in members]
-        low, high = zip(*(row.worst.interval() for row in members), strict=True)
-        x, y = zip(*points, strict=True)
-        axes.vlines(x, [100 * v for v in low], [100 * v for v in high], color=color, linewidth=1.0, alpha=0.3)
-        axes.plot(x, y, marker, color=color, markersize=5, label=short(name, 50))
-        front = sorted(point for point, row in zip(points, members, strict=True) if on_line[id(row)])
-        if front:
-            axes.plot(*zip(*front, strict=True), "-", color=color, linewidth=1.2)
-    for place, row in enumerate(rows, 1):
-        axes.annotate(
-            str(place), (x_of(row), 100 * row.worst.mean), (4, 3), textcoords="offset points", fontsize=7.5, color=INK
-        )
-    first = [(not on_line[id(row)], place, row) for place, row in enumerate(rows, 1)]
-    listed = [f"{place}  {short(called(row), 40)}" for _, place, row in sorted(first, key=lambda t: t[:2])[:NAMED]]
-    listed += [f"and {len(rows) - NAMED} more: see the table"] if len(rows) > NAMED else []
-    axes.text(1.02, 1.0, "\n".join(listed), transform=axes.transAxes, va="top", fontsize=8.5, color=INK)
-    axes.set_xlabel(label)
-    axes.set_ylabel("Worst-case accuracy (%)")
-    if kind == "seconds" and min(x_of(row) for row in rows) > 0:
-        _logarithmic(axes)
-    if len(classes) > 1:
-        figure.legend(loc="outside lower left", frameon=False, labelcolor=INK, fontsize=9, ncols=2)
-    class_of = {id(row): name for name, members in classes.items() for row in members}
-    return Plot(
-        slug("cost" if kind == "seconds" else kind, board.dataset, board.threat, board.kind),
-        f"{title}: {board.dataset}, {board.threat}, {board.kind.lower()}",
-        f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
-        "A line joins models that none of its color beats in both, the Pareto front of the table (UNSOUND ones are on "
-        "none); a color is what may be compared: one architecture, ranked or provisional, on the same images"
-        + (", timed alike. " if kind == "seconds" else ". ")
-        + "Bars are 95 % Wilson intervals. " + conditions(rows)
-        + _of_x(rows, kind),
-        ["point", "defense", label, "worst case (%)", "on the Pareto line", "compared among"],
-        [
-            [
-                place, called(row), round(x_of(row), 2), round(100 * row.worst.mean, 2),
-                {True: "yes", False: "no", None: "–"}[on_line[id(row)]], class_of[id(row)],
-            ]
-            for place, row in enumerate(rows, 1)
-        ],
-        figure,
-        board.dataset,
-        board.threat,
-        [{2: of_training(row) if kind == "seconds" else of_clean(row), 3: of_worst(row)} for row in rows],
-    )  # fmt: skip
+    cells = [row.clean for row in rows]
+    return f" Clean accuracy: n {joined(cell.n for cell in cells)}, mean over seeds {joined(seeds_of(cells))}."

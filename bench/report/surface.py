@@ -6,23 +6,23 @@ import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon
 
 from bench.records.store import Store
-from bench.report.canvas import STYLE, Plot, slug
+from bench.report.canvas import Plot, page_style, slug
+from bench.report.captions import by_setting, joined, measured_on, model_label, short
 from bench.report.contours import fill
 from bench.report.svg import INK
-from bench.report.text import joined, short
 from bench.results.evaluations import Evaluation
 
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+Array = np.ndarray[Any, Any]
 
-    Array = np.ndarray[Any, Any]
-
-MOST = 8  # models of a figure; its table has all
+MAX_MODELS = 8  # models of a figure; its table has all
 MEASURES = ("clean_loss", "nonlinearity", "off_gradient")
 
 
@@ -46,49 +46,36 @@ class Measured:
     @property
     def bend(self) -> float:
         """Mean nonlinearity; infinite where one is not finite."""
-        import numpy as np
-
         found = self.values["nonlinearity"]
         return float(found.mean()) if np.isfinite(found).all() else math.inf
 
 
 def surfaces(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
     """One figure for each data set, budget and setting of `surface` that is done, on test images."""
-    groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
-    for entry in (e for e in evaluations if (e.attack, e.state, e.split) == ("surface", "done", "test")):
-        place = (entry.dataset, f"{entry.norm} eps = {entry.eps}", entry.attack_label)
-        groups.setdefault(place, {}).setdefault(entry.config, []).append(entry)
     found = []
-    for place, by_config in sorted(groups.items()):
-        nets = {entries[0].model for entries in by_config.values()}
-        models = [m for entries in by_config.values() if (m := _measured(store, entries, len(nets) > 1)) is not None]
+    for place, by_config in by_setting(evaluations, "surface"):
+        several = len({entries[0].model for entries in by_config}) > 1
+        models = [each for entries in by_config if (each := _measured(store, entries, several)) is not None]
         if models:
             reach = store.evaluation(models[0].entries[0].key).attack.settings.get("reach", 1.0)
             found.append(_figure(place, sorted(models, key=lambda m: (m.bend, m.name)), float(reach)))
     return found
 
 
-def _measured(store: Store, entries: list[Evaluation], with_net: bool) -> Measured | None:
-    """Nothing where the samples hold no surface (an evaluation of that name from elsewhere)."""
-    import numpy as np
-
+def _measured(store: Store, entries: list[Evaluation], with_architecture: bool) -> Measured | None:
+    """None where the samples hold no surface (an evaluation of that name from elsewhere)."""
     # of one seed the evaluation of most images
     longest = {entry.seed: entry for entry in sorted(entries, key=lambda entry: entry.n)}
     entries = [longest[seed] for seed in sorted(longest)]
     held: list[dict[str, Any]] = [store.samples(entry.key) for entry in entries]
     if any(not {*MEASURES, "loss"} <= samples.keys() or samples["loss"].ndim != 3 for samples in held):
         return None
-    first = entries[0]
-    name = f"{first.defense_label}, {first.model}" if with_net else first.defense_label
-    budget = f" trained at {first.train_eps}" if first.train_eps is not None else ""
     values = {column: np.concatenate([samples[column] for samples in held]) for column in MEASURES}
-    return Measured(f"{name}{budget}", entries, values, _panels(held[0]))
+    return Measured(model_label(entries[0], with_architecture), entries, values, _panels(held[0]))
 
 
 def _panels(samples: dict[str, Any]) -> list[Panel]:
     """Mean over images, the image of median nonlinearity (of an even number the lower one), and that of the largest."""
-    import numpy as np
-
     bend, loss = samples["nonlinearity"], samples["loss"].astype(np.float64)
     whole = np.isfinite(loss).all((1, 2)) & np.isfinite(bend)
     if not whole.any():
@@ -106,27 +93,27 @@ def _panels(samples: dict[str, Any]) -> list[Panel]:
 
 def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -> Plot:
     dataset, threat, setting = place
-    entries = [entry for model in models for entry in model.entries]
-    few = f" Drawn are the {MOST} of {len(models)} models with the least nonlinearity; the table has all."
+    few = ""
+    if len(models) > MAX_MODELS:
+        few = f" Drawn are the {MAX_MODELS} of {len(models)} models with the least nonlinearity; the table has all."
     return Plot(
-        slug("surface", dataset, threat, setting),
+        slug("surface", *place),
         f"{dataset}, {threat}, {setting}",
-        f"Contour maps of the loss around test images, three for each of {min(len(models), MOST)} models; the table "
-        "has their numbers over all images.",
+        f"Contour maps of the loss around test images, three for each of {min(len(models), MAX_MODELS)} models; the "
+        "table has their numbers over all images.",
         "Cross-entropy of an image moved along the steepest direction of its loss (to the right) and along a random "
         "one (upwards), in units of eps and clipped to [0,1]. Dot: the image; triangle: one whole gradient step; line: "
         "edge of the ball. Every panel has its own colors, from dark at its lowest to bright at its highest loss, "
         "which stand above it. Median and largest are by nonlinearity: how far the loss in the ball is from what the "
         "gradient foretells (Qin et al. 2019 search the whole ball, so on one plane it is a lower bound). Off "
         "gradient: highest loss in the ball less that of the whole gradient step. A smooth surface is no proof of "
-        f"robustness. n {joined(entry.n for entry in entries)}; eps {threat.replace('eps = ', '')}; "
-        f"seeds {joined(entry.seed for entry in entries)}; device {joined(entry.device for entry in entries)}. "
-        f"Panels are of seed {joined(model.entries[0].seed for model in models[:MOST])}, numbers of all seeds."
-        + (few if len(models) > MOST else ""),
+        f"robustness. {measured_on([entry for model in models for entry in model.entries])} "
+        f"Panels are of seed {joined(model.entries[0].seed for model in models[:MAX_MODELS])}, numbers of all seeds."
+        f"{few}",
         ["defense", "clean loss", "nonlinearity, mean", "nonlinearity, median", "nonlinearity, largest",
          "off gradient, mean", "off gradient above 0 (% of images)"],
         [[model.name, *_numbers(model.values)] for model in models],
-        _drawing(models[:MOST], reach, threat.startswith("Linf")),
+        _drawing(models[:MAX_MODELS], reach, threat.startswith("Linf")),
         dataset,
         threat,
         [{0: [entry.key for entry in model.entries]} for model in models],
@@ -135,8 +122,6 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
 
 def _numbers(values: dict[str, Array]) -> list[str]:
     """The cells of a model's line, over the images of all its seeds."""
-    import numpy as np
-
     clean, bend, off = (values[name] for name in MEASURES)
     asked = ((clean, np.mean), (bend, np.mean), (bend, np.median), (bend, np.max), (off, np.mean))
     known = [f"{float(pick(of)):.4g}" if np.isfinite(of).all() else "not finite" for of, pick in asked]
@@ -145,10 +130,7 @@ def _numbers(values: dict[str, Array]) -> list[str]:
 
 def _drawing(models: list[Measured], reach: float, linf: bool) -> Figure:
     """A row for each model: its name and numbers, then its panels."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
+    with page_style():
         figure = Figure(figsize=(8.6, 0.4 + 1.8 * len(models)), layout="constrained")
         grid = figure.subplots(len(models), 4, squeeze=False, width_ratios=[1.2, 1, 1, 1])
     for k, (model, (label, *row)) in enumerate(zip(models, grid, strict=True)):
@@ -167,9 +149,6 @@ def _drawing(models: list[Measured], reach: float, linf: bool) -> Figure:
 
 
 def _panel(axes: Axes, panel: Panel, reach: float, linf: bool) -> None:
-    import numpy as np
-    from matplotlib.patches import Circle, Polygon
-
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     for of in (axes.xaxis, axes.yaxis):
         of.set_ticks([-reach, 0, reach], [f"{-reach:g}", "0", f"{reach:g}"], fontsize=7.5)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from xml.etree import ElementTree
 
-from bench.report.text import plain
+from bench.terminal import printable
 
 INK = "#1b1f24"  # what becomes the page's text color
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -29,7 +29,7 @@ def inline(content: bytes, name: str, alt: str) -> str:
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     box = root.attrib["viewBox"].split()
-    root.attrib |= {"role": "img", "aria-label": plain(alt), "width": f"{float(box[2]) * 4 / 3:.0f}"}
+    root.attrib |= {"role": "img", "aria-label": printable(alt), "width": f"{float(box[2]) * 4 / 3:.0f}"}
     own = "s" + hashlib.sha256(name.encode()).hexdigest()[:6]
     names: dict[str, str] = {}
     for element in root.iter():

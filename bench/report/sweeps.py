@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
-from bench.report.canvas import COLORS, MARKERS, Plot, drawn, slug
-from bench.report.captions import conditions
-from bench.report.svg import INK
-from bench.report.text import short
+from matplotlib.axes import Axes
+
+from bench.report.canvas import COLORS, MARKERS, Plot, legend, single, slug
+from bench.report.captions import conditions, short
 from bench.results.worst_case import Cell
 from bench.tables.equivalence import Match
 from bench.tables.sweep import Series
 from bench.tables.sweep_text import Map, lines, map_lines, map_title, title
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 
 def sweep_plot(series: Series) -> Plot:
     """One line a column through the means with bars of 95 %; each seed is a small point, and where every value has
     several a band reaches over them; a collapsed seed is a cross, and `standard` a dotted line."""
-    figure, axes = drawn(8.6, 4.4)
+    figure, axes = single(8.6, 4.4)
     for k, name in enumerate(series.columns):
         _line(axes, series, name, COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)])
-    axes.set_xlabel(series.setting)
-    axes.set_ylabel("Accuracy (%)")
-    axes.set_ylim(0, 102)
-    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
+    axes.set(xlabel=series.setting, ylabel="Accuracy (%)", ylim=(0, 102))
+    legend(figure, "right upper")
     found = lines(series)
     row, budget = series.row, "" if series.setting == "eps" else series.row.eps or ""
     return Plot(
@@ -54,8 +49,8 @@ def _line(axes: Axes, series: Series, name: str, color: str, marker: str) -> Non
     means = [series.mean(cell) for cell in cells]
     y = [100 * cell.mean for cell in means]
     low, high = zip(*(cell.interval() for cell in means), strict=True)
-    bars = [[m - 100 * v for m, v in zip(y, low, strict=True)], [100 * v - m for m, v in zip(y, high, strict=True)]]
-    axes.errorbar(x, y, yerr=[[max(v, 0) for v in side] for side in bars], fmt="none", ecolor=color, alpha=0.6)
+    bars = _bars(y, [100 * v for v in low], [100 * v for v in high])
+    axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=color, alpha=0.6)
     axes.plot(x, y, "-", color=color, linewidth=1.4)
     for p, m in zip(points, y, strict=True):
         face = "none" if p.row.verdict == "UNSOUND" else color
@@ -75,40 +70,42 @@ def _line(axes: Axes, series: Series, name: str, color: str, marker: str) -> Non
         axes.axhline(100 * base.mean, color=color, linestyle=":", linewidth=1)
 
 
+def _bars(y: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+    """Lengths of error bars; an end of an interval may lie a rounding error on the other side of its mean."""
+    below = [max(m - v, 0) for m, v in zip(y, low, strict=True)]
+    return [below, [max(v - m, 0) for m, v in zip(y, high, strict=True)]]
+
+
 def map_plot(found: Map) -> Plot | None:
     """Matched values with their intervals, a color for each column; None where nothing lies within B's range."""
     a, b, matches = found
     inside = [m for m in matches if math.isfinite(m.b)]
     if not inside:
         return None
-    figure, axes = drawn(8.6, 4.4)
+    figure, axes = single(8.6, 4.4)
     ends = b.points[0].x, b.points[-1].x
     for k, name in enumerate(dict.fromkeys(m.column for m in inside)):
         members = [m for m in inside if m.column == name]
-        bars = [[m.b - max(m.low, ends[0]) for m in members], [min(m.high, ends[1]) - m.b for m in members]]
-        form, color = f"{MARKERS[k % len(MARKERS)]}-", COLORS[k % len(COLORS)]
-        axes.errorbar(
-            [m.a for m in members], [m.b for m in members], yerr=[[max(v, 0) for v in side] for side in bars],
-            fmt=form, color=color, capsize=2, markersize=5, elinewidth=0.9, label=short(name, 40),
-        )  # fmt: skip
+        x, y = [m.a for m in members], [m.b for m in members]
+        bars = _bars(y, [max(m.low, ends[0]) for m in members], [min(m.high, ends[1]) for m in members])
+        marker, color = MARKERS[k % len(MARKERS)], COLORS[k % len(COLORS)]
+        style: dict[str, Any] = {"color": color, "capsize": 2, "markersize": 5, "elinewidth": 0.9}
+        axes.errorbar(x, y, yerr=bars, fmt=f"{marker}-", label=short(name, 40), **style)
         for m in (m for m in members if m.verdict == "UNSOUND"):
-            axes.plot(m.a, m.b, form[0], color=color, markerfacecolor="white", markersize=5, zorder=3)
-    axes.set_xlabel(f"{a.defense} {a.setting}")
-    axes.set_ylabel(f"{b.defense} {b.setting} of the same accuracy")
+            axes.plot(m.a, m.b, marker, color=color, markerfacecolor="white", markersize=5, zorder=3)
+    axes.set(xlabel=f"{a.defense} {a.setting}", ylabel=f"{b.defense} {b.setting} of the same accuracy")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
-    told = map_lines(found)
+    legend(figure, "right upper")
+    numbers, place = map_lines(found), (a.row.dataset, a.row.norm or "", a.row.eps or "")
     return Plot(
-        slug(
-            "map", a.defense, a.setting, b.defense, b.setting, a.row.dataset, a.row.norm or "", a.row.eps or "", a.fixed
-        ),
+        slug("map", a.defense, a.setting, b.defense, b.setting, *place, a.fixed),
         map_title(a, f"{b.defense} {b.setting}"),
         f"Chart of the {b.setting} of {b.defense} that is as accurate as each {a.setting} of {a.defense}.",
         f"The least {b.setting} at which {b.defense} is as accurate, by a monotone fit; bars are 95 % bootstrap "
         "intervals over images, cut at the range trained; hollow marks are unsound rows. Values outside the range are "
         "in the table. " + conditions([a.row, b.row], cells=_matched(a, inside)),
-        list(told[0]),
-        [list(line.values()) for line in told],
+        list(numbers[0]),
+        [list(line.values()) for line in numbers],
         figure,
         a.row.dataset,
     )

@@ -1,4 +1,4 @@
-"""Training curves: loss by epoch, a panel for each configuration, each seed a line; validation accuracy where taken."""
+"""Training curves: loss by epoch, a panel for each configuration and a line for each seed; validation accuracy too."""
 
 from __future__ import annotations
 
@@ -6,55 +6,60 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from bench.planning.job import TrainJob
-from bench.records import training_log as curves
+from bench.records import training_log as logs
 from bench.records.store import Store
 from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
+from bench.report.captions import joined, setup, short
 from bench.report.svg import INK
-from bench.report.text import joined, short
 from bench.results.rows import Row
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-MOST_PANELS, ACROSS = 20, 4
-MOST_POINTS, MARKED = 60, 12  # points of a line (its CSV has all); so few are marked one by one
+MAX_PANELS, ACROSS = 20, 4
+MAX_POINTS, MAX_MARKED = 60, 12  # points of a line (its CSV has all); of so few, each is marked
 
 
 @dataclass(frozen=True)
-class Course:
-    """One training: its job, state, device and the numbers of each epoch. `terms`: what its loss is the sum of."""
+class LoggedTraining:
+    """One training and the numbers of each epoch. `terms`: names of the terms whose sum is its loss."""
 
     job: TrainJob
     state: str
     device: str
-    log: list[curves.Line]
+    log: list[logs.Line]
     terms: tuple[str, ...]
 
     @cached_property
     def loss(self) -> list[float]:
-        """By epoch."""
-        return [curves.total(line, self.terms) for line in self.log]
+        """Loss by epoch."""
+        return [logs.total(line, self.terms) for line in self.log]
 
     @cached_property
     def validation(self) -> list[float]:
-        """Validation accuracy in percent by epoch; NaN where it was not taken."""
-        return [100 * line.get(curves.VALIDATION, math.nan) for line in self.log]
+        """Validation accuracy in percent by epoch; NaN where it was not measured."""
+        return [100 * line.get(logs.VALIDATION, math.nan) for line in self.log]
+
+    @property
+    def about(self) -> dict[str, object]:
+        """Defense and seed."""
+        return {"defense": self.job.label(), "seed": self.job.seed}
 
 
 def training_curves(store: Store, rows: list[Row]) -> list[Plot]:
     """One figure for each data set with a training whose log lies in the results folder."""
-    groups: dict[str, dict[str, list[Course]]] = {}
-    for course in _courses(store):
-        config = json.dumps(course.job.without_seed(), sort_keys=True)
-        groups.setdefault(course.job.data.name, {}).setdefault(config, []).append(course)
-    place = {row.train_key: at for at, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
+    groups: dict[str, dict[str, list[LoggedTraining]]] = {}
+    for training in _logged(store):
+        config = json.dumps(training.job.without_seed(), sort_keys=True)
+        groups.setdefault(training.job.data.name, {}).setdefault(config, []).append(training)
+    rank = {row.train_key: k for k, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
     found = []
     for dataset, by_config in sorted(groups.items()):
-        order = sorted(by_config.values(), key=lambda by: min(place.get(c.job.key, len(place)) for c in by))
-        found.append(_figure(dataset, order))
+        order = sorted(by_config.values(), key=lambda by: min(rank.get(c.job.key, len(rank)) for c in by))
+        found.append(_figure(dataset, [sorted(by, key=lambda c: c.job.seed) for by in order]))
     return found
 
 
@@ -62,108 +67,103 @@ def _best_first(row: Row) -> tuple[bool, float]:
     return row.defense != "standard", -row.worst.mean if row.worst.values else 1.0
 
 
-def _courses(store: Store) -> list[Course]:
-    found: list[tuple[TrainJob, dict[str, Any], list[curves.Line]]] = []
+def _logged(store: Store) -> list[LoggedTraining]:
+    found: list[tuple[TrainJob, dict[str, Any], list[logs.Line]]] = []
     for key, job in store.jobs().items():
-        if isinstance(job, TrainJob) and (log := curves.read(store, key)):
+        if isinstance(job, TrainJob) and (log := logs.read(store, key)):
             found.append((job, store.record(key) or {}, log))
-    terms: dict[str, tuple[str, ...]] = {}  # of a defense, for a training that ended before it could tell them
-    for job, record, _ in found:
-        own = (record.get("metrics") or {}).get("final_terms")
-        terms |= {job.defense.name: tuple(own)} if own else {}
+    # a training that was stopped before it stored the names of its terms has those of its defense
+    terms = {job.defense.name: own for job, record, _ in found if (own := _terms(record))}
     return [
-        Course(
+        LoggedTraining(
             job,
             record.get("state", "running or killed"),
             (record.get("provenance") or {}).get("device") or "unknown",
             log,
-            tuple((record.get("metrics") or {}).get("final_terms") or terms.get(job.defense.name, ())),
+            _terms(record) or terms.get(job.defense.name, ()),
         )
         for job, record, log in found
     ]
 
 
-def _figure(dataset: str, order: list[list[Course]]) -> Plot:
-    shown = order[:MOST_PANELS]
-    figure, places = panels(len(shown), ACROSS, 2.3, 1.65)
-    for axes, by_seed in zip(places, shown, strict=True):
+def _terms(record: dict[str, Any]) -> tuple[str, ...]:
+    return tuple((record.get("metrics") or {}).get("final_terms") or ())
+
+
+def _figure(dataset: str, order: list[list[LoggedTraining]]) -> Plot:
+    shown = order[:MAX_PANELS]
+    figure, found = panels(len(shown), ACROSS, 2.3, 1.65)
+    for axes, by_seed in zip(found, shown, strict=True):
         _panel(axes, by_seed)
-    courses = [course for by_seed in order for course in sorted(by_seed, key=lambda c: c.job.seed)]
-    few = (
-        f" Drawn are {len(shown)} of {len(order)} configurations, the best; the table has all."
-        if order[MOST_PANELS:]
-        else ""
-    )
-    judged = any(math.isfinite(v) for c in courses for v in c.validation)
-    sizes = joined(c.job.data.train for c in courses)
+    trainings = [training for by_seed in order for training in by_seed]
+    few = f" Drawn are {len(shown)} of {len(order)} configurations, the best; the table has all."
+    validated = any(math.isfinite(v) for training in trainings for v in training.validation)
+    jobs = [training.job for training in trainings]
+    budgets = (f"{job.threat.norm} {job.threat.eps}" if job.threat else "none" for job in jobs)
+    caption = setup(
+        [f"{joined(job.data.train for job in jobs)} training images"], budgets, (job.seed for job in jobs),
+        (training.device for training in trainings),
+    )  # fmt: skip
     return Plot(
         slug("training", dataset),
         dataset,
         f"Training loss by epoch of {len(shown)} configurations, a panel each; the table has first and last values.",
         "Loss (mean over the steps of an epoch, the sum of a method's terms) by epoch, on a scale of its own in each "
         "panel, as methods minimize different sums: compare shapes, not heights. Each line is a seed. "
-        + ("Dashed: validation accuracy in percent, axis on the right. " if judged else "")
-        + f"n {sizes} training images; eps {joined(_eps(c) for c in courses)}; "
-        f"seeds {joined(c.job.seed for c in courses)}; device {joined(c.device for c in courses)}.{few}",
+        + ("Dashed: validation accuracy in percent, axis on the right. " if validated else "")
+        + f"{caption}{few if len(order) > MAX_PANELS else ''}",
         ["defense", "seed", "state", "epochs", "loss, first", "loss, last", "its terms, last", "validation (%), last"],
-        [_line(course) for course in courses],
+        [_numbers(training) for training in trainings],
         figure,
         dataset,
-        behind=[{0: [course.job.key]} for course in courses],
-        data=[_point(course, k) for course in courses for k in range(len(course.log))],
+        behind=[{0: [job.key]} for job in jobs],
+        data=[line for training in trainings for line in _epochs(training)],
     )
 
 
-def _panel(axes: Axes, by_seed: list[Course]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _panel(axes: Axes, by_seed: list[LoggedTraining]) -> None:
     axes.set_title(short(by_seed[0].job.label(), 34), fontsize=7.5, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(labelsize=7, length=2)
     right = None
-    for k, course in enumerate(sorted(by_seed, key=lambda c: c.job.seed)):
+    for k, training in enumerate(by_seed):
         style: dict[str, Any] = {"color": COLORS[k % len(COLORS)], "linewidth": 1.2}
-        style |= {"marker": "o", "markersize": 2.2} if len(course.log) <= MARKED else {}
-        x = [line["epoch"] for line in course.log]
-        keep = _some(list(range(len(x))))
-        axes.plot([x[i] for i in keep], [course.loss[i] for i in keep], DASHES[0], **style)
-        judged = _some([i for i, value in enumerate(course.validation) if math.isfinite(value)])
-        if judged:
+        style |= {"marker": "o", "markersize": 2.2} if len(training.log) <= MAX_MARKED else {}
+        x = [line["epoch"] for line in training.log]
+        axes.plot(_thinned(x), _thinned(training.loss), DASHES[0], **style)
+        measured = [(at, v) for at, v in zip(x, training.validation, strict=True) if math.isfinite(v)]
+        if measured:
             if right is None:
                 right = axes.twinx()
                 right.set_ylim(0, 100)
                 right.tick_params(labelsize=7, length=2)
-            right.plot([x[i] for i in judged], [course.validation[i] for i in judged], DASHES[1], **style)
+            right.plot(*zip(*_thinned(measured), strict=True), DASHES[1], **style)
 
 
-def _some(places: list[int]) -> list[int]:
-    """Evenly chosen ones, the first and the last among them."""
-    if len(places) <= MOST_POINTS:
-        return places
-    return [places[round(k * (len(places) - 1) / (MOST_POINTS - 1))] for k in range(MOST_POINTS)]
+def _thinned(values: list[Any]) -> list[Any]:
+    """At most `MAX_POINTS` of the values, evenly spaced, with the first and the last."""
+    if len(values) <= MAX_POINTS:
+        return values
+    return [values[round(k * (len(values) - 1) / (MAX_POINTS - 1))] for k in range(MAX_POINTS)]
 
 
-def _eps(course: Course) -> str:
-    threat = course.job.threat
-    return f"{threat.norm} {threat.eps}" if threat else "none"
-
-
-def _line(course: Course) -> list[object]:
-    last, loss = course.log[-1], [value for value in course.loss if math.isfinite(value)]
-    terms = " + ".join(f"{name} {last[name]:.4g}" for name in course.terms if name in last)
-    judged = [value for value in course.validation if math.isfinite(value)]
+def _numbers(training: LoggedTraining) -> list[object]:
+    last = training.log[-1]
+    loss, validation = ([v for v in values if math.isfinite(v)] for values in (training.loss, training.validation))
+    terms = " + ".join(f"{name} {last[name]:.4g}" for name in training.terms if name in last)
     return [
-        course.job.label(), course.job.seed, course.state, len(course.log),
+        *training.about.values(), training.state, len(training.log),
         f"{loss[0]:.4g}" if loss else "–", f"{loss[-1]:.4g}" if loss else "–", terms or "–",
-        f"{judged[-1]:.2f}" if judged else "–",
+        f"{validation[-1]:.2f}" if validation else "–",
     ]  # fmt: skip
 
 
-def _point(course: Course, k: int) -> dict[str, object]:
-    about = {"defense": course.job.label(), "seed": course.job.seed, "key": course.job.key}
-    return {**about, "epoch": int(course.log[k]["epoch"]), "loss": course.loss[k], **_own(course.log[k])}
-
-
-def _own(line: curves.Line) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name not in ("epoch", curves.TOTAL)}
+def _epochs(training: LoggedTraining) -> list[dict[str, object]]:
+    """Lines of the CSV."""
+    about = {**training.about, "key": training.job.key}
+    found: list[dict[str, object]] = []
+    for line, loss in zip(training.log, training.loss, strict=True):
+        own = {name: value for name, value in line.items() if name not in ("epoch", logs.TOTAL)}
+        found.append({**about, "epoch": int(line["epoch"]), "loss": loss, **own})
+    return found

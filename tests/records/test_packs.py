@@ -18,7 +18,7 @@ from bench.records.merge import merge
 from bench.records.pack import pack_records, unpack_records
 from bench.records.packs import Pack, PackError
 from bench.records.store import Store
-from bench.report.page import html
+from bench.report.page import render
 from bench.tables.leaderboard import markdown, write_leaderboard
 
 JOBS = matrix(3, 4)
@@ -60,7 +60,7 @@ def test_every_table_from_a_pack_equals_the_one_from_folders(pack: Path, bench: 
         write_leaderboard(store, store.root / "board.md", store.root / "tables")
     tables = {path.name: path.read_bytes() for path in (PACKED / "tables").iterdir()}
     assert tables == {path.name: path.read_bytes() for path in (FOLDERS / "tables").iterdir()}
-    assert html(packed).replace("packed", "folders") == html(folders)
+    assert render(packed)[0].replace("packed", "folders") == render(folders)[0]
     assert notebook.load(PACKED).equals(notebook.load(FOLDERS))
     key = next(job.key for job in JOBS if job.kind == "evaluate")
     assert notebook.samples(key, PACKED).equals(notebook.samples(key, FOLDERS))

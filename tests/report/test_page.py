@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 from factories import STANDARD, audited, evaluated, full, train_job, trained
 from harness import Bench
-from report_page import Page, all_judged, matrix
+from report_page import Page, all_judged, html, matrix
 
 from bench.core.stats import wilson
 from bench.records.store import Store
 from bench.report.board import boards
-from bench.report.classes import class_maps
-from bench.report.heatmap import heat_maps
+from bench.report.heatmap import class_maps, heat_maps
 from bench.report.lines import certified_curves, eps_curves
-from bench.report.page import html
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.sweeps import map_plot, sweep_plot
 from bench.results.worst_case import MEDIAN
@@ -129,11 +127,11 @@ def test_a_board_says_what_the_leaderboard_says(store: Store) -> None:
     assert cells["Best known robust accuracy"] == "41.00 (std 1.41)"
     assert cells["Seeds"] == "2/2 (0: 40.00, 1: 42.00)"
     suite = next(name for name in guard.row.attacks if name.startswith("autoattack"))
-    shown = {(e.attack, e.seed): (e.result, e.n, e.eps) for e in guard.evidence}
-    assert shown[suite, 0] == ("40.00 [37.01, 43.07]", 1000, "Linf 0.1")
-    assert shown["clean", 1][2] == "–"
+    shown = {(e.attack_label, e.seed): (result, e.n, e.eps) for e, result in guard.evidence}
+    assert shown[suite, 0] == ("40.00 [37.01, 43.07]", 1000, "0.1")
+    assert shown["clean", 1][2] is None
     failed = next(line for line in first.lines if line.row.defense == "standard")
-    assert [e.result for e in failed.evidence if e.attack == "onestep"] == ["error"]
+    assert [result for e, result in failed.evidence if e.attack == "onestep"] == ["error"]
 
 
 def test_an_invalid_row_shows_no_number(store: Store) -> None:
@@ -142,8 +140,8 @@ def test_an_invalid_row_shows_no_number(store: Store) -> None:
     object.__setattr__(row, "verdict", "INVALID")
     object.__setattr__(row, "findings", (Finding("C1", "X", note="why"),))
     (board,) = boards([row])
-    assert {e.result for e in board.lines[0].evidence} == {"invalid"}
-    assert [f.note for f in board.lines[0].found] == ["why"]
+    assert {result for _, result in board.lines[0].evidence} == {"invalid"}
+    assert [f.note for f in board.lines[0].findings] == ["why"]
 
 
 def test_signs_of_a_table_are_explained_below_it_as_in_the_leaderboard(store: Store) -> None:
@@ -210,7 +208,7 @@ def test_captions_name_the_seeds_and_sizes_that_are_in_the_numbers(store: Store)
     assert {row.seeds for row in rows} == {(0, 1, 2)}
     (curve,), found = eps_curves(rows), boards(rows)
     (clean,), (cost,), (heat,) = clean_against_robust(found), cost_against_robust(found), heat_maps(found)
-    assert "n 4; eps Linf on the axis; seeds 1; device CPU x. At eps 0: n 10, the seeds of" in curve.caption
+    assert "n 4; eps on the axis; seeds 1; device CPU x. At eps 0: n 10, the seeds of" in curve.caption
     assert "n 4; eps Linf 0.1; seeds 1; device CPU x. Clean accuracy: n 10, mean over seeds 0, 1." in clean.caption
     assert "n 4; eps Linf 0.1; seeds 1; device CPU x. Times are means over seeds 0, 1." in cost.caption
     assert "n 10, 4; eps Linf 0.1; seeds 0, 1; device CPU x" in heat.caption

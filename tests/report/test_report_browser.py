@@ -14,11 +14,10 @@ import pytest
 from browser import ABSENT, PROGRAM, Browser
 from factories import evaluated, trained
 from paths import ROOT
-from report_page import HOSTILE, log, matrix, picture, with_images
+from report_page import HOSTILE, html, log, matrix, picture, with_images
 
 from bench.records.store import Store
 from bench.report.images import Fetched, Wanted
-from bench.report.page import html
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=ABSENT)
 AXE = Path(os.environ.get("BENCH_AXE") or ROOT / ".venv" / "axe-core" / "package" / "axe.min.js")
@@ -27,7 +26,7 @@ COUNT = "document.getElementById('f-count').textContent"
 
 
 def fetch(wanted: list[Wanted]) -> Fetched:
-    return Fetched({one.key: [picture(8), picture(8, fooled=False)] for one in wanted}, ["Something is not here."])
+    return Fetched({one.entry.key: [picture(8), picture(8, fooled=False)] for one in wanted}, ["Something is not here."])
 
 
 @pytest.fixture(scope="module")

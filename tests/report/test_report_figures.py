@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from factories import evaluated, full, train_job, trained
 from harness import Bench, tiny, write_plugins
-from report_page import HOSTILE, Page, all_judged, log, matrix, picture, with_images
+from report_page import HOSTILE, Page, all_judged, html, log, matrix, picture, with_images
 
 from bench.commands.pictures import Pictures, _choose
 from bench.core.stats import wilson
@@ -21,9 +21,8 @@ from bench.planning.job import Job
 from bench.planning.job_fields import PluginChoice
 from bench.records.store import Store
 from bench.report.board import boards
-from bench.report.images import ROOM, Fetched, Picture, Wanted, image_grids
+from bench.report.images import MAX_PIXELS, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves
-from bench.report.page import html
 from bench.report.provenance import origins
 from bench.report.svg import inline
 from bench.report.training import training_curves
@@ -155,7 +154,7 @@ def test_every_cell_leads_to_the_records_that_it_rests_on(store: Store) -> None:
     text = html(store)
     order = re.findall(r'<tr id="k-(\w+)"', text)
     assert order == [one.key for one in known.lines] == store.keys()
-    places = known.places(behind["Standard accuracy"])
+    places = known.positions(behind["Standard accuracy"])
     assert [order[int(place)] for place in places.split()] == behind["Standard accuracy"]
     assert f'data-k="{places}">100.00' in text
     assert not [k for found in re.findall(r'data-k="([^"]*)"', text) for k in found.split() if int(k) >= len(order)]
@@ -209,10 +208,10 @@ def test_the_strongest_attack_that_kept_its_images_is_shown_for_each_model(store
 
     def fetch(wanted: list[Wanted]) -> Fetched:
         asked.extend(wanted)
-        return Fetched({wanted[0].key: [picture(28), picture(28, fooled=False)]}, ["Something is missing."])
+        return Fetched({wanted[0].entry.key: [picture(28), picture(28, fooled=False)]}, ["Something is missing."])
 
     (plot,), note = image_grids(store, boards(all_judged(store)), fetch)
-    assert [(one.key, one.attack) for one in asked] == [(strong, "steep")]
+    assert [(one.entry.key, one.entry.attack_label) for one in asked] == [(strong, "steep")]
     assert note == "Something is missing."
     assert [list(line) for line in plot.lines] == [
         [asked[0].name, "steep", 7, HOSTILE, "3", "0.88", "abstains", "–", "yes"],
@@ -230,9 +229,11 @@ def test_images_leave_the_page_room(store: Store) -> None:
         train = trained(store, name)
         evaluated(store, train, "clean", [1] * 4)
         with_images(store, train, "steep", 1)
-    side = math.isqrt(ROOM // 3 // 3) - 1  # in color, so that one strip fills the page
+    side = math.isqrt(MAX_PIXELS // 3 // 3) - 1  # in color, so that one strip fills the page
     plots, note = image_grids(
-        store, boards(all_judged(store)), lambda wanted: Fetched({w.key: [picture(side, channels=3)] for w in wanted})
+        store,
+        boards(all_judged(store)),
+        lambda wanted: Fetched({w.entry.key: [picture(side, channels=3)] for w in wanted}),
     )
     assert len(plots) == 1
     assert len(plots[0].lines) == 1
@@ -279,8 +280,8 @@ def test_pictures_are_the_images_judged_and_what_the_model_says_of_them(attacked
         assert shown.label == str(samples["label"][at])
         assert shown.fooled == (not samples["correct"][at])
         assert np.abs(shown.attacked - shown.clean).max() == pytest.approx(samples["size"][at], abs=1e-6)
-        assert shown.says is not None
-        (clean, sure), (attacked_as, _) = shown.says
+        assert shown.predictions is not None
+        (clean, sure), (attacked_as, _) = shown.predictions
         assert (clean == shown.label) == bool(samples["clean"][at])
         assert (attacked_as == shown.label) == (not shown.fooled)
         assert 0.1 < sure <= 1
@@ -301,7 +302,7 @@ def test_what_lies_not_here_or_is_damaged_is_said(attacked: Store, tmp_path: Pat
     for weights in attacked.root.glob("*/weights-last.safetensors"):
         weights.unlink()
     ((key, pictures),) = strips(attacked, tmp_path).strips.items()
-    assert [p.says for p in pictures] == [None] * len(pictures)
+    assert [p.predictions for p in pictures] == [None] * len(pictures)
     images = attacked.folder(key) / "adversarial.safetensors"
     images.write_bytes(images.read_bytes()[:-1] + b"\1")
     damaged = strips(attacked, tmp_path)
@@ -362,7 +363,7 @@ def test_twenty_defenses_fit_into_two_megabytes(store: Store) -> None:
                 with_images(store, job, "steep", 2, eps=eps, columns={"label": labels[:4]})
 
     def fetch(wanted: list[Wanted]) -> Fetched:
-        return Fetched({one.key: [noisy_picture(generator) for _ in range(3)] for one in wanted})
+        return Fetched({one.entry.key: [noisy_picture(generator) for _ in range(3)] for one in wanted})
 
     page = html(store, fetch)
     assert page.count("<image") >= 54

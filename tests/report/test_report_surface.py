@@ -27,7 +27,7 @@ from bench.jobs.evaluation_job import assemble
 from bench.planning.evaluations import shard_of
 from bench.planning.job import Job
 from bench.records.store import Store
-from bench.report.contours import LEVELS, POINTS, fill, shorten
+from bench.report.contours import LEVELS, MAX_POINTS, fill, simplified
 from bench.report.surface import _drawing, _measured, surfaces
 from bench.results.evaluations import evaluations
 from bench.tables.leaderboard import markdown
@@ -236,29 +236,23 @@ def test_what_varies_by_rounding_is_one_colour_and_what_is_rough_gets_fewer() ->
     count = len(axes.collections)
     assert count + 1 in LEVELS[1:]
     points = sum(len(path.vertices) for region in axes.collections for path in region.get_paths())
-    assert points <= POINTS or count + 1 == LEVELS[-1]
+    assert points <= MAX_POINTS or count + 1 == LEVELS[-1]
 
 
-def test_a_shorter_path_strays_no_further_than_it_may() -> None:
+def test_a_simplified_path_stays_near_the_original() -> None:
     angle = np.linspace(0, 2 * np.pi, 201)
     circle = np.stack([np.cos(angle), np.sin(angle)], 1)
-    for stray, fewer in ((0.05, 20), (0.001, 120)):
-        path = Line(circle.copy(), [Line.MOVETO, *[Line.LINETO] * 199, Line.CLOSEPOLY])
-        shorten(path, stray)
-        left = np.asarray(path.vertices)
-        assert 5 < len(left) < fewer
-        assert len(left) == len(path.codes)  # type: ignore[arg-type]
-        middles = (left[1:] + left[:-1]) / 2
-        assert 1 - np.hypot(*middles.T).min() < 1.5 * stray
-    there_and_back = Line(np.array([[0, 0], [1, 0], [0, 0], [0, 1]], float))
-    there_and_back.codes = [Line.MOVETO, *[Line.LINETO] * 3]
-    shorten(there_and_back, 0.1)
-    assert [1, 0] in np.asarray(there_and_back.vertices).tolist()
+    for tolerance, most in ((0.05, 30), (0.001, 120)):
+        found = simplified(Line(circle, [Line.MOVETO, *[Line.LINETO] * 199, Line.CLOSEPOLY]), tolerance)
+        points = np.asarray(found.vertices)
+        assert 5 < len(points) < most
+        middles = (points[1:] + points[:-1]) / 2
+        assert 1 - np.hypot(*middles.T).min() < 1.5 * tolerance
     square = [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2], [1, 2], [0, 2], [0, 1], [0, 0]]
-    path = Line(np.array(square + square, float), [Line.MOVETO, *[Line.LINETO] * 7, Line.CLOSEPOLY] * 2)
-    shorten(path, 1e-9)
-    corners = [[0, 0], [2, 0], [2, 2], [0, 2], [0, 1], [0, 0]]
-    assert np.asarray(path.vertices).tolist() == corners * 2  # what stands before the end of a polygon is kept
+    codes = [Line.MOVETO, *[Line.LINETO] * 7, Line.CLOSEPOLY] * 2
+    two = simplified(Line(np.array(square + square, float), codes), 1e-6)
+    assert list(two.codes).count(Line.MOVETO) == 2
+    assert {tuple(point) for point in np.asarray(two.vertices)} == {(0, 0), (0, 2), (2, 0), (2, 2)}
 
 
 @pytest.fixture(scope="module")

@@ -291,9 +291,9 @@ def test_the_page_shows_each_string_and_runs_nothing(outputs: Outputs) -> None:
 
 def printable_html(text: str) -> str:
     """As `visible`, and unassigned characters are blanks too."""
-    from bench.report.text import plain
+    from bench.terminal import printable
 
-    return plain(text)
+    return printable(text)
 
 
 def test_figures_are_written_without_a_string_as_markup(tmp_path: Path) -> None:
