@@ -20,7 +20,7 @@ from bench.data.datasets import Facts
 from bench.data.images import Data, test_block, to_channels_last, to_float
 from bench.jobs.isolated_model import IsolatedModel
 from bench.jobs.load_checkpoint import OWN, State, fill, read, unprefixed
-from bench.models.common import Inputs, Normalise
+from bench.models.common import Inputs, Normalize
 from bench.planning import catalog
 from bench.planning.job import ImportJob
 from bench.planning.job_fields import Normalization
@@ -37,7 +37,7 @@ def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module
     with scope(seed(job.seed, "init", job.model.name)):
         if job.model.sha256 is not None:
             net = _from_file(job.model.name, job.model.sha256)
-            return net if typed is None else nn.Sequential(Normalise(_inputs(facts, typed)), net)
+            return net if typed is None else nn.Sequential(Normalize(_inputs(facts, typed)), net)
         held = _held(state or {}, facts)
         if typed is not None and held is not None and not _agree(typed, held):
             raise ValueError(f"the checkpoint holds its own normalization ({_described(held)}); leave --normalise out")
@@ -192,7 +192,7 @@ def _differ(one: nn.Module, other: nn.Module, facts: Facts, seeds: tuple[int, in
 
 def chosen(model: nn.Module) -> str:
     """The normalization that bench put into a model, in words."""
-    inside = [module for module in model.modules() if isinstance(module, Normalise)]
+    inside = [module for module in model.modules() if isinstance(module, Normalize)]
     if not inside:
         return "normalization whatever the model file does (--normalise puts one before it)"
     means = Normalization(tuple(inside[0].mean.flatten().tolist()), tuple(inside[0].std.flatten().tolist()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ class Inputs(NamedTuple):
     std: tuple[float, ...]
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """(x - mean) / std per channel, with buffers of shape `1 c 1 1`; the image itself where mean is 0 and std is 1."""
 
     mean: Tensor
@@ -33,11 +35,24 @@ class Normalise(nn.Module):
             raise ValueError(f"mean {inputs.mean} and std {inputs.std}: expected {inputs.channels} values, std above 0")
         self.register_buffer("mean", torch.tensor(inputs.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(inputs.std).view(1, -1, 1, 1))
-        # decided once and not from the buffers: a look at them would be a host sync, and would stop a tracer
+        # computed once and not from the buffers, whose values would need a synchronization and would stop a tracer
         self.identity = all(m == 0 for m in inputs.mean) and all(s == 1 for s in inputs.std)
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.identity else (x - self.mean) / self.std
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], channels: int, widths: tuple[int, ...], blocks: tuple[int, ...]
+) -> nn.Sequential:
+    """The stages of a residual net: for each of the `widths` so many `blocks`, made from channels in, channels out and
+    stride. Each stage but the first halves the side."""
+    layers = list[nn.Module]()
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for place in range(count):
+            layers.append(block(channels, width, 2 if stage > 0 and place == 0 else 1))
+            channels = width
+    return nn.Sequential(*layers)
 
 
 class PreActBlock(nn.Module):
@@ -61,21 +76,15 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stem convolution, stages of `blocks` PreActBlocks of the given `widths` (each stage but the first halves the
-    side), BN - ReLU, global average pooling, `head`."""
+    """Stem convolution, `stages` of `blocks` PreActBlocks each, BN - ReLU, global average pooling, `head`."""
 
     def __init__(self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: int) -> None:
         super().__init__()
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         self.stem = nn.Conv2d(inputs.channels, stem, 3, padding=1, bias=False)
-        layers, channels = list[nn.Module](), stem
-        for stage, width in enumerate(widths):
-            for block in range(blocks):
-                layers.append(PreActBlock(channels, width, 2 if stage > 0 and block == 0 else 1))
-                channels = width
-        self.blocks = nn.Sequential(*layers)
-        self.bn = nn.BatchNorm2d(channels)
-        self.head = nn.Linear(channels, inputs.classes)
+        self.blocks = stages(PreActBlock, stem, widths, (blocks,) * len(widths))
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.head = nn.Linear(widths[-1], inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.blocks(self.stem(self.normalise(x)))))
@@ -109,46 +118,37 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem convolution with BN and ReLU, stages of so many `blocks` of the given `widths` (each stage but the first
-    halves the side), global average pooling, `head`."""
+    """Stem convolution with BN and ReLU, `stages` of ResidualBlocks, global average pooling, `head`."""
 
     def __init__(
         self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool = False
     ) -> None:
         super().__init__()
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         self.stem = conv_bn(inputs.channels, stem, 3)
-        layers, channels = list[nn.Module](), stem
-        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            for block in range(count):
-                layers.append(ResidualBlock(channels, width, 2 if stage > 0 and block == 0 else 1, bottleneck))
-                channels = width
-        self.blocks = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, inputs.classes)
+        self.blocks = stages(partial(ResidualBlock, bottleneck=bottleneck), stem, widths, blocks)
+        self.head = nn.Linear(widths[-1], inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.stem(self.normalise(x))))
         return self.head(x.mean((2, 3)))
 
 
-def he_normal(net: nn.Module) -> None:
-    """Convolutions from N(0, 2 / (k k out)) and zero biases of linear layers, as in the Wide ResNet code."""
+def he_normal(net: nn.Module) -> nn.Module:
+    """The net with convolutions from N(0, 2 / (k k out)), zero biases of linear layers: as in the Wide ResNet code."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             height, width = module.kernel_size
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / (height * width * module.out_channels)))
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+    return net
 
 
-def require_size(name: str, inputs: Inputs, smallest: int) -> None:
-    """Refuse images too small for this architecture. Raises ValueError in one line."""
-    if inputs.size < smallest:
-        raise ValueError(f"{name} needs images of at least {smallest} x {smallest} pixels, got {inputs.size}")
-
-
-def require_at_least(smallest: int, name: str, **settings: int) -> None:
-    """Refuse settings that are too small. Raises ValueError in one line that names the setting."""
+def require(name: str, inputs: Inputs, side: int, **settings: int) -> None:
+    """Reject images with a side below `side` pixels and settings below 1. Raises ValueError in one line."""
+    if inputs.size < side:
+        raise ValueError(f"{name} needs images of at least {side} x {side} pixels, got {inputs.size}")
     for setting, value in settings.items():
-        if value < smallest:
-            raise ValueError(f"{name}: {setting} is {value}; expected at least {smallest}")
+        if value < 1:
+            raise ValueError(f"{name}: {setting} is {value}; expected at least 1")

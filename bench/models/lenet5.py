@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalise, require_size
+from bench.models.common import Inputs, Normalize, require
 
 
 class LeNet5(nn.Module):
@@ -20,7 +20,7 @@ class LeNet5(nn.Module):
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
         side = (inputs.size // 2 - 4) // 2
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         self.conv1 = nn.Conv2d(inputs.channels, 6, 5, padding=2)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.pool = nn.MaxPool2d(2)
@@ -37,7 +37,7 @@ class LeNet5(nn.Module):
 
 def build(inputs: Inputs) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 14 or an odd one."""
-    require_size("lenet5", inputs, 14)
+    require("lenet5", inputs, 14)
     if inputs.size % 2:
         raise ValueError(f"lenet5 needs an even side of at least 14 pixels, got {inputs.size}")
     return LeNet5(inputs)

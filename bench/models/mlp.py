@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalise, require_at_least
+from bench.models.common import Inputs, Normalize, require
 
 
 class MLP(nn.Module):
@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: Inputs, width: int, depth: int) -> None:
         super().__init__()
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         layers, features = list[nn.Module](), inputs.channels * inputs.size**2
         for _ in range(depth):
             layers += [nn.Linear(features, width), nn.ReLU()]
@@ -31,6 +31,7 @@ class MLP(nn.Module):
 
 def build(inputs: Inputs, *, width: int = 256, depth: int = 2) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a width below 1 or a negative depth."""
-    require_at_least(1, "mlp", width=width)
-    require_at_least(0, "mlp", depth=depth)
+    require("mlp", inputs, 1, width=width)
+    if depth < 0:
+        raise ValueError(f"mlp: depth is {depth}; expected at least 0")
     return MLP(inputs, width, depth)

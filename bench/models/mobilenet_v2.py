@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalise, conv_bn, require_size
+from bench.models.common import Inputs, Normalize, conv_bn, require
 
 revision = 1
 
@@ -50,7 +50,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, inputs: Inputs, width: float) -> None:
         super().__init__()
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         channels, last = _rounded(32 * width), _rounded(1280 * max(1.0, width))
         self.stem = conv_bn(inputs.channels, channels, 3)
         layers = list[nn.Module]()
@@ -76,7 +76,7 @@ def _rounded(channels: float) -> int:
 
 def build(inputs: Inputs, *, width: float = 1.0) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width not above 0."""
-    require_size("mobilenet_v2", inputs, 8)
+    require("mobilenet_v2", inputs, 8)
     if not width > 0:
         raise ValueError(f"mobilenet_v2: width is {width}; expected a factor above 0")
     return MobileNetV2(inputs, width)

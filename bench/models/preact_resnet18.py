@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.models.common import Inputs, PreActResNet, require_at_least, require_size
+from bench.models.common import Inputs, PreActResNet, require
 
 
 def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
-    require_size("preact_resnet18", inputs, 8)
-    require_at_least(1, "preact_resnet18", width=width)
+    require("preact_resnet18", inputs, 8, width=width)
     return PreActResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width, 8 * width), blocks=2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.models.common import Inputs, ResNet, he_normal, require_at_least, require_size
+from bench.models.common import Inputs, ResNet, he_normal, require
 
 revision = 1
 
@@ -20,10 +20,7 @@ revision = 1
 def build(inputs: Inputs, *, depth: int = 110, width: int = 16) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8, a width below 1 or a depth
     that is not 6n + 2."""
-    require_size("resnet110", inputs, 8)
-    require_at_least(1, "resnet110", width=width)
+    require("resnet110", inputs, 8, width=width)
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"resnet110: depth is {depth}; expected 6n + 2, such as 8, 20, 32, 56 or 110")
-    net = ResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width), blocks=((depth - 2) // 6,) * 3)
-    he_normal(net)
-    return net
+    return he_normal(ResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width), blocks=((depth - 2) // 6,) * 3))

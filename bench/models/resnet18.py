@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.models.common import Inputs, ResNet, require_at_least, require_size
+from bench.models.common import Inputs, ResNet, require
 
 revision = 1
 
 
 def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
-    require_size("resnet18", inputs, 8)
-    require_at_least(1, "resnet18", width=width)
+    require("resnet18", inputs, 8, width=width)
     return ResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width, 8 * width), blocks=(2, 2, 2, 2))

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.models.common import Inputs, ResNet, require_at_least, require_size
+from bench.models.common import Inputs, ResNet, require
 
 revision = 1
 
 
 def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
-    require_size("resnet50", inputs, 8)
-    require_at_least(1, "resnet50", width=width)
+    require("resnet50", inputs, 8, width=width)
     widths = (4 * width, 8 * width, 16 * width, 32 * width)
     return ResNet(inputs, stem=width, widths=widths, blocks=(3, 4, 6, 3), bottleneck=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalise, require_size
+from bench.models.common import Inputs, Normalize, require
 
 
 class SmallCNN(nn.Module):
@@ -20,7 +20,7 @@ class SmallCNN(nn.Module):
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
         side = inputs.size // 4
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         self.conv1 = nn.Conv2d(inputs.channels, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 32, 3, padding=1)
         self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
@@ -39,5 +39,5 @@ class SmallCNN(nn.Module):
 
 def build(inputs: Inputs) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8."""
-    require_size("small_cnn", inputs, 8)
+    require("small_cnn", inputs, 8)
     return SmallCNN(inputs)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalise, conv_bn, require_at_least, require_size
+from bench.models.common import Inputs, Normalize, conv_bn, require
 
 revision = 1
 
@@ -26,7 +26,7 @@ class VGG11(nn.Module):
 
     def __init__(self, inputs: Inputs, width: int) -> None:
         super().__init__()
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         layers, channels, side = list[nn.Module](), inputs.channels, inputs.size
         for multiple, pooled in _LAYERS:
             layers.append(conv_bn(channels, multiple * width, 3))
@@ -44,6 +44,5 @@ class VGG11(nn.Module):
 
 def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
-    require_size("vgg11", inputs, 8)
-    require_at_least(1, "vgg11", width=width)
+    require("vgg11", inputs, 8, width=width)
     return VGG11(inputs, width)

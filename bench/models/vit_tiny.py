@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalise, require_at_least, require_size
+from bench.models.common import Inputs, Normalize, require
 
 revision = 1
 
@@ -48,7 +48,7 @@ class ViT(nn.Module):
 
     def __init__(self, inputs: Inputs, depth: int, dim: int, heads: int, patch: int) -> None:
         super().__init__()
-        self.normalise = Normalise(inputs)
+        self.normalise = Normalize(inputs)
         self.embed = nn.Conv2d(inputs.channels, dim, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + (inputs.size // patch) ** 2, dim))
@@ -70,8 +70,7 @@ class ViT(nn.Module):
 def build(inputs: Inputs, *, depth: int = 12, dim: int = 192, heads: int = 3, patch: int = 4) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below two patches or not a multiple of
     `patch`, for a `dim` that is not a multiple of `heads`, and for settings below 1."""
-    require_at_least(1, "vit_tiny", depth=depth, dim=dim, heads=heads, patch=patch)
-    require_size("vit_tiny", inputs, 2 * patch)
+    require("vit_tiny", inputs, 2 * patch, depth=depth, dim=dim, heads=heads, patch=patch)
     if inputs.size % patch:
         raise ValueError(f"vit_tiny: patch is {patch}; expected a divisor of the image's side, {inputs.size}")
     if dim % heads:

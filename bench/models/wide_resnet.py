@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.models.common import Inputs, PreActResNet, he_normal, require_at_least, require_size
+from bench.models.common import Inputs, PreActResNet, he_normal, require
 
 
 def build(inputs: Inputs, *, depth: int = 34, width: int = 10) -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8, a width below 1 or a depth
     that is not 6n + 4."""
-    require_size("wide_resnet", inputs, 8)
-    require_at_least(1, "wide_resnet", width=width)
+    require("wide_resnet", inputs, 8, width=width)
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"wide_resnet: depth is {depth}; expected 6n + 4, such as 10, 16, 28, 34 or 70")
-    net = PreActResNet(inputs, stem=16, widths=(16 * width, 32 * width, 64 * width), blocks=(depth - 4) // 6)
-    he_normal(net)
-    return net
+    widths = (16 * width, 32 * width, 64 * width)
+    return he_normal(PreActResNet(inputs, stem=16, widths=widths, blocks=(depth - 4) // 6))

@@ -20,7 +20,7 @@ from bench.models import (
     vit_tiny,
     wide_resnet,
 )
-from bench.models.common import Inputs, Normalise
+from bench.models.common import Inputs, Normalize
 from bench.planning import catalog
 
 SMALL = {
@@ -91,7 +91,7 @@ def test_traceable_by_fx(small):
 def test_normalisation_is_inside(small):
     net, x = small
     net.eval()
-    assert isinstance(net.normalise, Normalise)
+    assert isinstance(net.normalise, Normalize)
     facts = KNOWN["cifar10"]
     mean, std = torch.tensor(facts.mean).view(1, 3, 1, 1), torch.tensor(facts.std).view(1, 3, 1, 1)
     logits = net(x)
@@ -101,13 +101,13 @@ def test_normalisation_is_inside(small):
 
 def test_normalise_leaves_images_alone_at_mean_0_std_1():
     x = torch.rand(2, 1, 4, 4)
-    assert Normalise(inputs())(x) is x
-    scaled = Normalise(inputs(mean=(0.5,), std=(0.25,)))
+    assert Normalize(inputs())(x) is x
+    scaled = Normalize(inputs(mean=(0.5,), std=(0.25,)))
     assert torch.allclose(scaled(x), (x - 0.5) / 0.25)
     assert set(scaled.state_dict()) == {"mean", "std"}
     for wrong in ({"mean": (0.0, 0.0)}, {"std": (0.0,)}):
         with pytest.raises(ValueError, match="expected 1 values, std above 0"):
-            Normalise(inputs(**wrong))
+            Normalize(inputs(**wrong))
 
 
 def test_no_bias_meets_a_batchnorm(small):

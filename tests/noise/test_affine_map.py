@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.models import lenet5, small_cnn, vit_tiny
-from bench.models.common import Inputs, Normalise, PreActResNet
+from bench.models.common import Inputs, Normalize, PreActResNet
 from bench.noise import affine_map as affine
 from bench.noise.affine_map import AffineMap, NotAffine
 
@@ -42,7 +42,7 @@ class Prefix(nn.Module):
 
     def __init__(self, layer: nn.Module, norm: nn.Module | None = None, inputs: Inputs = INPUTS) -> None:
         super().__init__()
-        self.normalise, self.layer, self.norm = Normalise(inputs), layer, norm or nn.Identity()
+        self.normalise, self.layer, self.norm = Normalize(inputs), layer, norm or nn.Identity()
         self.head = nn.LazyLinear(4)
 
     def forward(self, x: Tensor) -> Tensor:
