@@ -1,4 +1,4 @@
-"""The toy network, images and budgets on which plug-ins are checked, and what is compared before and after."""
+"""The toy network, images and budgets on which plug-ins are checked, and comparisons of states."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images(count: int = 12) -> tuple[Tensor, Tensor]:
     """Images `n 1 8 8` in [0,1] and labels; the same ones each time."""
     with scope(1):
         x = torch.rand(count, CHANNELS, SIZE, SIZE)
-        x[:, :, :2] = 0  # pixels at the edge of the box are where projections go wrong
+        x[:, :, :2] = 0  # faulty projections fail at the bounds of the pixel box
         return x, torch.arange(count) % CLASSES
 
 
@@ -61,22 +61,22 @@ def copy(net: nn.Module) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    """None where both hold the same bits, else what differs."""
+    """None if both states are equal bit for bit, else the names that differ."""
     if one.keys() != other.keys():
-        return f"tensors {sorted(one.keys() ^ other.keys())} come and go"
+        return f"tensors {sorted(one.keys() ^ other.keys())} are in one state only"
     changed = [name for name, value in one.items() if not torch.equal(value, other[name])]
     return f"{', '.join(changed)} differ" if changed else None
 
 
-def toy_model(kind: str) -> tuple[Classifier, nn.Module]:
-    """A toy model in eval mode and its BatchNorm layer, which is left in train mode as a trap."""
+def toy_model(kind: str) -> Classifier:
+    """A toy model in eval mode, except for its BatchNorm layer: an attack has to set and restore the mode itself."""
     with scope(5):
         net = Toy()
         net(torch.rand(64, CHANNELS, SIZE, SIZE))  # running statistics
-    net.eval()
+    net.eval().norm.train()
     if kind == "smoothed":
-        return Smoothed(net, sigma=0.1, n_vote=20), net.norm
+        return Smoothed(net, sigma=0.1, n_vote=20)
     if kind == "randomised":
         InputNoise(0.1).attach(net.conv)
-        return Randomised(net, draws=5), net.norm
-    return Classifier(net), net.norm
+        return Randomised(net, draws=5)
+    return Classifier(net)

@@ -14,11 +14,11 @@ from bench.core.rng import scope
 from bench.core.threat import Norm
 from bench.training.optimizer import autocast_forward
 
-LEARNING_RATE = 1e-3  # losses on moments blow up at the usual 0.05
+LEARNING_RATE = 1e-3  # losses on moments diverge at the usual 0.05
 
 
 class Recorder:
-    """A plain Updater that remembers which parameters got a gradient, by name."""
+    """An Updater by SGD that records the names of the parameters with a nonzero gradient."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
@@ -34,7 +34,7 @@ class Recorder:
         self.optimizer.step()
 
 
-class Training:
+class TrainingChecks:
     """Two training steps of one defense on the toy network, and the checks on them."""
 
     def __init__(self, cls: type[Defense]) -> None:
@@ -56,7 +56,7 @@ class Training:
                 defense.step(net, recorder, self.batch)
         return defense, net, recorder
 
-    def learns(self) -> str | None:
+    def every_parameter_learns(self) -> str | None:
         _, net, recorder = self.trained()
         for name, value in recorder.terms.items():
             if value.dim() != 0 or not bool(torch.isfinite(value)):
@@ -64,7 +64,7 @@ class Training:
         idle = sorted({name for name, _ in net.named_parameters()} - recorder.moved)
         return f"no gradient reaches {', '.join(idle)}" if idle else None
 
-    def flags_survive(self) -> str | None:
+    def flags_are_restored(self) -> str | None:
         with scope(2):
             defense, net = self.fresh()
             for module in net.modules():
@@ -73,13 +73,13 @@ class Training:
             defense.step(net, Recorder(net), self.batch)
         return None if modes(net) == before else "a module's training mode or a parameter's requires_grad changed"
 
-    def inner_is_clean(self) -> str | None:
+    def inner_has_no_side_effects(self) -> str | None:
         with scope(2):
             defense, net = self.fresh()
             before = copy(net)
             defense.inner(net, self.batch)
         if any(parameter.grad is not None for parameter in net.parameters()):
-            return "inner leaves gradients on parameters"
+            return "gradients remain on parameters"
         # in this mode, as published, each attack step moves the running statistics
         moving = {n for n, _ in net.named_buffers()} if getattr(defense, "attack_bn_mode", "") == "train" else set()
         after = net.state_dict()
@@ -91,18 +91,18 @@ class Training:
             adv = defense.inner(net, self.batch)
         if self.cls.uses_threat and isinstance(adv, Tensor):
             if adv.requires_grad:
-                return "the images that inner gives must carry no graph"
+                return "the images that inner returns must be detached"
             self.threat.check(self.batch.x, adv)
         return None
 
-    def repeats(self) -> str | None:
+    def is_reproducible(self) -> str | None:
         return same(self.trained()[1].state_dict(), self.trained()[1].state_dict())
 
-    def deploys(self) -> str | None:
+    def deploys_as_declared(self) -> str | None:
         defense, net, _ = self.trained()
         model, x = defense.deploy(net.eval()), self.batch.x
         if not isinstance(model, Classifier):
-            return f"deploy must give a Classifier, found {type(model).__name__}"
+            return f"deploy must return a Classifier, found {type(model).__name__}"
         kind = "smoothed" if model.smoothed else "randomised" if model.stochastic else "deterministic"
         if kind != self.cls.predictor:
             return f"predictor is {self.cls.predictor}, the deployed model is {kind}"
@@ -115,17 +115,18 @@ class Training:
         return None
 
     def supports_recipe(self) -> str | None:
-        """Label smoothing must reach the loss exactly where it is declared; declared 16-bit passes must train."""
+        """Label smoothing must change the loss if and only if it is declared; declared 16-bit passes must train."""
         declared = self.cls.supports_recipe
         unknown = sorted(set(declared) - {"label_smoothing", "bf16", "fp16"})
         if unknown:
             return f"supports_recipe knows label_smoothing, bf16 and fp16, found '{unknown[0]}'"
         totals = [self._total(smoothing, "fp32") for smoothing in (0.0, 0.5)]
         if torch.equal(*totals) == ("label_smoothing" in declared):
-            return "label_smoothing must be in supports_recipe exactly where the loss passes batch.smoothing on"
-        wide = [name for name in ("bf16", "fp16") if name in declared]
-        bad = [name for name in wide if not bool(torch.isfinite(self._total(0.0, name)))]
-        return f"the loss of {bad[0]} passes is not finite" if bad else None
+            return "label_smoothing must be in supports_recipe if and only if the loss uses batch.smoothing"
+        for name in ("bf16", "fp16"):
+            if name in declared and not bool(torch.isfinite(self._total(0.0, name))):
+                return f"the loss of {name} passes is not finite"
+        return None
 
     def _total(self, smoothing: float, precision: str) -> Tensor:
         """The loss of one step."""
@@ -135,15 +136,15 @@ class Training:
                 terms = defense.step(net, Recorder(net), replace(self.batch, smoothing=smoothing))
         return torch.stack(list(terms.values())).sum().detach()
 
-    def state_trip(self) -> str | None:
+    def state_is_restored(self) -> str | None:
         defense, _, _ = self.trained()
         state = {name: value.clone() for name, value in defense.state_dict().items()}
         fresh, _ = self.fresh()
         fresh.load_state_dict(state)
         return same(state, fresh.state_dict())
 
-    def goes_on(self) -> str | None:
-        """What a step depends on beside weights and random streams must be in the state: training may be killed."""
+    def continues_from_state(self) -> str | None:
+        """`state_dict` must hold all that a step depends on beside weights and random generators, for checkpoints."""
         defense, net, _ = self.trained()
         with scope(2):
             fresh, other = self.fresh()
@@ -156,5 +157,5 @@ class Training:
             logged = {**terms, **one.metrics(its)}
             values = {f"'{name}' of the next step": value.detach().nan_to_num(-7.0) for name, value in logged.items()}
             found.append({**copy(its), **values})
-        wrong = same(*found)
-        return wrong and f"{wrong}; state_dict must hold what a step depends on"
+        failure = same(*found)
+        return failure and f"{failure}; state_dict must hold what a step depends on"

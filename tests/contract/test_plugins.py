@@ -142,18 +142,18 @@ class _LeavesGradients(_HidesItsNoise):
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
-        (_LeavesBatchNormMoved, "the inner problem leaves weights, gradients and BatchNorm alone"),
-        (_LeavesGradients, "the inner problem leaves weights, gradients and BatchNorm alone"),
-        (_LeavesTheBall, "adversarial images lie in ball and box"),
-        (_FreezesTheHead, "training mode and gradient flags survive a step"),
+        (_LeavesBatchNormMoved, "the inner maximization changes no weight, gradient or statistic"),
+        (_LeavesGradients, "the inner maximization changes no weight, gradient or statistic"),
+        (_LeavesTheBall, "adversarial images are inside ball and pixel box"),
+        (_FreezesTheHead, "a step restores training mode and gradient flags"),
         (_ForgetsTheBias, "terms are finite scalars and every parameter learns"),
         (_SaysItSmoothsLabels, "supports exactly the recipe parts it declares"),
         (_SmoothsLabelsInSilence, "supports exactly the recipe parts it declares"),
         (_Explodes, "terms are finite scalars and every parameter learns"),
         (_DrawsOnItsOwn, "same seed, same bits"),
-        (_HidesItsNoise, "deploys what it declares"),
-        (_ForgetsItsCount, "with its state put back it goes on bit for bit"),
-        (_LogsWhatItForgets, "with its state put back it goes on bit for bit"),
+        (_HidesItsNoise, "deploys the predictor that it declares"),
+        (_ForgetsItsCount, "continues bit for bit from a restored state"),
+        (_LogsWhatItForgets, "continues bit for bit from a restored state"),
     ],
 )
 def test_a_broken_defense_is_found(broken: type[Defense], check: str) -> None:
@@ -192,9 +192,9 @@ class _Training(_Touching):
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
-        (_Touching, "leaves the model as it was"),
-        (_Training, "leaves the model as it was"),
-        (_Overshooting, "images lie in ball and box"),
+        (_Touching, "leaves the model unchanged"),
+        (_Training, "leaves the model unchanged"),
+        (_Overshooting, "images are inside ball and pixel box"),
         (_Unseeded, "same seed, same bits"),
     ],
 )
