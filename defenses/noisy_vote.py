@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from bench.core.defense import Batch, Losses
 from bench.core.stochastic import NoiseSource, noise_off
-from bench.noise.affine_map import trace
 from bench.noise.gaussian_noise import NoiseScale
+from bench.noise.graph import trace
 from bench.noise.inner_smoothing import InnerSmoothed
-from bench.noise.propagation import site_nodes
+from bench.noise.propagation import site_node
 from defenses.noisy import Noisy
 
 
@@ -97,7 +97,7 @@ class NoisyVote(Noisy):
     """Probability that the deployed vote answers with another class than the ideal vote."""
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        (node,) = site_nodes(trace(net), net, [self.site])
+        node = site_node(trace(net), net, self.site)
         net = super().wrap(net)
         image = node.op == "placeholder"
         layer = net if image else net.get_submodule(str(node.target))

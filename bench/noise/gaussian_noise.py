@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from bench.core.classifier import Classifier
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import OwnNoise, noise_off, noise_sites
-from bench.noise.injection import Site
+from bench.noise.injection import Site, on_weight
 from bench.noise.layer_moments import ReluRule
 from bench.noise.logit_moments import LogitMoments, Passes, Structure, logit_moments
 from bench.noise.propagation import SiteVariance
-from bench.noise.test_time_noise import on_weight
 
 
 class NoiseScale(nn.Module):

@@ -1,10 +1,10 @@
-"""The site at which a defense injects noise into a network: the image, or the output of its first layer."""
+"""The sites at which noise enters a network: the image, the output of the first layer, or the net's own noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
@@ -14,19 +14,29 @@ InjectionSite = Literal["first", "input"]  # the output of the first Conv2d or L
 Site = InjectionSite | OwnNoise  # injected by a defense, or the net's own noise, whose draws are switched off here
 
 
+def on_weight(site: Site) -> TypeGuard[OwnNoise]:
+    """True for noise on the weights of a layer."""
+    return isinstance(site, OwnNoise) and site.kind == "weight"
+
+
 def no_first_layer(net: nn.Module) -> ValueError:
     """The error for a net without a layer to inject noise after."""
     return ValueError(f"{type(net).__name__} has no Conv2d or Linear layer to inject the noise after; use site=input")
 
 
 @contextmanager
-def edit_site(net: nn.Module, site: InjectionSite, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def edit_site(net: nn.Module, site: Site, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While open, `edit(z)` replaces the quantity z at `site` in every forward pass of `net`.
 
-    The first layer is the first to run, wherever it stands in the module tree. Raises ValueError on exit where the site
-    was never reached.
+    The first layer is the first to run, whatever its position in the module tree. For noise on weights z is the output
+    of the layer. Raises ValueError on exit if no pass reached the site.
     """
     reached, in_pass = False, False  # ever; in the present forward pass
+    layers: list[nn.Module] = []
+    if isinstance(site, OwnNoise):
+        layers = [site.layer if on_weight(site) else site.source]
+    elif site == "first":
+        layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
     def on_pass(module: nn.Module, args: tuple[Any, ...]) -> Any:
         nonlocal reached, in_pass
@@ -41,17 +51,14 @@ def edit_site(net: nn.Module, site: InjectionSite, edit: Callable[[Tensor], Tens
         if in_pass:
             return None
         reached = in_pass = True
-        return edit(z)
+        # a disabled source returns its very input, which a skip connection may use as well
+        return edit(z.clone() if isinstance(site, OwnNoise) and module is site.source else z)
 
-    hooks: list[Any] = [net.register_forward_pre_hook(on_pass)]
-    if site == "first":
-        layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        hooks += [layer.register_forward_hook(on_layer) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(net.register_forward_pre_hook(on_pass))
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(on_layer))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not reached:
         raise no_first_layer(net)
 

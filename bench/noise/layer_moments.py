@@ -21,7 +21,8 @@ from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ReluRule = Literal["laplace", "adf", "ungated"]
-Pull = Callable[[Tensor], Tensor]  # rows behind a layer (r b out...) -> rows before it (r b in...)
+Map = Callable[[Tensor], Tensor]
+Pull = Map  # rows at the output of a layer (r b out...) -> rows at its input (r b in...)
 
 NODES = 9  # of the quadrature: exact for polynomials up to degree 17
 VAR_MIN = 1e-8  # below it the standardized mean of exact rules overflows in float32
@@ -45,124 +46,138 @@ class Step(NamedTuple):
     further: Callable[[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
 
-def linear(x: Moments, weight: Tensor, bias: Tensor | None = None) -> Step:
-    """W m + b and (W * W) v."""
-    out = Moments(F.linear(x.mean, weight, bias), F.linear(x.var, weight.square()))
-    return Step(out, (lambda rows: rows @ weight,))
-
-
-def conv2d(x: Moments, layer: nn.Conv2d) -> Step:
-    """The convolution, with squared weights for the variance. Raises ValueError for padding other than zeros."""
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+def weighted(x: Moments, layer: nn.Linear | nn.Conv2d) -> Step:
+    """A linear layer or convolution: W m + b and (W * W) v. Raises ValueError for padding other than zeros."""
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
         raise ValueError(f"moments need explicit zero padding, got {layer.padding!r} {layer.padding_mode}")
-    weight, options = layer.weight, (layer.stride, layer.padding, layer.dilation, layer.groups)
+    weight = layer.weight  # read once: where the weights are noisy, each access is a draw
+    out = Moments(apply(x.mean, layer, weight, layer.bias), apply(x.var, layer, weight.square()))
+    if isinstance(layer, nn.Linear):
+        return Step(out, (lambda rows: rows @ weight,))
 
     def pull(rows: Tensor) -> Tensor:
         shape = (rows.shape[0] * rows.shape[1], *x.mean.shape[1:])
-        before: Tensor = conv2d_input(shape, weight, rows.flatten(0, 1), *options)  # type: ignore[arg-type]
-        return before.unflatten(0, rows.shape[:2])
+        options: Any = layer.stride, layer.padding, layer.dilation, layer.groups
+        return conv2d_input(shape, weight, rows.flatten(0, 1), *options).unflatten(0, rows.shape[:2])
 
-    mean = F.conv2d(x.mean, weight, layer.bias, *options)
-    return Step(Moments(mean, F.conv2d(x.var, weight.square(), None, *options)), (pull,))
+    return Step(out, (pull,))
+
+
+def apply(x: Tensor, layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The linear layer or convolution with other weights."""
+    if not isinstance(layer, nn.Conv2d):
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
 
 
 def relu(x: Moments, rule: ReluRule) -> Step:
     """`laplace`: (max(m, 0), v 1[m > 0]), the noise-free mean and first-order variance. `adf`: exact moments.
     `ungated`: (max(m, 0), v), Laplace's approximation of the truncated Gaussian taken literally."""
-    if rule == "ungated":
-        return Step(Moments(x.mean.relu(), x.var), (_same,))
-    if rule == "laplace":
-        gate = (x.mean > 0).to(x.mean.dtype)
-        return Step(Moments(x.mean.relu(), x.var * gate), (lambda rows: rows * gate,))
-    v = x.var.clamp_min(VAR_MIN)
-    s = v.sqrt()
-    a = x.mean / s
-    up, down, density = _phi(a), _phi(-a), _density(a)
-    mean = s * (a * up + density)
-    # E[h^2] - E[h]^2 with the large terms canceled on paper: float32 loses them from |a| > 5 on
-    var = v * (up + a.square() * up * down + a * density * (down - up) - density.square()).clamp_min(0)
-    return Step(Moments(mean, var), (lambda rows: rows * up,), (var - up.square() * v).clamp_min(0))
+
+    def exact(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = v.sqrt()
+        a = m / s
+        up, down, at = cdf(a), cdf(-a), density(a)
+        mean = s * (a * up + at)
+        # E[h^2] - E[h]^2 with the large terms canceled on paper: float32 loses them from |a| > 5 on
+        var = v * (up + a.square() * up * down + a * at * (down - up) - at.square()).clamp_min(0)
+        return mean, var, up
+
+    return _activation(x, rule, torch.relu, lambda m: (m > 0).to(m.dtype), exact)
 
 
 def clip(x: Moments, low: float, high: float, rule: ReluRule) -> Step:
     """min(max(z, low), high), ReLU6 among them; rules as of `relu`."""
-    if rule != "adf":
-        inside = (x.mean > low) & (x.mean < high)
-        gate = inside.to(x.mean.dtype) if rule == "laplace" else torch.ones_like(x.mean)
-        return Step(Moments(x.mean.clamp(low, high), x.var * gate), (lambda rows: rows * gate,))
-    v = x.var.clamp_min(VAR_MIN)
-    s = v.sqrt()
-    a, b = (low - x.mean) / s, (high - x.mean) / s
-    below, above, at_a, at_b = _phi(a), _phi(-b), _density(a), _density(b)
-    inside = (_phi(b) - below).clamp_min(0)
-    mean = low * below + high * above + x.mean * inside + s * (at_a - at_b)
-    # second moment around the mean itself, so that no large terms cancel
-    d = x.mean - mean
-    middle = (d.square() + v) * inside + 2 * d * s * (at_a - at_b) + v * (a * at_a - b * at_b)
-    var = ((low - mean).square() * below + (high - mean).square() * above + middle).clamp_min(0)
-    return Step(Moments(mean, var), (lambda rows: rows * inside,), (var - inside.square() * v).clamp_min(0))
+
+    def exact(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = v.sqrt()
+        a, b = (low - m) / s, (high - m) / s
+        below, above, at_a, at_b = cdf(a), cdf(-b), density(a), density(b)
+        inside = (cdf(b) - below).clamp_min(0)
+        mean = low * below + high * above + m * inside + s * (at_a - at_b)
+        # second moment around the mean itself, so that no large terms cancel
+        d = m - mean
+        middle = (d.square() + v) * inside + 2 * d * s * (at_a - at_b) + v * (a * at_a - b * at_b)
+        var = ((low - mean).square() * below + (high - mean).square() * above + middle).clamp_min(0)
+        return mean, var, inside
+
+    def slope(m: Tensor) -> Tensor:
+        return ((m > low) & (m < high)).to(m.dtype)
+
+    return _activation(x, rule, lambda m: m.clamp(low, high), slope, exact)
 
 
-def smooth(x: Moments, function: Callable[[Tensor], Tensor], rule: ReluRule) -> Step:
+def smooth(x: Moments, function: Map, rule: ReluRule) -> Step:
     """An element-wise smooth activation h (GELU, SiLU, tanh, ...): `laplace` (h(m), h'(m)^2 v); `ungated` the same
     without the slope; `adf` E[h], Var[h] and the gate E[h'] by Gauss-Hermite quadrature with NODES nodes."""
+
+    def exact(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nodes, weights = (torch.as_tensor(a, dtype=v.dtype, device=v.device) for a in _hermite())
+        shape = (-1, *[1] * v.dim())
+        points, weights = m + v.sqrt() * nodes.view(shape), weights.view(shape)
+        values = function(points)
+        mean = (weights * values).sum(0)
+        var = (weights * (values - mean).square()).sum(0)
+        return mean, var, (weights * _slope(function, points)).sum(0)
+
+    return _activation(x, rule, function, functools.partial(_slope, function), exact)
+
+
+def _activation(
+    x: Moments,
+    rule: ReluRule,
+    function: Map,
+    slope: Map,
+    exact: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+) -> Step:
+    """An element-wise activation h by one of the rules. `exact` maps (m, v) to E[h], Var[h] and the gate E[h']."""
     if rule == "ungated":
-        return Step(Moments(function(x.mean), x.var), (_same,))
+        return Step(Moments(function(x.mean), x.var), (lambda rows: rows,))
     if rule == "laplace":
-        gate = _slope(function, x.mean)
-        return Step(Moments(function(x.mean), x.var * gate.square()), (lambda rows: rows * gate,))
+        gate = slope(x.mean)
+        return _gated(function(x.mean), x.var, gate)
     v = x.var.clamp_min(VAR_MIN)
-    nodes, weights = (torch.as_tensor(a, dtype=v.dtype, device=v.device) for a in _hermite())
-    shape = (-1, *[1] * v.dim())
-    points, weights = x.mean + v.sqrt() * nodes.view(shape), weights.view(shape)
-    values = function(points)
-    mean = (weights * values).sum(0)
-    var = (weights * (values - mean).square()).sum(0)
-    gate = (weights * _slope(function, points)).sum(0)
+    mean, var, gate = exact(x.mean, v)
     return Step(Moments(mean, var), (lambda rows: rows * gate,), (var - gate.square() * v).clamp_min(0))
 
 
-def clark_max(a: Moments, b: Moments, cov: Tensor | float = 0.0) -> tuple[Moments, Tensor]:
-    """Moments of max(A, B) with covariance `cov`, and P(A > B), the weight of A in the linearized maximum."""
-    theta = (a.var + b.var - 2 * cov).clamp_min(VAR_MIN).sqrt()
-    z = (a.mean - b.mean) / theta
-    first, second, density = _phi(z), _phi(-z), _density(z)
-    # var = weighted variances + spread of the means - what both share; free of E[max^2] - E[max]^2 cancellation
-    mean = a.mean * first + b.mean * second + theta * density
-    gap = a.mean - b.mean
-    spread = gap.square() * first * second + gap * theta * density * (second - first) - (theta * density).square()
-    return Moments(mean, (a.var * first + b.var * second + spread).clamp_min(0)), first
+def _gated(mean: Tensor, var: Tensor, factor: Tensor | float) -> Step:
+    """`mean`, and the variance `var` of the input times the square of the factor of each element."""
+    return Step(Moments(mean, var * factor**2), (lambda rows: rows * factor,))
 
 
-def max_pool2d(
-    x: Moments, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, rule: ReluRule
+def avg_pool2d(
+    x: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Step:
-    """`adf`: Clark's maximum as a tournament; the other rules: the element of largest mean, with its variance.
-
-    Raises ValueError where `adf` meets windows that overlap or are padded.
-    """
-    shape = x.mean.shape
-    if rule != "adf":
-        mean, index = F.max_pool2d(x.mean, kernel, stride, padding, dilation, return_indices=True)
-        index = index.flatten(2)
-
-        def pull(rows: Tensor) -> Tensor:
-            before = rows.new_zeros(rows.shape[0], *shape).flatten(3)
-            return before.scatter_add(3, index.expand(len(rows), *index.shape), rows.flatten(3)).unflatten(3, shape[2:])
-
-        return Step(Moments(mean, x.var.flatten(2).gather(2, index).view(mean.shape)), (pull,))
-    size = _pair(kernel)
-    if _pair(stride or kernel) != size or _pair(padding) != (0, 0) or _pair(dilation) != (1, 1):
-        raise ValueError(f"exact max-pooling needs disjoint windows, got kernel {kernel}, stride {stride}; use laplace")
-    windows = Moments(_windows(x.mean, size), _windows(x.var, size))
-    out, weights = _tournament(windows)
-    explained = (weights.square() * windows.var).sum(-1)
-    return Step(
-        out, (lambda rows: _unwindow(rows[..., None] * weights, size, shape),), (out.var - explained).clamp_min(0)
-    )
+    """Average pooling of complete windows. Raises ValueError for padding, ceil_mode or another divisor."""
+    if pair(padding) != (0, 0) or ceil_mode or divisor_override is not None:
+        raise ValueError(
+            "no moment rule for average pooling with padding, ceil_mode or a divisor; use structure=jacobian"
+        )
+    return _average(x, lambda t: F.avg_pool2d(t, kernel_size, stride), math.prod(pair(kernel_size)))
 
 
-def average(x: Moments, mean_of: Pull, count: int) -> Step:
+def adaptive_avg_pool2d(x: Moments, output_size: Any) -> Step:
+    """Average pooling to a size. Raises ValueError where the windows are unequal."""
+    size, (high, wide) = x.mean.shape[2:], pair(output_size)
+    if size[0] % high or size[1] % wide:
+        raise ValueError(f"adaptive pooling of {tuple(size)} to {output_size} has unequal windows; no moment rule")
+    return _average(x, lambda t: F.adaptive_avg_pool2d(t, output_size), size[0] * size[1] // (high * wide))
+
+
+def mean(x: Moments, dim: Any, keepdim: bool = False) -> Step:
+    """The mean over dimensions of each sample."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    return _average(x, lambda t: t.mean(dims, keepdim=keepdim), math.prod(x.mean.shape[d] for d in dims))
+
+
+def _average(x: Moments, mean_of: Map, count: int) -> Step:
     """A linear map whose outputs are means of `count` independent elements each: variance mean(v) / count."""
 
     def pull(rows: Tensor) -> Tensor:
@@ -180,19 +195,18 @@ def batch_norm(x: Moments, layer: _BatchNorm) -> Step:
     Running buffers are left alone: they must come from the noise-free pass.
     """
     shape = (1, -1, *[1] * (x.mean.dim() - 2))
-    centre, spread = layer.running_mean, layer.running_var
-    if layer.training or centre is None or spread is None:
+    center, spread = layer.running_mean, layer.running_var
+    if layer.training or center is None or spread is None:
         axes = [0, *range(2, x.mean.dim())]
-        centre, spread = x.mean.mean(axes), x.mean.var(axes, unbiased=False) + x.var.mean(axes)
+        center, spread = x.mean.mean(axes), x.mean.var(axes, unbiased=False) + x.var.mean(axes)
     factor = ((spread + layer.eps).rsqrt() * (1.0 if layer.weight is None else layer.weight)).view(shape)
     bias = 0.0 if layer.bias is None else layer.bias.view(shape)
-    mean = (x.mean - centre.view(shape)) * factor + bias
-    return Step(Moments(mean, x.var * factor.square()), (lambda rows: rows * factor,))
+    return _gated((x.mean - center.view(shape)) * factor + bias, x.var, factor)
 
 
 def scale(x: Moments, factor: Tensor | float) -> Step:
     """c m and c^2 v for a constant c."""
-    return Step(Moments(x.mean * factor, x.var * factor**2), (lambda rows: rows * factor,))
+    return _gated(x.mean * factor, x.var, factor)
 
 
 def add(a: Any, b: Any, sign: float = 1.0) -> Step:
@@ -211,12 +225,13 @@ def reshape(x: Moments, mean: Tensor) -> Step:
     return Step(Moments(mean, x.var.reshape(mean.shape)), (lambda rows: rows.reshape(len(rows), *x.mean.shape),))
 
 
-def _phi(a: Tensor) -> Tensor:
+def cdf(a: Tensor) -> Tensor:
     """The normal cdf, relatively exact in the lower tail, where float32 `torch.special.ndtr` is off by 1e-8."""
     return torch.erfc(-a / math.sqrt(2)) / 2
 
 
-def _density(a: Tensor) -> Tensor:
+def density(a: Tensor) -> Tensor:
+    """The standard normal density."""
     return torch.exp(-a.square() / 2) / math.sqrt(2 * math.pi)
 
 
@@ -227,7 +242,7 @@ def _hermite() -> tuple[np.ndarray, np.ndarray]:
     return nodes, weights / math.sqrt(2 * math.pi)
 
 
-def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+def _slope(function: Map, at: Tensor) -> Tensor:
     """h'(at), differentiable again."""
     with torch.enable_grad():
         point = at if at.requires_grad else at.detach().requires_grad_()
@@ -235,34 +250,6 @@ def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return slope
 
 
-def _same(rows: Tensor) -> Tensor:
-    return rows
-
-
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Height and width, from one number for both or two."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _windows(t: Tensor, size: tuple[int, int]) -> Tensor:
-    """b c h w -> b c h/kh w/kw (kh kw), what does not fill a window cut off."""
-    high, wide = t.shape[2] // size[0], t.shape[3] // size[1]
-    t = t[:, :, : high * size[0], : wide * size[1]]
-    return t.unflatten(3, (wide, size[1])).unflatten(2, (high, size[0])).transpose(3, 4).flatten(4)
-
-
-def _unwindow(t: Tensor, size: tuple[int, int], shape: torch.Size) -> Tensor:
-    """The transpose of `_windows` on r b c h/kh w/kw (kh kw), with zeros for what was cut off."""
-    t = t.unflatten(5, size).transpose(4, 5).flatten(5).flatten(3, 4)
-    return F.pad(t, (0, shape[3] - t.shape[4], 0, shape[2] - t.shape[3]))
-
-
-def _tournament(x: Moments) -> tuple[Moments, Tensor]:
-    """The maximum over the last axis by halves, and the weight of each element in it, shape of `x`."""
-    if x.mean.shape[-1] == 1:
-        return Moments(x.mean[..., 0], x.var[..., 0]), torch.ones_like(x.mean)
-    middle = (x.mean.shape[-1] + 1) // 2
-    (left, left_weight), (right, right_weight) = (
-        _tournament(Moments(x.mean[..., half], x.var[..., half])) for half in (slice(middle), slice(middle, None))
-    )
-    out, win = clark_max(left, right)
-    return out, torch.cat([left_weight * win[..., None], right_weight * (1 - win)[..., None]], -1)

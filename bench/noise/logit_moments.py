@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bench.core.stochastic import OwnNoise
-from bench.noise.injection import Site, edit_site
+from bench.noise.injection import Site, edit_site, on_weight
 from bench.noise.layer_moments import ReluRule
 from bench.noise.propagation import Propagation, SiteVariance, propagate
-from bench.noise.test_time_noise import on_weight, watch, weight_piece
+from bench.noise.weight_noise import weight_piece
 
 Structure = Literal["jacobian", "diag", "adjoint", "ungated"]
 Piece = tuple[Tensor, Tensor]  # R (r b ...) and w (broadcastable to b ...): one term R diag(w) R^T of A S A^T
@@ -73,41 +72,6 @@ def sign_rows(mean: Tensor, probes: int) -> Tensor:
     return torch.randint(0, 2, (probes, *mean.shape), device=mean.device).to(mean.dtype) * 2 - 1
 
 
-@contextmanager
-def _record_statistics(layers: list[_BatchNorm]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """Batch mean and (biased) variance of what each BatchNorm sees, as constants."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if module in seen:
-            raise ValueError("a BatchNorm layer runs twice in one forward pass; its statistics would be ambiguous")
-        x = args[0].detach()
-        axes = [0, *range(2, x.dim())]
-        seen[module] = (x.mean(axes), x.var(axes, unbiased=False))
-
-    handles = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _fixed_statistics(seen: dict[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """BatchNorm layers normalize with the given statistics; running buffers are put back untouched."""
-    saved = [(layer, layer.training, layer.running_mean, layer.running_var) for layer in seen]
-    try:
-        for layer, (mean, var) in seen.items():
-            layer.training = False
-            layer.running_mean, layer.running_var = mean, var
-        yield
-    finally:
-        for layer, training, running_mean, running_var in saved:
-            layer.training = training
-            layer.running_mean, layer.running_var = running_mean, running_var
-
-
 def logit_moments(
     net: nn.Module,
     x: Tensor,
@@ -152,10 +116,29 @@ def fixed_batch_statistics(net: nn.Module, x: Tensor) -> Iterator[Tensor | None]
     if not mixing:
         yield None
         return
-    with _record_statistics(mixing) as seen:
+    statistics: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def record(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if layer in statistics:
+            raise ValueError("a BatchNorm layer runs twice in one forward pass; its statistics would be ambiguous")
+        z = args[0].detach()
+        axes = [0, *range(2, z.dim())]
+        statistics[layer] = (z.mean(axes), z.var(axes, unbiased=False))
+
+    with ExitStack() as hooks:
+        for layer in mixing:
+            hooks.enter_context(layer.register_forward_pre_hook(record))
         logits = net(x)
-    with _fixed_statistics(seen):
+    saved = [(layer, layer.training, layer.running_mean, layer.running_var) for layer in mixing]
+    try:
+        for layer in mixing:
+            layer.training = False
+            layer.running_mean, layer.running_var = statistics[layer]
         yield logits
+    finally:
+        for layer, training, running_mean, running_var in saved:
+            layer.training = training
+            layer.running_mean, layer.running_var = running_mean, running_var
 
 
 def jacobian_moments(
@@ -170,27 +153,29 @@ def jacobian_moments(
     BatchNorm is in training mode, `mean` comes from one ordinary pass (buffers move once) and J from a second one with
     that batch's statistics as constants: through live statistics a summed vector-Jacobian product mixes samples.
     """
-    reached: dict[int, Tensor] = {}
+    reached, inputs = dict[int, Tensor](), dict[int, Tensor]()  # by the index of the site
 
-    def capture(place: int, z: Tensor) -> Tensor:
-        reached[place] = z if z.requires_grad else z.detach().requires_grad_()
-        return reached[place].clone()  # an in-place ReLU must not overwrite what we differentiate by
+    def capture(index: int, z: Tensor) -> Tensor:
+        reached[index] = z if z.requires_grad else z.detach().requires_grad_()
+        return reached[index].clone()  # an in-place ReLU must not overwrite what we differentiate by
 
-    own = [(place, site) for place, site in enumerate(sites) if isinstance(site, OwnNoise)]
-    with torch.enable_grad(), fixed_batch_statistics(net, x) as ordinary, watch(own, capture) as inputs:
-        with ExitStack() as injected:
-            for place, site in enumerate(sites):
-                if not isinstance(site, OwnNoise):
-                    injected.enter_context(edit_site(net, site, partial(capture, place)))
-            logits = net(x)
-    at = [reached[place] for place in range(len(sites))]
+    def record_input(index: int, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[index] = args[0]
 
-    def piece(place: int, products: Tensor) -> Piece:
-        site, variance = sites[place], variances[place]
+    with torch.enable_grad(), fixed_batch_statistics(net, x) as ordinary, ExitStack() as hooks:
+        for index, site in enumerate(sites):
+            hooks.enter_context(edit_site(net, site, partial(capture, index)))
+            if on_weight(site):
+                hooks.enter_context(site.layer.register_forward_pre_hook(partial(record_input, index)))
+        logits = net(x)
+    at = [reached[index] for index in range(len(sites))]
+
+    def piece(index: int, products: Tensor) -> Piece:
+        site, variance = sites[index], variances[index]
         if on_weight(site):
             spread = variance(site.weight).expand_as(site.weight)
-            return weight_piece(products, full_precision(inputs[place]), site.layer, spread)
-        return products, full_precision(variance(at[place]))
+            return weight_piece(products, full_precision(inputs[index]), site.layer, spread)
+        return products, full_precision(variance(at[index]))
 
     def pieces(rows: Tensor) -> list[Piece]:
         # one product after the other: on CPU the batched (vmap) backward took 1.4 to 2.6 times as long. Samples are
@@ -199,7 +184,7 @@ def jacobian_moments(
         with torch.enable_grad():
             products = [torch.autograd.grad(logits, at, row, create_graph=True) for row in rows]
         parts = zip(*products, strict=True)
-        return [piece(place, full_precision(torch.stack(part))) for place, part in enumerate(parts)]
+        return [piece(index, full_precision(torch.stack(part))) for index, part in enumerate(parts)]
 
     return LogitMoments(full_precision(logits if ordinary is None else ordinary), at, pieces)
 

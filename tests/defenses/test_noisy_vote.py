@@ -138,7 +138,7 @@ def test_what_cannot_certify_says_so() -> None:
     InputNoise(0.3).attach(net.second, "output")
     model = InnerSmoothed(net, 20)
     assert judge.unsupported_reason(model) == (
-        "the noise on the output of second stands behind tanh; expected only affine steps from the image"
+        "the noise on the output of second is behind tanh; expected only affine steps from the image"
     )
     assert model.predict(toys.batch().x.float()).shape == (10,)  # it votes all the same
     first = NoisyVote(toys.NONE)

@@ -178,7 +178,7 @@ def test_a_net_that_does_not_do_what_its_graph_says_is_refused() -> None:
     net = Own(lambda net, x: 2 * x).eval()
     net.conv.register_forward_hook(lambda module, args, out: out.square())  # hooks are in no graph
     found = AffineMap(net, net.conv, "output")
-    with pytest.raises(NotAffine, match="does there not what its graph says"):
+    with pytest.raises(NotAffine, match="does not compute what its graph says"):
         found.norm(torch.rand(1, 3, 8, 8))
 
 
@@ -197,7 +197,7 @@ def test_batch_norm_in_train_mode_and_a_layer_that_runs_twice_are_refused() -> N
             return self.conv(self.conv(x)).flatten(1)
 
     twice = Twice().eval()
-    with pytest.raises(NotAffine, match="stands at 2 places"):
+    with pytest.raises(NotAffine, match="occurs 2 times"):
         AffineMap(twice, twice.conv, "output")
 
 
@@ -217,5 +217,5 @@ def test_first_layers_of_the_architectures() -> None:
         found = AffineMap(net, convs[0], "output").norm(x)
         assert found == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-7), name
         if len(convs) > 1:
-            with pytest.raises(NotAffine, match="stands behind"):
+            with pytest.raises(NotAffine, match="is behind"):
                 AffineMap(net, convs[1], "output")

@@ -19,7 +19,7 @@ from bench.core.threat import Threat
 from bench.noise.gaussian_noise import KnownNoise, known_noise
 from bench.noise.layer_moments import Moments
 from bench.noise.logit_moments import Structure, passes
-from bench.noise.test_time_noise import weight_piece, weight_step
+from bench.noise.weight_noise import weight_piece, weight_step
 from bench.training.cost import _Flops
 from defenses.pni import PNI
 from defenses.rse import RSE
@@ -250,7 +250,7 @@ def test_own_noise_is_refused_where_there_is_no_closed_form() -> None:
 
     net = Twice().double()
     InputNoise(0.1).attach(net.conv)
-    with pytest.raises(ValueError, match="stands at 2 places"):
+    with pytest.raises(ValueError, match="occurs 2 times"):
         of(Randomised(net, 1)).moments(x, "diag", "adf")
 
 
