@@ -69,7 +69,15 @@ class View:
             for event in events:
                 self._take(event)
             return
-        with Live(self._table(), console=self.console, refresh_per_second=4, transient=True) as live:
+        # redirected, sys.stdout would be rich's proxy of our Screen, and rich's own escapes would pass the filter
+        with Live(
+            self._table(),
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as live:
             for event in events:
                 self._take(event)
                 live.update(self._table())
