@@ -1,8 +1,11 @@
-"""Checks that compare attacks: C7 one step, C10 more effort, C11 silent success, C12 noise; and C17, their trace."""
+"""Checks that compare attacks: C7 one step, C8, C9 budgets, C10 more effort, C11 silent success, C12 noise; and C17."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -10,96 +13,46 @@ from torch import Tensor
 from attacks.pgd import PGD
 from bench.core.classifier import frozen
 from bench.core.epsilon import Epsilon
-from bench.core.pgd import AttackLoss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
-from bench.soundness.audit import BLOCK, Audit, NotMeasured, Run, accuracy
-from bench.soundness.checks import Finding, Level
-from bench.soundness.instrumented_pgd import LAST
+from bench.soundness.audit import ATTACKS, BLOCK, LOSSES, Audit, Run, accuracy, scaled, whole_box
+from bench.soundness.catalog import DRAWS, LAST_STEPS, STILL_RISING
+from bench.soundness.checks import Check, Finding, NotMeasured
 
-POINT, CONVERGED, MOVED = 0.01, 0.005, 0.05
-LOSSES: tuple[AttackLoss, ...] = ("ce", "cw")
+ITERATIVE = ATTACKS[1:]
 EACH = 100  # draws between two updates of the images that are still correct
+BUDGET_FACTORS = tuple(Fraction(share) for share in ("1/8", "1/4", "1/2", "1", "2", "4"))  # of 8/255: 1 to 32 over 255
 
 
-def robust_to_gradients(audit: Audit, threat: Threat) -> Tensor:
-    """Images that no gradient attack of the audit misclassified, bool of shape n."""
-    correct = audit.fgsm(threat).correct
-    for loss in LOSSES:
-        correct = correct & audit.pgd(threat, loss).correct
-    return correct
+def worst(audit: Audit, threat: Threat, attacks: Sequence[str] = ATTACKS) -> Tensor:
+    """Images that none of these attacks of the audit misclassified, bool of shape n."""
+    return torch.stack([audit.attacked(name, threat).correct for name in attacks]).all(0)
 
 
-def one_step(audit: Audit) -> list[Finding]:
+def _above(
+    check: Check, audit: Audit, threat: Threat, weaker: Tensor, attacks: Sequence[str], what: str
+) -> Iterator[Finding]:
+    """Accuracy under each PGD and under all of `attacks` together, minus that under an attack known to be weaker."""
+    reference, eps = accuracy(weaker), str(threat.eps)
+    for name in ITERATIVE:
+        yield check.finding(accuracy(audit.attacked(name, threat).correct) - reference, eps=eps, attack=name)
+    gap = accuracy(worst(audit, threat, attacks)) - reference
+    yield check.finding(gap, failure=f"accuracy {gap:+.1%} under {what}", eps=eps)
+
+
+def one_step(check: Check, audit: Audit) -> Iterator[Finding]:
     """C7: PGD leaves no more images correct than FGSM does."""
-    audit.deterministic()
-    found = []
+    audit.require_deterministic()
     for threat in audit.budgets:
-        eps, single = str(threat.eps), accuracy(audit.fgsm(threat).correct)
-        runs = [audit.pgd(threat, loss).correct for loss in LOSSES]
-        gaps = [accuracy(correct) - single for correct in runs]
-        for loss, gap in zip(LOSSES, gaps, strict=True):
-            found.append(Finding("C7", "F" if gap > POINT else "ok", gap, POINT, "", eps, f"pgd-{loss}"))
-        gap = accuracy(torch.stack(runs).all(0)) - single
-        note = f"accuracy {gap:+.1%} under PGD against FGSM" if gap > POINT else ""
-        found.append(Finding("C7", "U" if gap > POINT else "ok", gap, POINT, note, eps))
-    return found
+        yield from _above(check, audit, threat, audit.attacked("fgsm", threat).correct, ITERATIVE, "PGD against FGSM")
 
 
-def converged(audit: Audit) -> list[Finding]:
-    """C10: twice the steps or twice the restarts lower accuracy by at most 0.5 pp at the largest budget."""
-    audit.deterministic()
-    threat, n = audit.largest, len(audit.x)
-    left = robust_to_gradients(audit, threat)
-    eps, settings = str(threat.eps), {"rel_step_size": 0.1, "loss": "cw"}
-    longer = PGD(threat, steps=2 * audit.steps, **settings)  # type: ignore[arg-type]
-    again = PGD(threat, steps=audit.steps, **settings)  # type: ignore[arg-type]
-    found = []
-    for what, attack in (("steps", longer), ("restarts", again)):
-        run = audit.run(f"pgd-cw twice the {what}@{eps}", attack, only=left)
-        lower = int((left & ~run.correct).sum()) / n
-        level: Level = "F" if lower > CONVERGED else "ok"
-        found.append(Finding("C10", level, lower, CONVERGED, f"accuracy lost to twice the {what}", eps))
-    moved = audit.pgd(threat, "ce").columns.get("moved")
-    share = accuracy(moved[left] > MOVED) if moved is not None and bool(left.any()) else 0.0
-    note = f"share of robust images whose best loss still rose in the last {LAST} steps"
-    return [*found, Finding("C10", "F" if share > MOVED else "ok", share, MOVED, note, eps)]
-
-
-def silent_success(audit: Audit) -> list[Finding]:
-    """C11: no image is misclassified on the path of an attack and correct at the point that the attack returned."""
-    audit.deterministic()
-    found = []
-    for threat in audit.budgets:
-        eps, silent = str(threat.eps), []
-        for loss in LOSSES:
-            run = audit.pgd(threat, loss)
-            silent.append(_misclassified_on_path(run) & run.correct)
-            count = float(silent[-1].sum())
-            found.append(Finding("C11", "F" if count else "ok", count, 0.0, "", eps, f"pgd-{loss}"))
-        count = float((torch.stack(silent).any(0) & robust_to_gradients(audit, threat)).sum())
-        note = f"{count:.0f} images were misclassified on the path, and by no returned point" if count else ""
-        found.append(Finding("C11", "F" if count else "ok", count, 0.0, note, eps))
-    return found
-
-
-def _misclassified_on_path(run: Run) -> Tensor:
-    return run.columns.get("met", torch.zeros_like(run.correct))
-
-
-def noise(audit: Audit) -> list[Finding]:
+def noise(check: Check, audit: Audit) -> Iterator[Finding]:
     """C12: random search misclassifies no more images than the gradient attacks, up to 1 pp."""
-    audit.deterministic()
-    found = []
+    audit.require_deterministic()
     for threat in audit.budgets:
-        eps, drawn = str(threat.eps), accuracy(random_search(audit, threat))
-        gaps = {f"pgd-{loss}": accuracy(audit.pgd(threat, loss).correct) - drawn for loss in LOSSES}
-        for attack, gap in gaps.items():
-            found.append(Finding("C12", "F" if gap > POINT else "ok", gap, POINT, "", eps, attack))
-        gap = accuracy(robust_to_gradients(audit, threat)) - drawn
-        note = f"accuracy {-gap:+.1%} under random draws against the gradient attacks" if gap > POINT else ""
-        found.append(Finding("C12", "U" if gap > POINT else "ok", gap, POINT, note, eps))
-    return found
+        drawn = random_search(audit, threat)
+        yield from _above(check, audit, threat, drawn, ATTACKS, "the gradient attacks against random draws")
 
 
 @torch.no_grad()
@@ -109,7 +62,7 @@ def random_search(audit: Audit, threat: Threat) -> Tensor:
     if name not in audit.drawn:
         correct = audit.clean.clone()
         with frozen(audit.model), scope(seed(audit.seed, name)):
-            for _ in range((1_000 if audit.level == "quick" else 10_000) // EACH):
+            for _ in range(DRAWS[audit.level] // EACH):
                 for part in correct.nonzero().squeeze(1).split(BLOCK):
                     x, y = audit.x[part], audit.y[part]
                     held = torch.ones_like(y, dtype=torch.bool)
@@ -120,15 +73,89 @@ def random_search(audit: Audit, threat: Threat) -> Tensor:
     return audit.drawn[name]
 
 
-def no_trace(audit: Audit) -> list[Finding]:
+def converged(check: Check, audit: Audit) -> Iterator[Finding]:
+    """C10: twice the steps or twice the restarts hardly lower accuracy at the largest budget."""
+    audit.require_deterministic()
+    threat = audit.largest
+    left, eps = worst(audit, threat), str(threat.eps)
+    for what, steps in (("steps", 2 * audit.steps), ("restarts", audit.steps)):
+        attack = PGD(threat, steps=steps, rel_step_size=0.1, loss="cw")
+        run = audit.run(f"pgd-cw twice the {what}@{eps}", attack, only=left)
+        yield check.finding(accuracy(left & ~run.correct), f"accuracy lost to twice the {what}", eps=eps)
+    moved = audit.attacked("pgd-ce", threat).columns.get("moved")
+    share = accuracy(moved[left] > STILL_RISING) if moved is not None and bool(left.any()) else 0.0
+    note = f"share of robust images whose best loss still rose in the last {LAST_STEPS} steps"
+    yield Finding(check.code, "F" if share > STILL_RISING else "ok", share, STILL_RISING, note, eps)
+
+
+def silent_success(check: Check, audit: Audit) -> Iterator[Finding]:
+    """C11: no image is misclassified on the path of an attack and correct at the point that the attack returned."""
+    audit.require_deterministic()
+    for threat in audit.budgets:
+        lost, eps = torch.zeros_like(audit.clean), str(threat.eps)
+        for name in ITERATIVE:
+            run = audit.attacked(name, threat)
+            silent = run.columns.get("met", torch.zeros_like(run.correct)) & run.correct
+            lost |= silent
+            yield check.finding(float(silent.sum()), eps=eps, attack=name)
+        count = float((lost & worst(audit, threat)).sum())
+        failure = f"{count:.0f} images were misclassified on the path, and at no returned point"
+        yield check.finding(count, failure=failure, eps=eps)
+
+
+def monotone(check: Check, audit: Audit) -> Iterator[Finding]:
+    """C8: attacked anew, accuracy does not rise with eps; adversarial points of a smaller eps stay such."""
+    audit.require_deterministic()
+    budgets = list(dict.fromkeys(scaled(audit.largest, share) for share in BUDGET_FACTORS))
+    forgotten, curves = 0, []
+    for loss in LOSSES:
+        runs = []
+        for threat in budgets:
+            attack = PGD(threat, steps=audit.steps // 4, rel_step_size=0.25, loss=loss)
+            runs.append(audit.run(f"curve-{loss}@{threat.eps}", attack))
+        curves.append([audit.clean, *(run.correct for run in runs)])
+        forgotten += sum(_forgotten(audit, run) for run in runs)
+        yield check.finding(_rise(curves[-1])[0], attack=f"pgd-{loss}")
+    rise, place = _rise([torch.stack(rung).all(0) for rung in zip(*curves, strict=True)])
+    found = check.finding(rise, failure=f"accuracy {rise:+.1%} up to eps {budgets[place - 1].eps}")
+    if forgotten and found.level == "ok":
+        note = f"{forgotten} images misclassified at a smaller eps are correct when evaluated again"
+        found = replace(found, level="F", note=note)
+    yield found
+
+
+def _rise(curve: list[Tensor]) -> tuple[float, int]:
+    """The largest rise of accuracy above that of a smaller budget along the curve, and its position."""
+    values = [accuracy(correct) for correct in curve]
+    rises = [value - min(values[: i + 1]) for i, value in enumerate(values)]
+    place = max(range(len(rises)), key=rises.__getitem__)
+    return rises[place], place
+
+
+def _forgotten(audit: Audit, run: Run) -> int:
+    """Number of images whose adversarial point is classified correctly when evaluated again."""
+    return int((audit.correct_on(run.x_adv) & audit.clean & ~run.correct).sum())
+
+
+def unbounded(check: Check, audit: Audit) -> Iterator[Finding]:
+    """C9: in a ball that contains every image, PGD on both losses together misclassifies all images."""
+    threat = whole_box(audit.largest, audit.x)
+    left = audit.clean
+    for loss in LOSSES:
+        attack = PGD(threat, steps=audit.steps // 2, rel_step_size=0.25, loss=loss)
+        left = audit.run(f"unbounded-{loss}", attack, only=left).correct
+    value = accuracy(left)
+    yield check.finding(value, failure=f"{value:.1%} accuracy where every image is allowed", eps=str(threat.eps))
+
+
+def no_trace(check: Check, audit: Audit) -> Iterator[Finding]:
     """C17: an attack at eps 0 changes no prediction, and no attack so far changed the state of the model."""
-    nothing = PGD(Threat(audit.threats[0].norm, Epsilon(0)), steps=10, rel_step_size=0.1)
-    changed = 0
+    notes = []
     with suppress(NotMeasured):  # other checks report an attack that cannot run
-        correct = audit.correct_on(audit.run("pgd at eps 0", nothing).x_adv)
-        changed = int((correct != audit.clean).sum())
-    notes = list(dict.fromkeys(audit.left))
-    if changed:
-        notes.insert(0, f"eps 0 changes {changed} predictions")
+        attack = PGD(Threat(audit.threats[0].norm, Epsilon(0)), steps=10, rel_step_size=0.1)
+        correct = audit.correct_on(audit.run("pgd at eps 0", attack).x_adv)
+        if changed := int((correct != audit.clean).sum()):
+            notes.append(f"eps 0 changes {changed} predictions")
+    notes += dict.fromkeys(audit.left)
     more = f" and {len(notes) - 3} more" if len(notes) > 3 else ""
-    return [Finding("C17", "X" if notes else "ok", float(len(notes)), 0.0, "; ".join(notes[:3]) + more)]
+    yield check.finding(float(len(notes)), "; ".join(notes[:3]) + more)

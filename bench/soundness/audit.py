@@ -18,19 +18,14 @@ from bench.core.epsilon import Epsilon
 from bench.core.pgd import AttackLoss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
+from bench.soundness.checks import NotApplicable, NotMeasured
 from bench.soundness.instrumented_pgd import InstrumentedPGD
 from bench.soundness.snapshot import Snapshot
 
 BLOCK = 256  # images that pass through the model together
+LOSSES: tuple[AttackLoss, ...] = ("ce", "cw")
+ATTACKS = ("fgsm", *(f"pgd-{loss}" for loss in LOSSES))  # run at each budget
 Level = Literal["quick", "full"]
-
-
-class NotMeasured(Exception):
-    """A check could not be made; the text says why. Its finding is "not checked", never "ok"."""
-
-
-class NotApplicable(Exception):
-    """The question does not arise for this model; the text says why."""
 
 
 @dataclass
@@ -81,10 +76,10 @@ class Audit:
         """Steps of the audit's own PGD, each a tenth of eps."""
         return 50 if self.level == "quick" else 100
 
-    def deterministic(self) -> None:
-        """Raise NotApplicable for a model that declares its noise."""
+    def require_deterministic(self) -> None:
+        """Raise NotApplicable for a stochastic model."""
         if self.model.stochastic:
-            raise NotApplicable("single passes of a randomized model differ; EOT and fresh draws evaluate it")
+            raise NotApplicable("single passes of a stochastic model differ; EOT and fresh draws evaluate it")
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -99,21 +94,17 @@ class Audit:
         with frozen(self.model), scope(seed(self.seed, "score")):
             return torch.cat([self.model.predict(part) for part in x.split(BLOCK)]) == y
 
-    def fgsm(self, threat: Threat) -> Run:
-        """One step on cross-entropy."""
-        return self._cached(f"fgsm@{threat.eps}", FGSM(threat))
-
-    def pgd(self, threat: Threat, loss: AttackLoss) -> Run:
-        """The audit's PGD, one restart, with the columns of InstrumentedPGD."""
-        attack = InstrumentedPGD(threat, steps=self.steps, rel_step_size=0.1, loss=loss)
-        return self._cached(f"pgd-{loss}@{threat.eps}", attack)
-
-    def _cached(self, name: str, attack: Attack) -> Run:
-        if name in self.failed:
-            raise NotMeasured(f"{name} failed: {self.failed[name]}")
-        if name not in self._runs:
-            self._runs[name] = self.run(name, attack)
-        return self._runs[name]
+    def attacked(self, name: str, threat: Threat) -> Run:
+        """The outcome of one of ATTACKS, run once: FGSM on cross-entropy, or PGD of one restart with the columns of
+        InstrumentedPGD. Raises NotMeasured where the attack failed."""
+        key = f"{name}@{threat.eps}"
+        if key in self.failed:
+            raise NotMeasured(f"{key} failed: {self.failed[key]}")
+        if key not in self._runs:
+            settings = {"steps": self.steps, "rel_step_size": 0.1, "loss": name.removeprefix("pgd-")}
+            attack = FGSM(threat) if name == "fgsm" else InstrumentedPGD(threat, **settings)  # type: ignore[arg-type]
+            self._runs[key] = self.run(key, attack)
+        return self._runs[key]
 
     def run(self, name: str, attack: Attack, only: Tensor | None = None) -> Run:
         """Attack the correctly classified images (of these `only` where a mask is given; `correct` is False elsewhere).
@@ -131,7 +122,7 @@ class Audit:
             try:
                 self._attack(name, attack, part, start, found)
             except (RuntimeError, ValueError, TypeError) as error:
-                self.failed[name] = str(error).partition("\n")[0][:160]
+                self.failed[name] = first_line(error)
                 raise NotMeasured(f"{name} failed: {self.failed[name]}") from None
         self.left += [f"{change} by {name}" for change in self.trace.changes()]
         found.correct[rows] = self.correct_on(found.x_adv[rows], rows)
@@ -141,16 +132,10 @@ class Audit:
         """Which images are correct: clean, and for each budget above 0 under each attack that could be run."""
         found = {"clean": self.clean, **self.drawn}
         for threat in self.budgets:
-            for name, attack in (("fgsm", self.fgsm), ("pgd-ce", self._ce), ("pgd-cw", self._cw)):
+            for name in ATTACKS:
                 with suppress(NotMeasured):
-                    found[f"{name}@{threat.eps}"] = attack(threat).correct
+                    found[f"{name}@{threat.eps}"] = self.attacked(name, threat).correct
         return found
-
-    def _ce(self, threat: Threat) -> Run:
-        return self.pgd(threat, "ce")
-
-    def _cw(self, threat: Threat) -> Run:
-        return self.pgd(threat, "cw")
 
     def _attack(self, name: str, attack: Attack, rows: Tensor, start: int, found: Run) -> None:
         x, y = self.x[rows], self.y[rows]
@@ -166,7 +151,12 @@ class Audit:
 
 def accuracy(correct: Tensor) -> float:
     """Share of True."""
-    return float(correct.float().mean())
+    return int(correct.sum()) / len(correct)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to 160 characters."""
+    return str(error).partition("\n")[0][:160]
 
 
 def scaled(threat: Threat, factor: Fraction) -> Threat:

@@ -1,13 +1,12 @@
 """Soundness checks measured on a deployed model: does anything suggest that its robustness is false?
 
-Each entry of CHECKS measures one code on an Audit, which runs each attack once. A check that could not be made says so;
-it is never "ok".
+Each entry of MEASURES measures one check on an Audit, which runs each attack once. A check that could not be made is
+"not checked", never "ok".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -15,34 +14,31 @@ from bench.core.classifier import Classifier
 from bench.core.rng import scope
 from bench.core.rng import seed as named_seed
 from bench.core.threat import Threat
-from bench.soundness import attack_strength as effort
-from bench.soundness import binarization_test as planted
-from bench.soundness import budget_curve as curve
-from bench.soundness import forward_checks as forward
-from bench.soundness import gradient_checks as gradients
-from bench.soundness import test_time_optimization as inner
-from bench.soundness.audit import Audit, NotApplicable, NotMeasured
-from bench.soundness.checks import Finding
+from bench.soundness import attack_strength, forward_checks, gradient_checks
+from bench.soundness.audit import Audit, Level
+from bench.soundness.binarization_test import finds_known_points
+from bench.soundness.catalog import CHECKS
+from bench.soundness.checks import Check, Finding
+from bench.soundness.test_time_optimization import no_test_time_optimization
 
-Measure = Callable[[Audit], list[Finding]]
 # in this order: what stops attacks comes before the attacks, and what they left behind comes last
-CHECKS: dict[str, Measure] = {
-    "C1": forward.deterministic,
-    "C2": forward.gives_logits,
-    "C18": forward.pixel_space,
-    "C6": inner.no_test_time_optimization,
-    "C5": gradients.differentiable,
-    "C4": gradients.zero_gradients,
-    "C3": gradients.finite,
-    "C7": effort.one_step,
-    "C8": curve.monotone,
-    "C9": curve.unbounded,
-    "C10": effort.converged,
-    "C11": effort.silent_success,
-    "C12": effort.noise,
-    "C19": planted.planted,
-    "C29": gradients.rough,
-    "C17": effort.no_trace,
+MEASURES: dict[str, Callable[[Check, Audit], Iterator[Finding]]] = {
+    "C1": forward_checks.deterministic,
+    "C2": forward_checks.gives_logits,
+    "C18": forward_checks.pixel_space,
+    "C6": no_test_time_optimization,
+    "C5": gradient_checks.differentiable,
+    "C4": gradient_checks.zero_gradients,
+    "C3": gradient_checks.finite,
+    "C7": attack_strength.one_step,
+    "C8": attack_strength.monotone,
+    "C9": attack_strength.unbounded,
+    "C10": attack_strength.converged,
+    "C11": attack_strength.silent_success,
+    "C12": attack_strength.noise,
+    "C19": finds_known_points,
+    "C29": gradient_checks.rough,
+    "C17": attack_strength.no_trace,
 }
 
 
@@ -51,7 +47,7 @@ def audit(
     x: Tensor,
     y: Tensor,
     threats: list[Threat],
-    level: Literal["quick", "full"],
+    level: Level,
     *,
     seed: int,
     claimed: float | None,
@@ -70,19 +66,10 @@ def audit(
         state = Audit(model, x, y, threats, level, seed, claimed)
         try:
             found = list[Finding]()
-            for done, (code, measure) in enumerate(CHECKS.items()):
-                report(done, len(CHECKS), code)
-                found += _measured(code, measure, state)
-            report(len(CHECKS), len(CHECKS), "")
+            for done, (code, measure) in enumerate(MEASURES.items()):
+                report(done, len(MEASURES), code)
+                found += CHECKS[code].findings(measure, state)
+            report(len(MEASURES), len(MEASURES), "")
             return found, state.columns()
         finally:
             state.trace.restore()
-
-
-def _measured(code: str, measure: Measure, state: Audit) -> list[Finding]:
-    try:
-        return measure(state)
-    except NotApplicable as reason:
-        return [Finding(code, "n/a", note=str(reason))]
-    except NotMeasured as reason:
-        return [Finding(code, "not checked", note=str(reason))]

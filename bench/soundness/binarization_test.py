@@ -1,16 +1,16 @@
 """C19: binarization test. A head on the model's features has a known adversarial point; the attack has to find it.
 
 After Zimmermann et al. 2022 (arXiv 2206.13991). For each image a two-class head on the input of the last linear layer
-says 1 beyond a threshold along the direction from the features of random points in the ball to those of one point at
-its border, and 0 before it. That one point is beyond it and no random point is, so an adversarial point exists, and
-random search does not find it. Theirs is fitted by logistic regression; here the direction is that of the two means,
-which needs no fit and gives the same guarantee, checked for each image.
+predicts 1 beyond a threshold along the direction from the features of random points in the ball to those of one point
+at its border, and 0 before it. Only that one point is beyond it, so an adversarial point exists, and random search does
+not find it. Theirs is fitted by logistic regression; here the direction is that of the two means, which needs no fit
+and gives the same guarantee, checked for each image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,15 @@ from bench.core.attack import Context
 from bench.core.classifier import frozen
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
-from bench.soundness.audit import BLOCK, Audit, NotMeasured
-from bench.soundness.checks import Finding
+from bench.soundness.audit import BLOCK, LOSSES, Audit, first_line
+from bench.soundness.checks import Check, Finding, NotMeasured
 
-INNER = 32  # random points in the ball that the head calls 0
-CLOSE = 0.9  # position of the threshold between the best random point (0) and the planted one (1)
-NEEDED = 0.95
+INNER = 32  # random points in the ball that the head classifies as 0
+CLOSE = 0.9  # position of the threshold between the best random point (0) and the known one (1)
 
 
 class _Head(nn.Module):
-    """Logits of two classes, `b 2`, from what enters the last linear layer of `model`, for a fixed batch."""
+    """Logits of two classes, `b 2`, from the input of the last linear layer of `model`, for a fixed batch."""
 
     def __init__(self, model: nn.Module, layer: nn.Module) -> None:
         super().__init__()
@@ -37,22 +36,23 @@ class _Head(nn.Module):
         self.origin = self.direction = self.threshold = torch.zeros(())
 
     def features(self, x: Tensor) -> Tensor:
-        """What enters the layer when it runs last, `b d`."""
-        with _input_of(self.layer) as seen:
+        """Input of the layer when it runs last, `b d`."""
+        seen: list[Tensor] = []
+        with self.layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0])):
             self.model(x)
         if not seen or seen[-1].dim() != 2 or len(seen[-1]) != len(x):
             raise NotMeasured("the last linear layer does not see one row of features for each image")
         return seen[-1]
 
     def fit(self, x: Tensor, threat: Threat) -> Tensor:
-        """Plant one point for each image; gives the images (bool, shape b) for which the guarantee holds."""
+        """Choose one point for each image; returns for which images (bool, shape b) the guarantee holds."""
         with torch.no_grad():
             points = [x, *(threat.project_to_image(x, x + threat.sample(x)) for _ in range(INNER))]
             inner = torch.stack([self.features(point) for point in points])  # 1 + INNER, b, d
-            planted = self.features(border(x, threat))
+            known = self.features(border(x, threat))
             self.origin = inner.mean(0)
-            toward = planted - self.origin
-            self.direction = toward / toward.square().sum(1, keepdim=True).clamp_min(1e-20)  # planted scores 1
+            toward = known - self.origin
+            self.direction = toward / toward.square().sum(1, keepdim=True).clamp_min(1e-20)  # the known point scores 1
             best = ((inner - self.origin) * self.direction).sum(2).amax(0)
             self.threshold = best + CLOSE * (1 - best)
         return (best < 1) & (toward.abs().amax(1) > 0)
@@ -62,9 +62,9 @@ class _Head(nn.Module):
         return torch.stack([-score, score], dim=1)
 
 
-def planted(audit: Audit) -> list[Finding]:
-    """C19: PGD on cross-entropy or on the margin finds the planted point of at least 95 % of the images."""
-    audit.deterministic()
+def finds_known_points(check: Check, audit: Audit) -> Iterator[Finding]:
+    """C19: PGD on cross-entropy or on the margin finds the known adversarial point of nearly every image."""
+    audit.require_deterministic()
     threat, limit = audit.largest, 256 if audit.level == "quick" else 512
     if threat.norm not in PGD.norms:
         raise NotMeasured(f"pgd has no {threat.norm} version")
@@ -74,26 +74,23 @@ def planted(audit: Audit) -> list[Finding]:
         head = _Head(surrogate, last_linear(surrogate, audit.x[:1]))
         for x in audit.x[:limit].split(BLOCK):
             holds = head.fit(x, threat)
-            broken = _attack(audit, head, x, threat)
-            hits, sure = hits + int((holds & broken).sum()), sure + int(holds.sum())
+            hits, sure = hits + int((holds & _broken(audit, head, x, threat)).sum()), sure + int(holds.sum())
     if sure < min(limit, len(audit.x)) / 2:
-        raise NotMeasured(f"points could be planted for {sure} images only: the features hardly react in the ball")
-    share = hits / sure
-    note = f"{hits} of {sure} planted points found" if share < NEEDED else ""
-    return [Finding("C19", "U" if share < NEEDED else "ok", share, NEEDED, note, str(threat.eps))]
+        raise NotMeasured(f"only {sure} images have a known point: the features hardly change in the ball")
+    yield check.finding(hits / sure, failure=f"{hits} of {sure} known points found", eps=str(threat.eps))
 
 
-def _attack(audit: Audit, head: _Head, x: Tensor, threat: Threat) -> Tensor:
-    """Images whose head PGD breaks, shape b. One restart: the heads belong to the rows of the whole batch."""
+def _broken(audit: Audit, head: _Head, x: Tensor, threat: Threat) -> Tensor:
+    """Images whose head PGD fools, shape b. One restart: the heads belong to the rows of the whole batch."""
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     broken = y.bool()
-    for loss in ("ce", "cw"):
-        attack = PGD(threat, steps=audit.steps // 2, rel_step_size=0.1, loss=loss)  # type: ignore[arg-type]
+    for loss in LOSSES:
+        attack = PGD(threat, steps=audit.steps // 2, rel_step_size=0.1, loss=loss)
         try:
             found, _ = attack.perturb(head, x, y, Context(seed(audit.seed, "planted", loss)))
             threat.check(x, found)
         except (RuntimeError, ValueError) as error:
-            raise NotMeasured(f"the attack failed: {str(error).partition(chr(10))[0][:120]}") from None
+            raise NotMeasured(f"the attack failed: {first_line(error)}") from None
         with torch.no_grad():
             broken |= head(found).argmax(1) != y
     return broken
@@ -111,24 +108,11 @@ def border(x: Tensor, threat: Threat) -> Tensor:
 def last_linear(model: nn.Module, x: Tensor) -> nn.Module:
     """The linear layer that runs last. Raises NotMeasured where there is none."""
     ran: list[nn.Module] = []
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    handles = [layer.register_forward_hook(lambda m, args, out: ran.append(m)) for layer in layers]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                hooks.enter_context(layer.register_forward_hook(lambda layer, args, out: ran.append(layer)))
+        model(x)
     if not ran:
         raise NotMeasured("the model has no linear layer to read features from")
     return ran[-1]
-
-
-@contextmanager
-def _input_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()

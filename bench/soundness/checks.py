@@ -1,46 +1,40 @@
-"""The soundness checks as data: what each measures, its threshold, how severe a failure is, and what to do.
+"""Soundness checks as data: what each measures, its limits, how severe a failure is, and what to do about it.
 
-No list of checks is sufficient (Carlini et al. 2019, arXiv 1902.06705), so the best verdict says "no known symptom",
-never "verified". Measured ones come from an audit of the model (bench.soundness.audit_model),
-the others from records alone
-(bench.soundness.verdicts). Thresholds without a source are judgments.
+No list of checks is sufficient (Carlini et al. 2019, arXiv 1902.06705), so the best verdict is "no known symptom",
+never "verified". An audit measures checks on the model (bench.soundness.audit_model), the others are derived from
+records (bench.soundness.verdicts).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Level = Literal["ok", "I", "F", "U", "X", "n/a", "not checked"]
 Verdict = Literal["OK", "FLAG", "UNSOUND", "INVALID", "NOT CHECKED"]
 Source = Literal["model", "images", "records", "harness"]
+Subject = TypeVar("Subject")
+
+ROUNDING = 1e-9  # 1 pp of 1000 images are 10 images; floating point must not count 10 as more than 10
 
 
-@dataclass(frozen=True)
-class Check:
-    """One symptom of false robustness.
+class NotMeasured(Exception):
+    """A check could not be made, for the reason in the text. Its finding is "not checked", never "ok"."""
 
-    `worst`: the gravest level a failure can have. `source`: measured on the "model", on the stored adversarial
-    "images", derived from "records", or a test of the "harness" itself that no row carries.
-    """
 
-    code: str
-    title: str
-    measures: str
-    threshold: str
-    worst: Level
-    source: Source
-    why: str
-    todo: str
+class NotApplicable(Exception):
+    """A check does not apply, for the reason in the text."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: a measured value, the threshold it was held to, and how grave that is.
+    """What one check found: the measured value, the limit it was compared with, and the severity.
 
-    `level`: ok; I (information), F (flagged), U (unsound: listed, not ranked), X (invalid: no number shown); n/a
-    where the question does not arise; "not checked" where it could not be asked, with the reason in `note`. `eps`: the
-    budget it speaks of, None for all. `attack`: the one attack it speaks of (then at most F), None for the model.
+    - `level`: ok; I (information), F (flagged), U (unsound: listed, not ranked), X (invalid: no number shown); n/a
+      where the check does not apply; "not checked" where it could not be made, with the reason in `note`.
+    - `eps`: the budget at which it was measured, None for all.
+    - `attack`: the one attack that it concerns (then at most F), None for the model.
     """
 
     code: str
@@ -61,8 +55,87 @@ class Finding:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Check:
+    """One symptom of false robustness.
+
+    - `limits`: by level in order of severity, the largest value that does not have this level (the smallest one if
+      `at_least`). A limit without a source is a judgment. `unit`: in which text shows them, "pp", "%" or none.
+    - `measures`, `criterion`: the measured quantity and the limits in words; `{F}` stands for the limit of level F.
+    - `why`, `todo`: why a failure matters, with its source, and what to do about it.
+    - `source`: measured on the "model", on the stored adversarial "images", derived from "records", or a test of the
+      "harness" itself, which appears in no row.
+    """
+
+    code: str
+    title: str
+    limits: dict[Level, float]
+    measures: str
+    criterion: str
+    why: str
+    todo: str
+    source: Source = "model"
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def threshold(self) -> str:
+        """The limits in words, such as `at most 0.5 pp`."""
+        shown = {
+            level: f"{100 * limit:g} {self.unit}" if self.unit else f"{limit:g}" for level, limit in self.limits.items()
+        }
+        return self.criterion.format(**shown)
+
+    @property
+    def worst(self) -> Level:
+        """The most severe level that a failure can have."""
+        return list(self.limits)[-1]
+
+    def finding(
+        self, value: float, note: str = "", *, failure: str = "", eps: str | None = None, attack: str | None = None
+    ) -> Finding:
+        """The measured value with its level; "not checked" for NaN, which is a comparison without images.
+
+        `failure`: a note in place of `note` where the check fails.
+        """
+        if value != value:
+            return self.not_checked("no image in common")
+        limits = list(self.limits.items())
+        sign = -1 if self.at_least else 1
+        passed = [(level, limit) for level, limit in limits if sign * (value - limit) > ROUNDING]
+        level, limit = passed[-1] if passed else ("ok", limits[0][1])
+        if attack and passed:  # an attack that fails says little about the model: another one may succeed
+            level, limit = "F", limits[0][1]
+        return Finding(self.code, level, value, limit, (passed and failure) or note, eps, attack)
+
+    def information(self, note: str) -> Finding:
+        """A finding that changes no verdict."""
+        return Finding(self.code, "I", note=note)
+
+    def passed(self, note: str = "") -> Finding:
+        """A finding without a measured value."""
+        return Finding(self.code, "ok", note=note)
+
+    def failed(self, note: str) -> Finding:
+        """A failure without a measured value, of the most severe level."""
+        return Finding(self.code, self.worst, note=note)
+
+    def not_checked(self, reason: str) -> Finding:
+        """The finding of a check that could not be made."""
+        return Finding(self.code, "not checked", note=reason)
+
+    def findings(self, measure: Callable[[Check, Subject], Iterable[Finding]], subject: Subject) -> list[Finding]:
+        """The findings of this check on a model under audit or on the evidence of a row."""
+        try:
+            return list(measure(self, subject))
+        except NotApplicable as reason:
+            return [Finding(self.code, "n/a", note=str(reason))]
+        except NotMeasured as reason:
+            return [self.not_checked(str(reason))]
+
+
 def verdict(findings: list[Finding], required: frozenset[str]) -> Verdict:
-    """INVALID or UNSOUND where any finding says so; NOT CHECKED where a `required` code has no answer; FLAG; OK."""
+    """INVALID or UNSOUND where a finding says so; NOT CHECKED where a `required` code has no answer; FLAG; OK."""
     levels = {finding.level for finding in findings}
     if "X" in levels:
         return "INVALID"

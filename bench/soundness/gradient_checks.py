@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor
 from bench.core.classifier import frozen
 from bench.core.pgd import AttackLoss, attack_loss, margin
 from bench.core.rng import scope, seed
-from bench.soundness.audit import BLOCK, Audit, NotMeasured, accuracy
-from bench.soundness.checks import Finding
+from bench.soundness.audit import BLOCK, Audit, accuracy, first_line
+from bench.soundness.catalog import MOVE_SIZE, MOVES
+from bench.soundness.checks import Check, Finding, NotMeasured
 
-DRAWS = 4  # of a randomized model: its gradient counts as zero where that of each draw is
-MOVES, SHARE, ROUGH = 100, 0.05, 0.1
-FEW, MANY = 0.01, 0.1
+DRAWS = 4  # of a stochastic model: its gradient counts as zero if that of each draw is
 
 
 class Gradients(NamedTuple):
@@ -27,12 +27,12 @@ class Gradients(NamedTuple):
 
 
 def losses(audit: Audit) -> list[AttackLoss]:
-    """The losses that attacks climb; DLR needs three classes."""
+    """The losses that attacks maximize; DLR needs three classes."""
     return ["ce", "cw", "dlr"] if audit.logits.shape[1] >= 3 else ["ce", "cw"]
 
 
 def input_gradients(audit: Audit, loss: AttackLoss) -> Gradients:
-    """Gradients through what attacks climb. Raises NotMeasured where there is no path (C5 says so)."""
+    """Gradients of the model that attacks use. Raises NotMeasured where there is no path (see C5)."""
     zero = torch.ones(len(audit.x), dtype=torch.bool, device=audit.x.device)
     finite = zero.clone()
     with frozen(audit.model), scope(seed(audit.seed, "gradient", loss)):
@@ -45,13 +45,13 @@ def input_gradients(audit: Audit, loss: AttackLoss) -> Gradients:
                     value = attack_loss(loss, audit.y[part])(surrogate(x)).sum()
                     (grad,) = torch.autograd.grad(value, x)
                 except (RuntimeError, TypeError) as error:
-                    raise NotMeasured(f"no gradient: {str(error).partition(chr(10))[0][:120]}") from None
+                    raise NotMeasured(f"no gradient: {first_line(error)}") from None
                 zero[part] &= (grad == 0).flatten(1).all(1)
                 finite[part] &= grad.isfinite().flatten(1).all(1)
     return Gradients(zero, finite)
 
 
-def finite(audit: Audit) -> list[Finding]:
+def finite(check: Check, audit: Audit) -> Iterator[Finding]:
     """C3: no NaN and no Inf in logits, loss, gradient and adversarial images."""
     bad = {
         "logits": int((~audit.logits.isfinite()).any(1).sum()),
@@ -61,56 +61,49 @@ def finite(audit: Audit) -> list[Finding]:
         for loss in losses(audit):
             bad[f"gradient of {loss}"] = int((~input_gradients(audit, loss).finite).sum())
         for threat in audit.budgets:
-            audit.pgd(threat, "ce")
+            audit.attacked("pgd-ce", threat)
     except NotMeasured:
         pass  # C5 reports a missing path; a failed attack is reported below
-    found = [f"{what} of {count} images" for what, count in bad.items() if count]
-    found += [f"adversarial images ({name})" for name, text in audit.failed.items() if "NaN" in text]
-    return [
-        Finding(
-            "C3", "X" if found else "ok", float(max(bad.values())), 0.0, "not finite: " * bool(found) + ", ".join(found)
-        )
-    ]
+    attacks = [f"adversarial images ({name})" for name, text in audit.failed.items() if "NaN" in text]
+    found = [f"{what} of {count} images" for what, count in bad.items() if count] + attacks
+    yield check.finding(float(max(*bad.values(), len(attacks))), "not finite: " * bool(found) + ", ".join(found))
 
 
-def zero_gradients(audit: Audit) -> list[Finding]:
+def zero_gradients(check: Check, audit: Audit) -> Iterator[Finding]:
     """C4: share of the images classified correctly whose input gradient is exactly 0, by loss and for all losses."""
     correct = audit.clean
     if not bool(correct.any()):
         raise NotMeasured("no image is classified correctly")
     shares = {loss: accuracy(input_gradients(audit, loss).zero[correct]) for loss in losses(audit)}
-    found = [Finding("C4", "F" if share > FEW else "ok", share, FEW, attack=loss) for loss, share in shares.items()]
     least = min(shares.values())  # the loss with the fewest zero gradients decides
-    level = "U" if least > MANY else "F" if least > FEW else "ok"
-    note = "" if level == "ok" else f"{least:.1%} of the gradients are exactly 0 for every loss"
-    return [Finding("C4", level, least, MANY, note), *found]  # type: ignore[arg-type]
+    yield check.finding(least, failure=f"{least:.1%} of the gradients are exactly 0 for every loss")
+    for loss, share in shares.items():
+        yield check.finding(share, attack=loss)
 
 
-def differentiable(audit: Audit) -> list[Finding]:
+def differentiable(check: Check, audit: Audit) -> Iterator[Finding]:
     """C5: the loss is differentiable with respect to the image."""
-    own = audit.model.surrogate() is not audit.model
+    fault = ""
     with frozen(audit.model), scope(seed(audit.seed, "path")):
         x = audit.x[:BLOCK].detach().requires_grad_()
-        note = ""
+        surrogate = audit.model.surrogate()
         try:
-            logits = audit.model.surrogate()(x)
-            if logits.requires_grad:
-                (grad,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
-                note = "" if grad is not None else "the logits do not depend on the image"
-            else:
-                note = "the graph is cut: logits carry no gradient"
+            logits = surrogate(x)
+            if not logits.requires_grad:
+                fault = "the graph is cut: logits carry no gradient"
+            elif torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is None:
+                fault = "the logits do not depend on the image"
         except (RuntimeError, TypeError) as error:
-            note = f"autograd fails: {str(error).partition(chr(10))[0][:120]}"
-    if note:
-        return [Finding("C5", "U", 1.0, 0.0, note)]
-    return [Finding("C5", "ok", 0.0, 0.0, "through the author's own surrogate" if own else "")]
+            fault = f"autograd fails: {first_line(error)}"
+    own = "" if surrogate is audit.model else "through the author's own surrogate"
+    yield check.finding(float(bool(fault)), fault or own)
 
 
 @torch.no_grad()
-def rough(audit: Audit) -> list[Finding]:
+def rough(check: Check, audit: Audit) -> Iterator[Finding]:
     """C29: how much the margin changes, relative to itself, under small random moves of the images."""
-    audit.deterministic()
-    threat = audit.largest.scaled(SHARE)
+    audit.require_deterministic()
+    threat = audit.largest.scaled(MOVE_SIZE)
     total = torch.zeros(len(audit.x), device=audit.x.device)
     with frozen(audit.model), scope(seed(audit.seed, "moves")):
         for start in range(0, len(audit.x), BLOCK):
@@ -121,5 +114,4 @@ def rough(audit: Audit) -> list[Finding]:
                 after = margin(audit.model(threat.project_to_image(x, x + threat.sample(x))), y)
                 change = (after - before).abs() / before.abs().clamp_min(1e-12)
                 total[part] += change.clamp_max(1.0)
-    value = float(total.mean()) / MOVES
-    return [Finding("C29", "F" if value > ROUGH else "ok", value, ROUGH)]
+    yield check.finding(float(total.mean()) / MOVES)

@@ -10,9 +10,10 @@ class Snapshot:
     """A copy of all state of `model` that an attack could change."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.parameters = [(p, p.detach().clone()) for p in model.parameters()]
-        self.buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        self.tensors: dict[str, list[tuple[Tensor, Tensor]]] = {
+            "weights": [(p, p.detach().clone()) for p in model.parameters()],
+            "buffers": [(b, b.detach().clone()) for b in model.buffers()],
+        }
         self.modes = [(m, m.training) for m in model.modules()]
         self.flags = [(p, p.requires_grad) for p in model.parameters()]
         self.grads = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
@@ -20,8 +21,8 @@ class Snapshot:
     def changes(self) -> list[str]:
         """Descriptions of what differs from the snapshot; one transfer from the device."""
         found = [
-            name
-            for name, pairs in (("weights changed", self.parameters), ("buffers changed", self.buffers))
+            f"{name} changed"
+            for name, pairs in self.tensors.items()
             if pairs and not bool(torch.stack([_same(now, then) for now, then in pairs]).all())
         ]
         if any(module.training != mode for module, mode in self.modes):
@@ -37,8 +38,9 @@ class Snapshot:
     def restore(self) -> None:
         """Restore everything, bit for bit."""
         with torch.no_grad():
-            for now, then in (*self.parameters, *self.buffers):
-                now.copy_(then)
+            for pairs in self.tensors.values():
+                for now, then in pairs:
+                    now.copy_(then)
         for module, mode in self.modes:
             module.training = mode
         for parameter, flag in self.flags:

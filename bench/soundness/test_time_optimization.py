@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from torch.autograd import forward_ad
 from bench.core.classifier import frozen
 from bench.core.rng import scope, seed
 from bench.soundness.audit import Audit
-from bench.soundness.checks import Finding
+from bench.soundness.catalog import LAYER_RUNS
+from bench.soundness.checks import Check, Finding, Level
 
-RUNS = 3  # of a layer in one prediction
 IMAGES = 8
 # every reverse pass goes through the engine's entry, torch.func and Tensor.backward included; the others stand beside
 # it for versions of torch without it. `make_dual` starts every forward-mode derivative.
@@ -29,24 +29,26 @@ _ENTRIES = (
 )
 
 
-def no_test_time_optimization(audit: Audit) -> list[Finding]:
-    """C6: a forward pass without gradients takes no derivative and runs no layer more than 3 times."""
+def no_test_time_optimization(check: Check, audit: Audit) -> Iterator[Finding]:
+    """C6: a forward pass without gradients takes no derivative and repeats no layer often."""
     x = audit.x[:IMAGES]
     with frozen(audit.model), scope(seed(audit.seed, "inner")), torch.no_grad():
         with autograd_calls() as calls:
             audit.model(x)
         if calls[0]:
             note = f"{calls[0]} calls of automatic differentiation in one forward pass without gradients"
-            return [Finding("C6", "U", float(calls[0]), 0.0, note)]
+            yield check.finding(float(calls[0]), note)
+            return
         if audit.model.stochastic:
-            return [Finding("C6", "ok", 0.0, 0.0, "draws of a randomized model are not counted as repeated layers")]
+            yield check.finding(0.0, "draws of a stochastic model are not counted as repeated layers")
+            return
         with layer_runs(audit.model) as runs:
             audit.model.predict(x)
     ran = [count for count in runs.values() if count]
     typical, most = (statistics.median(ran), max(ran)) if ran else (0, 0)
-    level = "U" if typical > RUNS else "F" if most > RUNS else "ok"
+    level: Level = "U" if typical > LAYER_RUNS else "F" if most > LAYER_RUNS else "ok"
     note = f"layers run {typical:g} times in one prediction, the busiest {most} times"
-    return [Finding("C6", level, float(max(typical, most)), float(RUNS), note if level != "ok" else "")]  # type: ignore[arg-type]
+    yield Finding(check.code, level, float(max(typical, most)), float(LAYER_RUNS), note)
 
 
 @contextmanager
@@ -84,9 +86,7 @@ def layer_runs(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
     def count(layer: nn.Module, args: Any) -> None:
         runs[layer] += 1
 
-    handles = [layer.register_forward_pre_hook(count) for layer in runs]
-    try:
+    with ExitStack() as hooks:
+        for layer in runs:
+            hooks.enter_context(layer.register_forward_pre_hook(count))
         yield runs
-    finally:
-        for handle in handles:
-            handle.remove()

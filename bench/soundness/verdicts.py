@@ -1,7 +1,7 @@
-"""Rows + audits -> rows with findings and a verdict. Nothing here is measured: audits and records say it all.
+"""Rows and audits -> rows with findings and a verdict. Nothing is measured here.
 
-A finding of an audit speaks of the audit's own attacks; where its images were attacked in full too, C4, C7 and C12 are
-judged by the whole attack set: one fooled attack is noise (F), a fooled set is not (U).
+A finding of an audit concerns the audit's own attacks. Where the row was attacked too, C4, C7 and C12 are decided by
+all of its attacks: one that fails is noise (F), a set that fails is not (U).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bench.results.rows import rows as rows_of
 from bench.results.worst_case import MIXED, Cell
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding, Level, Verdict, verdict
-from bench.soundness.evidence import Evidence, on_shared
+from bench.soundness.evidence import Evidence, difference, on_shared
 from bench.soundness.protocol import PROTOCOL
-from bench.soundness.stored_audits import Audits
-from bench.soundness.symptoms import MARGIN, SYMPTOMS, not_checked, success_grows
+from bench.soundness.stored_audits import StoredAudits
+from bench.soundness.symptoms import SYMPTOMS
 
 GRAVE: tuple[Level, ...] = ("F", "U", "X")
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
-# measured at each budget; what an audit measures at one budget only (C9, C10, C19) speaks of the model at all of them
+# measured at each budget; what an audit measures at one budget only (C9, C10, C19) holds for the model at all of them
 _OF_A_BUDGET = frozenset({"C7", "C11", "C12", "C18"})
 VERDICTS: tuple[Verdict, ...] = ("OK", "FLAG", "NOT CHECKED", "UNSOUND", "INVALID")
 
@@ -58,13 +58,18 @@ def judged_rows(
 def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:
     """The same rows with findings and verdicts; audits are searched among `keys` (default: all of the store)."""
     evaluated = {entry.key for row in rows for by in row.entries.values() for entry in by.values()}
-    audits = Audits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluated])
+    audits = StoredAudits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluated])
     configs: dict[str, list[Row]] = {}
     for row in rows:
         configs.setdefault(row.config, []).append(row)
     done: dict[int, Row] = {}
-    for group in configs.values():  # what was measured of one configuration is let go before the next
-        done |= _with_verdicts(store, group, audits)
+    for group in configs.values():  # one configuration at a time, so that its outcomes leave the memory
+        evidence = {(id(row), seed): Evidence(store, row, seed, audits) for row in group for seed in row.seeds}
+        for row in group:
+            for seed in row.seeds:
+                smaller = [r for r in group if r.norm == row.norm and r.eps_value < row.eps_value and seed in r.seeds]
+                evidence[id(row), seed].smaller = [evidence[id(other), seed] for other in smaller]
+            done[id(row)] = _with_verdict(row, {seed: findings(evidence[id(row), seed]) for seed in row.seeds})
     return [done[id(row)] for row in rows]
 
 
@@ -77,48 +82,31 @@ def required(row: Row) -> frozenset[str]:
     return frozenset(check.code for check in of_audits if check.worst in ("U", "X"))
 
 
-def _with_verdicts(store: Store, rows: list[Row], audits: Audits) -> dict[int, Row]:
-    """Rows of one configuration by id of what they were."""
-    seen = {id(row): {seed: Evidence(store, row, seed, audits) for seed in row.seeds} for row in rows}
-    found = {}
-    for row in rows:
-        smaller = [r for r in rows if r.norm == row.norm and r.eps_value < row.eps_value]
-        by_seed = {}
-        for seed, evidence in seen[id(row)].items():
-            others = [seen[id(other)][seed] for other in smaller if seed in seen[id(other)]]
-            by_seed[seed] = findings(evidence, others)
-        found[id(row)] = _with_verdict(row, by_seed)
-    return found
-
-
-def findings(e: Evidence, smaller: list[Evidence]) -> list[Finding]:
+def findings(e: Evidence) -> list[Finding]:
     """Every check of one row and seed that has an answer, and "not checked" for each of the others."""
-    records = [finding for check in PROTOCOL for finding in check(e)]
-    why = _incomparable(e)
-    if why:
-        records += [not_checked(code, why) for code in ("C7", "C8", "C13", "C14", "C15", "C25", "C26")]
+    records = [f for code, measure in PROTOCOL.items() for f in CHECKS[code].findings(measure, e)]
+    if reason := _incomparable(e):
+        records += [CHECKS[code].not_checked(reason) for code in SYMPTOMS]
     else:
-        records += [finding for check in SYMPTOMS for finding in check(e)] + success_grows(e, smaller)
-    found = [*records, *_weighed(e, records), *_images(e)]
+        records += [f for code, measure in SYMPTOMS.items() for f in CHECKS[code].findings(measure, e)]
+    found = [*records, *_of_audit(e, records), *_of_images(e)]
     answered = {finding.code for finding in found if finding.level != "not checked"}
     found = [f for f in found if f.level != "not checked" or f.code not in answered]
-    absent = [
-        check for check in CHECKS.values() if check.source != "harness" and check.code not in {f.code for f in found}
-    ]
-    return [*found, *(not_checked(check.code, e.no_audit or "no audit says this of this budget") for check in absent)]
+    absent = [c for c in CHECKS.values() if c.source != "harness" and c.code not in {f.code for f in found}]
+    return [*found, *(check.not_checked(e.no_audit or "no audit at this budget") for check in absent)]
 
 
 def _incomparable(e: Evidence) -> str:
     """Why outcomes of this row must not be compared with each other; empty where they can be."""
     if e.single_draws:
-        return "a few draws of a model with noise, where majorities of 100 are needed"
+        return "a few draws of a stochastic model, where majorities of 100 are needed"
     return next((state for state, _ in e.row.worst.absent.values() if state in MIXED), "")
 
 
-def _weighed(e: Evidence, records: list[Finding]) -> list[Finding]:
-    """The audit's findings at this budget, C4, C7 and C12 by the whole attack set where that can be said."""
+def _of_audit(e: Evidence, records: list[Finding]) -> list[Finding]:
+    """The audit's findings at this budget; C4, C7 and C12 by all attacks of the row where these give an answer."""
     found = []
-    # an audit at other budgets or in another norm clears nothing here, but what it found wrong with the model stands
+    # an audit at other budgets or in another norm confirms nothing here, but its failures about the model itself hold
     here = e.audit is not None and e.audit.covers(e.row.norm, e.row.eps)
     for finding in e.audit.findings if e.audit else ():
         elsewhere = finding.code in _OF_A_BUDGET and finding.eps not in (None, e.row.eps)
@@ -126,63 +114,63 @@ def _weighed(e: Evidence, records: list[Finding]) -> list[Finding]:
             continue
         whole_set = finding.attack is None and finding.level == "U"
         if finding.code == "C1" and e.row.deploys != "deterministic":
-            continue  # noise is declared: bench.soundness.protocol asks how it was attacked
+            continue  # declared noise: bench.soundness.protocol checks how it was attacked
         if finding.code == "C4" and whole_set and any(attack.scores_stage for attack in e.attacks):
-            finding = replace(
-                finding, level="F", note=f"{finding.note}; a gradient-free attack stands beside".lstrip("; ")
-            )
+            finding = _flagged(finding, "the row has a gradient-free attack")
         if finding.code == "C7" and whole_set and any(f.code == "C7" and f.level == "ok" for f in records):
-            finding = replace(finding, level="F", note=f"{finding.note}; not so the whole attack set".lstrip("; "))
+            finding = _flagged(finding, "not so for all attacks of the row")
         if finding.code == "C12" and finding.level in ("ok", "U") and finding.attack is None:
             finding = _noise(e, finding)
         found.append(finding)
     return found
 
 
+def _flagged(finding: Finding, reason: str) -> Finding:
+    return replace(finding, level="F", note=f"{finding.note}; {reason}".lstrip("; "))
+
+
 def _noise(e: Evidence, finding: Finding) -> Finding:
-    """C12 for the headline: do uniform draws leave fewer images right than all attacks of the row together?"""
+    """C12 for the headline: do uniform draws leave fewer images correct than all attacks of the row together?"""
     worst, noise = e.worst(), e.audited.get(f"noise@{e.row.eps}")
     if worst is None or noise is None:
         return finding
-    whole, drawn = on_shared([worst, noise])
-    gap = whole.share - drawn.share
-    if gap > MARGIN + 1e-9:
-        level: Level = "U"
-    elif finding.level == "U":
-        level = "F"
-    else:
-        return finding
+    whole, drawn = on_shared(worst, noise)
     note = f"uniform noise leaves {100 * drawn.share:.1f} %, all attacks {100 * whole.share:.1f} %"
-    return replace(finding, level=level, value=gap, threshold=MARGIN, note=note)
+    found = replace(CHECKS["C12"].finding(difference(worst, noise), note), eps=finding.eps)
+    if found.level == "U":
+        return found
+    return replace(found, level="F") if finding.level == "U" else finding
 
 
-def _images(e: Evidence) -> list[Finding]:
-    """C16: what re-checks of the stored images found, and "not checked" unless every attack's were looked at."""
-    attacked = [attack for attack in e.attacks if attack.entry.key in e.images]
-    found = [replace(f, attack=attack.label) for attack in attacked for f in e.images[attack.entry.key]]
-    grave = [finding for finding in found if finding.level in GRAVE]
-    if grave:
-        return grave
-    open_ = [attack.label for attack in e.attacks if attack not in attacked]
-    open_ += [f"{finding.attack}: {finding.note}" for finding in found if finding.level == "not checked"]
-    if open_ or not found:
-        return [not_checked("C16", f"images not looked at: {', '.join(open_)}" if open_ else "no images")]
-    return [Finding("C16", "ok", 0.0, note=f"images of {len(attacked)} attacks looked at again")]
+def _of_images(e: Evidence) -> list[Finding]:
+    """C16: the re-checks of the stored images; "not checked" unless there is one of every attack's images."""
+    checked = [attack for attack in e.attacks if attack.entry.key in e.images]
+    found = [replace(f, attack=attack.label) for attack in checked for f in e.images[attack.entry.key]]
+    failed = [finding for finding in found if finding.level in GRAVE]
+    if failed:
+        return failed
+    unknown = [attack.label for attack in e.attacks if attack not in checked]
+    unknown += [f"{finding.attack}: {finding.note}" for finding in found if finding.level == "not checked"]
+    if unknown or not found:
+        return [
+            CHECKS["C16"].not_checked(f"images not checked again: {', '.join(unknown)}" if unknown else "no images")
+        ]
+    return [Finding("C16", "ok", 0.0, note=f"images of {len(checked)} attacks checked again")]
 
 
 def _with_verdict(row: Row, by_seed: dict[int, list[Finding]]) -> Row:
-    """The gravest over the seeds; a seed that is in no number of the headline need not have been audited."""
+    """The most severe verdict over the seeds; a seed outside the headline need not have been audited."""
     needed = required(row)
     counted = row.keys or dict.fromkeys(by_seed)
     verdicts = [verdict(found, needed if seed in counted else frozenset()) for seed, found in by_seed.items()]
-    done = replace(row, findings=_gravest(by_seed), verdict=max(verdicts, key=VERDICTS.index))
+    done = replace(row, findings=_most_severe(by_seed), verdict=max(verdicts, key=VERDICTS.index))
     if any(finding.code == "C24" and finding.level in GRAVE for finding in done.findings):
         done = replace(done, provisional=(*done.provisional, "too little attack (C24)"))
     return _without_numbers(done) if done.verdict == "INVALID" else done
 
 
-def _gravest(by_seed: dict[int, list[Finding]]) -> tuple[Finding, ...]:
-    """One finding for each check and attack; where seeds differ the note says whose it is."""
+def _most_severe(by_seed: dict[int, list[Finding]]) -> tuple[Finding, ...]:
+    """One finding for each check and attack; where seeds differ the note names the seed."""
     groups: dict[tuple[int, str], list[tuple[int, Finding]]] = {}
     for seed, found in by_seed.items():
         for finding in found:
@@ -197,11 +185,11 @@ def _gravest(by_seed: dict[int, list[Finding]]) -> tuple[Finding, ...]:
 
 
 def _without_numbers(row: Row) -> Row:
-    """The row with every result taken out, so that no table can show one; what makes it invalid keeps its words."""
+    """The row without any result, so that no table can show one; notes remain only where they say why it is invalid."""
     nothing: dict[int, Cell] = {}
 
     def empty(value: Any) -> Any:
-        if isinstance(value, Cell):  # the same cell stays the same: the tables tell AutoAttack's column by it
+        if isinstance(value, Cell):  # equal objects stay equal: tables find AutoAttack's column so
             return nothing.setdefault(id(value), Cell({}, 0, dict.fromkeys(row.seeds, ("invalid", ""))))
         return {name: empty(each) for name, each in value.items()}
 

@@ -439,7 +439,7 @@ def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
     Path("my.py").write_text(noisy.replace("def build", noise + "def build", 1))
     undeclared = evaluate(bench, "my.py:build")
     assert undeclared.code == 2
-    assert "gives two answers to one image; declare a stochastic model with --randomised" in undeclared.err
+    assert "gives two answers to one image; declare a model that draws at test time with --randomised" in undeclared.err
     assert evaluate(bench, "my.py:build", "--randomised").code == 0
     store = Store(Path("results"))
     (row,) = rows(store, evaluations(store).readable)

@@ -37,7 +37,7 @@ def test_a_dozen_ways_to_be_wrong_are_planted() -> None:
 def test_every_grave_measured_check_owns_a_fake() -> None:
     grave = {c.code for c in CHECKS.values() if c.source == "model" and c.worst in GRAVE}
     assert grave == set(OWNERS)
-    assert set(soundness.CHECKS) == {c.code for c in CHECKS.values() if c.source == "model"}
+    assert set(soundness.MEASURES) == {c.code for c in CHECKS.values() if c.source == "model"}
 
 
 @pytest.mark.parametrize("code", OWNERS)
@@ -51,7 +51,7 @@ def test_only_its_check_sees_the_fake(
 ) -> None:
     name = OWNERS[code]
     assert _grave(of_fake(name)) == {code}
-    monkeypatch.delitem(soundness.CHECKS, code)
+    monkeypatch.delitem(soundness.MEASURES, code)
     findings, _ = audited(FAKES[name][0](nets, digits[1]))
     assert not _grave(findings)
     assert code not in {finding.code for finding in findings}

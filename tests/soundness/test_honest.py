@@ -111,7 +111,7 @@ def test_the_claimed_accuracy_is_held_to_what_is_measured(
     test, threats = digits[1], [Threat("Linf", EPS)]
     state = Audit(Classifier(nets["adversarial"]), test.x, test.y, threats, "quick", 0, None)
     state.claimed = accuracy(state.clean) + gap
-    (found,) = pixel_space(state)
+    (found,) = pixel_space(CHECKS["C18"], state)
     assert found.level == level
     assert found.value == pytest.approx(gap, abs=1e-6)
 

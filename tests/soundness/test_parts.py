@@ -16,13 +16,13 @@ from bench.core.attack import Context
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
 from bench.core.threat import Norm, Threat
-from bench.soundness import attack_strength as effort
 from bench.soundness import gradient_checks as gradients
-from bench.soundness.audit import Audit, NotMeasured, Run, scaled, whole_box
+from bench.soundness.attack_strength import _rise
+from bench.soundness.audit import Audit, Run, scaled, whole_box
+from bench.soundness.audit_model import MEASURES
 from bench.soundness.binarization_test import _Head, border, last_linear
-from bench.soundness.budget_curve import _rise
 from bench.soundness.catalog import CHECKS
-from bench.soundness.checks import Finding
+from bench.soundness.checks import NotMeasured
 from bench.soundness.instrumented_pgd import InstrumentedPGD
 from bench.soundness.snapshot import Snapshot
 from bench.soundness.test_time_optimization import autograd_calls, layer_runs
@@ -221,27 +221,28 @@ def _crafted(**right: range) -> Audit:
     return state
 
 
-def _levels(found: list[Finding]) -> dict[str | None, tuple[str, float | None]]:
+def _levels(code: str, state: Audit) -> dict[str | None, tuple[str, float | None]]:
+    found = CHECKS[code].findings(MEASURES[code], state)
     return {f.attack: (f.level, None if f.value is None else round(f.value, 4)) for f in found}
 
 
 def test_one_fooled_attack_flags_and_a_fooled_set_is_unsound() -> None:
     one = _crafted(fgsm=range(50), pgd_ce=range(60), pgd_cw=range(51), noise=range(49))
-    assert _levels(effort.one_step(one)) == {"pgd-ce": ("F", 0.1), "pgd-cw": ("ok", 0.01), None: ("ok", 0.01)}
-    assert _levels(effort.noise(one)) == {"pgd-ce": ("F", 0.11), "pgd-cw": ("F", 0.02), None: ("ok", 0.01)}
+    assert _levels("C7", one) == {"pgd-ce": ("F", 0.1), "pgd-cw": ("ok", 0.01), None: ("ok", 0.01)}
+    assert _levels("C12", one) == {"pgd-ce": ("F", 0.11), "pgd-cw": ("F", 0.02), None: ("ok", 0.01)}
     both = _crafted(fgsm=range(50, 100), pgd_ce=range(60), pgd_cw=range(52), noise=range(48))
-    assert _levels(effort.one_step(both))[None] == ("U", 0.02)
-    assert _levels(effort.noise(both))[None] == ("ok", -0.46)  # FGSM is in the set, and sees through the two others
+    assert _levels("C7", both)[None] == ("U", 0.02)
+    assert _levels("C12", both)[None] == ("ok", -0.46)  # FGSM is in the set, and sees through the two others
     apart = _crafted(fgsm=range(30), pgd_ce=range(40), pgd_cw=range(20, 60), noise=range(8))
-    assert _levels(effort.one_step(apart))[None] == ("ok", -0.1)
-    assert _levels(effort.noise(apart))[None] == ("U", 0.02)
+    assert _levels("C7", apart)[None] == ("ok", -0.1)
+    assert _levels("C12", apart)[None] == ("U", 0.02)
 
 
 def test_a_point_met_and_not_returned_counts_for_the_set_where_no_attack_returned_one() -> None:
     lost = _crafted(fgsm=range(100), pgd_ce=range(60), pgd_cw=range(70))
-    assert _levels(effort.silent_success(lost)) == {"pgd-ce": ("F", 2), "pgd-cw": ("ok", 0), None: ("F", 2)}
+    assert _levels("C11", lost) == {"pgd-ce": ("F", 2), "pgd-cw": ("ok", 0), None: ("F", 2)}
     found = _crafted(fgsm=range(100), pgd_ce=range(60), pgd_cw=range(59))
-    assert _levels(effort.silent_success(found))[None] == ("F", 1)
+    assert _levels("C11", found)[None] == ("F", 1)
 
 
 def test_the_catalogue_is_complete_and_free_of_torch() -> None:

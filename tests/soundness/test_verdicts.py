@@ -471,8 +471,8 @@ def audit_of_other_weights(store: Store) -> None:
     [
         (without_audit, "C3", "no audit"),
         (failed_audit, "C3", "audit error: out of memory"),
-        (without_images, "C16", "images not looked at: autoattack, fgsm, pgd"),
-        (some_images, "C16", "images not looked at: autoattack"),
+        (without_images, "C16", "images not checked again: autoattack, fgsm, pgd"),
+        (some_images, "C16", "images not checked again: autoattack"),
         (one_check_left_out, "C19", "took too long"),
         (audit_of_other_weights, "C3", "no audit"),
     ],
@@ -491,7 +491,7 @@ def test_an_audit_that_found_no_images_takes_nothing_back(store: Store) -> None:
     gone = [Finding("C16", "not checked", note="its adversarial images are absent or damaged", attack=k) for k in keys]
     audited(store, train, *gone, evaluations=tuple(reversed(keys)))
     assert only(store).verdict == "OK"
-    assert finding(only(store), "C16").note == "images of 4 attacks looked at again"
+    assert finding(only(store), "C16").note == "images of 4 attacks checked again"
     audited(store, train, Finding("C16", "X", 0.2, attack=keys[0]), evaluations=keys[:2])
     assert only(store).verdict == "INVALID"
 
@@ -539,7 +539,7 @@ def test_unsound_and_invalid_rows_stand_last_and_take_no_rank(store: Store) -> N
     assert ranks(store) == {"awp": "1 ⚑", "trades": "1", "rat": "1†", "mart": "unsound", "lsa": "invalid"}
     assert list(ranks(store)) == ["awp", "trades", "rat", "mart", "lsa"]
     text = markdown(store)
-    assert "- mart at Linf eps 0.1 is unsound; it fails C9 (An unbounded attack wins): 0.4 at eps 1" in text
+    assert "- mart at Linf eps 0.1 is unsound; it fails C9 (An unbounded attack succeeds): 0.4 at eps 1" in text
     assert "- lsa at Linf eps 0.1 is invalid; it fails C3 (All numbers are finite): 5 NaN" in text
     legend = [line for line in text.splitlines() if line.startswith("- C")]
     assert [line.split(":")[0] for line in legend] == ["- C2", "- C3", "- C9"]
@@ -679,7 +679,7 @@ def test_every_defense_names_its_adaptive_attack_or_says_why_none_is_needed() ->
         ("noisy", "fgsm", "F", "missing: closed_form was not run"),
         ("noisy", "closed_form", "ok", "yes: closed_form"),
         ("rse", "fgsm", "F", "missing: closed_form or eot was not run"),
-        ("gone", "fgsm", "not checked", "no file of defense gone"),
+        ("gone", "fgsm", "not checked", "the file of defense gone is missing"),
     ],
 )
 def test_adaptive_attacks_are_run_argued_or_missing(
@@ -754,20 +754,20 @@ def column(images: Images, hits: Images, select: list[float] | None = None) -> C
 
 
 def test_columns_meet_on_the_images_that_they_share() -> None:
-    first, second = on_shared([column([0, 1, 2, 3], [1, 0, 1, 1]), column([1, 3, 7], [1, 0, 1])])
+    first, second = on_shared(column([0, 1, 2, 3], [1, 0, 1, 1]), column([1, 3, 7], [1, 0, 1]))
     assert first.images.tolist() == second.images.tolist() == [1, 3]
-    assert (first.right.tolist(), second.right.tolist()) == ([False, True], [True, False])
-    assert worst_of([first, second]).right.tolist() == [False, False]
-    assert np.isnan(on_shared([column([0], [1]), column([5], [1])])[0].share)
+    assert (first.correct.tolist(), second.correct.tolist()) == ([False, True], [True, False])
+    assert worst_of(first, second).correct.tolist() == [False, False]
+    assert np.isnan(on_shared(column([0], [1]), column([5], [1]))[0].share)
 
 
 def test_the_worst_case_under_noise_is_the_attack_that_other_draws_chose() -> None:
     one, two = column([0, 1], [1, 0], [0.2, 0.9]), column([0, 1], [0, 1], [0.3, 0.4])
-    chosen = worst_of([one, two])
-    assert chosen.right.tolist() == [True, True]  # image 0 by the first, image 1 by the second
+    chosen = worst_of(one, two)
+    assert chosen.correct.tolist() == [True, True]  # image 0 by the first, image 1 by the second
     assert chosen.select is not None
     assert chosen.select.tolist() == [0.2, 0.4]
-    assert worst_of([one, two._replace(select=None)]).right.tolist() == [False, False]
+    assert worst_of(one, two._replace(select=None)).correct.tolist() == [False, False]
 
 
 def test_clean_errors_count_in_the_worst_case_that_noise_is_held_to(store: Store) -> None:
