@@ -26,7 +26,8 @@ from bench.executors.devices import Slot
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.schedule import bound, simulate
-from bench.planning.job import Job, job_of
+from bench.planning.job import Job
+from bench.planning.job_json import job_of
 from bench.records.store import Store
 
 DRAWS, LANES, JOBS_PER_LANE = 2000, (2, 4, 8), 8

@@ -18,7 +18,8 @@ import numpy as np
 
 from bench.atomic import file_hash, write_atomic
 from bench.planning.evaluations import RANDOMISED_REVISION
-from bench.planning.job import Job, job_of
+from bench.planning.job import Job
+from bench.planning.job_json import job_of
 from bench.records.store import SAMPLES, Store
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding

@@ -8,7 +8,8 @@ import numpy as np
 
 from bench.atomic import file_hash, write_atomic
 from bench.planning.evaluations import RANDOMISED_REVISION
-from bench.planning.job import Job, job_of
+from bench.planning.job import Job
+from bench.planning.job_json import job_of
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import Row, rows

@@ -1,7 +1,7 @@
 """The five kinds of jobs and their keys: jobs with equal content have equal keys, so specs share work.
 
-A job holds every setting with its default filled in, and the keys of the jobs whose results it uses. JSON names occur
-only here and in `job_fields` (`to_json`, `from_json`). The key is a hash over that JSON: no name in it may change.
+A job holds every setting with its default filled in, and the keys of the jobs whose results it uses. The key is a hash
+over its JSON, so no JSON name may change; these names occur only here, in `job_fields` and in `job_json`.
 """
 
 from __future__ import annotations
@@ -9,34 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from bench.planning.job_fields import DataChoice, JobThreat, Normalization, PluginChoice
+from bench.planning.job_fields import JSON_NAMES, DataChoice, JobThreat, Normalization, PluginChoice, as_json
 from bench.planning.labels import label, with_train_eps
+from bench.planning.schema import SCHEMA
 
 IMPORTED = "imported"  # the recipe of a user's model, whose training is unknown
-SCHEMA = 1  # of job.json and record.json
 KEYS = 1  # part of every key: raising it invalidates all earlier results
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from the schema named to the next
-
-
-class NewerSchemaError(OSError):
-    """A newer version of bench wrote this file. Not a ValueError: the file is not damaged and must not be replaced."""
-
-
-def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a job.json or record.json in the present schema. Raises ValueError for an unknown schema."""
-    schema = values.get("schema")
-    if not isinstance(schema, int) or schema < 1:
-        raise ValueError(f"schema {schema}, this version reads {SCHEMA}")
-    if schema > SCHEMA:
-        raise NewerSchemaError(f"results have schema {schema}, this version reads up to {SCHEMA}; update bench")
-    while schema < SCHEMA:
-        values = MIGRATIONS[schema](values)
-        schema += 1
-    return {**values, "schema": SCHEMA}
+_OUTSIDE = ("needs", "parts", "key")  # fields that are not part of the content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +56,7 @@ class _Job:
     def content(self) -> dict[str, Any]:
         """The JSON object that, with `kind` and `needs`, makes the key."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OUTSIDE}
-        return {_JSON_NAMES.get(name, name): _plain(value) for name, value in own.items()}
+        return {JSON_NAMES.get(name, name): as_json(value) for name, value in own.items()}
 
     def without_seed(self) -> dict[str, Any]:
         """The content but for the seed: equal for jobs that only repeat each other."""
@@ -248,47 +230,3 @@ class AuditJob(_Job):
 Job = TrainJob | ImportJob | EvaluateJob | ShardJob | AuditJob
 ModelJob = TrainJob | ImportJob  # gives a model
 EvaluationJob = EvaluateJob | ShardJob  # gives per-image results
-_KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (TrainJob, ImportJob, EvaluateJob, ShardJob, AuditJob)}
-_OUTSIDE = ("needs", "parts", "key")  # fields that are not part of the content
-_JSON_NAMES = {"training": "train", "normalization": "normalise", "randomized": "randomised"}
-_READ: dict[str, Callable[[Any], Any]] = {
-    **{"data": DataChoice.from_json, "threat": JobThreat.from_json, "normalization": Normalization.from_json},
-    **dict.fromkeys(("model", "defense", "attack"), PluginChoice.from_json),
-    "checkpoint": lambda values: values["sha256"],
-    "threats": lambda values: tuple(JobThreat.from_json(each) for each in values),
-    "images": tuple,
-}
-
-
-def _plain(value: Any) -> Any:
-    """A field's value as JSON."""
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return value.to_json() if hasattr(value, "to_json") else value
-
-
-def job_of(kind: str, content: dict[str, Any], needs: tuple[str, ...] = (), parts: tuple[str, ...] = ()) -> Job:
-    """The job of a kind with this content. Raises ValueError for an unknown kind or a missing field."""
-    if kind not in _KINDS:
-        raise ValueError(f"kind is '{kind}'; expected one of {', '.join(_KINDS)}")
-    names = {_JSON_NAMES.get(f.name, f.name): f.name for f in dataclasses.fields(_KINDS[kind])}
-    try:
-        given = {names[name]: value for name, value in content.items() if name in names}
-        own = {n: _READ[n](v) if n in _READ and v is not None else v for n, v in given.items()}
-        return _KINDS[kind](**own, needs=needs, parts=parts)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a job of kind {kind} with missing or malformed fields: {error}") from None
-
-
-def from_json(values: dict[str, Any]) -> Job:
-    """The job of a job.json. Raises ValueError where content and key disagree, or for an unknown schema."""
-    values = upgraded(values)
-    try:
-        job = job_of(values["kind"], values["what"], tuple(values["needs"]), tuple(values.get("parts", ())))
-    except ValueError as error:
-        raise ValueError(f"job {values['key']} was changed: {error}") from None
-    if job.key != values["key"]:
-        raise ValueError(f"job {values['key']} was changed: its content hashes to {job.key}")
-    if job.content() != values["what"]:  # a field that no job of this kind has does not reach the hash
-        raise ValueError(f"job {values['key']} was changed: it holds fields that no {job.kind} job has")
-    return job

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-from bench.planning.job import upgraded
+from bench.planning.schema import upgraded
 
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # names of files in a record: never a path
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again

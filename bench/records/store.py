@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_json
-from bench.planning.job import SCHEMA, EvaluationJob, Job, ModelJob, NewerSchemaError, from_json
+from bench.planning.job import EvaluationJob, Job, ModelJob
+from bench.planning.job_json import from_json
+from bench.planning.schema import SCHEMA, NewerSchemaError
 from bench.records import attempts
 from bench.records.job_files import JobFiles
 from bench.records.npz import ColumnCache, refuse_large

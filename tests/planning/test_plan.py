@@ -19,8 +19,10 @@ from bench.planning import catalog
 from bench.planning import evaluations as evaluation_planner
 from bench.planning import job as job_module
 from bench.planning import plan as planner
-from bench.planning.job import Job, NewerSchemaError, from_json, job_of
+from bench.planning.job import Job
+from bench.planning.job_json import from_json, job_of
 from bench.planning.plan import plan
+from bench.planning.schema import NewerSchemaError
 from bench.planning.spec import build, load
 from bench.records.packs import JOB, Packs
 

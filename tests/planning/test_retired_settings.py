@@ -9,7 +9,8 @@ import fake_store
 import pytest
 from harness import Bench
 
-from bench.planning.job import Job, job_of
+from bench.planning.job import Job
+from bench.planning.job_json import job_of
 from bench.planning.labels import label
 
 RESULTS = Path("results")

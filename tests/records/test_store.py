@@ -17,8 +17,9 @@ from harness import Bench
 from paths import TESTS
 
 from bench.atomic import file_hash, write_atomic, write_json
-from bench.planning import job as job_module
-from bench.planning.job import Job, NewerSchemaError
+from bench.planning import schema
+from bench.planning.job import Job
+from bench.planning.schema import NewerSchemaError
 from bench.records.store import Store, checksum
 
 JOB = toy_job("train", {"seed": 0})
@@ -436,8 +437,8 @@ def test_an_older_schema_is_brought_up_step_by_step(store: Store, monkeypatch: p
     def to_3(values: dict[str, Any]) -> dict[str, Any]:
         return {**values, "metrics": {name: value + 1 for name, value in values.get("metrics", {}).items()}}
 
-    monkeypatch.setattr(job_module, "SCHEMA", 3)
-    monkeypatch.setattr(job_module, "MIGRATIONS", {1: to_2, 2: to_3})
+    monkeypatch.setattr(schema, "SCHEMA", 3)
+    monkeypatch.setattr(schema, "MIGRATIONS", {1: to_2, 2: to_3})
     assert store.job(JOB.key) == JOB  # keys hold: what was done stays done
     record = store.record(JOB.key)
     assert record is not None
