@@ -21,9 +21,9 @@ from bench.executors.clusters import Machine
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
+from bench.planning.checks import check_counts
 from bench.planning.job import ImportJob, Job
 from bench.planning.options import to_spec
-from bench.planning.plan import check_counts
 from bench.planning.typed import Options
 from bench.progress import live
 from bench.records.store import Store

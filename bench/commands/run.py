@@ -19,10 +19,10 @@ from bench.executors.clusters import backend as choose
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models as imports
-from bench.planning.evaluations import wants
+from bench.planning.checks import duplicates, inapplicable
 from bench.planning.job import EvaluateJob, Job, TrainJob
 from bench.planning.options import to_spec
-from bench.planning.plan import duplicates, plan, without_cell
+from bench.planning.plan import plan
 from bench.planning.spec import Spec, TrainSpec
 from bench.planning.typed import Options
 from bench.progress import forecast, live
@@ -78,8 +78,8 @@ def describe(matrix: Matrix) -> list[str]:
         + "".join(f", {name} {recipe[name]}" for name in TrainSpec.settings_added_later if name in recipe),
     ]
     absent = [
-        f"absent    {attack} on {', '.join(others)}: it needs a {' or '.join(wants(attack))} defense"
-        for attack, others in without_cell(spec).items()
+        f"absent    {attack} on {', '.join(others)}: it needs a {wanted} defense"
+        for attack, (wanted, others) in inapplicable(spec).items()
     ]
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]
 

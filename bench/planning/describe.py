@@ -6,6 +6,7 @@ import ast
 from typing import Any, Literal, get_args, get_origin
 
 from bench.planning import catalog
+from bench.planning.plugin_source import REQUIRED, TYPES, Field
 
 _SIGNS = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
 _PREDICTORS = {
@@ -19,7 +20,7 @@ _SPENT = "of a training step, in forward passes F an image; a backward pass is 2
 
 def default(value: Any) -> str:
     """A default as it is written after `--set NAME.SETTING=` or in a spec: true, null, uniform, [1, 4], {name: pgd}."""
-    if value is catalog.REQUIRED:
+    if value is REQUIRED:
         return "required"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -31,7 +32,7 @@ def default(value: Any) -> str:
     return str(value)
 
 
-def values(field: catalog.Field) -> str:
+def values(field: Field) -> str:
     """What a setting takes: `float > 0`, `uniform | normal | zero`, `int or null`, `[int, ...]` for a list."""
     return _words(ast.parse(field.written, mode="eval").body)
 
@@ -42,7 +43,7 @@ def _words(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
         return "null" if node.value is None else str(node.value)
     if isinstance(node, ast.Name):
-        known = catalog.NAMES.get(node.id)
+        known = TYPES.get(node.id)
         return " | ".join(map(str, get_args(known))) if get_origin(known) is Literal else node.id
     if not isinstance(node, ast.Subscript):
         return ast.unparse(node)

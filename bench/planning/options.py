@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import datasets
-from bench.planning import catalog, evaluations
-from bench.planning.spec import DEFAULT_ATTACKS, DEFAULT_EPS, Spec, build
+from bench.planning import catalog
+from bench.planning.spec import Spec, build
 from bench.planning.strict_yaml import read
 from bench.planning.typed import Options
 
-# what a claim about a model that draws at test time needs beside the default attacks
+DEFAULT_EPS = {"digits": "0.1", "mnist": "0.1", "fashion_mnist": "0.1"}
+DEFAULT_ATTACKS: tuple[dict[str, Any], ...] = (
+    {"name": "clean"},
+    {"name": "fgsm"},
+    {"name": "pgd"},
+    {"name": "pgd", "set": {"loss": "cw"}},
+    {"name": "autoattack", "n": 100},
+)
+# attacks that a claim about a stochastic model needs in addition
 PROTOCOL_ATTACKS: tuple[dict[str, Any], ...] = (
     {"name": "eot", "n": 100},
     {"name": "closed_form", "n": 100},
@@ -99,10 +107,10 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
     else:
         limit = options.n or datasets.facts(data["name"], root, data.get("size")).test
         norm = _norm(options.norm)
-        fit = [a for a in DEFAULT_ATTACKS if norm in evaluations.norms(a["name"])]
+        fit = [a for a in DEFAULT_ATTACKS if norm in catalog.get("attacks", a["name"]).norms]
         # images that were asked for are for every attack; otherwise the slow one takes few of them
         attacks = [{**a, "n": options.n or min(a["n"], limit)} if "n" in a else dict(a) for a in fit]
-        kinds = {_deploys(name) for name in defenses}
+        kinds = {catalog.get("defenses", name).predictor for name in defenses}
         if kinds != {"deterministic"}:
             attacks += [{**a, "n": options.n or min(a["n"], limit)} for a in PROTOCOL_ATTACKS]
         if "smoothed" in kinds:
@@ -121,10 +129,6 @@ def _norm(typed: str | None) -> str:
 def _told(attack: dict[str, Any]) -> str:
     extra = [f"{k}={v}" for k, v in attack.get("set", {}).items()] + ([f"n={attack['n']}"] if "n" in attack else [])
     return attack["name"] + (f" ({', '.join(extra)})" if extra else "")
-
-
-def _deploys(name: str) -> str:
-    return str(catalog.get("defenses", name).constant("predictor", "deterministic"))
 
 
 def _folder(data: dict[str, Any], root: Path) -> Path:

@@ -1,10 +1,11 @@
-"""What the user writes: one strict model, filled from a YAML file or from command-line options alike.
+"""A spec, as the user writes it in a YAML file or with command-line options, and its validation.
 
-Unknown and duplicate keys are refused with file, line and key: a misspelt `beta` must never train the default.
+Unknown and duplicate keys are errors with file, line and key: a misspelled `beta` must never train the default.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,8 +13,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from bench.core.epsilon import Epsilon, parse_eps
-from bench.data import datasets
-from bench.planning.catalog import describe, suggest
+from bench.planning.catalog import suggest
 from bench.planning.strict_yaml import read
 
 Name = Annotated[str, Len(1, 200)]
@@ -23,12 +23,30 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
-class DataSpec(_Strict):
-    """`test` and `train`: how many images (null: all). `validation`: images split off train by a fixed seed.
+class _Entry(_Strict):
+    """A plug-in. `set` gives settings; `grid` lists values: one job for each combination of them."""
 
-    `split`: what attacks see; a search over settings belongs on the validation images, which are never ranked (`test`
-    then counts those).
-    `size` resizes a folder's images. `name`: see `bench list datasets`, or `folder:PATH`.
+    name: Name
+    set: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """The settings of each combination. Raises ValueError for a setting in both, or an empty list."""
+        both = self.set.keys() & self.grid.keys()
+        if both:
+            raise ValueError(f"{self.name}: '{min(both)}' is in set and in grid; expected one of them")
+        empty = [name for name, values in self.grid.items() if not values]
+        if empty:
+            raise ValueError(f"{self.name}: grid '{empty[0]}' is empty; expected a list of values")
+        combined = itertools.product(*self.grid.values())
+        return [{**self.set, **dict(zip(self.grid, values, strict=True))} for values in combined]
+
+
+class DataSpec(_Strict):
+    """`name`: see `bench list datasets`, or `folder:PATH`; `size` resizes a folder's images.
+
+    `test` and `train`: numbers of images (null: all). `validation`: images split off train by a fixed seed. `split`:
+    the images that are attacked. Settings should be chosen on the validation images, which are never ranked.
     """
 
     name: Name = "digits"
@@ -47,7 +65,7 @@ class ModelSpec(_Strict):
 
 
 class ThreatSpec(_Strict):
-    """`eps` is the list attacked; defenses that use a threat train at `train_eps` (default: the largest of them)."""
+    """`eps`: the budgets of the attacks. `train_eps`: that of adversarial training (default: the largest `eps`)."""
 
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     eps: Annotated[list[Epsilon], Len(1)]
@@ -72,18 +90,18 @@ class ThreatSpec(_Strict):
 
 
 class TrainSpec(_Strict):
-    """The shared recipe. A null is filled from the data set's default; `bench plan` prints what came out.
+    """The recipe of every training. A null is filled from the data set's default; `bench plan` prints the result.
 
     `eps_warmup` and `lr_warmup` are fractions of training in which eps and learning rate rise from 0; `lr` is the peak
-    of the schedule. `weight_decay_on: weights` spares biases and normalization layers. `grad_clip`: largest L2 norm of
-    the gradient, 0 for none. `label_smoothing`: share of each label spread over all classes. `precision` is that of
+    of the schedule. `weight_decay_on: weights` excludes biases and normalization layers. `grad_clip`: largest L2 norm
+    of the gradient, 0 for none. `label_smoothing`: share of each label spread over all classes. `precision` is that of
     training passes; weights and evaluations are fp32.
 
     `average` deploys averaged weights: `ema` over updates (with `ema_decay`), `swa` over the ends of epochs after the
     fraction `swa_start` of training; `average_bn` gives them the training net's BatchNorm statistics (`live`, the
-    default of ema) or those of one clean pass (`clean`, that of swa). `keep: best` also keeps the weights of the epoch
-    best on the validation images, under PGD-10 at the training budget where the defense has one, looked at every
-    `choose_every` epochs; best and last are both evaluated. `guard` stops and marks a collapsed run.
+    default of ema) or those of one clean pass (`clean`, that of swa). `keep: best` also saves the weights of the epoch
+    with the best validation accuracy, measured every `choose_every` epochs, under PGD-10 if the defense trains at a
+    budget; best and last are both evaluated. `guard` stops a training that collapsed and marks it.
     """
 
     epochs: Annotated[int, Gt(0)] | None = None
@@ -108,12 +126,12 @@ class TrainSpec(_Strict):
     choose_every: Annotated[int, Gt(0)] = 1
     guard: bool = True
 
-    # settings younger than the first records: left out of a job while at their default, so that old keys stay valid
+    # newer than the first records: left out of a job while they have their default, so that old keys stay valid
     settings_added_later: ClassVar[tuple[str, ...]] = (
         *("lr_warmup", "weight_decay_on", "grad_clip", "label_smoothing", "precision"),
         *("average", "ema_decay", "swa_start", "average_bn", "keep", "choose_every", "guard"),
     )
-    # settings that do nothing unless another one has one of these values
+    # settings without effect unless another one has one of these values
     idle: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
         "ema_decay": ("average", ("ema",)),
         "swa_start": ("average", ("swa",)),
@@ -122,12 +140,9 @@ class TrainSpec(_Strict):
     }
 
 
-class DefenseSpec(_Strict):
-    """`set` gives settings; `grid` multiplies: one defense for each combination. Likewise a list of `train_eps`."""
+class DefenseSpec(_Entry):
+    """A defense, trained once for each combination of its settings and each `train_eps`."""
 
-    name: Name
-    set: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
     train_eps: list[Epsilon] | None = None
 
     @field_validator("train_eps", mode="before")
@@ -136,15 +151,10 @@ class DefenseSpec(_Strict):
         return value if isinstance(value, list) or value is None else [value]
 
 
-class AttackSpec(_Strict):
-    """`n`: images of the test set (default: data.test). `seeds`: only the first so many of the run's seeds.
+class AttackSpec(_Entry):
+    """An attack or other evaluation. `n`: number of images (default: data.test). `seeds`: attack only the first so many
+    seeds of the run. `shards`: split the images into so many jobs; the result does not depend on it."""
 
-    `shards`: cut the images into so many jobs, whose results are put together; no verdict depends on it.
-    """
-
-    name: Name
-    set: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
     n: Annotated[int, Gt(0)] | None = None
     seeds: Annotated[int, Gt(0)] | None = None
     shards: Annotated[int, Gt(0)] | None = None
@@ -174,57 +184,13 @@ class Spec(_Strict):
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
 
-# One shared recipe: small enough for a laptop on digits and MNIST, the field's usual one for BatchNorm nets on 32x32
-# images, and Adam for plain nets there, which a rate of 0.1 makes diverge.
-PLAIN_NETS = ("mlp", "lenet5", "small_cnn", "vit_tiny")
-_ADAM = {"optimizer": "adam", "weight_decay": 0.0, "schedule": "constant"}
-_SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "epochs": 100, "batch_size": 128}
-_PLAIN = {**_ADAM, "epochs": 20, "batch_size": 128, "lr": 1e-3}
-SMALL_DATA = ("digits", "mnist", "fashion_mnist")
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {**_ADAM, "epochs": 20, "batch_size": 64, "lr": 2e-3},
-    "mnist": {**_ADAM, "epochs": 4, "batch_size": 256, "lr": 1e-3},
-    "fashion_mnist": {**_ADAM, "epochs": 10, "batch_size": 256, "lr": 1e-3},
-    "svhn": {**_SGD, "lr": 0.01},
-}
-DEFAULT_EPS = {"digits": "0.1", "mnist": "0.1", "fashion_mnist": "0.1"}
-DEFAULT_ATTACKS: tuple[dict[str, Any], ...] = (
-    {"name": "clean"},
-    {"name": "fgsm"},
-    {"name": "pgd"},
-    {"name": "pgd", "set": {"loss": "cw"}},
-    {"name": "autoattack", "n": 100},
-)
-
-
-def recipe(spec: Spec, facts: datasets.Facts, model: str, paper: dict[str, Any]) -> dict[str, Any]:
-    """Every training setting resolved: what the user set, else the paper's (`recipe: paper`), else the shared one."""
-    own = {k: v for k, v in spec.train.model_dump().items() if k in spec.train.model_fields_set and v is not None}
-    shared = _PLAIN if model in PLAIN_NETS and facts.name not in SMALL_DATA else RECIPES.get(facts.name, _SGD)
-    base = {**TrainSpec().model_dump(), **shared, "augment": facts.augment}
-    # through the schema once more: a plug-in's recipe is held to it too, and 1 and 1.0 make one key
-    try:
-        checked = TrainSpec.model_validate({**base, **(paper if spec.recipe == "paper" else {}), **own})
-    except ValidationError as error:
-        raise ValueError(describe(error, "recipe")) from None
-    values = checked.model_dump()
-    for name, (owner, wanted) in checked.idle.items():
-        if values[name] != TrainSpec.model_fields[name].default and values[owner] not in wanted:
-            raise ValueError(f"train.{name} is {values[name]}, but does nothing while train.{owner} is {values[owner]}")
-    return {
-        k: v
-        for k, v in values.items()
-        if k not in checked.settings_added_later or v != TrainSpec.model_fields[k].default
-    }
-
-
 def build(values: dict[str, Any], where: str = "", lines: dict[tuple[Any, ...], int] | None = None) -> Spec:
     """A checked Spec from plain values. Raises ValueError in one line: where, which key, what was expected."""
     try:
         return Spec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = tuple(p for p in first["loc"])
+        path = first["loc"]
         line = next((lines[path[:k]] for k in range(len(path), 0, -1) if lines and path[:k] in lines), None)
         place = f"{where}, line {line}: " if line else f"{where}: " if where else ""
         raise ValueError(f"{place}{_explain(first, path)}") from None
@@ -244,12 +210,12 @@ def _explain(first: Any, path: tuple[Any, ...]) -> str:
 
 
 def _known(path: tuple[Any, ...]) -> list[str]:
-    """Keys allowed at a place of the spec."""
-    tables: dict[str, type[_Strict]] = {
+    """The keys that a section of the spec may have."""
+    tables: dict[Any, type[_Strict]] = {
         "data": DataSpec, "models": ModelSpec, "threat": ThreatSpec, "train": TrainSpec,
         "defenses": DefenseSpec, "attacks": AttackSpec,
     }  # fmt: skip
-    return list((tables[str(path[0])] if path and str(path[0]) in tables else Spec).model_fields)
+    return list(tables.get(path[0] if path else None, Spec).model_fields)
 
 
 def load(path: Path) -> Spec:

@@ -15,7 +15,8 @@ from typing import Any
 
 from bench.atomic import file_hash
 from bench.data import datasets
-from bench.planning import catalog, evaluations
+from bench.planning import catalog
+from bench.planning.evaluations import PlannedAttack, audits, predictor_of
 from bench.planning.job import EvaluateJob, ImportJob, Job
 from bench.planning.job_fields import Normalization, PluginChoice
 from bench.planning.labels import label
@@ -165,16 +166,17 @@ def jobs(model: Model, spec: Spec, facts: datasets.Facts) -> list[Job]:
     imported = job(model, facts)
     planned: list[Job] = []
     for entry in spec.attacks:
-        if evaluations.needs_images(entry.name):
+        attack = PlannedAttack(spec, facts, entry)
+        if attack.plugin.needs_images:
             raise ValueError(f"attack {entry.name} uses images made against other rows; `bench eval` has one model")
-        made = evaluations.evaluations(spec, facts, entry, imported)
+        made = attack.evaluations(imported)
         if not made:
             raise ValueError(
-                f"attack {entry.name} is for {' or '.join(evaluations.wants(entry.name))} models, and this one is "
-                f"{evaluations.deploys(imported)}; leave it out"
+                f"attack {entry.name} is for {' or '.join(attack.plugin.predictors)} models, and this one is "
+                f"{predictor_of(imported)}; leave it out"
             )
         planned += made
-    return [imported, *planned, *evaluations.audits(spec, facts, imported, planned)]
+    return [imported, *planned, *audits(spec, facts, imported, planned)]
 
 
 def describe(spec: Spec, planned: list[Job], notes: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from bench import plugins
 from bench.core.epsilon import Epsilon
 from bench.planning import catalog
+from bench.planning.plugin_source import REQUIRED
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 EVERY_FILE = [(kind, name) for kind in catalog.KINDS for name in catalog.names(kind)]
@@ -73,7 +74,7 @@ def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name:
     assert module not in set(sys.modules) - before
     assert plugin.formula
     assert plugin.path.name == f"{name}.py"
-    required = [field.name for field in plugin.fields if field.default is catalog.REQUIRED]
+    required = [field.name for field in plugin.fields if field.default is REQUIRED]
     assert required == []  # so that the name alone is a valid entry of a spec
     names = {field.name for field in plugin.fields}
     names |= set(plugin.constant("retired_settings", {}))

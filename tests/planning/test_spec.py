@@ -11,7 +11,8 @@ import pytest
 from bench.core.epsilon import Epsilon
 from bench.data import datasets
 from bench.planning import catalog
-from bench.planning.spec import PLAIN_NETS, RECIPES, Spec, TrainSpec, build, load, recipe
+from bench.planning.recipes import PLAIN_NETS, RECIPES, recipe
+from bench.planning.spec import Spec, TrainSpec, build, load
 from bench.planning.strict_yaml import MAX_BYTES, MAX_DEPTH, read
 
 GOOD = """\
