@@ -11,15 +11,15 @@ of the whole map from the image in [0,1] to the site (normalization, stride, pad
 (bench.noise.affine_map). Certificate and predictions are those of the vote, not of the net without noise.
 
 A site that no affine map reaches from the image certifies nothing. The settings are those of `noisy`, described in its
-file, and two more.
+file and in bench.noise.closed_form, and two more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from bench.core.defense import Batch, Losses
@@ -54,16 +54,10 @@ class _TrainedNoise(NoiseSource):
 class NoisyVote(Noisy):
     """`noisy` with its noise on at prediction: 3 (1 + probes + rows) F in training, n_vote F at prediction."""
 
-    uses_threat: ClassVar[bool] = False
     predictor: ClassVar[str] = "smoothed"
     adaptive_attacks: ClassVar[str] = "closed_form, eot"
-    cost: ClassVar[str] = "3 (1 + probes + rows) F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ()
-    retired_settings: ClassVar[dict[str, Any]] = {
-        "relu": "laplace", "scale": "absolute", "noise_at": "pre_bn", "draws": 16, "joint": "product", "w_ece": 0.0,
-    }  # fmt: skip
-    retired_results: ClassVar[str] = "docs/findings/noisy.md"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     test_settings: ClassVar[dict[str, Any]] = {"sigma": 0.3, "n_vote": 20}
 
@@ -71,26 +65,6 @@ class NoisyVote(Noisy):
     """Noise standard deviation in training and in the vote, in units of the quantity at the site."""
     learn_sigma: bool = False
     """Train s too; the vote uses the learned s."""
-    site: Literal["first", "input"] = "first"
-    """Where the noise enters: the output of the first convolution or linear layer, or the image."""
-    structure: Literal["jacobian", "diag", "adjoint", "ungated"] = "jacobian"
-    """Covariance of the logits in training."""
-    rows: Annotated[int, Ge(0)] = 1
-    """Strongest rivals in the probability term; 0 = all classes."""
-    probes: Annotated[int, Ge(0)] = 1
-    """Random probes for the trace in the squared error; 0 = exact."""
-    target: Literal["logits", "softmax"] = "logits"
-    """What the squared error compares with the one-hot label."""
-    w_mse: Annotated[float, Ge(0)] = 1.0
-    """Weight of the squared error."""
-    w_prob: Annotated[float, Ge(0)] = 1.0
-    """Weight of the probability term."""
-    param: Literal["softplus", "exp"] = "softplus"
-    """How a learned s stays positive."""
-    sigma_lr: Annotated[float, Gt(0)] = 0.1
-    """Learning rate of s relative to that of the weights."""
-    check_every: Annotated[int, Ge(0)] = 2
-    """Compare the closed form with noise draws at the end of every so many epochs; 0 = never."""
     n_vote: Annotated[int, Gt(0)] = 100
     """Draws of the deployed vote."""
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.001

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from bench.core.rng import normal_like, scope, seed
 from bench.noise import losses
 from bench.noise.gaussian_noise import constant_variance
 from bench.noise.injection import InjectionSite, edit_site
-from bench.noise.logit_moments import LogitMoments, fixed_batch_statistics, full_precision
+from bench.noise.logit_moments import fixed_batch_statistics, full_precision
+
+if TYPE_CHECKING:
+    from bench.noise.closed_form import ClosedFormTraining
 
 IMAGES = 64  # of an epoch's last batch
 DRAWS = 256  # of the noise for each of them
@@ -21,21 +24,7 @@ DRAWS_AT_ONCE = 16
 MOST_RIVALS = 19  # Genz's integral takes minutes in 100 dimensions
 
 
-class ClosedFormDefense(Protocol):
-    """What is measured: a defense whose loss is a closed form in the moments of noisy logits."""
-
-    site: InjectionSite
-
-    def moments(self, net: nn.Module, x: Tensor, sigma: Tensor) -> LogitMoments:
-        """Moments of the logits of images `x` at noise scale `sigma`."""
-
-    def terms(
-        self, net: nn.Module, x: Tensor, y: Tensor, sigma: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, LogitMoments]:
-        """The weighted terms of the loss (b each), q of each rival (r b), and the moments behind them."""
-
-
-def measure(defense: ClosedFormDefense, net: nn.Module, batch: Batch, sigma: Tensor, draws: bool) -> dict[str, Tensor]:
+def measure(defense: ClosedFormTraining, net: nn.Module, batch: Batch, sigma: Tensor, draws: bool) -> dict[str, Tensor]:
     """Scalars on the first 64 images of `batch`: `sigma_pull`, and with `draws` also `against_draws`.
 
     Random streams, buffers and gradients are left as they were, so that logging does not change the training.
@@ -49,7 +38,7 @@ def measure(defense: ClosedFormDefense, net: nn.Module, batch: Batch, sigma: Ten
     return found
 
 
-def sigma_pull(defense: ClosedFormDefense, net: nn.Module, x: Tensor, y: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+def sigma_pull(defense: ClosedFormTraining, net: nn.Module, x: Tensor, y: Tensor, sigma: Tensor) -> dict[str, Tensor]:
     """d<term>_dsigma_<correct|wrong>: the derivative of each term by sigma over the images that the net classifies
     correctly or wrongly (negative: the term pulls sigma up). They add up to the derivative of the loss.
 
@@ -66,7 +55,9 @@ def sigma_pull(defense: ClosedFormDefense, net: nn.Module, x: Tensor, y: Tensor,
     return found
 
 
-def against_draws(defense: ClosedFormDefense, net: nn.Module, x: Tensor, y: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+def against_draws(
+    defense: ClosedFormTraining, net: nn.Module, x: Tensor, y: Tensor, sigma: Tensor
+) -> dict[str, Tensor]:
     """The closed form against 256 draws of the noise (Monte Carlo, hence mc_):
 
     mc_mean_error   ||m - mean of the draws|| / ||mean of the draws||

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
 from bench.core.smoothing import Smoothed
-from bench.core.stochastic import OwnNoise, noise_off, noise_sites
+from bench.core.stochastic import NoiseSource, noise_off, noise_sites
 from bench.noise.injection import Site, on_weight
 from bench.noise.layer_moments import ReluRule
-from bench.noise.logit_moments import LogitMoments, Passes, Structure, logit_moments
+from bench.noise.logit_moments import LogitMoments, Structure, logit_moments
 from bench.noise.propagation import SiteVariance
+
+if TYPE_CHECKING:
+    from bench.noise.closed_form import ClosedFormTraining
 
 
 class NoiseScale(nn.Module):
@@ -51,30 +54,20 @@ class KnownNoise(NamedTuple):
 
     @property
     def on_weights(self) -> bool:
-        """Is there noise on weights?"""
+        """True if some of the noise is on weights."""
         return any(on_weight(site) for site in self.sites)
 
     def moments(self, x: Tensor, structure: Structure, rule: ReluRule, factor: float = 1.0) -> LogitMoments:
         """Moments of the logits for images `x` (b c h w) with `factor` times each standard deviation. Nothing is drawn.
 
         Raises ValueError naming a layer without a rule."""
-        variances = [_scaled(variance, factor) for variance in self.variances]
+        variances = [(lambda z, variance=variance: factor**2 * variance(z)) for variance in self.variances]
         with noise_off(self.net):
             return logit_moments(self.net, x, variances, self.sites, structure, rule)
 
 
-class ClosedFormTraining(Protocol):
-    """A defense that trains on a closed-form loss under noise which it withdraws when it deploys."""
-
-    def known_noise(self, net: nn.Module) -> KnownNoise:
-        """The noise of training at the scales that `net` has learnt."""
-
-    def closed_form_loss(self, net: nn.Module, x: Tensor, y: Tensor, factor: float) -> tuple[Tensor, Passes]:
-        """The loss of training for each image, shape b, with `factor` times each standard deviation; and its cost."""
-
-
 class NoiseFreeDeployment(Classifier):
-    """A net deployed without the noise of its training. `training` still knows noise and loss, for whoever attacks."""
+    """A net deployed without the noise of its training. `training_noise` keeps noise and loss for adaptive attacks."""
 
     def __init__(self, net: nn.Module, training: ClosedFormTraining) -> None:
         super().__init__(net)
@@ -82,26 +75,22 @@ class NoiseFreeDeployment(Classifier):
 
 
 def known_noise(model: nn.Module) -> KnownNoise | None:
-    """The Gaussian noise of a deployed model (that of its training, where deployment withdraws it); None for a model
-    without noise, or whose noise is of a kind that it does not tell."""
+    """The Gaussian noise of a deployed model (that of its training, where deployment removes it); None for a model
+    without noise or with noise of an unknown kind."""
     if isinstance(model, NoiseFreeDeployment):
         return model.training_noise.known_noise(model.net)
     if not isinstance(model, Classifier) or not model.stochastic:
         return None
-    own = [site for site in noise_sites(model.net) if site.source.enabled]
-    variances, sites = [_of(site) for site in own], list[Site](own)
+    variances, sites = list[SiteVariance](), list[Site]()
     if isinstance(model, Smoothed):
-        variances, sites = [_constant(model.sigma), *variances], ["input", *sites]
+        variance = model.sigma**2
+        variances, sites = [lambda image: image.new_full((), variance)], ["input"]
+    for site in noise_sites(model.net):
+        if site.source.enabled:
+            variances.append(_variance_of(site.source))
+            sites.append(site)
     return KnownNoise(model.net, variances, sites) if sites else None
 
 
-def _of(site: OwnNoise) -> SiteVariance:
-    return lambda signal: site.source.std(signal).square()
-
-
-def _constant(sigma: float) -> SiteVariance:
-    return lambda signal: signal.new_full((), sigma**2)
-
-
-def _scaled(variance: Callable[[Tensor], Tensor], factor: float) -> SiteVariance:
-    return lambda signal: factor**2 * variance(signal)
+def _variance_of(source: NoiseSource) -> SiteVariance:
+    return lambda signal: source.std(signal).square()
