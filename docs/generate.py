@@ -206,7 +206,9 @@ def readme(text: str, board: str) -> str:
 def options() -> str:
     """Every command of the CLI with its help text and a table of its arguments and options, as Markdown."""
     lines: list[str] = []
-    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+    group = get_command(cli.app)
+    for name in cli.COMMANDS:
+        command = group.get_command(None, name)  # type: ignore[attr-defined]
         context = command.make_context(f"bench {name}", [], resilient_parsing=True)
         usage = command.get_usage(context).removeprefix("Usage: ")
         text = " ".join((command.help or "").split())

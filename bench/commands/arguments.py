@@ -16,12 +16,18 @@ Plugin = Annotated[
 ]
 Dataset = Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")]
 Size = Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")]
+Check = Annotated[
+    bool | None,
+    typer.Option(
+        "--check/--no-check", help="Build all models and defenses first (default: a run does, a plan does not)."
+    ),
+]
 
 _refused = False
 
 
 def refuse_plugins(refused: bool) -> None:
-    """Whether this command refuses all plug-ins; BENCH_PLUGINS is then cleared, for workers too."""
+    """Set whether this command refuses all plug-ins; if so BENCH_PLUGINS is cleared, for workers too."""
     global _refused
     _refused = refused
     if refused:
@@ -29,7 +35,7 @@ def refuse_plugins(refused: bool) -> None:
 
 
 def plugins(named: list[str] | None) -> None:
-    """Named plug-in files reach the catalog and every worker by the environment."""
+    """Pass the plug-ins named by --plugin to the catalog and to every worker, by the environment."""
     if named and _refused:
         raise ValueError(f"--no-plugins refuses every plug-in, and --plugin names {named[0]}; leave one out")
     if named:
@@ -38,29 +44,29 @@ def plugins(named: list[str] | None) -> None:
         os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(plugin_file(each)) for each in named)
 
 
-def typed(**lists: list[str] | None) -> None:
-    """Options that take a list hold something. Raises ValueError for one such as `--eps ""` or `--seeds ,`."""
+def require_values(**lists: list[str] | None) -> None:
+    """Raises ValueError for a list option without a value, such as `--eps ""` or `--seeds ,`."""
     for name, words in lists.items():
         if words and not any(part.strip() for word in words for part in word.split(",")):
             raise ValueError(f"--{name} is empty; name at least one or leave the option out")
 
 
-def file(path: Path) -> Path:
-    """A file to write. Raises IsADirectoryError where a folder has its name."""
+def output_file(path: Path) -> Path:
+    """The file to write. Raises IsADirectoryError if it is a folder."""
     if path.is_dir():
         raise IsADirectoryError(f"--output {path} is a folder; name a file in it")
     return path
 
 
 def existing(folder: Path) -> Path:
-    """The results folder. Raises FileNotFoundError where there is none yet."""
+    """The results folder. Raises FileNotFoundError if it does not exist."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
     return folder
 
 
-def told(error: Exception) -> str:
-    """The message alone: no quotes of a KeyError, and of the system's errors the file and what is wrong with it."""
+def message_of(error: Exception) -> str:
+    """The text of an error for the user: without the quotes of a KeyError; an error of the system with its file."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)

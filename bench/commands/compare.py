@@ -1,4 +1,4 @@
-"""`bench compare`: parses and prints. bench.tables.compare compares."""
+"""`bench compare`: parses and prints; bench.tables.compare compares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Dataset, Plugin, Results, existing, plugins
+from bench.records.store import Store
+from bench.tables.compare import show
+from bench.tables.selection import RowFilter
 
 
 def compare(
@@ -25,10 +28,6 @@ def compare(
 
     Example: bench compare trades pgd_at --dataset mnist --eps 0.1
     """
-    from bench.records.store import Store
-    from bench.tables import compare as comparing
-    from bench.tables.selection import RowFilter
-
     plugins(plugin)
     where = RowFilter(dataset, norm, eps, seed)
-    print(comparing.show(Store(existing(results_dir)), a, b, where, as_json))
+    print(show(Store(existing(results_dir)), a, b, where, as_json))

@@ -1,4 +1,4 @@
-"""The command `bench doctor MODEL`: prints each line of the diagnosis as soon as it is known."""
+"""`bench doctor MODEL`: prints each line of the diagnosis as soon as it is known."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from pathlib import Path
 
 import torch
 
-from bench.commands.eval_model import named
-from bench.commands.options import ModelOptions
 from bench.data import datasets
 from bench.data.images import load as load_data
 from bench.data.images import test_block, to_channels_last
 from bench.doctor import diagnosis
-from bench.jobs import user_model as loading
-from bench.planning import user_models as imports
+from bench.jobs import user_model
+from bench.planning import user_models
 from bench.planning.options import place
+from bench.planning.typed import ModelOptions
 
 
-def diagnose(asked: ModelOptions, dataset: str, size: int | None, data_dir: Path | None, as_json: bool) -> int:
-    """Load the model, ask, print; gives the exit code: 4 where a line says FAIL. Raises what cannot be loaded."""
+def diagnose(options: ModelOptions, dataset: str, size: int | None, data_dir: Path | None, as_json: bool) -> int:
+    """Load the model, examine it, print; returns the exit code, 4 after a FAIL. Raises if it cannot be loaded."""
     name, root = place(dataset, datasets.data_root(data_dir))
     datasets.check(name, root, explicit=data_dir is not None)
     facts = datasets.facts(name, root, size)
-    model = named(asked, facts)
-    job = imports.job(model, facts)
+    model = user_models.named(options, facts)
+    job = user_models.job(model, facts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     title = model.checkpoint.name if model.checkpoint else job.model.name
-    deployed = loading.deployed(job, loading.imported(job, facts, model.checkpoint, title), device)
+    deployed = user_model.deployed(job, user_model.imported(job, facts, model.checkpoint, title), device)
     n = min(diagnosis.IMAGES, facts.test)
     data = load_data(name, root=root, device=device, size=size, train=1, test=n)
     x, y = test_block(data, 0, n)
     failed = False
-    _say(diagnosis.Line("loading", "OK", f"{title}; {loading.chosen(deployed)}"), as_json)
+    _show(diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(deployed)}"), as_json)
     for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, model.randomised):
         failed |= line.state == "FAIL"
-        _say(line, as_json)
+        _show(line, as_json)
     return 4 if failed else 0
 
 
-def _say(line: diagnosis.Line, as_json: bool) -> None:
+def _show(line: diagnosis.Line, as_json: bool) -> None:
     if as_json:
         print(json.dumps(line._asdict()), flush=True)
         return

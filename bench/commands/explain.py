@@ -1,9 +1,12 @@
-"""The command explain: what a soundness check looks at, why, and what to do about it."""
+"""`bench explain`: what a soundness check measures, why, and what to do about it."""
 
 from __future__ import annotations
 
 import difflib
 import textwrap
+from typing import Annotated
+
+import typer
 
 from bench.planning import catalog
 from bench.soundness.catalog import CHECKS
@@ -24,8 +27,12 @@ SOURCES = {
 }
 
 
-def show(code: str | None) -> None:
-    """Print one check in full, or a line for each. Raises LookupError for a code that there is not."""
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(help="Such as C8; without it all are listed.", show_default=False)
+    ] = None,
+) -> None:
+    """Explain a soundness check. What it measures, its threshold, why it matters, what to do."""
     if code is None:
         for check in CHECKS.values():
             print(f"{check.code:4} {check.title:44} {_worst(check)}")

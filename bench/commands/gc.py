@@ -1,4 +1,4 @@
-"""`bench gc`: parses. bench.records.maintenance removes."""
+"""`bench gc`: parses; bench.records.maintenance removes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results, existing
+from bench.records import maintenance
+from bench.records.store import Store
 
 
 def gc(
@@ -15,7 +17,4 @@ def gc(
     results_dir: Results = Path("results"),
 ) -> None:
     """Remove files that no result needs. Temporary files, partial work of finished jobs, duplicate images."""
-    from bench.records import maintenance as keeping
-    from bench.records.store import Store
-
-    keeping.gc(Store(existing(results_dir)), dry_run)
+    maintenance.gc(Store(existing(results_dir)), dry_run)

@@ -1,4 +1,4 @@
-"""`bench leaderboard`: parses and prints. bench.tables.leaderboard makes the tables."""
+"""`bench leaderboard`: parses and prints; bench.tables.leaderboard makes the tables."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Plugin, Results, existing, file, plugins
+from bench.commands.arguments import Plugin, Results, existing, output_file, plugins
+from bench.core.epsilon import Epsilon
+from bench.records.store import Store
+from bench.tables.leaderboard import write_leaderboard
+
+Output = Annotated[Path, typer.Option(help="The Markdown file whose marked part is replaced.")]
 
 
 def leaderboard(
     results_dir: Results = Path("results"),
-    output: Annotated[Path, typer.Option(help="The Markdown file whose marked part is replaced.")] = Path(
-        "leaderboard.md"
-    ),
+    output: Output = Path("leaderboard.md"),
     radii: Annotated[str, typer.Option(help="L2 radii at which to show certified accuracy.")] = "0,0.25,0.5,1",
     plugin: Plugin = None,
 ) -> None:
     """Write leaderboard.md and the tables from the records. Tables: results/tables/*.csv, .tex and .json."""
-    from bench.core.epsilon import Epsilon
-    from bench.records.store import Store
-    from bench.tables import leaderboard as tables
-
     plugins(plugin)
     at = [float(Epsilon(part)) for part in radii.split(",")]
-    for path in tables.write_leaderboard(Store(existing(results_dir)), file(output), results_dir / "tables", at):
+    for path in write_leaderboard(Store(existing(results_dir)), output_file(output), results_dir / "tables", at):
         print(path)

@@ -1,4 +1,4 @@
-"""`bench logs`: parses. bench.records.maintenance prints."""
+"""`bench logs`: parses; bench.records.maintenance prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results, existing
+from bench.records import maintenance
+from bench.records.store import Store
 
 
 def logs(
@@ -16,7 +18,4 @@ def logs(
     results_dir: Results = Path("results"),
 ) -> None:
     """Show the log of a job. Everything that it printed, and the traceback of a failure."""
-    from bench.records import maintenance as keeping
-    from bench.records.store import Store
-
-    keeping.logs(Store(existing(results_dir)), key, follow)
+    maintenance.logs(Store(existing(results_dir)), key, follow)

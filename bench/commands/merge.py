@@ -1,4 +1,4 @@
-"""`bench merge`: parses. bench.records.merge copies."""
+"""`bench merge`: parses; bench.records.merge copies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results
+from bench.records import merge as merging
+from bench.records.store import Store
 
 
 def merge(
@@ -15,9 +17,6 @@ def merge(
     results_dir: Results = Path("results"),
 ) -> None:
     """Copy the records of other results folders. With a conflict, nothing is copied (exit code 1)."""
-    from bench.records import merge as merging
-    from bench.records.store import Store
-
     for source in sources:
         if source.is_dir() and not Store(source).keys():
             raise LookupError(f"{source} holds no job; expected a results folder")

@@ -1,17 +1,17 @@
-"""Groups of options that several commands take, each declared once as a dataclass; `takes_groups` expands them."""
+"""Groups of options that several commands take, each declared once as a dataclass; `takes_groups` expands them.
+
+The others are `Options` and `ModelOptions` (bench.planning.typed), `Machine` and `Cluster` (bench.executors.clusters).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
-
-from bench.executors.clusters import Machine
 
 
 class Only(NamedTuple):
@@ -59,56 +59,6 @@ def _options(group: type, only: tuple[str, ...] | None) -> list[inspect.Paramete
             kind = inspect.Parameter.KEYWORD_ONLY
             found.append(inspect.Parameter(each.name, kind, default=default, annotation=hints[each.name]))
     return found
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """A model of the user's as named on the command line. `name`: of its row, where a command asks for one."""
-
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A checkpoint (.safetensors, .pt, .pth) or FILE.py:FUNCTION.", show_default=False),
-    ] = None
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a weights-only .pt.")] = None
-    arch: Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`.")] = None
-    arch_set: Annotated[list[str], typer.Option(help="A setting of the architecture, such as width=32; repeat.")] = (
-        field(default_factory=list)
-    )
-    model_file: Annotated[
-        str | None, typer.Option(help="FILE.py:FUNCTION; the function returns a net from [0,1] images to logits.")
-    ] = None
-    normalise: Annotated[
-        str | None, typer.Option(help="none, dataset or MEAN/STD (default: the checkpoint's, else the data set's).")
-    ] = None
-    randomised: Annotated[
-        bool, typer.Option("--randomised", help="The model is stochastic: it draws noise at test time.")
-    ] = False
-    name: str | None = None
-
-    @property
-    def given(self) -> bool:
-        """Whether any option names a model."""
-        words = (self.model, self.checkpoint, self.arch, self.model_file, self.normalise)
-        return any(word is not None for word in words) or bool(self.arch_set)
-
-
-@dataclass(frozen=True)
-class MachineOptions:
-    """Where jobs run on this machine, as typed."""
-
-    workers: Annotated[int | None, typer.Option(min=1, help="Jobs at a time (default: one per core or GPU slot).")] = (
-        None
-    )
-    jobs_per_gpu: Annotated[
-        int | None, typer.Option(min=1, help="Jobs that share a GPU (default: by their measured memory).")
-    ] = None
-    gpus: Annotated[str | None, typer.Option(help="Such as 0,2 (default: the GPUs that are idle).")] = None
-    time_limit: Annotated[str | None, typer.Option(help="Such as 30m; a job that takes longer is killed.")] = None
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto"
-
-    def machine(self) -> Machine:
-        """The typed values checked. Raises ValueError."""
-        return Machine.of(self.device, self.workers, self.jobs_per_gpu, self.gpus, self.time_limit)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`bench report`: parses and prints. bench.report makes the page."""
+"""`bench report`: parses and prints; bench.report makes the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import DataDir, Plugin, Results, existing, file, plugins
+from bench.commands.arguments import DataDir, Plugin, Results, existing, output_file, plugins
+from bench.data.datasets import data_root
+from bench.records.store import Store
+from bench.report import write_report
+from bench.report.images import Fetched, Wanted, no_images
 
 
 def report(
@@ -21,18 +25,13 @@ def report(
     plugin: Plugin = None,
 ) -> None:
     """Write all tables and figures as one HTML file. It needs no network and no other file."""
-    from bench.data.datasets import data_root
-    from bench.records.store import Store
-    from bench.report import write_report
-    from bench.report.images import Fetched, Wanted, no_images
-
     plugins(plugin)
     store = Store(existing(results_dir))
 
     def fetch(wanted: list[Wanted]) -> Fetched:
-        from bench.commands.pictures import Pictures  # with it comes torch, which a page without images does not need
+        from bench.commands.report_images import Strips  # imports torch, which a page without images does not need
 
-        return Pictures(store, data_root(data_dir)).fetch(wanted)
+        return Strips(store, data_root(data_dir)).fetch(wanted)
 
-    for path in write_report(store, file(output), figures, fetch if images else no_images):
+    for path in write_report(store, output_file(output), figures, fetch if images else no_images):
         print(path)

@@ -1,4 +1,4 @@
-"""`bench retry`: parses. bench.records.maintenance marks the jobs."""
+"""`bench retry`: parses; bench.records.maintenance marks the jobs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Results, existing
+from bench.records import maintenance
+from bench.records.store import Store
 
 Keys = Annotated[list[str] | None, typer.Argument(help="Job keys, or how they begin.", show_default=False)]
 
@@ -18,7 +20,4 @@ def retry(
     results_dir: Results = Path("results"),
 ) -> None:
     """Mark failed jobs for re-running, including diverged ones. The same `bench run` then repeats them."""
-    from bench.records import maintenance as keeping
-    from bench.records.store import Store
-
-    raise typer.Exit(keeping.retry(Store(existing(results_dir)), keys or [], failed))
+    raise typer.Exit(maintenance.retry(Store(existing(results_dir)), keys or [], failed))

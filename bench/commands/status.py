@@ -1,4 +1,4 @@
-"""`bench status`: parses. bench.progress.status prints."""
+"""`bench status`: parses; bench.progress.status prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import DataDir, Results, existing
+from bench.commands.matrix import prepare
+from bench.planning.typed import Options
+from bench.progress import status as survey
 
 SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; only its jobs are shown.", show_default=False)]
 
@@ -19,12 +22,5 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show which jobs are done, running and failed. Works during a run, from another terminal."""
-    from bench.progress import status as survey
-
-    planned = []
-    if spec:
-        from bench.commands import run as running
-        from bench.planning.typed import Options
-
-        planned = running.prepare(Options(spec=spec), data_dir).jobs
+    planned = prepare(Options(spec=spec), data_dir).jobs if spec else []
     survey.status(existing(results_dir), planned, as_json)

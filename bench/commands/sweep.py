@@ -1,20 +1,20 @@
-"""`bench sweep`: parses and prints. bench.tables.sweep finds the points and what they are worth."""
+"""`bench sweep`: parses and prints; bench.tables.sweep finds the points and their values."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bench.commands.arguments import Dataset, Results, existing
-
-if TYPE_CHECKING:
-    from bench.records.store import Store
-    from bench.results.rows import Row
-    from bench.tables.selection import RowFilter
-    from bench.tables.sweep import Series
-    from bench.tables.sweep_text import Map
+from bench.records.store import Store
+from bench.results.rows import Row
+from bench.tables import sweep as series
+from bench.tables import sweep_text
+from bench.tables.equivalence import matches, partner
+from bench.tables.leaderboard import board
+from bench.tables.selection import RowFilter
 
 
 def sweep(
@@ -41,37 +41,31 @@ def sweep(
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """
-    from bench.records.store import Store
-    from bench.tables import sweep_text
-    from bench.tables.leaderboard import board
-    from bench.tables.selection import RowFilter
-    from bench.tables.sweep import sweep as series_of
-
     store = Store(existing(results_dir), read_only=True)
     rows, where = board(store), RowFilter(dataset, norm, eps)
-    swept = series_of(store, rows, defense, setting, where)
+    swept = series.sweep(store, rows, defense, setting, where)
     maps = _maps(store, rows, swept, against, where) if against else []
     print(sweep_text.as_json(swept, maps) if as_json else sweep_text.text(store, swept, maps))
     if output is not None:
-        from bench.report.canvas import unique
+        from bench.report.canvas import unique  # with it comes matplotlib
         from bench.report.sweeps import map_plot, sweep_plot
 
-        drawn = [sweep_plot(series) for series in swept] + [p for found in maps if (p := map_plot(found)) is not None]
+        drawn = [sweep_plot(each) for each in swept] + [p for found in maps if (p := map_plot(found)) is not None]
         for path in (path for plot in unique(drawn) for path in plot.write(output)):
             print(path)
 
 
-def _maps(store: Store, rows: list[Row], swept: list[Series], against: str, where: RowFilter) -> list[Map]:
-    from bench.tables.equivalence import matches, partner
-    from bench.tables.sweep import TRAINED, with_anchor
-    from bench.tables.sweep import sweep as series_of
-
+def _maps(
+    store: Store, rows: list[Row], swept: list[series.Series], against: str, where: RowFilter
+) -> list[sweep_text.Map]:
+    """For each swept series the values of the other defense's setting that are equally accurate."""
     name, _, setting = against.partition(":")
-    others = [with_anchor(each) for each in series_of(store, rows, name, setting or TRAINED, where, least=1)]
-    pairs = [(with_anchor(each), partner(store, each, others)) for each in swept]
-    found = [(a, b, matches(store, a, b)) for a, b in pairs if b is not None]
-    if not found:
+    found = series.sweep(store, rows, name, setting or series.TRAINED, where, least=1)
+    others = [series.with_anchor(each) for each in found]
+    pairs = [(series.with_anchor(each), partner(store, each, others)) for each in swept]
+    maps = [(a, b, matches(store, a, b)) for a, b in pairs if b is not None]
+    if not maps:
         raise LookupError(
             f"no series of {name} was trained and attacked as one of {swept[0].defense} was, at two or more values"
         )
-    return found
+    return maps

@@ -1,4 +1,4 @@
-"""`bench verify`: parses. bench.jobs.verify verifies."""
+"""`bench verify`: parses; bench.jobs.verify verifies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import DataDir, Plugin, Results, existing, plugins
+from bench.data.datasets import data_root
+from bench.jobs import verify as verifying
+from bench.records.store import Store
 
 
 def verify(
@@ -20,9 +23,5 @@ def verify(
     plugin: Plugin = None,
 ) -> None:
     """Verify checksums and evaluate stored images again. Exit code 4 if something changed."""
-    from bench.data.datasets import data_root
-    from bench.jobs import verify as verifying
-    from bench.records.store import Store
-
     plugins(plugin)
     raise typer.Exit(verifying.verify(Store(existing(results_dir)), sample, full, data_root(data_dir)))

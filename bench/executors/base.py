@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from bench.executors.devices import Slot
 from bench.jobs.retries import Fault, Step
 from bench.planning.job import AuditJob, Job, ModelJob, TrainJob
 from bench.records.evaluated_weights import outdated
@@ -58,6 +59,7 @@ class Backend(abc.ABC):
     """A place where jobs run. Between `open` and `close` it holds the state of one run.
 
     - `root`: the data folder; `kind`: "cpu" or "cuda"; `lanes`: how many jobs run at the same time.
+    - `slots`: the places for jobs on this machine; none where jobs run on a cluster.
     - `worker_claims`: the worker takes the lease of its job itself, since it may outlive the driver.
     - `chains`: jobs can be submitted before the jobs that they depend on have ended (Slurm's dependencies).
     - `detach`: the driver leaves after everything was submitted once.
@@ -70,6 +72,7 @@ class Backend(abc.ABC):
     root: Path
     kind: str
     lanes: int
+    slots: Sequence[Slot] = ()
     detach: bool = False
 
     @abc.abstractmethod

@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from bench.executors.base import Backend, MissingDependency
+from bench.executors.base import Backend
 from bench.executors.devices import Slot, slots
 
-__all__ = ["NO_CLUSTER", "THIS_MACHINE", "Cluster", "Machine", "MissingDependency", "backend"]
 EXECUTORS = ("local", "debug", "slurm", "ray")
 
 
@@ -73,30 +72,28 @@ class Cluster:
         return (*options, *map(check, self.sbatch_option or []))
 
 
-NO_CLUSTER = Cluster()
-
-
 @dataclass(frozen=True)
 class Machine:
-    """Options for this machine. `time_limit`: seconds that a job may take."""
+    """Options for this machine. Each field is an option of `bench run`."""
 
-    device: str = "auto"
-    workers: int | None = None
-    jobs_per_gpu: int | None = None
-    gpus: tuple[str, ...] = ()
-    time_limit: float | None = None
-
-    @classmethod
-    def of(
-        cls, device: str, workers: int | None, jobs_per_gpu: int | None, gpus: str | None, time_limit: str | None
-    ) -> Machine:
-        """From the options as typed: GPUs such as 0,2 and a time limit such as 30m. Raises ValueError."""
-        named = tuple((gpus or "").replace(",", " ").split())
-        return cls(device, workers, jobs_per_gpu, named, duration(time_limit) if time_limit else None)
+    workers: Annotated[int | None, typer.Option(min=1, help="Jobs at a time (default: one per core or GPU slot).")] = (
+        None
+    )
+    jobs_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="Jobs that share a GPU (default: by their measured memory).")
+    ] = None
+    gpus: Annotated[str | None, typer.Option(help="Such as 0,2 (default: the GPUs that are idle).")] = None
+    time_limit: Annotated[str | None, typer.Option(help="Such as 30m; a job that takes longer is killed.")] = None
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto"
 
     def slots(self) -> list[Slot]:
-        """See bench.executors.devices."""
-        return slots(self.device, self.workers, self.jobs_per_gpu, self.gpus)
+        """See bench.executors.devices. Raises ValueError."""
+        named = tuple((self.gpus or "").replace(",", " ").split())
+        return slots(self.device, self.workers, self.jobs_per_gpu, named)
+
+    def seconds(self) -> float | None:
+        """The time limit of a job in seconds. Raises ValueError."""
+        return duration(self.time_limit) if self.time_limit else None
 
     def check(self, executor: str) -> None:
         """Raises ValueError for an option that the executor would ignore."""
@@ -104,18 +101,13 @@ class Machine:
             raise ValueError(f"--device is '{self.device}'; expected auto, cpu or cuda")
         if executor == "debug" and self.time_limit is not None:
             raise ValueError("--time-limit kills worker processes; --executor debug runs the jobs in this process")
-        if executor in ("local", "debug"):
-            return
         for name in ("workers", "jobs_per_gpu", "gpus", "time_limit"):
-            if getattr(self, name) not in (None, ()):
+            if executor not in ("local", "debug") and getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} applies to this machine only; leave it out with --executor {executor}")
 
 
-THIS_MACHINE = Machine()
-
-
-def backend(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Backend:
+def choose(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Backend:
     """The backend that the options name. Raises ValueError, or MissingDependency without Slurm or Ray."""
     cluster.check(executor)
     machine.check(executor)
@@ -139,12 +131,12 @@ def backend(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Ba
 
         slot = machine.slots()[0]
         os.environ.update(slot.environment)  # there is no worker to show the GPU to, so this process must see it
-        return Debug(root, slot.device)
+        return Debug(root, slot)
     if executor != "local":
         raise ValueError(f"--executor is '{executor}'; expected {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
     from bench.executors.local import Local
 
-    return Local(root, machine.slots(), machine.time_limit)
+    return Local(root, machine.slots(), machine.seconds())
 
 
 def duration(text: str) -> float:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.executors.base import Backend, Exit, Handle, todo
+from bench.executors.devices import Slot
 from bench.planning.job import Job
 from bench.records.store import Store
+
+CPU = Slot("cpu")
 
 
 @dataclass
@@ -18,9 +21,12 @@ class Debug(Backend):
     """Backend within this process. `root`: the data folder; `work` runs a job (default: bench.jobs.worker.work)."""
 
     root: Path
-    kind: str = "cpu"
+    slot: Slot = CPU
     work: Callable[..., str] | None = None
     lanes = 1
+
+    def __post_init__(self) -> None:
+        self.slots, self.kind = [self.slot], self.slot.device
 
     def devices(self) -> str:
         """See Backend."""

@@ -1,4 +1,4 @@
-"""Options that describe a matrix. A module of its own, so that `bench --help` need not import pydantic and YAML."""
+"""Options that describe a matrix or a model of the user's. Free of pydantic and YAML, which --help does not need."""
 
 from __future__ import annotations
 
@@ -44,3 +44,33 @@ class Options:
         int | None, typer.Option(help="Training images held out to select an epoch by validation.")
     ] = None
     checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model of the user's as named on the command line. `name`: the name of its row, set by the command `eval`."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint (.safetensors, .pt, .pth) or FILE.py:FUNCTION.", show_default=False),
+    ] = None
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a weights-only .pt.")] = None
+    arch: Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`.")] = None
+    arch_set: Annotated[list[str], typer.Option(help="A setting of the architecture, such as width=32; repeat.")] = (
+        field(default_factory=list)
+    )
+    model_file: Annotated[
+        str | None, typer.Option(help="FILE.py:FUNCTION; the function returns a net from [0,1] images to logits.")
+    ] = None
+    normalise: Annotated[
+        str | None, typer.Option(help="none, dataset or MEAN/STD (default: the checkpoint's, else the data set's).")
+    ] = None
+    randomised: Annotated[
+        bool, typer.Option("--randomised", help="The model is stochastic: it draws noise at test time.")
+    ] = False
+    name: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any option names a model."""
+        return self != ModelOptions(randomised=self.randomised)

@@ -8,6 +8,7 @@ another machine. A model file is not copied, since it may import its neighbors: 
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from bench.planning.job_fields import Normalization, PluginChoice
 from bench.planning.labels import label
 from bench.planning.plan import images
 from bench.planning.spec import Spec
+from bench.planning.typed import ModelOptions
 
 IMPORT_REVISION = 1
 MODEL_FILE = "BENCH_MODEL_FILE"  # the environment variable that names the model file to every worker
@@ -45,35 +47,32 @@ class Model:
     name: str
 
 
-def named(
-    word: str | None,
-    checkpoint: Path | None,
-    arch: str | None,
-    arch_set: list[str],
-    model_file: str | None,
-    normalise: str | None,
-    randomised: bool,
-    name: str | None,
-    facts: datasets.Facts,
-) -> Model:
-    """The model that options name; `word` is the positional MODEL. Raises ValueError or LookupError in one line."""
-    checkpoint, model_file = _placed(word, checkpoint, model_file)
+def named(options: ModelOptions, facts: datasets.Facts) -> Model:
+    """The model that the options name; BENCH_MODEL_FILE then names its file to every worker. Raises ValueError or
+    LookupError in one line."""
+    checkpoint, model_file = _placed(options.model, options.checkpoint, options.model_file)
     if checkpoint is None and model_file is None:
         raise ValueError("no model named; give a checkpoint (FILE.safetensors or FILE.pt with --arch) or FILE.py:build")
     file, function = _function(model_file) if model_file is not None else (None, "")
     if checkpoint is not None:
         _readable(checkpoint, "checkpoint")
-    if file is not None and (arch is not None or arch_set):
+    if file is not None and (options.arch is not None or options.arch_set):
         raise ValueError(f"--arch and --arch-set choose an architecture of bench, but {file.name} brings its own")
-    if file is None and arch is None:
+    if file is None and options.arch is None:
         raise ValueError(f"which architecture is {checkpoint}? Add --arch, one of {', '.join(catalog.names('models'))}")
-    settings = catalog.get("models", arch).resolve(_settings(arch_set), "models ") if arch else {}
-    row = name if name is not None else (checkpoint.stem if checkpoint else file.stem if file else "")
+    arch, row = options.arch, options.name
+    settings = catalog.get("models", arch).resolve(_settings(options.arch_set), "models ") if arch else {}
+    if row is None:
+        row = checkpoint.stem if checkpoint else file.stem if file else ""
     if not _NAME.fullmatch(row):
         raise ValueError(f"--name is {row!r}; expected up to 80 letters, digits, spaces and .,+=()@-")
     if row in catalog.names("defenses"):
         raise ValueError(f"--name is '{row}', which is a defense of bench; choose another, such as '{row} (mine)'")
-    return Model(checkpoint, arch, settings, file, function, normalisation(normalise, facts), randomised, row)
+    os.environ.pop(MODEL_FILE, None)
+    if file is not None:
+        os.environ[MODEL_FILE] = str(file.resolve())
+    mean_std = normalisation(options.normalise, facts)
+    return Model(checkpoint, arch, settings, file, function, mean_std, options.randomised, row)
 
 
 def _placed(word: str | None, checkpoint: Path | None, model_file: str | None) -> tuple[Path | None, str | None]:

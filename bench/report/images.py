@@ -1,4 +1,4 @@
-"""Adversarial images beside the clean ones: which are shown, and how. `bench.commands.pictures` fetches them.
+"""Adversarial images beside the clean ones: which are shown, and how. `bench.commands.report_images` fetches them.
 
 Images need the data set, and predicted classes the weights; neither has to be on this machine. The page says what is
 missing.

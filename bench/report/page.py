@@ -28,7 +28,7 @@ from bench.terminal import printable
 def write_report(store: Store, output: Path, figures: Path | None = None, fetch: Fetch = no_images) -> list[Path]:
     """Write the page, and each figure as SVG, PNG and CSV into the folder `figures`; returns the files written.
 
-    `fetch`: where adversarial images come from (see `bench.commands.pictures`).
+    `fetch`: where adversarial images come from (see `bench.commands.report_images`).
     """
     text, plots = render(store, fetch)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "check": ("check nosy", "no defense or attack 'nosy'. Did you mean 'noisy'?"),
     "check nothing": ("check", "bench check takes a NAME or --all"),
     "new kind": ("new defence mine", "cannot make a new 'defence'; expected defense or attack"),
-    "new name": ("new defense ../mine", "'../mine' is no plug-in name; expected lower-case letters"),
+    "new name": ("new defense ../mine", "'../mine' is not a plug-in name; expected lower-case letters"),
 }
 
 

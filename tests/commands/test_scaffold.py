@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Bench
 
-from bench.commands import scaffold
+from bench.commands.new import write
 from bench.planning import catalog
 
 pytest.importorskip("torch")
@@ -54,33 +54,33 @@ def test_a_broken_copy_fails_the_check(bench: Bench, kind: str) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    plugin, test = scaffold.write("defense", "mine", tmp_path)
+    plugin, test = write("defense", "mine", tmp_path)
     test.unlink()
     plugin.write_text("my work")
     with pytest.raises(FileExistsError, match=r"mine\.py exists; choose another name"):
-        scaffold.write("defense", "mine", tmp_path)
+        write("defense", "mine", tmp_path)
     assert plugin.read_text() == "my work"
     assert not test.exists()
 
 
 @pytest.mark.parametrize("name", ["Mine", "1st", "a-b", "../mine", "a/b", "", "a" * 65, "mine\n", "mîne"])
 def test_odd_names_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="is no plug-in name; expected lower-case letters, digits and underscores"):
-        scaffold.write("defense", name, tmp_path)
+    with pytest.raises(ValueError, match="is not a plug-in name; expected lower-case letters, digits and underscores"):
+        write("defense", name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["none", "true", "defense", "attack", "batch", "losses", "gt", "any", "tensor"])
 def test_names_that_make_a_class_of_the_file_s_own_words_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="a word that the file itself uses"):
-        scaffold.write("defense", name, tmp_path)
+        write("defense", name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_of_the_tree_is_refused_where_it_would_be_used(
     fresh_catalog: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    plugin, _ = scaffold.write("defense", "noisy", tmp_path)
+    plugin, _ = write("defense", "noisy", tmp_path)
     monkeypatch.setenv("BENCH_PLUGINS", str(plugin))
     with pytest.raises(ValueError, match=r"has the name of .*; rename the file"):
         catalog.names("defenses")

@@ -16,7 +16,7 @@ from harness import Bench, tiny
 
 from bench.executors import devices
 from bench.executors.base import Event
-from bench.executors.clusters import NO_CLUSTER, Machine, backend
+from bench.executors.clusters import Cluster, Machine, choose
 from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
 from bench.executors.driver import drive
 from bench.executors.local import Local
@@ -209,7 +209,7 @@ def test_in_this_process_the_chosen_gpu_is_the_one_shown(
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
-    made = backend("debug", tmp_path, Machine("auto", gpus=("1",)), NO_CLUSTER)
+    made = choose("debug", tmp_path, Machine(gpus="1"), Cluster())
     assert made.devices() == "cuda, in this process"
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import fake_jobs
 from fake_store import matrix
 
 from bench import cli
-from bench.commands import run as running
-from bench.executors.base import Backend
+from bench.commands import run
+from bench.commands.matrix import Matrix
 from bench.executors.devices import Slot
 from bench.executors.local import Local
 from bench.planning.job import Job
@@ -30,14 +29,9 @@ def jobs() -> list[Job]:
 def drive(root: Path) -> int:
     """All of them on three slots; the command's own code takes the signals."""
     spec = build({"threat": {"eps": 0.1}, "defenses": ["standard"], "attacks": ["clean"]})
-    matrix = running.Matrix(spec, jobs(), root, [], told=True)
-
-    def chosen(*args: Any) -> Backend:
-        return Local(root, [Slot("cpu")] * SLOTS, work=fake_jobs.work)
-
-    running.choose = chosen
-    running.tables = lambda *args: None  # they need real records
-    return running.run(matrix, root / "results", "plain", check=False)
+    run.print_table = lambda *args: None  # it needs real records
+    backend = Local(root, [Slot("cpu")] * SLOTS, work=fake_jobs.work)
+    return run.run_matrix(Matrix(spec, jobs(), root, []), backend, root / "results", "plain", False, announced=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from store_server import server as server
 
 from bench import atomic
 from bench.atomic import appending, write_atomic
-from bench.commands import run as running
+from bench.commands.matrix import describe, prepare
 from bench.planning import evaluations as evaluation_planner
 from bench.planning import plan
 from bench.planning.spec import build
@@ -171,8 +171,8 @@ def test_f14_duplicates_are_done_once_and_told_once(tmp_path: Path) -> None:
     listed[7]["set"]["learn_sigma"] = False  # a default written out is the same defense
     file = tmp_path / "spec.yaml"
     file.write_text(json.dumps({**BASE, "defenses": listed, "attacks": ["clean", {"name": "clean", "n": 32}]}))
-    matrix = running.prepare(Options(spec=file), None)
-    lines = [line for line in running.describe(matrix) if "repeat" in line]
+    matrix = prepare(Options(spec=file), None)
+    lines = [line for line in describe(matrix) if "repeat" in line]
     assert lines == [f"chosen    {REPEATED} of {LISTED} defenses repeat another; each is done once"]
     counts = run(tmp_path / "results", matrix.jobs, told(tmp_path / "acks"))
     begins = [line for line in (tmp_path / "acks").read_text().splitlines() if line.startswith("begin")]
@@ -194,7 +194,7 @@ def test_f14_duplicates_are_done_once_and_told_once(tmp_path: Path) -> None:
 def test_f14_every_list_of_a_spec_is_looked_at(tmp_path: Path, change: dict[str, Any], says: str | None) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text(json.dumps({**BASE, **change}))
-    notes = running.prepare(Options(spec=file), None).notes
+    notes = prepare(Options(spec=file), None).notes
     assert notes == ([f"{says} repeat another; each is done once"] if says else [])
 
 

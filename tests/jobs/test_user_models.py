@@ -324,11 +324,12 @@ def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
     monkeypatch.chdir(tmp_path)
     from rich.console import Console
 
-    from bench.commands.eval_model import _clean
+    from bench.commands.eval import _clean
+    from bench.planning.typed import ModelOptions
     from bench.planning.user_models import job, named
 
     Path("my.py").write_text(MINE)
-    what = job(named("my.py:build", None, None, [], None, None, False, None, nets.FACTS), nets.FACTS)
+    what = job(named(ModelOptions("my.py:build"), nets.FACTS), nets.FACTS)
     for n, accuracy, claim, fits in (
         (100_000, 0.8, 0.81, True),  # the interval is 0.5 points wide, the tolerance a point
         (100_000, 0.8, 0.8101, False),

@@ -15,7 +15,7 @@ from factories import evaluated, full, train_job, trained
 from harness import Bench, tiny, write_plugins
 from report_page import HOSTILE, Page, all_judged, html, log, matrix, picture, with_images
 
-from bench.commands.pictures import Pictures, _choose
+from bench.commands.report_images import Strips, _choose
 from bench.core.stats import wilson
 from bench.planning.job import Job
 from bench.planning.job_fields import PluginChoice
@@ -257,7 +257,7 @@ def strips(store: Store, root: Path) -> Fetched:
     found: list[Fetched] = []
 
     def fetch(wanted: list[Wanted]) -> Fetched:
-        found.append(Pictures(store, root).fetch(wanted))
+        found.append(Strips(store, root).fetch(wanted))
         return found[0]
 
     image_grids(store, boards(all_judged(store)), fetch)

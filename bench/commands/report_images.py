@@ -1,7 +1,7 @@
-"""Adversarial images of an evaluation beside the clean ones, and what the deployed model says of both.
+"""Adversarial images of an evaluation beside the clean ones, with the predictions of the deployed model for both.
 
-It needs the images that the evaluation stored, the data set, and for labels and confidences the weights. Nothing is
-downloaded, no code of an imported model is run, and what is absent or damaged is left out with a sentence.
+Needs the images that the evaluation stored, the data set, and for the predictions the weights. Nothing is downloaded,
+no code of an imported model runs, and a sentence replaces what is missing or damaged.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from bench.planning.job import EvaluationJob, ModelJob, TrainJob
 from bench.records.store import IMAGES, Store
 from bench.report.images import PER_MODEL, Fetched, Picture, Wanted
 
-DRAWS = 32  # of a model that draws, for its confidence
-HELD = 1  # so many of the images shown are ones that the attack did not fool, where there are any
+DRAWS = 32  # noise draws over which the confidence of a stochastic model is averaged
+ROBUST = 1  # of the images shown, those that the attack did not fool, if there are any
 
 
-class Pictures:
-    """Fetches the strips of a report from a results folder and a data folder."""
+class Strips:
+    """Makes the strips of images of a report, from a results folder and a data folder."""
 
     def __init__(self, store: Store, root: Path) -> None:
         self.store = store
         self._data = functools.cache(functools.partial(_data, root))
 
     def fetch(self, wanted: list[Wanted]) -> Fetched:
-        """All strips that can be made, by key, and a sentence for each reason why others cannot."""
+        """All strips that can be made, by key, and a sentence for each one that cannot."""
         strips, notes = {}, []
         for one in wanted:
             try:
@@ -46,7 +46,7 @@ class Pictures:
         return Fetched(strips, notes)
 
     def _strip(self, one: Wanted) -> list[Picture]:
-        """Raises LookupError or ValueError in words that name no folder: they stand in a page that is passed on."""
+        """Raises LookupError or ValueError. Their messages name no folder, since the page that shows them is shared."""
         job, record = self.store.evaluation(one.entry.key), self.store.record(one.entry.key)
         trained = self.store.model_job(job.model_key)
         about, n = trained.data, job.n
@@ -61,29 +61,29 @@ class Pictures:
         x, y = test_block(data, 0, n)
         if x_adv.shape[1:] != x.shape[1:] or len(x_adv) > len(samples["index"]):
             raise ValueError(f"the stored images of {one.entry.key} have another shape than {about.name}")
-        right = samples["correct"].astype(bool)[: len(x_adv)]
-        rows = _choose(right, samples.get("clean"))
-        places = torch.from_numpy(samples["index"][rows].astype(np.int64))
-        clean, attacked = x[places], x_adv[torch.tensor(rows)]
-        names = [f"{data.class_names[int(k)]}" for k in y[places]]
-        says = self._says(trained, data, job, torch.cat([clean, attacked]))
-        told = list(zip(says[: len(rows)], says[len(rows) :], strict=True)) if says else [None] * len(rows)
+        correct = samples["correct"].astype(bool)[: len(x_adv)]
+        rows = _choose(correct, samples.get("clean"))
+        index = torch.from_numpy(samples["index"][rows].astype(np.int64))
+        clean, attacked = x[index], x_adv[torch.tensor(rows)]
+        names = [f"{data.class_names[int(k)]}" for k in y[index]]
+        found = self._predictions(trained, data, job, torch.cat([clean, attacked]))
+        shown = list(zip(found[: len(rows)], found[len(rows) :], strict=True)) if found else [None] * len(rows)
         return [
-            Picture(int(places[k]), names[k], _shown(clean[k]), _shown(attacked[k]), not right[row], told[k])
+            Picture(int(index[k]), names[k], _to_array(clean[k]), _to_array(attacked[k]), not correct[row], shown[k])
             for k, row in enumerate(rows)
         ]
 
-    def _says(self, trained: ModelJob, data: Data, job: EvaluationJob, x: Tensor) -> list[tuple[str, float]]:
-        """Class and confidence of each image; nothing where the weights are absent or the model cannot be built."""
+    def _predictions(self, trained: ModelJob, data: Data, job: EvaluationJob, x: Tensor) -> list[tuple[str, float]]:
+        """Class and confidence of each image; empty if the weights are missing or the model cannot be built."""
         from bench.jobs.worker import load_model
 
         if not isinstance(trained, TrainJob):
-            return []  # its net is a file of the user's, and a report runs no code that a record names
+            return []  # its network is a file of the user's; a report runs no code that a record names
         try:
             model = load_model(self.store, trained, data, job.weights)
         except (ValueError, LookupError, OSError, TypeError, RuntimeError):
             return []
-        classes, shares = _decided(model, x)
+        classes, shares = _predicted(model, x)
         return [
             ("abstains" if k < 0 else data.class_names[k], float("nan") if k < 0 else float(shares[at, k]))
             for at, k in enumerate(classes)
@@ -91,24 +91,24 @@ class Pictures:
 
 
 @torch.no_grad()
-def _decided(model: Classifier, x: Tensor) -> tuple[list[int], Tensor]:
-    """The deployed decision on each image (-1: it abstains) and the mean softmax of its draws."""
+def _predicted(model: Classifier, x: Tensor) -> tuple[list[int], Tensor]:
+    """The prediction for each image (-1: the model abstains) and the softmax averaged over its noise draws."""
     draws = DRAWS if model.stochastic or model.smoothed else 1
     with frozen(model), scope(seed("report", "pictures")):
         shares = torch.stack([model(x).softmax(1) for _ in range(draws)]).mean(0)
         return [int(k) for k in model.predict(x)], shares
 
 
-def _choose(right: np.ndarray[Any, Any], clean: np.ndarray[Any, Any] | None) -> list[int]:
-    """Places of the images shown: the first that the attack fooled, then the first that it did not."""
-    before = np.ones(len(right), bool) if clean is None else clean[: len(right)].astype(bool)
-    fooled, held = (list(np.flatnonzero(before & part)) for part in (~right, right))
-    first = fooled[: PER_MODEL - min(HELD, len(held))]
-    chosen = [*first, *held[: PER_MODEL - len(first)]]
+def _choose(correct: np.ndarray[Any, Any], clean: np.ndarray[Any, Any] | None) -> list[int]:
+    """Rows of the images shown: the first that the attack fooled, then the first that it did not."""
+    before = np.ones(len(correct), bool) if clean is None else clean[: len(correct)].astype(bool)
+    fooled, robust = (list(np.flatnonzero(before & part)) for part in (~correct, correct))
+    first = fooled[: PER_MODEL - min(ROBUST, len(robust))]
+    chosen = [*first, *robust[: PER_MODEL - len(first)]]
     return [int(row) for row in chosen]
 
 
-def _shown(image: Tensor) -> np.ndarray[Any, Any]:
+def _to_array(image: Tensor) -> np.ndarray[Any, Any]:
     """h w of a gray image, h w c of a colored one."""
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 

@@ -1,10 +1,13 @@
-"""`bench new`: a plug-in and its test, which work as they are. The author then changes one function."""
+"""`bench new`: writes a plug-in and its test. Both work as written; the author then changes one function."""
 
 from __future__ import annotations
 
 import keyword
 import re
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from bench.atomic import write_atomic
 from bench.planning import catalog
@@ -73,7 +76,7 @@ class {title}(Attack):
         delta = self.threat.radius * self.threat.steepest_direction(self.threat.sample(x))
         return self.threat.project_to_image(x, x + delta), {{}}
 '''
-TEST = '''"""{name}: what it owes the harness; add what only it claims (limits, a hand-computed value)."""
+TEST = '''"""{name}: its contract with the harness; add tests of its own claims (limits, a hand-computed value)."""
 
 from bench import contract, plugins
 
@@ -84,16 +87,26 @@ def test_{name}_keeps_the_contract() -> None:
 '''
 
 
+def new(
+    kind: Annotated[str, typer.Argument(help="defense or attack.")],
+    name: Annotated[str, typer.Argument(help="Lower-case name; it becomes the file name.")],
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: the checkout, or else here).")] = None,
+) -> None:
+    """Write a new defense or attack and its test. Both work unchanged; `bench check NAME` verifies it."""
+    for path in write(kind, name, folder):
+        print(path)
+
+
 def write(kind: str, name: str, folder: Path | None) -> list[Path]:
-    """Write plug-in and test; gives their paths. Raises ValueError or FileExistsError, nothing is overwritten."""
+    """Write plug-in and test; returns their paths. Raises ValueError or FileExistsError; nothing is overwritten."""
     if kind not in ("defense", "attack"):
         raise ValueError(f"cannot make a new '{kind}'; expected defense or attack")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-        raise ValueError(f"'{name}' is no plug-in name; expected lower-case letters, digits and underscores")
+        raise ValueError(f"'{name}' is not a plug-in name; expected lower-case letters, digits and underscores")
     if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name):
         raise ValueError(f"'{name}' is a device on some systems, where no file can have it; choose another name")
     kinds: catalog.Kind = "defenses" if kind == "defense" else "attacks"
-    # a checkout is where a method belongs; an installed copy is not for files of one's own
+    # a method belongs in a checkout; an installed copy is not for the user's own files
     root = folder or (catalog.ROOT if (catalog.ROOT / "pyproject.toml").is_file() else Path())
     plugin = root / kinds / f"{name}.py"
     test = root / "tests" / kinds / f"test_{name}.py"

@@ -1,0 +1,83 @@
+"""A planned run: its spec and jobs, and their description. Shared by the commands run, plan, eval, status and pack."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.commands.arguments import require_values
+from bench.data import datasets
+from bench.planning import user_models
+from bench.planning.checks import duplicates, inapplicable
+from bench.planning.job import EvaluateJob, Job, TrainJob
+from bench.planning.options import to_spec
+from bench.planning.plan import plan
+from bench.planning.spec import Spec, TrainSpec
+from bench.planning.typed import Options
+
+MOST_PROBLEMS = 5  # errors printed at a time
+
+
+@dataclass
+class Matrix:
+    """A planned run. `root`: the data folder; `notes`: what was chosen for the user."""
+
+    spec: Spec
+    jobs: list[Job]
+    root: Path
+    notes: list[str]
+
+
+def prepare(options: Options, data_dir: Path | None) -> Matrix:
+    """Options -> jobs. Every error that can be detected is raised here, before anything is written."""
+    check_options(options)
+    root = datasets.data_root(data_dir)
+    if data_dir is not None and not data_dir.is_dir():
+        raise FileNotFoundError(f"no data folder {data_dir}; --data-dir or BENCH_DATA names an existing one")
+    spec, found, notes = to_spec(options, root)
+    datasets.check(spec.data.name, found, explicit=data_dir is not None)
+    return Matrix(spec, plan(spec, found), found, [*notes, *duplicates(spec)])
+
+
+def check_options(options: Options) -> None:
+    """Raises ValueError for a list option without a value and for a number of test images below 1."""
+    require_values(model=options.model, eps=options.eps, seeds=options.seeds)
+    if options.n is not None and options.n < 1:
+        raise ValueError(f"--n is {options.n}; expected at least 1 test image")
+
+
+def describe(matrix: Matrix) -> list[str]:
+    """Lines that describe the matrix of a run."""
+    spec, jobs = matrix.spec, matrix.jobs
+    trains = [job for job in jobs if isinstance(job, TrainJob)]
+    if not trains:
+        return user_models.describe(spec, jobs, matrix.notes)
+    attacks = [f"{job.label()} n={job.n}" for job in jobs if isinstance(job, EvaluateJob)]
+    budgets = ", ".join(f"{eps} ({float(eps):.4f})" for eps in spec.threat.eps)
+    recipe, split = trains[0].training, "" if spec.data.split == "test" else ", on validation images"
+    lines = [
+        f"data      {spec.data.name}, models {', '.join(sorted({job.model.name for job in trains}))}, "
+        f"seeds {', '.join(map(str, spec.seeds))}",
+        f"threat    {spec.threat.norm} eps {budgets}",
+        f"defenses  {'; '.join(dict.fromkeys(job.label() for job in trains))}",
+        f"attacks   {'; '.join(dict.fromkeys(attacks))}{split}",
+        f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
+        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].data.train} images"
+        + (f" less {spec.data.validation} for validation" if spec.data.validation else "")
+        + "".join(f", {name} {recipe[name]}" for name in TrainSpec.settings_added_later if name in recipe),
+    ]
+    absent = [
+        f"absent    {attack} on {', '.join(others)}: it needs a {wanted} defense"
+        for attack, (wanted, others) in inapplicable(spec).items()
+    ]
+    return lines + absent + [f"chosen    {note}" for note in matrix.notes]
+
+
+def refused(problems: list[str]) -> bool:
+    """Print one line for each error that would make jobs fail. Returns whether there is any."""
+    for line in problems[:MOST_PROBLEMS]:
+        print(f"error: {line}", file=sys.stderr)
+    if len(problems) > MOST_PROBLEMS:
+        print(f"and {len(problems) - MOST_PROBLEMS} more like these", file=sys.stderr)
+    return bool(problems)
