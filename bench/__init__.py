@@ -69,14 +69,17 @@ def worst(
     store, radius = _store(results), float(Epsilon(eps))
     reasons = []
     for row in rows(store, evaluations(store).of_split("test")):
-        entries = [e for by in row.entries.values() for e in by.values() if e.train_key == train_key]
+        entries = [e for by in row.provenance.entries.values() for e in by.values() if e.train_key == train_key]
         if not entries or row.eps_value != radius or store.evaluation(entries[0].key).weights != weights:
             continue
         seed = entries[0].seed
-        if seed in row.right:
-            columns = {"right": row.right[seed], **({"share": row.share[seed]} if seed in row.share else {})}
+        if seed in row.accuracy.robust:
+            columns = {
+                "right": row.accuracy.robust[seed],
+                **({"share": row.accuracy.share[seed]} if seed in row.accuracy.share else {}),
+            }
             return pd.DataFrame(columns).rename_axis("index")
-        reasons.append(": ".join(part for part in row.worst.absent.get(seed, ("not attacked", "")) if part))
+        reasons.append(": ".join(part for part in row.accuracy.worst.absent.get(seed, ("not attacked", "")) if part))
     why = "; ".join(reasons) or f"no evaluation of its {weights} weights at this eps"
     raise LookupError(f"training {train_key} has no worst case at eps {eps}: {why}")
 

@@ -37,12 +37,14 @@ def test_the_demo_runs_once_and_resumes_to_nothing(tmp_path: Path) -> None:
     found = {row.defense: row for row in rows(store, evaluations(store).readable)}
     assert set(found) == {"standard", "noisy", "pgd_at", "trades", "smoothing"}
     for row in found.values():
-        assert row.worst.n == 64
-        assert row.worst.mean <= min(row.autoattack.mean, row.clean.mean) + 0.05  # the columns have more images
+        assert row.accuracy.worst.n == 64
+        assert (
+            row.accuracy.worst.mean <= min(row.accuracy.autoattack.mean, row.accuracy.clean.mean) + 0.05
+        )  # the columns have more images
         assert row.provisional
     # what nobody doubts: adversarial training helps against a budget at which the plain net loses half its accuracy
-    assert found["pgd_at"].worst.mean > found["standard"].worst.mean + 0.15
-    assert found["smoothing"].certified[0.25].mean > found["smoothing"].certified[0.5].mean > 0.2
+    assert found["pgd_at"].accuracy.worst.mean > found["standard"].accuracy.worst.mean + 0.15
+    assert found["smoothing"].accuracy.certified[0.25].mean > found["smoothing"].accuracy.certified[0.5].mean > 0.2
 
     made = bench("leaderboard", "--output", "board.md", cwd=tmp_path)
     assert made.returncode == 0

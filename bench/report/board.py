@@ -43,7 +43,7 @@ class BoardLine:
     @property
     def evidence(self) -> list[tuple[Evaluation, str]]:
         """Every evaluation of the row by attack and seed, with its result; an INVALID row shows no numbers."""
-        by_attack = sorted(self.row.entries.items(), key=lambda pair: natural(pair[0]))
+        by_attack = sorted(self.row.provenance.entries.items(), key=lambda pair: natural(pair[0]))
         found = [entry for _, by_seed in by_attack for _, entry in sorted(by_seed.items())]
         return [(entry, "invalid" if self.row.verdict == "INVALID" else _result(entry)) for entry in found]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.tables.ranking import FLAG
 from bench.terminal import printable
 
@@ -45,18 +45,18 @@ def measured_on(entries: list[Evaluation]) -> str:
     return setup((e.n for e in entries), budgets, (e.seed for e in entries), (e.device for e in entries))
 
 
-def conditions(rows: Iterable[Row], eps: str = "", cells: Iterable[Cell | None] = ()) -> str:
+def conditions(rows: Iterable[Row], eps: str = "", cells: Iterable[SeedValues | None] = ()) -> str:
     """The setup of rows. `cells`: the numbers shown, if not the worst case.
 
     Seeds are those in the numbers: a planned seed that lacks an attack is in no worst case.
     """
     listed = list(rows)
-    shown = [cell for cell in (cells or [row.worst for row in listed]) if cell is not None and cell.values]
+    shown = [cell for cell in (cells or [row.accuracy.worst for row in listed]) if cell is not None and cell.values]
     budgets = [eps] if eps else [f"{row.norm} {row.eps}" if row.norm else "none" for row in listed]
-    return setup((cell.n or "" for cell in shown), budgets, seeds_of(shown), (row.device for row in listed))
+    return setup((cell.n or "" for cell in shown), budgets, seeds_of(shown), (row.provenance.device for row in listed))
 
 
-def seeds_of(cells: Iterable[Cell]) -> list[int]:
+def seeds_of(cells: Iterable[SeedValues]) -> list[int]:
     """The seeds in these numbers."""
     return sorted({seed for cell in cells for seed in cell.values})
 
@@ -87,7 +87,9 @@ def by_setting(entries: Iterable[Evaluation], attack: str) -> list[tuple[tuple[s
 
 def best(rows: list[Row], most: int) -> list[Row]:
     """At most `most` rows for a figure: those with the best worst case, and the undefended baseline `standard`."""
-    order = sorted(rows, key=lambda row: (-row.worst.mean if row.worst.values else 1.0, row.method, row.config))
+    order = sorted(
+        rows, key=lambda row: (-row.accuracy.worst.mean if row.accuracy.worst.values else 1.0, row.method, row.config)
+    )
     baseline = [row for row in order if row.defense == "standard"][:1]
     chosen = {id(row) for row in [*baseline, *[row for row in order if row not in baseline]][:most]}
     return [row for row in order if id(row) in chosen]

@@ -16,7 +16,7 @@ from bench.report.captions import best, conditions, row_label, short
 from bench.report.provenance import of_attack, of_clean, of_worst
 from bench.report.svg import INK
 from bench.results.rows import Row
-from bench.results.worst_case import Cell, outcomes
+from bench.results.worst_case import SeedValues, outcomes
 from bench.tables.columns import natural
 
 MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
@@ -24,14 +24,16 @@ MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
 
 def heat_maps(boards: list[Board]) -> list[Plot]:
     """Accuracy under each attack, one figure for each table whose rows were attacked."""
-    return [_attack_map(board) for board in boards if any(row.attacks for row in board.rows)]
+    return [_attack_map(board) for board in boards if any(row.accuracy.attacks for row in board.rows)]
 
 
 def _attack_map(board: Board) -> Plot:
     rows = board.rows[:MAX_ROWS]
-    names = sorted({name for row in rows for name in row.attacks}, key=natural)
+    names = sorted({name for row in rows for name in row.accuracy.attacks}, key=natural)
     columns = ["clean", *names, "worst case"]
-    cells = [[row.clean, *(row.attacks.get(name) for name in names), row.worst] for row in rows]
+    cells = [
+        [row.accuracy.clean, *(row.accuracy.attacks.get(name) for name in names), row.accuracy.worst] for row in rows
+    ]
     texts = [[_cell_text(cell) for cell in line] for line in cells]
     shares = [[cell.mean if cell is not None else math.nan for cell in line] for line in cells]
     sizes = [_sizes(column) for column in zip(*cells, strict=True)]
@@ -61,7 +63,7 @@ def class_maps(store: Store, boards: list[Board]) -> list[Plot]:
 
 
 def _class_map(store: Store, board: Board) -> Plot | None:
-    candidates = [row for row in best(board.rows, MAX_LINES) if row.worst.values and row.verdict != "INVALID"]
+    candidates = [row for row in best(board.rows, MAX_LINES) if row.accuracy.worst.values and row.verdict != "INVALID"]
     by_row = [(row, found) for row in candidates if (found := _by_class(store, row))]
     if not by_row or max(len(found) for _, found in by_row) > MAX_CLASSES:
         return None
@@ -93,7 +95,7 @@ def _by_class(store: Store, row: Row) -> dict[int, tuple[float, int]]:
     """Robust accuracy (mean over seeds) and number of images by label; empty where labels were not stored."""
     shares: dict[int, list[float]] = {}
     sizes: dict[int, int] = {}
-    for keys in row.keys.values():
+    for keys in row.provenance.keys.values():
         robust = outcomes(store, keys, row.eps_value if row.norm else 0.0)
         samples = store.samples(keys[0], ("index", "label"))
         if "label" not in samples:
@@ -126,11 +128,11 @@ def _heat_map(size: tuple[float, float], rows: list[Row], shares: list[list[floa
     return figure
 
 
-def _sizes(cells: tuple[Cell | None, ...]) -> str:
+def _sizes(cells: tuple[SeedValues | None, ...]) -> str:
     """` n=1000`: columns with other images cannot be compared."""
     sizes = sorted({cell.n for cell in cells if cell is not None and cell.values})
     return f" n={sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "") if sizes else ""
 
 
-def _cell_text(cell: Cell | None) -> str:
+def _cell_text(cell: SeedValues | None) -> str:
     return f"{100 * cell.mean:.1f}" if cell is not None and cell.values else cell.state() if cell else "–"

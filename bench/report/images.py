@@ -102,7 +102,9 @@ def _wanted(store: Store, board: Board) -> list[Wanted]:
     """For each of the best models of a table (and `standard`) the strongest attack that stored its images."""
     strongest: dict[int, Evaluation] = {}
     for row in board.rows:
-        entries = [entry for by_seed in row.entries.values() for entry in by_seed.values() if _stored(store, entry)]
+        entries = [
+            entry for by_seed in row.provenance.entries.values() for entry in by_seed.values() if _stored(store, entry)
+        ]
         if entries and row.verdict != "INVALID":
             strongest[id(row)] = min(entries, key=lambda entry: (entry.accuracy, entry.attack_label))
     shown = best([row for row in board.rows if id(row) in strongest], MAX_MODELS)

@@ -13,7 +13,7 @@ from bench.report.canvas import MAX_LINES, Plot, curve, legend, line_style, sing
 from bench.report.captions import best, conditions, joined, row_label, short
 from bench.report.provenance import of_attack, of_certificate, of_clean, of_worst
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 
 STEPS, MAX_MARKED = 60, 30  # radii of a curve; points of a line that are marked
 
@@ -34,14 +34,14 @@ class PlottedCurve:
 
     row: Row
     points: list[Point] = field(default_factory=list)
-    cells: list[Cell] = field(default_factory=list)
-    clean: Cell | None = None
+    cells: list[SeedValues] = field(default_factory=list)
+    clean: SeedValues | None = None
 
 
 def eps_curves(rows: list[Row]) -> list[Plot]:
     """Worst case against the budget, one figure for each data set and norm; clean is the worst case at 0."""
     about = "Worst case per image over clean and all attacks at this eps; at eps 0 clean accuracy."
-    return _by_budget("eps", "Worst-case accuracy", about, [(row, row.worst, of_worst(row)) for row in rows])
+    return _by_budget("eps", "Worst-case accuracy", about, [(row, row.accuracy.worst, of_worst(row)) for row in rows])
 
 
 def security_curves(rows: list[Row]) -> list[Plot]:
@@ -52,18 +52,24 @@ def security_curves(rows: list[Row]) -> list[Plot]:
     )
     numbers = []
     for row in rows:
-        names = sorted(name for name, by in row.entries.items() if any(e.attack == "curve" for e in by.values()))
-        numbers += [(row, row.attacks[name], of_attack(row, name)) for name in names[:1] if name in row.attacks]
+        names = sorted(
+            name for name, by in row.provenance.entries.items() if any(e.attack == "curve" for e in by.values())
+        )
+        numbers += [
+            (row, row.accuracy.attacks[name], of_attack(row, name))
+            for name in names[:1]
+            if name in row.accuracy.attacks
+        ]
     return _by_budget("curve", "Accuracy under curve", about, numbers)
 
 
-def _by_budget(kind: str, label: str, about: str, numbers: list[tuple[Row, Cell, list[str]]]) -> list[Plot]:
+def _by_budget(kind: str, label: str, about: str, numbers: list[tuple[Row, SeedValues, list[str]]]) -> list[Plot]:
     """`numbers`: a cell at the budget of its row, and the keys of its evaluations."""
     groups: dict[tuple[str, str], dict[str, PlottedCurve]] = {}
     known = [(row.norm, row, cell, keys) for row, cell, keys in numbers if row.norm and cell.values]
     for norm, row, cell, keys in sorted(known, key=lambda each: each[1].eps_value):
         found = groups.setdefault((row.dataset, norm), {}).setdefault(row.config, PlottedCurve(row))
-        clean = row.clean.only(cell.values)  # another seed at 0 would bend the curve
+        clean = row.accuracy.clean.only(cell.values)  # another seed at 0 would bend the curve
         if clean.values and not found.points:
             found.points.append(Point(0.0, clean.mean, *clean.interval(), of_clean(row, cell.values)))
             found.clean = clean
@@ -80,10 +86,10 @@ def certified_curves(store: Store, rows: list[Row]) -> list[Plot]:
     groups: dict[str, dict[str, PlottedCurve]] = {}
     for row in rows:
         known = groups.setdefault(row.dataset, {})
-        if row.certified and row.verdict != "INVALID" and row.config not in known:
+        if row.accuracy.certified and row.verdict != "INVALID" and row.config not in known:
             points = _certified_points(store, row)
             if points:
-                known[row.config] = PlottedCurve(row, points, list(row.certified.values())[:1])
+                known[row.config] = PlottedCurve(row, points, list(row.accuracy.certified.values())[:1])
     about = "Share of images that are right and certified at least to the radius: no attack within it can succeed."
     columns = ("radius", "certified accuracy")
     return [
@@ -95,7 +101,9 @@ def certified_curves(store: Store, rows: list[Row]) -> list[Plot]:
 
 def _certified_points(store: Store, row: Row) -> list[Point]:
     """Certified accuracy at radii up to the largest, of the attack label with most seeds done, as in the tables."""
-    certify = [by for _, by in sorted(row.entries.items()) if any(e.attack == "certify" for e in by.values())]
+    certify = [
+        by for _, by in sorted(row.provenance.entries.items()) if any(e.attack == "certify" for e in by.values())
+    ]
     done = [[e.key for e in by.values() if e.state == "done"] for by in certify]
     samples = [store.samples(key, ("radius", "correct")) for key in max(done, key=len, default=[])]
     radii = [np.where(s["correct"].astype(bool), s["radius"], -1.0) for s in samples if "radius" in s]

@@ -78,13 +78,18 @@ def keys_behind(row: Row, column: str) -> list[str]:
     if column == "Standard accuracy":
         return of_clean(row)
     if column == "AutoAttack robust accuracy":
-        return [key for name, cell in row.attacks.items() if cell is row.autoattack for key in of_attack(row, name)]
+        return [
+            key
+            for name, cell in row.accuracy.attacks.items()
+            if cell is row.accuracy.autoattack
+            for key in of_attack(row, name)
+        ]
     return of_certificate(row) if "certified" in column else of_attack(row, column)
 
 
 def of_attack(row: Row, name: str) -> list[str]:
     """Evaluations under one attack label, by seed."""
-    return [entry.key for _, entry in sorted(row.entries.get(name, {}).items())]
+    return [entry.key for _, entry in sorted(row.provenance.entries.get(name, {}).items())]
 
 
 def of_clean(row: Row, seeds: Container[int] | None = None) -> list[str]:
@@ -99,7 +104,7 @@ def of_certificate(row: Row) -> list[str]:
 
 def of_worst(row: Row) -> list[str]:
     """All evaluations in the worst case of all seeds."""
-    return [key for _, keys in sorted(row.keys.items()) for key in keys]
+    return [key for _, keys in sorted(row.provenance.keys.items()) for key in keys]
 
 
 def of_training(row: Row) -> list[str]:
@@ -108,4 +113,4 @@ def of_training(row: Row) -> list[str]:
 
 
 def _entries(row: Row) -> list[Evaluation]:
-    return [e for _, by_seed in sorted(row.entries.items()) for _, e in sorted(by_seed.items())]
+    return [e for _, by_seed in sorted(row.provenance.entries.items()) for _, e in sorted(by_seed.items())]

@@ -24,18 +24,18 @@ MAX_NAMES = 16  # points named beside the figure, those of the Pareto front firs
 
 def clean_against_robust(boards: list[Board]) -> list[Plot]:
     """One figure for each table with at least two rows that have both numbers."""
-    return _scatters(boards, "clean", lambda row: 100 * row.clean.mean)
+    return _scatters(boards, "clean", lambda row: 100 * row.accuracy.clean.mean)
 
 
 def cost_against_robust(boards: list[Board]) -> list[Plot]:
     """The same with the training time in seconds, of all trainings that were timed."""
-    return _scatters(boards, "seconds", lambda row: row.train_seconds)
+    return _scatters(boards, "seconds", lambda row: row.cost.train_seconds)
 
 
 def _scatters(boards: list[Board], kind: str, x_of: Callable[[Row], float]) -> list[Plot]:
     found = []
     for board in boards:
-        points = [(x_of(row), row) for row in board.rows if row.worst.values and not math.isnan(x_of(row))]
+        points = [(x_of(row), row) for row in board.rows if row.accuracy.worst.values and not math.isnan(x_of(row))]
         if len(points) > 1:
             found.append(_scatter(board, kind, points))
     return found
@@ -55,7 +55,7 @@ def _scatter(board: Board, kind: str, points: list[tuple[float, Row]]) -> Plot:
         ["point", "defense", label, "worst case (%)", "on the Pareto line", "compared among"],
         [
             [
-                k, row_label(row), round(x, 2), round(100 * row.worst.mean, 2),
+                k, row_label(row), round(x, 2), round(100 * row.accuracy.worst.mean, 2),
                 {True: "yes", False: "no", None: "–"}[on], name,
             ]
             for k, ((x, row), on, name) in enumerate(zip(points, on_front, classes, strict=True), 1)
@@ -70,11 +70,11 @@ def _drawing(
     points: list[tuple[float, Row]], on_front: list[bool | None], classes: list[str], label: str, timed: bool
 ) -> Figure:
     figure, axes = single(9.2, 4.4)
-    at = [(x, 100 * row.worst.mean) for x, row in points]
+    at = [(x, 100 * row.accuracy.worst.mean) for x, row in points]
     for k, name in enumerate(dict.fromkeys(classes)):
         color, members = COLORS[k % len(COLORS)], [i for i, other in enumerate(classes) if other == name]
         x, y = zip(*(at[i] for i in members), strict=True)
-        low, high = zip(*(points[i][1].worst.interval() for i in members), strict=True)
+        low, high = zip(*(points[i][1].accuracy.worst.interval() for i in members), strict=True)
         axes.vlines(x, [100 * v for v in low], [100 * v for v in high], color=color, linewidth=1.0, alpha=0.3)
         axes.plot(x, y, MARKERS[k % len(MARKERS)], color=color, markersize=5, label=short(name, 50))
         front = sorted(at[i] for i in members if on_front[i])
@@ -118,12 +118,12 @@ def _classes(rows: list[Row], kind: str) -> list[str]:
 
 
 def _facts(row: Row, kind: str) -> tuple[str, ...]:
-    facts = (row.model, f"n {row.worst.n}", "provisional" if row.provisional else "ranked")
+    facts = (row.model, f"n {row.accuracy.worst.n}", "provisional" if row.provisional else "ranked")
     if kind != "seconds":
         return facts
-    trainings = [e for by in row.entries.values() for e in by.values()]
+    trainings = [e for by in row.provenance.entries.values() for e in by.values()]
     data = joined(sorted({int(e.train_images) for e in trainings}))
-    shared = "" if not row.shared else "shared machine" if all(map(busy, trainings)) else "partly shared machine"
+    shared = "" if not row.cost.shared else "shared machine" if all(map(busy, trainings)) else "partly shared machine"
     devices = joined(sorted({str(e.train_device) for e in trainings}))
     return (*facts, f"{data} training images", devices, shared or "machine of its own")
 
@@ -131,8 +131,8 @@ def _facts(row: Row, kind: str) -> tuple[str, ...]:
 def _about_x(rows: list[Row], kind: str) -> str:
     """What the numbers along the axis are means of: they may be over more seeds or images than the worst case."""
     if kind == "seconds":
-        trainings = [e for row in rows for by in row.entries.values() for e in by.values()]
+        trainings = [e for row in rows for by in row.provenance.entries.values() for e in by.values()]
         seeds = sorted({e.seed for e in trainings if not math.isnan(e.train_seconds)})
         return f" Times are means over seeds {joined(seeds)}."
-    cells = [row.clean for row in rows]
+    cells = [row.accuracy.clean for row in rows]
     return f" Clean accuracy: n {joined(cell.n for cell in cells)}, mean over seeds {joined(seeds_of(cells))}."

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from bench.report.canvas import COLORS, MARKERS, Plot, legend, single, slug
 from bench.report.captions import conditions, short
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.tables.equivalence import Match
 from bench.tables.sweep import Series
 from bench.tables.sweep_text import Map, lines, map_lines, map_title, title
@@ -63,7 +63,7 @@ def _line(axes: Axes, series: Series, name: str, color: str, marker: str) -> Non
     for p in points:
         seeds = p.cells[name].values if len(p.cells[name].values) > 1 else {}
         for seed, v in seeds.items():
-            lost = seed in p.row.collapsed
+            lost = seed in p.row.accuracy.collapsed
             axes.plot(p.x, 100 * v, "x" if lost else ".", color=color, markersize=8 if lost else 3.5)
     base = series.mean(series.standard.cells[name]) if series.standard and name in series.standard.cells else None
     if base is not None and base.values:
@@ -111,7 +111,7 @@ def map_plot(found: Map) -> Plot | None:
     )
 
 
-def _matched(a: Series, matches: list[Match]) -> list[Cell]:
+def _matched(a: Series, matches: list[Match]) -> list[SeedValues]:
     """What was matched: accuracies of A over the seeds and images that both sides have."""
     cells = {p.x: p.cells for p in a.points}
     return [replace(cells[m.a][m.column].only(m.seeds), n=m.n) for m in matches]

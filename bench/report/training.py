@@ -55,7 +55,7 @@ def training_curves(store: Store, rows: list[Row]) -> list[Plot]:
     for training in _logged(store):
         config = json.dumps(training.job.without_seed(), sort_keys=True)
         groups.setdefault(training.job.data.name, {}).setdefault(config, []).append(training)
-    rank = {row.train_key: k for k, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
+    rank = {row.provenance.train_key: k for k, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
     found = []
     for dataset, by_config in sorted(groups.items()):
         order = sorted(by_config.values(), key=lambda by: min(rank.get(c.job.key, len(rank)) for c in by))
@@ -64,7 +64,7 @@ def training_curves(store: Store, rows: list[Row]) -> list[Plot]:
 
 
 def _best_first(row: Row) -> tuple[bool, float]:
-    return row.defense != "standard", -row.worst.mean if row.worst.values else 1.0
+    return row.defense != "standard", -row.accuracy.worst.mean if row.accuracy.worst.values else 1.0
 
 
 def _logged(store: Store) -> list[LoggedTraining]:

@@ -26,7 +26,7 @@ def disambiguate(store: Store, found: list[Row]) -> list[Row]:
     young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     for group in alike.values():
         # a young setting stands in a job only away from its default
-        flat = [{**young, **dict(_flat(store.job(row.train_key).without_seed()))} for row in group]
+        flat = [{**young, **dict(_flat(store.job(row.provenance.train_key).without_seed()))} for row in group]
         differ = sorted(k for k in set().union(*flat) if len({str(f.get(k)) for f in flat}) > 1)
         for row, facts in zip(group, flat, strict=True):
             if differ:
@@ -41,14 +41,14 @@ def _short(setting: str) -> str:
 def lowest_single_attack(row: Row) -> tuple[float, int, str] | None:
     """Where one evaluation on more images than the worst case has leaves less of the same seeds: share, images, name.
     The few images were easy ones then."""
-    seeds = row.worst.values
+    seeds = row.accuracy.worst.values
     found = [
         (cell.only(seeds).mean, cell.n, name)
-        for name, cell in (("clean", row.clean), *row.attacks.items())
-        if seeds and cell.n > row.worst.n and seeds.keys() <= cell.values.keys()
+        for name, cell in (("clean", row.accuracy.clean), *row.accuracy.attacks.items())
+        if seeds and cell.n > row.accuracy.worst.n and seeds.keys() <= cell.values.keys()
     ]
     lowest = min(found, default=None)
-    return lowest if lowest and lowest[0] < row.worst.mean else None
+    return lowest if lowest and lowest[0] < row.accuracy.worst.mean else None
 
 
 def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
@@ -59,7 +59,7 @@ def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
             share, n, name = below
             lines.append(
                 f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on {n} images, the "
-                f"worst case {100 * row.worst.mean:.1f} is over {row.worst.n}; "
+                f"worst case {100 * row.accuracy.worst.mean:.1f} is over {row.accuracy.worst.n}; "
                 f"give all attacks as many (n in a spec, else --n {n})"
             )
     return lines
@@ -77,9 +77,9 @@ def failures(found: Iterable[Row]) -> list[str]:
     """Why cells have no number, a line for each method, seed and reason. Missing records need no explanation."""
     lines: dict[tuple[str, int, str], dict[str, None]] = {}
     for row in found:
-        cells = [("clean", row.clean), *row.attacks.items()]
-        cells += [("certified", cell) for cell in list(row.certified.values())[:1]]
-        cells += [] if row.worst.values else [("worst case", row.worst)]
+        cells = [("clean", row.accuracy.clean), *row.accuracy.attacks.items()]
+        cells += [("certified", cell) for cell in list(row.accuracy.certified.values())[:1]]
+        cells += [] if row.accuracy.worst.values else [("worst case", row.accuracy.worst)]
         for name, cell in cells:
             for seed, (state, reason) in cell.absent.items():
                 # what an incomplete worst case lacks has said why itself, unless it was never planned

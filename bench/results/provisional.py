@@ -17,19 +17,19 @@ def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
     """Why this row has no rank; empty where it has one. `draws`: of the noise in each step, by attack."""
     facts = datasets.KNOWN.get(row.dataset)
     needed = min(RANKED_N, facts.test) if facts else RANKED_N
-    reasons = [] if row.worst.values else ["no worst case"]
-    if row.worst.values and row.worst.n < needed:
-        reasons.append(f"worst case over {row.worst.n} images, ranking needs {needed}")
+    reasons = [] if row.accuracy.worst.values else ["no worst case"]
+    if row.accuracy.worst.values and row.accuracy.worst.n < needed:
+        reasons.append(f"worst case over {row.accuracy.worst.n} images, ranking needs {needed}")
     if row.deploys != "deterministic":
         lacking = [name for name in PROTOCOL if not _has(row, name, draws)]
         reasons += [f"randomized protocol lacks {', '.join(lacking)}"] if lacking else []
-    elif not row.autoattack.values:
+    elif not row.accuracy.autoattack.values:
         reasons.append("AutoAttack standard is not in the attack set")
     return tuple(reasons)
 
 
 def _has(row: Row, attack: str, draws: dict[str, int]) -> bool:
     """Is an attack of this name in the row, done or found not to apply? An average over one draw is none."""
-    named = [name for name in row.attacks if name.split(" ")[0] == attack]
-    cells = [row.attacks[name] for name in named if attack != "eot" or draws.get(name, 0) > 1]
+    named = [name for name in row.accuracy.attacks if name.split(" ")[0] == attack]
+    cells = [row.accuracy.attacks[name] for name in named if attack != "eot" or draws.get(name, 0) > 1]
     return any(cell.values or cell.state() == "unsupported" for cell in cells)

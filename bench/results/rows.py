@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -12,7 +13,7 @@ from bench.results.evaluations import Evaluation
 from bench.results.provisional import why_provisional
 from bench.results.labels import disambiguate
 from bench.results.cost import attack_seconds, busy, of_trainings, over_standard, standard_times
-from bench.results.worst_case import Cell, Picked, cell_of, worst_case
+from bench.results.worst_case import SeedValues, ByAttack, seed_accuracies, worst_case
 from bench.soundness.checks import Finding, Verdict
 from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
@@ -28,23 +29,78 @@ RADII = (0.0, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """What the model of a row gets correct: shares in [0,1] by seed.
+
+    - `clean`: without an attack. `attacks`: under each attack, by its label. `autoattack`: that of `attacks` which is
+      AutoAttack with its authors' settings.
+    - `worst`: correct on clean images and under every attack, for those of the seeds that have the full attack set;
+      `single`: the same of a stochastic model by single noise draws in place of the deployed rule.
+    - `certified`: by L2 radius, of the `certify` with most seeds done; `acr`: its average certified radius in pixel
+      units, in which a wrong image counts as 0.
+    - `collapsed`: seeds near chance. They are part of every mean; tables count them and show the mean of the others.
+    - `robust`: for each seed in `worst` which images are robust (bool); `share`: of a stochastic model, the share of
+      draws with the correct class.
+    """
+
+    clean: SeedValues
+    autoattack: SeedValues
+    attacks: dict[str, SeedValues]
+    worst: SeedValues
+    single: SeedValues
+    certified: dict[float, SeedValues]
+    acr: SeedValues
+    collapsed: tuple[int, ...]
+    robust: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row cost, mean over its seeds; NaN where unknown.
+
+    - `train_seconds`, `peak_memory_mb`: of the training; `train_work`: its steps in forward passes over the training
+      images.
+    - `attack_seconds`: of all evaluations of a seed together.
+    - `ratio`: training time over that of `standard` on the same device, recipe and use of the machine.
+    - `shared`: the machine did other jobs during some of the trainings.
+    """
+
+    train_seconds: float = math.nan
+    train_work: float = math.nan
+    attack_seconds: float = math.nan
+    peak_memory_mb: float = math.nan
+    ratio: float = math.nan
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers of a row come from.
+
+    - `train_key`: key of the training, of the first seed. `keys`: of each seed in the worst case, its evaluations.
+    - `entries`: for each attack label and seed the evaluation that counts.
+    - `device`, `commit`: of trainings and attacks, joined where they differ.
+    - `selected`: which images chose the epoch whose weights are evaluated.
+    - `draws`: the most noise draws that an attack averages over in a step (EOT), 0 if none does.
+    """
+
+    train_key: str
+    keys: dict[int, tuple[str, ...]]
+    entries: ByAttack = field(compare=False, repr=False)
+    device: str
+    commit: str
+    selected: str
+    draws: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One trained configuration (all seeds together) under one budget.
 
-    `attacks` is keyed by attack label, `certified` by L2 radius (of one `certify`, that with most seeds done); `acr` is
-    its average certified radius in pixel units, in which a wrong image counts as 0. `worst` has values for those of
-    `seeds` that have the full attack set, `single` (stochastic models) the same with single draws in place of the
-    deployed rule; `keys` are the evaluations in it. `collapsed` seeds stay in every mean, and the tables count them
-    and show what the others give: a mean alone would average them away. `provisional` says why the row is not
-    ranked. `ratio` is the training time over that of `standard`, each seed's over those taken as its own was (device,
-    recipe, use of the machine); `shared`: the machine did other jobs during some of the trainings.
-    `train_work`: all training steps in forward passes over the training images; `attack_seconds`: of all
-    evaluations of a seed together; `peak_memory_mb`: of the training; all three are means over seeds, NaN where
-    unknown. `selected`: by what the epoch was chosen. `draws`: the most draws that an attack averages over in a
-    step (EOT), 0 if none does. `train_key`, `config`: as in `frame`, of the first seed. `entries`: for each attack
-    label and seed the evaluation that counts. `right`, `share`: for each seed in `worst` which of its images are robust
-    (bool), and, of a stochastic model, the share of draws with the correct class. `findings` and `verdict` are filled in by
-    `bench.soundness.verdicts`: the gravest of each check over the seeds.
+    `method`: the defense with the settings that tell it from other rows. `config`: as in `frame`. `provisional`: why
+    the row is not ranked. `findings` and `verdict` are filled in by `bench.soundness.verdicts`: the most severe finding
+    of each check over the seeds.
     """
 
     dataset: str
@@ -58,32 +114,12 @@ class Row:
     recipe: str
     epochs: int
     deploys: str
-    clean: Cell
-    autoattack: Cell
-    attacks: dict[str, Cell]
-    worst: Cell
-    single: Cell
-    certified: dict[float, Cell]
-    acr: Cell
     seeds: tuple[int, ...]
-    keys: dict[int, tuple[str, ...]]
-    collapsed: tuple[int, ...]
-    train_seconds: float
-    train_work: float
-    attack_seconds: float
-    peak_memory_mb: float
-    ratio: float
-    shared: bool
-    selected: str
-    draws: int
-    device: str
-    commit: str
-    provisional: tuple[str, ...]
-    train_key: str
     config: str
-    entries: Picked = field(compare=False, repr=False)
-    right: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
-    share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    accuracy: Accuracy
+    cost: Cost
+    provenance: Provenance
+    provisional: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     verdict: Verdict = "NOT CHECKED"
 
@@ -120,54 +156,63 @@ def _row(store: Store, entries: list[Evaluation], times: dict[tuple[Any, ...], f
     clean = {name: found for name, found in picked.items() if _any(found).attack == "clean"}
     certify = [found for name, found in sorted(picked.items()) if not _any(found).norm and name not in clean]
     certify.sort(key=lambda found: -sum(e.state == "done" for e in found.values()))
-    certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, Cell({}, 0, {}))
-    cells = {name: cell_of(found) for name, found in attacks.items()}
+    certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, SeedValues({}, 0, {}))
+    by_attack = {name: seed_accuracies(found) for name, found in attacks.items()}
     eps = first.eps_value if first.norm else 0.0
-    worst, single, keys, right, share = worst_case(store, picked, seeds, eps)
-    suites = [cells[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
-    clean_cell = cell_of(next(iter(clean.values()), {}))
+    worst, single, keys, robust, share = worst_case(store, picked, seeds, eps)
+    suites = [by_attack[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
+    clean_values = seed_accuracies(next(iter(clean.values()), {}))
     draws = {name: _draws(store, found) for name, found in attacks.items()}
-    row = Row(
-        **{name: getattr(first, name) for name in ("dataset", "model", "defense", "norm", "eps", "eps_value", "recipe")},
-        **{name: getattr(first, name) for name in ("epochs", "deploys", "train_key", "config")},
-        method=first.defense_label,
-        train_eps=_train_eps(first),
-        clean=clean_cell,
-        autoattack=next((cell for cell in suites if cell.values), suites[0] if suites else Cell({}, 0, {})),
-        attacks=cells,
+    accuracy = Accuracy(
+        clean=clean_values,
+        autoattack=next((each for each in suites if each.values), suites[0] if suites else SeedValues({}, 0, {})),
+        attacks=by_attack,
         worst=worst,
         single=single,
         certified=certified,
         acr=acr,
-        seeds=seeds,
-        keys=keys,
-        collapsed=_collapsed(first.dataset, clean_cell, [clean_cell, *cells.values(), worst], seeds),
+        collapsed=_collapsed(first.dataset, clean_values, [clean_values, *by_attack.values(), worst], seeds),
+        robust=robust,
+        share=share,
+    )
+    cost = Cost(
         train_seconds=of_trainings(entries, lambda e: e.train_seconds),
         train_work=of_trainings(entries, lambda e: e.work_per_image_f * e.epochs),
         attack_seconds=attack_seconds(picked),
         peak_memory_mb=of_trainings(entries, lambda e: e.peak_memory_mb),
         ratio=over_standard(entries, times),
         shared=any(busy(e) for e in entries),
-        selected=_selected(first),
-        draws=_most(draws) if first.deploys != "deterministic" else 0,
+    )
+    provenance = Provenance(
+        train_key=first.train_key,
+        keys=keys,
+        entries=picked,
         device=_joined(name for e in entries for name in (e.train_device, e.device)),
         commit=_joined(e.commit and e.commit + (" (dirty)" if e.dirty is True else "") for e in entries),
-        provisional=(),
-        entries=picked,
-        right=right,
-        share=share,
+        selected=_selected(first),
+        draws=_most(draws) if first.deploys != "deterministic" else 0,
+    )
+    row = Row(
+        **{name: getattr(first, name) for name in ("dataset", "model", "defense", "norm", "eps", "eps_value")},
+        **{name: getattr(first, name) for name in ("recipe", "epochs", "deploys", "config")},
+        method=first.defense_label,
+        train_eps=_train_eps(first),
+        seeds=seeds,
+        accuracy=accuracy,
+        cost=cost,
+        provenance=provenance,
     )
     return replace(row, provisional=why_provisional(row, draws))
 
 
-def _pick(entries: list[Evaluation]) -> Picked:
+def _pick(entries: list[Evaluation]) -> ByAttack:
     """The evaluation that counts for each attack and seed: newest revision, then done, then most images."""
 
     def order(entry: Evaluation) -> tuple[list[int], bool, int, str]:
         version = [int(part) for part in entry.attack_version.split(".")]
         return version, entry.state == "done", entry.n, entry.key
 
-    picked: Picked = {}
+    picked: ByAttack = {}
     for entry in sorted(entries, key=order):
         picked.setdefault(entry.attack_label, {})[entry.seed] = entry
     return picked
@@ -217,15 +262,15 @@ def _is_autoattack(store: Store, entry: Evaluation) -> bool:
     return entry.attack == "autoattack" and version in ("standard", "plus")
 
 
-def _certified(store: Store, found: dict[int, Evaluation], radii: list[float]) -> tuple[dict[float, Cell], Cell]:
+def _certified(store: Store, found: dict[int, Evaluation], radii: list[float]) -> tuple[dict[float, SeedValues], SeedValues]:
     """Share of images that are right with a certificate of at least each radius, and mean radius x [right]."""
-    cell = cell_of(found)
+    cell = seed_accuracies(found)
     shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
     means = dict[int, float]()
     for seed in cell.values:
         samples = store.samples(found[seed].key, ("correct", "radius"))
         if "radius" not in samples:
-            none = Cell({}, 0, dict.fromkeys(found, ("no certificate", "")))
+            none = SeedValues({}, 0, dict.fromkeys(found, ("no certificate", "")))
             return dict.fromkeys(radii, none), none
         right, reach = samples["correct"].astype(bool), samples["radius"]
         for radius in radii:
@@ -234,7 +279,7 @@ def _certified(store: Store, found: dict[int, Evaluation], radii: list[float]) -
     return {radius: replace(cell, values=values) for radius, values in shares.items()}, replace(cell, values=means)
 
 
-def _collapsed(dataset: str, clean: Cell, cells: list[Cell], seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _collapsed(dataset: str, clean: SeedValues, cells: list[SeedValues], seeds: tuple[int, ...]) -> tuple[int, ...]:
     """Seeds at chance on clean images, or in some column below a tenth of the mean of the others, beyond noise."""
     facts = datasets.KNOWN.get(dataset)
     found = {seed for seed, value in clean.values.items() if facts and value <= 1.5 / facts.classes}

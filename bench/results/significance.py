@@ -79,9 +79,9 @@ def places(rows: Sequence[Row]) -> list[int]:
 
 def better(leader: Row, row: Row) -> bool:
     """Is the leader's worst case higher beyond chance? Of rows that saw other images: do their intervals not touch?"""
-    found = difference(leader.right, row.right) if same_images(leader, row) else None
+    found = difference(leader.accuracy.robust, row.accuracy.robust) if same_images(leader, row) else None
     if found is None:
-        return leader.worst.interval()[0] > row.worst.interval()[1]
+        return leader.accuracy.worst.interval()[0] > row.accuracy.worst.interval()[1]
     return found.significant and found.difference > 0
 
 
@@ -92,6 +92,6 @@ def same_images(a: Row, b: Row) -> bool:
 
 
 def _subsets(row: Row) -> Iterable[tuple[int, str | None]]:
-    counted = {key for keys in row.keys.values() for key in keys}
-    for by in row.entries.values():
+    counted = {key for keys in row.provenance.keys.values() for key in keys}
+    for by in row.provenance.entries.values():
         yield from ((e.n, e.test_hash) for e in by.values() if e.key in counted)

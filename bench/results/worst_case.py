@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
 MIXED = ("mixed test sets", "mixed weights")  # states of what cannot be compared image by image
-Picked = dict[str, dict[int, Evaluation]]  # attack label -> seed -> the evaluation that counts
+ByAttack = dict[str, dict[int, Evaluation]]  # attack label -> seed -> the evaluation that counts
 
 
 @dataclass(frozen=True)
-class Cell:
+class SeedValues:
     """One number of a row: a share in [0,1] for each seed.
 
     `values`: by seed. `n`: how many images the shares are over. `absent`: (state, reason) of the seeds without a value.
@@ -49,11 +49,11 @@ class Cell:
         """Sample standard deviation over seeds, 0 for one seed; NaN where there is no value."""
         return mean_std(list(self.values.values()))[1] if self.values else math.nan
 
-    def without(self, seeds: Container[int]) -> Cell:
+    def without(self, seeds: Container[int]) -> SeedValues:
         """The same cell without these seeds."""
         return replace(self, values={seed: v for seed, v in self.values.items() if seed not in seeds})
 
-    def only(self, seeds: Container[int]) -> Cell:
+    def only(self, seeds: Container[int]) -> SeedValues:
         """The same cell with these seeds only."""
         return replace(self, values={seed: v for seed, v in self.values.items() if seed in seeds})
 
@@ -70,24 +70,24 @@ class Cell:
         return ", ".join(sorted({state for state, _ in self.absent.values()})) or "not run"
 
 
-def cell_of(found: dict[int, Evaluation]) -> Cell:
+def seed_accuracies(found: dict[int, Evaluation]) -> SeedValues:
     """One attack over its seeds.
 
     Args:
         found: The evaluation that counts, by seed.
 
     Returns:
-        A `Cell` with the accuracy of each seed that is done; without values if evaluations of equally many images saw
+        A `SeedValues` with the accuracy of each seed that is done; without values if evaluations of equally many images saw
         different ones.
     """
     done = {seed: e for seed, e in sorted(found.items()) if e.state == "done"}
     absent = {seed: (e.state, e.reason or "") for seed, e in found.items() if seed not in done}
     problem = _mixed((e.n, e.test_hash, e.key) for e in done.values())
     if problem:
-        return Cell({}, 0, dict.fromkeys(found, (MIXED[0], problem)))
+        return SeedValues({}, 0, dict.fromkeys(found, (MIXED[0], problem)))
     distance = {s: d for s, e in done.items() if not math.isnan(d := e.median_distance)}
     n = min((e.n for e in done.values()), default=0)
-    return Cell({s: e.accuracy for s, e in done.items()}, n, absent, distance)
+    return SeedValues({s: e.accuracy for s, e in done.items()}, n, absent, distance)
 
 
 def _mixed(subsets: Iterable[tuple[int, str | None, str]]) -> str | None:
@@ -187,14 +187,14 @@ class Worst(NamedTuple):
     stochastic model, the share of single draws with the correct class.
     """
 
-    cell: Cell
-    single: Cell
+    cell: SeedValues
+    single: SeedValues
     keys: dict[int, tuple[str, ...]]
     right: dict[int, np.ndarray[Any, Any]]
     share: dict[int, np.ndarray[Any, Any]]
 
 
-def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float) -> Worst:
+def worst_case(store: Store, picked: ByAttack, seeds: tuple[int, ...], eps: float) -> Worst:
     """The worst case over clean images and all attacks of a row, image by image.
 
     Args:
@@ -208,7 +208,7 @@ def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float)
     """
 
     def none(state: str, reason: str = "") -> Worst:
-        return Worst(Cell({}, 0, dict.fromkeys(seeds, (state, reason))), Cell({}, 0, {}), {}, {}, {})
+        return Worst(SeedValues({}, 0, dict.fromkeys(seeds, (state, reason))), SeedValues({}, 0, {}), {}, {}, {})
 
     attacks = {name: by for name, by in picked.items() if any(e.norm or e.attack == "clean" for e in by.values())}
     attacks = {name: by for name, by in attacks.items() if any(e.state != "unsupported" for e in by.values())}
@@ -219,7 +219,7 @@ def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float)
         return none(MIXED[1], problem)
     keys, absent = _complete_seeds(attacks, seeds)
     if not keys:
-        return none("")._replace(cell=Cell({}, 0, absent))
+        return none("")._replace(cell=SeedValues({}, 0, absent))
     try:
         columns = _on_shared_prefix(store, [(key, eps) for chosen in keys.values() for key in chosen])
     except ValueError as other_images:
@@ -230,12 +230,12 @@ def worst_case(store: Store, picked: Picked, seeds: tuple[int, ...], eps: float)
     worst = {seed: _minimum([next(left) for _ in chosen]) for seed, chosen in keys.items()}
     right = {seed: robust for seed, (robust, _) in worst.items()}
     share = {seed: draws for seed, (_, draws) in worst.items() if draws is not None}
-    cell, single = (Cell({s: float(of.mean()) for s, of in by.items()}, n, {}) for by in (right, share))
+    cell, single = (SeedValues({s: float(of.mean()) for s, of in by.items()}, n, {}) for by in (right, share))
     return Worst(replace(cell, absent=absent), single, keys, right, share)
 
 
 def _complete_seeds(
-    attacks: Picked, seeds: tuple[int, ...]
+    attacks: ByAttack, seeds: tuple[int, ...]
 ) -> tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, str]]]:
     """The evaluations of each seed that has all attacks done, and (state, reason) of the other seeds."""
     keys, absent = {}, {}

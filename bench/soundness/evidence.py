@@ -154,7 +154,7 @@ class Evidence:
     def __init__(self, store: Store, row: Row, seed: int, audits: StoredAudits) -> None:
         self.row, self.seed, self.images = row, seed, audits.images
         self.smaller: list[Evidence] = []
-        found = [by[seed] for by in row.entries.values() if seed in by]
+        found = [by[seed] for by in row.provenance.entries.values() if seed in by]
         evaluation = store.evaluation(found[0].key)
         self.weights = evaluation.weights
         self.train: ModelJob = store.model_job(found[0].train_key)
@@ -209,7 +209,7 @@ class Evidence:
     @property
     def in_headline(self) -> bool:
         """Does the row's worst case include this seed? A row without a worst case includes all."""
-        return self.seed in self.row.keys or not self.row.keys
+        return self.seed in self.row.provenance.keys or not self.row.provenance.keys
 
     @property
     def single_draws(self) -> bool:

@@ -38,7 +38,7 @@ def noise_averaged(check: Check, e: Evidence) -> Iterator[Finding]:
 
 def worst_case_named(check: Check, e: Evidence) -> Iterator[Finding]:
     """C21: the attacks of which the headline is the minimum."""
-    if e.seed not in e.row.keys:
+    if e.seed not in e.row.provenance.keys:
         raise NotApplicable("no worst case")
     names = ", ".join(attack.label for attack in e.attacks)
     yield Finding(check.code, "ok", len(e.attacks), note=f"minimum per image over clean, {names}")
@@ -46,16 +46,16 @@ def worst_case_named(check: Check, e: Evidence) -> Iterator[Finding]:
 
 def enough_data(check: Check, e: Evidence) -> Iterator[Finding]:
     """C22: the headline is measured on enough images, or on the whole test set."""
-    if not e.row.worst.values:
+    if not e.row.accuracy.worst.values:
         raise NotApplicable("no worst case")
-    facts, n = datasets.KNOWN.get(e.row.dataset), e.row.worst.n
+    facts, n = datasets.KNOWN.get(e.row.dataset), e.row.accuracy.worst.n
     needed = min(check.limits["I"], facts.test) if facts else check.limits["I"]
     yield replace(check, limits={"I": needed}).finding(n, failure=f"quick: {n} images")
 
 
 def several_seeds(check: Check, e: Evidence) -> Iterator[Finding]:
     """C23: enough trainings for a claim of difference."""
-    count = len(e.row.worst.values)
+    count = len(e.row.accuracy.worst.values)
     yield check.finding(count, failure=f"{count} seed{'' if count == 1 else 's'}")
 
 
@@ -88,7 +88,7 @@ def no_peeking(check: Check, e: Evidence) -> Iterator[Finding]:
         yield check.passed("last weights: nothing was chosen")
     elif not chosen or not e.train.data.validation:
         yield check.failed("weights were chosen, and no hash of validation images is stored")
-    elif chosen in {entry.test_hash for by in e.row.entries.values() for entry in by.values()}:
+    elif chosen in {entry.test_hash for by in e.row.provenance.entries.values() for entry in by.values()}:
         yield check.failed(f"weights were chosen on the images of the evaluation ({chosen})")
     else:
         yield check.passed(f"chosen on validation images {chosen}")

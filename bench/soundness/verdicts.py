@@ -6,16 +6,14 @@ all of its attacks: one that fails is noise (F), a set that fails is not (U).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from bench.records.store import Store
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.rows import RADII, Row
+from bench.results.rows import RADII, Accuracy, Cost, Row
 from bench.results.rows import rows as rows_of
-from bench.results.worst_case import MIXED, Cell
+from bench.results.worst_case import MIXED, SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding, Level, Verdict, verdict
 from bench.soundness.evidence import Evidence, difference, on_shared
@@ -57,7 +55,7 @@ def judged_rows(
 
 def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:
     """The same rows with findings and verdicts; audits are searched among `keys` (default: all of the store)."""
-    evaluated = {entry.key for row in rows for by in row.entries.values() for entry in by.values()}
+    evaluated = {entry.key for row in rows for by in row.provenance.entries.values() for entry in by.values()}
     audits = StoredAudits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluated])
     configs: dict[str, list[Row]] = {}
     for row in rows:
@@ -100,7 +98,7 @@ def _incomparable(e: Evidence) -> str:
     """Why outcomes of this row must not be compared with each other; empty where they can be."""
     if e.single_draws:
         return "a few draws of a stochastic model, where majorities of 100 are needed"
-    return next((state for state, _ in e.row.worst.absent.values() if state in MIXED), "")
+    return next((state for state, _ in e.row.accuracy.worst.absent.values() if state in MIXED), "")
 
 
 def _of_audit(e: Evidence, records: list[Finding]) -> list[Finding]:
@@ -161,7 +159,7 @@ def _of_images(e: Evidence) -> list[Finding]:
 def _with_verdict(row: Row, by_seed: dict[int, list[Finding]]) -> Row:
     """The most severe verdict over the seeds; a seed outside the headline need not have been audited."""
     needed = required(row)
-    counted = row.keys or dict.fromkeys(by_seed)
+    counted = row.provenance.keys or dict.fromkeys(by_seed)
     verdicts = [verdict(found, needed if seed in counted else frozenset()) for seed, found in by_seed.items()]
     done = replace(row, findings=_most_severe(by_seed), verdict=max(verdicts, key=VERDICTS.index))
     if any(finding.code == "C24" and finding.level in GRAVE for finding in done.findings):
@@ -186,29 +184,22 @@ def _most_severe(by_seed: dict[int, list[Finding]]) -> tuple[Finding, ...]:
 
 def _without_numbers(row: Row) -> Row:
     """The row without any result, so that no table can show one; notes remain only where they say why it is invalid."""
-    nothing: dict[int, Cell] = {}
-
-    def empty(value: Any) -> Any:
-        if isinstance(value, Cell):  # equal objects stay equal: tables find AutoAttack's column so
-            return nothing.setdefault(id(value), Cell({}, 0, dict.fromkeys(row.seeds, ("invalid", ""))))
-        return {name: empty(each) for name, each in value.items()}
-
-    cells = {field.name: getattr(row, field.name) for field in fields(row)}
-    cells = {name: value for name, value in cells.items() if isinstance(value, Cell) or _holds_cells(value)}
-    return replace(
-        row,
-        **{name: empty(value) for name, value in cells.items()},
+    accuracy = row.accuracy
+    nothing = SeedValues({}, 0, dict.fromkeys(row.seeds, ("invalid", "")))
+    # each attack has its own, since the tables recognize by identity which of them is AutoAttack
+    attacks = {name: replace(nothing) for name in accuracy.attacks}
+    suite = (attacks[name] for name, values in accuracy.attacks.items() if values is accuracy.autoattack)
+    hidden = Accuracy(
+        clean=nothing,
+        autoattack=next(suite, nothing),
+        attacks=attacks,
+        worst=nothing,
+        single=nothing,
+        certified=dict.fromkeys(accuracy.certified, nothing),
+        acr=nothing,
         collapsed=(),
-        train_seconds=math.nan,
-        train_work=math.nan,
-        attack_seconds=math.nan,
-        peak_memory_mb=math.nan,
-        ratio=math.nan,
-        shared=False,
-        provisional=(),
-        findings=tuple(f if f.level == "X" else replace(f, value=None, note="") for f in row.findings),
+        robust=accuracy.robust,
+        share=accuracy.share,
     )
-
-
-def _holds_cells(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(each, Cell) for each in value.values())
+    shown = tuple(f if f.level == "X" else replace(f, value=None, note="") for f in row.findings)
+    return replace(row, accuracy=hidden, cost=Cost(), provisional=(), findings=shown)

@@ -10,7 +10,7 @@ from bench.planning import catalog
 from bench.planning.job import IMPORTED
 from bench.results.labels import lowest_single_attack
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.tables.pareto import describe_fronts, fronts
 from bench.tables.ranking import flags, unreliable
 
@@ -36,10 +36,14 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
     """RobustBench's columns in its order, then ours."""
     shown: dict[str, Callable[[Row], str]] = {
         "Method": lambda row: row.method,
-        "Standard accuracy": lambda row: cell_text(row, row.clean),
-        "AutoAttack robust accuracy": lambda row: cell_text(row, row.autoattack),
-        "Best known robust accuracy": lambda row: cell_text(row, row.worst),
-        **({"Single draw": lambda row: cell_text(row, row.single)} if any(r.single.values for r in rows) else {}),
+        "Standard accuracy": lambda row: cell_text(row, row.accuracy.clean),
+        "AutoAttack robust accuracy": lambda row: cell_text(row, row.accuracy.autoattack),
+        "Best known robust accuracy": lambda row: cell_text(row, row.accuracy.worst),
+        **(
+            {"Single draw": lambda row: cell_text(row, row.accuracy.single)}
+            if any(r.accuracy.single.values for r in rows)
+            else {}
+        ),
         "AA eval. potentially unreliable": unreliable,
         "Extra data": lambda row: "unknown" if row.recipe == IMPORTED else "✗",
         "Architecture": lambda row: row.model,
@@ -49,28 +53,28 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         "95 % interval": _interval_text,
     }
     # the AutoAttack column has shown its cells already
-    own = {name for row in rows for name, cell in row.attacks.items() if cell is not row.autoattack}
+    own = {name for row in rows for name, cell in row.accuracy.attacks.items() if cell is not row.accuracy.autoattack}
     for name in sorted(own, key=natural):
-        shown[name] = lambda row, name=name: cell_text(row, row.attacks.get(name))  # type: ignore[misc]
-    for radius in sorted({radius for row in rows for radius in row.certified}):
-        shown[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.certified.get(r))  # type: ignore[misc]
-    if any(row.certified for row in rows):
-        shown["average certified L2 radius"] = lambda row: cell_text(row, row.acr, "{:.3f}".format)
-    if any(row.draws for row in rows):
-        shown["EOT draws"] = lambda row: str(row.draws or "–")
+        shown[name] = lambda row, name=name: cell_text(row, row.accuracy.attacks.get(name))  # type: ignore[misc]
+    for radius in sorted({radius for row in rows for radius in row.accuracy.certified}):
+        shown[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.accuracy.certified.get(r))  # type: ignore[misc]
+    if any(row.accuracy.certified for row in rows):
+        shown["average certified L2 radius"] = lambda row: cell_text(row, row.accuracy.acr, "{:.3f}".format)
+    if any(row.provenance.draws for row in rows):
+        shown["EOT draws"] = lambda row: str(row.provenance.draws or "–")
     on = fronts(rows)
     return shown | {
-        "n": lambda row: str(row.worst.n) if row.worst.values else "–",
+        "n": lambda row: str(row.accuracy.worst.n) if row.accuracy.worst.values else "–",
         "Seeds": _seeds_text,
         "Train eps": lambda row: row.train_eps,
         "Training s (× standard)": _time_text,
-        "Attacks s": lambda row: "–" if math.isnan(row.attack_seconds) else f"{row.attack_seconds:.1f}",
-        "Peak GB": lambda row: "–" if math.isnan(row.peak_memory_mb) else f"{row.peak_memory_mb / 1000:.2f}",
+        "Attacks s": lambda row: "–" if math.isnan(row.cost.attack_seconds) else f"{row.cost.attack_seconds:.1f}",
+        "Peak GB": lambda row: "–" if math.isnan(row.cost.peak_memory_mb) else f"{row.cost.peak_memory_mb / 1000:.2f}",
         "Pareto front": lambda row: describe_fronts(on, row),
-        "Selected on": lambda row: row.selected,
+        "Selected on": lambda row: row.provenance.selected,
         "Recipe": _recipe,
-        "Device": lambda row: row.device,
-        "Commit": lambda row: row.commit,
+        "Device": lambda row: row.provenance.device,
+        "Commit": lambda row: row.provenance.commit,
         "Provisional": lambda row: ", ".join(letters[reason] for reason in row.provisional) or "no",
     }
 
@@ -92,27 +96,27 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def cell_text(row: Row, cell: Cell | None, show: Callable[[float], str] = percent) -> str:
+def cell_text(row: Row, cell: SeedValues | None, show: Callable[[float], str] = percent) -> str:
     """The number with all that qualifies it, or why there is none."""
     if cell is None or not cell.values:
         return cell.state() if cell else "not run"
     # against noise AutoAttack runs its suite `rand`, whatever was asked for
-    notes = ["rand"] if cell is row.autoattack and row.deploys != "deterministic" else []
+    notes = ["rand"] if cell is row.accuracy.autoattack and row.deploys != "deterministic" else []
     notes += [cell.median()] if cell.distance else []
     notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
-    if cell.n != row.worst.n or not row.worst.values:
+    if cell.n != row.accuracy.worst.n or not row.accuracy.worst.values:
         notes.append(f"n={cell.n}")
-    if cell is row.worst and (below := lowest_single_attack(row)):
+    if cell is row.accuracy.worst and (below := lowest_single_attack(row)):
         notes.append(f"≤ {show(below[0])} on {below[1]}")
-    if cell is not row.worst and len(cell.values) < len(row.seeds):
+    if cell is not row.accuracy.worst and len(cell.values) < len(row.seeds):
         notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")
         notes += [cell.state()] if cell.absent else []
     return show(cell.mean) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _interval_text(row: Row) -> str:
-    low, high = row.worst.interval()
-    return f"{percent(low)} to {percent(high)}" if row.worst.values else "–"
+    low, high = row.accuracy.worst.interval()
+    return f"{percent(low)} to {percent(high)}" if row.accuracy.worst.values else "–"
 
 
 def _seeds_text(row: Row) -> str:
@@ -120,19 +124,23 @@ def _seeds_text(row: Row) -> str:
     them: that of the row is over all."""
     if row.verdict == "INVALID":
         return "–"
-    text = f"{len(row.worst.values)}/{len(row.seeds)}"
-    if len(row.worst.values) > 1:
-        text += " (" + ", ".join(f"{seed}: {percent(value)}" for seed, value in sorted(row.worst.values.items())) + ")"
-    collapsed = ", ".join(map(str, row.collapsed))
+    text = f"{len(row.accuracy.worst.values)}/{len(row.seeds)}"
+    if len(row.accuracy.worst.values) > 1:
+        text += (
+            " ("
+            + ", ".join(f"{seed}: {percent(value)}" for seed, value in sorted(row.accuracy.worst.values.items()))
+            + ")"
+        )
+    collapsed = ", ".join(map(str, row.accuracy.collapsed))
     if not collapsed:
         return text
-    others = row.worst.without(row.collapsed)
+    others = row.accuracy.worst.without(row.accuracy.collapsed)
     beside = f"; the others {percent(others.mean)} (std {percent(others.std)})" if others.values else ""
-    return f"{text}, {len(row.collapsed)} collapsed (seed {collapsed}{beside})"
+    return f"{text}, {len(row.accuracy.collapsed)} collapsed (seed {collapsed}{beside})"
 
 
 def _time_text(row: Row) -> str:
-    if math.isnan(row.train_seconds):
+    if math.isnan(row.cost.train_seconds):
         return "–"
-    ratio = "" if math.isnan(row.ratio) else f" ({row.ratio:.2f}×)"
-    return f"{row.train_seconds:.1f}{ratio}{' ‡' if row.shared else ''}"
+    ratio = "" if math.isnan(row.cost.ratio) else f" ({row.cost.ratio:.2f}×)"
+    return f"{row.cost.train_seconds:.1f}{ratio}{' ‡' if row.cost.shared else ''}"

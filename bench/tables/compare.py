@@ -40,7 +40,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostRatio:
     """Of each side, None where unknown; `ratio` is a / b, None where the two cannot be compared; `why`: that, or of
     which trainings it is."""
 
@@ -58,14 +58,16 @@ def lines(store: Store, pair: Pair) -> list[Comparison]:
         if row.verdict == "INVALID":
             return [Comparison("worst case", None, None, None, f"{row.method} is invalid")]
     seen = same_images(a, b)
-    found = [_line("worst case", _of(a.right, pair.seeds[0]), _of(b.right, pair.seeds[1]), seen)]
+    found = [_line("worst case", _of(a.accuracy.robust, pair.seeds[0]), _of(b.accuracy.robust, pair.seeds[1]), seen)]
     if found[0].found is None and seen:
-        states = [row.worst.state() for row in (a, b) if not row.right]
+        states = [row.accuracy.worst.state() for row in (a, b) if not row.accuracy.robust]
         found = [Comparison("worst case", None, None, None, ", ".join(states) or found[0].why)]
-    if a.share and b.share:
-        found.append(_line("single draw", _of(a.share, pair.seeds[0]), _of(b.share, pair.seeds[1]), seen))
-    names = sorted(a.entries.keys() & b.entries.keys(), key=lambda name: (name != "clean", name))
-    return found + [_attack(store, name, pair) for name in names if name == "clean" or name in a.attacks]
+    if a.accuracy.share and b.accuracy.share:
+        found.append(
+            _line("single draw", _of(a.accuracy.share, pair.seeds[0]), _of(b.accuracy.share, pair.seeds[1]), seen)
+        )
+    names = sorted(a.provenance.entries.keys() & b.provenance.entries.keys(), key=lambda name: (name != "clean", name))
+    return found + [_attack(store, name, pair) for name in names if name == "clean" or name in a.accuracy.attacks]
 
 
 def _of(found: Outcomes, seed: int | None) -> Outcomes:
@@ -87,7 +89,7 @@ def _attack(store: Store, name: str, pair: Pair) -> Comparison:
     sides: list[Outcomes] = []
     hashes: dict[int, set[str | None]] = {}
     for row, seed in zip((pair.a, pair.b), pair.seeds, strict=True):
-        asked = {s: entry for s, entry in row.entries[name].items() if seed in (None, s)}
+        asked = {s: entry for s, entry in row.provenance.entries[name].items() if seed in (None, s)}
         done = {s: entry for s, entry in asked.items() if entry.state == "done"}
         if asked and not done:
             states = sorted({entry.state for entry in asked.values()})
@@ -99,7 +101,7 @@ def _attack(store: Store, name: str, pair: Pair) -> Comparison:
     return _line(name, sides[0], sides[1], all(len(seen) == 1 for seen in hashes.values()))
 
 
-def costs(pair: Pair) -> list[Cost]:
+def costs(pair: Pair) -> list[CostRatio]:
     """Work, seconds, milliseconds and memory, means over the seeds. Times of other devices have no ratio, and those of
     trainings beside other jobs are left out where each side has some that had the machine to themselves."""
     sides = [_trainings(row, seed) for row, seed in zip((pair.a, pair.b), pair.seeds, strict=True)]
@@ -119,13 +121,13 @@ def costs(pair: Pair) -> list[Cost]:
         elif timed and crowded and taken is sides:
             no_ratio = "the machine did other jobs meanwhile"
         ratio = a / b if not no_ratio and a is not None and b else None
-        found.append(Cost(what, a, b, ratio, no_ratio or (ALONE if crowded and taken is alone else "")))
+        found.append(CostRatio(what, a, b, ratio, no_ratio or (ALONE if crowded and taken is alone else "")))
     return found
 
 
 def _trainings(row: Row, seed: int | None) -> list[Evaluation]:
     """One entry of each training."""
-    entries = (entry for by in row.entries.values() for s, entry in by.items() if seed in (None, s))
+    entries = (entry for by in row.provenance.entries.values() for s, entry in by.items() if seed in (None, s))
     return list({entry.train_key: entry for entry in entries}.values())
 
 
@@ -144,9 +146,11 @@ def show(store: Store, name_a: str, name_b: str, where: RowFilter, as_json: bool
 
 def _json(store: Store, pair: Pair) -> dict[str, Any]:
     def side(row: Row, on: dict[str, bool]) -> dict[str, Any]:
-        names = ("method", "model", "train_key", "train_eps", "recipe", "epochs", "seeds", "device", "verdict")
-        own = {"provisional": list(row.provisional), "collapsed": list(row.collapsed), "pareto": on}
-        return {name: getattr(row, name) for name in names} | own
+        names = ("method", "model", "train_eps", "recipe", "epochs", "seeds", "verdict")
+        own = {name: getattr(row, name) for name in names}
+        own |= {"train_key": row.provenance.train_key, "device": row.provenance.device}
+        own |= {"collapsed": list(row.accuracy.collapsed), "provisional": list(row.provisional), "pareto": on}
+        return own
 
     rows = [
         {"what": line.what, "a": line.a, "b": line.b, "why": line.why or None}
@@ -173,8 +177,8 @@ def _text(store: Store, pair: Pair) -> str:
 
 def _about(row: Row, on: dict[str, bool]) -> str:
     why = f"; not ranked: {'; '.join(row.provisional)}" if row.provisional else ""
-    trained = f"{row.model}, train eps {row.train_eps}, {row.epochs} epochs ({row.train_key})"
-    lost = f"; collapsed seeds: {', '.join(map(str, row.collapsed))}" if row.collapsed else ""
+    trained = f"{row.model}, train eps {row.train_eps}, {row.epochs} epochs ({row.provenance.train_key})"
+    lost = f"; collapsed seeds: {', '.join(map(str, row.accuracy.collapsed))}" if row.accuracy.collapsed else ""
     kinds = ", ".join(kind for kind, there in on.items() if there) or "none"
     return f"{row.method}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")
 

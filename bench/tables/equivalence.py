@@ -157,10 +157,14 @@ def _resampled(right: Array) -> Array:
 
 def partner(store: Store, a: Series, candidates: list[Series]) -> Series | None:
     """Of B's series the one with most values among those trained and attacked as A was; None where there is none."""
-    footing_a = footing(store.model_job(a.row.train_key))
+    footing_a = footing(store.model_job(a.row.provenance.train_key))
 
     def fits(b: Series) -> bool:
         budget = (a.row.norm, a.row.eps) == (b.row.norm, b.row.eps)
-        return budget and footing(store.model_job(b.points[-1].row.train_key)) == footing_a and len(b.points) > 1
+        return (
+            budget
+            and footing(store.model_job(b.points[-1].row.provenance.train_key)) == footing_a
+            and len(b.points) > 1
+        )
 
     return max(filter(fits, candidates), key=lambda b: len(b.points), default=None)

@@ -10,7 +10,7 @@ import unicodedata
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import FLAG, ranked, unreliable
 
@@ -69,18 +69,18 @@ def _tabular(members: list[Row]) -> list[str]:
 
 
 def _cells(rank: str, row: Row) -> list[str]:
-    low, high = row.worst.interval()
-    interval = f"{100 * low:.2f}–{100 * high:.2f}" if row.worst.values else "–"
-    n = str(row.worst.n) if row.worst.values else "–"
-    cells = [_shown(row, cell) for cell in (row.clean, row.autoattack, row.worst)]
+    low, high = row.accuracy.worst.interval()
+    interval = f"{100 * low:.2f}–{100 * high:.2f}" if row.accuracy.worst.values else "–"
+    n = str(row.accuracy.worst.n) if row.accuracy.worst.values else "–"
+    cells = [_shown(row, cell) for cell in (row.accuracy.clean, row.accuracy.autoattack, row.accuracy.worst)]
     return [rank, row.method, row.model, row.train_eps, *cells, interval, n, row.verdict]
 
 
-def _shown(row: Row, cell: Cell) -> str:
+def _shown(row: Row, cell: SeedValues) -> str:
     """Percent, and n where it is not that of the worst case; or the state."""
     if not cell.values:
         return cell.state()
-    return f"{100 * cell.mean:.2f}" + (f" (n={cell.n})" if cell.n != row.worst.n else "")
+    return f"{100 * cell.mean:.2f}" + (f" (n={cell.n})" if cell.n != row.accuracy.worst.n else "")
 
 
 def _comment(text: str) -> str:
@@ -105,10 +105,10 @@ def robustbench(sections: Sections) -> str:
 
 
 def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
-    source = _source(row.defense)
+    accuracy, worst, source = row.accuracy, row.accuracy.worst, _source(row.defense)
     arxiv, authors = _ARXIV.search(source), _AUTHORS.search(source)
-    standard = row.autoattack.values and row.deploys == "deterministic"
-    stronger = row.worst.values and not (standard and row.worst.mean >= row.autoattack.mean)
+    standard = accuracy.autoattack.values and row.deploys == "deterministic"
+    stronger = worst.values and not (standard and worst.mean >= accuracy.autoattack.mean)
     return {
         "link": f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else None,
         "name": row.method,
@@ -119,28 +119,28 @@ def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) ->
         "venue": source or None,
         "architecture": row.model,
         "eps": row.eps,
-        "clean_acc": _percent(row.clean),
+        "clean_acc": _percent(accuracy.clean),
         "reported": None,
-        "autoattack_acc": _percent(row.autoattack) if standard else None,
-        "external": _percent(row.worst) if stronger else None,
+        "autoattack_acc": _percent(accuracy.autoattack) if standard else None,
+        "external": _percent(worst) if stronger else None,
         "unreliable": {"yes": True, "no": False}.get(unreliable(row)),
         "footnote": "; ".join(row.provisional) or None,
         "bench": {
-            "rank": rank, "section": kind, "norm": row.norm, "verdict": row.verdict, "worst_case": _percent(row.worst),
-            "n": row.worst.n if row.worst.values else None, "seeds": list(row.seeds), "train_eps": row.train_eps,
-            "train_key": row.train_key,
-            "keys": sorted(key for keys in row.keys.values() for key in keys), "interval": _interval(row),
-            "collapsed": list(row.collapsed), "pareto": {name: on.get(name) for name in KINDS},
+            "rank": rank, "section": kind, "norm": row.norm, "verdict": row.verdict, "worst_case": _percent(worst),
+            "n": worst.n if worst.values else None, "seeds": list(row.seeds), "train_eps": row.train_eps,
+            "train_key": row.provenance.train_key,
+            "keys": sorted(key for keys in row.provenance.keys.values() for key in keys), "interval": _interval(row),
+            "collapsed": list(accuracy.collapsed), "pareto": {name: on.get(name) for name in KINDS},
         },
     }  # fmt: skip
 
 
-def _percent(cell: Cell) -> str | None:
+def _percent(cell: SeedValues) -> str | None:
     return f"{100 * cell.mean:.2f}" if cell.values and not math.isnan(cell.mean) else None
 
 
 def _interval(row: Row) -> list[str] | None:
-    return [f"{100 * end:.2f}" for end in row.worst.interval()] if row.worst.values else None
+    return [f"{100 * end:.2f}" for end in row.accuracy.worst.interval()] if row.accuracy.worst.values else None
 
 
 def _source(defense: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.tables.markdown import visible
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import flags, unreliable
@@ -28,29 +28,30 @@ def lines(found: Ranked) -> list[dict[str, object]]:
 
 
 def _line(dataset: str, section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
-    low, high = row.worst.interval()
-    seeds = " ".join(f"{seed}:{value}" for seed, value in sorted(row.worst.values.items()))
-    others = row.worst.without(row.collapsed) if row.collapsed else Cell({}, 0, {})
+    accuracy, cost, provenance, worst = row.accuracy, row.cost, row.provenance, row.accuracy.worst
+    low, high = worst.interval()
+    seeds = " ".join(f"{seed}:{value}" for seed, value in sorted(worst.values.items()))
+    others = worst.without(accuracy.collapsed) if accuracy.collapsed else SeedValues({}, 0, {})
     line = {
         "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "rank": rank,
-        "method": row.method, "model": row.model, "clean": _value(row.clean),
-        "autoattack": _value(row.autoattack), "worst_case": _value(row.worst),
-        "single_draw": row.single.mean, "low": low, "high": high,
-        "std": row.worst.std, "n": row.worst.n, "seeds_done": len(row.worst.values),
-        "seeds_planned": len(row.seeds), "seed_values": seeds, "collapsed": len(row.collapsed),
-        "collapsed_seeds": " ".join(map(str, row.collapsed)), "others_mean": others.mean, "others_std": others.std,
+        "method": row.method, "model": row.model, "clean": _value(accuracy.clean),
+        "autoattack": _value(accuracy.autoattack), "worst_case": _value(worst),
+        "single_draw": accuracy.single.mean, "low": low, "high": high,
+        "std": worst.std, "n": worst.n, "seeds_done": len(worst.values),
+        "seeds_planned": len(row.seeds), "seed_values": seeds, "collapsed": len(accuracy.collapsed),
+        "collapsed_seeds": " ".join(map(str, accuracy.collapsed)), "others_mean": others.mean, "others_std": others.std,
         "verdict": row.verdict, "flags": flags(row), "aa_unreliable": unreliable(row),
-        "train_eps": row.train_eps, "train_seconds": row.train_seconds, "ratio_to_standard": row.ratio,
-        "machine_shared": row.shared, "train_work_f": row.train_work, "attack_seconds": row.attack_seconds,
-        "peak_memory_mb": row.peak_memory_mb, "eot_draws": row.draws or None,
+        "train_eps": row.train_eps, "train_seconds": cost.train_seconds, "ratio_to_standard": cost.ratio,
+        "machine_shared": cost.shared, "train_work_f": cost.train_work, "attack_seconds": cost.attack_seconds,
+        "peak_memory_mb": cost.peak_memory_mb, "eot_draws": provenance.draws or None,
         **{f"pareto_{kind}": on.get(kind) for kind in KINDS},
-        "selected_on": row.selected, "recipe": row.recipe, "epochs": row.epochs, "device": row.device,
-        "commit": row.commit, "provisional": "; ".join(row.provisional), "config": row.config,
-        "train_key": row.train_key,
+        "selected_on": provenance.selected, "recipe": row.recipe, "epochs": row.epochs, "device": provenance.device,
+        "commit": provenance.commit, "provisional": "; ".join(row.provisional), "config": row.config,
+        "train_key": provenance.train_key,
     }  # fmt: skip
-    attacks = {f"attack {name}": _value(cell) for name, cell in row.attacks.items()}
-    radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in row.certified.items()}
-    acr = {"average certified L2 radius": _value(row.acr)} if row.certified else {}
+    attacks = {f"attack {name}": _value(cell) for name, cell in accuracy.attacks.items()}
+    radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in accuracy.certified.items()}
+    acr = {"average certified L2 radius": _value(accuracy.acr)} if accuracy.certified else {}
     return {**line, **attacks, **radii, **acr}
 
 
@@ -66,30 +67,34 @@ def _cells(dataset: str, section: str, row: Row) -> Iterator[dict[str, object]]:
     for column, cell in _columns(row):
         for seed in row.seeds:
             state, reason = cell.absent.get(seed, ("done" if seed in cell.values else "not run", ""))
-            keys = row.keys.get(seed, ()) if column in ("worst case", "single draw") else _keys(row, column, seed)
+            keys = (
+                row.provenance.keys.get(seed, ())
+                if column in ("worst case", "single draw")
+                else _keys(row, column, seed)
+            )
             yield {
                 **about, "column": column, "seed": seed, "state": state, "reason": reason,
                 "value": cell.values.get(seed), "n": cell.n if seed in cell.values else None,
-                "collapsed": seed in row.collapsed, "keys": " ".join(keys), "train_key": _trained(row, seed),
+                "collapsed": seed in row.accuracy.collapsed, "keys": " ".join(keys), "train_key": _trained(row, seed),
             }  # fmt: skip
 
 
-def _columns(row: Row) -> Iterator[tuple[str, Cell]]:
-    yield "clean", row.clean
-    yield from row.attacks.items()
-    yield "worst case", row.worst
-    if row.single.values:
-        yield "single draw", row.single
-    for radius, cell in row.certified.items():
+def _columns(row: Row) -> Iterator[tuple[str, SeedValues]]:
+    yield "clean", row.accuracy.clean
+    yield from row.accuracy.attacks.items()
+    yield "worst case", row.accuracy.worst
+    if row.accuracy.single.values:
+        yield "single draw", row.accuracy.single
+    for radius, cell in row.accuracy.certified.items():
         yield f"certified L2 {radius:g}", cell
-    if row.certified:
-        yield "average certified L2 radius", row.acr
+    if row.accuracy.certified:
+        yield "average certified L2 radius", row.accuracy.acr
 
 
 def _keys(row: Row, column: str, seed: int) -> list[str]:
     """The evaluation of an attack, of clean images, or of certificates."""
     kind = "clean" if column == "clean" else "certify" if "certified L2" in column else None
-    found = [by for name, by in row.entries.items() if name == column or (kind and _attack(by) == kind)]
+    found = [by for name, by in row.provenance.entries.items() if name == column or (kind and _attack(by) == kind)]
     return [by[seed].key for by in found if seed in by]
 
 
@@ -98,10 +103,10 @@ def _attack(by: dict[int, Evaluation]) -> str:
 
 
 def _trained(row: Row, seed: int) -> str | None:
-    return next((by[seed].train_key for by in row.entries.values() if seed in by), None)
+    return next((by[seed].train_key for by in row.provenance.entries.values() if seed in by), None)
 
 
-def _value(cell: Cell) -> float | str:
+def _value(cell: SeedValues) -> float | str:
     return cell.mean if cell.values else cell.state()
 
 

@@ -135,9 +135,9 @@ def footnotes(rows: list[Row]) -> list[str]:
     found = []
     if any(lowest_single_attack(row) for row in rows):
         found.append("≤: what one attack leaves on more images than all attacks share, where that is less.")
-    if any(row.shared for row in rows):
+    if any(row.cost.shared for row in rows):
         found.append("‡ trained while the machine did other jobs: not comparable with other times.")
-    if any(cell.distance for row in rows for cell in row.attacks.values()):
+    if any(cell.distance for row in rows for cell in row.accuracy.attacks.values()):
         found.append(f"{MEDIAN[0].upper()}{MEDIAN[1:]}.")
     return found
 

@@ -34,7 +34,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 def fronts(rows: Iterable[Row]) -> Fronts:
     """For each row and kind (clean, seconds, work) whether it is on the front; a kind is absent where a row has no
     number or nothing to be compared with."""
-    listed = [row for row in rows if row.verdict not in UNRANKED and row.worst.values]
+    listed = [row for row in rows if row.verdict not in UNRANKED and row.accuracy.worst.values]
     found: Fronts = {}
     for kind, (value_of, _) in KINDS.items():
         classes: dict[tuple[Any, ...], list[tuple[Row, float]]] = {}
@@ -43,7 +43,7 @@ def fronts(rows: Iterable[Row]) -> Fronts:
             if not math.isnan(x):
                 classes.setdefault(footing(row, kind), []).append((row, x))
         for members in classes.values():
-            front = set(pareto([(x, row.worst.mean) for row, x in members]))
+            front = set(pareto([(x, row.accuracy.worst.mean) for row, x in members]))
             for k, (row, _) in enumerate(members) if len(members) > 1 else ():
                 found.setdefault(id(row), {})[kind] = k in front
     return found
@@ -64,27 +64,27 @@ def describe_fronts(found: Fronts, row: Row) -> str:
 
 def _comparable(row: Row) -> tuple[Any, ...]:
     budget = (row.norm, row.eps_value if row.norm else 0.0)
-    return row.dataset, row.model, *budget, row.deploys, bool(row.provisional), row.worst.n, *_images(row)
+    return row.dataset, row.model, *budget, row.deploys, bool(row.provisional), row.accuracy.worst.n, *_images(row)
 
 
 def _images(row: Row) -> tuple[str, ...]:
     """Hashes of the images that its worst case was taken on, as far as some evaluation saw these alone."""
-    counted = {key for keys in row.keys.values() for key in keys}
-    entries = [e for by in row.entries.values() for e in by.values()]
-    return tuple(sorted({str(e.test_hash) for e in entries if e.key in counted and e.n == row.worst.n}))
+    counted = {key for keys in row.provenance.keys.values() for key in keys}
+    entries = [e for by in row.provenance.entries.values() for e in by.values()]
+    return tuple(sorted({str(e.test_hash) for e in entries if e.key in counted and e.n == row.accuracy.worst.n}))
 
 
 def _timed(row: Row) -> tuple[Any, ...]:
-    entries = [e for by in row.entries.values() for e in by.values()]
+    entries = [e for by in row.provenance.entries.values() for e in by.values()]
     return tuple(sorted({(str(e.train_device), int(e.train_images), busy(e)) for e in entries}))
 
 
 def _trained(row: Row) -> tuple[Any, ...]:
-    return tuple(sorted({int(e.train_images) for by in row.entries.values() for e in by.values()}))
+    return tuple(sorted({int(e.train_images) for by in row.provenance.entries.values() for e in by.values()}))
 
 
 KINDS: dict[str, tuple[Callable[[Row], float], Callable[[Row], tuple[Any, ...]]]] = {
-    "clean": (lambda row: row.clean.mean, lambda row: ()),
-    "seconds": (lambda row: -row.train_seconds, _timed),
-    "work": (lambda row: -row.train_work, _trained),
+    "clean": (lambda row: row.accuracy.clean.mean, lambda row: ()),
+    "seconds": (lambda row: -row.cost.train_seconds, _timed),
+    "work": (lambda row: -row.cost.train_work, _trained),
 }

@@ -46,8 +46,8 @@ def verdict_text(row: Row) -> str:
 def order(row: Row) -> tuple[int, bool, float, str, str]:
     """Sort key within a section: ranked rows, provisional ones, unsound, invalid; then best worst case first."""
     group = {"UNSOUND": 2, "INVALID": 3}.get(row.verdict, 1 if row.provisional else 0)
-    none = not row.worst.values
-    return group, none, 0.0 if none else -row.worst.mean, row.method, row.config
+    none = not row.accuracy.worst.values
+    return group, none, 0.0 if none else -row.accuracy.worst.mean, row.method, row.config
 
 
 def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
@@ -57,7 +57,7 @@ def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
     worst case.
     """
     found = sorted(rows, key=order)
-    counted = [row for row in found if row.verdict not in UNRANKED and row.worst.values]
+    counted = [row for row in found if row.verdict not in UNRANKED and row.accuracy.worst.values]
     ranks: dict[int, str] = {}
     for provisional, sign in ((False, ""), (True, "†")):
         group = [row for row in counted if bool(row.provisional) == provisional]
@@ -72,7 +72,7 @@ def unreliable(row: Row) -> str:
     if row.verdict in UNRANKED or any(finding.level in GRAVE for finding in about):
         return "yes"
     answered = {finding.code for finding in about if finding.level != "not checked"}
-    return "no" if set(_AUDITED) <= answered and row.autoattack.values else "not checked"
+    return "no" if set(_AUDITED) <= answered and row.accuracy.autoattack.values else "not checked"
 
 
 def legend(rows: Iterable[Row]) -> list[str]:

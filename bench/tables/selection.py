@@ -110,7 +110,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _describe_side(side: Iterable[Row]) -> str:
     facts = {
-        f"{row.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)": 0
+        f"{row.provenance.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)": 0
         for row in side
     }
     return _listed(facts)

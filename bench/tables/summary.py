@@ -9,7 +9,7 @@ from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.labels import failures, optimistic_worst_cases
 from bench.results.rows import Row
-from bench.results.worst_case import MEDIAN, Cell
+from bench.results.worst_case import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables import measures
 from bench.tables.ranking import reasons, titles, verdict_text
@@ -47,21 +47,23 @@ def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[
     columns["eps"] = lambda row: f"{row.norm} {row.eps}" if row.norm else "–"
     if any(row.train_eps not in ("–", row.eps) for row in found):
         columns["train eps"] = lambda row: row.train_eps
-    columns["clean"] = lambda row: _short(row, row.clean)
+    columns["clean"] = lambda row: _short(row, row.accuracy.clean)
     for name in attacks:
-        columns[name] = lambda row, name=name: _short(row, row.attacks.get(name))  # type: ignore[misc]
-    columns["worst case"] = lambda row: _short(row, row.worst) + ("†" if row.provisional else "")
+        columns[name] = lambda row, name=name: _short(row, row.accuracy.attacks.get(name))  # type: ignore[misc]
+    columns["worst case"] = lambda row: _short(row, row.accuracy.worst) + ("†" if row.provisional else "")
     columns["verdict"] = verdict_text
-    for radius in MATRIX_RADII if any(row.certified for row in found) else ():
+    for radius in MATRIX_RADII if any(row.accuracy.certified for row in found) else ():
         columns[f"certified {radius:g}"] = lambda row, r=radius: _certificate(row, r)  # type: ignore[misc]
-    if any(row.certified for row in found):
-        columns["ACR"] = lambda row: f"{row.acr.mean:.3f}" if row.acr.values else _certificate(row, MATRIX_RADII[0])
-    seconds = {"train s": lambda row: "–" if math.isnan(row.train_seconds) else f"{row.train_seconds:.1f}"}
-    ratio = {"× standard": lambda row: "–" if math.isnan(row.ratio) else f"{row.ratio:.2f}"}
+    if any(row.accuracy.certified for row in found):
+        columns["ACR"] = lambda row: (
+            f"{row.accuracy.acr.mean:.3f}" if row.accuracy.acr.values else _certificate(row, MATRIX_RADII[0])
+        )
+    seconds = {"train s": lambda row: "–" if math.isnan(row.cost.train_seconds) else f"{row.cost.train_seconds:.1f}"}
+    ratio = {"× standard": lambda row: "–" if math.isnan(row.cost.ratio) else f"{row.cost.ratio:.2f}"}
     return columns | seconds | ratio
 
 
-def _short(row: Row, cell: Cell | None) -> str:
+def _short(row: Row, cell: SeedValues | None) -> str:
     if cell is None or not cell.values:
         return cell.state() if cell else "not run"
     (low, high), done, planned = cell.interval(), len(cell.values), len(row.seeds)
@@ -73,24 +75,28 @@ def _short(row: Row, cell: Cell | None) -> str:
 def _matrix_notes(found: list[Row]) -> list[str]:
     sizes: dict[str, set[int]] = {}
     for row in found:
-        cells = {"clean": row.clean, **row.attacks, "worst case": row.worst}
-        cells |= {"certified": next(iter(row.certified.values()), Cell({}, 0, {}))}
+        cells = {"clean": row.accuracy.clean, **row.accuracy.attacks, "worst case": row.accuracy.worst}
+        cells |= {"certified": next(iter(row.accuracy.certified.values()), SeedValues({}, 0, {}))}
         for name, cell in cells.items():
             if cell.values:
                 sizes.setdefault(name, set()).add(cell.n)
     shown = ", ".join(f"{name} {'/'.join(map(str, sorted(n)))}" for name, n in sizes.items())
     notes = [f"percent ± half a 95 % interval; images: {shown}"] if shown else []
-    if any(row.acr.values for row in found):
+    if any(row.accuracy.acr.values for row in found):
         notes.append("ACR: average certified L2 radius in pixel units, 0 where the vote is wrong or abstains")
-    partial = [row for row in found if 0 < len(row.worst.values) < len(row.seeds)]
+    partial = [row for row in found if 0 < len(row.accuracy.worst.values) < len(row.seeds)]
     notes += ["(k/s): k of s seeds; only seeds with every attack count in the worst case"] if partial else []
     notes += (
         ["training times were taken while the machine did other jobs"]
-        if any(r.shared and r.train_seconds > 0 for r in found)
+        if any(r.cost.shared and r.cost.train_seconds > 0 for r in found)
         else []
     )
-    notes += [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in found if row.collapsed]
-    notes += [MEDIAN] if any(cell.distance for row in found for cell in row.attacks.values()) else []
+    notes += [
+        f"{row.method}: seeds {', '.join(map(str, row.accuracy.collapsed))} collapsed"
+        for row in found
+        if row.accuracy.collapsed
+    ]
+    notes += [MEDIAN] if any(cell.distance for row in found for cell in row.accuracy.attacks.values()) else []
     lacking: dict[str, list[str]] = {}
     for row in found:
         for reason in row.provisional:
@@ -103,4 +109,6 @@ def _matrix_notes(found: list[Row]) -> list[str]:
 
 def _certificate(row: Row, radius: float) -> str:
     """Only smoothed models can certify; elsewhere there is nothing to run."""
-    return _short(row, row.certified.get(radius)) if row.certified or row.deploys == "smoothed" else "–"
+    return (
+        _short(row, row.accuracy.certified.get(radius)) if row.accuracy.certified or row.deploys == "smoothed" else "–"
+    )

@@ -17,7 +17,7 @@ from bench.planning.job import ModelJob, TrainJob
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-from bench.results.worst_case import Cell, Picked, cell_of, worst_case
+from bench.results.worst_case import ByAttack, SeedValues, seed_accuracies, worst_case
 from bench.tables.selection import RowFilter
 
 WORST, BUDGET, TRAINED = "worst case", "eps", "train_eps"
@@ -30,8 +30,8 @@ class Point:
 
     x: float
     row: Row
-    cells: dict[str, Cell]
-    picked: Picked
+    cells: dict[str, SeedValues]
+    picked: ByAttack
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Series:
         budget = "no attack" if not row.norm else row.norm if self.setting == BUDGET else f"{row.norm} eps {row.eps}"
         return f"{row.dataset}, {row.model}, {budget}"
 
-    def mean(self, cell: Cell) -> Cell:
+    def mean(self, cell: SeedValues) -> SeedValues:
         """The cell over the seeds that every point has."""
         return cell.only(self.seeds)
 
@@ -118,7 +118,7 @@ def sweep(
     groups: dict[str, dict[float, Row]] = {}
     met: set[float] = set()
     for row in found:
-        job = store.model_job(row.train_key)
+        job = store.model_job(row.provenance.train_key)
         x = (row.eps_value if row.norm else None) if setting == BUDGET else value(job, setting)
         if x is not None:
             met.add(x)
@@ -153,7 +153,7 @@ def _group(job: ModelJob, row: Row, setting: str) -> str:
         training = {k: v for k, v in fixed.training.items() if k != setting.removeprefix("train.")}
         fixed = replace(fixed, training=training)
     budget = (row.norm, None if setting == BUDGET else row.eps)
-    return json.dumps([fixed.without_seed(), row.selected, budget], sort_keys=True)
+    return json.dumps([fixed.without_seed(), row.provenance.selected, budget], sort_keys=True)
 
 
 def _disambiguate(keys: list[str], defense: str) -> dict[str, str]:
@@ -175,8 +175,8 @@ def _flat(values: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 
 def _series(store: Store, defense: str, setting: str, fixed: str, by: dict[float, Row], standard: list[Row]) -> Series:
     rows = [by[x] for x in sorted(by)]
-    shared = set.intersection(*({*row.entries} for row in rows))
-    left_out = sorted({name for row in rows for name in row.attacks} - shared)
+    shared = set.intersection(*({*row.provenance.entries} for row in rows))
+    left_out = sorted({name for row in rows for name in row.accuracy.attacks} - shared)
     points = tuple(point(store, x, by[x], shared) for x in sorted(by))
     baseline = next((row for row in standard if _same_footing(store, row, rows[0], setting)), None)
     anchor = point(store, 0.0, baseline, shared) if baseline is not None and setting != BUDGET else None
@@ -186,17 +186,17 @@ def _series(store: Store, defense: str, setting: str, fixed: str, by: dict[float
 
 def point(store: Store, x: float, row: Row, shared: Iterable[str]) -> Point:
     """A row seen through the evaluations named in `shared` alone: cells of clean, attacks, certificates, worst case."""
-    kept = {name: by for name, by in row.entries.items() if name in shared}
+    kept = {name: by for name, by in row.provenance.entries.items() if name in shared}
     clean = {name: by for name, by in kept.items() if _kind(by) == "clean"}
-    attacks = {name: by for name, by in sorted(kept.items()) if name in row.attacks}
+    attacks = {name: by for name, by in sorted(kept.items()) if name in row.accuracy.attacks}
     invalid = row.verdict == "INVALID"
-    cells = {name: row.attacks[name] if invalid else cell_of(by) for name, by in attacks.items()}
-    cells = {"clean": row.clean, **cells}
+    cells = {name: row.accuracy.attacks[name] if invalid else seed_accuracies(by) for name, by in attacks.items()}
+    cells = {"clean": row.accuracy.clean, **cells}
     if row.norm and attacks:
         worst = worst_case(store, clean | attacks, row.seeds, row.eps_value).cell
-        cells[WORST] = row.worst if invalid else worst
+        cells[WORST] = row.accuracy.worst if invalid else worst
     if not row.norm:
-        cells |= {f"certified at L2 {radius:g}": cell for radius, cell in sorted(row.certified.items())}
+        cells |= {f"certified at L2 {radius:g}": cell for radius, cell in sorted(row.accuracy.certified.items())}
     return Point(x, row, cells, clean | attacks)
 
 
@@ -213,7 +213,7 @@ def footing(job: ModelJob) -> dict[str, Any]:
 
 def _same_footing(store: Store, row: Row, other: Row, setting: str) -> bool:
     budget = (row.norm, row.eps) == (other.norm, other.eps)
-    a, b = footing(store.model_job(row.train_key)), footing(store.model_job(other.train_key))
+    a, b = footing(store.model_job(row.provenance.train_key)), footing(store.model_job(other.provenance.train_key))
     for facts in (a, b) if setting.startswith("train.") else ():
         facts["train"].pop(setting.removeprefix("train."), None)
     return budget and a == b

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.records.store import Store
 from bench.results.labels import failures
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.tables.compare import aligned
 from bench.tables.equivalence import Match
 from bench.tables.ranking import verdict_text
@@ -39,7 +39,11 @@ def table(series: Series) -> list[str]:
     if series.standard is not None and any(point.row.defense != "standard" for point in series.points):
         found.append(["standard", *_cells(series, series.standard)])
     rows = [point.row for point in series.points]
-    notes = [f"{row.method}: seeds {', '.join(map(str, row.collapsed))} collapsed" for row in rows if row.collapsed]
+    notes = [
+        f"{row.method}: seeds {', '.join(map(str, row.accuracy.collapsed))} collapsed"
+        for row in rows
+        if row.accuracy.collapsed
+    ]
     if any({*row.seeds} - {*series.seeds} for row in rows):
         seeds = ", ".join(map(str, series.seeds))
         notes.append(f"means are over seed {seeds}, which every value has; brackets hold all seeds")
@@ -50,11 +54,11 @@ def table(series: Series) -> list[str]:
 
 def _cells(series: Series, point: Point) -> list[str]:
     row = point.row
-    seeds = f"{len(row.seeds)}" + (f", {len(row.collapsed)} collapsed" if row.collapsed else "")
+    seeds = f"{len(row.seeds)}" + (f", {len(row.accuracy.collapsed)} collapsed" if row.accuracy.collapsed else "")
     return [*(_shown(series, point.cells.get(name)) for name in series.columns), seeds, verdict_text(row)]
 
 
-def _shown(series: Series, cell: Cell | None) -> str:
+def _shown(series: Series, cell: SeedValues | None) -> str:
     """Mean in percent with half a 95 % interval; of all seeds, where there are several, each and the deviation; n."""
     counted = series.mean(cell) if cell else None
     if cell is None or counted is None or not counted.values:
@@ -77,7 +81,7 @@ def lines(series: Series) -> list[dict[str, object]]:
     points = [(p.x, p) for p in series.points] + ([("standard", series.standard)] if series.standard else [])
     for x, p in points:
         for name in series.columns:
-            cell = p.cells.get(name, Cell({}, 0, {}))
+            cell = p.cells.get(name, SeedValues({}, 0, {}))
             counted, some = series.mean(cell), cell.values.values()
             low, high = counted.interval()
             keys = [p.picked[name][s].key for s in sorted(cell.values)] if name in p.picked else []
@@ -87,8 +91,8 @@ def lines(series: Series) -> list[dict[str, object]]:
                 "lowest": min(some, default=None),
                 "highest": max(some, default=None), "n": cell.n or None,
                 "seed_values": " ".join(f"{seed}:{v}" for seed, v in sorted(cell.values.items())),
-                "collapsed": _listed(p.row.collapsed), "state": "done" if some else cell.state(),
-                "verdict": p.row.verdict, "keys": " ".join(keys), "train_key": p.row.train_key,
+                "collapsed": _listed(p.row.accuracy.collapsed), "state": "done" if some else cell.state(),
+                "verdict": p.row.verdict, "keys": " ".join(keys), "train_key": p.row.provenance.train_key,
             }  # fmt: skip
             found.append({**about, **line})
     return found

@@ -85,7 +85,7 @@ def trainings(rows: Iterable[Row]) -> list[Training]:
 
 
 def _entries(row: Row) -> list[Evaluation]:
-    return [entry for by in row.entries.values() for entry in by.values()]
+    return [entry for by in row.provenance.entries.values() for entry in by.values()]
 
 
 def _by_device(group: list[Row], times: dict[tuple[Any, ...], float]) -> list[Training]:
@@ -106,8 +106,8 @@ def _judged(group: list[Row]) -> Row:
 
 def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:
     seconds = _mean(entry.train_seconds for entry in seeds)
-    told = row.worst.values and row.verdict != "INVALID"
-    robust = row.worst.mean if told else math.nan
+    told = row.accuracy.worst.values and row.verdict != "INVALID"
+    robust = row.accuracy.worst.mean if told else math.nan
     return Training(
         dataset=row.dataset,
         model=row.model,
@@ -127,8 +127,8 @@ def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:
         peak_memory_mb=_mean(entry.peak_memory_mb for entry in seeds),
         budget=f"{row.norm} {row.eps}" if row.norm else "",
         robust=robust,
-        collapsed=sum(entry.seed in row.collapsed for entry in seeds) if told else 0,
-        n=row.worst.n if told else 0,
+        collapsed=sum(entry.seed in row.accuracy.collapsed for entry in seeds) if told else 0,
+        n=row.accuracy.worst.n if told else 0,
         verdict=row.verdict,
         per_hour=100 * robust / (seconds / 3600) if seconds > 0 and row.verdict not in UNRANKED else math.nan,
         shared=busy(seeds[0]),
@@ -145,7 +145,7 @@ def attacks(rows: Iterable[Row]) -> list[Attack]:
     """One line an attack, kind of model and device, from the evaluations that count and are done."""
     groups: dict[tuple[str, str, str, str, str, bool], dict[str, Evaluation]] = {}
     for row in rows:
-        for name, by in row.entries.items():
+        for name, by in row.provenance.entries.items():
             for entry in by.values():
                 if entry.state == "done":
                     workers, device = entry.attack_workers, str(entry.device or "unknown")

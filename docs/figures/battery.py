@@ -19,7 +19,7 @@ from bench.planning.spec import load
 from bench.records.store import Store
 from bench.results.evaluations import evaluations, frame
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables.markdown import table
 from bench.tables.ranking import flags
@@ -54,7 +54,7 @@ def main() -> None:
     keys = {job.key for job in plan(load(ROOT / "specs" / "mnist_battery.yaml"), Path("no-data-needed"))}
     found = judged_rows(store, split=None, known=evaluations(store, keys))
     order = {"deterministic": 0, "randomised": 1, "smoothed": 2}
-    found.sort(key=lambda row: (row.eps_value, order[row.deploys], -row.worst.mean))
+    found.sort(key=lambda row: (row.eps_value, order[row.deploys], -row.accuracy.worst.mean))
     budgets = [row for row in found if row.eps]
     text = HEAD
     for eps in sorted({row.eps for row in budgets}, key=float):
@@ -62,22 +62,29 @@ def main() -> None:
         header = ["defense", "clean", *COLUMNS, "worst case", "single draw", "verdict"]
         text += f"\n## Linf eps {eps}\n\n" + table(header, [line(row) for row in group])
     text += adaptive(store, budgets) + certificates(budgets) + flatness(frame(store), keys) + checks(budgets)
-    origins = sorted({f"{row.device}, commit {row.commit}" for row in budgets})
+    origins = sorted({f"{row.provenance.device}, commit {row.provenance.commit}" for row in budgets})
     (FINDINGS / "battery.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
     draw(budgets, FINDINGS / "battery.png")
 
 
 def line(row: Row) -> list[str]:
-    attacks = [share(row.attacks.get(label)) for label in COLUMNS.values()]
+    attacks = [share(row.accuracy.attacks.get(label)) for label in COLUMNS.values()]
     verdict = row.verdict + (f" ({', '.join(marks)})" if (marks := codes(row)) else "")
-    return [name(row), share(row.clean), *attacks, share(row.worst), share(row.single), verdict]
+    return [
+        name(row),
+        share(row.accuracy.clean),
+        *attacks,
+        share(row.accuracy.worst),
+        share(row.accuracy.single),
+        verdict,
+    ]
 
 
 def name(row: Row) -> str:
     return f"{row.method}, train eps {row.train_eps}".replace(", train eps –", "")
 
 
-def share(cell: Cell | None) -> str:
+def share(cell: SeedValues | None) -> str:
     if cell is None or not cell.values:
         return "-"
     return f"{100 * cell.mean:.1f}, n={cell.n}"
@@ -89,7 +96,7 @@ def codes(row: Row) -> list[str]:
 
 def shown(store: Store, row: Row, label: str, n: int) -> Shown | None:
     """Single draws under one attack of the first seed, None where it was not run."""
-    entry = row.entries.get(label, {}).get(row.seeds[0])
+    entry = row.provenance.entries.get(label, {}).get(row.seeds[0])
     if entry is None or entry.state != "done":
         return None
     samples = store.samples(entry.key)
@@ -127,13 +134,13 @@ def adaptive(store: Store, found: Iterable[Row]) -> str:
 
 def certificates(found: Iterable[Row]) -> str:
     """Certified accuracy and average radius of the smoothed models."""
-    seen = {row.method: row for row in found if row.certified}
+    seen = {row.method: row for row in found if row.accuracy.certified}
     if not seen:
         return ""
-    radii = list(next(iter(seen.values())).certified)
+    radii = list(next(iter(seen.values())).accuracy.certified)
     header = ["defense", *(f"L2 radius {radius:g}" for radius in radii), "average certified radius"]
     lines = [
-        [method, *(share(cell) for cell in row.certified.values()), f"{row.acr.mean:.3f}"]
+        [method, *(share(cell) for cell in row.accuracy.certified.values()), f"{row.accuracy.acr.mean:.3f}"]
         for method, row in seen.items()
     ]
     return "\n## Certificates\n\n" + table(header, lines)
@@ -179,7 +186,11 @@ def draw(found: list[Row], path: Path) -> None:
         group = [row for row in found if row.eps == eps]
         values = np.full((len(group), len(columns)), np.nan)
         for k, row in enumerate(group):
-            cells = [row.clean, *(row.attacks.get(label) for label in COLUMNS.values()), row.worst]
+            cells = [
+                row.accuracy.clean,
+                *(row.accuracy.attacks.get(label) for label in COLUMNS.values()),
+                row.accuracy.worst,
+            ]
             values[k] = [100 * cell.mean if cell is not None and cell.values else np.nan for cell in cells]
         image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for (k, j), value in np.ndenumerate(values):

@@ -37,7 +37,7 @@ def main() -> None:
     known = frame(store)
     keys = {job.key for job in plan(load(ROOT / "specs" / "mnist.yaml"), Path("no-data-needed"))}
     known = known[known["key"].isin(keys)]
-    found = [row for row in rows(store, evaluations(store, keys).readable) if 0 in row.keys]
+    found = [row for row in rows(store, evaluations(store, keys).readable) if 0 in row.provenance.keys]
     header = [
         "defense", "train eps", "clean", "PGD-CE", "PGD margin", "AutoAttack", "worst case",
         "worst case - standard [95 %]", "PGD margin - standard, each seed", "PGD-CE - AutoAttack [95 %]",
@@ -45,12 +45,12 @@ def main() -> None:
     ]  # fmt: skip
     text = HEAD
     for eps in sorted({row.eps for row in found if row.eps}, key=float):
-        group = sorted((row for row in found if row.eps == eps), key=lambda row: -row.worst.mean)
+        group = sorted((row for row in found if row.eps == eps), key=lambda row: -row.accuracy.worst.mean)
         standard = next(row for row in group if row.defense == "standard")
         text += f"\n## Linf eps {eps}\n\n"
         text += table(header, [line(store, known, row, standard) for row in group])
     text += certificates(found)
-    origins = sorted({f"{row.device}, commit {row.commit}" for row in found})
+    origins = sorted({f"{row.provenance.device}, commit {row.provenance.commit}" for row in found})
     FINDINGS.mkdir(exist_ok=True)
     (FINDINGS / "mnist.md").write_text(f"{text}\n{'; '.join(origins)}.\n")
     draw(found, FINDINGS / "mnist_autoattack.png")
@@ -58,20 +58,20 @@ def main() -> None:
 
 def certificates(found: list[Row]) -> str:
     """Certified accuracy of the smoothed models at each L2 radius."""
-    smoothed = next((row for row in found if row.certified), None)
+    smoothed = next((row for row in found if row.accuracy.certified), None)
     if smoothed is None:
         return ""
-    cells = [seeds(cell) for cell in smoothed.certified.values()]
-    names = [f"L2 radius {radius:g}" for radius in smoothed.certified]
+    cells = [seeds(cell) for cell in smoothed.accuracy.certified.values()]
+    names = [f"L2 radius {radius:g}" for radius in smoothed.accuracy.certified]
     return f"\n## Certified accuracy of {smoothed.method}\n\n" + table(names, [cells])
 
 
 def line(store: Store, known, row: Row, standard: Row) -> list[str]:
-    ratio = f"{row.ratio:.1f}"
+    ratio = f"{row.cost.ratio:.1f}"
     return [
-        row.method, row.train_eps, seeds(row.clean), seeds(row.attacks[CE]), seeds(row.attacks[MARGIN]),
-        seeds(row.attacks[AUTOATTACK]), seeds(row.worst),
-        "-" if row is standard else difference(store, row.keys[0], standard.keys[0]),
+        row.method, row.train_eps, seeds(row.accuracy.clean),
+        *(seeds(row.accuracy.attacks[name]) for name in (CE, MARGIN, AUTOATTACK)), seeds(row.accuracy.worst),
+        "-" if row is standard else difference(store, row.provenance.keys[0], standard.provenance.keys[0]),
         "-" if row is standard else by_seed(store, known, row, standard), gap(store, known, row), ratio,
     ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def by_seed(store: Store, known, row: Row, standard: Row) -> str:
 
 def gap(store: Store, known, row: Row) -> str:
     """How much PGD-CE flatters a row: its accuracy minus AutoAttack's, first seed, on the images both attacked."""
-    mine = known[(known["train_key"] == row.train_key) & (known["eps"] == row.eps)]
+    mine = known[(known["train_key"] == row.provenance.train_key) & (known["eps"] == row.eps)]
     keys = dict(zip(mine["attack_label"], mine["key"], strict=True))
     return difference(store, (keys[CE],), (keys[AUTOATTACK],))
 
@@ -119,19 +119,24 @@ def draw(found: list[Row], path: Path) -> None:
     lines: dict[str, list[Row]] = {}
     for row in found:
         lines.setdefault(f"{row.method}, train eps {row.train_eps}".replace(", train eps –", ""), []).append(row)
-    best = sorted(lines.items(), key=lambda item: -item[1][0].worst.mean)
+    best = sorted(lines.items(), key=lambda item: -item[1][0].accuracy.worst.mean)
     styles = [(colour, mark) for mark in ("o-", "s--") for colour in plt.cm.tab10.colors]
     for (name, group), (colour, style) in zip(best, styles, strict=False):
         group = sorted(group, key=lambda row: row.eps_value)
         shift = 0.0006 * (len(best) / 2 - [b[0] for b in best].index(name))  # so that bars do not hide each other
-        means = [100 * row.worst.mean for row in group]
+        means = [100 * row.accuracy.worst.mean for row in group]
         spread = [
-            [100 * abs(row.worst.mean - bound) for row in group for bound in [row.worst.interval()[k]]] for k in (0, 1)
+            [
+                100 * abs(row.accuracy.worst.mean - bound)
+                for row in group
+                for bound in [row.accuracy.worst.interval()[k]]
+            ]
+            for k in (0, 1)
         ]
         xs = [row.eps_value + shift for row in group]
         axes.errorbar(xs, means, yerr=spread, fmt=style, color=colour, label=name, capsize=2, markersize=4, linewidth=1)
     axes.set(xlabel="Linf eps", ylabel="robust accuracy, worst case [%]", ylim=(-2, 102), xticks=[0.1, 0.15, 0.2])
-    n = sorted({row.worst.n for row in found})
+    n = sorted({row.accuracy.worst.n for row in found})
     axes.set_title(f"MNIST, lenet5, 4 epochs, seed 0, n = {'/'.join(map(str, n))}, bars: 95 % Wilson", fontsize=10)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.grid(alpha=0.3)

@@ -47,8 +47,8 @@ def test_no_certificate_is_broken(chosen: str, radii: str, mnist_root: Path, ben
     assert set(found) == set(radii.split(","))
     fell = []
     for eps, row in found.items():
-        ((_, attacked),) = row.attacks.items()
-        certified = row.certified[float(eps)]
+        ((_, attacked),) = row.accuracy.attacks.items()
+        certified = row.accuracy.certified[float(eps)]
         assert certified.n == attacked.n == 60
         low, _ = wilson(round(certified.mean * 60), 60)
         _, high = wilson(round(attacked.mean * 60), 60)

@@ -120,9 +120,9 @@ def never_shown(method: str, attack: str) -> None:
     """No rank, no worst case, and no share at all where the attack stands."""
     rank, row = board()[method]
     assert rank in ("–", "invalid")
-    assert row.worst.values == {}
-    assert all(cell.values == {} for name, cell in row.attacks.items() if name.startswith(attack))
-    assert row.clean.values == {} or 0.0 < row.clean.mean < 1.0
+    assert row.accuracy.worst.values == {}
+    assert all(cell.values == {} for name, cell in row.accuracy.attacks.items() if name.startswith(attack))
+    assert row.accuracy.clean.values == {} or 0.0 < row.accuracy.clean.mean < 1.0
 
 
 def reason(kind: str) -> dict[str, Any]:

@@ -274,21 +274,21 @@ def test_a_row_of_several_weights_has_no_worst_case(store: Store) -> None:
     for place in range(2):  # of course seeds differ
         names(store, clean[place], f"seed {place}")
         names(store, steep[place], f"seed {place}")
-    assert only(store).worst.mean == 0.5
+    assert only(store).accuracy.worst.mean == 0.5
     names(store, steep[1], None)  # unknown
-    assert only(store).worst.mean == 0.5
+    assert only(store).accuracy.worst.mean == 0.5
     names(store, steep[1], "seed 0")
     row = only(store)
-    assert row.worst.values == {}
-    assert row.keys == {}
-    assert row.worst.state() == "mixed weights"
-    assert {seed: reason for seed, (_, reason) in row.worst.absent.items()} == dict.fromkeys(
-        range(2), row.worst.absent[0][1]
+    assert row.accuracy.worst.values == {}
+    assert row.provenance.keys == {}
+    assert row.accuracy.worst.state() == "mixed weights"
+    assert {seed: reason for seed, (_, reason) in row.accuracy.worst.absent.items()} == dict.fromkeys(
+        range(2), row.accuracy.worst.absent[0][1]
     )
-    assert row.worst.absent[1][1].startswith(
+    assert row.accuracy.worst.absent[1][1].startswith(
         f"{clean[1]} judged weights seed 1, {steep[1]} judged seed 0; `bench run` does"
     )
-    assert row.attacks["steep"].mean == 0.5  # each is what it was
+    assert row.accuracy.attacks["steep"].mean == 0.5  # each is what it was
     text = markdown(store)
     assert "| mixed weights |" in text
     assert f"worst case: mixed weights: {clean[1]}" in text
@@ -297,9 +297,9 @@ def test_a_row_of_several_weights_has_no_worst_case(store: Store) -> None:
     assert {(finding.level, finding.note) for finding in compared} == {("not checked", "mixed weights")}
     names(store, steep[1], "seed 1")
     certificate = evaluated(store, seeds[0], "certify", [1, 1], columns={"radius": np.array([0.3, 0.6])})
-    assert only(store).worst.mean == 0.5
+    assert only(store).accuracy.worst.mean == 0.5
     names(store, certificate, "other")
-    assert only(store).worst.state() == "mixed weights"
+    assert only(store).accuracy.worst.state() == "mixed weights"
     evaluated(store, seeds[0], "certify", state="error", n=2)  # the same job
     names(store, certificate, "other")
-    assert only(store).worst.mean == 0.5  # what has no result mixes nothing
+    assert only(store).accuracy.worst.mean == 0.5  # what has no result mixes nothing

@@ -107,7 +107,10 @@ def test_every_number_leads_to_its_record(store: Store) -> None:
     targets = {attrs["href"] for attrs in page.all("a")}
     assert {str(target)[1:] for target in targets} <= set(places)
     keys = {
-        f"#k-{key}" for row in all_judged(store) for by in row.entries.values() for key in [e.key for e in by.values()]
+        f"#k-{key}"
+        for row in all_judged(store)
+        for by in row.provenance.entries.values()
+        for key in [e.key for e in by.values()]
     }
     assert len(keys) > 10
     assert keys <= targets
@@ -126,7 +129,7 @@ def test_a_board_says_what_the_leaderboard_says(store: Store) -> None:
     assert guard.row.defense == "guard"
     assert cells["Best known robust accuracy"] == "41.00 (std 1.41)"
     assert cells["Seeds"] == "2/2 (0: 40.00, 1: 42.00)"
-    suite = next(name for name in guard.row.attacks if name.startswith("autoattack"))
+    suite = next(name for name in guard.row.accuracy.attacks if name.startswith("autoattack"))
     shown = {(e.attack_label, e.seed): (result, e.n, e.eps) for e, result in guard.evidence}
     assert shown[suite, 0] == ("40.00 [37.01, 43.07]", 1000, "0.1")
     assert shown["clean", 1][2] is None

@@ -26,7 +26,9 @@ COUNT = "document.getElementById('f-count').textContent"
 
 
 def fetch(wanted: list[Wanted]) -> Fetched:
-    return Fetched({one.entry.key: [picture(8), picture(8, fooled=False)] for one in wanted}, ["Something is not here."])
+    return Fetched(
+        {one.entry.key: [picture(8), picture(8, fooled=False)] for one in wanted}, ["Something is not here."]
+    )
 
 
 @pytest.fixture(scope="module")

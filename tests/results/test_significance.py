@@ -71,9 +71,9 @@ def test_of_one_seed_a_side_mcnemar_decides(store: Store) -> None:
     attacked(store, "a", [1, 1, 1, 0, 1, 0, 1, 1])
     attacked(store, "b", [1, 0, 0, 1, 0, 0, 0, 1])
     a, b = all_rows(store)
-    found = difference(a.right, b.right)
+    found = difference(a.accuracy.robust, b.accuracy.robust)
     assert found is not None
-    first, second = a.right[0].tolist(), b.right[0].tolist()
+    first, second = a.accuracy.robust[0].tolist(), b.accuracy.robust[0].tolist()
     assert found[:3] == paired_difference(first, second)
     assert (found.p, found.only_a, found.only_b) == (mcnemar(first, second), 4, 1)
     assert (found.n, found.seeds, found.significant) == (8, (1, 1), False)
@@ -86,12 +86,12 @@ def test_of_several_seeds_those_that_both_have_are_compared_image_by_image(store
         if (name, seed) != ("b", 2):
             attacked(store, name, column.tolist(), seed=seed)
     a, b = all_rows(store)
-    found = difference(a.right, b.right)
+    found = difference(a.accuracy.robust, b.accuracy.robust)
     first, second = ((columns[name, 0] + columns[name, 1]) / 2 for name in ("a", "b"))
     assert found is not None
     assert found[:3] == bootstrap_difference(first, second)
     assert (found.p, found.only_a, found.seeds) == (None, None, (2, 2))
-    assert difference({}, b.right) is None
+    assert difference({}, b.accuracy.robust) is None
 
 
 def test_shares_of_draws_are_kept_for_a_bootstrap_over_images(store: Store) -> None:
@@ -99,9 +99,9 @@ def test_shares_of_draws_are_kept_for_a_bootstrap_over_images(store: Store) -> N
     evaluated(store, train, "clean", [1, 1, 0], columns=draws([0.9, 0.9, 0.4], [0.8, 0.7, 0.3]))
     evaluated(store, train, "steep", [0, 1, 1], columns=draws([0.2, 0.95, 0.9], [0.3, 0.9, 0.9]))
     row = only(store)
-    assert row.share[0] == pytest.approx([0.3, 0.7, 0.3])
-    assert row.right[0].tolist() == [False, True, False]
-    found = difference(row.share, {0: np.zeros(3)})
+    assert row.accuracy.share[0] == pytest.approx([0.3, 0.7, 0.3])
+    assert row.accuracy.robust[0].tolist() == [False, True, False]
+    found = difference(row.accuracy.share, {0: np.zeros(3)})
     assert found is not None
     assert (found.difference, found.p) == (pytest.approx(1.3 / 3), None)
     assert found.low > 0
@@ -111,4 +111,4 @@ def test_shares_of_draws_are_kept_for_a_bootstrap_over_images(store: Store) -> N
 def test_full_rows_keep_which_images_stand(store: Store) -> None:
     full(store, trained(store), 400)
     row = only(store)
-    assert (len(row.right[0]), int(row.right[0].sum()), row.share) == (1000, 400, {})
+    assert (len(row.accuracy.robust[0]), int(row.accuracy.robust[0].sum()), row.accuracy.share) == (1000, 400, {})

@@ -33,7 +33,7 @@ from bench.planning import catalog
 from bench.planning.labels import label
 from bench.records.store import Store
 from bench.results.rows import Row
-from bench.results.worst_case import Cell
+from bench.results.worst_case import SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Finding
 from bench.soundness.evidence import Column, on_shared, worst_of
@@ -427,7 +427,7 @@ def test_a_seed_outside_the_headline_need_not_be_audited_but_its_faults_count(st
     other = trained(store, "pgd_at", 1)
     evaluated(store, other, "fgsm", right(0.6))
     row = only(store)
-    assert set(row.keys) == {0}
+    assert set(row.provenance.keys) == {0}
     assert row.verdict == "OK"
     audited(store, other, Finding("C9", "U", 0.3, 0.01))
     assert only(store).verdict == "UNSOUND"
@@ -560,9 +560,9 @@ def test_an_invalid_row_shows_no_number_in_any_table(store: Store, tmp_path: Pat
     header = next(text for text in written[0].read_text().splitlines() if text.startswith("| Rank")).split(" | ")
     shown = dict(zip(header, cells, strict=True))
     row = next(row for row in all_rows(store) if row.verdict == "INVALID")
-    held = [value for value in vars(row).values() if isinstance(value, Cell)]
+    held = [value for value in vars(row).values() if isinstance(value, SeedValues)]
     held += [cell for values in vars(row).values() if isinstance(values, dict) for cell in values.values()]
-    assert not [cell for cell in held if isinstance(cell, Cell) and cell.values]
+    assert not [cell for cell in held if isinstance(cell, SeedValues) and cell.values]
     for name in ("Standard accuracy", "AutoAttack robust accuracy", "Best known robust accuracy", "fgsm"):
         assert shown[name] == "invalid"
     assert {shown[name] for name in ("95 % interval", "n", "Training s (× standard)", "Seeds")} == {"–"}
@@ -745,7 +745,7 @@ def test_a_seed_outside_the_headline_owes_it_no_attack(store: Store) -> None:
         metrics={"backwards_per_image": 300},
     )  # fmt: skip
     row = only(store)
-    assert set(row.keys) == {0}
+    assert set(row.provenance.keys) == {0}
     assert {code: finding(row, code).level for code in ("C1", "C24", "C28")} == {"C1": "I", "C24": "ok", "C28": "ok"}
 
 

@@ -13,7 +13,7 @@ from harness import Bench
 
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
-from bench.tables.compare import Comparison, Cost, costs, lines, show
+from bench.tables.compare import Comparison, CostRatio, costs, lines, show
 from bench.tables.selection import RowFilter, pairs
 
 CLEAN_A, CLEAN_B = [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 1]
@@ -35,7 +35,7 @@ def compared(store: Store, a: str = "guard", b: str = "other_guard", **where: An
     return {line.what: line for line in lines(store, pair)}
 
 
-def costed(store: Store) -> dict[str, Cost]:
+def costed(store: Store) -> dict[str, CostRatio]:
     (pair,) = pairs(store, "guard", "other_guard", RowFilter())
     return {cost.what: cost for cost in costs(pair)}
 
@@ -132,9 +132,9 @@ def test_times_beside_other_jobs_are_left_out_where_both_sides_have_others(store
             evaluated(store, train, "steep", [1, 0])
     found = costed(store)
     alone = "of the trainings that had the machine to themselves"
-    assert found["training seconds"] == Cost("training seconds", 30.0, 10.0, 3.0, alone)
-    assert found["inference ms an image"] == Cost("inference ms an image", 3.0, 1.0, 3.0, alone)
-    assert found["training work, F an image"] == Cost("training work, F an image", 10.0, 2.5, 4.0)
+    assert found["training seconds"] == CostRatio("training seconds", 30.0, 10.0, 3.0, alone)
+    assert found["inference ms an image"] == CostRatio("inference ms an image", 3.0, 1.0, 3.0, alone)
+    assert found["training work, F an image"] == CostRatio("training work, F an image", 10.0, 2.5, 4.0)
     assert f"training seconds: {alone}" in show(store, "guard", "other_guard", RowFilter(), False)
     (pair,) = pairs(store, "guard", "other_guard", RowFilter(seed=0))
     assert {cost.why for cost in costs(pair)} == {""}  # nothing was left out of this seed
@@ -142,7 +142,7 @@ def test_times_beside_other_jobs_are_left_out_where_both_sides_have_others(store
 
 def test_work_that_was_not_counted_has_no_ratio(store: Store) -> None:
     two(store, metrics={})
-    assert costed(store)["training work, F an image"] == Cost(
+    assert costed(store)["training work, F an image"] == CostRatio(
         "training work, F an image", 12.0, None, None, "not measured"
     )
 

@@ -37,11 +37,11 @@ def test_worst_case_is_the_minimum_of_each_sample_not_of_means(store: Store) -> 
     evaluated(store, train, "steep", [1, 1, 0, 0, 1, 0], STEPS)
     evaluated(store, train, "onestep", [0, 0, 1, 1, 1, 0])
     row = only(store)
-    assert row.worst.values == {0: pytest.approx(1 / 6)}
-    assert row.worst.n == 6
-    assert [c.mean for c in row.attacks.values()] == pytest.approx([1 / 2, 1 / 2])
-    assert row.clean.mean == pytest.approx(5 / 6)
-    assert row.worst.interval() == pytest.approx(wilson(1, 6))
+    assert row.accuracy.worst.values == {0: pytest.approx(1 / 6)}
+    assert row.accuracy.worst.n == 6
+    assert [c.mean for c in row.accuracy.attacks.values()] == pytest.approx([1 / 2, 1 / 2])
+    assert row.accuracy.clean.mean == pytest.approx(5 / 6)
+    assert row.accuracy.worst.interval() == pytest.approx(wilson(1, 6))
 
 
 def test_against_noise_the_attack_is_chosen_by_some_draws_and_judged_by_others(store: Store) -> None:
@@ -51,9 +51,9 @@ def test_against_noise_the_attack_is_chosen_by_some_draws_and_judged_by_others(s
     evaluated(store, train, "onestep", [1, 1, 0, 0], columns=draws([0.6, 0.6, 0.8, 1.0], [0.1, 0.2, 0.4, 0.0]))
     row = only(store)
     # chosen: steep, steep, onestep, clean; the minimum of `correct` would be 1 of 4, of `share` 0.175
-    assert row.worst.values == {0: 0.25}
-    assert row.worst.values[0] == np.mean([0, 1, 0, 0])
-    assert row.single.values[0] == pytest.approx(np.mean([0.6, 0.5, 0.4, 0.8]))
+    assert row.accuracy.worst.values == {0: 0.25}
+    assert row.accuracy.worst.values[0] == np.mean([0, 1, 0, 0])
+    assert row.accuracy.single.values[0] == pytest.approx(np.mean([0.6, 0.5, 0.4, 0.8]))
     assert "| Single draw |" in markdown(store)
     assert "57.50" in markdown(store)
 
@@ -65,8 +65,8 @@ def test_a_coin_scores_about_half_however_many_attacks_there_are(store: Store) -
         shares = draws(list(rng.binomial(100, 0.5, n) / 100), list(rng.binomial(100, 0.5, n) / 100))
         evaluated(store, train, attack, list(rng.integers(0, 2, n)), columns=shares)
     row = only(store)
-    assert 0.45 < row.worst.mean < 0.55
-    assert 0.49 < row.single.mean < 0.51
+    assert 0.45 < row.accuracy.worst.mean < 0.55
+    assert 0.49 < row.accuracy.single.mean < 0.51
 
 
 def test_a_security_curve_is_a_column_of_every_budget_it_walks_through(store: Store) -> None:
@@ -78,8 +78,8 @@ def test_a_security_curve_is_a_column_of_every_budget_it_walks_through(store: St
     table = frame(store)
     assert table[table.key == key].set_index("eps").accuracy.to_dict() == {"0": 0.75, "0.1": 0.5, "0.2": 0.25}
     found = {row.eps: row for row in all_rows(store)}
-    assert {eps: row.worst.mean for eps, row in found.items()} == {"0": 0.75, "0.1": 0.5, "0.2": 0.25}
-    assert list(found["0.1"].attacks) == ["curve"]
+    assert {eps: row.accuracy.worst.mean for eps, row in found.items()} == {"0": 0.75, "0.1": 0.5, "0.2": 0.25}
+    assert list(found["0.1"].accuracy.attacks) == ["curve"]
     assert paired(store, [key], [key], eps=0.1).n == 4
 
 
@@ -90,7 +90,7 @@ def test_a_curve_of_a_randomised_model_has_draws_of_its_own_at_every_budget(stor
     columns = {"broken_at": np.array([np.inf, 0.2]), "select_at": at, "share_at": at + 0.01}
     settings = {"budgets": ["0.1", "0"]}  # in any order; that of the threat is always among them
     evaluated(store, train, "curve", [1, 0], settings, eps="0.2", columns={**columns, **draws([0.1] * 2, [0.1] * 2)})
-    found = {row.eps: row.single.mean for row in all_rows(store)}
+    found = {row.eps: row.accuracy.single.mean for row in all_rows(store)}
     assert found["0"] == pytest.approx((0.86 + 0.8) / 2)  # the second image is worse without the attack
     assert found["0.1"] == pytest.approx((0.51 + 0.71) / 2)
 
@@ -102,14 +102,16 @@ def test_the_worst_case_is_never_above_any_column(store: Store) -> None:
         for attack in ("clean", "steep", "onestep"):
             evaluated(store, train, attack, rng.integers(0, 2, 50).tolist())
     for row in all_rows(store):
-        assert row.worst.mean <= min(row.clean.mean, *(cell.mean for cell in row.attacks.values()))
+        assert row.accuracy.worst.mean <= min(
+            row.accuracy.clean.mean, *(cell.mean for cell in row.accuracy.attacks.values())
+        )
 
 
 def test_clean_errors_count_as_not_robust(store: Store) -> None:
     train = trained(store)
     evaluated(store, train, "clean", [0, 1, 1, 1])
     evaluated(store, train, "steep", [1, 1, 0, 1], STEPS)
-    assert only(store).worst.mean == pytest.approx(2 / 4)
+    assert only(store).accuracy.worst.mean == pytest.approx(2 / 4)
 
 
 def test_clean_and_certify_stand_in_every_eps_row(store: Store) -> None:
@@ -121,13 +123,13 @@ def test_clean_and_certify_stand_in_every_eps_row(store: Store) -> None:
     evaluated(store, train, "steep", [1, 0, 0, 0], norm="L2", eps="2")
     small, large = all_rows(store)
     assert (small.eps, large.eps) == ("0.5", "2")
-    assert small.clean == large.clean
-    assert small.worst.mean == 0.5
-    assert large.worst.mean == 0.25
+    assert small.accuracy.clean == large.accuracy.clean
+    assert small.accuracy.worst.mean == 0.5
+    assert large.accuracy.worst.mean == 0.25
     # the wrong image with the largest radius is never certified; the eps of an L2 row is a radius too
-    assert {r: c.mean for r, c in small.certified.items()} == {0.0: 0.75, 0.25: 0.5, 0.5: 0.25, 1.0: 0.0}
-    assert list(large.certified) == [0.0, 0.25, 0.5, 1.0, 2.0]
-    assert small.acr.mean == large.acr.mean == pytest.approx((0.1 + 0.3 + 0.6) / 4)
+    assert {r: c.mean for r, c in small.accuracy.certified.items()} == {0.0: 0.75, 0.25: 0.5, 0.5: 0.25, 1.0: 0.0}
+    assert list(large.accuracy.certified) == [0.0, 0.25, 0.5, 1.0, 2.0]
+    assert small.accuracy.acr.mean == large.accuracy.acr.mean == pytest.approx((0.1 + 0.3 + 0.6) / 4)
 
 
 def test_certified_accuracy_at_radii_of_ones_own(store: Store, tmp_path: Path, bench: Bench) -> None:
@@ -154,7 +156,7 @@ def test_certify_never_joins_the_worst_case(store: Store) -> None:
     train = trained(store, deploys="smoothed")
     evaluated(store, train, "steep", [1, 1, 1, 1])
     evaluated(store, train, "certify", [0, 0, 0, 0], columns={"radius": np.zeros(4)})
-    assert only(store).worst.mean == 1.0
+    assert only(store).accuracy.worst.mean == 1.0
 
 
 def test_the_worst_case_runs_over_the_largest_shared_prefix(store: Store) -> None:
@@ -163,10 +165,10 @@ def test_the_worst_case_runs_over_the_largest_shared_prefix(store: Store) -> Non
     evaluated(store, train, "steep", [1] * 500 + [0] * 500, STEPS)
     evaluated(store, train, "autoattack", [0] * 20 + [1] * 80, STANDARD)
     row = only(store)
-    assert row.worst.n == 100
-    assert row.worst.mean == pytest.approx(0.8)
-    assert row.attacks["steep (steps=40)"].n == 1000
-    assert row.attacks["steep (steps=40)"].mean == 0.5
+    assert row.accuracy.worst.n == 100
+    assert row.accuracy.worst.mean == pytest.approx(0.8)
+    assert row.accuracy.attacks["steep (steps=40)"].n == 1000
+    assert row.accuracy.attacks["steep (steps=40)"].mean == 0.5
     assert "50.00 (n=1000)" in markdown(store)
 
 
@@ -175,25 +177,25 @@ def test_a_prefix_ends_at_the_first_gap_and_the_order_in_the_file_does_not_matte
     evaluated(store, train, "steep", [1, 0, 1, 1], columns={"index": np.array([3, 2, 1, 0])})
     evaluated(store, train, "onestep", [1, 1, 1, 1], columns={"index": np.array([0, 1, 2, 7])})
     row = only(store)
-    assert row.worst.n == 3
-    assert row.worst.mean == pytest.approx(2 / 3)
+    assert row.accuracy.worst.n == 3
+    assert row.accuracy.worst.mean == pytest.approx(2 / 3)
 
 
 def test_no_shared_image_is_no_worst_case(store: Store) -> None:
     train = trained(store)
     evaluated(store, train, "steep", [1, 1], columns={"index": np.array([5, 6])})
     row = only(store)
-    assert row.worst.values == {}
-    assert row.worst.state() == "no shared images"
+    assert row.accuracy.worst.values == {}
+    assert row.accuracy.worst.state() == "no shared images"
 
 
 def test_seeds_are_kept_apart_and_their_mean_has_the_interval_of_one(store: Store) -> None:
     for seed, hits in enumerate((4, 5, 6)):
         evaluated(store, trained(store, seed=seed), "steep", [1] * hits + [0] * (10 - hits), STEPS)
     row = only(store)
-    assert row.worst.values == {0: 0.4, 1: 0.5, 2: 0.6}
-    assert row.worst.std == pytest.approx(0.1)
-    assert row.worst.interval() == pytest.approx(wilson(5, 10))  # not of 30: seeds share their images
+    assert row.accuracy.worst.values == {0: 0.4, 1: 0.5, 2: 0.6}
+    assert row.accuracy.worst.std == pytest.approx(0.1)
+    assert row.accuracy.worst.interval() == pytest.approx(wilson(5, 10))  # not of 30: seeds share their images
     assert "50.00 (std 10.00)" in markdown(store)
     assert "3/3 (0: 40.00, 1: 50.00, 2: 60.00)" in markdown(store)
     table = frame(store)
@@ -208,9 +210,9 @@ def test_only_seeds_with_the_full_attack_set_make_the_headline(store: Store) -> 
         if seed == 1:
             evaluated(store, train, "autoattack", [1] * 2 + [0] * 8, STANDARD)
     row = only(store)
-    assert row.worst.values == {1: 0.2}
+    assert row.accuracy.worst.values == {1: 0.2}
     assert row.seeds == (0, 1, 2)
-    assert row.worst.absent[0] == ("incomplete", f"{label('attacks', 'autoattack', STANDARD)} not planned")
+    assert row.accuracy.worst.absent[0] == ("incomplete", f"{label('attacks', 'autoattack', STANDARD)} not planned")
     assert "| 1/3 |" in markdown(store)
     assert "20.00 (1/3 seeds)" in markdown(store)
 
@@ -227,13 +229,13 @@ def test_a_cell_without_a_number_says_so_and_is_never_zero_or_robust(store: Stor
     assert math.isnan(cell["accuracy"])
     assert math.isnan(cell["low"])
     row = only(store)
-    assert row.attacks["steep (steps=40)"].state() == state
-    assert row.attacks["steep (steps=40)"].values == {}
+    assert row.accuracy.attacks["steep (steps=40)"].state() == state
+    assert row.accuracy.attacks["steep (steps=40)"].values == {}
     if state == "unsupported":  # does not apply to this model: the rest is judged
-        assert row.worst.mean == 0.5
+        assert row.accuracy.worst.mean == 0.5
     else:  # the attack might have won: without it there is no worst case
-        assert row.worst.values == {}
-        assert row.worst.state() == "incomplete"
+        assert row.accuracy.worst.values == {}
+        assert row.accuracy.worst.state() == "incomplete"
         assert "no worst case" in row.provisional
         assert "| – |" in markdown(store)
     assert f"| {state} |" in markdown(store)
@@ -265,8 +267,8 @@ def test_nothing_but_clean_is_not_attacked_rather_than_robust(store: Store) -> N
     evaluated(store, trained(store), "clean", [1, 1])
     row = only(store)
     assert row.norm is None
-    assert row.worst.values == {}
-    assert row.worst.state() == "not attacked"
+    assert row.accuracy.worst.values == {}
+    assert row.accuracy.worst.state() == "not attacked"
     assert "## toy, no attack" in markdown(store)
 
 
@@ -274,7 +276,7 @@ def test_attacks_that_are_all_unsupported_are_no_attack(store: Store) -> None:
     train = trained(store)
     evaluated(store, train, "clean", [1, 1])
     evaluated(store, train, "steep", state="unsupported", n=2)
-    assert only(store).worst.state() == "not attacked"
+    assert only(store).accuracy.worst.state() == "not attacked"
 
 
 def test_damaged_samples_are_no_number(store: Store) -> None:
@@ -285,7 +287,7 @@ def test_damaged_samples_are_no_number(store: Store) -> None:
     assert entry["state"] == "unreadable"
     assert math.isnan(entry["accuracy"])
     assert "match" in entry["reason"]
-    assert only(store).worst.state() == "incomplete"
+    assert only(store).accuracy.worst.state() == "incomplete"
     assert "| unreadable |" in markdown(store)
 
 
@@ -310,7 +312,7 @@ def test_the_certificate_that_is_done_is_shown(store: Store) -> None:
     train = trained(store, deploys="smoothed")
     evaluated(store, train, "certify", state="error", n=2, settings={"n": 10})
     evaluated(store, train, "certify", [1, 1], {"n": 99}, columns={"radius": np.array([0.3, 0.6])})
-    assert only(store).certified[0.5].mean == 0.5
+    assert only(store).accuracy.certified[0.5].mean == 0.5
     assert "## toy, no attack" in markdown(store)
 
 
@@ -319,10 +321,10 @@ def test_evaluations_of_other_test_images_are_not_mixed(store: Store) -> None:
     evaluated(store, train, "clean", [1, 1], test_hash="aaa")
     evaluated(store, train, "steep", [1, 0], STEPS, test_hash="bbb")
     row = only(store)
-    assert row.worst.values == {}
-    assert row.worst.state() == "mixed test sets"
-    assert "aaa" in row.worst.absent[0][1]
-    assert "bbb" in row.worst.absent[0][1]
+    assert row.accuracy.worst.values == {}
+    assert row.accuracy.worst.state() == "mixed test sets"
+    assert "aaa" in row.accuracy.worst.absent[0][1]
+    assert "bbb" in row.accuracy.worst.absent[0][1]
     assert "| mixed test sets |" in markdown(store)
 
 
@@ -330,36 +332,36 @@ def test_subsets_of_other_sizes_hash_apart_but_their_labels_must_agree(store: St
     train = trained(store)
     evaluated(store, train, "clean", [1] * 4, columns={"label": np.array([3, 1, 4, 1])})
     evaluated(store, train, "steep", [1, 0], columns={"label": np.array([3, 1])})
-    assert only(store).worst.mean == 0.5
+    assert only(store).accuracy.worst.mean == 0.5
     evaluated(store, train, "onestep", [1, 1, 1], columns={"label": np.array([3, 2, 4])})
-    assert only(store).worst.state() == "mixed test sets"
+    assert only(store).accuracy.worst.state() == "mixed test sets"
 
 
 def test_seeds_with_other_test_images_are_not_averaged(store: Store) -> None:
     for seed in range(2):
         evaluated(store, trained(store, seed=seed), "steep", [1, 0], test_hash=f"seed{seed}")
     row = only(store)
-    assert row.attacks["steep"].state() == row.worst.state() == "mixed test sets"
+    assert row.accuracy.attacks["steep"].state() == row.accuracy.worst.state() == "mixed test sets"
 
 
 def test_a_larger_run_and_a_newer_revision_replace_a_smaller_and_an_older_one(store: Store) -> None:
     train = trained(store)
     evaluated(store, train, "steep", [0] * 2)
     evaluated(store, train, "steep", [1] * 4)
-    assert only(store).worst.mean == 1.0
-    assert only(store).worst.n == 4
+    assert only(store).accuracy.worst.mean == 1.0
+    assert only(store).accuracy.worst.n == 4
     evaluated(store, train, "steep", state="error", n=6)  # a failed larger run does not hide what is known
-    assert only(store).worst.n == 4
+    assert only(store).accuracy.worst.n == 4
     evaluated(store, train, "steep", state="missing", n=4, revision=2)  # but an old revision no longer counts
-    assert only(store).attacks["steep"].state() == "missing"
+    assert only(store).accuracy.attacks["steep"].state() == "missing"
 
 
 def test_a_collapsed_seed_is_counted_and_stays_in_the_mean(store: Store) -> None:
     for seed, hits in enumerate((60, 50, 1)):
         evaluated(store, trained(store, seed=seed), "steep", [1] * hits + [0] * (100 - hits))
     row = only(store)
-    assert row.collapsed == (2,)
-    assert row.worst.mean == pytest.approx(0.37)
+    assert row.accuracy.collapsed == (2,)
+    assert row.accuracy.worst.mean == pytest.approx(0.37)
     # beside the mean over all, what the two others give
     assert "1 collapsed (seed 2; the others 55.00 (std 7.07))" in markdown(store)
     assert "2: 1.00" in markdown(store)
@@ -370,19 +372,19 @@ def test_a_constant_predictor_is_collapsed_though_it_is_robust_at_chance(store: 
         train = trained(store, seed=seed, data={"name": "digits"})
         evaluated(store, train, "clean", [1] * hits + [0] * (100 - hits))
         evaluated(store, train, "steep", [1] * min(hits, 30) + [0] * (100 - min(hits, 30)))
-    assert only(store).collapsed == (1,)
+    assert only(store).accuracy.collapsed == (1,)
 
 
 def test_noise_near_zero_is_no_collapse(store: Store) -> None:
     for seed, hits in enumerate((2, 0, 1)):
         evaluated(store, trained(store, seed=seed), "steep", [1] * hits + [0] * (100 - hits))
-    assert only(store).collapsed == ()
+    assert only(store).accuracy.collapsed == ()
 
 
 def test_a_row_is_ranked_with_1000_images_and_autoattack_standard(store: Store) -> None:
     full(store, trained(store), 300)
     assert only(store).provisional == ()
-    assert only(store).autoattack.mean == 0.3
+    assert only(store).accuracy.autoattack.mean == 0.3
 
 
 @pytest.mark.parametrize(
@@ -442,11 +444,11 @@ def test_training_time_is_compared_with_standard_on_the_same_footing(store: Stor
     evaluated(store, trained(store, "gpu", seconds=45.0, device="H100"), "steep", [1, 0])
     evaluated(store, trained(store, "longer", seconds=45.0, train={"epochs": 9}), "steep", [1, 0])
     found = {row.method: row for row in all_rows(store)}
-    assert found["standard"].train_seconds == 15.0
-    assert found["standard"].ratio == 1.0
-    assert found["guard"].ratio == 3.0
-    assert math.isnan(found["gpu"].ratio)
-    assert math.isnan(found["longer"].ratio)
+    assert found["standard"].cost.train_seconds == 15.0
+    assert found["standard"].cost.ratio == 1.0
+    assert found["guard"].cost.ratio == 3.0
+    assert math.isnan(found["gpu"].cost.ratio)
+    assert math.isnan(found["longer"].cost.ratio)
     assert "45.0 (3.00×)" in markdown(store)
     assert "| 45.0 |" in markdown(store)
 
@@ -460,10 +462,10 @@ def test_each_seed_is_compared_with_standard_as_it_was_trained_itself(store: Sto
         evaluated(store, trained(store, name, seed, seconds=seconds, workers=workers), "steep", [1, 0])
     evaluated(store, trained(store, "partly", 1, seconds=80.0, device="H100"), "steep", [1, 0])
     found = {row.method: row for row in all_rows(store)}
-    assert {name: pytest.approx(row.ratio) for name, row in found.items()} == {
+    assert {name: pytest.approx(row.cost.ratio) for name, row in found.items()} == {
         "standard": 1.0, "guard": 2.5, "late": 2.0, "partly": 3.0,
     }  # fmt: skip
-    assert (found["guard"].train_seconds, found["guard"].shared) == (55.0, True)
+    assert (found["guard"].cost.train_seconds, found["guard"].cost.shared) == (55.0, True)
     assert "| 30.0 (1.00×) ‡ |" in markdown(store)
     assert "| 55.0 (2.50×) ‡ |" in markdown(store)
 
@@ -496,7 +498,7 @@ def test_paired_difference_on_shared_images(store: Store) -> None:
     expected = paired_difference([True, True, True, False], [True, False, False, False])
     assert found[:3] == pytest.approx(expected)
     row_a, row_b = all_rows(store)
-    assert paired(store, row_a.keys[0], row_b.keys[0]) == found
+    assert paired(store, row_a.provenance.keys[0], row_b.provenance.keys[0]) == found
     other = evaluated(store, b, "onestep", [1, 1, 1, 1], test_hash="other")
     with pytest.raises(ValueError, match="saw test images"):
         paired(store, keys_a, [other])
@@ -735,5 +737,5 @@ def test_what_more_images_leave_is_asked_of_the_same_seeds(store: Store) -> None
         evaluated(store, train, "steep", [1] * hits + [0] * (200 - hits))
         if seed == 0:
             evaluated(store, train, "autoattack", [1] * 80 + [0] * 20, STANDARD)
-    assert list(only(store).worst.values) == [0]
+    assert list(only(store).accuracy.worst.values) == [0]
     assert "≤" not in markdown(store)
