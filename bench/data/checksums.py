@@ -1,4 +1,4 @@
-"""SHA-256 of the data files that hold pickles, so that nothing is unpickled but what everybody unpickles.
+"""SHA-256 of the data files that are pickles: only the published files are unpickled.
 
 torchvision reads CIFAR's batches with pickle after an MD5 check. These are the sums of the archives of the data set's
 home page and of the files in them.
@@ -33,7 +33,7 @@ FILES: dict[str, dict[str, str]] = {
 
 
 def check(name: str, root: Path) -> None:
-    """Refuse files of a data set below `root` that are not the true ones. Raises ValueError in one line."""
+    """Reject files of a data set below `root` that differ from the published ones. Raises ValueError in one line."""
     for relative, expected in FILES.get(name, {}).items():
         found = file_hash(root / relative)
         if found != expected:
@@ -44,7 +44,8 @@ def check(name: str, root: Path) -> None:
 
 
 def check_archive(name: str, folder: Path) -> None:
-    """Refuse the archive of a data set, where it lies in `folder`, unless it is the true one. Raises ValueError."""
+    """Reject the archive of a data set in `folder`, if there is one, unless it is the published one. Raises
+    ValueError."""
     file, expected = _ARCHIVES.get(name, ("", ""))
     found = file_hash(folder / file) if file else None
     if found not in (None, expected):

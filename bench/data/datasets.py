@@ -1,23 +1,24 @@
-"""Facts about data sets, and the checks a planner can make in milliseconds. Torch-free; `images` loads them."""
+"""Facts about data sets, and checks of their files that take milliseconds. Torch-free; `images` loads them."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.data import folders
+from bench.data import checksums, folders
 from bench.data.folders import Folder
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a data set is: images `channels x size x size` in [0,1], normalized inside the model by `mean` and `std`.
+    """Properties of a data set: images `channels x size x size` in [0,1], normalized inside the model by `mean` and
+    `std`.
 
     `train` and `test` count images, `augment` is the default of the recipe, `default_model` an architecture of
-    `bench list models`, `title` one line for `bench list datasets`; `content` tells folders with other images apart.
+    `bench list models`, `title` one line for `bench list datasets`; `content` identifies the images of a folder.
     """
 
     name: str
@@ -37,15 +38,16 @@ class Facts:
 _CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _SVHN = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-_GREY = (0.0,), (1.0,)  # images stay in [0,1], as in the MNIST nets of Madry and of TRADES
+_GRAY = (0.0,), (1.0,)  # images stay in [0,1], as in the MNIST nets of Madry and of TRADES
+_PHOTOGRAPHS = (0.5,) * 3, (0.25,) * 3  # for image folders, whose own values would need a pass over all images
 _NET = "preact_resnet18"
 
 KNOWN: dict[str, Facts] = {
     facts.name: facts
     for facts in (
-        Facts("digits", 1, 8, 10, 1437, 360, False, *_GREY, "mlp", "scikit-learn's 8x8 digits, no download"),
-        Facts("mnist", 1, 28, 10, 60_000, 10_000, False, *_GREY, "lenet5", "handwritten digits"),
-        Facts("fashion_mnist", 1, 28, 10, 60_000, 10_000, False, *_GREY, "lenet5", "clothes in MNIST's format"),
+        Facts("digits", 1, 8, 10, 1437, 360, False, *_GRAY, "mlp", "scikit-learn's 8x8 digits, no download"),
+        Facts("mnist", 1, 28, 10, 60_000, 10_000, False, *_GRAY, "lenet5", "handwritten digits"),
+        Facts("fashion_mnist", 1, 28, 10, 60_000, 10_000, False, *_GRAY, "lenet5", "clothes in MNIST's format"),
         Facts("cifar10", 3, 32, 10, 50_000, 10_000, True, *_CIFAR10, _NET, "small photographs, 10 classes"),
         Facts("cifar100", 3, 32, 100, 50_000, 10_000, True, *_CIFAR100, _NET, "small photographs, 100 classes"),
         Facts("svhn", 3, 32, 10, 73_257, 26_032, False, *_SVHN, _NET, "street view house numbers"),
@@ -53,23 +55,21 @@ KNOWN: dict[str, Facts] = {
 }
 
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-_CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-# torchvision's on-disk layout below the root
+# torchvision's layout below the root
 FILES: dict[str, tuple[str, ...]] = {
     "digits": (),
     "mnist": tuple(f"MNIST/raw/{name}" for name in _IDX),
     "fashion_mnist": tuple(f"FashionMNIST/raw/{name}" for name in _IDX),
-    "cifar10": tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10_FILES),
-    "cifar100": tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
+    **{name: tuple(sums) for name, sums in checksums.FILES.items()},
     "svhn": ("train_32x32.mat", "test_32x32.mat"),
 }
-# what torchvision downloads and unpacks; lying there, they spare the download
+# archives that torchvision downloads and unpacks; one in the root makes the download unnecessary
 ARCHIVES: dict[str, tuple[str, ...]] = {
     **{name: tuple(f"{path}.gz" for path in FILES[name]) for name in ("mnist", "fashion_mnist")},
     "cifar10": ("cifar-10-python.tar.gz",),
     "cifar100": ("cifar-100-python.tar.gz",),
 }
-_GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+_GRAY_MODES, _COLOR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 
 def facts(name: str, root: Path, size: int | None = None) -> Facts:
@@ -87,7 +87,7 @@ def facts(name: str, root: Path, size: int | None = None) -> Facts:
 
 
 def data_root(option: str | Path | None) -> Path:
-    """Where data sets lie: the option --data-dir, else BENCH_DATA, else `data` in the user's cache folder."""
+    """The folder of data sets: the option --data-dir, else BENCH_DATA, else `data` in the user's cache folder."""
     chosen = option or os.environ.get("BENCH_DATA")
     if chosen:
         return Path(chosen).expanduser()
@@ -97,10 +97,10 @@ def data_root(option: str | Path | None) -> Path:
 
 
 def check(name: str, root: Path, *, explicit: bool, download: bool = True) -> None:
-    """Refuse what cannot be loaded from `root`, in one line and without reading any image.
+    """Reject a data set that cannot be loaded from `root`, in one line and without reading an image.
 
-    `explicit`: the user named this root, so data absent there is a mistake; elsewhere absent data is downloaded later
-    unless `download` is off. Raises LookupError (unknown name), FileNotFoundError (absent), ValueError (not it).
+    `explicit`: the user named this root, so absent data is an error; elsewhere absent data is downloaded later unless
+    `download` is False. Raises LookupError (unknown name), FileNotFoundError (absent), ValueError (another file).
     """
     if explicit and not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}; --data-dir or BENCH_DATA names an existing one")
@@ -109,10 +109,16 @@ def check(name: str, root: Path, *, explicit: bool, download: bool = True) -> No
         return
     _known(name)
     absent = missing(name, root)
-    if absent and (explicit or not download) and not _archived(name, root):
-        raise FileNotFoundError(_absent_message(name, root, absent))
     if not absent:
         check_files(name, root)
+        return
+    archives = ARCHIVES.get(name, ())
+    archived = bool(archives) and all((root / path).is_file() for path in archives)
+    if (explicit or not download) and not archived:
+        hint = f"; did you mean {root.parent}?" if root.name == Path(absent[0]).parts[0] else ""
+        raise FileNotFoundError(
+            f"no {absent[0]} in {root}; expected torchvision's layout of {name}: {root / absent[0]}{hint}"
+        )
 
 
 def missing(name: str, root: Path) -> list[str]:
@@ -121,7 +127,7 @@ def missing(name: str, root: Path) -> list[str]:
 
 
 def check_files(name: str, root: Path) -> None:
-    """Refuse MNIST-like files with a wrong idx header or length, and empty files. Raises ValueError in one line."""
+    """Reject MNIST-like files with a wrong idx header or length, and empty files. Raises ValueError in one line."""
     for relative in FILES[name]:
         path = root / relative
         found = path.stat().st_size
@@ -141,8 +147,8 @@ def check_files(name: str, root: Path) -> None:
 
 
 def mode_channels(mode: str) -> int | None:
-    """1 for a gray PIL image mode, 3 for a colored one, None for one we do not read (16-bit, float)."""
-    return 1 if mode in _GREY_MODES else 3 if mode in _COLOUR_MODES else None
+    """1 for a gray PIL image mode, 3 for a colored one, None for one that is not supported (16-bit, float)."""
+    return 1 if mode in _GRAY_MODES else 3 if mode in _COLOR_MODES else None
 
 
 def _known(name: str) -> Facts:
@@ -151,19 +157,6 @@ def _known(name: str) -> Facts:
     near = difflib.get_close_matches(name.lower().replace("-", ""), KNOWN, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise LookupError(f"no data set '{name}'.{hint} Known: {', '.join(KNOWN)}, folder:PATH")
-
-
-def _archived(name: str, root: Path) -> bool:
-    archives = ARCHIVES.get(name, ())
-    return bool(archives) and all((root / path).is_file() for path in archives)
-
-
-def _absent_message(name: str, root: Path, absent: list[str]) -> str:
-    inner = Path(FILES[name][0]).parts[0]
-    hint = ""
-    if root.name == inner:
-        hint = f"; did you mean {root.parent}?"
-    return f"no {absent[0]} in {root}; expected torchvision's layout of {name}: {root / absent[0]}{hint}"
 
 
 def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
@@ -181,19 +174,11 @@ def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
     if size is None and width != height:
         raise ValueError(f"image {first} is {width} x {height}; expected a square, or give data.size to resize all")
     side = size or width
-    base = Facts(name, 1, side, len(images.classes), len(images.train), len(images.test), False, *_GREY, "mlp", "")
-    base = replace(
-        base,
-        content=folders.content(images),
-        title=f"images of {images.path}",
-        default_model="lenet5" if _suits_lenet(side) else "mlp",
-    )
-    if channels == 1:
-        return base
-    # the true mean and deviation would cost a pass over all images; these are near those of photographs
-    colour = replace(base, channels=3, augment=True, mean=(0.5,) * 3, std=(0.25,) * 3)
-    return replace(colour, default_model=_NET if side >= 8 else "mlp")
-
-
-def _suits_lenet(side: int) -> bool:
-    return side >= 14 and side % 2 == 0
+    if channels == 3:
+        model = _NET if side >= 8 else "mlp"
+    else:
+        model = "lenet5" if side >= 14 and side % 2 == 0 else "mlp"
+    counts = (len(images.classes), len(images.train), len(images.test))
+    mean, std = _GRAY if channels == 1 else _PHOTOGRAPHS
+    title, content = f"images of {images.path}", folders.content(images)
+    return Facts(name, channels, side, *counts, channels == 3, mean, std, model, title, content)

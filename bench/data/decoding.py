@@ -1,11 +1,9 @@
-"""The images of a folder, decoded once and kept in the user's cache."""
+"""The images of a folder, decoded once and stored in the user's cache."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -14,50 +12,43 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.atomic import write_atomic
 from bench.data import datasets, folders
 from bench.data.datasets import Facts
 from bench.data.folders import Folder
 from bench.data.vision import Bytes, Raw
 
-Report = Callable[[str], None]
 
-
-def decoded(images: Folder, facts: Facts, resize: bool, tell: Report) -> Raw:
-    """Decoded images of a folder, from the cache if no file's name, size or time of change differs."""
+def decoded(images: Folder, facts: Facts, resize: bool, report: Callable[[str], None]) -> Raw:
+    """Decoded images of a folder, from the cache unless the name, size or modification time of a file differs."""
     files = [*images.train, *images.test]
     content = hashlib.sha256(f"{facts.channels} {facts.size} {folders.stamp(images)}".encode()).hexdigest()
     place = hashlib.sha256(f"{images.path.resolve()}\0{facts.size}".encode()).hexdigest()[:12]
     cached = folders.cache() / f"folder-{place}-{content[:20]}.npz"
     x = _cached(cached, (len(files), facts.channels, facts.size, facts.size))
     if x is None:
-        tell(f"decoding {len(files)} images of {images.path}")
+        report(f"decoding {len(files)} images of {images.path}")
         x = _decode([images.path / relative for relative, _ in files], facts, resize)
-        with contextlib.suppress(OSError):  # without a cache the next start is slower, not wrong
-            _keep(cached, x, f"folder-{place}-*.npz")
+        with contextlib.suppress(OSError):  # without a cache the next start is slower
+            _write(cached, x, f"folder-{place}-*.npz")
     n, labels = len(images.train), np.array([label for _, label in files], dtype=np.int64)
     return Raw(images.classes, x[:n], labels[:n], x[n:], labels[n:])
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> Bytes | None:
-    """The cached images, or None where there are none or the file is damaged (zip checks sums)."""
+    """The cached images, or None if there are none or the file is damaged (zip has checksums)."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            x: Bytes = held["x"]
+        with np.load(path, allow_pickle=False) as file:
+            x: Bytes = file["x"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return x if x.shape == shape and x.dtype == np.uint8 else None
 
 
-def _keep(path: Path, x: Bytes, older: str) -> None:
-    """Write the cache whole or not at all, and drop what the same folder left there before it changed."""
+def _write(path: Path, x: Bytes, older: str) -> None:
+    """Write the cache atomically, and remove older ones of the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, x=x)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_atomic(path, lambda file: np.savez(file, x=x))
     for old in set(path.parent.glob(older)) - {path}:
         old.unlink(missing_ok=True)
 
@@ -66,7 +57,7 @@ def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
     """Images n c h w. Raises ValueError, naming the file, for one that is unreadable or unlike the first."""
     from PIL import Image
 
-    side, grey = facts.size, facts.channels == 1
+    side, gray = facts.size, facts.channels == 1
     x = np.empty((len(paths), side, side, facts.channels), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,11 +66,11 @@ def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
             try:
                 with Image.open(path) as file:
                     channels = datasets.mode_channels(file.mode)
-                    image: Image.Image = file.convert("L" if grey else "RGB")
+                    image: Image.Image = file.convert("L" if gray else "RGB")
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
                 raise ValueError(f"cannot read image {path}: {error}") from None
-            if channels is None or (grey and channels == 3):
-                wanted = "gray as the first image" if grey else "gray or color"
+            if channels is None or (gray and channels == 3):
+                wanted = "gray as the first image" if gray else "gray or color"
                 raise ValueError(f"image {path} has mode {file.mode}; expected 8-bit {wanted}")
             if image.size != (side, side) and not resize:
                 raise ValueError(f"image {path} has size {image.size}; expected {side} x {side}, or give data.size")

@@ -1,4 +1,4 @@
-"""Image folders: what lies in them, and whether it is still what it was. Torch-free."""
+"""Image folders: a listing of their files, and a hash of their content. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ class Folder:
 
 
 def find(name: str, root: Path) -> Folder:
-    """List `folder:PATH`, that is PATH/train/<class>/* and PATH/test/<class>/*; hidden files are passed over.
+    """List `folder:PATH`, that is PATH/train/<class>/* and PATH/test/<class>/*, without hidden files.
 
-    A relative PATH is looked for below `root` first, then in the current folder. Raises FileNotFoundError or
-    ValueError in one line.
+    A relative PATH is relative to `root` or, if it does not exist there, to the current folder. Raises
+    FileNotFoundError or ValueError in one line.
     """
+    layout = "{0}/train/<class>/* and {0}/test/<class>/*"
     written = name.removeprefix("folder:").strip()
     if not written:
-        raise ValueError(
-            "folder: names no path; expected folder:PATH with PATH/train/<class>/* and PATH/test/<class>/*"
-        )
+        raise ValueError(f"folder: names no path; expected folder:PATH with {layout.format('PATH')}")
     relative = Path(written).expanduser()
     places = [root / relative, relative] if not relative.is_absolute() else [relative]
     path = next((place for place in places if place.is_dir()), None)
@@ -42,9 +41,7 @@ def find(name: str, root: Path) -> Folder:
         raise FileNotFoundError(f"no image folder {' or '.join(str(place) for place in places)}")
     for part in ("train", "test"):
         if not (path / part).is_dir():
-            raise FileNotFoundError(
-                f"no folder {path / part}; expected {path}/train/<class>/* and {path}/test/<class>/*"
-            )
+            raise FileNotFoundError(f"no folder {path / part}; expected {layout.format(path)}")
     classes = _names(path / "train", folders=True)
     if len(classes) < 2:
         raise ValueError(f"{path / 'train'} has {len(classes)} class folders; expected at least 2")
@@ -55,28 +52,30 @@ def find(name: str, root: Path) -> Folder:
 
 
 def content(images: Folder) -> str:
-    """16 hex digits of SHA-256 over the bytes, the labels and the order of all images, by which a changed folder makes
-    new jobs. Kept in the user's cache for as long as no file's name, size or time of change differs."""
-    place = hashlib.sha256(str(images.path.resolve()).encode()).hexdigest()[:12]
-    kept, now = cache() / f"folder-{place}.json", stamp(images)
+    """16 hex digits of SHA-256 over the bytes, the labels and the order of all images; part of the keys of jobs.
+
+    Read from the user's cache unless the name, size or modification time of a file differs.
+    """
+    path_hash = hashlib.sha256(str(images.path.resolve()).encode()).hexdigest()[:12]
+    cached, now = cache() / f"folder-{path_hash}.json", stamp(images)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        found = json.loads(cached.read_text(encoding="utf-8"))
         if found["stamp"] == now:
             return str(found["content"])
     digest = hashlib.sha256()
     for part, listed in (("train", images.train), ("test", images.test)):
         for relative, label in listed:
-            held = (images.path / relative).read_bytes()
-            digest.update(f"{part} {label} {len(held)}\n".encode() + held)
+            data = (images.path / relative).read_bytes()
+            digest.update(f"{part} {label} {len(data)}\n".encode() + data)
     found = digest.hexdigest()[:16]
-    with contextlib.suppress(OSError):  # without a cache the next start is slower, not wrong
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, {"stamp": now, "content": found})
+    with contextlib.suppress(OSError):  # without a cache the next start is slower
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cached, {"stamp": now, "content": found})
     return found
 
 
 def stamp(images: Folder) -> str:
-    """SHA-256 over the names, sizes and times of change of all files: without one being read, whether any changed."""
+    """Hash of the names, sizes and modification times of all files, by which a change is noticed without reading."""
     digest = hashlib.sha256()
     for relative, _ in (*images.train, *images.test):
         stat = (images.path / relative).stat()
@@ -85,7 +84,7 @@ def stamp(images: Folder) -> str:
 
 
 def cache() -> Path:
-    """The user's cache folder: BENCH_CACHE, or the system's place for it."""
+    """The user's cache folder: BENCH_CACHE, or the default of the operating system."""
     import platformdirs
 
     return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("defense-bench")).expanduser()

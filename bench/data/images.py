@@ -1,4 +1,4 @@
-"""Images as uint8 tensors on the device: loading, fixed subsets, and batches with crop and flip made there."""
+"""Images as uint8 tensors on the device: loading, fixed subsets, and batches that are cropped and mirrored there."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.core.rng import seed as named_seed
-from bench.data import datasets, folders, vision
+from bench.data import datasets, folders
 from bench.data.datasets import Facts
 from bench.data.decoding import decoded
-from bench.data.vision import Bytes, Labels
-
-Report = Callable[[str], None]
+from bench.data.vision import Bytes, Labels, read
 
 
 class Images(NamedTuple):
@@ -31,8 +29,8 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded data set. `test_hash`: 16 hex digits of SHA-256 over pixels and labels of the test subset, so that
-    results on different test images are never mixed. `validation` may be empty."""
+    """A loaded data set. `test_hash`: hash of pixels and labels of the test subset, so that results on different test
+    images are never mixed. `validation` may be empty."""
 
     facts: Facts
     class_names: tuple[str, ...]
@@ -52,42 +50,42 @@ def load(
     test: int | None = None,
     validation: int = 0,
     seed: int = 0,
-    report: Report | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Data:
-    """Load data set `name` from `root`, downloading what torchvision can download, and hold it on `device`.
+    """Load data set `name` from `root` to `device`, after a download if torchvision has one.
 
-    `test`: the first so many test images, in a folder after one fixed permutation, so smaller subsets nest in larger
-    ones. `train`: the first so many after a fixed permutation (None: all, in order). Neither depends on `seed`;
-    the `validation` images, taken out of those `train`, do. `report` is told in words what takes long.
+    `test`: number of test images, the first ones, in a folder after one fixed permutation, so that smaller subsets are
+    parts of larger ones. `train`: number of training images, the first ones after a fixed permutation (None: all, in
+    order). Neither depends on `seed`; the choice of the `validation` images out of those `train` does. `report` is
+    called with a description of what takes long.
     Raises LookupError, ValueError, FileNotFoundError or ConnectionError in one line.
     """
-    tell = report or (lambda note: None)
+    report = report or (lambda note: None)
     facts = datasets.facts(name, root, size)
-    if name.startswith("folder:"):
-        raw = decoded(folders.find(name, root), facts, size is not None, tell)
-    else:
-        raw = vision.read(name, root, tell)
-    kept, held_out = _split(_count("train", train, facts.train), facts.train, validation, seed)
+    in_folder = name.startswith("folder:")
+    raw = decoded(folders.find(name, root), facts, size is not None, report) if in_folder else read(name, root, report)
+    chosen, held_out = _split(_count("train", train, facts.train), facts.train, validation, seed)
     n = _count("test", test, facts.test)
-    order = _permutation(facts.test, "test")[:n] if name.startswith("folder:") else np.arange(n)
-    test_x, test_y = raw.test_x[order], raw.test_y[order]
+    order = _permutation(facts.test, "test")[:n] if in_folder else np.arange(n)
 
-    def held(x: Bytes, y: Labels) -> Images:
-        return Images(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+    def images(x: Bytes, y: Labels, index: Labels) -> Images:
+        return Images(torch.from_numpy(x[index]).to(device), torch.from_numpy(y[index]).to(device))
 
-    train_images, others = (held(raw.train_x[part], raw.train_y[part]) for part in (kept, held_out))
-    return Data(facts, raw.classes, train_images, others, held(test_x, test_y), _digest(test_x, test_y))
-
-
-def judged_by_validation(data: Data, n: int) -> Data:
-    """The same data with the first `n` validation images in the place of the test images."""
-    x, y = data.validation.x[:n], data.validation.y[:n]
-    return replace(data, test=Images(x, y), test_hash=_digest(x.cpu().numpy(), y.cpu().numpy()))
+    train_images, validation_images = (images(raw.train_x, raw.train_y, index) for index in (chosen, held_out))
+    test_images = images(raw.test_x, raw.test_y, order)
+    return Data(facts, raw.classes, train_images, validation_images, test_images, content_hash(test_images))
 
 
-def _digest(x: Bytes, y: Labels) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(x).data)
-    digest.update(y.astype("<i8").data)
+def with_validation_as_test(data: Data, n: int) -> Data:
+    """The same data with the first `n` validation images in place of the test images."""
+    images = Images(data.validation.x[:n], data.validation.y[:n])
+    return replace(data, test=images, test_hash=content_hash(images))
+
+
+def content_hash(images: Images) -> str:
+    """16 hex digits of the SHA-256 of pixels and labels."""
+    digest = hashlib.sha256(images.x.cpu().contiguous().numpy().data)
+    digest.update(images.y.cpu().numpy().astype("<i8").data)
     return digest.hexdigest()[:16]
 
 
@@ -97,19 +95,8 @@ def to_float(x: Tensor) -> Tensor:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """channels_last images where there is more than one channel to interleave (the nets' weights are already so)."""
+    """Images in channels_last memory format, like the weights of the nets, unless there is one channel only."""
     return x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x
-
-
-def augment(x: Tensor, *, pad: int, flip: bool) -> Tensor:
-    """Random crops of the zero-padded images `x` (n c h w, any type), mirrored with probability 1/2 if `flip`.
-
-    Offsets are uniform on 0..2 pad in each direction, drawn for each image from torch's global generator.
-    """
-    n, device = len(x), x.device
-    dy, dx = torch.randint(0, 2 * pad + 1, (2, n), device=device)
-    mirror = torch.randint(0, 2 if flip else 1, (n,), device=device)
-    return _crop(x, dy, dx, mirror, pad)
 
 
 def batches(
@@ -118,9 +105,9 @@ def batches(
     """One shuffled pass: images (float in [0,1], b c h w), labels, and their indices in `images`, all on its device.
 
     Order and augmentation depend on `shuffle_seed` only: not on the global generator, the device or the batch size.
-    `first`: so many batches are left out at the start, at no cost.
-    `augment` pads by an eighth of the side (4 pixels of 32) and crops; color images are mirrored too, gray ones are
-    not, as they are mostly digits. Raises ValueError where no batch would come out.
+    `first`: number of batches that are skipped at the start, at no cost.
+    `augment` pads by an eighth of the side (4 pixels of 32) and crops, with uniform offsets; color images are mirrored
+    with probability 1/2, gray ones are not, as they are mostly digits. Raises ValueError if there is no batch.
     """
     n = len(images.x)
     if batch_size < 1 or n == 0 or (drop_last and batch_size > n):
@@ -132,13 +119,13 @@ def batches(
 def test_block(data: Data, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Test images `start` to `stop` (exclusive) as floats in [0,1], and their labels. Raises ValueError outside."""
     if not 0 <= start < stop <= len(data.test.x):
-        raise ValueError(f"test block {start}:{stop} lies outside the {len(data.test.x)} test images")
+        raise ValueError(f"test block {start}:{stop} is outside the {len(data.test.x)} test images")
     return to_float(data.test.x[start:stop]), data.test.y[start:stop]
 
 
 def _pass(images: Images, places: range, seed: int, augmented: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    # All random numbers of the epoch are drawn here at once: on the CPU, so that every device sees the same ones, and
-    # moved in one go, so that no batch waits for a transfer.
+    # All random numbers of the epoch are drawn at once: on the CPU, so that they do not depend on the device, and moved
+    # in one transfer, so that no batch waits for one.
     n, channels, side = images.x.shape[:3]
     generator = torch.Generator().manual_seed(seed)
     pad = side // 8
@@ -165,22 +152,22 @@ def _crop(x: Tensor, dy: Tensor, dx: Tensor, mirror: Tensor, pad: int) -> Tensor
     return padded.gather(3, columns[:, None, None, :].expand(n, c, h, w))
 
 
-def _permutation(n: int, *parts: object) -> Labels:
+def _permutation(n: int, *parts: str | int) -> Labels:
     generator = torch.Generator().manual_seed(named_seed("subset", *parts))
     return torch.randperm(n, generator=generator).numpy()
 
 
-def _split(n: int, there: int, validation: int, seed: int) -> tuple[Labels, Labels]:
+def _split(n: int, available: int, validation: int, seed: int) -> tuple[Labels, Labels]:
     """Indices of the training and of the validation images, both in ascending order where all are used."""
     if not 0 <= validation < n:
         raise ValueError(f"validation is {validation}; expected 0 or more, and less than the {n} training images")
-    chosen = np.arange(n) if n == there else _permutation(there, "train")[:n]
+    chosen = np.arange(n) if n == available else _permutation(available, "train")[:n]
     mask = np.zeros(n, dtype=bool)
     mask[_permutation(n, "validation", seed)[:validation]] = True
     return chosen[~mask], chosen[mask]
 
 
-def _count(what: str, asked: int | None, there: int) -> int:
-    if asked is not None and not 0 < asked <= there:
-        raise ValueError(f"{what} is {asked}, but the data set has {there} {what} images")
-    return asked or there
+def _count(part: str, requested: int | None, available: int) -> int:
+    if requested is not None and not 0 < requested <= available:
+        raise ValueError(f"{part} is {requested}, but the data set has {available} {part} images")
+    return requested or available

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench import plugins
-from bench.data.images import Data, judged_by_validation
+from bench.data.images import Data, with_validation_as_test
 from bench.data.images import load as load_data
 from bench.jobs import user_model as loading
 from bench.jobs.recheck import again
@@ -24,7 +24,7 @@ def rescore(store: Store, key: str, root: Path) -> tuple[bool, str]:
     n = job.n
     try:
         if job.split == "validation":
-            data = judged_by_validation(_data(trained, None, root), n)
+            data = with_validation_as_test(_data(trained, None, root), n)
         else:
             data = _data(trained, n, root)
     except (ValueError, LookupError, OSError) as error:

@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from bench.atomic import appending, file_hash, write_atomic
 from bench.core.classifier import Classifier
 from bench.core.threat import NotFiniteError
-from bench.data.images import Data, judged_by_validation
+from bench.data.images import Data, with_validation_as_test
 from bench.data.images import load as load_data
 from bench.jobs import microbatch as passes
 from bench.jobs import retries
@@ -108,7 +108,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
         return _stored(folder, *assemble(store, job))
     trained = store.model_job(job.model_key)
     if job.split == "validation":
-        data = judged_by_validation(load_images(trained, None, root, device, report), job.n)
+        data = with_validation_as_test(load_images(trained, None, root, device, report), job.n)
     else:
         data = load_images(trained, job.n, root, device, report)
     model = load_model(store, trained, data, job.weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -43,13 +42,6 @@ def validation_accuracy(model: Classifier, images: Images, threat: Threat | None
 def _attacked(surrogate: torch.nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     objective = attack_loss("ce", y)
     return ascend(lambda z: objective(surrogate(z)), x, threat, steps=STEPS, rel_step_size=REL_STEP_SIZE)
-
-
-def content_hash(images: Images) -> str:
-    """16 hex digits of the SHA-256 of pixels and labels: identifies the images that selected an epoch."""
-    digest = hashlib.sha256(images.x.cpu().contiguous().numpy().data)
-    digest.update(images.y.cpu().numpy().astype("<i8").data)
-    return digest.hexdigest()[:16]
 
 
 class Choice:

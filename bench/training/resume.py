@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.images import Data
+from bench.data.images import Data, content_hash
 from bench.planning import catalog
 from bench.planning.job import TrainJob
 from bench.planning.job_fields import PluginChoice
 from bench.training import checkpoint
-from bench.training.best_epoch import content_hash
 
 PLACE = "blocks/training.safetensors"  # in the job's folder
 # code, by file or folder, on which the numbers of a training depend

@@ -14,11 +14,11 @@ from bench import plugins
 from bench.core.classifier import Classifier, frozen
 from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
-from bench.data.images import Data, to_channels_last, to_float
+from bench.data.images import Data, content_hash, to_channels_last, to_float
 from bench.models.common import Inputs
 from bench.planning.job import TrainJob
 from bench.training import sigterm
-from bench.training.best_epoch import content_hash, validation_accuracy
+from bench.training.best_epoch import validation_accuracy
 from bench.training.cost import inference_ms, profile_step
 from bench.training.divergence import MIN_STEPS, Diverged, not_finite
 from bench.training.optimizer import autocast_forward

@@ -50,16 +50,11 @@ def load_pets(root, **options):
     return data.load("folder:pets", root=root, device=CPU, **options)
 
 
-# --- augmentation
-
-
-def numbered(n, c=3, side=6):
-    """Images whose every pixel is another number above 0, so that a crop tells where it was taken."""
-    return torch.arange(1, n * c * side * side + 1).view(n, c, side, side)
+# --- batches
 
 
 def crops(image, pad):
-    """Every (row, column, mirrored) window of one zero-padded image."""
+    """Every window of one zero-padded image (c h w), by (row, column, mirrored)."""
     c, h, w = image.shape
     padded = torch.zeros(c, h + 2 * pad, w + 2 * pad, dtype=image.dtype)
     padded[:, pad : pad + h, pad : pad + w] = image
@@ -72,41 +67,19 @@ def crops(image, pad):
     return windows
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_every_augmented_image_is_a_true_crop(flip):
-    torch.manual_seed(0)
-    x = numbered(20)
-    out = data.augment(x, pad=2, flip=flip)
-    assert out.shape == x.shape
-    assert out.dtype == x.dtype
-    for before, after in zip(x, out, strict=True):
-        matches = [key for key, window in crops(before, 2).items() if torch.equal(window, after)]
-        assert len(matches) == 1
-        assert flip or not matches[0][2]
-
-
-def test_offsets_are_uniform_and_half_are_mirrored():
-    torch.manual_seed(1)
+@pytest.mark.parametrize(("channels", "mirrored"), [(3, True), (1, False)])
+def test_augmented_images_are_crops_with_uniform_offsets(channels, mirrored):
+    """Also that color images are mirrored with probability 1/2, whatever the offset, and gray ones never."""
+    image = images(n=1, c=channels, side=16).x[0]
     pad, n = 2, 5000
-    image = numbered(1, c=1, side=5)[0]
-    out = data.augment(image.expand(n, 1, 5, 5), pad=pad, flip=True)
     windows = crops(image, pad)
-    codes = {window.numpy().tobytes(): key for key, window in windows.items()}
-    found = [codes[image.numpy().tobytes()] for image in out.contiguous()]
-    counts = [sum(key[:2] == (row, column) for key in found) for row in range(5) for column in range(5)]
-    assert chisquare(counts).pvalue > 0.001
-    assert binomtest(sum(key[2] for key in found), n).pvalue > 0.001
-    both = [sum(key == want for key in found) for want in windows]  # mirroring is independent of the offset
-    assert chisquare(both).pvalue > 0.001
-
-
-def test_augment_follows_the_global_generator():
-    x = numbered(30)
-    torch.manual_seed(3)
-    first = data.augment(x, pad=2, flip=True)
-    assert not torch.equal(first, data.augment(x, pad=2, flip=True))
-    torch.manual_seed(3)
-    assert torch.equal(first, data.augment(x, pad=2, flip=True))
+    keys = {data.to_float(window).numpy().tobytes(): key for key, window in windows.items()}
+    held = data.Images(image.expand(n, channels, 16, 16), torch.zeros(n, dtype=torch.int64))
+    found = [keys[x.numpy().tobytes()] for part in run(held, batch_size=500, augment=True) for x in part[0]]
+    possible = [key for key in windows if mirrored or not key[2]]
+    assert chisquare([found.count(key) for key in possible]).pvalue > 0.001
+    assert sum(found.count(key) for key in possible) == n
+    assert not mirrored or binomtest(sum(key[2] for key in found), n).pvalue > 0.001
 
 
 def test_to_float_is_exact_at_both_ends():
@@ -115,9 +88,6 @@ def test_to_float_is_exact_at_both_ends():
     assert x[0] == 0
     assert x[255] == 1
     assert torch.equal((x * 255).round().to(torch.uint8), torch.arange(256, dtype=torch.uint8))
-
-
-# --- batches
 
 
 def images(n=50, c=3, side=8):
@@ -164,18 +134,6 @@ def test_order_does_not_depend_on_augmentation():
     assert torch.equal(*order)
 
 
-@pytest.mark.parametrize(("channels", "mirrored"), [(3, True), (1, False)])
-def test_batches_crop_and_mirror_colour_only(channels, mirrored):
-    held = images(n=60, c=channels)
-    seen = set()
-    for x, _, index in run(held, augment=True):
-        for image, i in zip(x, index, strict=True):
-            windows = crops(held.x[i], 1)  # an eighth of 8 pixels
-            seen |= {key for key, window in windows.items() if torch.equal(data.to_float(window), image)}
-    assert {key[:2] for key in seen} == {(row, column) for row in range(3) for column in range(3)}
-    assert any(key[2] for key in seen) is mirrored
-
-
 @pytest.mark.parametrize(("batch_size", "drop_last"), [(0, False), (51, True)])
 def test_batches_that_would_be_none(batch_size, drop_last):
     with pytest.raises(ValueError, match=f"batch size is {batch_size} for 50 images; expected 1 to 50"):
@@ -187,7 +145,7 @@ def test_blocks_of_test_images(digits):
     assert torch.equal(x, data.to_float(digits.test.x[100:130]))
     assert torch.equal(y, digits.test.y[100:130])
     for start, stop in ((350, 361), (5, 5), (-1, 4)):
-        with pytest.raises(ValueError, match="lies outside the 360 test images"):
+        with pytest.raises(ValueError, match="is outside the 360 test images"):
             data.test_block(digits, start, stop)
 
 
@@ -481,23 +439,6 @@ def test_altered_cifar_is_never_unpickled(tmp_path, monkeypatch):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
-def test_offline_download(tmp_path, monkeypatch, name):
-    for variable in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr("urllib.request._opener", None)  # built once with the proxies of that time
-    monkeypatch.setattr(vision, "_PAUSES", (0,))
-    notes = []
-    says = rf"cannot download {name} \(offline\?, 2 tries\); put .* into .*, or pass --data-dir"
-    with pytest.raises(ConnectionError, match=says) as error:
-        data.load(name, root=tmp_path / "new", device=CPU, report=notes.append)
-    assert "\n" not in str(error.value)
-    assert list((tmp_path / "new").iterdir()) == []  # nothing half done
-    assert notes == [f"downloading {name} to {tmp_path / 'new'}"]
-
-
 def test_download_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileNotFoundError, match="cannot be written"):
@@ -507,40 +448,42 @@ def test_download_where_nothing_can_be_written(tmp_path):
 @pytest.fixture
 def other_torchvision(tmp_path, monkeypatch):
     """Puts a package of this source in torchvision's place."""
-    away = {name: sys.modules[name] for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
+    loaded = {name: sys.modules[name] for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
 
     def write(source):
         (tmp_path / "torchvision").mkdir()
         (tmp_path / "torchvision" / "__init__.py").write_text(source)
+        (tmp_path / "torchvision" / "datasets.py").write_text("here = True")
         monkeypatch.syspath_prepend(tmp_path)
-        for name in away:
+        for name in loaded:
             del sys.modules[name]
 
     yield write
-    sys.modules.pop("torchvision", None)
-    sys.modules.update(away)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    sys.modules.update(loaded)
 
 
-def test_prepare_changes_nothing_where_torchvision_imports(other_torchvision):
-    other_torchvision("import warnings; warnings.warn('chatty'); here = True")
+def test_no_operator_is_declared_where_torchvision_imports(other_torchvision):
+    other_torchvision("import warnings; warnings.warn('chatty')")
     before = list(vision._libraries)
-    vision.prepare()
-    assert sys.modules["torchvision"].here
+    assert vision.torchvision_datasets().here
     assert vision._libraries == before
 
 
-def test_prepare_passes_other_troubles_on(other_torchvision):
+def test_a_torchvision_of_another_build_is_an_error_of_one_line(other_torchvision):
     other_torchvision("raise RuntimeError('compiled with different CUDA major versions.\\nmore')")
     with pytest.raises(ImportError, match=r"torchvision does not fit torch .*CUDA major versions.*one build") as error:
-        vision.prepare()
+        vision.torchvision_datasets()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
 def test_torchvision_and_torchattacks_import_quietly():
     code = (
-        "from bench.data import vision; vision.prepare(); import torchvision; state = dict(vars(torchvision));"
-        "vision.prepare(); assert state == vars(torchvision); print(vision.torchvision_datasets().MNIST.__name__);"
+        "from bench.data import vision; vision.torchvision_datasets(); import torchvision;"
+        "state = dict(vars(torchvision)); print(vision.torchvision_datasets().MNIST.__name__);"
+        "assert state == vars(torchvision);"
         "import importlib.util as u; u.find_spec('torchattacks') and __import__('torchattacks')"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
@@ -562,10 +505,10 @@ def test_true_mnist():
 
 def test_validation_images_in_the_place_of_test_images() -> None:
     loaded = data.load("digits", root=Path("none"), device=torch.device("cpu"), validation=120, seed=3)
-    judged = data.judged_by_validation(loaded, 50)
+    judged = data.with_validation_as_test(loaded, 50)
     assert torch.equal(judged.test.x, loaded.validation.x[:50])
     assert torch.equal(judged.test.y, loaded.validation.y[:50])
     assert torch.equal(judged.train.x, loaded.train.x)
-    assert judged.test_hash not in (loaded.test_hash, data.judged_by_validation(loaded, 49).test_hash)
+    assert judged.test_hash not in (loaded.test_hash, data.with_validation_as_test(loaded, 49).test_hash)
     seen = {image.numpy().tobytes() for image in loaded.train.x}
     assert sum(image.numpy().tobytes() in seen for image in judged.test.x) <= 2  # digits holds a few twins

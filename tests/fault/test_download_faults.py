@@ -8,6 +8,7 @@ import http.server
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_address[1]}/"])
     monkeypatch.setattr(MNIST, "resources", [(name, hashlib.md5(files[name]).hexdigest()) for name in NAMES])
-    facts = {**datasets.KNOWN, "mnist": datasets.replace(datasets.KNOWN["mnist"], train=30, test=10)}
+    facts = {**datasets.KNOWN, "mnist": replace(datasets.KNOWN["mnist"], train=30, test=10)}
     monkeypatch.setattr(datasets, "KNOWN", facts)
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
@@ -98,7 +99,7 @@ def test_f23_a_broken_download_is_tried_three_times_and_never_unpacked(
     opened = gzip.open
     monkeypatch.setattr(gzip, "open", lambda path, *rest: unpacked.append(Path(path).name) or opened(path, *rest))
     net.how = how
-    why = "offline?" if how == "busy" else "what came is not the true file"
+    why = "offline?" if how == "busy" else "the downloaded file is not the published one"
     with pytest.raises(ConnectionError) as error:
         load(tmp_path / "data")
     told = str(error.value)
@@ -145,12 +146,15 @@ def test_f23_offline_names_what_to_fetch_and_where_it_belongs(
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("urllib.request._opener", None)
     monkeypatch.setattr(vision, "_PAUSES", (0.0, 0.0))
-    place = tmp_path / "MNIST" / "raw" if name == "mnist" else tmp_path
+    root, notes = tmp_path / "new", list[str]()
+    place = root / "MNIST" / "raw" if name == "mnist" else root
     with pytest.raises(ConnectionError) as error:
-        vision.download(name, tmp_path)
+        data.load(name, root=root, device=torch.device("cpu"), report=notes.append)
     assert str(error.value) == (
         f"cannot download {name} (offline?, 3 tries); put {wanted} into {place}, or pass --data-dir"
     )
+    assert list(root.iterdir()) == []  # no file of an unfinished download
+    assert notes == [f"downloading {name} to {root}"]
 
 
 def test_f23_what_is_named_and_brought_by_hand_is_enough(
