@@ -1,11 +1,12 @@
-"""Time of a job that no past record describes: declared passes x images x (epochs x) seconds of one forward pass F.
+"""Time of a job without a similar past record: declared passes x images x (epochs x) seconds of one forward pass F.
 
-Each defense and attack declares its passes in the constant `cost`. One pass of the net is timed once on this device in
-a child process and stored in the user's cache folder. Torch-free.
+Each defense and attack declares its passes per image in the constant `cost`. One pass of the model is timed once on
+this device in a child process and stored in the user's cache folder. Torch-free.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -22,12 +23,12 @@ from bench.planning import catalog
 from bench.planning.job import AuditJob, ImportJob, Job, ModelJob, TrainJob
 from bench.records.runtime_estimate import Estimate, cpu_name
 
-SPREAD = 2.0  # the range of an estimate: from half to twice of it
-START = 0.2  # seconds of a job beside its passes: start of the worker, data, files
-# passes per image of a stochastic model beside the attack: 200 single draws, and for a vote two predictions of 100
+SPREAD = 2.0  # the range of an estimate: from half of it to twice
+START = 0.2  # seconds of a job besides its passes: start of the worker, data, files
+# passes per image of a stochastic model besides the attack: 200 single draws, and for a vote two predictions of 100
 DRAWS = {"deterministic": 0.0, "randomised": 200.0, "smoothed": 400.0}
 AUDITS = {("model", "quick"): 1000.0, ("model", "full"): 4000.0, ("images", "quick"): 30.0, ("images", "full"): 60.0}
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z_]\w*|[()+])")
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[A-Za-z_]\w*|[()+]")
 
 
 class PassTime(NamedTuple):
@@ -43,8 +44,11 @@ class PassTime(NamedTuple):
 
 
 class CostModel:
-    """Estimates of jobs on one device. `root`: the data folder; `measure`: whether a net that is not in the cache is
-    timed (about a second, and the start of a process), or left unknown."""
+    """Estimates for jobs on one device.
+
+    `root`: the data folder; `measure`: time a model that is not in the cache (about a second, and the start of a
+    process) instead of leaving it unknown.
+    """
 
     def __init__(self, root: Path, slot: devices.Slot, measure: bool = True) -> None:
         self.root, self.slot, self.measure = root, slot, measure
@@ -52,11 +56,11 @@ class CostModel:
         self._times: dict[str, PassTime | None] = {}
 
     def __call__(self, job: Job, trained: ModelJob) -> Estimate | None:
-        """Seconds with their range. None where the plug-in declares no cost or the net cannot be timed.
+        """Seconds with their range; None if the plug-in declares no cost or the model cannot be timed.
 
         `trained`: the training or import whose model an evaluation uses; the job itself if it is one.
         """
-        with suppress(LookupError, ValueError):  # a job of a plug-in or data set that is not here
+        with suppress(LookupError, ValueError):  # the plug-in or the data set is not on this machine
             passes = _passes(job, trained, datasets.facts(trained.data.name, self.root).classes)
             times = None if passes is None else self._time(trained)
             if passes is not None and times is not None:
@@ -66,16 +70,10 @@ class CostModel:
         return None
 
     def _time(self, trained: ModelJob) -> PassTime | None:
-        """Time of a pass of the trained net, from the cache or measured now."""
+        """Time of a pass of the model, from the cache or measured now."""
         facts = datasets.facts(trained.data.name, self.root, trained.data.size)
         architecture = catalog.get("models", trained.model.name)
-        inputs = {
-            "channels": facts.channels,
-            "size": facts.size,
-            "classes": facts.classes,
-            "mean": facts.mean,
-            "std": facts.std,
-        }
+        inputs = {name: getattr(facts, name) for name in ("channels", "size", "classes", "mean", "std")}
         settings = trained.model.settings
         about = [architecture.name, settings, architecture.sha256[:12], facts.channels, facts.size, facts.classes]
         key = json.dumps([*about, *self._where], sort_keys=True)
@@ -97,13 +95,13 @@ class CostModel:
 
     @cached_property
     def _where(self) -> tuple[str, str]:
-        """The device and the version of torch that a time belongs to; asked once, as both take milliseconds."""
-        name = cpu_name() if self.slot.device != "cuda" else "a GPU of unknown name"
-        if self.slot.device == "cuda":
-            with suppress(devices.NoAnswer):
-                found = [gpu.name for gpu in devices.query() if self.slot.place in (gpu.index, gpu.uuid)]
-                name = found[0] if found else name
-        return name, version("torch")
+        """The device and the version of torch that a time was measured with; read once, as both take milliseconds."""
+        if self.slot.device != "cuda":
+            return cpu_name(), version("torch")
+        names = []
+        with suppress(devices.NoAnswer):  # a slot without a number is any GPU of this machine
+            names = [gpu.name for gpu in devices.query() if self.slot.place in (gpu.index, gpu.uuid, "cuda")]
+        return names[0] if names else "a GPU of unknown name", version("torch")
 
 
 def declared(plugin: catalog.Plugin, settings: dict[str, Any], classes: int) -> tuple[float, float] | None:
@@ -130,7 +128,7 @@ def declared(plugin: catalog.Plugin, settings: dict[str, Any], classes: int) -> 
 
 
 def _number(kind: catalog.Kind, value: Any, classes: int) -> float | None:
-    """What a setting counts in a formula."""
+    """The value of a setting in a formula."""
     if isinstance(value, list | tuple):
         return float(sum(value) if all(isinstance(each, int) for each in value) else len(value))
     if isinstance(value, dict) and value.get("name") in catalog.names(kind):
@@ -141,42 +139,25 @@ def _number(kind: catalog.Kind, value: Any, classes: int) -> float | None:
 
 def _value(formula: str, names: dict[str, float]) -> float:
     """Sums and products, where two factors stand side by side. Raises ValueError for anything else."""
-    tokens, at = list[str](), 0
-    while formula[at:].strip():
-        found = _TOKEN.match(formula, at)
-        if found is None:
-            raise ValueError(f"cannot read the cost '{formula}'")
-        tokens.append(found[1])
-        at = found.end()
-
-    def total() -> float:
-        value = product()
-        while tokens and tokens[0] == "+":
-            tokens.pop(0)
-            value += product()
-        return value
-
-    def product() -> float:
-        value = factor()
-        while tokens and tokens[0] not in ("+", ")"):
-            value *= factor()
-        return value
-
-    def factor() -> float:
-        token = tokens.pop(0) if tokens else ""
-        if token == "(":
-            value = total()
-            if not tokens or tokens.pop(0) != ")":
-                raise ValueError(f"a parenthesis of the cost '{formula}' is open")
-            return value
-        if token in names:
-            return names[token]
-        return float(token)
-
-    value = total()
-    if tokens:
+    tokens = _TOKEN.findall(formula)
+    if "".join(tokens) != "".join(formula.split()):
         raise ValueError(f"cannot read the cost '{formula}'")
-    return value
+    text = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", " ".join(tokens))
+    try:
+        return _evaluated(ast.parse(text, mode="eval").body, names)
+    except SyntaxError:
+        raise ValueError(f"cannot read the cost '{formula}'") from None
+
+
+def _evaluated(node: ast.expr, names: dict[str, float]) -> float:
+    if isinstance(node, ast.BinOp):
+        left, right = _evaluated(node.left, names), _evaluated(node.right, names)
+        return left + right if isinstance(node.op, ast.Add) else left * right
+    if isinstance(node, ast.Constant):
+        return float(node.value)  # type: ignore[arg-type]
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    raise ValueError(f"the cost names '{ast.unparse(node)}', which is no setting")
 
 
 def _passes(job: Job, trained: ModelJob, classes: int) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from bench.records.store import Store
 
 
 def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: list[Slot]) -> None:
-    """Print what the jobs `left` will take, a line for each resource. `root`: the data folder."""
+    """Print what the jobs `left` will need, one line per resource. `root`: the data folder."""
     model = CostModel(root, places[0])
     estimator = Estimator(store, kind(places), model)
     estimator.know(jobs)
@@ -24,7 +24,7 @@ def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: lis
 
 
 def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> list[str]:
-    """How long the jobs take on so many slots; jobs of unknown length are counted and not taken to be short."""
+    """How long the jobs take on this number of slots; jobs of unknown length are counted separately."""
     found = [remaining.left(store, job, estimator) for job in jobs]
     total = remaining.together(store, jobs, estimator, count, simulate)
     unknown = f"{total.unknown} jobs with neither a past record nor a declared cost" if total.unknown else ""
@@ -38,16 +38,16 @@ def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> lis
 def _begun(found: list[Left]) -> list[str]:
     """Jobs that are running, and stopped jobs with a part of their work done."""
     running = sum(one.running for one in found)
-    kept = [one for one in found if one.done and not one.running]
-    lines = [f"running   {running} of these jobs run just now"] if running else []
-    if kept:
-        spared = clock(sum(one.done for one in kept))
-        lines.append(f"kept      {len(kept)} jobs go on where they were stopped, {spared} of work spared above")
+    stopped = [one.done for one in found if one.done and not one.running]
+    lines = [f"running   {running} of these jobs are running now"] if running else []
+    if stopped:
+        saved = clock(sum(stopped))
+        lines.append(f"saved     {len(stopped)} jobs resume from checkpoints, which saves {saved} (not counted above)")
     return lines
 
 
 def room(jobs: list[Job], estimator: Estimator, places: list[Slot]) -> list[str]:
-    """Disk and memory of the jobs, as far as similar jobs were measured."""
+    """Disk and memory of the jobs, if similar jobs were measured."""
     size, unknown = estimator.disk(jobs)
     count, lines = lanes(places), []
     if unknown < len(jobs):

@@ -1,4 +1,4 @@
-"""Seconds of a forward pass of an architecture on this device, measured in a child process. The only torch here."""
+"""Seconds of a forward pass of an architecture on this device, measured in a child process: it needs torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.training.cost import synchronize
 
 SMALL, LARGE = 16, 256  # images of the two batches that are timed
 SECONDS = 0.4  # time spent on each batch; at least one pass is timed
-FEW = 0.05  # seconds that a large batch may take: of a slow net a smaller one is timed
+LONGEST = 0.05  # seconds that a large batch may take: a slow model is timed with a smaller one
 
 
 def measure(
@@ -24,9 +24,8 @@ def measure(
 ) -> dict[str, float]:
     """Seconds of one pass F of `b` images as call + image * b, and seconds of one optimizer update.
 
-    F is half of a forward pass with the backward pass to the images, since that is what attacks and inner
-    maximizations repeat. `inputs`: arguments of bench.models.common.Inputs. Raises ValueError where the net cannot be
-    built.
+    F is half of a forward pass with the backward pass to the images, since attacks and inner maximizations repeat
+    that. `inputs`: arguments of bench.models.common.Inputs. Raises ValueError if the model cannot be built.
     """
     os.environ.update(environment)
     where = torch.device(device)
@@ -45,14 +44,14 @@ def measure(
         torch.autograd.grad(net(images).sum(), images)
 
     small = _seconds(lambda: both(x[:SMALL]), where) / 2
-    count = max(min(LARGE, int(SMALL * FEW * 8 / max(small, 1e-9))), 2 * SMALL)
+    count = max(min(LARGE, int(SMALL * LONGEST * 8 / max(small, 1e-9))), 2 * SMALL)
     large = _seconds(lambda: both(x[:count]), where) / 2
     image = max((large - small) / (count - SMALL), 0.0)
     return {"call": max(small - image * SMALL, 0.0), "image": image, "update": update}
 
 
 def _seconds(work: Any, device: torch.device) -> float:
-    """Median time of one call, after two calls that warm up."""
+    """Median time of a call, after two calls for warm-up."""
     times, began = list[float](), time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - began < SECONDS and len(times) < 1000):
         synchronize(device)

@@ -27,9 +27,9 @@ def safe(text: str) -> Text:
     return Text("\n".join(printable(line) for line in text.split("\n")))
 
 
-ALWAYS_TOLD = ("error", "blocked", "retried")
+ALWAYS_SHOWN = ("error", "blocked", "retried")
 LINE_EVERY = 30.0  # seconds between plain progress lines
-LOOK_EVERY = 2.0  # seconds between estimates of the time left
+ESTIMATE_EVERY = 2.0  # seconds between estimates of the time left
 
 
 def title(job: Job, jobs: dict[str, Job]) -> str:
@@ -40,8 +40,10 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
 
 
 class View:
-    """Shows the events of a run and counts them. `mode`: "live", "plain", "json" or "quiet"; `device`: the kind whose
-    past records are used for the time left, default all; `cost_model`: estimates jobs without past records."""
+    """Shows the events of a run and counts them.
+
+    `mode`: "live", "plain", "json" or "quiet"; `workers`: number of slots; `device`, `cost_model`: see `Estimator`.
+    """
 
     def __init__(
         self,
@@ -57,17 +59,17 @@ class View:
         self.jobs = {job.key: job for job in jobs}
         self.estimator = Estimator(store, device, cost_model)
         self.estimator.know(jobs)
-        self.next_look, self.time_left = 0.0, TimeLeft(0.0, 0.0, 0.0, 0, 0, 0)
+        self.next_estimate, self.time_left = 0.0, TimeLeft(0.0, 0.0, 0.0, 0, 0, 0)
         self.running: dict[str, float] = {}
         self.left = set(self.jobs)
         self.counts = {"skipped": 0, "ok": 0, "error": 0, "blocked": 0}
         self.last_line = time.monotonic()
 
     def follow(self, events: Iterator[Event]) -> None:
-        """Consume all events, showing them as they come."""
+        """Show all events as they come."""
         if self.mode != "live":
             for event in events:
-                self._take(event)
+                self._handle(event)
             return
         # redirected, sys.stdout would be rich's proxy of our Screen, and rich's own escapes would pass the filter
         with Live(
@@ -79,10 +81,10 @@ class View:
             redirect_stderr=False,
         ) as live:
             for event in events:
-                self._take(event)
+                self._handle(event)
                 live.update(self._table())
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         job = event.job
         if job is None:
             self._heartbeat()
@@ -98,13 +100,13 @@ class View:
             record = self.store.record(job.key) if event.kind == "ok" else None
             if record is not None and record["state"] == "done":
                 self.estimator.learn(job, record)
-        self._say(event, job)
+        self._print(event, job)
 
-    def _say(self, event: Event, job: Job) -> None:
+    def _print(self, event: Event, job: Job) -> None:
         if self.mode == "json":
             line = {"event": event.kind, "key": job.key, "kind": job.kind, "message": event.message}
             print(json.dumps({**line, "job": title(job, self.jobs)}), flush=True)
-        elif event.kind in ALWAYS_TOLD or (self.mode == "plain" and event.kind in ("ok", "started")):
+        elif event.kind in ALWAYS_SHOWN or (self.mode == "plain" and event.kind in ("ok", "started")):
             done = len(self.jobs) - len(self.left)
             name = {"started": "start ", "ok": "done  ", "error": "FAILED"}.get(event.kind, event.kind)
             style = "red" if event.kind in ("error", "blocked") else ""
@@ -112,7 +114,7 @@ class View:
             self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
 
     def _heartbeat(self) -> None:
-        """A line every 30 s where there is no live table: the running jobs, their progress and the time left."""
+        """Without a live table, print the running jobs, their progress and the time left every 30 s."""
         if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
             self.last_line = time.monotonic()
             parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
@@ -123,12 +125,12 @@ class View:
         return float(self.store.progress(key).get("share", 0.0))
 
     def _left(self) -> str:
-        """How long all of it still takes; computed every few seconds, since it reads the progress of running jobs."""
-        if time.monotonic() >= self.next_look:
+        """The time until all jobs are done; computed every few seconds, since it reads the progress of running jobs."""
+        if time.monotonic() >= self.next_estimate:
             began = time.monotonic()
             waiting = [self.jobs[key] for key in self.left]
             self.time_left = together(self.store, waiting, self.estimator, self.workers)
-            self.next_look = time.monotonic() + max(LOOK_EVERY, 50 * (time.monotonic() - began))
+            self.next_estimate = time.monotonic() + max(ESTIMATE_EVERY, 50 * (time.monotonic() - began))
         return f"{self.time_left.describe()}, {self.time_left.source()}"
 
     def _table(self) -> Table:
@@ -137,34 +139,30 @@ class View:
         for name in ("job", "progress", "detail", "by epoch", "time"):
             table.add_column(name, overflow="fold")
         for key, began in self.running.items():
-            says = self.store.progress(key)
-            what, share = safe(title(self.jobs[key], self.jobs)), f"{says.get('share', 0.0):.0%}"
-            table.add_row(what, share, safe(_detail(says)), self._course(key), clock(time.monotonic() - began))
+            job, detail = safe(title(self.jobs[key], self.jobs)), safe(_detail(self.store.progress(key)))
+            table.add_row(job, f"{self._share(key):.0%}", detail, self._epochs(key), clock(time.monotonic() - began))
         return table
 
-    def _course(self, key: str) -> str:
-        """Loss, and validation accuracy where it is measured, of the finished epochs of a training: bars and the last
-        value."""
+    def _epochs(self, key: str) -> str:
+        """Loss and validation accuracy (if measured) of the finished epochs of a training: bars and the last value."""
         log = curves.read(self.store, key) if isinstance(self.jobs[key], TrainJob) else []
         losses = [curves.total(line) for line in log]
-        judged = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
+        validation = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
         parts = [f"loss {curves.sparkline(losses)} {losses[-1]:.3g}"] if curves.sparkline(losses) else []
-        parts += [f"val {curves.sparkline(judged)} {judged[-1]:.1%}"] if judged else []
+        parts += [f"val {curves.sparkline(validation)} {validation[-1]:.1%}"] if validation else []
         return "\n".join(parts)
 
 
-def _detail(says: dict[str, Any]) -> str:
-    parts = []
-    if "epochs" in says:
-        parts.append(f"epoch {says['epoch']}/{says['epochs']}")
-    parts += [f"{name} {says[name]:.3f}" for name in ("loss", "accuracy") if name in says]
-    return ", ".join(parts + ([str(says["note"])] if says.get("note") else []))
+def _detail(progress: dict[str, Any]) -> str:
+    parts = [f"epoch {progress['epoch']}/{progress['epochs']}"] if "epochs" in progress else []
+    parts += [f"{name} {progress[name]:.3f}" for name in ("loss", "accuracy") if name in progress]
+    return ", ".join(parts + ([str(progress["note"])] if progress.get("note") else []))
 
 
 def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[Any], None], width: int) -> None:
     """Print a (header, rows, notes) table with rich, notes below it.
 
-    Nothing is cut: headers wrap, and what does not fit beside the first two columns goes into a further table.
+    Nothing is cut off: headers wrap, and columns that do not fit beside the first two go into further tables.
     """
     header, rows, notes = table
     cells = [max((len(row[k]) for row in rows), default=0) for k in range(len(header))]

@@ -1,6 +1,7 @@
-"""Time left of jobs: of running ones from their progress, of stopped ones from their checkpoints.
+"""Time until jobs are done: of running ones from their progress, of stopped ones from their checkpoints.
 
-Reads the results folder only, and no torch: it serves `bench plan`, `bench status` and the live view alike.
+The only place that computes it, for `bench plan`, `bench status` and the live view. Reads the results folder only;
+torch-free.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from bench.executors.schedule import bound
 from bench.planning.job import Job, TrainJob
 from bench.records.leases import holder_of
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
-TELLING = 0.05  # progress from which the speed of the job itself is used instead of that of past jobs
-HEADER = 2**24  # bytes; a longer header was not written by bench
+RELIABLE = 0.05  # progress from which the speed of the job itself is used instead of that of past jobs
 
 
 class Left(NamedTuple):
@@ -31,16 +33,16 @@ class Left(NamedTuple):
 
 def left(store: Store, job: Job, estimator: Estimator) -> Left:
     """Seconds until an unfinished job is done, on a slot of its own."""
-    says, whole = store.progress(job.key), estimator.seconds(job)
+    progress, whole = store.progress(job.key), estimator.seconds(job)
     if not runs(store, job.key):
         kept = kept_seconds(store.folder(job.key))
         return Left(None if whole is None else max(whole - kept, 0.0), kept)
     now = time.time()
-    share, began = float(says.get("share", 0.0)), says.get("began", now)
-    at = says["now"] if says.get("now", 0.0) >= began else now  # when it last reported
-    done = float(says.get("earlier", 0.0)) + max(at - began, 0.0)
+    share, began = float(progress.get("share", 0.0)), progress.get("began", now)
+    at = progress["now"] if progress.get("now", 0.0) >= began else now  # when it last reported
+    done = float(progress.get("earlier", 0.0)) + max(at - began, 0.0)
     silent = max(now - at, 0.0)
-    by_itself = done * (1 - share) / share if share > TELLING else None
+    by_itself = done * (1 - share) / share if share > RELIABLE else None
     by_others = whole - done if whole is not None and whole > done + silent else None
     # a share of the images or steps of a training is one of its time; that of an attack's stages is not
     order = (by_itself, by_others) if isinstance(job, TrainJob) else (by_others, by_itself)
@@ -49,13 +51,13 @@ def left(store: Store, job: Job, estimator: Estimator) -> Left:
 
 
 def runs(store: Store, key: str) -> bool:
-    """Whether a process runs this job, which means that it holds the lease; progress.json outlives a stop."""
+    """Whether a process runs this job: it holds the lease then. progress.json remains after a stop."""
     return holder_of(store, key) is not None
 
 
 class TimeLeft(NamedTuple):
-    """Seconds until jobs are done, with their range; how many past records and how many jobs by the cost model that
-    comes from; and the number of jobs of unknown length."""
+    """Seconds until jobs are done, with their range; the number of past records and of jobs by the cost model that the
+    estimate uses; and the number of jobs of unknown length."""
 
     seconds: float
     low: float
@@ -65,7 +67,7 @@ class TimeLeft(NamedTuple):
     unknown: int
 
     def describe(self) -> str:
-        """`about 4 min 00 s (2 min 00 s to 8 min 00 s)`, and of how many jobs the length is unknown."""
+        """`about 4 min 00 s (2 min 00 s to 8 min 00 s) + 2 jobs of unknown length`."""
         more = f" + {self.unknown} jobs of unknown length" if self.unknown else ""
         return f"about {clock(self.seconds)} ({clock(self.low)} to {clock(self.high)}){more}"
 
@@ -84,8 +86,8 @@ def together(
 ) -> TimeLeft:
     """Time until all these jobs are done on `lanes` slots.
 
-    A job that waits for another one waits here too, and a single long job is not shared among slots. `schedule`: from
-    jobs, their seconds and the number of slots to the seconds of all (default: a lower bound, which is fast).
+    Dependencies are respected, and a single long job is not shared among slots. `schedule`: from jobs, their seconds
+    and the number of slots to the seconds of all (default: a lower bound, which is fast).
     """
     known, unknown = dict[str, Job](), 0
     seconds, low, high = dict[str, float](), dict[str, float](), dict[str, float]()
@@ -106,16 +108,15 @@ def together(
 
 
 def kept_seconds(folder: Path) -> float:
-    """Seconds of work in the checkpoints of a stopped job, which it does not repeat unless code was changed."""
+    """Seconds of work in the checkpoints of a stopped job, which it does not repeat unless the code has changed."""
     return sum((_seconds(path) for path in (folder / "blocks").glob("*.safetensors")), 0.0)
 
 
 def _seconds(path: Path) -> float:
-    """Seconds stored in the header of a checkpoint (bench.training.checkpoint): of a block of images or a training."""
+    """Seconds stored in the header of a checkpoint (bench.training.checkpoint) of a block of images or a training."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            facts = json.loads(file.read(length if length < HEADER else 0)).get("__metadata__", {})
+        with safe_open(path, framework="np") as file:
+            facts = file.metadata() or {}
         return float(facts["seconds"] if "seconds" in facts else json.loads(facts["state"])["now"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return 0.0

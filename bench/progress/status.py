@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.executors.devices import Slot
 from bench.planning.job import Job
 from bench.progress import live
+from bench.progress.cost_model import CostModel
 from bench.progress.remaining import left, runs, together
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
-GOOD = ("done", "unsupported", "running", "waiting")  # every other state is a failure
+NOT_FAILED = ("done", "unsupported", "running", "waiting")
 
 
-def status(results: Path, planned: list[Job], as_json: bool) -> None:
-    """Print it. `planned`: the jobs of a spec; without any, all there are folders for."""
+def status(results: Path, planned: list[Job], as_json: bool, root: Path) -> None:
+    """Print the status of the jobs `planned`; if there are none, of all jobs in the folder. `root`: the data folder."""
     store = Store(results)
     known = {**store.jobs(), **{job.key: job for job in planned}}
-    found = survey(store, {job.key: job for job in planned} or known, known)
+    found = survey(store, {job.key: job for job in planned} or known, known, root)
     found["unreadable"] = len(set(store.keys()) - set(known))
     if as_json:
         print(json.dumps({"results": str(results), **found}, indent=1))
@@ -29,7 +32,7 @@ def status(results: Path, planned: list[Job], as_json: bool) -> None:
         print(line)
 
 
-def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[str, Any]:
+def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path) -> dict[str, Any]:
     """The state of all jobs as plain values."""
     kinds: dict[str, Counter[str]] = {}
     running, waiting, failed, dirty, retried = list[Job](), list[Job](), [], 0, 0
@@ -40,7 +43,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
         if record is None:
             (running if state == "running" else waiting).append(job)
         else:
-            if state not in GOOD:
+            if state not in NOT_FAILED:
                 failed.append({**_about(job, known), "state": state, "reason": _reason(record)})
             dirty += state == "done" and bool(record.get("provenance", {}).get("dirty"))
             retried += "retries" in record or "attempts" in record
@@ -49,7 +52,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
         "jobs": len(jobs),
         "states": dict(sorted(total.items())),
         "kinds": {kind: dict(sorted(count.items())) for kind, count in sorted(kinds.items())},
-        **_time_left(store, running, waiting, known),
+        **_time_left(store, running, waiting, known, root),
         "failed": sorted(failed, key=lambda one: str(one["state"])),
         "quarantined": store.quarantined(),
         "retried": retried,
@@ -59,42 +62,51 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job]) -> dict[st
 
 def lines(results: Path, found: dict[str, Any]) -> list[str]:
     """The same as lines of text."""
-    told = [f"{found['jobs']} jobs in {results}: {_counts(found['states'])}"]
-    told += [f"  {kind:9} {_counts(states)}" for kind, states in found["kinds"].items() if len(found["kinds"]) > 1]
+    out = [f"{found['jobs']} jobs in {results}: {_counts(found['states'])}"]
+    out += [f"  {kind:9} {_counts(states)}" for kind, states in found["kinds"].items() if len(found["kinds"]) > 1]
     if found["unreadable"]:
-        told.append(f"{found['unreadable']} folders have no readable job.json; `bench run` writes it again")
+        out.append(f"{found['unreadable']} folders have no readable job.json; `bench run` writes it again")
     for one in found["running"]:
         rest = f", about {clock(one['seconds_left'])} left" if one["seconds_left"] is not None else ""
-        told.append(f"running   {one['job']} ({one['key']}) {one['share']:.0%}{rest}")
-    if found["seconds_left"] is not None:
-        unknown = found["jobs_of_unknown_length"]
-        more = f" + {unknown} jobs of unknown length" if unknown else ""
-        told.append(f"time left about {clock(found['seconds_left'])} on {len(found['running'])} slots{more}")
-    told += [f"{one['state']:9} {one['job']} ({one['key']}): {one['reason']}" for one in found["failed"]]
+        out.append(f"running   {one['job']} ({one['key']}) {one['share']:.0%}{rest}")
+    if found["time_left"]:
+        out.append(f"time left {found['time_left']}")
+    out += [f"{one['state']:9} {one['job']} ({one['key']}): {one['reason']}" for one in found["failed"]]
     if found["failed"]:
-        told.append("`bench logs KEY` shows a log; `bench retry --failed` marks them for re-running")
+        out.append("`bench logs KEY` shows a log; `bench retry --failed` marks them for re-running")
     if found["quarantined"]:
-        told.append(f"{len(found['quarantined'])} damaged files set aside in {results}/quarantine/")
+        out.append(f"{len(found['quarantined'])} damaged files set aside in {results}/quarantine/")
     if found["retried"]:
-        told.append(f"{found['retried']} records come from a job that had failed before")
+        out.append(f"{found['retried']} records come from a job that had failed before")
     if found["dirty"]:
-        told.append(f"{found['dirty']} records were made with uncommitted changes in the code")
-    return told
+        out.append(f"{found['dirty']} records were made with uncommitted changes in the code")
+    return out
 
 
-def _time_left(store: Store, running: list[Job], waiting: list[Job], known: dict[str, Job]) -> dict[str, Any]:
+def _time_left(
+    store: Store, running: list[Job], waiting: list[Job], known: dict[str, Job], root: Path
+) -> dict[str, Any]:
     """The running jobs with their time left, and the time until all jobs are done on the slots in use now."""
     if not running:
-        return {"running": [], "seconds_left": None, "jobs_of_unknown_length": None}
-    devices = {store.progress(job.key).get("device") for job in running}
-    # where they run on both, or do not say where, all records tell
-    estimator, told = Estimator(store, devices.pop() if len(devices) == 1 else None), []
-    estimator.know(known.values())
+        return {"running": [], "seconds_left": None, "time_left": None, "jobs_of_unknown_length": None}
+    estimator, shown = _estimator(store, running, known.values(), root), []
     for job in running:
         share = float(store.progress(job.key).get("share", 0.0))
-        told.append({**_about(job, known), "share": share, "seconds_left": left(store, job, estimator).seconds})
+        shown.append({**_about(job, known), "share": share, "seconds_left": left(store, job, estimator).seconds})
     total = together(store, [*running, *waiting], estimator, len(running))
-    return {"running": told, "seconds_left": total.seconds, "jobs_of_unknown_length": total.unknown}
+    text = f"{total.describe()} on {len(running)} slots, {total.source()}"
+    about = {"seconds_left": total.seconds, "time_left": text, "jobs_of_unknown_length": total.unknown}
+    return {"running": shown, **about}
+
+
+def _estimator(store: Store, running: list[Job], known: Iterable[Job], root: Path) -> Estimator:
+    """As `bench run` estimates on the device of the running jobs, with the pass times that it has measured."""
+    kinds = {store.progress(job.key).get("device") for job in running}
+    kind = kinds.pop() if len(kinds) == 1 else None  # all records count if the devices differ or are unknown
+    model = CostModel(root, Slot(kind), measure=False) if kind is not None else None
+    estimator = Estimator(store, kind, model)
+    estimator.know(known)
+    return estimator
 
 
 def _about(job: Job, known: dict[str, Job]) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""`--tracker tensorboard`: the scalars of a run's trainings where TensorBoard finds them.
+"""`--tracker tensorboard`: the scalars of a run's trainings in the format of TensorBoard.
 
-The driver writes them from the train.jsonl that each worker appends to, so that no worker knows of a tracker, no key
-depends on one and every executor can be followed. `results/tensorboard/` holds nothing that is not in the records: a
-training that begins again has its folder there written anew.
+The driver writes them from the train.jsonl that each worker appends to: workers and job keys do not depend on a
+tracker, and it works with every executor. `results/tensorboard/` holds nothing that is not in the records; the folder
+of a training that starts again is overwritten.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bench.records.store import Store
 
 NAMES = ("tensorboard",)
 FOLDER = "tensorboard"
-EVERY = 1.0  # seconds between two looks at the logs
+EVERY = 1.0  # seconds between two readings of the logs
 _LOSS = "loss"
 
 
 def tracker(name: str | None, store: Store) -> TensorBoard | None:
-    """Who follows a run. Raises ValueError for an unknown name, MissingDependency without its package."""
+    """The tracker of this name. Raises ValueError for an unknown name, MissingDependency without its package."""
     if name is None:
         return None
     if name not in NAMES:
@@ -42,24 +42,24 @@ def tracker(name: str | None, store: Store) -> TensorBoard | None:
 
 
 class TensorBoard:
-    """One run of TensorBoard for each training: a scalar for each number of train.jsonl, by epoch."""
+    """One TensorBoard run for each training: a scalar for each number of train.jsonl, by epoch."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.last = store, 0.0
-        self._open: dict[str, tuple[Any, int]] = {}  # by key: the writer, and how many epochs it has
+        self._open: dict[str, tuple[Any, int]] = {}  # by key: the writer, and the epochs written
 
     def follow(self, events: Iterator[Event]) -> Generator[Event]:
-        """The same events, with the scalars written in between. Closing it closes what it follows."""
+        """The same events, with the scalars written in between. Closing it closes `events`."""
         try:
             for event in events:
-                self._take(event)
+                self._handle(event)
                 yield event
         finally:
             getattr(events, "close", lambda: None)()
             for key in list(self._open):
                 self._close(key)
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         job = event.job
         if isinstance(job, TrainJob):
             folder = self.folder(job)
@@ -74,7 +74,7 @@ class TensorBoard:
                 self._write(key)
 
     def folder(self, job: TrainJob) -> Path:
-        """Where the scalars of a training lie: a name that a person can read, then its key."""
+        """The folder of a training: a readable name, then its key."""
         name = re.sub(r"[^a-z0-9.=]+", "-", job.label().lower()).strip("-.")[:60]
         return self.store.root / FOLDER / f"{name}-seed-{job.seed}-{job.key}"
 

@@ -12,6 +12,7 @@ import pytest
 from fake_jobs import measured
 from harness import Bench, tiny, write_plugins
 
+from bench.atomic import write_json
 from bench.data import folders
 from bench.executors.devices import Slot
 from bench.planning import catalog
@@ -21,6 +22,9 @@ from bench.planning.plan import plan
 from bench.planning.typed import Options
 from bench.progress.cost_model import SPREAD, START, CostModel, PassTime, declared
 from bench.progress.forecast import time
+from bench.progress.live import View
+from bench.progress.status import survey
+from bench.records.leases import claim
 from bench.records.runtime_estimate import Estimator
 from bench.records.store import Store
 
@@ -133,6 +137,23 @@ def test_records_are_used_before_the_cost_model_and_both_are_named(cached: Path,
     line = time(jobs, store, estimator, 1)[0]
     assert line.endswith(" on 1 slots, estimated from 1 past record and the cost model (3 jobs)")
     assert estimator.seconds(jobs[0]) == pytest.approx(100.0)
+
+
+def test_status_and_the_live_view_give_the_same_estimate(cached: Path, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    store = Store(tmp_path / "results")
+    store.prepare()
+    jobs = jobs_of(defense=["standard"], attack=["clean", "pgd"])
+    for job in jobs:
+        store.add(job)
+    assert claim(store, jobs[0].key) is not None
+    write_json(store.folder(jobs[0].key) / "progress.json", {"share": 0.0, "device": "cpu"})
+    view = View(Console(), store, jobs, "quiet", 1, "cpu", CostModel(ROOT, Slot("cpu")))
+    found = survey(store, store.jobs(), store.jobs(), ROOT)
+    assert found["jobs_of_unknown_length"] == 0
+    assert found["time_left"].replace(" on 1 slots", "") == view._left()
+    assert "estimated from the cost model" in view._left()
 
 
 def test_a_plug_in_without_a_cost_is_of_unknown_length(bench: Bench, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long still: after a resume, while jobs run, for what was stopped, and from which records."""
+"""Time left: after a resume, while jobs run, for stopped jobs, and from which records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.atomic import write_json
 from bench.planning.evaluations import shard_of
 from bench.planning.job import Job
 from bench.progress import live
-from bench.progress.forecast import time as told
+from bench.progress.forecast import time as forecast
 from bench.progress.live import View
 from bench.progress.remaining import TimeLeft, kept_seconds, left, together
 from bench.progress.status import survey
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def says(store: Store, job: Job, **values: float) -> None:
-    """What a worker that is at a job, and holds its lease, said a moment ago."""
+    """The progress that a worker with the lease of a job reported a moment ago."""
     claim(store, job.key)
     write_json(store.folder(job.key) / "progress.json", {"now": time.time(), **values})
 
@@ -51,7 +51,7 @@ def record(store: Store, job: Job, device: str = "CPU x", wall: float | None = N
     store.put(job, "done", {"metrics": metrics, "files": {}, **about})
 
 
-def test_what_an_earlier_attempt_did_is_no_speed_of_this_one(store: Store) -> None:
+def test_the_speed_of_this_attempt_leaves_out_earlier_attempts(store: Store) -> None:
     says(store, NEW, share=0.6, began=time.time() - 2, earlier=118.0)
     found = left(store, NEW, Estimator(store))
     assert found.running
@@ -75,7 +75,7 @@ def test_the_share_of_an_attack_is_trusted_only_without_a_record(store: Store) -
     assert left(store, OF_OLD, Estimator(store)).seconds == pytest.approx(30, abs=1)
 
 
-def test_a_long_silence_counts_as_time_that_went_by(store: Store) -> None:
+def test_time_since_the_last_report_is_subtracted(store: Store) -> None:
     now = time.time()
     says(store, NEW, share=0.5, began=now - 50, now=now - 20)
     assert left(store, NEW, Estimator(store)).seconds == pytest.approx(30 - 20, abs=1)
@@ -119,12 +119,13 @@ def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) ->
     running, waiting = (replace(like, threat=None, seed=seed) for seed in (7, 8))
     for job in (running, waiting):
         store.add(job)
-    told = []
+    seconds = []
     for device in ("cpu", "cuda"):
         write_json(store.folder(running.key) / "progress.json", {"now": time.time(), "share": 0.0, "device": device})
         claim(store, running.key)
-        told.append(survey(store, {job.key: job for job in (running, waiting)}, store.jobs())["seconds_left"])
-    assert told == [pytest.approx(1200, abs=1), pytest.approx(2, abs=1)]
+        found = survey(store, {job.key: job for job in (running, waiting)}, store.jobs(), Path("no-data"))
+        seconds.append(found["seconds_left"])
+    assert seconds == [pytest.approx(1200, abs=1), pytest.approx(2, abs=1)]
 
 
 def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +144,7 @@ def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monk
     assert not [line for line in lines if " h " in line]
 
 
-def test_kept_work_is_spared_exactly(store: Store) -> None:
+def test_the_time_in_checkpoints_is_subtracted(store: Store) -> None:
     torch = pytest.importorskip("torch")
     from bench.jobs.evaluate import BlockCache as KeptBlocks
     from bench.training.resume import PLACE
@@ -159,24 +160,24 @@ def test_kept_work_is_spared_exactly(store: Store) -> None:
     assert kept_seconds(store.folder(OF_OLD.key)) == 3.75
     (store.folder(OF_OLD.key) / "blocks" / "block-000000.safetensors").write_bytes(b"\xff" * 40)
     assert kept_seconds(store.folder(OF_OLD.key)) == 2.25
-    lines = told([NEW], store, Estimator(store), 2)
+    lines = forecast([NEW], store, Estimator(store), 2)
     assert lines == [
         "time      about 38 s (30 s to 47 s) on 2 slots, estimated from 1 past record",
-        "kept      1 jobs go on where they were stopped, 1 min 02 s of work spared above",
+        "saved     1 jobs resume from checkpoints, which saves 1 min 02 s (not counted above)",
     ]
 
 
-def test_the_plan_says_what_runs_now(store: Store) -> None:
+def test_the_plan_shows_the_running_jobs(store: Store) -> None:
     says(store, NEW, share=0.5, began=time.time() - 50)
-    lines = told([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)
+    lines = forecast([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)
     assert lines == [
         "time      about 50 s (40 s to 1 min 02 s) on 2 slots, estimated from 1 past record; plus 1 jobs with "
         "neither a past record nor a declared cost",
-        "running   1 of these jobs run just now",
+        "running   1 of these jobs are running now",
     ]
 
 
-def test_a_stopped_job_runs_no_more_and_its_kept_work_counts(store: Store) -> None:
+def test_a_stopped_job_is_not_running_and_its_checkpoints_count(store: Store) -> None:
     torch = pytest.importorskip("torch")
     from bench.jobs.evaluate import BlockCache
 
@@ -187,21 +188,21 @@ def test_a_stopped_job_runs_no_more_and_its_kept_work_counts(store: Store) -> No
     assert left(store, NEW, Estimator(store)).running
     lease.release()  # as a stop does; what the worker said a moment ago stays
     assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
-    spared = "kept      1 jobs go on where they were stopped, 1 min 02 s of work spared above"
-    assert told([NEW], store, Estimator(store), 1) == [
+    spared = "saved     1 jobs resume from checkpoints, which saves 1 min 02 s (not counted above)"
+    assert forecast([NEW], store, Estimator(store), 1) == [
         "time      about 38 s (30 s to 47 s) on 1 slots, estimated from 1 past record",
         spared,
     ]
 
 
-def test_seconds_beside_the_work_count_once_and_long_jobs_say_more(store: Store) -> None:
+def test_seconds_besides_the_work_count_once_and_long_jobs_weigh_more(store: Store) -> None:
     record(store, train(5, 1000), wall=530.0, train_seconds=500.0, check_seconds=10.0, keep_seconds=10.0)
     record(store, train(6, 100), wall=20.0, train_seconds=60.0, resumed=1)  # ended by another process
     rate = (100 + 520 + 60) / (100 + 1000 + 100)
     assert Estimator(store).seconds(train(7, 300)) == pytest.approx(300 * rate + 10)
 
 
-def test_shards_put_together_teach_nothing(store: Store) -> None:
+def test_assembled_shards_are_not_counted_twice(store: Store) -> None:
     shard = shard_of(OF_OLD, 0, 50)
     whole = replace(OF_OLD, parts=(shard.key,))
     record(store, shard, attack_seconds=20.0)
@@ -212,7 +213,7 @@ def test_shards_put_together_teach_nothing(store: Store) -> None:
     assert estimator.estimate(whole) == (0.0, 0.0, 0.0, (), 0)
 
 
-def test_a_gpu_tells_nothing_of_the_cpu(store: Store) -> None:
+def test_records_of_a_gpu_are_not_used_for_the_cpu(store: Store) -> None:
     record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
     record(store, train(6, defense="rat"), device="CPU x", train_seconds=50.0)
     gpu, cpu = train(8, defense="trades"), train(8, defense="rat")
@@ -245,10 +246,10 @@ def test_the_range_is_that_of_the_records(store: Store) -> None:
     assert found is not None
     assert (found.low, found.high, found.records) == pytest.approx((50.0 / WIDER, 70.0 * WIDER, 3))
     expected = "about 1 min 02 s (40 s to 1 min 28 s) on 1 slots, estimated from 3 past records"
-    assert told([train(7, 50)], store, estimator, 1) == [f"time      {expected}"]
+    assert forecast([train(7, 50)], store, estimator, 1) == [f"time      {expected}"]
 
 
-def test_progress_keeps_what_earlier_attempts_took(tmp_path: Path) -> None:
+def test_progress_holds_the_seconds_of_earlier_attempts(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from bench.jobs.worker import Progress
 
@@ -269,7 +270,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
+def test_a_resumed_evaluation_reports_earlier_seconds(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from bench.core.classifier import Classifier
     from bench.data.images import load
@@ -305,7 +306,7 @@ def test_a_resumed_evaluation_says_what_others_did(tmp_path: Path) -> None:
     assert by_share == {0.0: 0, 0.33: 100, 0.67: 140, 1.0: 147}  # the second attack on the third block is done here
 
 
-def test_a_resumed_training_says_what_was_done(tmp_path: Path) -> None:
+def test_a_resumed_training_reports_earlier_seconds(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from bench.data.images import load
     from bench.planning.plan import plan

@@ -61,7 +61,9 @@ def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> No
     assert "\n  evaluate  1 diverged, 3 done, 1 running, 1 waiting\n" in out
     assert f"running   clean on guard (train_eps=0.1) seed 0 ({CLEAN.key}) 25%, about 5 min " in out
     # the one that waits is the only other one of its kind
-    assert re.search(r"\ntime left about 5 min 0\d s on 1 slots \+ 1 jobs of unknown length\n", out)
+    assert re.search(
+        r"\ntime left about 5 min 0\d s \(.*\) \+ 1 jobs of unknown length on 1 slots, estimated from", out
+    )
     assert f"diverged  steep Linf 0.1 on guard (train_eps=0.1) seed 0 ({STEEP.key}): RuntimeError: no luck" in out
     assert "1 damaged files set aside in results/quarantine/" in out
     says = json.loads(bench("status", "--json").out)
