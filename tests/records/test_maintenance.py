@@ -50,7 +50,7 @@ def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> No
     fail(store, STEEP, "diverged")
     (store.folder(CLEAN.key) / "record.json").unlink()
     now = time.time()
-    write_json(store.folder(CLEAN.key) / "progress.json", {"share": 0.25, "began": now - 100, "now": now})
+    write_json(store.folder(CLEAN.key) / "progress.json", {"share": 0.25, "began": now - 110, "now": now})
     (store.folder(JOBS[5].key) / "record.json").write_text("{")
     store.reopen(JOBS[5].key)
     before = contents(RESULTS)
@@ -62,7 +62,7 @@ def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> No
     assert f"running   clean on guard (train_eps=0.1) seed 0 ({CLEAN.key}) 25%, about 5 min " in out
     # the one that waits is the only other one of its kind
     assert re.search(
-        r"\ntime left about 5 min 0\d s \(.*\) \+ 1 jobs of unknown length on 1 slots, estimated from", out
+        r"\ntime left about 5 min \d\d s \(.*\) \+ 1 jobs of unknown length on 1 slots, estimated from", out
     )
     assert f"diverged  steep Linf 0.1 on guard (train_eps=0.1) seed 0 ({STEEP.key}): RuntimeError: no luck" in out
     assert "1 damaged files set aside in results/quarantine/" in out
