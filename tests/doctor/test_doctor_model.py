@@ -1,4 +1,4 @@
-"""`bench doctor MODEL`: each fault, planted in a net that is right otherwise, is named by its line and by no other."""
+"""`bench doctor MODEL`: each fault, planted in an otherwise correct net, is named by its line only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from harness import Bench
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.doctor.diagnosis import Line, examine
-from bench.doctor.rivals import relabelled
+from bench.doctor.diagnosis import Line, examine, rename_classes
 
 
 class Around(nn.Module):
@@ -72,7 +71,7 @@ def coloured(x: Tensor) -> Tensor:
     return (x - 0.5) / 0.25
 
 
-ORDER = torch.tensor([3, 5, 4, 1, 7, 9, 2, 6, 0, 8])  # no two are swapped: the inverse is right for no class
+ORDER = torch.tensor([3, 5, 4, 1, 7, 9, 2, 6, 0, 8])  # no two are swapped: the inverse is correct for no class
 
 FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
     "0 to 255": (
@@ -80,28 +79,28 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "input",
         "FAIL",
         "at x * 255",
-        "x * 255 is right and x is not; the model expects pixels from 0 to 255",
+        "x * 255 is correct and x is not; the model expects pixels from 0 to 255",
     ),
     "-1 to 1": (
         lambda: nets.fit(conv(), lift),
         "input",
         "FAIL",
         "at 2 x - 1",
-        "2 x - 1 is right and x is not; the model expects pixels from -1 to 1",
+        "2 x - 1 is correct and x is not; the model expects pixels from -1 to 1",
     ),
     "-1 to 1 twice": (
         lambda: Around(nets.fit(conv(), lift), lambda x: lift(lift(x))),
         "input",
         "FAIL",
         "at (x + 1) / 2",
-        "(x + 1) / 2 is right and x is not; pixels are taken to [-1,1] twice",
+        "(x + 1) / 2 is correct and x is not; pixels are taken to [-1,1] twice",
     ),
     "normalization missing": (
         lambda: nets.fit(conv(), whiten),
         "input",
         "FAIL",
         "at (x - mean) / std",
-        "(x - mean) / std is right and x is not; normalization is missing: do it inside the model or with "
+        "(x - mean) / std is correct and x is not; normalization is missing: do it inside the model or with "
         "--normalise 0.2965/0.3726",
     ),
     "inverted": (lambda: trained(lambda x: 1 - x), "input", "FAIL", "at 1 - x", "the model expects inverted images"),
@@ -144,14 +143,14 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         lambda: Around(trained(), lambda x: x - x.mean(0) + nets.digits()[0].mean(0)),
         "batch",
         "FAIL",
-        "labels flip",
-        "an image must be judged without its neighbors",
+        "labels change",
+        "images must be classified independently",
     ),
     "not finite": (
         lambda: Around(trained(), after=lambda z: torch.where(z.amax(1, keepdim=True) > 12, torch.nan, z)),
         "finite output",
         "FAIL",
-        "of 200 images without a finite answer",
+        "of 200 images without finite logits",
         "NaN or infinity is never robustness",
     ),
     "too many classes": (
@@ -159,7 +158,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "output shape",
         "FAIL",
         "(64, 100)",
-        "digits has 10 classes: return logits of shape (64, 10)",
+        "digits has 10 classes: return one tensor of logits of shape (64, 10)",
     ),
     "a tuple": (
         lambda: Around(trained(), after=lambda z: (z, z)),
@@ -240,14 +239,14 @@ def test_normalisation_is_that_of_the_data_set_where_it_has_one(
     net = Around(nets.fit(conv(), coloured), change).eval()
     found = {line.check: line for line in examine(net, x, y, facts, False)}["input"]
     assert found.state == "FAIL"
-    assert found.todo.startswith(f"{best} is right and x is not; {todo}")
+    assert found.todo.startswith(f"{best} is correct and x is not; {todo}")
 
 
 def test_a_renaming_of_classes_is_found_on_images_it_is_not_judged_on() -> None:
     draws = torch.Generator().manual_seed(0)
     guess, labels = torch.randint(0, 50, (2, 200), generator=draws)
-    assert float((relabelled(guess, labels, 50) == labels).double().mean()) < 0.06
-    assert torch.equal(relabelled(ORDER[labels % 10], labels % 10, 10), labels % 10)
+    assert float((rename_classes(guess, labels, 50) == labels).double().mean()) < 0.06
+    assert torch.equal(rename_classes(ORDER[labels % 10], labels % 10, 10), labels % 10)
 
 
 def test_batch_norm_in_train_mode_is_named_wherever_it_shows() -> None:
