@@ -24,8 +24,7 @@ _CHECKS = (
         {"U": 1e-4},
         f"{PASSES} passes over the same batch, then the first images alone and in another order: changed labels, and "
         "the largest distance of logits divided by their L2 norm",
-        f"no label and at most {{U}} (AutoAttack's value; {IN_BATCH:g} between batches); a declared stochastic model: "
-        "I",
+        f"no label, at most {{U}} (AutoAttack's value; {IN_BATCH:g} between batches); a declared stochastic model: I",
         "Evaluated by one noisy pass, an attack counts chance as success and noise as defense. BatchNorm in train "
         "mode gives another model for each batch size, and dropout left on is undeclared noise (AutoAttack's flags; "
         "Athalye et al. 2018, arXiv 1802.00420).",
@@ -59,13 +58,12 @@ _CHECKS = (
         "Gradients are not zero",
         {"F": 0.01, "U": 0.1},
         "share of correctly classified images whose input gradient is exactly 0, for each loss (ce, cw, dlr)",
-        "more than {F}: F; more than {U} for every loss: U, unless the row has a gradient-free attack",
+        "more than {F:%}: F; more than {U:%} for every loss: U, unless the row has a gradient-free attack",
         "Without a gradient a gradient attack returns its starting point. Rounding, thresholds and saturated outputs "
         "cause this, and hide weakness instead of removing it (gradient masking, Athalye et al. 2018, arXiv "
         "1802.00420; AutoAttack's flags; Pintor et al. 2022, arXiv 2106.09947).",
         "If only ce is zero, the logits are too large: read the results of cw or dlr. Otherwise override `surrogate` "
         "with a differentiable approximation of the rounding step (BPDA), and add `square`.",
-        unit="%",
     ),
     Check(
         "C5",
@@ -75,15 +73,14 @@ _CHECKS = (
         "a path exists",
         "A cut graph (detach, no_grad, argmax, NumPy inside forward) stops every gradient attack, whatever the "
         "model's robustness (Athalye et al. 2018, arXiv 1802.00420). AutoAttack then simply fails.",
-        "Remove the cut, or override `surrogate` with a differentiable approximation (BPDA); attacks then follow its "
-        "gradient and are scored on the model itself.",
+        "Remove the cut, or override `surrogate` with a differentiable approximation (BPDA); attacks are still scored "
+        "on the model itself.",
     ),
     Check(
         "C6",
         "No optimization at test time",
         {"U": 0},
-        "calls of automatic differentiation inside one forward pass without gradients, and how often each layer runs "
-        "in one prediction",
+        "calls of automatic differentiation inside a forward pass without gradients, and runs of each layer",
         f"0 calls; half of the layers run at most {LAYER_RUNS} times (F where single layers run more often)",
         "The gradient of a model that purifies its input by gradient steps, or adapts itself to it, is not what a "
         "standard attack sees; most such defenses fell to adaptive attacks (Croce et al. 2022, arXiv 2202.13711).",
@@ -95,11 +92,10 @@ _CHECKS = (
         "Iterative attacks beat one step",
         {"U": 0.01},
         "accuracy under PGD against accuracy under FGSM at the same eps",
-        "PGD at most {U} above FGSM; above in the worst case of all PGD losses: U",
+        "PGD at most {U:pp} above FGSM; above in the worst case of all PGD losses: U",
         "PGD can take the very step of FGSM. Where it does worse its gradients mislead it: the loss surface is "
         "shattered or masked around the image (Carlini et al. 2019, arXiv 1902.06705; Athalye et al. 2018).",
         "Add restarts and steps, the losses cw and dlr, and `square`; look at the loss along the attack's path.",
-        unit="pp",
     ),
     Check(
         "C8",
@@ -107,24 +103,22 @@ _CHECKS = (
         {"U": 0.01},
         "accuracy under PGD at 0, 1/8, 1/4, 1/2, 1, 2 and 4 times the largest budget, and whether adversarial images "
         "of a smaller budget remain misclassified",
-        "no rise of more than {U}; no adversarial image is lost",
+        "no rise of more than {U:pp}; no adversarial image is lost",
         "A larger ball contains the smaller one, so accuracy in it cannot be higher. Where the measured one rises, "
         "the attack and not the model determines the number (Carlini et al. 2019, arXiv 1902.06705).",
         "Plot accuracy against eps. A rise at small eps means masked gradients there: add losses, restarts and "
         "`square`. A rise at large eps alone mostly means too few or too short steps.",
-        unit="pp",
     ),
     Check(
         "C9",
         "An unbounded attack succeeds",
         {"F": 0.01, "U": 0.1},
         "accuracy under PGD in a ball that holds every image: eps 1 for Linf, sqrt(pixels) for L2, pixels for L1",
-        "more than {F}: F, more than {U}: U",
+        "more than {F:%}: F, more than {U:%}: U",
         "With any image allowed, an image of another class is in reach, so the true accuracy is 0. What is left is "
         "the attack's failure, at every smaller eps too (Carlini et al. 2019, arXiv 1902.06705).",
         "Repair the attack before reading any number: other losses, a surrogate for the step that stops gradients, "
         "`square`. A model that predicts one class for every image fails here too: look at its clean accuracy.",
-        unit="%",
     ),
     Check(
         "C10",
@@ -132,11 +126,10 @@ _CHECKS = (
         {"F": 0.005},
         "PGD with twice the steps and with twice the restarts; share of robust images whose best loss gained more "
         f"than {100 * STILL_RISING:g} % of its range in the last {LAST_STEPS} steps",
-        f"at most {{F}} lower each; at most {100 * STILL_RISING:g} % of the robust images",
+        f"at most {{F:pp}} lower each; at most {100 * STILL_RISING:g} % of the robust images",
         "Where twice the effort succeeds on more images, the printed accuracy is that of an attack stopped half-way "
         "(Carlini et al. 2019, arXiv 1902.06705; incomplete optimization in Pintor et al. 2022, arXiv 2106.09947).",
         "Raise steps and restarts until accuracy no longer changes, or rank by AutoAttack.",
-        unit="pp",
     ),
     Check(
         "C11",
@@ -153,51 +146,46 @@ _CHECKS = (
         "C12",
         "Gradients beat random noise",
         {"U": 0.01},
-        f"accuracy under the best of {DRAWS['quick']} random draws from the ball ({DRAWS['full']} with --checks full) "
-        "against the gradient attacks",
-        "noise at most {U} lower",
-        "Random search is the weakest attack there is. Where it succeeds more often, the gradients lead nowhere "
-        "(Carlini et al. 2019, arXiv 1902.06705; Athalye et al. 2018, arXiv 1802.00420).",
+        f"gradient attacks against the best of {DRAWS['quick']} random draws from the ball ({DRAWS['full']} with "
+        "--checks full)",
+        "noise at most {U:pp} lower",
+        "Random search is the weakest attack there is. Where it succeeds more often, gradients mislead (Carlini et "
+        "al. 2019, arXiv 1902.06705; Athalye et al. 2018, arXiv 1802.00420).",
         "Disregard every gradient attack on this model; use `square`, transfer and a surrogate.",
-        unit="pp",
     ),
     Check(
         "C13",
         "Gradients beat black-box attacks",
         {"F": 0.002, "U": 0.02},
         "how much Square, which sees scores only, lowers the worst case of the white-box attacks",
-        "more than {F} (AutoAttack's value): F; more than {U}: U",
+        "more than {F:pp} (AutoAttack's value): F; more than {U:pp}: U",
         "An attack that may read gradients can do all that a black-box attack can. Where the latter succeeds more "
         "often, gradients are masked (AutoAttack's flags; Carlini et al. 2019, arXiv 1902.06705).",
-        "Look at C4, C9 and C19 for the cause; provide a surrogate and attack again. The worst case includes the "
-        "images of Square in any case.",
+        "Look at C4, C9 and C19 for the cause; provide a surrogate and attack again. The worst case includes Square "
+        "anyway.",
         source="records",
-        unit="pp",
     ),
     Check(
         "C14",
         "Gradients beat transfer attacks",
         {"F": 0.005},
-        "how much adversarial images of the undefended baseline and of every other defense lower the white-box worst "
-        "case",
-        "more than {F}",
+        "how much images of the undefended baseline and of every other defense lower the white-box worst case",
+        "more than {F:pp}",
         "Images made on another model do not use this one. Where they succeed more often than attacks with its own "
         "gradients, those gradients mislead (Athalye et al. 2018, arXiv 1802.00420).",
         "Add `transfer` to the attacks: its images join the worst case. Then look for the cause with C4 and C19.",
         source="records",
-        unit="pp",
     ),
     Check(
         "C15",
         "Losses agree",
         {"F": 0.05},
         "difference between the accuracies under cross-entropy and under a margin loss (cw or dlr), same attack",
-        "at most {F}",
+        "at most {F:pp}",
         "Cross-entropy saturates for large logits and the margin does not; a difference means that one of the two "
         "attacks is stuck (Croce and Hein 2020, arXiv 2003.01690).",
         "Report the worst case of both; scale logits down, or rank by AutoAttack, which uses several losses.",
         source="records",
-        unit="pp",
     ),
     Check(
         "C16",
@@ -219,8 +207,7 @@ _CHECKS = (
         "equal, bit for bit",
         "An attack that changes what it attacks (a library that leaves layers in train mode, a model that counts or "
         "learns in forward) makes every later number that of another model (torchattacks, issues 21 and 124).",
-        "Find what `forward` writes to: buffers that are updated, layers that switch their own mode, gradients left "
-        "on parameters.",
+        "Find what `forward` writes to: buffers, modes of its own layers, gradients left on parameters.",
     ),
     Check(
         "C18",
@@ -228,14 +215,13 @@ _CHECKS = (
         {"F": 0, "X": LOWER_THAN_CLAIMED},
         "accuracy on raw images in [0,1] against the claimed one, and against the same images in other scales (0 to "
         "255, -1 to 1, mean 0 and deviation 1)",
-        f"{{X}} below the claim, beyond the 99.9 % interval: X; another scale better by more than "
+        f"{{X:pp}} below the claim, beyond the 99.9 % interval: X; another scale better by more than "
         f"{100 * BETTER_SCALE:g} pp and three deviations: X; an Linf budget below half a gray level "
         f"({HALF_GRAY_LEVEL}): F",
         "Budgets are in units of [0,1]. A model that expects another scale is attacked with a budget that is wrong by "
         "the factor (255, or the deviation of the data) and looks weak or robust for no reason.",
         "Make the normalization the first layer of the model, once, and give it images in [0,1]; write eps as 8/255, "
-        "neither 8 nor 8/255/255.",
-        unit="pp",
+        "not 8.",
     ),
     Check(
         "C19",
@@ -243,13 +229,11 @@ _CHECKS = (
         {"U": 0.95},
         "for each image, a two-class head on the model's own features with a known adversarial point inside the ball, "
         "and none among random points; share of images where PGD finds one",
-        "at least {U}",
+        "at least {U:%}",
         "An attack that misses a point known to exist proves nothing when it finds none elsewhere: of 13 published "
-        "evaluations of defenses that were broken later, 11 fail this test (Zimmermann et al. 2022, arXiv "
-        "2206.13991).",
+        "evaluations of later broken defenses, 11 fail this test (Zimmermann et al. 2022, arXiv 2206.13991).",
         "Something between image and last layer stops the gradient: provide a surrogate for it, or attack without "
         "gradients. Neither PGD nor APGD shows robustness here.",
-        unit="%",
         at_least=True,
     ),
     Check(
@@ -280,8 +264,8 @@ _CHECKS = (
         {"I": 1000},
         "number of images, and the 95 % interval that follows from it",
         "at least {I}, or the whole test set: below, the row is provisional",
-        "At 50 % the exact interval is +-10 pp with 100 images, 6.3 with 256, 3.2 with 1 000 and 1.0 with 10 000. A "
-        "smaller difference may be chance.",
+        "At 50 % the exact interval is +-10 pp with 100 images, 6.3 with 256, 3.2 with 1 000 and 1.0 with 10 000. "
+        "Less may be chance.",
         "Evaluate 1 000 images (`--n 1000`) before comparing, 10 000 before publishing; the paired test decides ties.",
         source="records",
         at_least=True,
@@ -292,8 +276,7 @@ _CHECKS = (
         {"I": 3},
         "number of training seeds of the row",
         "{I} for any claim of difference; below, the row is marked",
-        "Two trainings of the same method differ by up to a few points. One seed does not separate chance from the "
-        "method.",
+        "Two trainings of one method differ by up to a few points. One seed does not separate chance from method.",
         "Train with `--seeds 0,1,2`; the row then shows mean and standard deviation.",
         source="records",
         at_least=True,
@@ -329,12 +312,11 @@ _CHECKS = (
         {"F": 0.2},
         f"accuracy under one-step attacks, where it is at least {100 * WITHSTANDS_ONE_STEP:g} % of clean accuracy, "
         "minus accuracy under iterative ones; validation accuracy under PGD during training",
-        "a difference or a sudden fall of more than {F}",
+        "a difference or a sudden fall of more than {F:pp}",
         "One-step adversarial training can learn to fool the one step: accuracy near 100 % under FGSM, 0 % under PGD "
         "(Wong et al. 2020, arXiv 2001.03994; Andriushchenko and Flammarion 2020, arXiv 2007.02617).",
         "Take the checkpoint that validation chose, train with more steps, a smaller step or a regularizer.",
         source="records",
-        unit="pp",
     ),
     Check(
         "C27",
@@ -355,8 +337,8 @@ _CHECKS = (
         "yes, or argued; missing: F",
         "Standard attacks broke few of the defenses that fell; attacks designed for the defense broke them all "
         "(Tramer et al. 2020, arXiv 2002.08347).",
-        "Write an attack that uses the mechanism (a surrogate, EOT, the defense's own loss), or state in the "
-        "defense's file why plain gradients see all of it.",
+        "Write an attack that uses the mechanism (a surrogate, EOT, the defense's own loss), or state in its file why "
+        "plain gradients see it all.",
         source="records",
     ),
     Check(
@@ -367,8 +349,8 @@ _CHECKS = (
         "at most {F}",
         "Where a tiny random move changes the loss much, one gradient says little about the next step, and attacks "
         "wander (unstable predictions, Pintor et al. 2022, arXiv 2106.09947; shattered gradients, arXiv 1802.00420).",
-        "Average the gradient over random moves (EOT over the input), or add `square`; a surrogate without the rough "
-        "layer helps most.",
+        "Average the gradient over random moves (EOT over the input), or add `square`; best is a surrogate without "
+        "the rough layer.",
     ),
 )
 CHECKS: dict[str, Check] = {check.code: check for check in _CHECKS}

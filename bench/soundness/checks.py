@@ -27,6 +27,13 @@ class NotApplicable(Exception):
     """A check does not apply, for the reason in the text."""
 
 
+class _Limit(float):
+    """A limit in text: `{F:pp}` and `{F:%}` show a share of [0,1] in percentage points and in percent."""
+
+    def __format__(self, unit: str) -> str:
+        return f"{100 * self:g} {unit}" if unit else f"{float(self):g}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found: the measured value, the limit it was compared with, and the severity.
@@ -60,8 +67,8 @@ class Check:
     """One symptom of false robustness.
 
     - `limits`: by level in order of severity, the largest value that does not have this level (the smallest one if
-      `at_least`). A limit without a source is a judgment. `unit`: in which text shows them, "pp", "%" or none.
-    - `measures`, `criterion`: the measured quantity and the limits in words; `{F}` stands for the limit of level F.
+      `at_least`). A limit without a source is a judgment.
+    - `measures`, `criterion`: the measured quantity and the limits in words; `{F:pp}` stands for the limit of level F.
     - `why`, `todo`: why a failure matters, with its source, and what to do about it.
     - `source`: measured on the "model", on the stored adversarial "images", derived from "records", or a test of the
       "harness" itself, which appears in no row.
@@ -75,15 +82,12 @@ class Check:
     why: str
     todo: str
     source: Source = "model"
-    unit: str = ""
     at_least: bool = False
 
     @property
     def threshold(self) -> str:
         """The limits in words, such as `at most 0.5 pp`."""
-        shown = {
-            level: f"{100 * limit:g} {self.unit}" if self.unit else f"{limit:g}" for level, limit in self.limits.items()
-        }
+        shown = {level: _Limit(limit) for level, limit in self.limits.items()}
         return self.criterion.format(**shown)
 
     @property
@@ -107,14 +111,6 @@ class Check:
         if attack and passed:  # an attack that fails says little about the model: another one may succeed
             level, limit = "F", limits[0][1]
         return Finding(self.code, level, value, limit, (passed and failure) or note, eps, attack)
-
-    def information(self, note: str) -> Finding:
-        """A finding that changes no verdict."""
-        return Finding(self.code, "I", note=note)
-
-    def passed(self, note: str = "") -> Finding:
-        """A finding without a measured value."""
-        return Finding(self.code, "ok", note=note)
 
     def failed(self, note: str) -> Finding:
         """A failure without a measured value, of the most severe level."""

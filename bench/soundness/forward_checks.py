@@ -20,7 +20,7 @@ ALONE = 4  # images that are also classified in a batch of one
 def deterministic(check: Check, audit: Audit) -> Iterator[Finding]:
     """C1: in the mode in which it was loaded, the model gives the same logits for the same image."""
     if audit.model.stochastic:
-        yield check.information("declares its noise: evaluated by EOT and fresh draws, in its own section")
+        yield Finding(check.code, "I", note="declares its noise: evaluated by EOT and fresh draws, in its own section")
         return
     x, same = audit.x[:BLOCK], check.limits["U"]
     with torch.no_grad(), keep_buffers(audit.model):

@@ -31,7 +31,7 @@ def noise_averaged(check: Check, e: Evidence) -> Iterator[Finding]:
     if not averaged:
         yield check.failed("no attack averages over the noise (autoattack, closed_form, eot with several draws)")
     elif voted:
-        yield check.information(f"stochastic: {', '.join(voted)}, evaluated on fresh draws")
+        yield Finding(check.code, "I", note=f"stochastic: {', '.join(voted)}, evaluated on fresh draws")
     else:
         raise NotMeasured("attacks average over noise, but no fresh draws evaluate their images")
 
@@ -66,7 +66,7 @@ def budget_floor(check: Check, e: Evidence) -> Iterator[Finding]:
         raise NotApplicable("not attacked, or not in the worst case")
     suites = [a.label for a in e.attacks if {"apgd-t", "square"} <= set(a.suite)]
     if suites or not worst.correct.any():
-        yield check.passed(suites[0] if suites else "no image is robust")
+        yield Finding(check.code, "ok", note=suites[0] if suites else "no image is robust")
         return
     most = max((_steps(a) for a in e.of_kind("gradients")), default=0.0)
     yield check.finding(most, failure=f"at most {most:g} gradient steps an image, and no AutoAttack standard")
@@ -85,13 +85,13 @@ def no_peeking(check: Check, e: Evidence) -> Iterator[Finding]:
     if isinstance(e.train, ImportJob):
         raise NotMeasured("how this checkpoint was chosen is not known")
     if e.weights == "last":
-        yield check.passed("last weights: nothing was chosen")
+        yield Finding(check.code, "ok", note="last weights: nothing was chosen")
     elif not chosen or not e.train.data.validation:
         yield check.failed("weights were chosen, and no hash of validation images is stored")
     elif chosen in {entry.test_hash for by in e.row.provenance.entries.values() for entry in by.values()}:
         yield check.failed(f"weights were chosen on the images of the evaluation ({chosen})")
     else:
-        yield check.passed(f"chosen on validation images {chosen}")
+        yield Finding(check.code, "ok", note=f"chosen on validation images {chosen}")
 
 
 def adaptive_attack(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -117,7 +117,7 @@ def adaptive_attack(check: Check, e: Evidence) -> Iterator[Finding]:
         else:
             yield check.failed(f"missing: {' or '.join(named.split(', '))} was not run")
             return
-    yield check.passed("; ".join(dict.fromkeys(notes)))
+    yield Finding(check.code, "ok", note="; ".join(dict.fromkeys(notes)))
 
 
 PROTOCOL: dict[str, Callable[[Check, Evidence], Iterator[Finding]]] = {
