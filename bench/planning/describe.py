@@ -1,4 +1,4 @@
-"""A plug-in in words, as one would type its settings: for `bench list` and the pages in docs/. Torch-free."""
+"""Describes a plug-in and its settings in words, for `bench list` and the pages in docs/."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ _PREDICTORS = {
     "smoothed": "a vote of noisy predictions, with a certificate",
 }
 _BESIDE = {"needs_smoothed": "--defense smoothing", "needs_draws": "--defense rse"}
+_ONLY_FOR = {
+    "needs_smoothed": "smoothed models",
+    "needs_draws": "models that draw at test time",
+    "needs_images": "models of a matrix: it shows them the images made against other rows",
+}
+_NO_THREAT = "norm and eps play no part in it"
 _SPENT = "of a training step, in forward passes F an image; a backward pass is 2F, to the image alone F"
 
 
@@ -33,7 +39,7 @@ def default(value: Any) -> str:
 
 
 def values(field: Field) -> str:
-    """What a setting takes: `float > 0`, `uniform | normal | zero`, `int or null`, `[int, ...]` for a list."""
+    """Values of a setting: `float > 0`, `uniform | normal | zero`, `int or null`, `[int, ...]` for a list."""
     return _words(ast.parse(field.written, mode="eval").body)
 
 
@@ -62,67 +68,50 @@ def _bound(node: ast.expr) -> str:
 
 
 def presets(plugin: catalog.Plugin) -> dict[str, str]:
-    """What each preset stands for."""
+    """The settings that each preset stands for."""
     found: dict[str, dict[str, Any]] = plugin.constant("presets", {})
     return {name: ", ".join(f"{k}={default(v)}" for k, v in each.items()) for name, each in found.items()}
 
 
 def facts(plugin: catalog.Plugin) -> dict[str, str]:
-    """What its class constants say, each with its meaning. Nothing for a model."""
-    if plugin.kind == "defenses":
-        return _of_defense(plugin)
-    return _of_attack(plugin) if plugin.kind == "attacks" else {}
+    """The class constants of a defense or an attack, each with its meaning; empty for an architecture."""
+    if plugin.kind == "models":
+        return {}
+    own = _of_defense(plugin) if plugin.kind == "defenses" else _of_attack(plugin)
+    return own | {"revision": f"{plugin.revision} (raised when its results change)"}
 
 
 def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
-    norms = ", ".join(plugin.constant("norms", ("Linf", "L2", "L1")))
-    trained = f"yes, in {norms}" if plugin.constant("uses_threat", True) else "no: norm and eps play no part in it"
-    deploys = plugin.constant("predictor", "deterministic")
     recipe = ", ".join(f"{name} {default(each)}" for name, each in plugin.constant("recipe", {}).items())
-    found = {
-        "trains at a budget": trained,
-        "deploys": f"{deploys} ({_PREDICTORS[deploys]})",
+    return {
+        "trains at a budget": f"yes, in {', '.join(plugin.norms)}" if plugin.uses_threat else f"no: {_NO_THREAT}",
+        "deploys": f"{plugin.predictor} ({_PREDICTORS[plugin.predictor]})",
         "cost": f"{plugin.constant('cost', '') or 'not said'} ({_SPENT})",
         "adaptive attack": plugin.constant("adaptive_attacks", "") or "none named, so its rows are flagged (check C28)",
         "recipe settings it follows": ", ".join(plugin.constant("supports_recipe", ()))
         or "none of label_smoothing, bf16, fp16",
         "recipe of the paper": recipe or "none given; --recipe paper trains it by the shared one",
     }
-    return found | _revision(plugin)
 
 
 def _of_attack(plugin: catalog.Plugin) -> dict[str, str]:
-    budget = plugin.constant("uses_threat", True)
-    sees = plugin.constant("access", "gradients")
-    measured = plugin.constant("metric", "")
-    only = [
-        word
-        for name, word in (
-            ("needs_smoothed", "smoothed models"),
-            ("needs_draws", "models that draw at test time"),
-            ("needs_images", "models of a matrix: it shows them the images made against other rows"),
-        )
-        if plugin.constant(name, False)
-    ]
-    found = {"budget": f"norm and eps, in {', '.join(plugin.constant('norms', ('Linf', 'L2', 'L1')))}"}
-    found = found if budget else {"budget": "none: norm and eps play no part in it"}
-    found["judges"] = f"no robustness; its table shows {measured}" if measured else "accuracy, image by image"
-    if budget and not plugin.constant("needs_images", False):
-        found["sees"] = "scores only" if sees == "scores" else "gradients of the model's surrogate"
-    return found | ({"only for": "; ".join(only)} if only else {}) | _revision(plugin)
-
-
-def _revision(plugin: catalog.Plugin) -> dict[str, str]:
-    return {"revision": f"{plugin.constant('revision', 1)} (raised when its results change)"}
+    metric = plugin.constant("metric", "")
+    found = {"budget": f"norm and eps, in {', '.join(plugin.norms)}" if plugin.uses_threat else f"none: {_NO_THREAT}"}
+    found["judges"] = f"no robustness; its table shows {metric}" if metric else "accuracy, image by image"
+    if plugin.uses_threat and not plugin.needs_images:
+        scores = plugin.constant("access", "gradients") == "scores"
+        found["sees"] = "scores only" if scores else "gradients of the model's surrogate"
+    only = [words for name, words in _ONLY_FOR.items() if plugin.constant(name, False)]
+    return found | ({"only for": "; ".join(only)} if only else {})
 
 
 def example(plugin: catalog.Plugin) -> str:
-    """A command that runs it, with its first plain setting at the default: to be copied and changed."""
+    """A command that runs the plug-in, with its first plain setting at the default."""
     option = {"defenses": "--defense", "attacks": "--attack", "models": "--model"}[plugin.kind]
     plain = [f for f in plugin.fields if isinstance(f.default, bool | int | float | str)]
     setting = f" --set {plugin.name}.{plain[0].name}={default(plain[0].default)}" if plain else ""
-    norm = "" if "Linf" in plugin.constant("norms", ("Linf",)) else f" --norm {plugin.constant('norms', ())[0]}"
-    if plugin.constant("needs_images", False):  # its images come from another attack of the run
+    norm = "" if "Linf" in plugin.norms else f" --norm {plugin.norms[0]}"
+    if plugin.needs_images:  # its images come from another attack of the run
         return f"bench run {option} pgd,{plugin.name}{setting}"
     beside = [words for name, words in _BESIDE.items() if plugin.constant(name, False)]
     return " ".join(["bench run", *beside, option, plugin.name]) + norm + setting

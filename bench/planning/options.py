@@ -1,4 +1,4 @@
-"""Command-line options -> the plain values of a spec. Both roads, file and options, meet at spec.build."""
+"""Command-line options -> the values of a spec, which `spec.build` validates as it does those of a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.data import datasets
 from bench.planning import catalog
-from bench.planning.spec import Spec, build
+from bench.planning.spec import Spec, build, norm_named
 from bench.planning.strict_yaml import read
 from bench.planning.typed import Options
 
@@ -30,49 +30,47 @@ CERTIFY = {"name": "certify", "n": 100, "set": {"n": 10_000}}
 
 
 def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
-    """The Spec, the data root (a `folder:PATH` brings its own), and what was chosen for the user, in words.
+    """The Spec, the data root (a `folder:PATH` brings its own), and the choices made for the user, in words.
 
     Raises LookupError or ValueError in one line.
     """
     notes: list[str] = []
     values: dict[str, Any] = {}
     if options.spec is not None:
-        _check_spec(options.spec)
+        _check_exists(options.spec)
         values, lines = read(options.spec)
-        build(values, str(options.spec), lines)  # the file must stand on its own before options change it
-    _section(values, "data", name=options.dataset, test=options.n, size=options.size, train=options.train_n)
-    _section(values, "data", validation=options.validation)
+        build(values, str(options.spec), lines)  # the file has to be valid before options change it
+    data = {"name": options.dataset, "test": options.n, "size": options.size, "train": options.train_n}
+    _update(values, "data", **data, validation=options.validation)
     data = values.setdefault("data", {})
-    root = _folder(data, root)
+    if "name" in data:
+        data["name"], root = place(str(data["name"]), root)
     if options.spec is None:
-        _defaults(values, options, notes, root)
-    if options.model:
-        values["models"] = _split(options.model)
-    if options.defense and options.spec is not None:
-        values["defenses"] = _split(options.defense)
-    if options.attack and options.spec is not None:
-        values["attacks"] = _split(options.attack)
+        notes = _fill_defaults(values, options, root)
+    for section, typed in (("models", options.model), ("defenses", options.defense), ("attacks", options.attack)):
+        if typed and (options.spec is not None or section == "models"):
+            values[section] = _split(typed)
     if options.spec is not None and options.n is not None:
-        for entry in values["attacks"]:  # --n is the most images that any attack of the file sees
+        for entry in values["attacks"]:  # --n is the most images that any attack of the file gets
             if isinstance(entry, dict) and entry.get("n"):
                 entry["n"] = min(int(entry["n"]), options.n)
     if options.seeds:
-        values["seeds"] = [_integer("--seeds", s) for s in _split(options.seeds)]
+        values["seeds"] = [_integer("--seeds", seed) for seed in _split(options.seeds)]
     for name in ("recipe", "checks"):
         if getattr(options, name):
             values[name] = getattr(options, name)
-    _section(values, "threat", norm=options.norm, eps=_split(options.eps) or None, train_eps=options.train_eps)
-    _section(values, "train", epochs=options.epochs)
+    _update(values, "threat", norm=options.norm, eps=_split(options.eps) or None, train_eps=options.train_eps)
+    _update(values, "train", epochs=options.epochs)
     for target, assignments in (("set", options.set), ("grid", options.grid)):
         for assignment in assignments:
             if options.epochs is not None and assignment.startswith("train.epochs="):
                 raise ValueError(f"--epochs {options.epochs} and --{target} {assignment}; give one of them")
             _assign(values, target, assignment)
-    return build(values), root, notes  # the file was checked above, so what is wrong now was typed
+    return build(values), root, notes  # no file in messages: it is valid, so the mistake is on the command line
 
 
-def _check_spec(path: Path) -> None:
-    """Say what was probably meant where there is no such file: a spec nearby, or another defense or attack."""
+def _check_exists(path: Path) -> None:
+    """Raise FileNotFoundError for a spec that is not there, and suggest what was meant: a spec nearby, or a plug-in."""
     if path.is_file():
         return
     kinds = [kind.removesuffix("s") for kind in catalog.KINDS if str(path) in catalog.names(kind)]
@@ -85,9 +83,9 @@ def _check_spec(path: Path) -> None:
     raise FileNotFoundError(f"no spec file {path}{' (a folder)' if path.is_dir() else ''}{hint}")
 
 
-def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: Path) -> None:
-    """A whole matrix from as little as `--defense noisy`; every choice made here is told to the user."""
-    data = values["data"]
+def _fill_defaults(values: dict[str, Any], options: Options, root: Path) -> list[str]:
+    """Complete a matrix from as little as `--defense noisy`; gives the choices made, in words."""
+    notes, data = list[str](), values["data"]
     if "name" not in data:
         data["name"] = "digits"
         notes.append("dataset digits (embedded 8x8 handwritten digits; --dataset to change)")
@@ -98,56 +96,45 @@ def _defaults(values: dict[str, Any], options: Options, notes: list[str], root: 
         defenses = ["standard", *defenses]
         notes.append("defense standard beside them, the baseline of every ratio (--no-baseline leaves it out)")
     values["defenses"] = defenses
+    norm = norm_named(options.norm or "Linf")
     if not options.eps:
-        linf = str(options.norm or "Linf").lower() == "linf"
-        values["threat"] = {"eps": [DEFAULT_EPS.get(data["name"], "8/255") if linf else "0.5"]}
-        notes.append(f"eps {values['threat']['eps'][0]}")
+        eps = DEFAULT_EPS.get(data["name"], "8/255") if norm == "Linf" else "0.5"
+        values["threat"] = {"eps": [eps]}
+        notes.append(f"eps {eps}")
     if options.attack:
         values["attacks"] = _split(options.attack)
-    else:
-        limit = options.n or datasets.facts(data["name"], root, data.get("size")).test
-        norm = _norm(options.norm)
-        fit = [a for a in DEFAULT_ATTACKS if norm in catalog.get("attacks", a["name"]).norms]
-        # images that were asked for are for every attack; otherwise the slow one takes few of them
-        attacks = [{**a, "n": options.n or min(a["n"], limit)} if "n" in a else dict(a) for a in fit]
-        kinds = {catalog.get("defenses", name).predictor for name in defenses}
-        if kinds != {"deterministic"}:
-            attacks += [{**a, "n": options.n or min(a["n"], limit)} for a in PROTOCOL_ATTACKS]
-        if "smoothed" in kinds:
-            attacks.append({**CERTIFY, "n": options.n or min(100, limit)})
-        if len(_split(options.eps)) > 1:
-            attacks.append({"name": "curve"})
-        values["attacks"] = attacks
-        notes.append("attacks " + ", ".join(_told(a) for a in attacks))
+        return notes
+    attacks = [entry for entry in DEFAULT_ATTACKS if norm in catalog.get("attacks", entry["name"]).norms]
+    predictors = {catalog.get("defenses", name).predictor for name in defenses}
+    if predictors != {"deterministic"}:
+        attacks += PROTOCOL_ATTACKS
+    if "smoothed" in predictors:
+        attacks.append(CERTIFY)
+    if len(_split(options.eps)) > 1:
+        attacks.append({"name": "curve"})
+    available = datasets.facts(data["name"], root, data.get("size")).test
+    # --n is for every attack; without it, the slow ones get few images
+    values["attacks"] = [
+        {**entry, "n": options.n or min(entry["n"], available)} if "n" in entry else dict(entry) for entry in attacks
+    ]
+    return [*notes, "attacks " + ", ".join(_describe_attack(entry) for entry in values["attacks"])]
 
 
-def _norm(typed: str | None) -> str:
-    """The norm as the spec will read it; one that it will refuse keeps all attacks."""
-    return {"l2": "L2", "l1": "L1"}.get((typed or "").lower(), "Linf")
-
-
-def _told(attack: dict[str, Any]) -> str:
-    extra = [f"{k}={v}" for k, v in attack.get("set", {}).items()] + ([f"n={attack['n']}"] if "n" in attack else [])
-    return attack["name"] + (f" ({', '.join(extra)})" if extra else "")
-
-
-def _folder(data: dict[str, Any], root: Path) -> Path:
-    """`folder:PATH` becomes `folder:NAME` under its parent, so that records hold no path of this machine."""
-    if "name" in data:
-        data["name"], root = place(str(data["name"]), root)
-    return root
+def _describe_attack(entry: dict[str, Any]) -> str:
+    extra = [f"{k}={v}" for k, v in entry.get("set", {}).items()] + ([f"n={entry['n']}"] if "n" in entry else [])
+    return entry["name"] + (f" ({', '.join(extra)})" if extra else "")
 
 
 def place(name: str, root: Path) -> tuple[str, Path]:
-    """Name and data root of a data set as typed."""
+    """Name and data root of a data set: `folder:PATH` becomes `folder:NAME`, so that records hold no path."""
     folder = Path(name.removeprefix("folder:")).expanduser()
     if name.startswith("folder:") and folder.is_dir():
         return f"folder:{folder.resolve().name}", folder.resolve().parent
     return name, root
 
 
-def _section(values: dict[str, Any], section: str, **given: Any) -> None:
-    """Put what was typed into a section of the spec."""
+def _update(values: dict[str, Any], section: str, **given: Any) -> None:
+    """Put the options that were given into a section of the spec."""
     typed = {name: value for name, value in given.items() if value is not None}
     if typed:
         values[section] = {**(values.get(section) or {}), **typed}
@@ -175,24 +162,21 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
             raise ValueError(f"--grid {assignment}: settings of train have one value each; use --set {left}=VALUE")
         values["train"] = {**(values.get("train") or {}), name: value(right)}
         return
-    found = False
+    entries: list[dict[str, Any]] = []
     for section in ("defenses", "attacks", "models"):
-        entries: list[dict[str, Any]] = [{"name": e} if isinstance(e, str) else e for e in values.get(section) or []]
-        values[section] = entries or values.get(section)
-        for entry in entries:
-            if entry["name"] == owner:
-                found = True
-                given: Any = [value(part) for part in right.split(",")] if target == "grid" else value(right)
-                entry.setdefault(target, {})[name] = given
-                if target == "grid":
-                    entry.get("set", {}).pop(name, None)
-        if section == "models" and not entries:
-            values.pop("models", None)
-    if not found:
-        known = [e["name"] for s in ("defenses", "attacks", "models") for e in values.get(s) or []]
+        if values.get(section):
+            values[section] = [{"name": e} if isinstance(e, str) else e for e in values[section]]
+            entries += values[section]
+    if owner not in (entry["name"] for entry in entries):
         kinds = [kind.removesuffix("s") for kind in catalog.KINDS if owner in catalog.names(kind)]
+        known = [entry["name"] for entry in entries]
         hint = f" Add it with --{kinds[0]} {owner}, or leave this out" if kinds else catalog.suggest(owner, known)
         raise LookupError(f"--{target} {assignment}: '{owner}' is not in this run.{hint}")
+    given = [value(part) for part in right.split(",")] if target == "grid" else value(right)
+    for entry in entries:
+        if entry["name"] == owner:
+            own = {k: v for k, v in entry.get("set", {}).items() if k != name}
+            entry |= {"set": own, target: {**(own if target == "set" else entry.get("grid", {})), name: given}}
 
 
 def value(text: str) -> Any:

@@ -19,6 +19,11 @@ from bench.planning.strict_yaml import read
 Name = Annotated[str, Len(1, 200)]
 
 
+def norm_named(value: Any) -> Any:
+    """The norm in the spelling of a spec; anything else as it is."""
+    return {"linf": "Linf", "l2": "L2", "l1": "L1"}.get(str(value).lower(), value)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -71,10 +76,7 @@ class ThreatSpec(_Strict):
     eps: Annotated[list[Epsilon], Len(1)]
     train_eps: Epsilon | None = None
 
-    @field_validator("norm", mode="before")
-    @classmethod
-    def _norm(cls, value: Any) -> Any:
-        return {"linf": "Linf", "l2": "L2", "l1": "L1"}.get(str(value).lower(), value)
+    _norm = field_validator("norm", mode="before")(norm_named)
 
     @field_validator("eps", mode="before")
     @classmethod

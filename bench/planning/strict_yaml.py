@@ -1,4 +1,5 @@
-"""YAML read strictly: no aliases, tags, duplicate keys or surprising booleans, and the line of every key is known."""
+"""Reads YAML strictly: aliases, tags and duplicate keys are errors, only true and false are booleans, and the line of
+every key is known."""
 
 from __future__ import annotations
 
@@ -12,22 +13,25 @@ MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """The plain values of a YAML file, read strictly, and the line of each key."""
+    """The values of a YAML file, and the line of each key by its path from the top.
+
+    Raises FileNotFoundError, or ValueError in one line with file and line.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no spec file {path}")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a spec may have {MAX_BYTES}")
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse(text, path)
+        _check_syntax(text, path)
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
             raise ValueError(f"{path}: expected a mapping such as 'defenses: [noisy]'")
         lines: dict[tuple[Any, ...], int] = {}
-        _walk(node, (), lines, path)
+        _find_lines(node, (), lines, path)
         values: dict[str, Any] = _Loader("").construct_document(node)
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no UTF-8 text") from None
+        raise ValueError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = str(getattr(error, "problem", error)).splitlines()[0]
@@ -35,12 +39,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     return values, lines
 
 
-def _refuse(text: str, path: Path) -> None:
-    """Refuse, event by event, what must not reach the recursive part of the parser: aliases, tags, deep nesting."""
+def _check_syntax(text: str, path: Path) -> None:
+    """Raise ValueError for aliases, tags and deep nesting, before the parser expands them."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         place = f"{path}, line {event.start_mark.line + 1 if event.start_mark else '?'}"
-        if isinstance(event, yaml.AliasEvent):  # a few lines of aliases can unfold to gigabytes
+        if isinstance(event, yaml.AliasEvent):  # a few lines of aliases can expand to gigabytes
             raise ValueError(f"{place}: aliases (*{event.anchor}) are not allowed")
         tag = getattr(event, "tag", None)
         if tag is not None:
@@ -65,12 +69,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _walk(node: yaml.Node, path: tuple[Any, ...], lines: dict[tuple[Any, ...], int], file: Path) -> None:
-    """Note the line of every key; refuse duplicate keys, which YAML would silently accept, and keys without text."""
+def _find_lines(node: yaml.Node, path: tuple[Any, ...], lines: dict[tuple[Any, ...], int], file: Path) -> None:
+    """Add the line of every key. Raises ValueError for duplicate keys, which YAML allows, and for keys without text."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
-            _walk(item, (*path, place), lines, file)
+            _find_lines(item, (*path, place), lines, file)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -81,4 +85,4 @@ def _walk(node: yaml.Node, path: tuple[Any, ...], lines: dict[tuple[Any, ...], i
                 raise ValueError(f"{file}, line {here}: duplicate key '{name}' (first on line {seen[name]})")
             seen[name] = here
             lines[(*path, name)] = here
-            _walk(value, (*path, name), lines, file)
+            _find_lines(value, (*path, name), lines, file)

@@ -90,7 +90,7 @@ def test_every_spec_of_the_tree_is_correct() -> None:
         ("true: 2\n", "line 1: a key must be text"),
         ("? [a]\n: 2\n", "line 1: a key must be text"),
         ("<<: {a: 1}\n" + GOOD, "line 1: unknown key '<<' in the spec."),
-        (b"name: \xff\xfe\n", "mine.yaml is no UTF-8 text"),
+        (b"name: \xff\xfe\n", "mine.yaml is not UTF-8 text"),
         ("name: a\x07b\n", "special characters are not allowed"),
         (GOOD.replace("attacks: [", "attacks: [] #"), "line 11: attacks is empty; expected at least one entry"),
         (GOOD.replace("[8/255, 0.01, 2/255]", "[]"), "line 5: threat.eps is empty; expected at least one entry"),
