@@ -90,7 +90,7 @@ def all_commands(
 def main() -> None:
     """Entry point: a user's error prints one line and exits with code 2; --debug shows the traceback."""
     sys.argv = [word for word in sys.argv if word != "--debug"]
-    signal.signal(signal.SIGTERM, sigterm.stopped)
+    signal.signal(signal.SIGTERM, sigterm.handle)
     with terminal.guarded():
         try:
             app()

@@ -159,7 +159,7 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
 def _stopped(number: int, frame: object) -> None:
     """Handler of SIGTERM: no record is written; a training saves its state first (see bench.training.sigterm)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one request is enough
-    sigterm.stopped(number, frame)
+    sigterm.handle(number, frame)
 
 
 def leave_the_driver(files: dict[str, str]) -> None:

@@ -32,7 +32,7 @@ def do(results: str, key: str, root: str, device: str, workers: int) -> str:
     """Run one job in a process of Ray's; returns the state of its record, "held" or "over"."""
     from bench.jobs.attempt import attempt
 
-    signal.signal(signal.SIGTERM, stopping.stopped)
+    signal.signal(signal.SIGTERM, stopping.handle)
     return attempt(Path(results), key, Path(root), device, workers)
 
 

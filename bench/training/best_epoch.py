@@ -1,4 +1,4 @@
-"""Selection of the best epoch by validation accuracy, never by test images; the last weights are stored too."""
+"""Selection of the best epoch by validation accuracy, never by test images."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def _attacked(surrogate: torch.nn.Module, x: Tensor, y: Tensor, threat: Threat) 
     return ascend(lambda z: objective(surrogate(z)), x, threat, steps=STEPS, rel_step_size=REL_STEP_SIZE)
 
 
-class Choice:
+class BestEpoch:
     """The epoch with the best validation accuracy (the first of equal ones), with a copy of its weights and buffers."""
 
     def __init__(self) -> None:
         self.best_epoch, self.best, self.last = 0, -1.0, -1.0
-        self.dropped: int | None = None
+        self.sudden_drop_epoch: int | None = None
         self.state: dict[str, Tensor] = {}
 
     def offer(self, epoch: int, accuracy: float, state: dict[str, Tensor]) -> None:
@@ -58,8 +58,8 @@ class Choice:
         if accuracy > self.best:
             self.best_epoch, self.best = epoch, accuracy
             self.state = {name: value.detach().clone() for name, value in state.items()}
-        elif self.dropped is None and accuracy < self.best - DROP:
-            self.dropped = epoch
+        elif self.sudden_drop_epoch is None and accuracy < self.best - DROP:
+            self.sudden_drop_epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """All accuracies so far and the weights of the best epoch, for checkpoints."""
@@ -75,5 +75,5 @@ class Choice:
             "best_epoch": self.best_epoch,
             "best_validation": self.best,
             "last_validation": self.last,
-            "sudden_drop_epoch": self.dropped,
+            "sudden_drop_epoch": self.sudden_drop_epoch,
         }

@@ -1,4 +1,4 @@
-"""Files of partial work: tensors and short texts in one file with a checksum; a damaged file is ignored."""
+"""Files of unfinished work: tensors and short texts in one file with a checksum; a damaged file is ignored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from bench.atomic import write_atomic
 
 
-def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+def write(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
     """Write tensors (from any device, stored on the CPU) and short texts atomically, with a checksum of all of it."""
     plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     path.parent.mkdir(exist_ok=True)
-    data = save(plain, metadata={**facts, "checksum": _checksum(plain, facts)})
+    data = save(plain, metadata={**texts, "checksum": _checksum(plain, texts)})
     write_atomic(path, lambda file: file.write(data))
 
 
@@ -26,17 +26,17 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
     """Tensors (on `device`) and texts, or None if the file is missing or damaged: the work is then repeated."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts = dict(file.metadata() or {})
+            texts = dict(file.metadata() or {})
             plain = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, ValueError):
         return None
-    if facts.pop("checksum", "") != _checksum(plain, facts):
+    if texts.pop("checksum", "") != _checksum(plain, texts):
         return None
-    return {name: values.to(device) for name, values in plain.items()}, facts
+    return {name: values.to(device) for name, values in plain.items()}, texts
 
 
-def _checksum(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name, values in sorted(tensors.items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

@@ -21,11 +21,11 @@ PROBE, MIN_STEPS, PATIENCE = 256, 100, 3
 
 
 class Diverged(RuntimeError):
-    """Loss or weights are NaN or Inf: the run is stopped and marked as diverged."""
+    """Loss or weights are NaN or Inf: the training is stopped and its record marked as diverged."""
 
 
 class Collapsed(Diverged):
-    """The network is no better than a constant prediction: the run is stopped and marked as diverged."""
+    """The network is no better than a constant prediction: the training is stopped and marked as diverged."""
 
 
 def not_finite(terms: dict[str, float], net: nn.Module, epoch: int, epochs: int) -> Diverged | None:
@@ -54,11 +54,11 @@ def watch_finite(model: nn.Module) -> Iterator[Callable[[], bool]]:
         if isinstance(logits, Tensor) and logits.dim() > 1:
             add(logits.detach().amax(-1))
         for x in given:
-            if isinstance(x, Tensor) and x.requires_grad and not hasattr(x, "looked_at"):
-                x.looked_at = True  # type: ignore[attr-defined]
+            if isinstance(x, Tensor) and x.requires_grad and not hasattr(x, "gradient_is_watched"):
+                x.gradient_is_watched = True  # type: ignore[attr-defined]
                 x.register_hook(lambda grad: add(grad.detach()))
 
-    # a vote may run its draws through its network directly
+    # a smoothed model may pass its noise draws to its network directly
     parts = [model, model.net] if getattr(model, "smoothed", False) else [model]
     handles = [part.register_forward_hook(check) for part in parts]  # type: ignore[union-attr]
     try:
@@ -71,10 +71,10 @@ def watch_finite(model: nn.Module) -> Iterator[Callable[[], bool]]:
 class CollapseDetector:
     """Detects collapse by one pass per epoch over up to 256 fixed training images, without an attack.
 
-    Training stops if the network was clearly better than the most frequent class before, and then predicts a single
-    class at the end of 3 epochs in a row. A network that at the end of training is no better than the most frequent
-    class has collapsed too. Chance level early in training is no collapse: adversarial training may need epochs to
-    leave it. Nothing is checked before 100 updates, or within a warm-up.
+    A network has collapsed if it was clearly better than the most frequent class and then predicts a single class at
+    the end of 3 epochs in a row, or if it is no better than the most frequent class at the end of the training. Chance
+    level early in training is not a collapse: adversarial training may need epochs to leave it. There is no check
+    before 100 updates, or within a warm-up.
     """
 
     def __init__(self, data: Data, run_seed: int) -> None:
@@ -85,11 +85,11 @@ class CollapseDetector:
         self.majority = int(self._y.bincount().max())
         self._learned, self._constant = False, 0
 
-    def fallen(self, model: Classifier, epoch: int, epochs: int) -> Collapsed | None:
+    def collapse(self, model: Classifier, epoch: int, epochs: int) -> Collapsed | None:
         """The reason to stop at the end of this epoch, or None."""
-        hits, one_class = self._predict(model)
+        correct, one_class = self._predict(model)
         n = len(self._y)
-        self._learned = self._learned or hits > self.majority + 0.2 * (n - self.majority)
+        self._learned = self._learned or correct > self.majority + 0.2 * (n - self.majority)
         self._constant = self._constant + 1 if one_class else 0
         if not (self._learned and self._constant >= PATIENCE and self.majority < n):
             return None
@@ -98,22 +98,22 @@ class CollapseDetector:
             f"epochs {epoch - PATIENCE + 1} to {epoch} of {epochs}"
         )
 
-    def failed(self, model: Classifier, steps: int) -> Collapsed | None:
+    def chance_level(self, model: Classifier, steps: int) -> Collapsed | None:
         """The reason not to deploy the network after a training of `steps` updates, or None."""
         n = len(self._y)
         if steps < MIN_STEPS or self.majority == n:
             return None
-        hits, one_class = self._predict(model)
-        if hits > self.majority:
+        correct, one_class = self._predict(model)
+        if correct > self.majority:
             return None
         return Collapsed(
-            f"the trained net is correct on {hits} of {n} training images"
+            f"the trained net is correct on {correct} of {n} training images"
             + (", with one class for all" if one_class else "")
             + f"; their most frequent class is correct on {self.majority}"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the detector, for checkpoints."""
+        """The result of earlier epochs, for checkpoints."""
         return {"learned": self._learned, "constant": self._constant}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: a kill costs about a minute of work and does not change a bit of the result.
+"""Checkpoints of a training: a kill costs about a minute of work, and the result is the same bit for bit.
 
 The state of every part (network, optimizer, averages, checks, random generators, sums of the current epoch) goes into
 one file (see `checkpoint`): tensors as they are, the rest as JSON.
@@ -51,7 +51,8 @@ class Checkpointer:
 
     A checkpoint is due at the end of an epoch if the last one is `at_end` seconds old, between two steps if it is
     `every` seconds old, but never so often that checkpoints take more than the fraction `share` of the time. `origin`
-    identifies code, job and data; a checkpoint of another origin is ignored. It is called at the first read or write.
+    returns a digest of code, job and data, and is called at the first read or write; a checkpoint of another origin is
+    ignored.
     """
 
     def __init__(
@@ -136,9 +137,9 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, str], device: torch.devi
 
     def whole(value: Any) -> Any:
         if isinstance(value, dict) and _TENSOR in value:
-            kept = tensors[value[_TENSOR]]
-            there = "cpu" if value["on_cpu"] else device
-            return torch.empty_strided(kept.shape, value["strides"], dtype=kept.dtype, device=there).copy_(kept)
+            stored = tensors[value[_TENSOR]]
+            place = "cpu" if value["on_cpu"] else device
+            return torch.empty_strided(stored.shape, value["strides"], dtype=stored.dtype, device=place).copy_(stored)
         if isinstance(value, dict):
             return {name: whole(item) for name, item in value.items()}
         return [whole(item) for item in value] if isinstance(value, list) else value

@@ -20,7 +20,7 @@ from bench.planning.job import TrainJob
 from bench.training import sigterm
 from bench.training.best_epoch import validation_accuracy
 from bench.training.cost import inference_ms, profile_step
-from bench.training.divergence import MIN_STEPS, Diverged, not_finite
+from bench.training.divergence import MIN_STEPS, not_finite
 from bench.training.optimizer import autocast_forward
 from bench.training.resume import Checkpointer
 from bench.training.training_run import TrainingRun
@@ -47,19 +47,18 @@ def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Ch
     falls to chance.
     """
     run = TrainingRun(*build(job, data), job, data, log, checkpointer)
-    epochs = run.recipe.epochs
     with scope(seed(job.seed, "inner")):
         if run.resume():
             report({**run.position(), "earlier": run.clock.now()})
         sigterm.defer()
-        for epoch in range(run.epochs_done, epochs):
+        for epoch in range(run.epochs_done, run.recipe.epochs):
             for batch in run.batches(epoch):
                 if run.progress.step % 50 == 0:
                     report(run.position())
                 _step(run, batch)
                 run.checkpoint()
             loss = _end_epoch(run, epoch)
-            report({"epoch": epoch + 1, "epochs": epochs, "share": (epoch + 1) / epochs, "loss": loss})
+            report({**run.position(), "loss": loss})
     model = _deploy(run)
     return Trained(model, run.best.state or None, _metrics(run, model))
 
@@ -95,6 +94,7 @@ def _step(run: TrainingRun, batch: Batch) -> None:
             terms, run.progress.cost = profile_step(defense, net, updater, batch)
         else:
             terms = defense.step(net, updater, batch)
+    defense.threat = run.threat
     updater.flush_to_average()
     if defense.restored_older_weights:
         run.average.restart()
@@ -107,12 +107,11 @@ def _end_epoch(run: TrainingRun, epoch: int) -> float:
     Weights, buffers, modes and random generators are unchanged. A validation that SIGTERM interrupts is repeated.
     """
     recipe, defense, net, progress = run.recipe, run.defense, run.net, run.progress
-    defense.threat = run.threat
     number, epochs = epoch + 1, recipe.epochs
     found = dict[str, float]()
     with run.saved_on_sigterm():
         began = run.clock.now()
-        problem: Diverged | None = not_finite(progress.terms, net, number, epochs)
+        problem = not_finite(progress.terms, net, number, epochs)
         if problem is None and recipe.keep == "best" and (number % recipe.choose_every == 0 or number == epochs):
             with run.average.installed(net), frozen(net):
                 run.recalibrate()
@@ -122,7 +121,7 @@ def _end_epoch(run: TrainingRun, epoch: int) -> float:
                 run.best.offer(number, found["validation"], net.state_dict())
         past_warmup = number / epochs > max(recipe.eps_warmup, recipe.lr_warmup)
         if problem is None and recipe.guard and past_warmup and run.updater.steps >= MIN_STEPS:
-            problem = run.detector.fallen(defense.deploy(net), number, epochs)
+            problem = run.detector.collapse(defense.deploy(net), number, epochs)
         progress.check_seconds += run.clock.now() - began
     run.write_line(found)
     if problem is not None:
@@ -141,7 +140,7 @@ def _deploy(run: TrainingRun) -> Classifier:
         run.recalibrate()
         model = run.defense.deploy(run.net.eval())
         began = run.clock.now()
-        problem = run.detector.failed(model, run.updater.steps) if run.recipe.guard else None
+        problem = run.detector.chance_level(model, run.updater.steps) if run.recipe.guard else None
         run.progress.check_seconds += run.clock.now() - began
     if problem is not None:
         raise problem
@@ -168,5 +167,4 @@ def _metrics(run: TrainingRun, model: Classifier) -> dict[str, Any]:
     }
     if run.best.state:
         found |= {**run.best.metrics(), "validation_hash": content_hash(run.data.validation)}
-    images = to_channels_last(to_float(run.data.test.x[:64]))
-    return {**found, "inference_ms_per_image": inference_ms(model, images)}
+    return {**found, "inference_ms_per_image": inference_ms(model, to_channels_last(to_float(run.data.test.x[:64])))}

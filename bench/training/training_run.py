@@ -20,7 +20,7 @@ from bench.planning.job import TrainJob
 from bench.records.training_log import TOTAL
 from bench.training import sigterm
 from bench.training.averaging import Average, recalibrate
-from bench.training.best_epoch import Choice
+from bench.training.best_epoch import BestEpoch
 from bench.training.cost import synchronize
 from bench.training.divergence import CollapseDetector
 from bench.training.optimizer import build_updater
@@ -72,7 +72,7 @@ class TrainingRun:
         kind, decay, start = self.recipe.average, self.recipe.ema_decay, self.recipe.swa_start
         self.average = Average(net, kind, total=self.updater.total, decay=decay, start=start)
         self.updater.on_update = self.average.update
-        self.detector, self.best = CollapseDetector(data, self.seed), Choice()
+        self.detector, self.best = CollapseDetector(data, self.seed), BestEpoch()
 
     @property
     def epochs_done(self) -> int:

@@ -13,7 +13,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Threat
 from bench.data.images import Data, Images, load
-from bench.training.best_epoch import Choice, validation_accuracy
+from bench.training.best_epoch import BestEpoch, validation_accuracy
 from bench.training.divergence import CollapseDetector, not_finite
 
 
@@ -43,12 +43,12 @@ class Reader(nn.Module):
 
 def test_a_net_that_fell_to_one_answer_is_stopped_after_three_epochs(digits: Data) -> None:
     net = Reader(digits).train()
-    model, watch = Classifier(net), CollapseDetector(digits, 0)
+    model, detector = Classifier(net), CollapseDetector(digits, 0)
     before, generator = net.norm.running_mean.clone(), torch.get_rng_state()
-    assert watch.fallen(model, 1, 9) is None
+    assert detector.collapse(model, 1, 9) is None
     net.constant = 3
-    assert [watch.fallen(model, epoch, 9) for epoch in (2, 3)] == [None, None]
-    found = watch.fallen(model, 4, 9)
+    assert [detector.collapse(model, epoch, 9) for epoch in (2, 3)] == [None, None]
+    found = detector.collapse(model, 4, 9)
     assert "the net had learned, but predicted one class for all of 256 training images" in str(found)
     assert "epochs 2 to 4 of 9" in str(found)
     assert torch.equal(net.norm.running_mean, before)
@@ -59,33 +59,35 @@ def test_a_net_that_fell_to_one_answer_is_stopped_after_three_epochs(digits: Dat
 def test_a_net_that_has_not_learned_yet_is_not_stopped(digits: Data) -> None:
     """Adversarial training may stay at one answer for epochs and then take off."""
     net = Reader(digits)
-    model, watch = Classifier(net), CollapseDetector(digits, 0)
+    model, detector = Classifier(net), CollapseDetector(digits, 0)
     net.constant = 3
-    assert [watch.fallen(model, epoch, 99) for epoch in range(1, 9)] == [None] * 8
+    assert [detector.collapse(model, epoch, 99) for epoch in range(1, 9)] == [None] * 8
     net.constant = None
-    assert watch.fallen(model, 9, 99) is None
+    assert detector.collapse(model, 9, 99) is None
     net.constant = 3
-    assert [watch.fallen(model, epoch, 99) for epoch in (10, 11)] == [None] * 2
+    assert [detector.collapse(model, epoch, 99) for epoch in (10, 11)] == [None] * 2
     net.constant = None  # it comes back in time
-    assert watch.fallen(model, 12, 99) is None
+    assert detector.collapse(model, 12, 99) is None
 
 
 def test_a_trained_net_at_chance_is_not_deployed(digits: Data) -> None:
     net = Reader(digits)
-    model, watch = Classifier(net), CollapseDetector(digits, 0)
-    assert watch.failed(model, 1000) is None
+    model, detector = Classifier(net), CollapseDetector(digits, 0)
+    assert detector.chance_level(model, 1000) is None
     net.wrong = 0.8  # a fifth right is far from good, but no collapse
-    assert watch.failed(model, 1000) is None
+    assert detector.chance_level(model, 1000) is None
     net.wrong = 0.95
-    assert "correct on 12 of 256 training images; their most frequent class" in str(watch.failed(model, 1000))
-    net.wrong, net.constant = 0.0, int(watch._y.mode().values)
-    assert f"correct on {watch.majority} of 256 training images, with one class for" in str(watch.failed(model, 1000))
-    assert watch.failed(model, 99) is None  # too early to tell
+    assert "correct on 12 of 256 training images; their most frequent class" in str(detector.chance_level(model, 1000))
+    net.wrong, net.constant = 0.0, int(detector._y.mode().values)
+    assert f"correct on {detector.majority} of 256 training images, with one class for" in str(
+        detector.chance_level(model, 1000)
+    )
+    assert detector.chance_level(model, 99) is None  # too early to tell
 
 
 def test_a_noisy_net_is_not_taken_for_a_fallen_one(digits: Data) -> None:
-    watch = CollapseDetector(digits, 0)
-    assert watch.failed(Smoothed(Reader(digits), sigma=0.3), 1000) is None
+    detector = CollapseDetector(digits, 0)
+    assert detector.chance_level(Smoothed(Reader(digits), sigma=0.3), 1000) is None
 
 
 def test_loss_or_weights_that_are_no_numbers_stop_a_run() -> None:
@@ -98,7 +100,7 @@ def test_loss_or_weights_that_are_no_numbers_stop_a_run() -> None:
 
 
 def test_the_best_epoch_is_the_first_of_the_best_and_a_sudden_drop_is_noted() -> None:
-    choice, weight = Choice(), torch.zeros(1)
+    choice, weight = BestEpoch(), torch.zeros(1)
     for epoch, accuracy in enumerate([0.3, 0.5, 0.5, 0.31, 0.29, 0.1], start=1):
         weight.fill_(epoch)
         choice.offer(epoch, accuracy, {"w": weight})

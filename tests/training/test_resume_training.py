@@ -371,8 +371,8 @@ def test_the_guard_remembers_what_it_saw() -> None:
     fresh, again = CollapseDetector(data, 0), CollapseDetector(data, 0)
     again.load_state_dict({"learned": True, "constant": 2})
     assert again.state_dict() == {"learned": True, "constant": 2}
-    assert fresh.fallen(Classifier(silent), 3, 5) is None
-    assert again.fallen(Classifier(silent), 3, 5) is not None  # the third time, after it had learned
+    assert fresh.collapse(Classifier(silent), 3, 5) is None
+    assert again.collapse(Classifier(silent), 3, 5) is not None  # the third time, after it had learned
 
 
 def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(

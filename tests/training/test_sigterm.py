@@ -199,7 +199,7 @@ def test_an_interrupted_validation_leaves_the_collapse_detector_unchanged(
         nonlocal validations
         validations += 1
         if validations == 5:
-            stopping.stopped(signal.SIGTERM, None)
+            stopping.handle(signal.SIGTERM, None)
         return validation_accuracy(*rest)
 
     monkeypatch.setattr("bench.training.train.validation_accuracy", interrupted_in_the_fifth_epoch)
@@ -216,10 +216,10 @@ def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch
     stopping.defer()
     stopping.point()
     with pytest.raises(SystemExit) as left:
-        stopping.stopped(signal.SIGTERM, None)
+        stopping.handle(signal.SIGTERM, None)
     assert left.value.code == 143
     with pytest.raises(SystemExit) as left, stopping.job():
-        stopping.stopped(signal.SIGTERM, None)  # an evaluation: its finished blocks lie there already
+        stopping.handle(signal.SIGTERM, None)  # an evaluation: its finished blocks lie there already
     assert left.value.code == 143
 
 
@@ -229,12 +229,11 @@ def test_what_was_deferred_is_made_good_at_the_end_of_the_job() -> None:
     @stopping.job()
     def work() -> None:
         stopping.defer()
-        stopping.stopped(signal.SIGTERM, None)
-        reached.append(stopping.asked())
+        stopping.handle(signal.SIGTERM, None)
+        reached.append(True)
 
     with pytest.raises(SystemExit) as left:
         work()
     assert (left.value.code, reached) == (143, [True])
-    assert not stopping.asked()
     with stopping.job():
         stopping.point()
