@@ -4,7 +4,7 @@ Clean accuracy, the natural accuracy of Madry et al. (2018, arXiv 1706.06083): t
 unperturbed image, independent of any budget.
 
 For a stochastic model `correct` follows its own rule (vote of all its draws, abstention counts as an error), and
-the columns of `bench.core.attack.draw_columns` give the accuracy of single further draws.
+the columns of `bench.core.stochastic.draw_columns` give the accuracy of single further draws.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.core.attack import Context, Evaluation, Outcome, draw_columns
+from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope
+from bench.core.stochastic import draw_columns
 
 
 @dataclass

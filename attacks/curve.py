@@ -23,11 +23,12 @@ from annotated_types import Gt
 from torch import Tensor
 
 from attacks.pgd import PGD
-from bench.core.attack import Columns, Context, Evaluation, Outcome, draw_columns
+from bench.core.attack import Columns, Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, Counted, frozen
 from bench.core.epsilon import Epsilon, parse_eps
 from bench.core.pgd import AttackLoss, Best, Start
 from bench.core.rng import scope, seed
+from bench.core.stochastic import draw_columns
 from bench.core.threat import Threat
 
 

@@ -23,9 +23,10 @@ from annotated_types import Ge, Gt
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from bench.core.attack import Attack, Columns, Context, wrong_draws
+from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier
 from bench.core.rng import scope, seed
+from bench.core.stochastic import wrong_draws
 from bench.core.threat import Threat
 
 

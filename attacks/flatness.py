@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from bench.core.attack import Columns, Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, Counted, frozen
 from bench.core.pgd import ascend, attack_loss, check_reach
-from bench.core.rng import scope, seed
-from bench.core.weights import Shifts, filter_direction, noiseless_weights, uphill, visiting, within
+from bench.core.rng import normal_like, scope, seed
+from bench.core.weights import Shifts, layer_weights, shifted, uphill, within
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Flatness(Evaluation):
         `clean_rise`, `adversarial_rise` at the worst weights for each."""
         counted = Counted(model.surrogate())
         with frozen(model):
-            weights = noiseless_weights(model)
+            weights = layer_weights(model, parametrized=True)
             *here, x_adv = self._losses([], counted, x, y, ctx, None)
             fixed = x_adv if self.images == "fixed" else None
             columns = dict(zip(("clean_loss", "adversarial_loss"), here, strict=True))
@@ -83,7 +83,7 @@ class Flatness(Evaluation):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """At shifted weights: clean and adversarial loss (float64, shape b), and the images, made here unless given."""
         objective = attack_loss("ce", y)
-        with visiting(shifts):
+        with shifted(shifts):
             if x_adv is None and self.threat.radius > 0:
                 with scope(seed(ctx.seed, "attack")):
                     x_adv = ascend(
@@ -127,7 +127,7 @@ class Flatness(Evaluation):
             for weight in weights:
                 weight.requires_grad_(not last)
             # the same noise at every step, to compare them, and other noise than the loss is taken with
-            with visiting(list(zip(weights, shifts, strict=True))), scope(seed(ctx.seed, "climb")):
+            with shifted(list(zip(weights, shifts, strict=True))), scope(seed(ctx.seed, "climb")):
                 with torch.set_grad_enabled(not last):
                     loss = F.cross_entropy(model(images), y)
                 grads = () if last else torch.autograd.grad(loss, weights, allow_unused=True)
@@ -139,3 +139,13 @@ class Flatness(Evaluation):
                 moved = [s + v for s, (_, v) in zip(shifts, uphill(weights, full, length), strict=True)]
                 shifts = [within(w, v, self.gamma) for w, v in zip(weights, moved, strict=True)]
         return list(zip(weights, best, strict=True))
+
+
+def filter_direction(weight: Tensor) -> Tensor:
+    """A Gaussian direction whose every filter has the norm of that filter of `weight` (Li et al. 2018).
+
+    A filter is what makes one output: a slice along the first axis. Where it is 0 so is the direction.
+    """
+    drawn = normal_like(weight.detach())
+    sizes = weight.detach().flatten(1).norm(dim=1) / (drawn.flatten(1).norm(dim=1) + 1e-20)
+    return drawn * sizes.view(-1, *[1] * (weight.dim() - 1))

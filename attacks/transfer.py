@@ -18,8 +18,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from bench.core.attack import Attack, Columns, Context, wrong_draws
+from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier
+from bench.core.stochastic import wrong_draws
 
 
 @dataclass

@@ -29,7 +29,7 @@ from torch.nn.utils import parametrize
 from bench.core.adversarial_training import AdversarialTraining
 from bench.core.defense import Batch, Losses, Updater
 from bench.core.pgd import attack_loss
-from bench.core.stochastic import NoiseSource, Randomised, noise_sites
+from bench.core.stochastic import NoiseSource, Randomized, noise_sites
 
 
 class WeightNoise(NoiseSource):
@@ -130,9 +130,9 @@ class PNI(AdversarialTraining):
         moved = F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)
         return {"ce": self.clean * clean, "adv": (1 - self.clean) * moved}
 
-    def deploy(self, net: nn.Module) -> Randomised:
+    def deploy(self, net: nn.Module) -> Randomized:
         """The noisy net; n_draws decide."""
-        return Randomised(net, self.n_draws)
+        return Randomized(net, self.n_draws)
 
     def metrics(self, net: nn.Module) -> dict[str, Tensor]:
         """Mean and largest size of the noise over layers; steps so far with adversarial images, and their share."""

@@ -27,30 +27,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from bench.core.defense import Batch, Losses
 from bench.core.pgd import kl
-from bench.core.weights import head, head_inputs, layer_weights, noise_like, root_mean_square, shifted
-from defenses.trades import TRADES
+from bench.core.weights import layer_weights, shifted
+from defenses._randomized_trades import RandomizedTRADES, head, head_inputs, noise_like, root_mean_square
 
 
 @dataclass
-class RAT(TRADES):
+class RAT(RandomizedTRADES):
     """TRADES with Taylor terms of randomized weights. Costs 2 steps + 7 forward passes F an image, as TRADES does."""
 
     cost: ClassVar[str] = "(2 steps + 7) F = 27F"
-    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    recipe: ClassVar[dict[str, Any]] = {
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-        "schedule": "step",
-        "epochs": 200,
-        "batch_size": 128,
-    }
 
     beta: Annotated[float, Ge(0)] = 6.0
     """Weight of all Taylor terms together, as of the divergence in TRADES."""
@@ -66,16 +57,10 @@ class RAT(TRADES):
     """Distribution of the weight noise; all have standard deviation sigma."""
     first_on: Literal["head", "network"] = "head"
     """Weights of the first-order term: last layer, or all layers by double backward (12F more)."""
-    rel_step_size: Annotated[float, Gt(0)] = 0.25
-    """Step size in units of eps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._last: Losses = {}  # of the last loss
-
-    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
-        """The formulas are those of a last layer that is linear."""
-        head(net)
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """Adversarial images of TRADES against one noisy copy of the net."""

@@ -23,34 +23,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bench.core.defense import Batch, Losses
 from bench.core.pgd import kl
-from bench.core.weights import head, head_inputs, noise_like, shifted
-from defenses.trades import TRADES
+from bench.core.weights import shifted
+from defenses._randomized_trades import RandomizedTRADES, head_inputs, noise_like
 
 
 @dataclass
-class RATRelease(TRADES):
+class RATRelease(RandomizedTRADES):
     """TRADES with batch-adaptive soft labels. Costs 2 steps + 7 forward passes F an image."""
 
     cost: ClassVar[str] = "(2 steps + 7) F = 27F"
-    adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1
-    recipe: ClassVar[dict[str, Any]] = {
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-        "schedule": "step",
-        "epochs": 200,
-        "batch_size": 128,
-    }
 
-    beta: Annotated[float, Ge(0)] = 6.0
-    """Weight of the divergence between clean and adversarial output."""
     alpha: Annotated[float, Ge(0), Le(1)] = 0.2
     """Weight moved from the cross-entropy to the soft labels."""
     second: Annotated[float, Ge(0)] = 0.5
@@ -63,12 +52,6 @@ class RATRelease(TRADES):
     """Mirror the second-order target for the clean output, as the first-order one is."""
     noise_std: Annotated[float, Ge(0)] = 1e-4
     """Standard deviation, absolute, of the noise on the convolutions that x' is found with."""
-    rel_step_size: Annotated[float, Gt(0)] = 0.25
-    """Step size in units of eps."""
-
-    def check(self, net: nn.Module, x: Tensor, classes: int) -> None:
-        """The formulas are those of a last layer that is linear."""
-        head(net)
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """Adversarial images of TRADES against one copy of the net with noisy convolutions (their biases too)."""

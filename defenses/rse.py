@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 
 from bench.core.defense import Batch, Defense, Losses
-from bench.core.stochastic import InputNoise, Randomised
+from bench.core.stochastic import InputNoise, Randomized
 
 
 @dataclass
@@ -62,6 +62,6 @@ class RSE(Defense):
         """Mean cross-entropy of one noisy pass."""
         return {"ce": F.cross_entropy(net(batch.x), batch.y, label_smoothing=batch.smoothing)}
 
-    def deploy(self, net: nn.Module) -> Randomised:
+    def deploy(self, net: nn.Module) -> Randomized:
         """The noisy net, which averages the softmax of n_draws passes."""
-        return Randomised(net, self.n_draws)
+        return Randomized(net, self.n_draws)

@@ -9,7 +9,7 @@ from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
 from bench.core.rng import scope
 from bench.core.smoothing import Smoothed
-from bench.core.stochastic import InputNoise, Randomised
+from bench.core.stochastic import InputNoise, Randomized
 from bench.core.threat import Norm, Threat
 
 CLASSES, CHANNELS, SIZE = 5, 1, 8
@@ -78,5 +78,5 @@ def toy_model(kind: str) -> Classifier:
         return Smoothed(net, sigma=0.1, n_vote=20)
     if kind == "randomised":
         InputNoise(0.1).attach(net.conv)
-        return Randomised(net, draws=5)
+        return Randomized(net, draws=5)
     return Classifier(net)

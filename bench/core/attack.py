@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from bench.core.classifier import Classifier, Counted, class_counts, frozen
+from bench.core.classifier import Classifier, Counted, frozen
 from bench.core.rng import scope, seed
+from bench.core.stochastic import draw_columns
 from bench.core.threat import Threat
 
 Columns = dict[str, Tensor]
@@ -21,9 +22,6 @@ class Outcome(NamedTuple):
 
     columns: Columns
     x_adv: Tensor | None = None
-
-
-DRAWS = 100  # noise draws that score an image against a stochastic model; as many others select between attacks
 
 
 @dataclass
@@ -165,36 +163,6 @@ class Attack(Evaluation):
 
     def _size(self, x: Tensor, x_adv: Tensor) -> Tensor:
         return self.threat.check(x, x_adv).float()
-
-
-@torch.no_grad()
-def draw_columns(model: nn.Module, x: Tensor, y: Tensor, seed_: int, draws: int = DRAWS) -> Columns:
-    """Accuracy of a stochastic model on images `x` over fresh noise draws that no attack has seen.
-
-    `select`: share of `draws` draws that are correct, by which the worst case selects between attacks. On as many
-    *other* draws, so that the selection is unbiased: `share` (of correct draws), `vote` (the majority is correct) and
-    `always` (all are).
-    """
-    with scope(seed(seed_, "select")):
-        select = class_counts(model, x, draws)
-    with scope(seed(seed_, "single")):
-        counts = class_counts(model, x, draws)
-    hits = counts.gather(1, y[:, None]).squeeze(1)
-    return {
-        "select": select.gather(1, y[:, None]).squeeze(1).float() / draws,
-        "share": hits.float() / draws,
-        "vote": counts.argmax(1) == y,
-        "always": hits == draws,
-    }
-
-
-@torch.no_grad()
-def wrong_draws(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
-    """In how many of `draws` fresh passes each image is misclassified, int64 of shape b."""
-    wrong = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for _ in range(draws):
-        wrong += model(x).argmax(1) != y
-    return wrong
 
 
 def _resumable(ctx: Context, counted: Counted, todo: Tensor) -> Context:

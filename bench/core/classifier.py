@@ -43,17 +43,6 @@ class Classifier(nn.Module):
         return self
 
 
-@torch.no_grad()
-def class_counts(model: nn.Module, x: Tensor, draws: int) -> Tensor:
-    """How many of `draws` forward passes predict each class, int64 `b k`."""
-    logits = model(x)
-    counts = torch.zeros(logits.shape, dtype=torch.int64, device=x.device)
-    for draw in range(draws):
-        logits = model(x) if draw else logits
-        counts.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones_like(counts[:, :1]))
-    return counts
-
-
 @contextmanager
 def keep_buffers(net: nn.Module) -> Iterator[None]:
     """Context manager that restores every buffer (BatchNorm's running statistics) bit for bit."""

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.classifier import Classifier, class_counts
+from bench.core.classifier import Classifier
 from bench.core.stats import clopper_pearson_lower
-from bench.core.stochastic import InputNoise
+from bench.core.stochastic import InputNoise, class_counts
 
 ABSTAIN = -1
 CPU_ROWS = 256  # more draws in one pass leave the processor's cache: small_cnn took twice as long with 1000

@@ -60,16 +60,9 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, floa
     return p1 - p2, max(-1.0, p1 - p2 - low), min(1.0, p1 - p2 + high)
 
 
-def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided McNemar p-value for two classifiers evaluated on the same images (McNemar 1947)."""
-    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
-    return mcnemar_counts(only_a, only_b)
-
-
-def mcnemar_counts(only_a: int, only_b: int) -> float:
-    """The same from the counts of images that only one of the two classifies correctly: under the null hypothesis a
-    fair coin splits them."""
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided McNemar p-value (1947) of two classifiers on the same images, from the numbers of images that
+    only the first or only the second classifies correctly: under the null hypothesis a fair coin splits them."""
     if only_a + only_b == 0:
         return 1.0
     from scipy.special import bdtr  # the tail alone; scipy.stats takes a second to import

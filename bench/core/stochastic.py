@@ -1,4 +1,4 @@
-"""Networks that stay random when they are deployed: their noise sources, and the classifier that averages draws."""
+"""Stochastic models: the noise sources of a network, the classifier that averages draws, and accuracy over draws."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.core.classifier import Classifier
-from bench.core.rng import normal_like
+from bench.core.rng import normal_like, scope, seed
+
+DRAWS = 100  # noise draws that score an image; as many others select between attacks
 
 
 class NoiseSource(nn.Module):
@@ -111,7 +114,7 @@ def noise_off(net: nn.Module) -> Iterator[None]:
             source.enabled = enabled
 
 
-class Randomised(Classifier):
+class Randomized(Classifier):
     """A network with its own noise: `forward` is one draw, `predict` the argmax of the mean softmax over `draws`."""
 
     stochastic = True
@@ -129,3 +132,35 @@ class Randomised(Classifier):
         for _ in range(self.draws - 1):
             total += self(x).softmax(1)
         return total.argmax(1)
+
+
+@torch.no_grad()
+def class_counts(model: nn.Module, x: Tensor, draws: int) -> Tensor:
+    """How many of `draws` forward passes predict each class, int64 `b k`."""
+    passes = (model(x) for _ in range(draws))
+    return torch.stack([F.one_hot(logits.argmax(1), logits.shape[1]) for logits in passes]).sum(0)
+
+
+def wrong_draws(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
+    """In how many of `draws` fresh passes each image is misclassified, int64 of shape b."""
+    return draws - class_counts(model, x, draws).gather(1, y[:, None]).squeeze(1)
+
+
+def draw_columns(model: nn.Module, x: Tensor, y: Tensor, seed_: int) -> dict[str, Tensor]:
+    """Accuracy of a stochastic model on images `x` over fresh noise draws that no attack has seen.
+
+    `select`: share of DRAWS draws that are correct, by which the worst case selects between attacks. On as many
+    *other* draws, so that the selection is unbiased: `share` (of correct draws), `vote` (the majority is correct) and
+    `always` (all are).
+    """
+    with scope(seed(seed_, "select")):
+        select = class_counts(model, x, DRAWS)
+    with scope(seed(seed_, "single")):
+        counts = class_counts(model, x, DRAWS)
+    hits = counts.gather(1, y[:, None]).squeeze(1)
+    return {
+        "select": select.gather(1, y[:, None]).squeeze(1).float() / DRAWS,
+        "share": hits.float() / DRAWS,
+        "vote": counts.argmax(1) == y,
+        "always": hits == DRAWS,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.core.stats import bootstrap_difference, mcnemar_counts, paired_difference
+from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def difference(a: Outcomes, b: Outcomes) -> Difference | None:
     if seeds == (1, 1) and first[0].dtype == second[0].dtype == np.bool_:
         x, y = first[0][:n], second[0][:n]
         only = int((x & ~y).sum()), int((y & ~x).sum())
-        return Difference(*paired_difference(x.tolist(), y.tolist()), mcnemar_counts(*only), *only, n, seeds)
+        return Difference(*paired_difference(x.tolist(), y.tolist()), mcnemar(*only), *only, n, seeds)
     x, y = (np.mean([column[:n] for column in columns], axis=0) for columns in (first, second))
     return Difference(*bootstrap_difference(x, y), None, None, None, n, seeds)
 

@@ -15,7 +15,7 @@ from bench import plugins
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
-from bench.core.stochastic import Randomised
+from bench.core.stochastic import Randomized
 from bench.core.threat import Norm, Threat
 from bench.planning import catalog
 
@@ -122,7 +122,7 @@ def test_every_image_lies_in_the_ball_that_broke_it(trained: nn.Module) -> None:
 def test_budget_0_is_clean_accuracy(trained: nn.Module, stochastic: bool) -> None:
     x, y = blobs(60)
     y = torch.where(torch.arange(60) < 7, (y + 1) % 5, y)
-    model = Randomised(_Noisy(trained, 0.3), draws=5) if stochastic else Classifier(trained)
+    model = Randomized(_Noisy(trained, 0.3), draws=5) if stochastic else Classifier(trained)
     only, x_adv = judged(curve(["0"]), model, x, y)
     assert torch.equal(x_adv, x)
     columns = judged(curve(BUDGETS), model, x, y)[0].columns
@@ -232,7 +232,7 @@ class _Coin(nn.Module):
 
 @pytest.mark.parametrize("draws", [1, 4])
 def test_a_guess_is_half_right_at_every_budget(draws: int) -> None:
-    model, x = Randomised(_Coin(), draws), torch.rand(400, 1, 3, 3)
+    model, x = Randomized(_Coin(), draws), torch.rand(400, 1, 3, 3)
     y = torch.arange(400) % 2
     found, x_adv = judged(curve(BUDGETS), model, x, y)
     assert sorted(found.columns["broken_at"].unique().tolist()) == [0, float("inf")]
@@ -242,7 +242,7 @@ def test_a_guess_is_half_right_at_every_budget(draws: int) -> None:
 
 def test_a_noisy_model_is_judged_by_its_own_rule(trained: nn.Module) -> None:
     x, y = blobs(100)
-    model = Randomised(_Noisy(trained, 0.2), draws=20)
+    model = Randomized(_Noisy(trained, 0.2), draws=20)
     found, x_adv = judged(curve(["0", "0.05", "0.1", "0.2"]), model, x, y)
     held = found.columns["correct"].float().mean()
     torch.manual_seed(9)

@@ -12,7 +12,7 @@ from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
 from bench.core.rng import scope
-from bench.core.stochastic import Randomised
+from bench.core.stochastic import Randomized
 from bench.core.threat import Threat
 
 THREAT = Threat("Linf", Epsilon("0.1"))
@@ -45,7 +45,7 @@ class _Stochastic(Classifier):
 
 
 def test_a_coin_scores_about_half_under_every_attack() -> None:
-    model, x, y = Randomised(_Coin(), 9), torch.rand(400, 1, 2, 2), torch.zeros(400, dtype=torch.int64)
+    model, x, y = Randomized(_Coin(), 9), torch.rand(400, 1, 2, 2), torch.zeros(400, dtype=torch.int64)
     for attack in (PGD(THREAT, steps=3, rel_step_size=0.5, restarts=3), EOT(THREAT, draws=[1, 4], judge=8)):
         columns = attack.evaluate(model, x, y, Context(3)).columns
         assert 0.42 < columns["correct"].float().mean() < 0.58  # four standard deviations
@@ -55,7 +55,7 @@ def test_a_coin_scores_about_half_under_every_attack() -> None:
 
 
 def test_draws_of_the_two_kinds_and_of_the_rule_are_independent() -> None:
-    model, x, y = Randomised(_Coin(), 1), torch.rand(2000, 1, 2, 2), torch.zeros(2000, dtype=torch.int64)
+    model, x, y = Randomized(_Coin(), 1), torch.rand(2000, 1, 2, 2), torch.zeros(2000, dtype=torch.int64)
     columns = PGD(THREAT, steps=2, rel_step_size=0.5).evaluate(model, x, y, Context(0)).columns
     pairs = torch.stack([columns["select"], columns["share"], columns["correct"].float()])
     off = torch.corrcoef(pairs) - torch.eye(3)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.flatness import Flatness
+from attacks.flatness import Flatness, filter_direction
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
-from bench.core.stochastic import Randomised
+from bench.core.stochastic import Randomized
 from bench.core.threat import Threat
-from bench.core.weights import filter_direction, noiseless_weights, uphill, visiting, within
+from bench.core.weights import layer_weights, shifted, uphill, within
 from defenses.pni import PNI
 
 EPS = "0.03"
@@ -114,7 +114,7 @@ def test_one_step_to_the_worst_weights_is_that_of_awp(kind: Any) -> None:
 
 def test_many_small_steps_fill_the_ball_and_stay_in_it() -> None:
     net, (x, y) = Net(), images()
-    weights = noiseless_weights(net)
+    weights = layer_weights(net, parametrized=True)
     grads = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), weights)
     gamma = 1e-6  # so small that the loss is linear in the ball
     steepest = sum(gamma * float(w.detach().norm() * g.norm()) for w, g in zip(weights, grads, strict=True))
@@ -187,7 +187,7 @@ def test_the_net_is_left_bit_for_bit_even_where_a_loss_overflows() -> None:
     assert not found["clean_loss_1e+200"].isfinite().any()  # reported, not hidden
     assert found["clean_loss_0.1"].isfinite().all()
     weight = nn.Parameter(torch.ones(2))
-    with visiting([(weight, torch.tensor([float("inf"), float("nan")]))]):
+    with shifted([(weight, torch.tensor([float("inf"), float("nan")]))]):
         assert not weight.isfinite().any()
     assert torch.equal(weight, torch.ones(2))
 
@@ -203,7 +203,7 @@ class _Noisy(nn.Module):
 
 def test_a_stochastic_model_has_the_same_noise_at_every_point() -> None:
     x, y = images()
-    found = flat(Randomised(_Noisy(Net()), 4), x, y, distances=[1e-12], gamma=1e-12)
+    found = flat(Randomized(_Noisy(Net()), 4), x, y, distances=[1e-12], gamma=1e-12)
     for name in ("clean", "adversarial"):
         spread = found[f"{name}_loss_1e-12"] - found[f"{name}_loss"][:, None]
         assert spread.abs().max() < 1e-9
@@ -215,7 +215,7 @@ def test_a_stochastic_model_has_the_same_noise_at_every_point() -> None:
 def test_weights_under_noise_are_moved_too() -> None:
     x, y = images()
     net = PNI(Threat("Linf", Epsilon(EPS))).wrap(Net().float()).eval()
-    assert len(noiseless_weights(net)) == 3
+    assert len(layer_weights(net, parametrized=True)) == 3
     found = flat(Classifier(net), x.float(), y, directions=1, distances=[0.5])
     assert (found["clean_loss_0.5"][:, 0] - found["clean_loss"]).abs().mean() > 1e-2
 

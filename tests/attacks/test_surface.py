@@ -17,7 +17,7 @@ from bench.core.attack import Columns, Context
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
-from bench.core.stochastic import Randomised
+from bench.core.stochastic import Randomized
 from bench.core.threat import Norm, Threat
 
 EPS = "0.1"
@@ -363,12 +363,12 @@ class _Noisy(nn.Module):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_stochastic_model_has_the_same_noise_everywhere(norm: Norm) -> None:
     x, y = at_the_edge()
-    found = measured(Randomised(_Noisy(Net()), 4), x, y, norm, points=5)
+    found = measured(Randomized(_Noisy(Net()), 4), x, y, norm, points=5)
     same(found, by_hand(_Noisy(Net()), x, y, norm, 0.1, 5, 1.0, noise=seed(PLACE, "loss")))
     assert torch.equal(found["loss"][:, 2, 2], found["clean_loss"].float())
     quiet = measured(Net(), x, y, norm, points=5)["clean_loss"]
     assert (found["clean_loss"] - quiet).abs().max() > 1e-2
-    still = measured(Randomised(_Noisy(Net()), 4), x, y, norm, "1e-5", points=5)
+    still = measured(Randomized(_Noisy(Net()), 4), x, y, norm, "1e-5", points=5)
     assert still["nonlinearity"].max() < 1e-5  # with another draw's gradient it would be of the order of eps
 
 

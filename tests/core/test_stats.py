@@ -12,7 +12,6 @@ from bench.core.stats import (
     bootstrap_difference,
     clopper_pearson_lower,
     mcnemar,
-    mcnemar_counts,
     mean_std,
     paired_difference,
     wilson,
@@ -55,16 +54,15 @@ def test_newcombes_published_intervals(table: tuple[int, int, int, int], low: fl
 
 
 def test_mcnemar_is_an_exact_binomial_test() -> None:
-    a, b = _pairs(50, 12, 3, 35)
-    assert mcnemar(a, b) == pytest.approx(2 * sum(math.comb(15, k) for k in range(4)) / 2**15)
-    assert mcnemar(b, a) == mcnemar(a, b)
-    assert mcnemar(a, a) == 1.0
+    assert mcnemar(12, 3) == pytest.approx(2 * sum(math.comb(15, k) for k in range(4)) / 2**15)
+    assert mcnemar(3, 12) == mcnemar(12, 3)
+    assert mcnemar(0, 0) == 1.0
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (5, 5), (9, 2), (2, 9), (40, 71), (700, 500), (0, 2000)])
 def test_mcnemar_is_scipys(only_a: int, only_b: int) -> None:
     expected = binomtest(only_a, only_a + only_b, 0.5).pvalue
-    assert mcnemar_counts(only_a, only_b) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
@@ -80,7 +78,7 @@ def test_mcnemar_holds_its_level_and_has_power() -> None:
 
     def rejected(shares: list[float]) -> float:
         tables = np.random.default_rng(2).multinomial(1000, shares, size=4000)
-        return float(np.mean([mcnemar_counts(int(a), int(b)) < 0.05 for _, a, b, _ in tables]))
+        return float(np.mean([mcnemar(int(a), int(b)) < 0.05 for _, a, b, _ in tables]))
 
     assert 0.02 < rejected([0.4, 0.1, 0.1, 0.4]) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
     assert rejected([0.4, 0.13, 0.07, 0.4]) > 0.9
@@ -89,7 +87,7 @@ def test_mcnemar_holds_its_level_and_has_power() -> None:
 def test_mcnemar_never_exceeds_its_level() -> None:
     """Exactly, for each number of images that one alone gets right: under equal chances at most 5 % are rejected."""
     for m in range(1, 120):
-        rejected = [k for k in range(m + 1) if mcnemar_counts(k, m - k) < 0.05]
+        rejected = [k for k in range(m + 1) if mcnemar(k, m - k) < 0.05]
         assert binom.pmf(rejected, m, 0.5).sum() < 0.05
         # and no test with a wider region would do
         wider = max((k for k in rejected if k < m / 2), default=-1) + 1

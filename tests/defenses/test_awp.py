@@ -15,11 +15,12 @@ import toys
 from torch import Tensor, nn
 
 from bench.core.defense import Defense, Losses
-from bench.core.weights import layer_weights, noise_like, shifted
+from bench.core.weights import layer_weights, shifted
 from bench.planning import catalog
 from bench.planning.labels import label
 from bench.planning.plan import plan
 from bench.planning.spec import build
+from defenses._randomized_trades import noise_like
 from defenses.awp import AWP
 from defenses.mart import MART
 from defenses.pgd_at import PGDAT

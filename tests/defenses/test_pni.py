@@ -12,7 +12,7 @@ import toys
 from torch import Tensor, nn
 
 from bench.core.classifier import frozen
-from bench.core.stochastic import Randomised, noise_off, noise_sites
+from bench.core.stochastic import Randomized, noise_off, noise_sites
 from defenses.pni import PNI, noise_sizes
 
 THREAT = toys.threat()
@@ -83,7 +83,7 @@ def test_sites_are_exposed_with_their_size() -> None:
         torch.testing.assert_close(site.source.std(site.weight).detach(), 0.5 * weight.std())
     draws = torch.stack([net.head.weight.detach() for _ in range(2000)])  # each look at the weight is a draw
     torch.testing.assert_close(draws.std(0).mean(), 0.5 * sites[2].weight.detach().std(), rtol=0.01, atol=0)
-    assert isinstance(defense.deploy(net), Randomised)
+    assert isinstance(defense.deploy(net), Randomized)
 
 
 def test_sizes_are_learnt_without_weight_decay() -> None:
@@ -195,7 +195,7 @@ def test_one_draw_decides_or_the_mean_softmax() -> None:
     assert torch.equal(single, draws[0].argmax(1))
     assert not torch.equal(single, labels)
     with pytest.raises(ValueError, match="at least one draw"):
-        Randomised(net, 0)
+        Randomized(net, 0)
 
 
 def test_costs() -> None:

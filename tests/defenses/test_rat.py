@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.core.defense import Batch
 from bench.core.pgd import kl
-from bench.core.weights import noise_like
+from defenses._randomized_trades import noise_like
 from defenses.rat import RAT, kl_gradient, kl_trace
 from defenses.trades import TRADES
 

@@ -11,7 +11,7 @@ import toys
 from torch import Tensor, nn
 
 from bench.core.classifier import frozen
-from bench.core.stochastic import Randomised, noise_off, noise_sites
+from bench.core.stochastic import Randomized, noise_off, noise_sites
 from bench.models import lenet5, mlp, preact_resnet18
 from bench.models.common import Inputs
 from defenses.rse import RSE
@@ -91,7 +91,7 @@ def test_the_ensemble_predicts() -> None:
     defense, net = wrapped(n_draws=5, sigma_init=1.0)
     x = toys.batch(100).x
     model = defense.deploy(net.eval())
-    assert isinstance(model, Randomised)
+    assert isinstance(model, Randomized)
     torch.manual_seed(8)
     labels = model.predict(x)
     torch.manual_seed(8)

@@ -16,7 +16,7 @@ from worker_process import WorkerProcess
 
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier
-from bench.core.stochastic import Randomised
+from bench.core.stochastic import Randomized
 from bench.data.images import Data, load
 from bench.jobs.evaluate import BlockCache, evaluate
 from bench.jobs.worker import work
@@ -75,7 +75,7 @@ def _run(job: EvaluateJob, model: Classifier, data: Data, kept: BlockCache | Non
 def test_a_kill_at_any_save_changes_no_bit(
     name: str, settings: dict[str, Any], noisy: bool, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Randomised(_Noisy(_net()), 3) if noisy else Classifier(_net())
+    model = Randomized(_Noisy(_net()), 3) if noisy else Classifier(_net())
     job = _job(name, settings)
     whole = _run(job, model, digits)
     assert 0 < whole["correct"].float().mean() < 1

@@ -14,7 +14,7 @@ from attacks.closed_form import ClosedForm
 from bench.core.classifier import Classifier, Counted
 from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
-from bench.core.stochastic import InputNoise, OwnNoise, Randomised, noise_off, noise_sites
+from bench.core.stochastic import InputNoise, OwnNoise, Randomized, noise_off, noise_sites
 from bench.core.threat import Threat
 from bench.noise.gaussian_noise import KnownNoise, known_noise
 from bench.noise.layer_moments import Moments
@@ -197,7 +197,7 @@ def test_noise_before_a_layer_does_not_reach_the_skip_beside_it() -> None:
 
     net = Skip().double()
     InputNoise(0.3).attach(net.conv)
-    model, x = Randomised(net, 1), torch.rand(2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    model, x = Randomized(net, 1), torch.rand(2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     expected = (0.3 * net.conv.weight.detach()).square().sum() * net.head.weight.detach() @ net.head.weight.detach().T
     for structure in ("adjoint", "jacobian"):
         found = of(model).moments(x, structure, "laplace").covariance().detach()  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def test_nothing_is_drawn_and_a_factor_multiplies_each_deviation(kind: str, stru
 def test_which_models_tell_their_noise() -> None:
     net = Net()
     assert known_noise(Classifier(net)) is None
-    assert known_noise(Randomised(net, 1)) is None
+    assert known_noise(Randomized(net, 1)) is None
     assert of(Smoothed(net, 0.5)).sites == ["input"]
     assert float(of(Smoothed(net, 0.5)).variances[0](torch.ones(1))) == 0.25
     rse = deployed("rse")
@@ -251,7 +251,7 @@ def test_own_noise_is_refused_where_there_is_no_closed_form() -> None:
     net = Twice().double()
     InputNoise(0.1).attach(net.conv)
     with pytest.raises(ValueError, match="occurs 2 times"):
-        of(Randomised(net, 1)).moments(x, "diag", "adf")
+        of(Randomized(net, 1)).moments(x, "diag", "adf")
 
 
 class Wide(nn.Module):

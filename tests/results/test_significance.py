@@ -75,7 +75,7 @@ def test_of_one_seed_a_side_mcnemar_decides(store: Store) -> None:
     assert found is not None
     first, second = a.accuracy.robust[0].tolist(), b.accuracy.robust[0].tolist()
     assert found[:3] == paired_difference(first, second)
-    assert (found.p, found.only_a, found.only_b) == (mcnemar(first, second), 4, 1)
+    assert (found.p, found.only_a, found.only_b) == (mcnemar(4, 1), 4, 1)
     assert (found.n, found.seeds, found.significant) == (8, (1, 1), False)
 
 

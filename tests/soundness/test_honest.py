@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
-from bench.core.stochastic import InputNoise, Randomised
+from bench.core.stochastic import InputNoise, Randomized
 from bench.core.threat import Norm, Threat
 from bench.soundness.audit_model import audit
 from bench.soundness.catalog import CHECKS
@@ -68,7 +68,7 @@ def test_declared_noise_is_no_fault(kind: str, nets: dict[str, nn.Module], digit
     else:
         net = nn.Sequential(nets["adversarial"])
         InputNoise(0.05).attach(net)
-        model = Randomised(net, draws=5)
+        model = Randomized(net, draws=5)
     findings, columns = _audit(model, digits[1], "0.1")
     level = {f.code: f.level for f in findings}
     assert level["C1"] == "I"

@@ -48,7 +48,7 @@ def test_every_shared_attack_and_the_worst_case_are_paired_image_by_image(store:
     assert steep is not None
     a, b = ([bool(value) for value in column] for column in (STEEP_A, STEEP_B))
     assert steep[:3] == paired_difference(a, b)
-    assert (steep.p, steep.only_a, steep.only_b, steep.n) == (mcnemar(a, b), 3, 1, 8)
+    assert (steep.p, steep.only_a, steep.only_b, steep.n) == (mcnemar(3, 1), 3, 1, 8)
     worst = found["worst case"]
     assert (worst.a, worst.b) == (5 / 8, 3 / 8)  # the wrong clean images count on either side
     assert worst.found is not None
