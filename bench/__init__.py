@@ -69,7 +69,7 @@ def worst(
     store, radius = _store(results), float(Epsilon(eps))
     reasons = []
     for row in rows(store, evaluations(store).of_split("test")):
-        entries = [e for by in row.provenance.entries.values() for e in by.values() if e.train_key == train_key]
+        entries = [e for e in row.evaluations if e.train_key == train_key]
         if not entries or row.eps_value != radius or store.evaluation(entries[0].key).weights != weights:
             continue
         seed = entries[0].seed

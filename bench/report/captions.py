@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.tables.ranking import FLAG
 from bench.terminal import printable
 

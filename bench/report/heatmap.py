@@ -16,7 +16,8 @@ from bench.report.captions import best, conditions, row_label, short
 from bench.report.provenance import of_attack, of_clean, of_worst
 from bench.report.svg import INK
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues, outcomes
+from bench.results.seed_values import SeedValues
+from bench.results.worst_case import minima
 from bench.tables.columns import natural
 
 MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
@@ -96,7 +97,7 @@ def _by_class(store: Store, row: Row) -> dict[int, tuple[float, int]]:
     shares: dict[int, list[float]] = {}
     sizes: dict[int, int] = {}
     for keys in row.provenance.keys.values():
-        robust = outcomes(store, keys, row.eps_value if row.norm else 0.0)
+        robust = minima(store, [keys], row.budget)[0].robust
         samples = store.samples(keys[0], ("index", "label"))
         if "label" not in samples:
             return {}

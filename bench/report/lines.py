@@ -13,7 +13,7 @@ from bench.report.canvas import MAX_LINES, Plot, curve, legend, line_style, sing
 from bench.report.captions import best, conditions, joined, row_label, short
 from bench.report.provenance import of_attack, of_certificate, of_clean, of_worst
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 
 STEPS, MAX_MARKED = 60, 30  # radii of a curve; points of a line that are marked
 

@@ -121,7 +121,7 @@ def _facts(row: Row, kind: str) -> tuple[str, ...]:
     facts = (row.model, f"n {row.accuracy.worst.n}", "provisional" if row.provisional else "ranked")
     if kind != "seconds":
         return facts
-    trainings = [e for by in row.provenance.entries.values() for e in by.values()]
+    trainings = row.evaluations
     data = joined(sorted({int(e.train_images) for e in trainings}))
     shared = "" if not row.cost.shared else "shared machine" if all(map(busy, trainings)) else "partly shared machine"
     devices = joined(sorted({str(e.train_device) for e in trainings}))
@@ -131,7 +131,7 @@ def _facts(row: Row, kind: str) -> tuple[str, ...]:
 def _about_x(rows: list[Row], kind: str) -> str:
     """What the numbers along the axis are means of: they may be over more seeds or images than the worst case."""
     if kind == "seconds":
-        trainings = [e for row in rows for by in row.provenance.entries.values() for e in by.values()]
+        trainings = [e for row in rows for e in row.evaluations]
         seeds = sorted({e.seed for e in trainings if not math.isnan(e.train_seconds)})
         return f" Times are means over seeds {joined(seeds)}."
     cells = [row.accuracy.clean for row in rows]

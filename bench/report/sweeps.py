@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from bench.report.canvas import COLORS, MARKERS, Plot, legend, single, slug
 from bench.report.captions import conditions, short
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.tables.equivalence import Match
 from bench.tables.sweep import Series
 from bench.tables.sweep_text import Map, lines, map_lines, map_title, title

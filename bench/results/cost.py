@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from bench.results.evaluations import Evaluation
+from bench.results.worst_case import ByAttack
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row cost, mean over its seeds; NaN where unknown.
+
+    - `train_seconds`, `peak_memory_mb`: of the training; `train_work`: its steps in forward passes over the training
+      images.
+    - `attack_seconds`: of all evaluations of a seed together.
+    - `ratio`: training time over that of `standard` on the same device, recipe and use of the machine.
+    - `shared`: the machine did other jobs during some of the trainings.
+    """
+
+    train_seconds: float = math.nan
+    train_work: float = math.nan
+    attack_seconds: float = math.nan
+    peak_memory_mb: float = math.nan
+    ratio: float = math.nan
+    shared: bool = False
 
 
 def time_class(entry: Evaluation) -> tuple[Any, ...]:
@@ -34,22 +55,40 @@ def standard_times(entries: list[Evaluation]) -> dict[tuple[Any, ...], float]:
     return {kind: fmean(seconds.values()) for kind, seconds in times.items()}
 
 
-def of_trainings(entries: list[Evaluation], value: Callable[[Evaluation], float]) -> float:
-    """Mean over the trainings that know it; NaN without any."""
-    known = {e.train_key: v for e in entries if not math.isnan(v := value(e))}
-    return fmean(known.values()) if known else math.nan
+def cost_of(entries: list[Evaluation], picked: ByAttack, times: dict[tuple[Any, ...], float]) -> Cost:
+    """The cost of a row.
+
+    Args:
+        entries: All its evaluations, which know their trainings.
+        picked: Those that count, for the seconds of attacks.
+        times: As from `standard_times`.
+    """
+    trainings = {e.train_key: e for e in entries}.values()
+
+    def mean(value: Callable[[Evaluation], float]) -> float:
+        return mean_known(value(e) for e in trainings)
+
+    return Cost(
+        train_seconds=mean(lambda e: e.train_seconds),
+        train_work=mean(lambda e: e.work_per_image_f * e.epochs),
+        attack_seconds=_attack_seconds(picked),
+        peak_memory_mb=mean(lambda e: e.peak_memory_mb),
+        ratio=mean(lambda e: e.train_seconds / times.get(time_class(e), math.nan)),
+        shared=any(busy(e) for e in entries),
+    )
 
 
-def over_standard(entries: list[Evaluation], times: Mapping[tuple[Any, ...], float]) -> float:
-    """Mean over the trainings of their seconds over those of `standard` in the same class; NaN where it has none."""
-    return of_trainings(entries, lambda e: e.train_seconds / times.get(time_class(e), math.nan))
+def mean_known(values: Iterable[float]) -> float:
+    """Mean of those that are known; NaN where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
 
 
-def attack_seconds(picked: Mapping[str, dict[int, Evaluation]]) -> float:
+def _attack_seconds(picked: ByAttack) -> float:
     """Seconds of all evaluations of a seed together, mean over seeds; NaN where none was timed."""
     spent: dict[int, dict[str, float]] = {}
     for by in picked.values():
         for seed, e in by.items():
             if e.state == "done" and not math.isnan(e.attack_seconds):
                 spent.setdefault(seed, {})[e.key] = e.attack_seconds
-    return fmean(sum(by.values()) for by in spent.values()) if spent else math.nan
+    return mean_known(sum(by_key.values()) for by_key in spent.values())

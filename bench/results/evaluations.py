@@ -161,7 +161,7 @@ def _evaluations(store: Store, facts: TrainingFacts, key: str) -> list[Evaluatio
     return [_evaluation(store, facts, job, eps) for eps in budgets]
 
 
-def right_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
+def correct_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
     """Which images (bool) are correct at a budget; of a security curve those that only a larger budget breaks."""
     if "broken_at" in samples:
         found: np.ndarray[Any, Any] = samples["broken_at"] > eps
@@ -224,7 +224,7 @@ def _with_result(store: Store, e: Evaluation) -> Evaluation:
         if e.measures:
             return replace(e, measured=float(store.samples(e.key)[e.measures].mean()))
         samples = store.samples(e.key, ("correct", "broken_at", "distance"))
-        correct = right_at(samples, 0.0 if math.isnan(e.eps_value) else e.eps_value)
+        correct = correct_at(samples, 0.0 if math.isnan(e.eps_value) else e.eps_value)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)
         return replace(e, accuracy=hits / n, low=low, high=high, median_distance=_median_distance(store, e.key, samples))

@@ -1,31 +1,26 @@
-"""Data frame -> rows: one trained configuration, all its seeds together, under one budget."""
+"""Evaluations -> rows: one trained configuration, all its seeds together, under one budget."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.results.facts import BY_VALIDATION, draws_of
-from bench.results.evaluations import Evaluation
-from bench.results.provisional import why_provisional
-from bench.results.labels import disambiguate
-from bench.results.cost import attack_seconds, busy, of_trainings, over_standard, standard_times
-from bench.results.worst_case import SeedValues, ByAttack, seed_accuracies, worst_case
-from bench.soundness.checks import Finding, Verdict
 from bench.core.epsilon import Epsilon
-from bench.core.stats import wilson
-from bench.data import datasets
 from bench.planning.job import IMPORTED
 from bench.records.store import Store
+from bench.results.certificates import RADII, certificates
+from bench.results.cost import Cost, cost_of, standard_times
+from bench.results.evaluations import Evaluation
+from bench.results.facts import BY_VALIDATION, draws_of
+from bench.results.labels import disambiguate
+from bench.results.provisional import why_provisional
+from bench.results.seed_values import SeedValues, collapsed_seeds, seed_accuracies
+from bench.results.worst_case import ByAttack, worst_case
+from bench.soundness.checks import Finding, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
-
-RADII = (0.0, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -53,25 +48,6 @@ class Accuracy:
     collapsed: tuple[int, ...]
     robust: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
     share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a row cost, mean over its seeds; NaN where unknown.
-
-    - `train_seconds`, `peak_memory_mb`: of the training; `train_work`: its steps in forward passes over the training
-      images.
-    - `attack_seconds`: of all evaluations of a seed together.
-    - `ratio`: training time over that of `standard` on the same device, recipe and use of the machine.
-    - `shared`: the machine did other jobs during some of the trainings.
-    """
-
-    train_seconds: float = math.nan
-    train_work: float = math.nan
-    attack_seconds: float = math.nan
-    peak_memory_mb: float = math.nan
-    ratio: float = math.nan
-    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,74 +99,85 @@ class Row:
     findings: tuple[Finding, ...] = ()
     verdict: Verdict = "NOT CHECKED"
 
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations that count, of every attack and seed."""
+        return [entry for by_seed in self.provenance.entries.values() for entry in by_seed.values()]
+
+    @property
+    def in_worst_case(self) -> list[Evaluation]:
+        """Those of the evaluations that the worst case is the minimum of."""
+        counted = {key for keys in self.provenance.keys.values() for key in keys}
+        return [entry for entry in self.evaluations if entry.key in counted]
+
+    @property
+    def budget(self) -> float:
+        """The radius attacked as a number; 0 for a row without attacks."""
+        return self.eps_value if self.norm else 0.0
+
 
 def rows(store: Store, known: Iterable[Evaluation], radii: Iterable[float] = RADII) -> list[Row]:
     """One Row for each trained configuration and budget, ordered by method.
 
-    `radii`: L2 radii at which certified accuracy is taken; the budget of an L2 row is one beside them.
+    Args:
+        store: Where the evaluations are from.
+        known: The evaluations. Those that measure something other than robustness are left out.
+        radii: L2 radii of certified accuracy; rows attacked in L2 have their budget as one more.
 
-    Worst case of a seed: share of images correct under clean *and* every attack at this budget, over the largest prefix
-    of the test set that all of them, in all counted seeds, share. A seed counts if it has every attack of the row
-    done; an attack that no seed supports is left out of the set and shown as unsupported.
+    Returns:
+        Rows whose worst case of a seed is the share of images that are correct under clean *and* every attack at this
+        budget, over the longest prefix of the test set that all of them, in all counted seeds, share. A seed counts if
+        every attack of the row is done; an attack that no seed supports is left out and shown as unsupported.
     """
-    groups: dict[str, list[Evaluation]] = {}
+    configs: dict[str, list[Evaluation]] = {}
     for entry in known:
-        if entry.measures is None:  # what measures something other than robustness is in no accuracy
-            groups.setdefault(entry.config, []).append(entry)
-    times = standard_times([entry for group in groups.values() for entry in group])
-    found, asked = [], tuple(radii)
-    for group in groups.values():
+        if entry.measures is None:
+            configs.setdefault(entry.config, []).append(entry)
+    times = standard_times([entry for group in configs.values() for entry in group])
+    found = []
+    for group in configs.values():
         budgets: set[tuple[str | None, str | None]] = {(e.norm, e.eps) for e in group if e.norm} or {(None, None)}
         for budget in sorted(budgets, key=lambda b: (b[0] or "", Epsilon(b[1] or 0))):
-            # clean and certify do not depend on the budget: they stand in every row
+            # clean and certify do not depend on the budget and belong to every row
             entries = [e for e in group if e.norm is None or (e.norm, e.eps) == budget]
-            found.append(_row(store, entries, times, asked))
+            found.append(_row(store, entries, times, radii))
     return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
 
 
-def _row(store: Store, entries: list[Evaluation], times: dict[tuple[Any, ...], float], radii: tuple[float, ...]) -> Row:
+def _row(store: Store, entries: list[Evaluation], times: dict[Any, float], radii: Iterable[float]) -> Row:
     picked = _pick(entries)
     first = min(entries, key=lambda e: (e.norm is None, e.seed, e.key))
     seeds = tuple(sorted({e.seed for e in entries}))
-    attacks = {name: found for name, found in picked.items() if _any(found).norm}
-    clean = {name: found for name, found in picked.items() if _any(found).attack == "clean"}
-    certify = [found for name, found in sorted(picked.items()) if not _any(found).norm and name not in clean]
-    certify.sort(key=lambda found: -sum(e.state == "done" for e in found.values()))
-    certified, acr = _certified(store, certify[0], _radii(first, radii)) if certify else ({}, SeedValues({}, 0, {}))
-    by_attack = {name: seed_accuracies(found) for name, found in attacks.items()}
-    eps = first.eps_value if first.norm else 0.0
-    worst, single, keys, robust, share = worst_case(store, picked, seeds, eps)
-    suites = [by_attack[name] for name, found in attacks.items() if _is_autoattack(store, _any(found))]
-    clean_values = seed_accuracies(next(iter(clean.values()), {}))
-    draws = {name: _draws(store, found) for name, found in attacks.items()}
+    one = {name: next(iter(found.values())) for name, found in picked.items()}  # for what its seeds have in common
+    attacks = {name: seed_accuracies(found) for name, found in picked.items() if one[name].norm}
+    clean = seed_accuracies(next((found for name, found in picked.items() if one[name].attack == "clean"), {}))
+    certify = [by for name, by in sorted(picked.items()) if not one[name].norm and one[name].attack != "clean"]
+    certified, acr = certificates(store, certify, {*radii, *([first.eps_value] if first.norm == "L2" else [])})
+    worst = worst_case(store, picked, seeds, first.eps_value if first.norm else 0.0)
+    settings = {name: store.evaluation(one[name].key).attack.settings for name in attacks}
+    suites = [values for name, values in attacks.items() if _is_autoattack(one[name], settings[name])]
+    draws = {name: draws_of(one[name].attack, settings[name]) for name in attacks}
     accuracy = Accuracy(
-        clean=clean_values,
-        autoattack=next((each for each in suites if each.values), suites[0] if suites else SeedValues({}, 0, {})),
-        attacks=by_attack,
-        worst=worst,
-        single=single,
+        clean=clean,
+        autoattack=next((values for values in suites if values.values), suites[0] if suites else SeedValues()),
+        attacks=attacks,
+        worst=worst.accuracy,
+        single=worst.single,
         certified=certified,
         acr=acr,
-        collapsed=_collapsed(first.dataset, clean_values, [clean_values, *by_attack.values(), worst], seeds),
-        robust=robust,
-        share=share,
+        collapsed=collapsed_seeds(first.dataset, clean, [clean, *attacks.values(), worst.accuracy], seeds),
+        robust=worst.robust,
+        share=worst.share,
     )
-    cost = Cost(
-        train_seconds=of_trainings(entries, lambda e: e.train_seconds),
-        train_work=of_trainings(entries, lambda e: e.work_per_image_f * e.epochs),
-        attack_seconds=attack_seconds(picked),
-        peak_memory_mb=of_trainings(entries, lambda e: e.peak_memory_mb),
-        ratio=over_standard(entries, times),
-        shared=any(busy(e) for e in entries),
-    )
+    most_draws = max(draws.values(), default=0)
     provenance = Provenance(
         train_key=first.train_key,
-        keys=keys,
+        keys=worst.keys,
         entries=picked,
         device=_joined(name for e in entries for name in (e.train_device, e.device)),
         commit=_joined(e.commit and e.commit + (" (dirty)" if e.dirty is True else "") for e in entries),
         selected=_selected(first),
-        draws=_most(draws) if first.deploys != "deterministic" else 0,
+        draws=most_draws if most_draws > 1 and first.deploys != "deterministic" else 0,
     )
     row = Row(
         **{name: getattr(first, name) for name in ("dataset", "model", "defense", "norm", "eps", "eps_value")},
@@ -199,7 +186,7 @@ def _row(store: Store, entries: list[Evaluation], times: dict[tuple[Any, ...], f
         train_eps=_train_eps(first),
         seeds=seeds,
         accuracy=accuracy,
-        cost=cost,
+        cost=cost_of(entries, picked, times),
         provenance=provenance,
     )
     return replace(row, provisional=why_provisional(row, draws))
@@ -218,74 +205,23 @@ def _pick(entries: list[Evaluation]) -> ByAttack:
     return picked
 
 
-def _any(found: dict[int, Evaluation]) -> Evaluation:
-    """One of the evaluations of an attack, for what its seeds have in common."""
-    return next(iter(found.values()))
-
-
-def _draws(store: Store, found: dict[int, Evaluation]) -> int:
-    entry = _any(found)
-    return draws_of(entry.attack, store.evaluation(entry.key).attack.settings)
-
-
-def _most(draws: dict[str, int]) -> int:
-    """The most draws of the model's noise that a step of one of these attacks averages over; 0 where none does."""
-    most = max(draws.values(), default=0)
-    return most if most > 1 else 0
+def _is_autoattack(entry: Evaluation, settings: dict[str, Any]) -> bool:
+    """The suite of its authors in full; `rand` and custom suites have their own column only."""
+    return entry.attack == "autoattack" and settings.get("version", "standard") in ("standard", "plus")
 
 
 def _selected(entry: Evaluation) -> str:
-    """By which images the weights were chosen."""
     if entry.recipe == IMPORTED:
         return "unknown"
     return "validation" if entry.defense_label.endswith(BY_VALIDATION) else "last epoch"
-
-
-def _joined(names: Iterable[str | None]) -> str:
-    return "; ".join(sorted({name for name in names if name})) or "unknown"
 
 
 def _train_eps(entry: Evaluation) -> str:
     if entry.train_eps is None:
         return "–"
     same = entry.train_norm == entry.norm or entry.norm is None
-    return str(entry.train_eps) if same else f"{entry.train_norm} {entry.train_eps}"
+    return entry.train_eps if same else f"{entry.train_norm} {entry.train_eps}"
 
 
-def _radii(entry: Evaluation, radii: tuple[float, ...]) -> list[float]:
-    return sorted({*radii, *([entry.eps_value] if entry.norm == "L2" else [])})
-
-
-def _is_autoattack(store: Store, entry: Evaluation) -> bool:
-    """The suite of its authors in full; `rand` and custom suites have their own column only."""
-    version = store.evaluation(entry.key).attack.settings.get("version", "standard")
-    return entry.attack == "autoattack" and version in ("standard", "plus")
-
-
-def _certified(store: Store, found: dict[int, Evaluation], radii: list[float]) -> tuple[dict[float, SeedValues], SeedValues]:
-    """Share of images that are right with a certificate of at least each radius, and mean radius x [right]."""
-    cell = seed_accuracies(found)
-    shares: dict[float, dict[int, float]] = {radius: {} for radius in radii}
-    means = dict[int, float]()
-    for seed in cell.values:
-        samples = store.samples(found[seed].key, ("correct", "radius"))
-        if "radius" not in samples:
-            none = SeedValues({}, 0, dict.fromkeys(found, ("no certificate", "")))
-            return dict.fromkeys(radii, none), none
-        right, reach = samples["correct"].astype(bool), samples["radius"]
-        for radius in radii:
-            shares[radius][seed] = float((right & (reach >= radius)).mean())
-        means[seed] = float((right * reach).mean())
-    return {radius: replace(cell, values=values) for radius, values in shares.items()}, replace(cell, values=means)
-
-
-def _collapsed(dataset: str, clean: SeedValues, cells: list[SeedValues], seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Seeds at chance on clean images, or in some column below a tenth of the mean of the others, beyond noise."""
-    facts = datasets.KNOWN.get(dataset)
-    found = {seed for seed, value in clean.values.items() if facts and value <= 1.5 / facts.classes}
-    for cell in cells:
-        for seed, value in cell.values.items():
-            others = [v for s, v in cell.values.items() if s != seed]
-            if others and value < fmean(others) / 10 and wilson(round(value * cell.n), cell.n)[1] < fmean(others):
-                found.add(seed)
-    return tuple(seed for seed in seeds if seed in found)
+def _joined(names: Iterable[str | None]) -> str:
+    return "; ".join(sorted({name for name in names if name})) or "unknown"

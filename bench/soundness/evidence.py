@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.planning import catalog
 from bench.planning.job import ModelJob
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation, right_at
+from bench.results.evaluations import Evaluation, correct_at
+from bench.results.per_image import draw_shares, in_order
 from bench.results.rows import Row
-from bench.results.worst_case import draw_shares, in_order
 from bench.soundness.stored_audits import StoredAudits
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Evidence:
     def _add(self, store: Store, entry: Evaluation) -> None:
         samples, eps = in_order(store.samples(entry.key, _COLUMNS)), self.row.eps_value if self.row.norm else 0.0
         select, share = (draw_shares(store, entry.key, samples, name, eps) for name in ("select", "share"))
-        deployed = Column(samples["index"], right_at(samples, eps), select)
+        deployed = Column(samples["index"], correct_at(samples, eps), select)
         voted = self.row.deploys != "deterministic" and share is not None
         correct = deployed._replace(correct=share > 0.5) if voted and share is not None else deployed
         if entry.attack == "clean":

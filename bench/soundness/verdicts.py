@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from bench.records.store import Store
+from bench.results.certificates import RADII
+from bench.results.cost import Cost
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.rows import RADII, Accuracy, Cost, Row
+from bench.results.rows import Accuracy, Row
 from bench.results.rows import rows as rows_of
-from bench.results.worst_case import MIXED, SeedValues
+from bench.results.seed_values import MIXED, SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding, Level, Verdict, verdict
 from bench.soundness.evidence import Evidence, difference, on_shared
@@ -55,7 +57,7 @@ def judged_rows(
 
 def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:
     """The same rows with findings and verdicts; audits are searched among `keys` (default: all of the store)."""
-    evaluated = {entry.key for row in rows for by in row.provenance.entries.values() for entry in by.values()}
+    evaluated = {entry.key for row in rows for entry in row.evaluations}
     audits = StoredAudits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluated])
     configs: dict[str, list[Row]] = {}
     for row in rows:
@@ -185,7 +187,7 @@ def _most_severe(by_seed: dict[int, list[Finding]]) -> tuple[Finding, ...]:
 def _without_numbers(row: Row) -> Row:
     """The row without any result, so that no table can show one; notes remain only where they say why it is invalid."""
     accuracy = row.accuracy
-    nothing = SeedValues({}, 0, dict.fromkeys(row.seeds, ("invalid", "")))
+    nothing = SeedValues(absent=dict.fromkeys(row.seeds, ("invalid", "")))
     # each attack has its own, since the tables recognize by identity which of them is AutoAttack
     attacks = {name: replace(nothing) for name in accuracy.attacks}
     suite = (attacks[name] for name, values in accuracy.attacks.items() if values is accuracy.autoattack)

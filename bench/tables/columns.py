@@ -10,7 +10,7 @@ from bench.planning import catalog
 from bench.planning.job import IMPORTED
 from bench.results.labels import lowest_single_attack
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.tables.pareto import describe_fronts, fronts
 from bench.tables.ranking import flags, unreliable
 

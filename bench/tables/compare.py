@@ -14,7 +14,7 @@ from bench.results.cost import busy
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 from bench.results.significance import Difference, Outcomes, difference, same_images
-from bench.results.worst_case import outcomes
+from bench.results.worst_case import minima
 from bench.tables.selection import Pair, RowFilter, pairs
 from bench.terminal import plain
 
@@ -96,8 +96,7 @@ def _attack(store: Store, name: str, pair: Pair) -> Comparison:
             return Comparison(name, None, None, None, f"{row.method}: {', '.join(states)}")
         for entry in done.values():
             hashes.setdefault(entry.n, set()).add(entry.test_hash)
-        eps = row.eps_value if row.norm else 0.0
-        sides.append({s: outcomes(store, (entry.key,), eps) for s, entry in done.items()})
+        sides.append({s: minima(store, [(entry.key,)], row.budget)[0].robust for s, entry in done.items()})
     return _line(name, sides[0], sides[1], all(len(seen) == 1 for seen in hashes.values()))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.stats import SAME
 from bench.records.store import Store
-from bench.results.worst_case import images
+from bench.results.worst_case import minima
 from bench.soundness.checks import Verdict
 from bench.tables.sweep import WORST, Point, Series, footing
 
@@ -96,8 +96,9 @@ def _column(store: Store, a: Series, b: Series, name: str, members: list[str]) -
     ours, theirs = ([k for k, by in zip(range(lo, hi), keys[lo:hi], strict=True) if by] for lo, hi in _spans(a, b))
     if not ours or len(theirs) < 2:
         return []
-    eps = a.row.eps_value if a.row.norm else 0.0
-    right = np.stack(images(store, [list(keys[k].values()) for k in (*ours, *theirs)], eps))
+    groups = [list(keys[k].values()) for k in (*ours, *theirs)]
+    by_seed = iter(minima(store, [each for seeds in groups for each in seeds], a.row.budget))
+    right = np.stack([np.mean([next(by_seed).robust for _ in seeds], axis=0) for seeds in groups])
     sign = -1.0 if name == "clean" else 1.0
     means = sign * np.concatenate([right.mean(axis=1)[None], _resampled(right)])
     fit = rising(means[:, len(ours) :])

@@ -10,7 +10,7 @@ import unicodedata
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import FLAG, ranked, unreliable
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.tables.markdown import visible
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import flags, unreliable
@@ -31,7 +31,7 @@ def _line(dataset: str, section: str, rank: str, row: Row, on: dict[str, bool]) 
     accuracy, cost, provenance, worst = row.accuracy, row.cost, row.provenance, row.accuracy.worst
     low, high = worst.interval()
     seeds = " ".join(f"{seed}:{value}" for seed, value in sorted(worst.values.items()))
-    others = worst.without(accuracy.collapsed) if accuracy.collapsed else SeedValues({}, 0, {})
+    others = worst.without(accuracy.collapsed) if accuracy.collapsed else SeedValues()
     line = {
         "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "rank": rank,
         "method": row.method, "model": row.model, "clean": _value(accuracy.clean),

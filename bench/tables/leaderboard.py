@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bench.atomic import write_atomic
 from bench.records.store import Store
+from bench.results.certificates import RADII
 from bench.results.evaluations import Evaluations, evaluations
 from bench.results.labels import failures, lowest_single_attack
-from bench.results.rows import RADII, Row
-from bench.results.worst_case import MEDIAN
+from bench.results.rows import Row
+from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
 from bench.tables import export, flat, measures, timing
 from bench.tables.columns import columns, natural, provisional_letters
@@ -34,7 +35,7 @@ def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
     """Rows by (dataset, threat), in natural order, and by kind of predictor."""
 
     def order(row: Row) -> tuple[list[tuple[int, int, str]], str, float]:
-        return natural(row.dataset), row.norm or "", row.eps_value if row.norm else 0.0
+        return natural(row.dataset), row.norm or "", row.budget
 
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in sorted(rows, key=order):

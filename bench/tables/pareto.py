@@ -63,24 +63,17 @@ def describe_fronts(found: Fronts, row: Row) -> str:
 
 
 def _comparable(row: Row) -> tuple[Any, ...]:
-    budget = (row.norm, row.eps_value if row.norm else 0.0)
-    return row.dataset, row.model, *budget, row.deploys, bool(row.provisional), row.accuracy.worst.n, *_images(row)
-
-
-def _images(row: Row) -> tuple[str, ...]:
-    """Hashes of the images that its worst case was taken on, as far as some evaluation saw these alone."""
-    counted = {key for keys in row.provenance.keys.values() for key in keys}
-    entries = [e for by in row.provenance.entries.values() for e in by.values()]
-    return tuple(sorted({str(e.test_hash) for e in entries if e.key in counted and e.n == row.accuracy.worst.n}))
+    n = row.accuracy.worst.n
+    images = sorted({str(e.test_hash) for e in row.in_worst_case if e.n == n})  # of the worst case, where known
+    return row.dataset, row.model, row.norm, row.budget, row.deploys, bool(row.provisional), n, *images
 
 
 def _timed(row: Row) -> tuple[Any, ...]:
-    entries = [e for by in row.provenance.entries.values() for e in by.values()]
-    return tuple(sorted({(str(e.train_device), int(e.train_images), busy(e)) for e in entries}))
+    return tuple(sorted({(str(e.train_device), int(e.train_images), busy(e)) for e in row.evaluations}))
 
 
 def _trained(row: Row) -> tuple[Any, ...]:
-    return tuple(sorted({int(e.train_images) for by in row.provenance.entries.values() for e in by.values()}))
+    return tuple(sorted({int(e.train_images) for e in row.evaluations}))
 
 
 KINDS: dict[str, tuple[Callable[[Row], float], Callable[[Row], tuple[Any, ...]]]] = {

@@ -94,7 +94,7 @@ def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> l
 
 
 def _place(row: Row) -> tuple[str, str | None, float]:
-    return row.dataset, row.norm, row.eps_value if row.norm else 0.0
+    return row.dataset, row.norm, row.budget
 
 
 def _places(side: Iterable[Row]) -> str:

@@ -9,7 +9,7 @@ from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.labels import failures, optimistic_worst_cases
 from bench.results.rows import Row
-from bench.results.worst_case import MEDIAN, SeedValues
+from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables import measures
 from bench.tables.ranking import reasons, titles, verdict_text
@@ -76,7 +76,7 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     sizes: dict[str, set[int]] = {}
     for row in found:
         cells = {"clean": row.accuracy.clean, **row.accuracy.attacks, "worst case": row.accuracy.worst}
-        cells |= {"certified": next(iter(row.accuracy.certified.values()), SeedValues({}, 0, {}))}
+        cells |= {"certified": next(iter(row.accuracy.certified.values()), SeedValues())}
         for name, cell in cells.items():
             if cell.values:
                 sizes.setdefault(name, set()).add(cell.n)

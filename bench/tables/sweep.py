@@ -17,7 +17,8 @@ from bench.planning.job import ModelJob, TrainJob
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
-from bench.results.worst_case import ByAttack, SeedValues, seed_accuracies, worst_case
+from bench.results.seed_values import SeedValues, seed_accuracies
+from bench.results.worst_case import ByAttack, worst_case
 from bench.tables.selection import RowFilter
 
 WORST, BUDGET, TRAINED = "worst case", "eps", "train_eps"
@@ -193,7 +194,7 @@ def point(store: Store, x: float, row: Row, shared: Iterable[str]) -> Point:
     cells = {name: row.accuracy.attacks[name] if invalid else seed_accuracies(by) for name, by in attacks.items()}
     cells = {"clean": row.accuracy.clean, **cells}
     if row.norm and attacks:
-        worst = worst_case(store, clean | attacks, row.seeds, row.eps_value).cell
+        worst = worst_case(store, clean | attacks, row.seeds, row.eps_value).accuracy
         cells[WORST] = row.accuracy.worst if invalid else worst
     if not row.norm:
         cells |= {f"certified at L2 {radius:g}": cell for radius, cell in sorted(row.accuracy.certified.items())}

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.records.store import Store
 from bench.results.labels import failures
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.tables.compare import aligned
 from bench.tables.equivalence import Match
 from bench.tables.ranking import verdict_text
@@ -81,7 +81,7 @@ def lines(series: Series) -> list[dict[str, object]]:
     points = [(p.x, p) for p in series.points] + ([("standard", series.standard)] if series.standard else [])
     for x, p in points:
         for name in series.columns:
-            cell = p.cells.get(name, SeedValues({}, 0, {}))
+            cell = p.cells.get(name, SeedValues())
             counted, some = series.mean(cell), cell.values.values()
             low, high = counted.interval()
             keys = [p.picked[name][s].key for s in sorted(cell.values)] if name in p.picked else []

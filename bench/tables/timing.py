@@ -78,20 +78,16 @@ def trainings(rows: Iterable[Row]) -> list[Training]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.config, []).append(row)
-    entries = {e.train_key: e for row in (r for group in groups.values() for r in group) for e in _entries(row)}
+    entries = {e.train_key: e for row in (r for group in groups.values() for r in group) for e in row.evaluations}
     times = standard_times(list(entries.values()))
     found = [line for group in groups.values() for line in _by_device(group, times)]
     return sorted(found, key=lambda t: (t.dataset, t.model, t.images, t.device, t.shared, t.method, t.config))
 
 
-def _entries(row: Row) -> list[Evaluation]:
-    return [entry for by in row.provenance.entries.values() for entry in by.values()]
-
-
 def _by_device(group: list[Row], times: dict[tuple[Any, ...], float]) -> list[Training]:
     """A configuration whose seeds were trained on several devices, or some beside other jobs, is a line for each."""
     row = _judged(group)
-    entries = {e.train_key: e for r in group for e in _entries(r) if not math.isnan(e.train_seconds)}
+    entries = {e.train_key: e for r in group for e in r.evaluations if not math.isnan(e.train_seconds)}
     kinds: dict[tuple[Any, ...], list[Evaluation]] = {}
     for entry in entries.values():
         kinds.setdefault(time_class(entry), []).append(entry)
@@ -101,7 +97,7 @@ def _by_device(group: list[Row], times: dict[tuple[Any, ...], float]) -> list[Tr
 def _judged(group: list[Row]) -> Row:
     """The row whose robust accuracy is told: at the budget trained at, or else the largest one."""
     own = [row for row in group if row.norm and row.eps == row.train_eps]
-    return max(own or group, key=lambda row: (row.norm or "", row.eps_value if row.norm else 0.0))
+    return max(own or group, key=lambda row: (row.norm or "", row.budget))
 
 
 def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:

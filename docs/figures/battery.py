@@ -19,7 +19,7 @@ from bench.planning.spec import load
 from bench.records.store import Store
 from bench.results.evaluations import evaluations, frame
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables.markdown import table
 from bench.tables.ranking import flags

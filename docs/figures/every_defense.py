@@ -9,10 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from records import FINDINGS, ROOT, Training, trainings
+from records import FINDINGS, ROOT, Training, paired, trainings
 
 from bench.records.store import Store
-from bench.results.worst_case import paired
 from bench.tables.markdown import table
 
 HEAD = """# Every defense once on MNIST

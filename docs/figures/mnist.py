@@ -8,14 +8,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from records import FINDINGS, ROOT
+from records import FINDINGS, ROOT, paired
 
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.store import Store
 from bench.results.evaluations import evaluations, frame
 from bench.results.rows import Row, rows
-from bench.results.worst_case import paired
 from bench.tables.markdown import table
 
 CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoattack"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.packs import LOG
 from bench.records.store import Store
+from bench.results.significance import Difference, difference
+from bench.results.worst_case import minima
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -102,3 +105,11 @@ def _has_retired_settings(job: TrainJob, planned: list[TrainJob]) -> bool:
 
 def _but_for_settings(job: TrainJob) -> TrainJob:
     return replace(job, defense=replace(job.defense, settings={}))
+
+
+def paired(store: Store, keys_a: Sequence[str], keys_b: Sequence[str], eps: float = 0.0) -> Difference:
+    """Difference of the worst cases over these evaluations of one seed each, on the images that both share."""
+    a, b = minima(store, [keys_a, keys_b], eps)
+    found = difference({0: a.robust}, {0: b.robust})
+    assert found is not None
+    return found

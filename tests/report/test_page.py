@@ -23,7 +23,7 @@ from bench.report.heatmap import class_maps, heat_maps
 from bench.report.lines import certified_curves, eps_curves
 from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.sweeps import map_plot, sweep_plot
-from bench.results.worst_case import MEDIAN
+from bench.results.seed_values import MEDIAN
 from bench.soundness.checks import Finding
 from bench.tables.equivalence import matches
 from bench.tables.leaderboard import markdown

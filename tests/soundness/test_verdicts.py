@@ -33,7 +33,7 @@ from bench.planning import catalog
 from bench.planning.labels import label
 from bench.records.store import Store
 from bench.results.rows import Row
-from bench.results.worst_case import SeedValues
+from bench.results.seed_values import SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Finding
 from bench.soundness.evidence import Column, on_shared, worst_of

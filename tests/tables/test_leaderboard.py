@@ -21,7 +21,8 @@ from bench.data import datasets
 from bench.planning.labels import label
 from bench.records.store import Store
 from bench.results.evaluations import COLUMNS, frame
-from bench.results.worst_case import paired
+from bench.results.significance import Difference, difference
+from bench.results.worst_case import minima
 from bench.tables.columns import venue
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.markdown import BEGIN, END, escape
@@ -486,6 +487,15 @@ def test_a_young_setting_that_a_job_leaves_out_reads_as_its_default(store: Store
     for train in ({}, {"average": "ema"}):
         evaluated(store, trained(store, train=train), "steep", [1, 0])
     assert [row.method for row in all_rows(store)] == ["guard [average=ema]", "guard [average=none]"]
+
+
+def paired(
+    store: Store, keys_a: list[str] | tuple[str, ...], keys_b: list[str] | tuple[str, ...], eps: float = 0.0
+) -> Difference:
+    a, b = minima(store, [keys_a, keys_b], eps)
+    found = difference({0: a.robust}, {0: b.robust})
+    assert found is not None
+    return found
 
 
 def test_paired_difference_on_shared_images(store: Store) -> None:
