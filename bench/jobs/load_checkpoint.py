@@ -22,8 +22,9 @@ OWN = ("normalise.mean", "normalise.std")  # buffers of our architectures that a
 MOST_KEYS = 5
 
 
-def read(path: Path) -> State:
-    """The tensors of a checkpoint, on the CPU; safetensors or a weights-only pickle, told apart by content.
+def read(path: Path) -> tuple[State, str]:
+    """The tensors of a checkpoint, on the CPU, and which of several sets of weights in it they are ("" where there is
+    one). The content decides whether it is read as safetensors or as a weights-only pickle.
 
     Nothing in the file is executed. Raises ValueError in one line.
     """
@@ -31,55 +32,64 @@ def read(path: Path) -> State:
         head = file.read(9)
     if head[8:9] == b"{":
         try:
-            return load_safetensors(path.read_bytes())
+            return load_safetensors(path.read_bytes()), ""
         except SafetensorError as error:
             raise ValueError(f"{path.name} is a damaged safetensors file: {error}") from None
-    _refuse_bomb(path)
+    _refuse_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything: EOFError, UnpicklingError, RuntimeError, KeyError ...
         found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"holds {found[1]}" if found else f"{type(error).__name__}"
-        raise ValueError(
-            f"{path.name} is no weights-only checkpoint ({why}); nothing in it was run. Save the weights alone: "
-            "torch.save(net.state_dict(), FILE), or as safetensors"
-        ) from None
+        raise _not_weights_only(path, f"holds {found[1]}" if found else type(error).__name__) from None
     return _tensors(content, path.name)
 
 
-def _refuse_bomb(path: Path) -> None:
-    """torch.save packs without compression, so that a file unfolds to its own size; a small one that would fill the
-    memory was not made by it. Raises ValueError."""
+def _not_weights_only(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path.name} is not a weights-only checkpoint ({why}); nothing in it was run. Save the weights alone, "
+        "torch.save(net.state_dict(), FILE) or as safetensors; or let a function of yours load it: FILE.py:FUNCTION"
+    )
+
+
+def _refuse_archive(path: Path) -> None:
+    """Raises ValueError for a zip file that is a TorchScript program, or that would fill the memory: torch.save packs
+    without compression, so that its file unfolds to its own size."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            held = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError):
         return  # damaged: torch.load says so
+    held = sum(entry.file_size for entry in entries)
     if held > path.stat().st_size:
-        raise ValueError(
-            f"{path.name} is no weights-only checkpoint ({path.stat().st_size} bytes that would unfold to {held}); "
-            "nothing in it was run. Save the weights alone: torch.save(net.state_dict(), FILE), or as safetensors"
-        )
+        raise _not_weights_only(path, f"{path.stat().st_size} bytes that would unfold to {held}")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise _not_weights_only(path, "a TorchScript program")
 
 
-def _tensors(content: Any, name: str) -> State:
+def _tensors(content: Any, name: str) -> tuple[State, str]:
     """The mapping of names to tensors in what a .pt held, at the top or in one of the usual wrappers."""
-    places = [content] if isinstance(content, Mapping) else []
-    places += [content[key] for key in WRAPPERS if places and isinstance(content.get(key), Mapping)]
-    for place in places:
-        if place and all(isinstance(value, Tensor) for value in place.values()):
-            odd = [key for key, value in place.items() if not _ordinary(value)]
-            if odd:
-                raise ValueError(f"{name} holds a tensor at {odd[0]} that is not an ordinary one; expected dense ones")
-            return {str(key): value for key, value in place.items()}
-    found = (
-        f"a dict with {', '.join(map(str, list(content)[:MOST_KEYS])) or 'nothing'}"
-        if places
-        else type(content).__name__
-    )
-    raise ValueError(f"{name} holds {found}; expected tensors by name, at the top or in {', '.join(WRAPPERS)}")
+    places = [key for key in content if _by_name(content[key])] if isinstance(content, Mapping) else []
+    taken = next((key for key in WRAPPERS if key in places), None)
+    if taken is None and not _by_name(content):
+        several = isinstance(content, Mapping)
+        found = f"a dict with {', '.join(map(str, list(content)[:MOST_KEYS])) or 'nothing'}" if several else ""
+        raise ValueError(
+            f"{name} holds {found or type(content).__name__}; expected tensors by name, at the top or in "
+            f"{', '.join(WRAPPERS)}"
+        )
+    held = content if taken is None else content[taken]
+    odd = [key for key, value in held.items() if not _ordinary(value)]
+    if odd:
+        raise ValueError(f"{name} holds a tensor at {odd[0]} that is not an ordinary one; expected dense ones")
+    others = [str(key) for key in places if key != taken]
+    note = f"weights those of '{taken}'; the checkpoint also holds {', '.join(others)}" if others else ""
+    return {str(key): value for key, value in held.items()}, note
+
+
+def _by_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
 def _ordinary(value: Tensor) -> bool:
@@ -91,7 +101,9 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
     """Load the weights strictly, under the common prefixes. Raises ValueError that names what does not fit."""
     wanted = net.state_dict()
     fitting = unprefixed(state, set(wanted))
-    missing = [key for key in wanted if key not in fitting and key not in OWN]
+    # a count of batches that BatchNorm keeps for training; checkpoints of old versions of torch lack it
+    optional = {key for key in wanted if key in OWN or key.endswith(".num_batches_tracked")}
+    missing = [key for key in wanted if key not in fitting and key not in optional]
     unexpected = [key for key in fitting if key not in wanted]
     if missing or unexpected:
         parts = [
@@ -104,7 +116,7 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
         _same_shape(key, tuple(value.shape), tuple(wanted[key].shape), facts, name)
         if wanted[key].is_floating_point() and not value.is_floating_point():
             raise ValueError(f"{name} has {value.dtype} at {key}; this architecture has {wanted[key].dtype} there")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):  # float8 has no isfinite
             raise ValueError(f"{name} holds values at {key} that are not finite numbers")
     net.load_state_dict(fitting, strict=False)
 

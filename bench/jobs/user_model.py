@@ -18,6 +18,7 @@ from bench.core.classifier import Classifier
 from bench.core.rng import scope, seed
 from bench.data.datasets import Facts
 from bench.data.images import Data, test_block, to_channels_last, to_float
+from bench.jobs.isolated_model import IsolatedModel
 from bench.jobs.load_checkpoint import OWN, State, fill, read, unprefixed
 from bench.models.common import Inputs, Normalize
 from bench.planning import catalog
@@ -84,6 +85,11 @@ def _from_file(named: str, sha256: str) -> nn.Module:
         net = getattr(loaded, function)()
         if not isinstance(net, nn.Module):
             raise TypeError(f"{function}() gave {type(net).__name__}; expected a torch.nn.Module")
+    except SystemExit as error:
+        raise ValueError(
+            f"{file} ends the program (sys.exit, or argparse, which finds no arguments here) when it is imported or "
+            f'its function called; put that under `if __name__ == "__main__":`'
+        ) from error
     except Exception as error:
         text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
         raise ValueError(f"{file}: {type(error).__name__}: {' '.join(text.split())}") from error
@@ -101,11 +107,14 @@ def _module(path: Path, sha256: str) -> ModuleType:
             sys.path.insert(0, folder)
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[name] = loaded
+        words, sys.argv = sys.argv, [str(path)]  # a file that parses its arguments would read those of bench
         try:
             spec.loader.exec_module(loaded)
         except BaseException:
             del sys.modules[name]
             raise
+        finally:
+            sys.argv = words
     return sys.modules[name]
 
 
@@ -116,18 +125,16 @@ def imported(job: ImportJob, facts: Facts, source: Path | None, name: str) -> nn
     if file_hash(source) != job.checkpoint:
         expected = (job.checkpoint or "none")[:12]
         raise ValueError(f"{name} is not the checkpoint {expected} of this job; run the same `bench eval` again")
-    state = read(source)
+    state, _ = read(source)
     net = build(job, facts, state)
     wrapped = job.model.sha256 is not None and job.normalization is not None
     fill(net[1] if wrapped and isinstance(net, nn.Sequential) else net, state, facts, name)
     return net
 
 
-def deployed(job: ImportJob, net: nn.Module, device: torch.device) -> Classifier:
+def deployed(job: ImportJob, net: nn.Module, device: torch.device) -> IsolatedModel:
     """The net in eval mode on the device, as attacks see it; `randomised` is what the user declared."""
-    model = Classifier(net.to(device))
-    model.stochastic = job.randomized
-    return model.eval()
+    return IsolatedModel(net.to(device), job.randomized).eval()
 
 
 def reloaded(job: ImportJob, state: State, data: Data) -> Classifier:
@@ -153,26 +160,44 @@ def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
         raise ValueError(
             f"{name} gives {shape} for 2 images of {facts.name}; expected logits of shape {(2, facts.classes)}"
         )
-    if not job.randomized and _draws(model, facts):
+    stochastic = _differ(model, model, facts, seeds=(2, 3))
+    if stochastic and not job.randomized:
         raise ValueError(
-            f"{name} gives two answers to one image; declare a model that draws at test time with --randomised, or "
+            f"{name} gives two answers to one image; declare a stochastic model with --randomised, or "
             "switch its noise or dropout off"
+        )
+    again = deployed(job, imported(job, facts, source, name), torch.device("cpu"))
+    if not stochastic and _differ(model, again, facts, seeds=(2, 2)):
+        raise ValueError(
+            f"{name} is another model each time it is built; let it set a seed, or keep what it draws in its weights"
+        )
+    if job.randomized and not stochastic:
+        raise ValueError(
+            f"{name} gives the same answer to an image twice: it draws no noise, or sets a seed in forward; "
+            "leave --randomised out, or let it draw"
         )
     odd = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
         raise ValueError(f"{name} keeps something other than a tensor in its state ({odd[0]}); it cannot be stored")
-    return chosen(model)
+    notes = [chosen(model), read(source)[1] if source else ""]
+    if model.writes_into(_random_images(facts)):
+        notes.append("the model writes into its input, of which it gets a copy")
+    return "; ".join(note for note in notes if note)
 
 
-def _draws(model: nn.Module, facts: Facts) -> bool:
-    """Do two passes over the same random images differ by more than rounding?"""
+def _random_images(facts: Facts) -> Tensor:
+    """Eight images of uniform noise."""
     with scope(1):
-        x = torch.rand(8, facts.channels, facts.size, facts.size)
-    answers = []
-    for number in range(2):
-        with scope(2 + number), torch.no_grad():
-            answers.append(model(x))
-    return float((answers[0] - answers[1]).abs().max()) > 1e-3 * float(answers[0].abs().max())
+        return torch.rand(8, facts.channels, facts.size, facts.size)
+
+
+def _differ(one: nn.Module, other: nn.Module, facts: Facts, seeds: tuple[int, int]) -> bool:
+    """Do the logits of two models, each computed with its seed, differ by more than rounding?"""
+    logits = []
+    for model, value in zip((one, other), seeds, strict=True):
+        with scope(value), torch.no_grad():
+            logits.append(model(_random_images(facts)))
+    return float((logits[0] - logits[1]).abs().max()) > 1e-3 * float(logits[0].abs().max())
 
 
 def chosen(model: nn.Module) -> str:

@@ -29,7 +29,7 @@ IMPORT_REVISION = 1
 MODEL_FILE = "BENCH_MODEL_FILE"  # the environment variable that names the model file to every worker
 SOURCE = "blocks/source"  # where a checkpoint lies in its job's folder until its weights are stored
 CLEAN_N = 1000  # the first images of the test set, on which the clean accuracy of an import is measured
-CHECKPOINTS = (".safetensors", ".pt", ".pth")
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 _NAME = re.compile(r"[\w][\w .,+=()@-]{0,79}")
 
 
@@ -59,7 +59,10 @@ def named(options: ModelOptions, facts: datasets.Facts) -> Model:
     if file is not None and (options.arch is not None or options.arch_set):
         raise ValueError(f"--arch and --arch-set choose an architecture of bench, but {file.name} brings its own")
     if file is None and options.arch is None:
-        raise ValueError(f"which architecture is {checkpoint}? Add --arch, one of {', '.join(catalog.names('models'))}")
+        raise ValueError(
+            f"which architecture is {checkpoint}? Add --arch, one of {', '.join(catalog.names('models'))}; or give "
+            f"your own: FILE.py:FUNCTION --checkpoint {checkpoint}"
+        )
     arch, row = options.arch, options.name
     settings = catalog.get("models", arch).resolve(_settings(options.arch_set), "models ") if arch else {}
     if row is None:

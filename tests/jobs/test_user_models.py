@@ -15,6 +15,8 @@ from harness import Bench, Outcome, written
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.data import datasets
+from bench.jobs.load_checkpoint import fill, read
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import rows
@@ -94,13 +96,16 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "state_dict": lambda state: {"state_dict": ours(state), "epoch": 3},
     "model": lambda state: {"epoch": 3, "model": {f"module.{name}": value for name, value in state.items()}},
     "half": lambda state: {name: value.half() for name, value in state.items()},
+    "average": lambda state: {"model_ema": {name: 0 * value for name, value in state.items()}, "model": state},
 }
 
 
 @pytest.mark.parametrize("form", WRAPPED)
 def test_every_usual_form_of_a_checkpoint_gives_the_same_weights(form: str, bench: Bench) -> None:
     torch.save(WRAPPED[form](nets.weights()), "net.pt")
-    assert evaluate(bench, "net.pt", *ARCH).code == 0
+    outcome = evaluate(bench, "net.pt", *ARCH)
+    assert outcome.code == 0
+    assert ("weights those of 'model'; the checkpoint also holds model_ema" in outcome.out) == (form == "average")
     key, record = imported()
     stored = load_file(Path("results") / key / "weights-last.safetensors")
     for name, value in nets.weights().items():
@@ -109,6 +114,22 @@ def test_every_usual_form_of_a_checkpoint_gives_the_same_weights(form: str, benc
     assert record["metrics"]["clean_accuracy"] > 0.85
     assert record["metrics"]["parameters"] == sum(v.numel() for v in ours(nets.weights()).values())
     assert not (Path("results") / key / "blocks").exists()
+
+
+@pytest.mark.parametrize("name", ["net.ckpt", "net.pth.tar", "net.bin"])
+def test_the_content_of_a_checkpoint_decides_how_it_is_read(name: str, bench: Bench) -> None:
+    torch.save(nets.weights(), name)
+    assert evaluate(bench, name, *ARCH).code == 0
+
+
+def test_8_bit_floats_and_missing_counts_of_batches_are_read(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    small = {name: value.to(torch.float8_e4m3fn) for name, value in net.state_dict().items() if value.dim()}
+    torch.save(small, tmp_path / "net.pt")
+    state, note = read(tmp_path / "net.pt")
+    assert note == ""
+    fill(net, state, datasets.KNOWN["digits"], "net.pt")
+    assert torch.equal(net[0].weight, state["0.weight"].float())
 
 
 class Evil:
@@ -126,12 +147,20 @@ def test_a_malicious_pickle_is_refused_and_not_run(bench: Bench) -> None:
             outcome = bench(command, name, *ARCH)
             assert outcome.code == 2
             assert outcome.err.count("\n") == 1
-            assert f"error: {name} is no weights-only checkpoint (" in outcome.err
+            assert f"error: {name} is not a weights-only checkpoint (" in outcome.err
             assert "nothing in it was run" in outcome.err
             assert not Path("pwned").exists()
     assert not Path("results").exists()
     torch.load("evil.pt", weights_only=False)  # the attack is real
     assert Path("pwned").exists()
+
+
+PARSES = """\
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("data")
+parser.parse_args()
+"""
 
 
 def _save(state: dict[str, Tensor]) -> None:
@@ -153,7 +182,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     "text": (
         lambda: Path("bad.pt").write_text("weights: none\n"),
         "bad.pt --arch mlp",
-        "bad.pt is no weights-only checkpoint (UnpicklingError)",
+        "bad.pt is not a weights-only checkpoint (UnpicklingError)",
     ),
     "damaged safetensors": (
         lambda: Path("bad.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{}"),
@@ -163,7 +192,13 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     "whole model": (
         lambda: torch.save(nets.mlp(), "bad.pt"),
         "bad.pt --arch mlp",
-        "bad.pt is no weights-only checkpoint (holds bench.models.mlp.MLP); nothing in it was run. Save the weights",
+        "bad.pt is not a weights-only checkpoint (holds bench.models.mlp.MLP); nothing in it was run. Save the weights",
+    ),
+    "TorchScript": (
+        lambda: torch.jit.script(torch.nn.Linear(2, 2)).save("bad.pt"),
+        "bad.pt --arch mlp",
+        "bad.pt is not a weights-only checkpoint (a TorchScript program); nothing in it was run. Save the weights "
+        "alone, torch.save(net.state_dict(), FILE) or as safetensors; or let a function of yours load it: FILE.py:FUNC",
     ),
     "no tensors": (
         lambda: torch.save({"epoch": 3, "lr": 0.1}, "bad.pt"),
@@ -203,7 +238,21 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "bad.pt ARCH --normalise 0.3/0.4",
         "the checkpoint holds its own normalization (mean 0, std 1); leave --normalise out",
     ),
-    "no architecture": (lambda: _save(nets.weights()), "bad.pt", "which architecture is bad.pt? Add --arch, one of "),
+    "no architecture": (
+        lambda: _save(nets.weights()),
+        "bad.pt",
+        "; or give your own: FILE.py:FUNCTION --checkpoint bad.pt",
+    ),
+    "exit": (
+        lambda: Path("bad.py").write_text("import sys\nsys.exit(2)\n"),
+        "bad.py:build",
+        "bad.py ends the program (sys.exit, or argparse, which finds no arguments here) when it is imported",
+    ),
+    "file with argparse": (
+        lambda: Path("bad.py").write_text(PARSES),
+        "bad.py:build",
+        "bad.py ends the program (sys.exit, or argparse, which finds no arguments here) when it is imported",
+    ),
     "architecture": (lambda: _save(nets.weights()), "bad.pt --arch mpl", "no model 'mpl'. Did you mean 'mlp'?"),
     "setting": (
         lambda: _save(nets.weights()),
@@ -215,7 +264,11 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "bad.pt --arch mlp --arch-set width",
         "--arch-set takes SETTING=VALUE such as width=32, got 'width'",
     ),
-    "suffix": (lambda: None, "net.h5 --arch mlp", "MODEL is 'net.h5'; expected a checkpoint (.safetensors, .pt, .pth)"),
+    "suffix": (
+        lambda: None,
+        "net.h5 --arch mlp",
+        "MODEL is 'net.h5'; expected a checkpoint (.safetensors, .pt, .pth, .pth.tar, .ckpt, .bin)",
+    ),
     "nothing": (lambda: None, "", "no model named; give a checkpoint"),
     "two": (lambda: _save({}), "bad.pt --checkpoint other.pt --arch mlp", "two checkpoints, bad.pt and other.pt"),
     "function form": (lambda: None, "my.py", "model file 'my.py'; expected FILE.py:FUNCTION, such as my.py:build"),
@@ -440,7 +493,7 @@ def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
     Path("my.py").write_text(noisy.replace("def build", noise + "def build", 1))
     undeclared = evaluate(bench, "my.py:build")
     assert undeclared.code == 2
-    assert "gives two answers to one image; declare a model that draws at test time with --randomised" in undeclared.err
+    assert "gives two answers to one image; declare a stochastic model with --randomised" in undeclared.err
     assert evaluate(bench, "my.py:build", "--randomised").code == 0
     store = Store(Path("results"))
     (row,) = rows(store, evaluations(store).readable)

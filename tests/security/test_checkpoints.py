@@ -135,11 +135,11 @@ def _script() -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[], object], str]] = {
-    "reduce": (lambda: torch.save({"state_dict": Evil()}, "net.pt"), "no weights-only checkpoint (holds getattr)"),
-    "bare pickle": (lambda: Path("net.pt").write_bytes(pickle.dumps(Evil())), "no weights-only checkpoint"),
-    "nested zip": (_nested, "no weights-only checkpoint"),
-    "TorchScript": (_script, "no weights-only checkpoint"),
-    "legacy tar": (_tar, "no weights-only checkpoint"),
+    "reduce": (lambda: torch.save({"state_dict": Evil()}, "net.pt"), "not a weights-only checkpoint (holds getattr)"),
+    "bare pickle": (lambda: Path("net.pt").write_bytes(pickle.dumps(Evil())), "not a weights-only checkpoint"),
+    "nested zip": (_nested, "not a weights-only checkpoint"),
+    "TorchScript": (_script, "not a weights-only checkpoint"),
+    "legacy tar": (_tar, "not a weights-only checkpoint"),
     "allow-listed module": (lambda: torch.save(FromBytes(), "net.pt"), "holds torch.storage._load_from_bytes"),
     "oversize header": (lambda: _safetensors(b"{", length=1 << 62), "damaged safetensors file"),
     "overlapping tensors": (
@@ -150,18 +150,18 @@ HOSTILE: dict[str, tuple[Callable[[], object], str]] = {
     "unknown dtype": (lambda: _safetensors({"a": _tensor(0, 32, "OBJ")}), "damaged safetensors file"),
     "truncated": (
         lambda: (torch.save(nets.weights(), "net.pt"), os.truncate("net.pt", 5000)),
-        "no weights-only checkpoint",
+        "not a weights-only checkpoint",
     ),
     "bomb": (_bomb, "bytes that would unfold to"),
     "storage too small": (
         lambda: _rewritten("net.pt", _pickled({"a": Rebuilt((4000,), (1,))})),
-        "no weights-only checkpoint",
+        "not a weights-only checkpoint",
     ),
     "alias of one value": (
         lambda: _rewritten("net.pt", _pickled({"head.bias": Rebuilt((1 << 40,), (0,))})),
         "does not fit this architecture",
     ),
-    "symlink": (_link, "no weights-only checkpoint (holds getattr)"),
+    "symlink": (_link, "not a weights-only checkpoint (holds getattr)"),
     "dangling symlink": (lambda: Path("net.pt").symlink_to("nowhere"), "no checkpoint net.pt"),
     "directory": (lambda: Path("net.pt").mkdir(), "is a folder; expected a file"),
     "fifo": (lambda: os.mkfifo("net.pt"), "no checkpoint net.pt"),
