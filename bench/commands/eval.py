@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 
 from bench.commands.arguments import DataDir, Plugin, Results, plugins
-from bench.commands.matrix import Matrix, check_options, refused
+from bench.commands.matrix import Matrix, check_options
 from bench.commands.options import Only, OutputOptions, takes_groups
+from bench.commands.output import announce, console_of, refused, stopped
 from bench.commands.plan import show_plan
-from bench.commands.run import announce, console_of, run_matrix, stopped
+from bench.commands.run import run_matrix
 from bench.core.stats import wilson
 from bench.data import datasets
 from bench.executors import processes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import Spec, TrainSpec
 from bench.planning.typed import Options
-
-MOST_PROBLEMS = 5  # errors printed at a time
 
 
 @dataclass
@@ -72,12 +69,3 @@ def describe(matrix: Matrix) -> list[str]:
         for attack, (wanted, others) in inapplicable(spec).items()
     ]
     return lines + absent + [f"chosen    {note}" for note in matrix.notes]
-
-
-def refused(problems: list[str]) -> bool:
-    """Print one line for each error that would make jobs fail. Returns whether there is any."""
-    for line in problems[:MOST_PROBLEMS]:
-        print(f"error: {line}", file=sys.stderr)
-    if len(problems) > MOST_PROBLEMS:
-        print(f"and {len(problems) - MOST_PROBLEMS} more like these", file=sys.stderr)
-    return bool(problems)

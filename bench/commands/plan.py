@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins
-from bench.commands.matrix import Matrix, describe, prepare, refused
+from bench.commands.matrix import Matrix, describe, prepare
 from bench.commands.options import Only, takes_groups
+from bench.commands.output import refused
 from bench.executors.base import todo
 from bench.executors.clusters import Machine
 from bench.executors.local import Local

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins
-from bench.commands.matrix import Matrix, describe, prepare, refused
+from bench.commands.matrix import Matrix, prepare
 from bench.commands.options import OutputOptions, takes_groups
+from bench.commands.output import announce, console_of, gated, print_script, print_table, refused, stopped
 from bench.commands.plan import show_plan
 from bench.executors.base import Backend
 from bench.executors.clusters import Cluster, Machine, choose
@@ -117,49 +116,3 @@ def run_matrix(
         print(f"{failed} jobs failed or were blocked; see `bench status --results-dir {results}`", file=sys.stderr)
         return 1
     return 4 if gate and gated(store, keys) else 0
-
-
-def print_table(store: Store, keys: list[str], console: Console) -> None:
-    """Print the defense x attack table of these jobs."""
-    from bench.tables.summary import matrix  # with it comes NumPy, which a run that only starts jobs does not need
-
-    live.plain(matrix(store, keys), console.print, console.width)
-
-
-def gated(store: Store, keys: list[str]) -> bool:
-    """Print the rows of these jobs that `--gate` rejects. Returns whether there is any."""
-    from bench.soundness.verdicts import judged_rows
-    from bench.tables.ranking import reasons
-
-    rejected = reasons(judged_rows(store, keys, split=None))
-    for line in rejected:
-        print(f"gate: {line}", file=sys.stderr)
-    return bool(rejected)
-
-
-def print_script(matrix: Matrix, backend: Backend, results: Path, check: bool) -> int:
-    """Print the batch script of `--executor slurm` and store its jobs; submits nothing."""
-    store = Store(results)
-    if check and refused(Backend.problems(backend, matrix.jobs, store)):  # Slurm itself may not be installed here
-        return 2
-    store.prepare()
-    print(backend.script(matrix.jobs, store), end="")  # type: ignore[attr-defined]
-    return 0
-
-
-def console_of(mode: str) -> Console:
-    """Where a run prints: stderr if its events go to stdout as JSON."""
-    return Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
-
-
-def announce(matrix: Matrix, backend: Backend, console: Console, mode: str) -> None:
-    """Describe the matrix and the devices, unless the mode is "quiet" or "json"."""
-    if mode in ("live", "plain"):
-        for line in (*describe(matrix), f"devices   {backend.devices()}"):
-            console.print(live.safe(line), soft_wrap=True)
-
-
-def stopped(stop: KeyboardInterrupt | SystemExit, message: str) -> NoReturn:
-    """End an interrupted command: print a message and the command that was typed, which resumes."""
-    print(f"{message}\n  {shlex.join(['bench', *sys.argv[1:]])}", file=sys.stderr)
-    raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None

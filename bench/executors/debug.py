@@ -40,7 +40,9 @@ class Debug(Backend):
 
     def open(self, store: Store, jobs: list[Job]) -> None:
         """See Backend."""
-        self.store = store
+        from bench.jobs import worker
+
+        self.store, self.run = store, self.work or worker.work
         self.next: Handle | None = None
 
     def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
@@ -58,7 +60,7 @@ class Debug(Backend):
             time.sleep(seconds)  # other drivers run everything that is left
             return []
         handle, self.next = self.next, None
-        (self.work or _work())(self.store.root, handle.job.key, self.root, self.kind)
+        self.run(self.store.root, handle.job.key, self.root, self.kind)
         return [Exit(handle)]
 
     def cancel(self, handle: Handle) -> None:
@@ -67,9 +69,3 @@ class Debug(Backend):
 
     def close(self) -> None:
         """See Backend."""
-
-
-def _work() -> Callable[..., str]:
-    from bench.jobs.worker import work
-
-    return work

@@ -68,12 +68,10 @@ def query() -> list[Gpu]:
     lines, apps = _smi(f"--query-gpu={ASKED}"), Counter[str]()
     with contextlib.suppress(NoAnswer):  # the processes are useful but not required
         apps.update(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid"))
-    found = []
-    for index, uuid, name, total, used, share in (line for line in lines if len(line) == 6):
-        found.append(
-            Gpu(index, uuid, name, _number(total), _number(used) or 0.0, (_number(share) or 0.0) / 100, apps[uuid])
-        )
-    return found
+    return [
+        Gpu(index, uuid, name, _number(total), _number(used) or 0.0, (_number(share) or 0.0) / 100, apps[uuid])
+        for index, uuid, name, total, used, share in (line for line in lines if len(line) == 6)
+    ]
 
 
 def _smi(what: str) -> list[list[str]]:
@@ -106,24 +104,23 @@ def gpus(ask: Callable[[], list[Gpu]] = query, believe: bool = False) -> list[Gp
     """The GPUs that may be used; CUDA_VISIBLE_DEVICES is respected, and trusted where nvidia-smi is absent, or
     with `believe` also where it fails. Raises NoAnswer.
 
-    Each is then called what it is called there: the tool's number of a card need not be CUDA's. Like CUDA, this stops
+    Each has the name that it has there: nvidia-smi's number of a card need not be CUDA's. Like CUDA, this stops
     at the first word that names none: -1, `none`, or the `NoDevFiles` of a Slurm job without a GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return ask()
-    wanted = list(takewhile(NAMED.fullmatch, map(str.strip, visible.split(","))))
-    if not wanted:
+    wanted = None if visible is None else list(takewhile(NAMED.fullmatch, map(str.strip, visible.split(","))))
+    if wanted == []:
         return []
     try:
         there = ask()
     except NoAnswer as error:
-        if not believe:
-            raise
+        if wanted is None or not believe:
+            ways = "--device cpu, or --device cuda with the GPUs in CUDA_VISIBLE_DEVICES"
+            raise NoAnswer(f"{error}; repair the driver, or use {ways}") from None
         print(f"{error}; CUDA_VISIBLE_DEVICES is used as it is", file=sys.stderr)
         there = []
     known = {name: gpu for gpu in there for name in (gpu.index, gpu.uuid)}
-    return [replace(known[name], index=name) if name in known else Gpu(name) for name in wanted]
+    return there if wanted is None else [replace(known.get(name, Gpu(name)), index=name) for name in wanted]
 
 
 def slots(
@@ -135,15 +132,14 @@ def slots(
 ) -> list[Slot]:
     """Slots for `--device auto|cpu|cuda`. `named`: the GPUs of --gpus, busy or not; else the free ones.
 
-    `jobs_per_gpu` None: as many as their measured memory allows. Raises ValueError where CUDA is asked for and there
-    is none, where a named GPU is not there, where all GPUs are busy, and where nvidia-smi fails:
-    none of that ends on the CPU unasked.
+    `jobs_per_gpu` None: as many as their measured memory allows. Raises ValueError if CUDA is requested and absent, a
+    named GPU is absent, all GPUs are busy, or nvidia-smi fails: a run never falls back to the CPU silently.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device is '{device}'; expected auto, cpu or cuda")
     if named and device == "cpu":
         raise ValueError("--gpus and --device cpu contradict each other; leave one out")
-    found = _found(ask, device == "cuda") if device in ("auto", "cuda") else []
+    found = gpus(ask, believe=device == "cuda") if device != "cpu" else []
     if not found and (device == "cuda" or named):
         option = f"--gpus {','.join(named)}" if named else "--device cuda"
         raise ValueError(f"{option}, but no GPU was found; run `bench doctor`, or use --device cpu alone")
@@ -159,14 +155,6 @@ def slots(
             if turn == 0 or jobs_per_gpu or packed is not None:
                 places.append(Slot("cuda", _shown(gpu), packed))
     return places[:workers] if workers else places
-
-
-def _found(ask: Callable[[], list[Gpu]], wanted: bool) -> list[Gpu]:
-    try:
-        return gpus(ask, believe=wanted)
-    except NoAnswer as error:
-        ways = "--device cpu, or --device cuda with the GPUs in CUDA_VISIBLE_DEVICES"
-        raise ValueError(f"{error}; repair the driver, or use {ways}") from None
 
 
 def _chosen(found: list[Gpu], named: Sequence[str]) -> list[Gpu]:

@@ -5,6 +5,7 @@ Devices and memory: bench.executors.slot_pool; the processes themselves: bench.e
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -124,16 +125,15 @@ class Local(Backend):
 
     def poll(self, seconds: float) -> list[Exit]:
         """See Backend. A job over the time limit ends here."""
-        limit, timeout = self.time_limit, seconds
-        if limit is not None:
-            ages = [time.monotonic() - each.began for each in self.running.values()]
-            timeout = max(min([seconds, *(limit - age for age in ages)]), 0.0)
+        limit = math.inf if self.time_limit is None else self.time_limit
+        ends = [each.began + limit for each in self.running.values()]
+        timeout = max(min([seconds, *(end - time.monotonic() for end in ends)]), 0.0)
         wait([each.process.sentinel for each in self.running.values()], timeout=timeout)
         crowd = len(self.running)
         for each in self.running.values():
             each.peak = processes.resident(each.process) or each.peak
             each.shared = max(each.shared, crowd if each.placement.slot.device == "cpu" else 1)
-            if limit is not None and time.monotonic() - each.began >= limit and each.process.is_alive():
+            if time.monotonic() >= each.began + limit and each.process.is_alive():
                 each.late = limit
         self.pool.begin()
         over = [each for each in self.running.values() if each.late is not None or not each.process.is_alive()]

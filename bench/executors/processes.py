@@ -57,14 +57,12 @@ def preload(jobs: Sequence[Job], work: Work | None = None) -> None:
     if work is not None:
         modules = [work.__module__, "bench.executors.local"]
     elif any(isinstance(job, TrainJob) for job in jobs):
-        modules.append(
-            "torch._dynamo"
-        )  # an optimizer's first step imports it, which would take seconds in each training
+        modules.append("torch._dynamo")  # the first step of an optimizer imports it, in seconds
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 
 class ChildDied(ValueError):
-    """The child process ended without an answer, for instance because the kernel killed it for lack of memory."""
+    """The child process ended without an answer, for instance since the kernel killed it for lack of memory."""
 
 
 def ask(module: str, function: str, *arguments: Any, jobs: Sequence[Job] = ()) -> Any:

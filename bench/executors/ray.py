@@ -23,7 +23,7 @@ from bench.jobs.retries import Fault
 from bench.planning.job import Job
 from bench.records.redact import portable
 from bench.records.store import Store
-from bench.training import sigterm as stopping
+from bench.training import sigterm
 
 RETRIES = 2  # by Ray, of a job whose process or node was lost; finished blocks do not run again
 
@@ -32,7 +32,7 @@ def do(results: str, key: str, root: str, device: str, workers: int) -> str:
     """Run one job in a process of Ray's; returns the state of its record, "held" or "over"."""
     from bench.jobs.attempt import attempt
 
-    signal.signal(signal.SIGTERM, stopping.handle)
+    signal.signal(signal.SIGTERM, sigterm.handle)
     return attempt(Path(results), key, Path(root), device, workers)
 
 
@@ -144,9 +144,8 @@ class Ray(Backend):
         if not self.address:  # Ray reads these when it is imported
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on every system Ray's switch for loopback only
             os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ.setdefault(
-                "RAY_AUTH_TOKEN", secrets.token_hex(32)
-            )  # other users of this machine reach loopback too
+            # other users of this machine reach loopback too
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:

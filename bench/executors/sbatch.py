@@ -21,13 +21,8 @@ from pathlib import Path
 from bench.executors.base import MissingDependency
 from bench.planning.job import Job
 
-CARRIED = (
-    "BENCH_PLUGINS",
-    "BENCH_DATA",
-    "BENCH_CACHE",
-    "BENCH_MODEL_FILE",
-    "PYTHONPATH",
-)  # a path or a list of paths each
+# each a path or a list of paths
+CARRIED = ("BENCH_PLUGINS", "BENCH_DATA", "BENCH_CACHE", "BENCH_MODEL_FILE", "PYTHONPATH")
 OURS = ("job-name", "output", "array", "dependency", "kill-on-invalid-dep", "parsable", "wrap", "test-only", "wait")
 MOST_TASKS = 500  # of an array; Slurm's default limit is 1001
 ACTIVE = (

@@ -5,32 +5,24 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections.abc import Callable, Iterable, KeysView
+from graphlib import TopologicalSorter
 
 from bench.planning.job import Job
 
-ORDER = (
-    "audit",
-    "evaluate",
-    "shard",
-    "import",
-    "train",
-)  # among equally urgent jobs, those that finish a row of the table go first
-# seconds of a job where no record of its kind exists
-NOMINAL = {"train": 600.0, "import": 10.0, "evaluate": 60.0, "shard": 60.0, "audit": 60.0}
+# seconds of a job where no record of its kind exists; of equally urgent jobs, those of the first kind go first
+NOMINAL = {"audit": 60.0, "evaluate": 60.0, "shard": 60.0, "import": 10.0, "train": 600.0}
+KINDS = tuple(NOMINAL)
 
 
-def expected(jobs: Iterable[Job], seconds: Callable[[Job], float | None]) -> dict[str, float]:
+def expected(jobs: list[Job], seconds: Callable[[Job], float | None]) -> dict[str, float]:
     """Seconds of every job by key. A job of unknown length counts as the longest known one of its kind: an early start
     costs little, and its measurement comes early."""
     known = {job.key: seconds(job) for job in jobs}
     longest: dict[str, float] = {}
     for job in jobs:
         longest[job.kind] = max(longest.get(job.kind, 0.0), known[job.key] or 0.0)
-    found = {}
-    for job in jobs:
-        mine = known[job.key]
-        found[job.key] = mine if mine is not None else longest[job.kind] or NOMINAL.get(job.kind, 60.0)
-    return found
+    unknown = {job.key: longest[job.kind] or NOMINAL[job.kind] for job in jobs}
+    return {key: unknown[key] if mine is None else mine for key, mine in known.items()}
 
 
 def urgencies(jobs: Iterable[Job], seconds: dict[str, float], lanes: int) -> dict[str, float]:
@@ -41,12 +33,9 @@ def urgencies(jobs: Iterable[Job], seconds: dict[str, float], lanes: int) -> dic
     chains, behind = dict[str, float](), dict[str, set[str]]()
     for key in reversed(_in_order(known)):
         behind[key] = set(after[key]).union(*(behind[child] for child in after[key]))
-        longest = max((chains[child] for child in after[key]), default=0.0)
-        chains[key] = seconds[key] + longest
-    return {
-        key: max(chains[key], seconds[key] + sum(seconds[each] for each in behind[key]) / max(lanes, 1))
-        for key in known
-    }
+        chains[key] = seconds[key] + max((chains[child] for child in after[key]), default=0.0)
+    shared = {key: seconds[key] + sum(seconds[each] for each in behind[key]) / lanes for key in known}
+    return {key: max(chains[key], shared[key]) for key in known}
 
 
 def children(jobs: Iterable[Job]) -> dict[str, list[str]]:
@@ -61,15 +50,8 @@ def children(jobs: Iterable[Job]) -> dict[str, list[str]]:
 
 def _in_order(known: dict[str, Job]) -> list[str]:
     """Keys, each after those of the jobs that it waits for."""
-    after = children(known.values())
-    left = {key: len({need for need in job.waits if need in known}) for key, job in known.items()}
-    order = [key for key, count in left.items() if count == 0]
-    for key in order:
-        for child in after[key]:
-            left[child] -= 1
-            if left[child] == 0:
-                order.append(child)
-    return order
+    graph = {key: [need for need in job.waits if need in known] for key, job in known.items()}
+    return list(TopologicalSorter(graph).static_order())
 
 
 class Queue:
@@ -141,8 +123,7 @@ class Queue:
         return self._open.keys()
 
     def _rank(self, key: str) -> tuple[float, int, int, str]:
-        kind = self.jobs[key].kind
-        return -self._urgency[key], ORDER.index(kind) if kind in ORDER else len(ORDER), self._place[key], key
+        return -self._urgency[key], KINDS.index(self.jobs[key].kind), self._place[key], key
 
 
 def simulate(jobs: list[Job], seconds: dict[str, float], lanes: int, guess: dict[str, float] | None = None) -> float:
@@ -151,7 +132,7 @@ def simulate(jobs: list[Job], seconds: dict[str, float], lanes: int, guess: dict
     running: list[tuple[float, int, Job]] = []
     count = 0
     while queue or running:
-        for job in queue.ready()[: max(lanes, 1) - len(running)]:
+        for job in queue.ready()[: lanes - len(running)]:
             queue.start(job)
             heapq.heappush(running, (now + seconds[job.key], count, job))
             count += 1
@@ -166,4 +147,4 @@ def bound(jobs: list[Job], seconds: dict[str, float], lanes: int) -> float:
     ends: dict[str, float] = {}
     for key in _in_order(known):
         ends[key] = seconds[key] + max((ends[need] for need in known[key].waits if need in known), default=0.0)
-    return max(max(ends.values(), default=0.0), sum(seconds[key] for key in known) / max(lanes, 1))
+    return max(max(ends.values(), default=0.0), sum(seconds[key] for key in known) / lanes)

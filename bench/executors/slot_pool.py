@@ -69,24 +69,24 @@ class SlotPool:
         Then the device that will be free for it soonest is reserved against less urgent jobs of this round, so that
         small jobs never starve a large one. `avoid`: devices on which the job failed, used only as a last resort.
         """
-        better, alone = self._candidates(need, alone, avoid)
-        found = [name for name, d in better.items() if name not in self._reserved and d.fits(need, alone)]
+        candidates, alone = self._candidates(need, alone, avoid)
+        found = [name for name, d in candidates.items() if name not in self._reserved and d.fits(need, alone)]
         if not found:
-            if better:
-                self._reserved.add(min(better, key=lambda name: len(better[name].needs)))
+            if candidates:
+                self._reserved.add(min(candidates, key=lambda name: len(candidates[name].needs)))
             return None
-        return min(found, key=lambda name: (len(better[name].needs), -(better[name].memory or 0.0)))
+        return min(found, key=lambda name: (len(candidates[name].needs), -(candidates[name].memory or 0.0)))
 
     def _candidates(self, need: float | None, alone: bool, avoid: Container[str]) -> tuple[dict[str, Device], bool]:
         """The devices that a job may use, and whether it has to run alone there."""
         usable = {name: device for name, device in self.devices.items() if not device.benched}
         better = {name: device for name, device in usable.items() if name not in avoid} or usable
-        largest = max((device.memory or 0.0 for device in better.values()), default=0.0)
-        if need is not None and largest and need > largest:
-            # it was measured on a larger device; it may fit on the largest one here if nothing else runs there
-            return {name: device for name, device in better.items() if device.memory == largest}, True
         roomy = {n: d for n, d in better.items() if need is None or d.memory is None or need <= d.memory}
-        return roomy or better, alone
+        if roomy or not better:
+            return roomy, alone
+        # it was measured on a larger device; it may fit on the largest one here if nothing else runs there
+        largest = max(device.memory or 0.0 for device in better.values())
+        return {name: device for name, device in better.items() if device.memory == largest}, True
 
     def take(self, need: float | None, alone: bool = False, avoid: Container[str] = ()) -> Placement | None:
         """A slot on the device that `find` names, or None for now."""
