@@ -17,7 +17,7 @@ _PREDICTORS = {
 _BESIDE = {"needs_smoothed": "--defense smoothing", "needs_draws": "--defense rse"}
 _ONLY_FOR = {
     "needs_smoothed": "smoothed models",
-    "needs_draws": "models that draw at test time",
+    "needs_draws": "stochastic models",
     "needs_images": "models of a matrix: it shows them the images made against other rows",
 }
 _NO_THREAT = "norm and eps play no part in it"

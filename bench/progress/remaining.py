@@ -35,8 +35,8 @@ def left(store: Store, job: Job, estimator: Estimator) -> Left:
     """Seconds until an unfinished job is done, on a slot of its own."""
     progress, whole = store.progress(job.key), estimator.seconds(job)
     if not runs(store, job.key):
-        kept = kept_seconds(store.folder(job.key))
-        return Left(None if whole is None else max(whole - kept, 0.0), kept)
+        saved = saved_seconds(store.folder(job.key))
+        return Left(None if whole is None else max(whole - saved, 0.0), saved)
     now = time.time()
     share, began = float(progress.get("share", 0.0)), progress.get("began", now)
     at = progress["now"] if progress.get("now", 0.0) >= began else now  # when it last reported
@@ -107,7 +107,7 @@ def together(
     return TimeLeft(mean, least, most, sum(records.values()), modeled, unknown)
 
 
-def kept_seconds(folder: Path) -> float:
+def saved_seconds(folder: Path) -> float:
     """Seconds of work in the checkpoints of a stopped job, which it does not repeat unless the code has changed."""
     return sum((_seconds(path) for path in (folder / "blocks").glob("*.safetensors")), 0.0)
 

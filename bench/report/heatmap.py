@@ -42,7 +42,7 @@ def _attack_map(board: Board) -> Plot:
     figure = _heat_map((2.6 + 0.72 * len(columns), 1.9 + 0.27 * len(rows)), rows, shares, texts)
     figure.axes[0].set_xticks(range(len(columns)), ticks, rotation=40, ha="right", fontsize=8)
     left_out = len(board.rows) - len(rows)
-    more = f" The first {len(rows)} of {len(board.rows)} rows; the table above has all." if left_out else ""
+    more = f" Shown: the first {len(rows)} of {len(board.rows)} rows; the table above has all." if left_out else ""
     return board.plot(
         "heat",
         f"Heat map of accuracy in percent: {len(rows)} defenses by {len(columns)} attacks; the table has its numbers.",

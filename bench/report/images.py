@@ -24,8 +24,8 @@ from bench.results.evaluations import Evaluation
 MAX_MODELS, PER_MODEL, GAIN = 6, 3, 10
 MAX_PIXELS = 200_000  # pixel values of all images of a page: some 400 kB of it
 NO_FILES = (
-    "No images are shown: none of these evaluations has its adversarial.safetensors beside its record here. It lies "
-    "where the evaluation ran, and is too large for a repository."
+    "No images are shown: no evaluation has its adversarial.safetensors beside its record. That file stays where the "
+    "evaluation ran, as it is too large for a repository."
 )
 
 
@@ -74,7 +74,7 @@ Strip = tuple[Wanted, list[Picture]]
 
 def no_images(wanted: list[Wanted]) -> Fetched:
     """For a page that shows no images."""
-    return Fetched(notes=["No images were asked for."] if wanted else [])
+    return Fetched(notes=["Images were not requested."] if wanted else [])
 
 
 def image_grids(store: Store, boards: list[Board], fetch: Fetch) -> tuple[list[Plot], str]:
@@ -126,15 +126,15 @@ def _figure(board: Board, strips: list[Strip]) -> Plot:
     unknown = any(picture.predictions is None for _, picture in lines)
     return board.plot(
         "images",
-        f"Grid of {len(lines)} test images under attack for {len(strips)} models; the table says what each is seen as.",
-        f"Clean, perturbation times {GAIN} around mid-gray, adversarial. Of each model the attack that leaves fewest "
-        "images right among those that kept their images; in the order of the test set, images that it fooled first. "
-        "Below an image: what the deployed model takes it for and its confidence, the softmax probability of that "
-        "class (mean of draws where the model draws)."
-        + (" A dash: the weights do not lie here, or say nothing." if unknown else "")
+        f"Grid of {len(lines)} test images under attack for {len(strips)} models; the table has the predictions.",
+        f"Clean, perturbation times {GAIN} around mid-gray, adversarial. For each model the strongest attack with "
+        "stored images; first the images that it fooled, in the order of the test set. Below an image: the class that "
+        "the deployed model predicts and its confidence, the softmax probability of that class (for a stochastic model "
+        "the mean over draws)."
+        + (" A dash: the weights are not on this machine, or cannot be used." if unknown else "")
         + f" {measured_on([wanted.entry for wanted, _ in strips])}",
-        ["defense", "attack", "test image", "true class", "clean: taken for", "confidence",
-         "adversarial: taken for", "confidence ", "fooled"],
+        ["defense", "attack", "test image", "true class", "clean: predicted", "confidence",
+         "adversarial: predicted", "confidence ", "fooled"],
         [
             [
                 wanted.name, wanted.entry.attack_label, p.index, p.label, *p.prediction(0), *p.prediction(1),

@@ -47,8 +47,8 @@ def eps_curves(rows: list[Row]) -> list[Plot]:
 def security_curves(rows: list[Row]) -> list[Plot]:
     """Accuracy under the one attack that walks through all budgets (`curve`), where it was run."""
     about = (
-        "Accuracy under the attack “curve” alone: PGD at rising budgets, each begun where the one before ended, so "
-        "that a curve never rises. The worst case over all attacks may lie below it."
+        "Accuracy under the attack “curve” alone: PGD at increasing budgets, each started from the result of the "
+        "previous one, so that a curve never increases. The worst case over all attacks may be lower."
     )
     numbers = []
     for row in rows:
@@ -69,7 +69,7 @@ def _by_budget(kind: str, label: str, about: str, numbers: list[tuple[Row, SeedV
     known = [(row.norm, row, cell, keys) for row, cell, keys in numbers if row.norm and cell.values]
     for norm, row, cell, keys in sorted(known, key=lambda each: each[1].eps_value):
         found = groups.setdefault((row.dataset, norm), {}).setdefault(row.config, PlottedCurve(row))
-        clean = row.accuracy.clean.only(cell.values)  # another seed at 0 would bend the curve
+        clean = row.accuracy.clean.only(cell.values)  # with other seeds at 0 the curve would not be of the same models
         if clean.values and not found.points:
             found.points.append(Point(0.0, clean.mean, *clean.interval(), of_clean(row, cell.values)))
             found.clean = clean
@@ -90,7 +90,7 @@ def certified_curves(store: Store, rows: list[Row]) -> list[Plot]:
             points = _certified_points(store, row)
             if points:
                 known[row.config] = PlottedCurve(row, points, list(row.accuracy.certified.values())[:1])
-    about = "Share of images that are right and certified at least to the radius: no attack within it can succeed."
+    about = "Share of correct images with a certified radius of at least this value: no attack within it can succeed."
     columns = ("radius", "certified accuracy")
     return [
         _figure(("certified", dataset), "L2 radius", columns, "Certified accuracy", about, list(by_config.values()))
@@ -137,7 +137,7 @@ def _figure(
     if zero := [found.clean.n for found in curves if found.clean]:
         caption += f" At eps 0: n {joined(zero)}, the seeds of the smallest eps."
     if len(shown) < len(curves):
-        caption += f" Drawn are {len(shown)} of {len(curves)} models: the best at their smallest eps, and standard."
+        caption += f" Shown: {len(shown)} of {len(curves)} models, the best at their smallest eps and standard."
     points = [(found.row, point) for found in curves for point in found.points]
     return Plot(
         slug(*place),

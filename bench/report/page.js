@@ -20,7 +20,7 @@
   show(theme);
   button.hidden = false;
 
-  // sorting: numbers by value, other text by name, cells without a number last; ties keep the order of the page
+  // sorting: numbers by value, other text by name, cells without a number last; ties in the order of the page
   const collator = new Intl.Collator("en", { numeric: true });
   const own = (cell) => (cell.querySelector("summary") || cell).textContent.trim();
   const value = (text) => /^[-+]?\d/.test(text) ? parseFloat(text) : NaN;
@@ -56,7 +56,7 @@
   // filtering
   const form = byId("filters");
   const boards = [...document.querySelectorAll(".board")];
-  const placed = [...document.querySelectorAll("figure[data-dataset]")];
+  const figures = [...document.querySelectorAll("figure[data-dataset]")];
   const apply = () => {
     const text = byId("f-text").value.trim().toLowerCase();
     const [dataset, threat, verdict] = ["dataset", "threat", "verdict"].map((name) => byId("f-" + name).value);
@@ -75,7 +75,7 @@
       board.hidden = left === 0;
       shown += left;
     }
-    for (const figure of placed) figure.hidden = !here(figure);
+    for (const figure of figures) figure.hidden = !here(figure);
     byId("f-count").textContent = shown + " of " + all + " rows";
   };
   form.addEventListener("input", apply);
@@ -84,21 +84,21 @@
   form.hidden = false;
   apply();
 
-  // a number tells where it comes from: every cell with records behind it is a button; Tab stops once in a row
+  // every cell with records behind it is a button that shows them; Tab stops once in a row
   const where = byId("where");
   const records = byId("records");
-  const tell = (cell, press) => {
+  const showRecords = (cell, press) => {
     const table = cell.closest("table");
     const row = cell.parentElement;
     const column = table.tHead.rows[0].cells[cell.cellIndex].textContent;
     const method = (row.querySelector("th") || row.cells[0]).textContent;
     byId("where-h").textContent = cell === row.cells[0] ? method : method + ", " + column + ": " + press.textContent;
-    const places = cell.dataset.k.split(" ");
-    byId("where-n").textContent = places.length === 1 ? "It rests on one record." : "It rests on " + places.length + " records.";
+    const positions = cell.dataset.k.split(" ");
+    byId("where-n").textContent = positions.length === 1 ? "Computed from one record." : "Computed from " + positions.length + " records.";
     const shown = where.querySelector("table");
     shown.tHead.replaceChildren(records.tHead.rows[0].cloneNode(true));
-    shown.tBodies[0].replaceChildren(...places.map((place) => {
-      const record = records.tBodies[0].rows[place];
+    shown.tBodies[0].replaceChildren(...positions.map((position) => {
+      const record = records.tBodies[0].rows[position];
       const copy = record.cloneNode(true);
       copy.removeAttribute("id");
       const link = document.createElement("a");
@@ -118,7 +118,7 @@
     press.append(...cell.childNodes);
     cell.append(press);
     press.tabIndex = cell.parentElement.querySelector("button.n") === press ? 0 : -1;
-    press.addEventListener("click", () => tell(cell, press));
+    press.addEventListener("click", () => showRecords(cell, press));
   }
   document.addEventListener("keydown", (event) => {
     const press = event.target.closest && event.target.closest("button.n");
@@ -145,7 +145,7 @@
   byId("where-close").addEventListener("click", () => where.close());
   where.addEventListener("click", (event) => { if (event.target === where || event.target.closest("a")) where.close(); });
 
-  // a link to a check opens it, one to a record goes there for the keyboard too
+  // a link to a check opens it; a link to a record moves the keyboard focus there too
   const open = () => {
     const target = location.hash.length > 1 && byId(location.hash.slice(1));
     if (!target) return;

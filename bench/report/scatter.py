@@ -49,10 +49,11 @@ def _scatter(board: Board, kind: str, points: list[tuple[float, Row]]) -> Plot:
     return board.plot(
         "cost" if timed else "clean",
         f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
-        "A line joins models that none of its color beats in both, the Pareto front of the table (UNSOUND ones are on "
-        "none); a color is what may be compared: one architecture, ranked or provisional, on the same images"
-        f"{', timed alike' * timed}. Bars are 95 % Wilson intervals. {conditions(rows)}{_about_x(rows, kind)}",
-        ["point", "defense", label, "worst case (%)", "on the Pareto line", "compared among"],
+        "Lines are the Pareto fronts of the table: no model of the same color is better in both numbers (UNSOUND "
+        "models are on none). Models of one color are comparable: same architecture and images, all ranked or all "
+        f"provisional{', timed under the same conditions' if timed else ''}. Bars are 95 % Wilson intervals. "
+        f"{conditions(rows)}{_about_x(rows, kind)}",
+        ["point", "defense", label, "worst case (%)", "on the Pareto front", "compared within"],
         [
             [
                 k, row_label(row), round(x, 2), round(100 * row.accuracy.worst.mean, 2),
@@ -125,7 +126,7 @@ def _facts(row: Row, kind: str) -> tuple[str, ...]:
     data = joined(sorted({int(e.train_images) for e in trainings}))
     shared = "" if not row.cost.shared else "shared machine" if all(map(busy, trainings)) else "partly shared machine"
     devices = joined(sorted({str(e.train_device) for e in trainings}))
-    return (*facts, f"{data} training images", devices, shared or "machine of its own")
+    return (*facts, f"{data} training images", devices, shared or "exclusive machine")
 
 
 def _about_x(rows: list[Row], kind: str) -> str:

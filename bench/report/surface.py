@@ -1,4 +1,4 @@
-"""The loss on a plane through the images: one direction of the gradient, one at random, as `surface` measured it."""
+"""The loss on a plane through the images, spanned by the gradient and a random direction, measured by `surface`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEASURES = ("clean_loss", "nonlinearity", "off_gradient")
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing: what it is of, and the loss by a and b; nothing where no image has a finite one."""
+    """The loss by position on the plane; None where no image has a finite one."""
 
     title: str
     loss: Array | None
@@ -36,7 +36,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model under one measurement, its evaluations by seed: numbers of all their images, panels of the first."""
+    """One model: its evaluations by seed, the numbers of all their images, and the panels of the first seed."""
 
     name: str
     entries: list[Evaluation]
@@ -44,7 +44,7 @@ class Measured:
     panels: list[Panel]
 
     @property
-    def bend(self) -> float:
+    def mean_nonlinearity(self) -> float:
         """Mean nonlinearity; infinite where one is not finite."""
         found = self.values["nonlinearity"]
         return float(found.mean()) if np.isfinite(found).all() else math.inf
@@ -58,7 +58,7 @@ def surfaces(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
         models = [each for entries in by_config if (each := _measured(store, entries, several)) is not None]
         if models:
             reach = store.evaluation(models[0].entries[0].key).attack.settings.get("reach", 1.0)
-            found.append(_figure(place, sorted(models, key=lambda m: (m.bend, m.name)), float(reach)))
+            found.append(_figure(place, sorted(models, key=lambda m: (m.mean_nonlinearity, m.name)), float(reach)))
     return found
 
 
@@ -75,7 +75,7 @@ def _measured(store: Store, entries: list[Evaluation], with_architecture: bool) 
 
 
 def _panels(samples: dict[str, Any]) -> list[Panel]:
-    """Mean over images, the image of median nonlinearity (of an even number the lower one), and that of the largest."""
+    """The mean over images, the image of median nonlinearity (the lower one of two), and that of the largest."""
     bend, loss = samples["nonlinearity"], samples["loss"].astype(np.float64)
     whole = np.isfinite(loss).all((1, 2)) & np.isfinite(bend)
     if not whole.any():
@@ -95,7 +95,7 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
     dataset, threat, setting = place
     few = ""
     if len(models) > MAX_MODELS:
-        few = f" Drawn are the {MAX_MODELS} of {len(models)} models with the least nonlinearity; the table has all."
+        few = f" Shown: the {MAX_MODELS} of {len(models)} models with the least nonlinearity; the table has all."
     return Plot(
         slug("surface", *place),
         f"{dataset}, {threat}, {setting}",
@@ -103,13 +103,13 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
         "table has their numbers over all images.",
         "Cross-entropy of an image moved along the steepest direction of its loss (to the right) and along a random "
         "one (upwards), in units of eps and clipped to [0,1]. Dot: the image; triangle: one whole gradient step; line: "
-        "edge of the ball. Every panel has its own colors, from dark at its lowest to bright at its highest loss, "
-        "which stand above it. Median and largest are by nonlinearity: how far the loss in the ball is from what the "
-        "gradient foretells (Qin et al. 2019 search the whole ball, so on one plane it is a lower bound). Off "
-        "gradient: highest loss in the ball less that of the whole gradient step. A smooth surface is no proof of "
+        "edge of the ball. Each panel has its own color scale, from dark at its lowest to bright at its highest loss, "
+        "given above it. Median and largest are by nonlinearity: the largest distance of the loss in the ball from its "
+        "linear approximation (Qin et al. 2019 search the whole ball, so on one plane it is a lower bound). Off "
+        "gradient: highest loss in the ball minus that of the whole gradient step. A smooth surface is no proof of "
         f"robustness. {measured_on([entry for model in models for entry in model.entries])} "
-        f"Panels are of seed {joined(model.entries[0].seed for model in models[:MAX_MODELS])}, numbers of all seeds."
-        f"{few}",
+        f"Panels show seed {joined(model.entries[0].seed for model in models[:MAX_MODELS])}, numbers are over all "
+        f"seeds.{few}",
         ["defense", "clean loss", "nonlinearity, mean", "nonlinearity, median", "nonlinearity, largest",
          "off gradient, mean", "off gradient above 0 (% of images)"],
         [[model.name, *_numbers(model.values)] for model in models],

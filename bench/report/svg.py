@@ -38,7 +38,7 @@ def inline(content: bytes, name: str, alt: str) -> str:
 
 
 def _flatten(parent: ElementTree.Element) -> None:
-    """Leave out groups that say nothing, empty ones and the line breaks between elements."""
+    """Remove groups without attributes, empty groups and the line breaks between elements."""
     if parent.tag == _TEXT:
         return
     children: list[ElementTree.Element] = []
@@ -57,7 +57,7 @@ def _flatten(parent: ElementTree.Element) -> None:
 
 
 def _attribute(key: str, value: str, own: str, names: dict[str, str]) -> str:
-    """Ids that are the page's own among other figures; places to a tenth of a point. Text is no attribute."""
+    """Ids that are unique in the page; coordinates rounded to a tenth of a point."""
 
     def short(known: str) -> str:
         return f"{own}-{names.setdefault(known, str(len(names)))}"

@@ -1,4 +1,4 @@
-"""Figures of sweeps and maps: accuracy against a setting, with every seed; what it is worth in another setting."""
+"""Figures of `bench sweep`: accuracy against a setting, and the setting of another defense that is as accurate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bench.tables.sweep_text import Map, lines, map_lines, map_title, title
 
 
 def sweep_plot(series: Series) -> Plot:
-    """One line a column through the means with bars of 95 %; each seed is a small point, and where every value has
-    several a band reaches over them; a collapsed seed is a cross, and `standard` a dotted line."""
+    """A line for each column through the means, with 95 % intervals, each seed, and the range over seeds where every
+    value has several. Collapsed seeds are crosses, `standard` is a dotted line."""
     figure, axes = single(8.6, 4.4)
     for k, name in enumerate(series.columns):
         _line(axes, series, name, COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)])
@@ -30,9 +30,9 @@ def sweep_plot(series: Series) -> Plot:
         slug("sweep", series.defense, series.setting, row.dataset, row.model, row.norm or "", budget, series.fixed),
         title(series),
         f"Line chart of accuracy against {series.setting} for {len(series.points)} values; the table has its numbers.",
-        f"Lines are means over seed {', '.join(map(str, series.seeds))}, which every value has; bars are 95 % Wilson "
-        "intervals of n images; small points are single seeds, crosses collapsed ones, and a band reaches from the "
-        "lowest seed to the highest; hollow marks are unsound rows, dotted lines `standard`. "
+        f"Lines are means over seeds {', '.join(map(str, series.seeds))}, which all values have; bars are 95 % Wilson "
+        "intervals of n images; small points are single seeds, crosses collapsed ones, and bands range from the lowest "
+        "seed to the highest; hollow markers are unsound rows, dotted lines `standard`. "
         + conditions((p.row for p in series.points), cells=[c for p in series.points for c in p.cells.values()]),
         list(found[0]),
         [list(line.values()) for line in found],
@@ -77,7 +77,7 @@ def _bars(y: list[float], low: list[float], high: list[float]) -> list[list[floa
 
 
 def map_plot(found: Map) -> Plot | None:
-    """Matched values with their intervals, a color for each column; None where nothing lies within B's range."""
+    """Matched values with their intervals, a color for each column; None where none lies within the range of B."""
     a, b, matches = found
     inside = [m for m in matches if math.isfinite(m.b)]
     if not inside:
@@ -101,9 +101,9 @@ def map_plot(found: Map) -> Plot | None:
         slug("map", a.defense, a.setting, b.defense, b.setting, *place, a.fixed),
         map_title(a, f"{b.defense} {b.setting}"),
         f"Chart of the {b.setting} of {b.defense} that is as accurate as each {a.setting} of {a.defense}.",
-        f"The least {b.setting} at which {b.defense} is as accurate, by a monotone fit; bars are 95 % bootstrap "
-        "intervals over images, cut at the range trained; hollow marks are unsound rows. Values outside the range are "
-        "in the table. " + conditions([a.row, b.row], cells=_matched(a, inside)),
+        f"The smallest {b.setting} at which {b.defense} is as accurate, by a monotone fit; bars are 95 % bootstrap "
+        "intervals over images, clipped to the trained range; hollow markers are unsound rows. Values outside the "
+        "range are in the table. " + conditions([a.row, b.row], cells=_matched(a, inside)),
         list(numbers[0]),
         [list(line.values()) for line in numbers],
         figure,
@@ -112,6 +112,6 @@ def map_plot(found: Map) -> Plot | None:
 
 
 def _matched(a: Series, matches: list[Match]) -> list[SeedValues]:
-    """What was matched: accuracies of A over the seeds and images that both sides have."""
+    """The matched accuracies of A, over the seeds and images that both defenses have."""
     cells = {p.x: p.cells for p in a.points}
     return [replace(cells[m.a][m.column].only(m.seeds), n=m.n) for m in matches]

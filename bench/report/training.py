@@ -96,7 +96,7 @@ def _figure(dataset: str, order: list[list[LoggedTraining]]) -> Plot:
     for axes, by_seed in zip(found, shown, strict=True):
         _panel(axes, by_seed)
     trainings = [training for by_seed in order for training in by_seed]
-    few = f" Drawn are {len(shown)} of {len(order)} configurations, the best; the table has all."
+    few = f" Shown: the best {len(shown)} of {len(order)} configurations; the table has all."
     validated = any(math.isfinite(v) for training in trainings for v in training.validation)
     jobs = [training.job for training in trainings]
     budgets = (f"{job.threat.norm} {job.threat.eps}" if job.threat else "none" for job in jobs)
@@ -108,9 +108,9 @@ def _figure(dataset: str, order: list[list[LoggedTraining]]) -> Plot:
         slug("training", dataset),
         dataset,
         f"Training loss by epoch of {len(shown)} configurations, a panel each; the table has first and last values.",
-        "Loss (mean over the steps of an epoch, the sum of a method's terms) by epoch, on a scale of its own in each "
-        "panel, as methods minimize different sums: compare shapes, not heights. Each line is a seed. "
-        + ("Dashed: validation accuracy in percent, axis on the right. " if validated else "")
+        "Loss (mean over the steps of an epoch, the sum of a method's terms) by epoch; each panel has its own scale, "
+        "since methods minimize different sums: compare shapes, not heights. Each line is a seed. "
+        + ("Dashed: validation accuracy in percent, right axis. " if validated else "")
         + f"{caption}{few if len(order) > MAX_PANELS else ''}",
         ["defense", "seed", "state", "epochs", "loss, first", "loss, last", "its terms, last", "validation (%), last"],
         [_numbers(training) for training in trainings],

@@ -1,4 +1,4 @@
-"""The loss around the weights: along random directions, and at the worst weights, as `flatness` measured it."""
+"""The loss around the weights, along random directions and at the worst weights, measured by `flatness`."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ def _figure(place: tuple[str, str, str], models: list[Around]) -> Plot:
         for k, model in enumerate(models[:MAX_LINES]):
             points = [(at, *values) for at, values in model.losses[part].items()]
             curve(axes, points, **line_style(k), markersize=3.5, label=short(model.name, 40))
-        axes.set_xlabel("distance, in units of the weights", fontsize=9)
+        axes.set_xlabel("distance relative to the weights", fontsize=9)
         axes.set_ylabel(f"{part.capitalize()} loss", fontsize=9)
         axes.set_ylim(bottom=0)
     handles, labels = both[0].get_legend_handles_labels()
     legend(figure, "lower left", handles=handles, labels=labels, ncols=3, fontsize=8)
-    few = f" Drawn are the {MAX_LINES} flattest of {len(models)}; the table has all." if len(models) > MAX_LINES else ""
+    few = f" Shown: the {MAX_LINES} flattest of {len(models)}; the table has all." if len(models) > MAX_LINES else ""
     lines = [(model, at) for model in models for at in model.losses["clean"]]
     return Plot(
         slug("flatness", *place),
         f"{dataset}, {threat}, {setting}",
         f"Two line charts of clean and adversarial loss against the distance from the weights, {len(models)} models.",
-        "Mean cross-entropy after a step along random directions, each filter's part as long as the filter times the "
-        "distance (Li et al. 2018); adversarial images are made at each point unless the setting says otherwise. "
-        "Bands: lowest to highest direction and seed. Flat is no proof of robustness: masked gradients look flat. "
+        "Mean cross-entropy after a step along random directions, normalized by filter (Li et al. 2018); adversarial "
+        "images are computed at each point unless the setting says otherwise. Bands: range over directions and seeds. "
+        "A flat loss is no proof of robustness: masked gradients look flat. "
         f"{measured_on([entry for model in models for entry in model.entries])}{few}",
         ["defense", "distance", "clean loss", "adversarial loss", "clean rise at worst weights",
          "adversarial rise at worst weights"],

@@ -89,7 +89,7 @@ def test_facts_of_an_attack_say_what_it_needs() -> None:
     assert facts("pgd")["sees"] == "gradients of the model's surrogate"
     assert facts("clean")["budget"].startswith("none")
     assert "sees" not in facts("clean")
-    assert facts("eot")["only for"] == "models that draw at test time"
+    assert facts("eot")["only for"] == "stochastic models"
     assert facts("certify")["only for"] == "smoothed models"
     assert facts("flatness")["judges"] == "no robustness; its table shows adversarial_rise"
     assert facts("surface")["judges"] == "no robustness; its table shows nonlinearity"

@@ -19,7 +19,7 @@ from bench.planning.job import Job
 from bench.progress import live
 from bench.progress.forecast import time as forecast
 from bench.progress.live import View
-from bench.progress.remaining import TimeLeft, kept_seconds, left, together
+from bench.progress.remaining import TimeLeft, left, saved_seconds, together
 from bench.progress.status import survey
 from bench.records.leases import claim
 from bench.records.runtime_estimate import WIDER, Estimator
@@ -151,15 +151,15 @@ def test_the_time_in_checkpoints_is_subtracted(store: Store) -> None:
     from bench.training.resume import Checkpointer as KeptTraining
 
     KeptTraining(store.folder(NEW.key) / PLACE, lambda: "this").write({"loop": {}, "now": 62.5, "lines": []})
-    assert kept_seconds(store.folder(NEW.key)) == 62.5
+    assert saved_seconds(store.folder(NEW.key)) == 62.5
     assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
     store.add(OF_OLD)
     blocks = KeptBlocks(store.folder(OF_OLD.key) / "blocks", "this")
     for number, seconds in enumerate((1.5, 2.25)):
         blocks.write(f"block-{number:06d}", {"correct": torch.zeros(3)}, seconds)
-    assert kept_seconds(store.folder(OF_OLD.key)) == 3.75
+    assert saved_seconds(store.folder(OF_OLD.key)) == 3.75
     (store.folder(OF_OLD.key) / "blocks" / "block-000000.safetensors").write_bytes(b"\xff" * 40)
-    assert kept_seconds(store.folder(OF_OLD.key)) == 2.25
+    assert saved_seconds(store.folder(OF_OLD.key)) == 2.25
     lines = forecast([NEW], store, Estimator(store), 2)
     assert lines == [
         "time      about 38 s (30 s to 47 s) on 2 slots, estimated from 1 past record",

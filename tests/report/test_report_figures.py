@@ -75,7 +75,7 @@ def test_the_panels_are_those_of_the_best_rows_and_of_standard(store: Store) -> 
     shown = texts(plot.svg())
     assert [name for name in ("standard", "m23", "m05", "m04", "m00") if name in shown] == ["standard", "m23", "m05"]
     assert len(plot.lines) == 25
-    assert "Drawn are 20 of 25" in plot.caption
+    assert "Shown: the best 20 of 25" in plot.caption
 
 
 def test_security_curves_are_of_that_attack_alone(store: Store) -> None:
@@ -242,7 +242,7 @@ def test_images_leave_the_page_room(store: Store) -> None:
 
 def test_a_page_without_stored_images_says_so(store: Store) -> None:
     matrix(store)
-    assert "No images are shown: none of these evaluations has" in html(store)
+    assert "No images are shown: no evaluation has" in html(store)
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def test_the_command_shows_images_unless_asked_not_to(bench: Bench, attacked: St
     assert bench(*words, "--no-images").code == 0
     page = Path("page.html").read_text()
     assert "data:image/png" not in page
-    assert "No images were asked for." in page
+    assert "Images were not requested." in page
     shutil.rmtree(attacked.root)
 
 

@@ -76,10 +76,10 @@ def test_numbers_are_over_all_seeds_and_the_least_nonlinear_model_comes_first(st
     ]  # fmt: skip
     assert [behind[0] for behind in plot.behind] == [[other], keys]
     assert (plot.title, plot.threat, plot.dataset) == ("toy, Linf eps = 0.1, surface", "Linf eps = 0.1", "toy")
-    assert "n 2, 3, 1; eps Linf 0.1; seeds 0, 1; device CPU x. Panels are of seed 0, numbers of all" in plot.caption
+    assert "n 2, 3, 1; eps Linf 0.1; seeds 0, 1; device CPU x. Panels show seed 0, numbers are over all" in plot.caption
     assert "no proof of robustness" in plot.caption
     assert "lower bound" in plot.caption
-    assert "Drawn are" not in plot.caption
+    assert "Shown:" not in plot.caption
     assert (l2.dataset, l2.threat) == ("another", "L2 eps = 0.5")
     assert isinstance(l2.drawing.axes[1].patches[-1], Circle)
     assert isinstance(plot.drawing.axes[1].patches[-1], Polygon)
@@ -107,7 +107,7 @@ def test_of_several_seeds_the_first_is_drawn_and_of_one_seed_the_most_images(sto
     shown = "\n".join(Page(plot.svg()).text)
     assert "mean of 3 images" in shown
     assert "median: image 501" in shown
-    assert "Panels are of seed 1," in plot.caption
+    assert "Panels show seed 1," in plot.caption
     assert plot.lines[0][1] == f"{(1 + 2 + 3 + 1 + 2 + 1 + 2) / 7:.4g}"
 
 
@@ -189,7 +189,7 @@ def test_a_figure_of_eight_models_is_small_and_says_that_it_leaves_some_out(stor
     (plot,) = surfaces(store, evaluations(store).readable)
     svg = plot.svg()
     assert len(svg.encode()) < 120_000
-    assert "Drawn are the 8 of 9 models with the least nonlinearity" in plot.caption
+    assert "Shown: the 8 of 9 models with the least nonlinearity" in plot.caption
     assert [line[0][:9] for line in plot.lines] == ["defense_8", *(f"defense_{k}" for k in range(7, -1, -1))]
     shown = "\n".join(Page(svg).text)
     assert "defense_1 " in shown
