@@ -22,17 +22,16 @@ def diagnose(options: ModelOptions, dataset: str, size: int | None, data_dir: Pa
     name, root = place(dataset, datasets.data_root(data_dir))
     datasets.check(name, root, explicit=data_dir is not None)
     facts = datasets.facts(name, root, size)
-    model = user_models.named(options, facts)
-    job = user_models.job(model, facts)
+    job, checkpoint = user_models.import_job(options, facts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    title = model.checkpoint.name if model.checkpoint else job.model.name
-    deployed = user_model.deployed(job, user_model.imported(job, facts, model.checkpoint, title), device)
+    title = checkpoint.name if checkpoint else job.model.name
+    deployed = user_model.deployed(job, user_model.imported(job, facts, checkpoint, title), device)
     n = min(diagnosis.IMAGES, facts.test)
     data = load_data(name, root=root, device=device, size=size, train=1, test=n)
     x, y = test_block(data, 0, n)
     failed = False
     _show(diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(deployed)}"), as_json)
-    for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, model.randomised):
+    for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, job.randomized):
         failed |= line.state == "FAIL"
         _show(line, as_json)
     return 4 if failed else 0

@@ -60,18 +60,19 @@ def eval_(
     expected = expectation(expect_clean)
     # a spec must name a defense; the imported model takes its place
     options = replace(options, defense=["standard"], baseline=False)
-    matrix, found = prepare_model(replace(model, name=name), options, data_dir)
-    store, job = Store(results_dir), matrix.jobs[0]
-    assert isinstance(job, ImportJob)
+    matrix, job, checkpoint = prepare_model(replace(model, name=name), options, data_dir)
+    store = Store(results_dir)
     if job in todo(matrix.jobs, store):
-        matrix.notes.append(_loaded(job, found, matrix.root))
+        matrix.notes.append(_loaded(job, checkpoint, matrix.root))
     if dry_run:
         raise typer.Exit(show_plan(matrix, results_dir, False, machine))
     mode = output.mode(sys.stdout.isatty())
-    raise typer.Exit(evaluate(matrix, job, found, expected, store, mode, machine))
+    raise typer.Exit(evaluate(matrix, job, checkpoint, expected, store, mode, machine))
 
 
-def prepare_model(model: ModelOptions, options: Options, data_dir: Path | None) -> tuple[Matrix, user_models.Model]:
+def prepare_model(
+    model: ModelOptions, options: Options, data_dir: Path | None
+) -> tuple[Matrix, ImportJob, Path | None]:
     """Options -> the import of the model and its evaluations. Raises in one line; writes nothing."""
     spec, root, notes = to_spec(options, datasets.data_root(data_dir))
     if spec.train.model_fields_set or any(entry.set for entry in spec.defenses):
@@ -79,15 +80,15 @@ def prepare_model(model: ModelOptions, options: Options, data_dir: Path | None) 
     datasets.check(spec.data.name, root, explicit=data_dir is not None)
     facts = datasets.facts(spec.data.name, root, spec.data.size)
     check_counts(spec, facts)
-    found = user_models.named(model, facts)
+    job, checkpoint = user_models.import_job(model, facts)
     notes = [note for note in notes if not note.startswith("defense")]
-    return Matrix(spec, user_models.jobs(found, spec, facts), root, notes), found
+    return Matrix(spec, user_models.jobs(job, spec, facts), root, notes), job, checkpoint
 
 
 def evaluate(
     matrix: Matrix,
     job: ImportJob,
-    model: user_models.Model,
+    checkpoint: Path | None,
     expected: float | None,
     store: Store,
     mode: str,
@@ -100,10 +101,10 @@ def evaluate(
         return 2
     store.prepare()
     store.add(job)
-    if model.checkpoint is not None and job in todo(matrix.jobs, store):
+    if checkpoint is not None and job in todo(matrix.jobs, store):
         copy = store.folder(job.key) / user_models.SOURCE
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(model.checkpoint, copy)
+        shutil.copyfile(checkpoint, copy)
     console = console_of(mode)
     announce(matrix, backend, console, mode)
     needed: list[Job] = [each for each in todo(matrix.jobs, store) if each.key == job.key]
@@ -124,11 +125,11 @@ def evaluate(
     return run_matrix(matrix, backend, store.root, mode, check=False, announced=True)
 
 
-def _loaded(job: ImportJob, model: user_models.Model, root: Path) -> str:
+def _loaded(job: ImportJob, checkpoint: Path | None, root: Path) -> str:
     """Load the model once in a child process, so that a model that does not fit is an error before anything is
     written."""
     facts = datasets.facts(job.data.name, root, job.data.size)
-    return str(processes.ask("bench.jobs.user_model", "check", job, facts, model.checkpoint))
+    return str(processes.ask("bench.jobs.user_model", "check", job, facts, checkpoint))
 
 
 def _clean(job: ImportJob, metrics: dict[str, Any], expected: float | None, console: Console, mode: str) -> str | None:

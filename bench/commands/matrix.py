@@ -9,7 +9,7 @@ from bench.commands.arguments import require_values
 from bench.data import datasets
 from bench.planning import user_models
 from bench.planning.checks import duplicates, inapplicable
-from bench.planning.job import EvaluateJob, Job, TrainJob
+from bench.planning.job import EvaluateJob, ImportJob, Job, TrainJob
 from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import Spec, TrainSpec
@@ -48,17 +48,19 @@ def describe(matrix: Matrix) -> list[str]:
     """Lines that describe the matrix of a run."""
     spec, jobs = matrix.spec, matrix.jobs
     trains = [job for job in jobs if isinstance(job, TrainJob)]
-    if not trains:
-        return user_models.describe(spec, jobs, matrix.notes)
-    attacks = [f"{job.label()} n={job.n}" for job in jobs if isinstance(job, EvaluateJob)]
-    budgets = ", ".join(f"{eps} ({float(eps):.4f})" for eps in spec.threat.eps)
-    recipe, split = trains[0].training, "" if spec.data.split == "test" else ", on validation images"
+    evaluated = dict.fromkeys(f"{job.label()} n={job.n}" for job in jobs if isinstance(job, EvaluateJob))
+    threat = f"threat    {spec.threat.norm} eps {', '.join(f'{eps} ({float(eps):.4f})' for eps in spec.threat.eps)}"
+    attacks = f"attacks   {'; '.join(evaluated)}" + ("" if spec.data.split == "test" else ", on validation images")
+    notes = [f"chosen    {note}" for note in matrix.notes]
+    if isinstance(jobs[0], ImportJob):
+        return [f"model     {user_models.describe(jobs[0])}", f"data      {spec.data.name}", threat, attacks, *notes]
+    recipe = trains[0].training
     lines = [
         f"data      {spec.data.name}, models {', '.join(sorted({job.model.name for job in trains}))}, "
         f"seeds {', '.join(map(str, spec.seeds))}",
-        f"threat    {spec.threat.norm} eps {budgets}",
+        threat,
         f"defenses  {'; '.join(dict.fromkeys(job.label() for job in trains))}",
-        f"attacks   {'; '.join(dict.fromkeys(attacks))}{split}",
+        attacks,
         f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
         f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].data.train} images"
         + (f" less {spec.data.validation} for validation" if spec.data.validation else "")
@@ -68,4 +70,4 @@ def describe(matrix: Matrix) -> list[str]:
         f"absent    {attack} on {', '.join(others)}: it needs a {wanted} defense"
         for attack, (wanted, others) in inapplicable(spec).items()
     ]
-    return lines + absent + [f"chosen    {note}" for note in matrix.notes]
+    return lines + absent + notes

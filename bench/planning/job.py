@@ -62,6 +62,10 @@ class _Job:
         """The content but for the seed: equal for jobs that only repeat each other."""
         return {name: value for name, value in self.content().items() if name != "seed"}
 
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        return f"{self.kind} {model}"
+
     def to_json(self) -> dict[str, Any]:
         """The content of job.json."""
         parts = {"parts": list(self.parts)} if self.parts else {}
@@ -95,10 +99,6 @@ class TrainJob(_Job):
         """The defense with its own settings and, where it trains against a threat, the radius."""
         return with_train_eps(label("defenses", self.defense.name, self.defense.settings), self.threat)
 
-    def describe(self, model: str) -> str:
-        """The job in a few words; `model` names the model."""
-        return f"train {model}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportJob(_Job):
@@ -128,10 +128,6 @@ class ImportJob(_Job):
     def label(self) -> str:
         """The name that the user gave the model."""
         return label("defenses", self.defense.name, self.defense.settings)
-
-    def describe(self, model: str) -> str:
-        """The job in a few words; `model` names the model."""
-        return f"import {model}"
 
     def content(self) -> dict[str, Any]:
         """The JSON object that, with `kind` and `needs`, makes the key: it has every field of a training."""
@@ -167,10 +163,10 @@ class _Evaluation(_Job):
 
     def describe(self, model: str) -> str:
         """The job in a few words; `model` names the model."""
-        return f"{self._attacked()} on {model}"
-
-    def _attacked(self) -> str:
-        return self.label() + (f" {self.threat.norm} {self.threat.eps}" if self.threat else "")
+        threat = f" {self.threat.norm} {self.threat.eps}" if self.threat else ""
+        first, last = self.range
+        images = "" if (first, last) == (0, self.n) else f" images {first} to {last - 1}"
+        return f"{self.label()}{threat}{images} on {model}"
 
     def content(self) -> dict[str, Any]:
         """The JSON object that, with `kind` and `needs`, makes the key: `split` occurs only where it is not `test`."""
@@ -195,10 +191,6 @@ class ShardJob(_Evaluation):
     def range(self) -> tuple[int, int]:
         """The first image and the one after the last."""
         return self.images
-
-    def describe(self, model: str) -> str:
-        """The job in a few words; `model` names the model."""
-        return f"{self._attacked()} images {self.images[0]} to {self.images[1] - 1} on {model}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""A user's model in the place of a training: the options that name it -> an import job and its evaluations.
+"""Plans the evaluation of a user's model: an import job in the place of a training, and its evaluations.
 
-The job holds hashes, base names and settings, never a path. A checkpoint is copied into its job's folder while the
-import runs (from then on its weights lie there as those of any training), so that every worker finds it, also on
-another machine. A model file is not copied, since it may import its neighbors: BENCH_MODEL_FILE names it to workers.
+The job holds hashes, base names and settings, never a path. A checkpoint is copied into its job's folder before the
+import, so that every worker finds it, also on another machine; the import then stores its weights like those of any
+training. A model file is not copied, since it may import its neighbors: BENCH_MODEL_FILE names it to workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from bench.atomic import file_hash
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.evaluations import PlannedAttack, audits, predictor_of
-from bench.planning.job import EvaluateJob, ImportJob, Job
+from bench.planning.job import ImportJob, Job
 from bench.planning.job_fields import Normalization, PluginChoice
 from bench.planning.labels import label
+from bench.planning.options import value
 from bench.planning.plan import images
 from bench.planning.spec import Spec
 from bench.planning.typed import ModelOptions
@@ -33,75 +33,80 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 _NAME = re.compile(r"[\w][\w .,+=()@-]{0,79}")
 
 
-@dataclass(frozen=True)
-class Model:
-    """The model that the user named. `normalise`: mean and std of each channel, None where the option is not given."""
+def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob, Path | None]:
+    """The job that takes the place of a training, and the checkpoint file of the model if it has one.
 
-    checkpoint: Path | None
-    arch: str | None
-    settings: dict[str, Any]
-    file: Path | None
-    function: str
-    normalise: Normalization | None
-    randomised: bool
-    name: str
-
-
-def named(options: ModelOptions, facts: datasets.Facts) -> Model:
-    """The model that the options name; BENCH_MODEL_FILE then names its file to every worker. Raises ValueError or
-    LookupError in one line."""
-    checkpoint, model_file = _placed(options.model, options.checkpoint, options.model_file)
-    if checkpoint is None and model_file is None:
-        raise ValueError("no model named; give a checkpoint (FILE.safetensors or FILE.pt with --arch) or FILE.py:build")
-    file, function = _function(model_file) if model_file is not None else (None, "")
-    if checkpoint is not None:
-        _readable(checkpoint, "checkpoint")
-    if file is not None and (options.arch is not None or options.arch_set):
-        raise ValueError(f"--arch and --arch-set choose an architecture of bench, but {file.name} brings its own")
-    if file is None and options.arch is None:
+    BENCH_MODEL_FILE then names the model file to every worker. Raises ValueError or LookupError in one line.
+    """
+    checkpoint, file, function = _files(options)
+    if file is not None:
+        if options.arch is not None or options.arch_set:
+            raise ValueError(f"--arch and --arch-set choose an architecture of bench, but {file.name} brings its own")
+        architecture = PluginChoice(f"{file.name}:{function}", {}, 1, file_hash(file))
+    elif options.arch is None:
         raise ValueError(
             f"which architecture is {checkpoint}? Add --arch, one of {', '.join(catalog.names('models'))}; or give "
             f"your own: FILE.py:FUNCTION --checkpoint {checkpoint}"
         )
-    arch, row = options.arch, options.name
-    settings = catalog.get("models", arch).resolve(_settings(options.arch_set), "models ") if arch else {}
-    if row is None:
-        row = checkpoint.stem if checkpoint else file.stem if file else ""
-    if not _NAME.fullmatch(row):
-        raise ValueError(f"--name is {row!r}; expected up to 80 letters, digits, spaces and .,+=()@-")
-    if row in catalog.names("defenses"):
-        raise ValueError(f"--name is '{row}', which is a defense of bench; choose another, such as '{row} (mine)'")
+    else:
+        plugin = catalog.get("models", options.arch)
+        architecture = PluginChoice(
+            plugin.name, plugin.resolve(_settings(options.arch_set), "models "), plugin.revision
+        )
+    job = ImportJob(
+        engine=IMPORT_REVISION,
+        data=images(facts, None, 0),
+        model=architecture,
+        defense=PluginChoice(_name(options.name, checkpoint or file), {}),
+        checkpoint=None if checkpoint is None else file_hash(checkpoint),
+        normalization=normalization(options.normalise, facts),
+        randomized=options.randomised,
+        seed=0,
+    )
     os.environ.pop(MODEL_FILE, None)
     if file is not None:
         os.environ[MODEL_FILE] = str(file.resolve())
-    mean_std = normalisation(options.normalise, facts)
-    return Model(checkpoint, arch, settings, file, function, mean_std, options.randomised, row)
+    return job, checkpoint
 
 
-def _placed(word: str | None, checkpoint: Path | None, model_file: str | None) -> tuple[Path | None, str | None]:
-    """Checkpoint and model file, with the positional MODEL taken as one of them."""
-    if word is None:
-        return checkpoint, model_file
-    if ".py:" in word or word.endswith(".py"):
+def _files(options: ModelOptions) -> tuple[Path | None, Path | None, str]:
+    """The checkpoint, the model file and its function; the positional MODEL is one of the two files."""
+    word, checkpoint, model_file = options.model, options.checkpoint, options.model_file
+    if word is not None and (".py:" in word or word.endswith(".py")):
         if model_file is not None:
             raise ValueError(f"two model files, {word} and {model_file}; expected one")
-        return checkpoint, word
-    if not word.endswith(CHECKPOINTS):
-        raise ValueError(f"MODEL is '{word}'; expected a checkpoint ({', '.join(CHECKPOINTS)}) or FILE.py:build")
+        model_file = word
+    elif word is not None:
+        if not word.endswith(CHECKPOINTS):
+            raise ValueError(f"MODEL is '{word}'; expected a checkpoint ({', '.join(CHECKPOINTS)}) or FILE.py:build")
+        if checkpoint is not None:
+            raise ValueError(f"two checkpoints, {word} and {checkpoint}; expected one")
+        checkpoint = Path(word)
     if checkpoint is not None:
-        raise ValueError(f"two checkpoints, {word} and {checkpoint}; expected one")
-    return Path(word), model_file
-
-
-def _function(text: str) -> tuple[Path, str]:
-    place, colon, function = text.rpartition(":")
+        _check_file(checkpoint, "checkpoint")
+    if model_file is None:
+        if checkpoint is None:
+            expected = "a checkpoint (FILE.safetensors or FILE.pt with --arch) or FILE.py:build"
+            raise ValueError(f"no model named; give {expected}")
+        return checkpoint, None, ""
+    place, colon, function = model_file.rpartition(":")
     if not (colon and place.endswith(".py") and function.isidentifier()):
-        raise ValueError(f"model file '{text}'; expected FILE.py:FUNCTION, such as my.py:build")
-    _readable(Path(place), "model file")
-    return Path(place), function
+        raise ValueError(f"model file '{model_file}'; expected FILE.py:FUNCTION, such as my.py:build")
+    _check_file(Path(place), "model file")
+    return checkpoint, Path(place), function
 
 
-def _readable(path: Path, what: str) -> None:
+def _name(given: str | None, file: Path | None) -> str:
+    """The name of the model in tables: the one given, else that of its file."""
+    name = given if given is not None else file.stem if file else ""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"--name is {name!r}; expected up to 80 letters, digits, spaces and .,+=()@-")
+    if name in catalog.names("defenses"):
+        raise ValueError(f"--name is '{name}', which is a defense of bench; choose another, such as '{name} (mine)'")
+    return name
+
+
+def _check_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise ValueError(f"{what} {path} is a folder; expected a file")
     if not path.is_file():
@@ -111,8 +116,6 @@ def _readable(path: Path, what: str) -> None:
 
 
 def _settings(assignments: list[str]) -> dict[str, Any]:
-    from bench.planning.options import value
-
     found: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -122,7 +125,7 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
     return found
 
 
-def normalisation(text: str | None, facts: datasets.Facts) -> Normalization | None:
+def normalization(text: str | None, facts: datasets.Facts) -> Normalization | None:
     """`none`, `dataset` or `MEAN/STD`, each one number or one for each channel. Raises ValueError in one line."""
     if text is None:
         return None
@@ -144,28 +147,8 @@ def normalisation(text: str | None, facts: datasets.Facts) -> Normalization | No
     return Normalization(tuple(mean), tuple(std))
 
 
-def job(model: Model, facts: datasets.Facts) -> ImportJob:
-    """The job that takes the place of a training."""
-    if model.file is not None:
-        architecture = PluginChoice(f"{model.file.name}:{model.function}", {}, 1, file_hash(model.file))
-    else:
-        plugin = catalog.get("models", model.arch or "")
-        architecture = PluginChoice(plugin.name, model.settings, plugin.constant("revision", 1))
-    return ImportJob(
-        engine=IMPORT_REVISION,
-        data=images(facts, None, 0),
-        model=architecture,
-        defense=PluginChoice(model.name, {}),
-        checkpoint=None if model.checkpoint is None else file_hash(model.checkpoint),
-        normalization=model.normalise,
-        randomized=model.randomised,
-        seed=0,
-    )
-
-
-def jobs(model: Model, spec: Spec, facts: datasets.Facts) -> list[Job]:
+def jobs(imported: ImportJob, spec: Spec, facts: datasets.Facts) -> list[Job]:
     """The import and the evaluations of a spec on it. Raises LookupError or ValueError in one line."""
-    imported = job(model, facts)
     planned: list[Job] = []
     for entry in spec.attacks:
         attack = PlannedAttack(spec, facts, entry)
@@ -181,18 +164,8 @@ def jobs(model: Model, spec: Spec, facts: datasets.Facts) -> list[Job]:
     return [imported, *planned, *audits(spec, facts, imported, planned)]
 
 
-def describe(spec: Spec, planned: list[Job], notes: list[str]) -> list[str]:
-    """Lines that describe the evaluation of an imported model before it starts."""
-    imported = planned[0]
-    assert isinstance(imported, ImportJob)
+def describe(imported: ImportJob) -> str:
+    """Name, architecture, checkpoint and kind of a model, as one line."""
     from_file = f", checkpoint {imported.checkpoint[:12]}" if imported.checkpoint else ""
-    budgets = ", ".join(f"{eps} ({float(eps):.4f})" for eps in spec.threat.eps)
-    attacks = dict.fromkeys(f"{each.label()} n={each.n}" for each in planned if isinstance(each, EvaluateJob))
-    return [
-        f"model     {imported.defense.name}: {label('models', imported.model.name, imported.model.settings)}"
-        f"{from_file}, {'randomised' if imported.randomized else 'deterministic'}",
-        f"data      {spec.data.name}",
-        f"threat    {spec.threat.norm} eps {budgets}",
-        f"attacks   {'; '.join(attacks)}",
-        *(f"chosen    {note}" for note in notes),
-    ]
+    architecture = label("models", imported.model.name, imported.model.settings)
+    return f"{imported.defense.name}: {architecture}{from_file}, {predictor_of(imported)}"

@@ -379,10 +379,10 @@ def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
 
     from bench.commands.eval import _clean
     from bench.planning.typed import ModelOptions
-    from bench.planning.user_models import job, named
+    from bench.planning.user_models import import_job
 
     Path("my.py").write_text(MINE)
-    what = job(named(ModelOptions("my.py:build"), nets.FACTS), nets.FACTS)
+    what, _ = import_job(ModelOptions("my.py:build"), nets.FACTS)
     for n, accuracy, claim, fits in (
         (100_000, 0.8, 0.81, True),  # the interval is 0.5 points wide, the tolerance a point
         (100_000, 0.8, 0.8101, False),
