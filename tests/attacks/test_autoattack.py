@@ -63,6 +63,23 @@ def test_the_cascade_is_the_packages_own(norm: Norm, eps: str) -> None:
     threat.check(x, ours)
 
 
+def test_fab_goes_to_every_other_class_and_its_targeted_form_to_one_at_a_time() -> None:
+    from pyautoattack import AutoAttack as Suite
+
+    model, x, y = _model(classes=10)
+    threat, found = Threat("Linf", Epsilon("4/255")), []
+    for name in ("fab", "fab-t"):
+        ours, columns = _perturb(_Quick(threat, version="custom", attacks_to_run=[name]), model, x, y)
+        suite = Suite(model, attacks=[name], eps=threat.radius, norm="Linf", seed=5, version="custom")
+        _hasten(suite)
+        with frozen(model), scope(0):
+            theirs, _ = suite.run_standard_evaluation(x, y, batch_size=100)
+        assert torch.equal(ours, theirs)
+        assert (columns["stage"] > 0).any()
+        found.append(ours)
+    assert not torch.equal(*found)
+
+
 def _perturb(attack: AutoAttack | Square, model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     with frozen(model), scope(0):
         return attack.perturb(Counted(model), x, y, Context(5))

@@ -79,3 +79,17 @@ def test_clean_errors_are_not_attacked_and_not_robust() -> None:
         y = (model.predict(x) + (torch.arange(20) % 2)) % 3
     found = _Nothing(Threat("Linf", Epsilon("8/255"))).evaluate(model, x, y, Context(0))
     assert found.columns["correct"].tolist() == found.columns["clean"].tolist() == [i % 2 == 0 for i in range(20)]
+
+
+class _RandomStart(Attack):
+    """A random point of the ball."""
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
+        return self.threat.project_to_image(x, x + self.threat.radius * torch.randn_like(x)), {}
+
+
+def test_the_draws_of_an_attack_are_those_of_its_seed() -> None:
+    attack, model, x = _RandomStart(Threat("Linf", Epsilon("0.1"))), Classifier(_net()).eval(), torch.full((3, 4), 0.5)
+    found = [attack.evaluate(model, x, model.predict(x), Context(seed)).x_adv for seed in (1, 1, 2)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

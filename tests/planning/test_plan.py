@@ -363,6 +363,7 @@ def test_judging_on_validation_images_makes_other_evaluations_of_the_same_traini
     assert [job.key for job in trains(tested)] == [job.key for job in trains(held_out)]
     (tested_job,), (held_out_job,) = evaluations(tested), evaluations(held_out)
     assert "split" not in tested_job.content()
+    assert held_out_job.key != tested_job.key
     assert held_out_job.split == "validation"
     assert held_out_job.n == 200
     (limited,) = evaluations(one(data={**data, "split": "validation", "test": 50}))

@@ -69,6 +69,25 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append("folder" if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir() else "file")
+        fsync(descriptor)
+
+    def renamed(source: str, target: Path) -> None:
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_json(tmp_path / "record.json", {})
+    assert calls == ["file", "rename", "folder"]
+
+
 def test_equal_content_gives_equal_bytes_and_nan_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"a": 1, "b": [1.5, None]})
     write_json(tmp_path / "b", {"b": [1.5, None], "a": 1})
