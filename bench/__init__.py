@@ -41,8 +41,8 @@ def samples(key: str, results: str | os.PathLike[str] = "results") -> pd.DataFra
         raise LookupError(
             f"{key} is a job of kind '{job.kind}'; samples are of evaluations (column `key` of bench.load)"
         )
-    if record is None or record["state"] != "done":
-        raise LookupError(f"evaluation {key} has no samples: it is {record['state'] if record else 'missing'}")
+    if record is None or record.state != "done":
+        raise LookupError(f"evaluation {key} has no samples: it is {record.state if record else 'missing'}")
     columns: dict[str, Any] = {}
     for name, values in store.samples(key).items():
         columns[name] = values if values.ndim == 1 else list(values)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bench.executors.local import Local
 from bench.executors.schedule import bound, simulate
 from bench.planning.job import Job
 from bench.planning.job_json import job_of
+from bench.records.record import Retry, Time, TrainMetrics, TrainRecord
 from bench.records.store import Store
 
 DRAWS, LANES, JOBS_PER_LANE = 2000, (2, 4, 8), 8
@@ -43,7 +45,7 @@ def job(number: int, images: int, defense: str = "sleeps") -> Job:
     return job_of("train", {**about, "defense": {"name": defense, "set": {}}, "seed": number})
 
 
-def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[dict[str, Any]]) -> str:
+def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[Retry]) -> str:
     """Body of a worker: sleep or compute as long as the job says, and note when."""
     store, began = Store(results), time.time()
     job = store.model_job(key)
@@ -52,8 +54,8 @@ def work(results: Path, key: str, root: Path, device: str, workers: int, before:
         time.sleep(seconds)
     while job.defense.name == "computes" and time.process_time() < until:
         sum(range(1000))
-    metrics = {"train_seconds": seconds, "began": began, "ended": time.time()}
-    store.put(job, "done", {"metrics": metrics, "files": {}})
+    spent = Time(datetime.fromtimestamp(began, UTC).isoformat(), time.time() - began)
+    store.put(job, TrainRecord("done", TrainMetrics(train_seconds=seconds), time=spent))
     return "done"
 
 
@@ -94,12 +96,13 @@ def real(root: Path, store: Store) -> Record:
     for name in ("sleeps", "computes"):
         past = job(1000, 100, name)
         store.add(past)
-        store.put(past, "done", {"metrics": {"train_seconds": 100 * RATE}, "files": {}})
+        store.put(past, TrainRecord("done", TrainMetrics(train_seconds=100 * RATE)))
     jobs = [job(number, size, name) for number, size in enumerate(SIZES) for name in ("sleeps", "computes")]
     events = list(drive(Local(root, [Slot("cpu")] * 2, work=work), jobs, store))
-    took = [(store.record(each.key) or {})["metrics"] for each in jobs]
-    spent = {each.key: one["ended"] - one["began"] for each, one in zip(jobs, took, strict=True)}
-    makespan = max(one["ended"] for one in took) - min(one["began"] for one in took)
+    took = {each.key: store.record(each.key).time for each in jobs}
+    spent = {key: one.seconds for key, one in took.items()}
+    begins = {key: datetime.fromisoformat(one.started).timestamp() for key, one in took.items()}
+    makespan = max(begins[key] + spent[key] for key in took) - min(begins.values())
     planned = {each.key: each.data.train * RATE for each in jobs}
     told = [(event.kind, event.job.key) for event in events if event.job]
     once = sorted(told) == sorted((kind, each.key) for each in jobs for kind in ("started", "ok"))

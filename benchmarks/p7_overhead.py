@@ -180,8 +180,8 @@ def measure(root: Path, pairs: int) -> Record:
 def beside(results: Path) -> Record:
     """What the record of a training says of the time spent on keeping it and on looking at it."""
     kept = Store(results)
-    found = [record["metrics"] for job, record in kept.records() if job.kind == "train"]
-    return {"keep_share": found[0]["keep_seconds"] / found[0]["train_seconds"]} if found else {}
+    found = [record.metrics for job, record in kept.records() if job.kind == "train"]
+    return {"keep_share": found[0].checkpoint_seconds / found[0].train_seconds} if found else {}
 
 
 def direct(root: Path, repeats: int = 3) -> Record:

@@ -107,13 +107,13 @@ def compare(ours: Store, theirs: Store, keys: list[str]) -> dict[str, Any]:
     images = 0
     for key in keys:
         mine, other = ours.record(key), theirs.record(key)
-        if mine is None or other is None or mine["state"] != other["state"]:
+        if mine is None or other is None or mine.state != other.state:
             differ.append(key)
             continue
-        if mine["kind"] == "train":
-            if mine["files"] != other["files"]:
+        if mine.kind == "train":
+            if mine.files != other.files:
                 differ.append(key)
-        elif mine["state"] == "done":
+        elif mine.state == "done":
             here, there = ours.samples(key), theirs.samples(key)
             images += len(here["correct"])
             if set(here) != set(there) or any(not np.array_equal(here[name], there[name]) for name in here):
@@ -193,8 +193,8 @@ def repeated(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found |= compare(ours, theirs, keys)
     found["same_table"] = table(ours, keys) == table(theirs, keys)
     found |= {"spec": asked.spec.name, "seeds": seeds}
-    origin = next(record["provenance"] for job, record in ours.records() if job.kind == "train")
-    return found | {"executor": asked.executor, "device": origin["device"], "commit": origin["commit"]}
+    origin = next(record.provenance for job, record in ours.records() if job.kind == "train")
+    return found | {"executor": asked.executor, "device": origin.device, "commit": origin.commit}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from bench.atomic import file_hash, write_atomic
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
 from bench.planning.job_json import job_of
+from bench.records.record import AuditMetrics, EvaluationMetrics, Metrics, PeakMemory, Provenance, Record, TrainMetrics
 from bench.records.store import SAMPLES, Store
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding
@@ -33,10 +34,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "autoattack": {"version": "standard"},
 }
 EACH = 1 + len(ATTACKS) * len(EPS)  # evaluations of a training
-ABOUT = {
-    "provenance": {"commit": "0" * 12, "dirty": False, "device": "CPU x", "workers": 1, "versions": {}},
-    "peak_memory_mb": {"rss": 300.0, "cuda": None},
-}
+WHERE = Provenance(commit="0" * 12, dirty=False, device="CPU x", workers=1, versions={})
 
 
 def trainings(count: int) -> Iterator[Job]:
@@ -94,33 +92,41 @@ def write(root: Path, count: int, n: int) -> Store:
     labels = {name: rng.integers(0, 10, n) for name in ("mnist", "cifar10")}
     for train in trainings(-(-count // EACH)):
         draws = train.defense.name == "pni"
-        metrics = {"train_seconds": 60.0 + 40 * rng.random(), "seconds_per_epoch": 30.0, "work_per_image_f": 20.0}
-        metrics |= {"deploys": "randomised" if draws else "deterministic", "inference_ms_per_image": 0.5}
+        metrics = TrainMetrics(
+            train_seconds=60.0 + 40 * rng.random(),
+            seconds_per_epoch=30.0,
+            work_per_image_f=20.0,
+            predictor="randomised" if draws else "deterministic",
+            inference_ms_per_image=0.5,
+        )
         _put(store, train, {}, metrics)
         for job, share in list(evaluations(train, n))[:count]:
             count -= 1
             name = job.attack.name
             strength = share * (0.7 + 0.3 * rng.random())
-            spent = {"n": n, "test_hash": f"{train.data.name}{n}", "attack_seconds": 2.0}
-            spent |= {"forwards_per_image": 21.5, "backwards_per_image": 21.5}
+            spent = EvaluationMetrics(
+                n=n,
+                test_hash=f"{train.data.name}{n}",
+                attack_seconds=2.0,
+                forwards_per_image=21.5,
+                backwards_per_image=21.5,
+            )
             _put(store, job, columns(rng, labels[train.data.name], name, strength, draws), spent)
         threats = [{"norm": "Linf", "eps": eps} for eps in EPS]
         about = {"part": "model", "level": "quick", "threats": threats, "weights": "last", "n": 256}
-        fine = [Finding(check.code, "ok").to_json() for check in CHECKS.values() if check.source == "model"]
+        fine = [Finding(check.code, "ok") for check in CHECKS.values() if check.source == "model"]
         audit = job_of("audit", {**about, "seed": train.seed}, (train.key,))
-        _put(store, audit, {"index": np.arange(256)}, {"findings": fine})
+        _put(store, audit, {"index": np.arange(256)}, AuditMetrics(findings=tuple(fine)))
     return store
 
 
-def _put(store: Store, job: Job, arrays: dict[str, Array], metrics: dict[str, Any]) -> None:
+def _put(store: Store, job: Job, arrays: dict[str, Array], metrics: Metrics) -> None:
     store.add(job)
     path, files = store.folder(job.key) / SAMPLES, {}
     if arrays:
         write_atomic(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
         files = {SAMPLES: file_hash(path)}
-    store.put(
-        job, "done", {"metrics": metrics, "files": files, "peak_memory_mb": {"rss": 300.0, "cuda": None}, **ABOUT}
-    )
+    store.put(job, Record("done", metrics, files=files, provenance=WHERE, peak_memory_mb=PeakMemory(rss=300.0)))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from bench.atomic import file_hash, write_atomic
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import Job
 from bench.planning.job_json import job_of
+from bench.records.record import AuditMetrics, EvaluationMetrics, JobError, PeakMemory, Provenance, Record, TrainMetrics
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import Row, rows
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding
 
+OUT_OF_MEMORY = JobError("RuntimeError", "out of memory", "long")
 TOY_DATA = {"name": "digits", "train": 100, "validation": 0, "size": 8}
 TOY_CONTENT: dict[str, dict[str, Any]] = {
     "train": {
@@ -86,18 +88,14 @@ def trained(store: Store, name: str = "guard", seed: int = 0, state: str = "done
     workers, device = other.pop("workers", 1), other.pop("device", "CPU x")
     job = train_job(name, seed, **other)
     store.add(job)
-    about = {
-        "files": {},
-        "provenance": {"commit": "abc", "dirty": False, "device": device, "workers": workers},
-        "peak_memory_mb": {"rss": 300.0, "cuda": None},
-    }
+    where = Provenance(commit="abc", dirty=False, device=device, workers=workers)
+    about: dict[str, Any] = {"provenance": where, "peak_memory_mb": PeakMemory(rss=300.0)}
     if state == "done":
-        metrics = {"train_seconds": seconds, "seconds_per_epoch": seconds / 2, "deploys": deploys}
+        metrics = {"train_seconds": seconds, "seconds_per_epoch": seconds / 2, "predictor": deploys}
         metrics |= {"inference_ms_per_image": 0.5, **own}
-        store.put(job, "done", {"metrics": metrics, **about})
+        store.put(job, Record("done", TrainMetrics(**metrics), **about))
     elif state != "missing":
-        error = {"type": "Diverged", "message": "loss is NaN", "traceback": ""}
-        store.put(job, state, {"metrics": {}, "error": error, **about})
+        store.put(job, Record(state, error=JobError("Diverged", "loss is NaN"), **about))
     return job
 
 
@@ -131,20 +129,18 @@ def evaluated(
     }
     job = toy_job("evaluate", what, (train.key,))
     store.add(job)
-    provenance = {"commit": "abc", "dirty": False, "device": "CPU x", "workers": 1}
+    provenance = Provenance(commit="abc", dirty=False, device="CPU x", workers=1)
     if state == "done":
         arrays = {"index": np.arange(what["n"]), "correct": np.array(correct, dtype=bool), **(columns or {})}
         path = store.folder(job.key) / "samples.npz"
         write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         own = {"n": what["n"], "test_hash": test_hash or f"hash{what['n']}", "attack_seconds": 2.0}
-        metrics = {**own, **(metrics or {})}
-        files = {"samples.npz": file_hash(path)}
-        store.put(job, "done", {"metrics": metrics, "files": files, "provenance": provenance})
+        measured = EvaluationMetrics(**own | (metrics or {}))
+        store.put(job, Record("done", measured, files={"samples.npz": file_hash(path)}, provenance=provenance))
     elif state == "unsupported":
-        store.put(job, state, {"metrics": {}, "files": {}, "provenance": provenance, "reason": "needs gradients"})
+        store.put(job, Record(state, reason="needs gradients", provenance=provenance))
     elif state != "missing":
-        error = {"type": "RuntimeError", "message": "out of memory", "traceback": "long"}
-        store.put(job, state, {"metrics": {}, "files": {}, "provenance": provenance, "error": error})
+        store.put(job, Record(state, error=OUT_OF_MEMORY, provenance=provenance))
     return job.key
 
 
@@ -218,8 +214,7 @@ def audited(
     job = toy_job("audit", {**about, "n": n, "seed": train.seed}, (train.key, *evaluations))
     store.add(job)
     if state != "done":
-        error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}
-        store.put(job, state, {"metrics": {}, "files": {}, "provenance": {}, "error": error})
+        store.put(job, Record(state, error=OUT_OF_MEMORY))
         return job.key
     fine = [Finding("C16", "ok", 0.0, attack=key) for key in evaluations]
     fine += [Finding(check.code, "ok") for check in CHECKS.values() if check.source == "model" and not evaluations]
@@ -229,8 +224,7 @@ def audited(
     arrays = {"index": np.arange(n), **{name: np.array(values) for name, values in (columns or {}).items()}}
     arrays |= {name: values.astype(bool) for name, values in arrays.items() if "@" in name}
     write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    metrics = {"findings": [finding.to_json() for finding in findings]}
-    store.put(job, "done", {"metrics": metrics, "files": {"samples.npz": file_hash(path)}, "provenance": {}})
+    store.put(job, Record("done", AuditMetrics(findings=tuple(findings)), files={"samples.npz": file_hash(path)}))
     return job.key
 
 

@@ -21,7 +21,8 @@ from typing import Any
 from factories import toy_job
 
 from bench.executors.base import Event
-from bench.planning.job import Job
+from bench.planning.job import Job, TrainJob
+from bench.records.record import EvaluationMetrics, JobError, PeakMemory, Record, Retry, State, TrainMetrics
 from bench.records.store import Store
 
 ERRORS = {
@@ -46,9 +47,9 @@ def evaluate(trained: Job, n: int = 100, attack: str = "pgd") -> Job:
 def measured(store: Store, job: Job, seconds: float, cuda: float | None = None) -> None:
     """A past record of a job: what estimates come from."""
     store.add(job)
-    name = "train_seconds" if job.kind == "train" else "attack_seconds"
-    content = {"metrics": {name: seconds}, "files": {}, "peak_memory_mb": {"rss": 100.0, "cuda": cuda}}
-    store.put(job, "done", content)
+    train = job.kind == "train"
+    metrics = TrainMetrics(train_seconds=seconds) if train else EvaluationMetrics(attack_seconds=seconds)
+    store.put(job, Record("done", metrics, peak_memory_mb=PeakMemory(rss=100.0, cuda=cuda)))
 
 
 def says(root: Path, job: Job, *lines: str) -> None:
@@ -72,7 +73,7 @@ def kinds(events: Sequence[Event], job: Job) -> list[str]:
     return [event.kind for event in events if event.job == job]
 
 
-def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[dict[str, Any]]) -> str:
+def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[Retry]) -> str:
     """Body of a fake worker, in place of bench.jobs.worker.work."""
     store = Store(results)
     job, file = store.job(key), root / f"{key}.do"
@@ -80,7 +81,13 @@ def work(results: Path, key: str, root: Path, device: str, workers: int, before:
     told = root / f"{key}.starts"
     count = len(told.read_text().splitlines()) if told.exists() else 0
     shown = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}
-    line = {"at": time.monotonic(), "device": device, "pid": os.getpid(), "workers": workers, "before": list(before)}
+    line = {
+        "at": time.monotonic(),
+        "device": device,
+        "pid": os.getpid(),
+        "workers": workers,
+        "before": [each.step for each in before],
+    }
     with told.open("a") as out:
         out.write(json.dumps({**line, "shown": shown}) + "\n")
     act, _, amount = lines[min(count, len(lines) - 1)].partition(" ")
@@ -88,14 +95,12 @@ def work(results: Path, key: str, root: Path, device: str, workers: int, before:
     time.sleep(float(amount) if amount else 0.0)
     bad = root / f"{key}.bad"  # names a GPU that is lost
     act = "device" if bad.exists() and bad.read_text() == shown["CUDA_VISIBLE_DEVICES"] else act
-    about = {"metrics": {"train_seconds": 1.0, "attack_seconds": 1.0}, "files": {}}
-    peak = {"rss": 50.0, "cuda": 2000.0 if device == "cuda" else None}
-    about |= {"peak_memory_mb": peak, **({"attempts": list(before)} if before else {})}
-    if act in ERRORS:
-        name, message = ERRORS[act]
-        about["error"] = {"type": name, "message": message}
-    state = "oom" if act == "oom" else "error" if act in ERRORS else "done"
-    store.put(job, state, about)
+    trained = isinstance(job, TrainJob)
+    metrics = TrainMetrics(train_seconds=1.0) if trained else EvaluationMetrics(attack_seconds=1.0)
+    peak = PeakMemory(rss=50.0, cuda=2000.0 if device == "cuda" else None)
+    error = JobError(*ERRORS[act]) if act in ERRORS else None
+    state: State = "oom" if act == "oom" else "error" if error else "done"
+    store.put(job, Record(state, metrics, error=error, peak_memory_mb=peak, retries=tuple(before)))
     return state
 
 

@@ -19,6 +19,7 @@ from bench.atomic import file_hash, write_atomic
 from bench.executors.debug import Debug
 from bench.executors.driver import drive
 from bench.planning.job import Job
+from bench.records.record import EvaluationMetrics, Metrics, PeakMemory, Provenance, Record, Time, TrainMetrics
 from bench.records.store import IMAGES, SAMPLES, Store, weights_file
 
 N = 16  # images of an evaluation
@@ -54,15 +55,11 @@ def work(root: Path, key: str, data: Path, device: str) -> str:
     """What a worker does: files, then the record that names them. The outcome depends on the key alone."""
     store = Store(root)
     job, folder = store.job(key), store.folder(key)
-    about = {
-        "provenance": {"commit": "abc", "dirty": False, "device": "CPU x", "workers": 1},
-        "peak_memory_mb": {"rss": 300.0, "cuda": None},
-        "time": {"started": "2026-01-01T00:00:00+00:00", "seconds": 1.0},
-    }
     if job.kind == "train":
         files = {weights_file("last"): f"weights of {key}".encode() * 8}
-        metrics: dict[str, Any] = {"train_seconds": 10.0, "seconds_per_epoch": 5.0, "deploys": "deterministic"}
-        metrics["inference_ms_per_image"] = 0.5
+        metrics: Metrics = TrainMetrics(
+            train_seconds=10.0, seconds_per_epoch=5.0, predictor="deterministic", inference_ms_per_image=0.5
+        )
     else:
         if file_hash(store.folder(job.needs[0]) / weights_file("last")) is None:
             raise ValueError(f"{key} began before its training ended")
@@ -70,11 +67,14 @@ def work(root: Path, key: str, data: Path, device: str) -> str:
         files = {SAMPLES: npz(index=list(range(N)), correct=right)}
         if job.threat:
             files[IMAGES] = f"images of {key}".encode() * 8
-        metrics = {"n": N, "test_hash": "toy", "attack_seconds": 2.0}
+        metrics = EvaluationMetrics(n=N, test_hash="toy", attack_seconds=2.0)
     for name, content in files.items():
         write_atomic(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
     hashes = {name: file_hash(folder / name) for name in files}
-    store.put(job, "done", {"metrics": metrics, "files": hashes, **about})
+    where = Provenance(commit="abc", dirty=False, device="CPU x", workers=1)
+    time = Time("2026-01-01T00:00:00+00:00", 1.0)
+    held = PeakMemory(rss=300.0)
+    store.put(job, Record("done", metrics, files=hashes, provenance=where, time=time, peak_memory_mb=held))
     return "done"
 
 

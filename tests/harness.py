@@ -109,7 +109,7 @@ def states(results: Path) -> dict[str, str]:
         trained = job if job.kind == "train" else jobs[job.needs[0]]
         name = trained.defense.name
         if record is not None:
-            found[name if job.kind == "train" else f"{name}/{job.attack.name}"] = record["state"]
+            found[name if job.kind == "train" else f"{name}/{job.attack.name}"] = record.state
     return found
 
 
@@ -118,10 +118,10 @@ def outcomes(results: Path) -> dict[str, Any]:
     store = Store(results)
     found: dict[str, Any] = {}
     for job, record in store.records():
-        found[job.key] = (record["state"], record["files"])
-        if job.kind == "evaluate" and record["state"] == "done":
+        found[job.key] = (record.state, record.files)
+        if job.kind == "evaluate" and record.state == "done":
             samples = store.samples(job.key)
-            found[job.key] = (record["state"], {name: np.asarray(v).tobytes() for name, v in samples.items()})
+            found[job.key] = (record.state, {name: np.asarray(v).tobytes() for name, v in samples.items()})
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -89,5 +90,5 @@ def with_images(store: Store, train: Job, attack: str, hits: int, **other: Any) 
     save_file({"x_adv": torch.full((4, 1, 28, 28), 0.5)}, path)
     record = store.record(key)
     assert record is not None
-    store.put(store.job(key), "done", {**record, "files": {**record["files"], path.name: file_hash(path)}})
+    store.put(store.job(key), replace(record, files={**record.files, path.name: file_hash(path)}))
     return key

@@ -17,6 +17,7 @@ from factories import FLOOR, STANDARD, attacked, audited, draws, evaluated, righ
 
 from bench.planning import catalog
 from bench.planning.job import Job
+from bench.records.record import JobError, Record
 from bench.records.store import Store
 from bench.soundness.checks import Finding
 from bench.tables import compare, timing
@@ -44,12 +45,12 @@ def model(store: Store, name: str, robust: float, seed: int = 0, *found: Finding
     return train
 
 
-def without_autoattack(store: Store, name: str, state: str, error: dict[str, str]) -> None:
+def without_autoattack(store: Store, name: str, state: str, error: JobError) -> None:
     train = trained(store, name, seconds=40.0)
     evaluated(store, train, "clean", right(0.9))
     evaluated(store, train, "pgd", right(0.9), FLOOR)
     job = store.job(evaluated(store, train, "autoattack", settings=STANDARD, state="missing", n=N))
-    store.put(job, state, {"metrics": {}, "files": {}, "provenance": {}, "error": error})
+    store.put(job, Record(state, error=error))
 
 
 def matrix(store: Store) -> None:
@@ -63,8 +64,8 @@ def matrix(store: Store) -> None:
     model(store, "twin_b", 0.5)
     for seed, robust in enumerate((0.46, 0.44, 0.0)):
         model(store, "shaky", robust, seed)
-    without_autoattack(store, "torn", "error", {"type": "RuntimeError", "message": "out of memory", "traceback": ""})
-    late = {"type": "Timeout", "message": "killed at the time limit of 60 s, with all its processes", "traceback": ""}
+    without_autoattack(store, "torn", "error", JobError("RuntimeError", "out of memory"))
+    late = JobError("Timeout", "killed at the time limit of 60 s, with all its processes")
     without_autoattack(store, "late", "timeout", late)
     model(store, "masked", 0.8, 0, Finding("C9", "U", 0.4, 0.1, note="40.0 % right at eps 1"))
     model(store, "broken", 0.9, 0, Finding("C3", "X", 3.0, 0.0, note="3 NaN"))

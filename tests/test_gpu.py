@@ -71,7 +71,7 @@ def test_a_run_on_the_gpu_agrees_with_one_on_the_cpu(bench: Bench, tmp_path: Pat
         assert outcome.code == 0, outcome.err
         store = Store(tmp_path / device)
         found[device] = {key: store.samples(key)["correct"].mean() for key, j in store.jobs().items() if j.needs}
-        assert all((store.record(key) or {})["state"] == "done" for key in store.jobs())
+        assert all(store.record(key).state == "done" for key in store.jobs())
     for key, accuracy in found["cpu"].items():
         assert found["cuda"][key] == pytest.approx(accuracy, abs=0.08), key
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -31,6 +31,7 @@ from bench.planning.job import ImportJob, Job
 from bench.planning.options import to_spec
 from bench.planning.typed import ModelOptions, Options
 from bench.progress import live
+from bench.records.record import TrainMetrics, train_metrics
 from bench.records.store import Store
 
 TOLERANCE = 0.01  # deviation from the claimed accuracy that is accepted even outside the interval of the measurement
@@ -113,12 +114,11 @@ def evaluate(
     except (KeyboardInterrupt, SystemExit) as stop:
         stopped(stop, "stopped; resume with:")
     record = store.record(job.key)
-    if record is None or record["state"] != "done":
+    if record is None or record.state != "done":
         if mode in ("quiet", "json"):
-            error = (record or {}).get("error", {})
-            print(f"error: {error.get('type')}: {error.get('message')}", file=sys.stderr)
+            print(f"error: {record.problem if record else 'the import has no record'}", file=sys.stderr)
         return 1
-    problem = _clean(job, record["metrics"], expected, console, mode)
+    problem = _clean(job, train_metrics(record), expected, console, mode)
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 4
@@ -132,9 +132,9 @@ def _loaded(job: ImportJob, checkpoint: Path | None, root: Path) -> str:
     return str(processes.ask("bench.jobs.user_model", "check", job, facts, checkpoint))
 
 
-def _clean(job: ImportJob, metrics: dict[str, Any], expected: float | None, console: Console, mode: str) -> str | None:
+def _clean(job: ImportJob, metrics: TrainMetrics, expected: float | None, console: Console, mode: str) -> str | None:
     """Print the clean accuracy. Returns the error message if it is not the expected one."""
-    found, n = metrics["clean_accuracy"], metrics["clean_n"]
+    found, n = metrics.clean_accuracy or 0.0, metrics.clean_n or 0
     low, high = wilson(round(found * n), n)
     fits = expected is None or abs(found - expected) <= TOLERANCE + 1e-9 or low <= expected <= high
     if mode == "json":

@@ -51,10 +51,10 @@ class Strips:
         trained = self.store.model_job(job.model_key)
         about, n = trained.data, job.n
         data = self._data(about.name, about.size, n)
-        if record is None or data.test_hash != record["metrics"].get("test_hash"):
+        if record is None or data.test_hash != record.metrics.test_hash:
             raise ValueError(f"{about.name} here has other test images than those of the records")
         path = self.store.folder(one.entry.key) / IMAGES
-        if file_hash(path) != record["files"].get(IMAGES):
+        if file_hash(path) != record.files.get(IMAGES):
             raise ValueError(f"the stored images of {one.entry.key} do not match their record")
         x_adv = load_file(path)["x_adv"].float()
         samples = self.store.samples(one.entry.key, ("index", "correct", "clean"))

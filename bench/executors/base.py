@@ -6,12 +6,13 @@ import abc
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from bench.executors.devices import Slot
 from bench.jobs.retries import Fault, Step
 from bench.planning.job import AuditJob, Job, ModelJob, TrainJob
 from bench.records.evaluated_weights import outdated
+from bench.records.record import Record, Retry
 from bench.records.store import Store
 
 EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
@@ -93,7 +94,7 @@ class Backend(abc.ABC):
         """Estimated run time of a job, from which the driver makes the order; None where it is unknown."""
         return None
 
-    def learn(self, job: Job, record: dict[str, Any]) -> bool:
+    def learn(self, job: Job, record: Record) -> bool:
         """Use a finished job for later estimates. Returns True if jobs of this kind had no estimate before."""
         return False
 
@@ -107,12 +108,12 @@ class Backend(abc.ABC):
         """Seconds for which the driver tolerates a results folder that cannot be read (an absent file server)."""
         return 0.0
 
-    def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
+    def room(self, job: Job, attempts: Sequence[Retry]) -> bool:
         """Can the job be submitted now? The driver asks in order of urgency. `attempts`: the retries so far."""
         return True
 
     @abc.abstractmethod
-    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Handle:
+    def submit(self, job: Job, attempts: Sequence[Retry]) -> Handle:
         """Submit a job for which there is `room`."""
 
     @abc.abstractmethod
@@ -155,12 +156,11 @@ def _lacks(store: Store, need: Job, job: Job) -> bool:
     record = store.record(need.key)
     if record is None:  # a shard that never ran, of an evaluation that was valid until now
         return True
-    if record["state"] != "done" or (isinstance(job, AuditJob) and not isinstance(need, TrainJob)):
+    if record.state != "done" or (isinstance(job, AuditJob) and not isinstance(need, TrainJob)):
         return False  # an audit uses whatever images exist
     wanted = "weights-" if isinstance(need, ModelJob) else "samples" if need.key in job.parts else "adversarial"
     return any(
-        name.startswith(wanted) and expected != store.hash_of(need.key, name)
-        for name, expected in record["files"].items()
+        name.startswith(wanted) and expected != store.hash_of(need.key, name) for name, expected in record.files.items()
     )
 
 
@@ -169,9 +169,9 @@ def ended(job: Job, store: Store) -> Event | None:
     record = store.record(job.key)
     if record is None:
         return None
-    if record["state"] in FAILED:
-        return Event("error", job, f"{record['error']['type']}: {record['error']['message']}")
-    return Event("ok", job, record.get("reason", ""))
+    if record.state in FAILED:
+        return Event("error", job, record.problem or "")
+    return Event("ok", job, record.reason or "")
 
 
 def elsewhere(job: Job, store: Store) -> Event:
@@ -189,6 +189,6 @@ def blocker(job: Job, store: Store, pending: Container[str]) -> str | None:
     """
     for need in (*job.needs[:1], *job.parts):
         record = None if need in pending else store.record(need)
-        if record is not None and record["state"] != "done":
-            return f"{'training' if need in job.needs else 'shard'} {need} ended as {record['state']}"
+        if record is not None and record.state != "done":
+            return f"{'training' if need in job.needs else 'shard'} {need} ended as {record.state}"
     return None

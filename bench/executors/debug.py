@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.executors.base import Backend, Exit, Handle, todo
 from bench.executors.devices import Slot
 from bench.planning.job import Job
+from bench.records.record import Retry
 from bench.records.store import Store
 
 CPU = Slot("cpu")
@@ -45,11 +45,11 @@ class Debug(Backend):
         self.store, self.run = store, self.work or worker.work
         self.next: Handle | None = None
 
-    def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
+    def room(self, job: Job, attempts: Sequence[Retry]) -> bool:
         """One job at a time."""
         return self.next is None
 
-    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Handle:
+    def submit(self, job: Job, attempts: Sequence[Retry]) -> Handle:
         """The job runs in the next call of `poll`."""
         self.next = Handle(job, started=True)
         return self.next

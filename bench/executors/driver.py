@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from bench.executors.base import Backend, Event, Exit, Handle, blocker, elsewhere, ended, todo
 from bench.executors.schedule import Queue, expected
@@ -17,6 +16,7 @@ from bench.jobs import retries
 from bench.jobs.attempt import forget, next_attempt, tried
 from bench.planning.job import Job
 from bench.records.leases import Claims
+from bench.records.record import Retry
 from bench.records.store import Store
 
 TICK = 0.5  # seconds that one round waits at most
@@ -45,7 +45,7 @@ class Driver:
         self.backend, self.store, self.claims = backend, store, claims
         self.suspects, self.exits = list(waiting), list[Exit]()
         self.running: dict[str, Handle] = {}
-        self.attempts: dict[str, list[dict[str, Any]]] = {}  # the retries of each job so far
+        self.attempts: dict[str, list[Retry]] = {}  # the retries of each job so far
         self.announced: set[str] = set()  # keys whose `started` was yielded
         self.last_good = time.monotonic()
         backend.open(store, waiting)
@@ -105,7 +105,7 @@ class Driver:
         """Has every job that this one waits for ended, or been submitted?"""
         return all(key in self.running or key not in self.queue.pending for key in job.waits)
 
-    def _tried(self, job: Job) -> list[dict[str, Any]]:
+    def _tried(self, job: Job) -> list[Retry]:
         if job.key not in self.attempts:
             self.attempts[job.key] = tried(self.store, job.key)
         return self.attempts[job.key]
@@ -157,8 +157,8 @@ class Driver:
             if step is not None:
                 return self._again(job, f"{fault.name}: {fault.message}; {retries.WORDS[step]}")
             if record is None:
-                self.store.put(job, retries.final(fault), retries.content(fault, tried(self.store, job.key)))
-        elif record is not None and record["state"] == "done" and self.backend.learn(job, record):
+                self.store.put(job, retries.final_record(fault, tried(self.store, job.key)))
+        elif record is not None and record.state == "done" and self.backend.learn(job, record):
             left = [self.queue.jobs[key] for key in self.queue.pending]
             self.queue.weigh(expected(left, self.backend.seconds))
         forget(self.store, job.key)

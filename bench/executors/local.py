@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from bench.executors import devices, processes
 from bench.executors.base import Backend, Exit, Handle
@@ -21,6 +21,7 @@ from bench.executors.devices import Slot
 from bench.executors.slot_pool import Placement, SlotPool
 from bench.jobs import retries
 from bench.planning.job import Job
+from bench.records.record import Record, Retry
 from bench.records.runtime_estimate import Estimator
 from bench.records.store import SHARED, Store
 
@@ -78,7 +79,7 @@ class Local(Backend):
         """See Backend."""
         return self.estimator.seconds(job)
 
-    def learn(self, job: Job, record: dict[str, Any]) -> bool:
+    def learn(self, job: Job, record: Record) -> bool:
         """See Backend."""
         unknown = self.estimator.seconds(job) is None
         self.estimator.learn(job, record)
@@ -90,19 +91,19 @@ class Local(Backend):
         """See Backend. Jobs that were to run on a GPU never run on the CPU instead."""
         return "" if self.pool.usable else "every GPU was benched after errors of its own; no job moves to the CPU"
 
-    def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
+    def room(self, job: Job, attempts: Sequence[Retry]) -> bool:
         """See Backend."""
         return self.pool.open and self.pool.find(*self._request(job, attempts)) is not None
 
-    def _request(self, job: Job, attempts: Sequence[dict[str, Any]]) -> tuple[float | None, bool, set[str]]:
+    def _request(self, job: Job, attempts: Sequence[Retry]) -> tuple[float | None, bool, set[str]]:
         """MB on the device (None where no similar job was measured), whether it runs alone, the devices to avoid."""
         if job.key not in self.needs:
             held = self.estimator.memory(job, "cuda")
             self.needs[job.key] = None if held is None else held * MARGIN + CONTEXT
-        alone = any(entry["step"] == "alone" for entry in attempts)
+        alone = any(entry.step == "alone" for entry in attempts)
         return self.needs[job.key], alone, self.failed_on.get(job.key, set())
 
-    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Running:
+    def submit(self, job: Job, attempts: Sequence[Retry]) -> Running:
         """Start a worker."""
         placement = self.pool.take(*self._request(job, attempts))
         assert placement is not None, "submit follows room"

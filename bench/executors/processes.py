@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from bench.executors.devices import Slot
 from bench.planning.job import Job, TrainJob
+from bench.records.record import Retry
 from bench.training import sigterm
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # variables that name files of the user
@@ -37,7 +38,7 @@ class Task(NamedTuple):
     root: Path
     slot: Slot
     workers: int
-    retries: list[dict[str, Any]]
+    retries: list[Retry]
 
 
 def carried() -> dict[str, str]:

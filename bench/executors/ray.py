@@ -21,6 +21,7 @@ from bench.executors.base import Backend, Exit, Handle, MissingDependency
 from bench.executors.sbatch import environment
 from bench.jobs.retries import Fault
 from bench.planning.job import Job
+from bench.records.record import Retry
 from bench.records.redact import portable
 from bench.records.store import Store
 from bench.training import sigterm
@@ -70,7 +71,7 @@ class Ray(Backend):
         self.store, self._ray = store, self._connect()
         self.running: dict[Any, Handle] = {}  # by Ray's reference to the result
 
-    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Handle:
+    def submit(self, job: Job, attempts: Sequence[Retry]) -> Handle:
         """See Backend. Ray holds the job in its own queue until there is room."""
         (self.store.folder(job.key) / "progress.json").unlink(missing_ok=True)
         gpus = self._share["GPU"]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from bench.atomic import write_atomic
 from bench.executors.base import Backend, Exit, Handle, todo
@@ -21,6 +21,7 @@ from bench.jobs import retries
 from bench.jobs.attempt import HELD
 from bench.planning.job import Job
 from bench.records.leases import Claims, holder_of
+from bench.records.record import Retry
 from bench.records.store import Store
 
 FASTEST, SLOWEST = 1.0, 15.0  # seconds between two looks at the queue, by the length of the run so far
@@ -94,13 +95,13 @@ class Slurm(Backend):
         """See Backend."""
         return 0.0 if self.detach or not any(task.number for task in self.tasks.values()) else PATIENCE
 
-    def room(self, job: Job, attempts: Sequence[dict[str, Any]]) -> bool:
+    def room(self, job: Job, attempts: Sequence[Retry]) -> bool:
         """See Backend. Submits only right after a look at the queue, and nothing that waits for a lost task."""
         if self.states is None or any(key in self.tasks and self.tasks[key].lost for key in job.waits):
             return False
         return self.max_jobs is None or len(self.tasks) < self.max_jobs or job.key in self._queued()
 
-    def submit(self, job: Job, attempts: Sequence[dict[str, Any]]) -> Task:
+    def submit(self, job: Job, attempts: Sequence[Retry]) -> Task:
         """The next `poll` submits the job; one that another command submitted and that is still queued is followed."""
         number = self._queued().get(job.key)
         task = Task(job, number=number or "", mine=number is None)

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
 
 from bench.atomic import unless_gone
 from bench.jobs import retries
 from bench.planning.job import Job
 from bench.records import attempts
 from bench.records.leases import Lease, claim, holders, this_machine
+from bench.records.record import Retry
 from bench.records.store import Store
 
 HELD = 5  # exit code: another process runs the job, or it has ended; nothing was done
@@ -50,7 +50,7 @@ def attempt(results: Path, key: str, root: Path, device: str = "cpu", workers: i
         lease.release()
 
 
-def tried(store: Store, key: str) -> list[dict[str, Any]]:
+def tried(store: Store, key: str) -> list[Retry]:
     """The retries of a job so far, as its record will list them."""
     return attempts.retries(store.folder(key))
 

@@ -22,6 +22,7 @@ from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data.images import Data, test_block
 from bench.planning.job import EvaluationJob
+from bench.records.record import EvaluationMetrics
 from bench.training import checkpoint
 from bench.training.divergence import Diverged, watch_finite
 
@@ -65,7 +66,7 @@ def evaluate(
     report: Report,
     kept: BlockCache | None = None,
     others: dict[str, Tensor] | None = None,
-) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Tensor | None, EvaluationMetrics]:
     """Per-sample columns (on the CPU), adversarial images where there are any, and metrics.
 
     Each block has a seed of its own (run seed, attack, first index), so that sharding, a kill or another order of
@@ -98,13 +99,20 @@ def evaluate(
         parts.append({"index": torch.arange(start, stop), **part})
         right += 0 if judge.metric else int(part["correct"].sum())
     columns = joined(parts)
-    metrics: dict[str, Any] = {"attack_seconds": seconds, "n": last - first, "test_hash": data.test_hash}
-    if judge.metric:
-        metrics["measures"] = judge.metric  # a record says so itself, as it may outlive the plug-in
-    for name in ("forwards", "backwards"):
-        if name in columns:
-            metrics[f"{name}_per_image"] = float(columns[name].mean())
+    metrics = EvaluationMetrics(
+        n=last - first,
+        test_hash=data.test_hash,
+        attack_seconds=seconds,
+        metric=judge.metric or None,  # a record says so itself, as it may outlive the plug-in
+        forwards_per_image=mean_of(columns, "forwards"),
+        backwards_per_image=mean_of(columns, "backwards"),
+    )
     return columns, torch.cat(images) if images else None, metrics
+
+
+def mean_of(columns: dict[str, Tensor], name: str) -> float | None:
+    """Mean of a column, None where the attack has no such column."""
+    return float(columns[name].mean()) if name in columns else None
 
 
 def _block(

@@ -8,37 +8,40 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.planning import catalog
 from bench.planning.job import EvaluationJob, Job, TrainJob
+from bench.records.record import PeakMemory, Provenance
 from bench.records.runtime_estimate import cpu_name
 
 
-def provenance(job: Job, device: str, workers: int) -> dict[str, Any]:
-    """Where a record comes from. `workers` > 1: timings shared the device."""
-    plugin = {}
+def provenance(job: Job, device: str, workers: int, rows: int | None = None) -> Provenance:
+    """Where a record comes from. `workers` > 1: timings shared the device; `rows`: images in a pass, if limited."""
+    plugin = None
     if isinstance(job, TrainJob):
-        plugin = {"plugin_sha256": catalog.get("defenses", job.defense.name).sha256[:16]}
+        plugin = catalog.get("defenses", job.defense.name).sha256[:16]
     elif isinstance(job, EvaluationJob):
-        plugin = {"plugin_sha256": catalog.get("attacks", job.attack.name).sha256[:16]}
-    return {
-        **git(),
-        "device": device_name(device),
-        "workers": workers,
-        "threads": torch.get_num_threads(),
-        "versions": dict(versions()),
-        **plugin,
-    }
+        plugin = catalog.get("attacks", job.attack.name).sha256[:16]
+    commit, dirty = git()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        device=device_name(device),
+        workers=workers,
+        threads=torch.get_num_threads(),
+        versions=dict(versions()),
+        plugin_sha256=plugin,
+        rows_per_pass=rows,
+    )
 
 
 HERE = Path(__file__).resolve().parents[2]  # the checkout, or where packages are installed
 
 
 @functools.cache
-def git(here: Path = HERE) -> dict[str, Any]:
+def git(here: Path = HERE) -> tuple[str | None, bool | None]:
     """Commit of the code and whether it was changed since; None where it is no checkout of its own, such as where it is
     installed below somebody's repository."""
 
@@ -51,10 +54,10 @@ def git(here: Path = HERE) -> dict[str, Any]:
 
     top = ask("rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != here:
-        return {"commit": None, "dirty": None}
+        return None, None
     commit = ask("rev-parse", "--short=12", "HEAD")
     changes = ask("status", "--porcelain", "--", "bench", "defenses", "attacks")
-    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
+    return commit, None if commit is None else bool(changes)
 
 
 @functools.cache
@@ -79,7 +82,7 @@ def device_name(device: str) -> str:
     return cpu_name()
 
 
-def peak_mb(device: str) -> dict[str, float | None]:
+def peak_memory(device: str) -> PeakMemory:
     """Peak resident set of this process, and peak memory on the GPU, in MB."""
     import resource
 
@@ -88,7 +91,7 @@ def peak_mb(device: str) -> dict[str, float | None]:
     if device.startswith("cuda"):
         with contextlib.suppress(RuntimeError, AssertionError):
             cuda = torch.cuda.max_memory_allocated() / 2**20
-    return {"rss": round(rss, 1), "cuda": None if cuda is None else round(cuda, 1)}
+    return PeakMemory(round(rss, 1), None if cuda is None else round(cuda, 1))
 
 
 versions()  # the fork server asks once, and every worker that comes from it finds the answer

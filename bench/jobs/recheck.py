@@ -45,9 +45,9 @@ def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Find
         raise ValueError(f"evaluation {key} has no threat, so no adversarial images to check")
     threat = plugins.threat_of(made.threat)
     finding = functools.partial(Finding, "C16", eps=str(threat.eps), attack=key)
-    if record is None or record["state"] != "done":
-        return finding("n/a", note=f"the evaluation ended as {record['state'] if record else 'nothing'}")
-    expected = record["files"].get(IMAGES)
+    if record is None or record.state != "done":
+        return finding("n/a", note=f"the evaluation ended as {record.state if record else 'nothing'}")
+    expected = record.files.get(IMAGES)
     if expected is None:
         return finding("n/a", note="it makes no adversarial images")
     path = store.folder(key) / IMAGES

@@ -13,6 +13,7 @@ from bench.jobs import user_model as loading
 from bench.jobs.recheck import again
 from bench.jobs.worker import load_model
 from bench.planning.job import EvaluationJob, ImportJob, ModelJob
+from bench.records.record import evaluation_metrics
 from bench.records.store import Store
 from bench.training.train import build
 
@@ -29,7 +30,7 @@ def rescore(store: Store, key: str, root: Path) -> tuple[bool, str]:
             data = _data(trained, n, root)
     except (ValueError, LookupError, OSError) as error:
         return False, f"not judged again: {error}"
-    if data.test_hash != (store.record(key) or {"metrics": {}})["metrics"].get("test_hash"):
+    if data.test_hash != evaluation_metrics(store.record(key)).test_hash:
         return False, "not judged again: the data folder holds other test images"
     try:
         _loaded(job, trained, data)

@@ -16,9 +16,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from bench.planning.job import EvaluationJob, Job
+from bench.records.record import JobError, PeakMemory, Record, Retry, State
 
 AGAIN, HALVINGS = 2, 3
 Kind = Literal["raised", "died", "oom", "device", "timeout"]
@@ -58,7 +59,7 @@ class Fault:
     kind: Kind
     name: str
     message: str
-    peak: dict[str, Any] | None = None
+    peak: PeakMemory | None = None
 
 
 def classify(name: str, message: str) -> Kind:
@@ -69,7 +70,7 @@ def classify(name: str, message: str) -> Kind:
 
 
 def fault(
-    record: dict[str, Any] | None, code: int | None, late: float | None, kernel: bool, peak: float | None
+    record: Record | None, code: int | None, late: float | None, kernel: bool, peak: float | None
 ) -> Fault | None:
     """The fault of a job, None if it has a result.
 
@@ -77,13 +78,11 @@ def fault(
     meanwhile; `peak`: resident MB seen last.
     """
     if record is not None:
-        if record["state"] not in ("error", "oom"):
+        if record.state not in ("error", "oom"):
             return None
-        error = record["error"]
-        return Fault(
-            classify(error["type"], error["message"]), error["type"], error["message"], record.get("peak_memory_mb")
-        )
-    held = {"rss": peak, "cuda": None}
+        error = record.error or JobError("unknown", "no error stored")
+        return Fault(classify(error.type, error.message), error.type, error.message, record.peak_memory_mb)
+    held = PeakMemory(rss=peak)
     if late is not None:
         return Fault("timeout", "Timeout", f"killed at the time limit of {late:g} s, with all its processes", held)
     code = code or 0
@@ -93,9 +92,9 @@ def fault(
     return Fault("died", "WorkerDied", f"the worker died ({name}) without a record", held)
 
 
-def step(what: Fault, job: Job, before: Sequence[dict[str, Any]], shared: bool) -> Step:
+def step(what: Fault, job: Job, before: Sequence[Retry], shared: bool) -> Step:
     """What to do after a fault. `before`: the retries so far; `shared`: did other jobs run on its device?"""
-    done = [entry["step"] for entry in before]
+    done = [entry.step for entry in before]
     if what.kind == "died":
         return "again" if done.count("again") < AGAIN else "give up"
     if what.kind == "device":
@@ -110,24 +109,18 @@ def step(what: Fault, job: Job, before: Sequence[dict[str, Any]], shared: bool) 
     return "give up"
 
 
-def entry(what: Fault, chosen: Step) -> dict[str, Any]:
+def entry(what: Fault, chosen: Step) -> Retry:
     """A retry as the record of the job lists it."""
-    found: dict[str, Any] = {"step": chosen, "type": what.name, "message": what.message}
-    return found | ({"peak_memory_mb": what.peak} if what.peak else {})
+    return Retry(chosen, what.name, what.message, what.peak)
 
 
-def halvings(before: Sequence[dict[str, Any]]) -> int:
+def halvings(before: Sequence[Retry]) -> int:
     """How often the passes of an evaluation were halved."""
-    return sum(each["step"] == "halve" for each in before)
+    return sum(each.step == "halve" for each in before)
 
 
-def content(what: Fault, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def final_record(what: Fault, before: Sequence[Retry]) -> Record:
     """The record of a job that is given up without one of its own. `before`: the retries."""
-    found: dict[str, Any] = {"metrics": {}, "files": {}, "error": {"type": what.name, "message": what.message}}
-    found |= {"peak_memory_mb": what.peak} if what.peak else {}
-    return found | ({"attempts": list(before)} if before else {})
-
-
-def final(what: Fault) -> str:
-    """State of a job that is given up."""
-    return what.kind if what.kind in ("oom", "timeout") else "error"
+    state: State = "oom" if what.kind == "oom" else "timeout" if what.kind == "timeout" else "error"
+    held = what.peak or PeakMemory()
+    return Record(state, error=JobError(what.name, what.message), peak_memory_mb=held, retries=tuple(before))

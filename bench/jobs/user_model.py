@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from bench.planning import catalog
 from bench.planning.job import ImportJob
 from bench.planning.job_fields import Normalization
 from bench.planning.user_models import MODEL_FILE
+from bench.records.record import TrainMetrics
 from bench.training.cost import inference_ms
 
 
@@ -209,7 +209,7 @@ def chosen(model: nn.Module) -> str:
     return "normalization none, images stay in [0,1]" if inside[0].identity else f"normalization {_described(means)}"
 
 
-def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module, TrainMetrics]:
     """The loaded net and what its record says: clean accuracy on the test images of `data`, size, time a prediction."""
     net = imported(job, data.facts, source, "the checkpoint")
     model = deployed(job, net, data.test.x.device)
@@ -221,11 +221,11 @@ def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module,
             if not bool(torch.isfinite(logits).all()):
                 raise ValueError(f"the model's output is not finite on images {start} to {start + len(x) - 1}")
             right += int((logits.argmax(1) == y).sum())
-    return net, {
-        "clean_accuracy": right / n,
-        "clean_n": n,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "inference_ms_per_image": inference_ms(model, to_channels_last(to_float(data.test.x[:64]))),
-        "deploys": "randomised" if job.randomized else "deterministic",
-        "test_hash": data.test_hash,
-    }
+    return net, TrainMetrics(
+        clean_accuracy=right / n,
+        clean_n=n,
+        parameters=sum(p.numel() for p in net.parameters()),
+        inference_ms_per_image=inference_ms(model, to_channels_last(to_float(data.test.x[:64]))),
+        predictor="randomised" if job.randomized else "deterministic",
+        test_hash=data.test_hash,
+    )

@@ -7,14 +7,13 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench.planning.job import EvaluateJob, EvaluationJob, Job
 from bench.records.evaluated_weights import AGAIN, outdated
-from bench.records.store import IMAGES, RECORD, SAMPLES, Store
+from bench.records.record import Record, evaluation_metrics
+from bench.records.store import IMAGES, SAMPLES, Store
 
 MOST = 20  # problems printed
-PASSES = ("forwards", "backwards")
 
 
 @dataclass
@@ -62,7 +61,8 @@ def checked(store: Store) -> Verdict:
     for key in store.keys():
         record = store.record(key)
         if record is None:
-            found.problems += [f"{key}: record.json does not match its checksum"] if store.has(key, RECORD) else []
+            damage = store.damage(key)
+            found.problems += [damage] if damage else []
             continue
         found.records += 1
         try:
@@ -70,11 +70,11 @@ def checked(store: Store) -> Verdict:
         except (LookupError, ValueError) as error:
             found.problems.append(f"{key}: {error}")
             continue
-        there = [name for name in record["files"] if store.has(key, name)]
+        there = [name for name in record.files if store.has(key, name)]
         found.files += len(there)
         wrong = [f"{name} does not match its SHA-256" for name in store.damaged(key, record)]
-        wrong += [f"{name} is absent" for name in record["files"] if name not in there and name == SAMPLES]
-        found.absent.update(name for name in record["files"] if name not in there and name != SAMPLES)
+        wrong += [f"{name} is absent" for name in record.files if name not in there and name == SAMPLES]
+        found.absent.update(name for name in record.files if name not in there and name != SAMPLES)
         wrong = wrong or derivations(store, job, record)
         found.problems += [f"{key}: {line}" for line in wrong]
         if not wrong and isinstance(job, EvaluateJob) and IMAGES in there and _weights(store, job):
@@ -82,26 +82,22 @@ def checked(store: Store) -> Verdict:
     return found
 
 
-def derivations(store: Store, job: Job, record: dict[str, Any]) -> list[str]:
+def derivations(store: Store, job: Job, record: Record) -> list[str]:
     """What the record says that its samples do not."""
-    if record["kind"] != job.kind:
-        return [f"the record is of kind {record['kind']}, the job of kind {job.kind}"]
+    if record.kind != job.kind:
+        return [f"the record is of kind {record.kind}, the job of kind {job.kind}"]
     if outdated(store, job):
         return [f"it judged other weights than its training has now; {AGAIN}"]
-    if not isinstance(job, EvaluationJob) or record["state"] != "done" or SAMPLES not in record["files"]:
+    if not isinstance(job, EvaluationJob) or record.state != "done" or SAMPLES not in record.files:
         return []
-    columns, metrics = store.samples(job.key), record["metrics"]
+    columns, metrics = store.samples(job.key), evaluation_metrics(record)
     first, last = job.range
     wrong = []
     if "index" in columns and columns["index"].tolist() != list(range(first, last)):
         wrong.append(f"samples are not images {first} to {last - 1} in order")
-    if (
-        any(len(values) != last - first for values in columns.values())
-        or metrics.get("n", last - first) != last - first
-    ):
-        wrong.append(f"n is {metrics.get('n')}, the job has {last - first} images")
-    for name in PASSES:
-        says = metrics.get(f"{name}_per_image")
+    if any(len(values) != last - first for values in columns.values()) or metrics.n not in (None, last - first):
+        wrong.append(f"n is {metrics.n}, the job has {last - first} images")
+    for name, says in (("forwards", metrics.forwards_per_image), ("backwards", metrics.backwards_per_image)):
         if name in columns and says is not None and not math.isclose(says, columns[name].mean(), rel_tol=1e-5):
             wrong.append(f"{name}_per_image is {says}, its samples say {columns[name].mean()}")
     return wrong
@@ -111,4 +107,4 @@ def _weights(store: Store, job: EvaluateJob) -> bool:
     record = store.record(job.needs[0])
     name = f"weights-{job.weights}.safetensors"
     key = job.needs[0]
-    return record is not None and name in record["files"] and store.has(key, name) and not store.damaged(key, record)
+    return record is not None and name in record.files and store.has(key, name) and not store.damaged(key, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -28,11 +29,22 @@ from bench.jobs import microbatch as passes
 from bench.jobs import retries
 from bench.jobs.evaluate import Unsupported
 from bench.jobs.evaluation_job import assemble, judge
-from bench.jobs.provenance import peak_mb, provenance
+from bench.jobs.provenance import peak_memory, provenance
 from bench.planning.job import ImportJob, Job, ModelJob, TrainJob
 from bench.records import evaluated_weights as judged
+from bench.records.record import (
+    AuditMetrics,
+    EvaluationMetrics,
+    JobError,
+    Record,
+    Retry,
+    State,
+    Time,
+    TrainRecord,
+    weights_file,
+)
 from bench.records.redact import Portable, portable
-from bench.records.store import IMAGES, SAMPLES, SHARED, Store, weights_file
+from bench.records.store import IMAGES, SAMPLES, SHARED, Store
 from bench.training import sigterm as stopping
 from bench.training.divergence import Diverged
 from bench.training.resume import PLACE, Checkpointer, origin_of
@@ -46,7 +58,7 @@ def work(
     root: Path,
     device: str = "cpu",
     workers: int = 1,
-    before: Sequence[dict[str, Any]] = (),
+    before: Sequence[Retry] = (),
 ) -> str:
     """Do one job and store its record; gives the record's state. Raises nothing: an exception is state "error", or
     "oom". `workers`: jobs that share the device; `before`: the retries so far (bench.jobs.retries), which are recorded.
@@ -54,7 +66,7 @@ def work(
     store = Store(results)
     job = store.job(key)
     folder = store.folder(key)
-    weights: dict[str, str] = {}
+    weights: str | None = None
     started, began = datetime.now(UTC), time.monotonic()  # wall clocks jump
     rows = passes.rows(job, retries.halvings(before))
     with appending(folder / "log.txt") as file:
@@ -63,32 +75,33 @@ def work(
             print(f"{job.kind} {key} on {device}, pid {os.getpid()}, {started.isoformat()}")
             try:
                 weights = judged.says(store, job)  # before they are read: where they change meanwhile it is done again
-                state, content = "done", _run(store, job, root, torch.device(device), rows)
+                record = _run(store, job, root, torch.device(device), rows)
             except Unsupported as reason:
-                state, content = "unsupported", {"reason": str(reason)}
+                record = Record("unsupported", reason=str(reason))
             except Exception as error:
                 traceback.print_exc()
                 out_of_memory = retries.classify(type(error).__name__, str(error)) == "oom"
                 no_numbers = isinstance(error, (Diverged, NotFiniteError))
-                state = "diverged" if no_numbers else "oom" if out_of_memory else "error"
-                content = {"error": {"type": type(error).__name__, "message": portable(str(error))}}
-                content["error"]["traceback"] = portable(traceback.format_exc())
-            print(f"{state} after {time.monotonic() - began:.1f} s")
-    clock = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 3)}
-    origin = provenance(job, device, max(workers, _neighbors(folder)))
-    if rows is not None:
-        origin["rows_per_pass"] = rows
-    about: dict[str, Any] = {"time": clock, "provenance": origin, "peak_memory_mb": peak_mb(device), **weights}
-    if before:
-        about["attempts"] = list(before)
-    store.put(job, state, {"metrics": {}, "files": {}, **about, **content})
+                state: State = "diverged" if no_numbers else "oom" if out_of_memory else "error"
+                message, trace = portable(str(error)), portable(traceback.format_exc())
+                record = Record(state, error=JobError(type(error).__name__, message, trace))
+            print(f"{record.state} after {time.monotonic() - began:.1f} s")
+    record = dataclasses.replace(
+        record,
+        time=Time(started.isoformat(timespec="seconds"), round(time.monotonic() - began, 3)),
+        provenance=provenance(job, device, max(workers, _neighbors(folder)), rows),
+        peak_memory_mb=peak_memory(device),
+        weights_sha256=weights,
+        retries=tuple(before),
+    )
+    store.put(job, record)
     (folder / "progress.json").unlink(missing_ok=True)
-    if state not in ("error", "oom"):  # what was done before an error is not done again
+    if record.state not in ("error", "oom"):  # what was done before an error is not done again
         shutil.rmtree(folder / "blocks", ignore_errors=True)
-    return state
+    return record.state
 
 
-def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | None) -> dict[str, Any]:
+def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | None) -> Record:
     if device.type == "cpu":
         torch.set_num_threads(1)
     # verdicts are fp32; training may use the card's faster convolutions
@@ -101,7 +114,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
         kept = Checkpointer(folder / PLACE, functools.partial(origin_of, job, data))
         trained_model, best, metrics = train(job, data, folder / "train.jsonl", report, kept)
         states = {"last": trained_model.net.state_dict(), **({"best": best} if best is not None else {})}
-        return {"metrics": metrics, "files": {weights_file(w): _save(folder, w, s) for w, s in states.items()}}
+        return TrainRecord("done", metrics, files={weights_file(w): _save(folder, w, s) for w, s in states.items()})
     if isinstance(job, ImportJob):
         return _import(folder, job, root, device, report)
     if job.parts:
@@ -117,7 +130,7 @@ def _run(store: Store, job: Job, root: Path, device: torch.device, rows: int | N
     return _stored(folder, *judge(store, job, model, data, report))
 
 
-def _import(folder: Path, job: ImportJob, root: Path, device: torch.device, report: Progress) -> dict[str, Any]:
+def _import(folder: Path, job: ImportJob, root: Path, device: torch.device, report: Progress) -> Record:
     """A model of the user's, loaded strictly; from here on its weights are those of any training."""
     from bench.data import datasets
     from bench.jobs import user_model as loading
@@ -129,31 +142,42 @@ def _import(folder: Path, job: ImportJob, root: Path, device: torch.device, repo
     net, metrics = loading.measure(job, data, source)
     # tied weights share memory, which the format refuses
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    return {"metrics": metrics, "files": {weights_file("last"): _save(folder, "last", state)}}
+    return TrainRecord("done", metrics, files={weights_file("last"): _save(folder, "last", state)})
 
 
 def _stored(
-    folder: Path, columns: dict[str, torch.Tensor], images: torch.Tensor | None, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of a record, once columns and images are on disk."""
+    folder: Path,
+    columns: dict[str, torch.Tensor],
+    images: torch.Tensor | None,
+    metrics: EvaluationMetrics | AuditMetrics,
+) -> Record:
+    """The record, once columns and images are on disk."""
     files = {}
     if columns:
         import numpy as np
 
         arrays: dict[str, Any] = {name: values.numpy() for name, values in columns.items()}
         write_atomic(folder / SAMPLES, lambda file: np.savez_compressed(file, **arrays))
-        files[SAMPLES] = file_hash(folder / SAMPLES)
+        files[SAMPLES] = _hash(folder / SAMPLES)
     if images is not None:
         write_atomic(folder / IMAGES, lambda file: file.write(safetensors_bytes({"x_adv": images.contiguous()})))
-        files[IMAGES] = file_hash(folder / IMAGES)
-    return {"metrics": metrics, "files": files}
+        files[IMAGES] = _hash(folder / IMAGES)
+    return Record("done", metrics, files=files)
 
 
-def _save(folder: Path, which: str, state: dict[str, torch.Tensor]) -> str | None:
+def _save(folder: Path, which: str, state: dict[str, torch.Tensor]) -> str:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     path = folder / weights_file(which)
     write_atomic(path, lambda file: file.write(safetensors_bytes(tensors)))
-    return file_hash(path)
+    return _hash(path)
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file that was just written. Raises FileNotFoundError where another process removed it."""
+    found = file_hash(path)
+    if found is None:
+        raise FileNotFoundError(f"{path} was removed after it was written")
+    return found
 
 
 def load_model(store: Store, trained: ModelJob, data: Data, which: str = "last") -> Classifier:
@@ -163,9 +187,9 @@ def load_model(store: Store, trained: ModelJob, data: Data, which: str = "last")
     """
     path = store.folder(trained.key) / weights_file(which)
     record = store.record(trained.key)
-    if record is None or record["state"] != "done":
+    if record is None or record.state != "done":
         raise ValueError(f"training {trained.key} has no finished record")
-    if file_hash(path) != record["files"].get(path.name, ""):
+    if file_hash(path) != record.files.get(path.name, ""):
         raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
     if isinstance(trained, ImportJob):
         from bench.jobs import user_model as loading

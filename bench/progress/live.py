@@ -98,7 +98,7 @@ class View:
             self.left.discard(job.key)
             self.running.pop(job.key, None)
             record = self.store.record(job.key) if event.kind == "ok" else None
-            if record is not None and record["state"] == "done":
+            if record is not None and record.state == "done":
                 self.estimator.learn(job, record)
         self._print(event, job)
 

@@ -38,15 +38,15 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path
     running, waiting, failed, dirty, retried = list[Job](), list[Job](), [], 0, 0
     for key, job in jobs.items():
         record = store.record(key)
-        state = record["state"] if record else "running" if runs(store, key) else "waiting"
+        state = record.state if record else "running" if runs(store, key) else "waiting"
         kinds.setdefault(job.kind, Counter())[state] += 1
         if record is None:
             (running if state == "running" else waiting).append(job)
         else:
             if state not in NOT_FAILED:
-                failed.append({**_about(job, known), "state": state, "reason": _reason(record)})
-            dirty += state == "done" and bool(record.get("provenance", {}).get("dirty"))
-            retried += "retries" in record or "attempts" in record
+                failed.append({**_about(job, known), "state": state, "reason": record.problem})
+            dirty += state == "done" and bool(record.provenance.dirty)
+            retried += bool(record.failures or record.retries)
     total = sum(kinds.values(), Counter[str]())
     return {
         "jobs": len(jobs),
@@ -115,8 +115,3 @@ def _about(job: Job, known: dict[str, Job]) -> dict[str, str]:
 
 def _counts(states: dict[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in states.items())
-
-
-def _reason(record: dict[str, Any]) -> str:
-    error = record.get("error") or {}
-    return f"{error['type']}: {error['message']}" if error else str(record.get("reason", "no reason stored"))

@@ -6,11 +6,13 @@ Working folders of older versions hold each under the other's name: a count is a
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_json
+from bench.records.record import Retry, retries_from_json, retries_to_json
 
 ATTEMPTS, RETRIES = "attempts.json", "retries.json"
 
@@ -30,22 +32,24 @@ def count_failure(folder: Path) -> None:
     _save(folder, failures(folder) + 1, retries(folder))
 
 
-def retries(folder: Path) -> list[dict[str, Any]]:
-    """The retries of the attempt that goes on, in the form of a record's `attempts`."""
+def retries(folder: Path) -> list[Retry]:
+    """The retries of the run that is under way, as its record will list them; empty where they cannot be read."""
     for name in (RETRIES, ATTEMPTS):
         found = _saved(folder / name)
         if isinstance(found, list):
-            return [entry for entry in found if isinstance(entry, dict)]
+            with contextlib.suppress(ValueError):
+                return retries_from_json(found)
     return []
 
 
-def save_retries(folder: Path, entries: list[dict[str, Any]]) -> None:
+def save_retries(folder: Path, entries: list[Retry]) -> None:
     """Replace the list of retries; empty once the job has ended."""
     _save(folder, failures(folder), entries)
 
 
-def _save(folder: Path, count: int, entries: list[dict[str, Any]]) -> None:
-    for name, value, empty in ((ATTEMPTS, {"count": count}, not count), (RETRIES, entries, not entries)):
+def _save(folder: Path, count: int, entries: list[Retry]) -> None:
+    listed = retries_to_json(entries)
+    for name, value, empty in ((ATTEMPTS, {"count": count}, not count), (RETRIES, listed, not entries)):
         if empty:
             (folder / name).unlink(missing_ok=True)
         elif _saved(folder / name) != value:

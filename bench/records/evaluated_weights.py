@@ -7,12 +7,11 @@ which stand since before. Records older than this field say nothing of it, and s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from bench.planning.job import Job, ModelJob
-from bench.records.store import Store, weights_file
+from bench.records.record import Record, weights_file
+from bench.records.store import Store
 
-FIELD = "weights_sha256"  # of the record of an evaluation, a shard, or an audit
 AGAIN = "`bench run` does again what judged others than the training has now"
 
 
@@ -22,21 +21,20 @@ def weights_of(store: Store, job: Job) -> str | None:
     record = store.record(job.model_key)
     if record is None or isinstance(job, ModelJob):
         return None
-    return record["files"].get(weights_file(job.weights))  # type: ignore[no-any-return]
+    return record.files.get(weights_file(job.weights))
 
 
-def named(record: dict[str, Any] | None) -> str | None:
+def named(record: Record | None) -> str | None:
     """The weights that a record says were judged; None where it says nothing."""
-    return (record or {}).get(FIELD)
+    return None if record is None else record.weights_sha256
 
 
-def says(store: Store, job: Job) -> dict[str, str]:
+def says(store: Store, job: Job) -> str | None:
     """What the record of a job is to say: of an evaluation in shards what all of these say."""
     if not job.needs:
-        return {}
+        return None
     found = {named(store.record(key)) for key in job.parts} or {weights_of(store, job)}
-    known = found.pop() if len(found) == 1 else None
-    return {} if known is None else {FIELD: known}
+    return found.pop() if len(found) == 1 else None
 
 
 def outdated(store: Store, job: Job) -> bool:

@@ -7,10 +7,11 @@ import io
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from bench.atomic import file_hash
 from bench.records.packs import JOB, NAMES, RECORD, Packs
+from bench.records.record import Record
 
 KEY = re.compile(r"[0-9a-f]{12}")
 
@@ -91,7 +92,7 @@ class JobFiles:
             return None if data is None else hashlib.sha256(data).hexdigest()
         return file_hash(self.folder(key) / name)
 
-    def damaged(self, key: str, record: dict[str, Any]) -> list[str]:
+    def damaged(self, key: str, record: Record) -> list[str]:
         """Names of the files of a record that exist with another content than it names."""
-        found = {name: self.hash_of(key, name) for name in record["files"]}
-        return sorted(name for name, actual in found.items() if actual not in (None, record["files"][name]))
+        found = {name: self.hash_of(key, name) for name in record.files}
+        return sorted(name for name, actual in found.items() if actual not in (None, record.files[name]))

@@ -54,7 +54,7 @@ def retry(store: Store, prefixes: list[str], failed: bool) -> int:
     if failed == bool(prefixes):
         raise ValueError("name either jobs (KEY...) or --failed; `bench status` shows what failed")
     keys = store.keys() if failed else list(dict.fromkeys(resolve(store, prefix) for prefix in prefixes))
-    states = {key: (store.record(key) or {}).get("state", "waiting") for key in keys}
+    states = {key: record.state if (record := store.record(key)) else "waiting" for key in keys}
     for key in () if failed else keys:
         if states[key] in ("done", "unsupported", "waiting"):
             raise ValueError(f"{key} is {states[key]}; only a job that failed can be tried again")
@@ -103,11 +103,11 @@ def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:
             found.append((path, "of a process that is gone"))
         if LEFT_OVER.fullmatch(path.name) and now - path.stat().st_mtime > FRESH:
             found.append((path, "left by a write that was killed"))
-        if record is None or record["state"] not in FINISHED:
+        if record is None or record.state not in FINISHED:
             continue
         if path.name == "blocks":
             found.append((path, "work in progress of a job that is over"))
-        elif path.name.endswith(".safetensors") and path.name[0] != "." and path.name not in record["files"]:
+        elif path.name.endswith(".safetensors") and path.name[0] != "." and path.name not in record.files:
             found.append((path, "no record names it"))
         elif whole and path.name == IMAGES:
             found.append((path, "its evaluation holds these images too"))
@@ -118,8 +118,8 @@ def _assembled(store: Store) -> set[str]:
     """Shards whose whole evaluation is done, with its samples, and its images where they have any."""
     found: set[str] = set()
     for job, record in store.records():
-        images = IMAGES not in record["files"] or (store.folder(job.key) / IMAGES).exists()
-        if job.parts and images and SAMPLES in record["files"] and store.intact(job.key):
+        images = IMAGES not in record.files or (store.folder(job.key) / IMAGES).exists()
+        if job.parts and images and SAMPLES in record.files and store.intact(job.key):
             found.update(job.parts)
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.atomic import file_hash, write_atomic
 from bench.planning.job import Job
 from bench.records.leases import claim
+from bench.records.record import Record, audit_findings
 from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, refuse_links
 
 NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
@@ -62,14 +63,12 @@ def planned(sources: list[Store], target: Store) -> Plan:
     plan = Plan()
     for source in sources:
         for key in source.keys():
-            record, there = source.record(key), source.has(key, RECORD)
+            record, damage = source.record(key), source.damage(key)
             if record is None:
-                plan.unfinished += not there
-                plan.problems += (
-                    [f"damaged: {source.folder(key) / RECORD} does not match its checksum"] if there else []
-                )
+                plan.unfinished += damage is None
+                plan.problems += [f"damaged: {source.root}/{damage}"] if damage else []
                 continue
-            wrong = _wrong(source, key)
+            wrong = _wrong(source, key, record)
             if wrong:
                 plan.problems.append(f"damaged: {wrong}")
                 continue
@@ -86,15 +85,14 @@ def planned(sources: list[Store], target: Store) -> Plan:
     return plan
 
 
-def _wrong(source: Store, key: str) -> str:
+def _wrong(source: Store, key: str, record: Record) -> str:
     """What is damaged in a job that is to be copied; empty where all is well. Weights and images may be absent."""
     try:
         source.job(key)
     except (LookupError, ValueError) as error:
         return str(error)
-    record = source.record(key) or {"files": {}}
     names = source.damaged(key, record)
-    if SAMPLES in record["files"] and not source.has(key, SAMPLES):
+    if SAMPLES in record.files and not source.has(key, SAMPLES):
         names.append(SAMPLES)
     return f"{', '.join(names)} of {key} in {source.root} do not match the record" if names else ""
 
@@ -105,13 +103,12 @@ def _conflict(known: Store, source: Store, key: str) -> str:
     where = f"{key} in {known.root} and {source.root}"
     if ours is None or theirs is None:
         return f"{where}: a record is damaged"
-    if ours["state"] != theirs["state"]:
-        return f"{where}: {ours['state']} and {theirs['state']}"
-    for name in sorted({*ours["files"], *theirs["files"]} - {IMAGES}):
-        if ours["files"].get(name) != theirs["files"].get(name) and not _equal_samples(known, source, key, name):
+    if ours.state != theirs.state:
+        return f"{where}: {ours.state} and {theirs.state}"
+    for name in sorted({*ours.files, *theirs.files} - {IMAGES}):
+        if ours.files.get(name) != theirs.files.get(name) and not _equal_samples(known, source, key, name):
             return f"{where}: other {name}"
-    findings = [record["metrics"].get("findings") for record in (ours, theirs)]
-    return f"{where}: other findings" if findings[0] != findings[1] else ""
+    return f"{where}: other findings" if audit_findings(ours) != audit_findings(theirs) else ""
 
 
 def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
@@ -132,7 +129,8 @@ def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
 
 def _lacking(known: Store, source: Store, key: str) -> dict[str, str]:
     """Files, with their hashes, that a record of `known` names, that are absent there and lie in the source."""
-    ours = (known.record(key) or {"files": {}})["files"]
+    record = known.record(key)
+    ours = record.files if record is not None else {}
     absent = {name: expected for name, expected in ours.items() if not known.has(key, name)}
     return {name: expected for name, expected in absent.items() if expected and source.hash_of(key, name) == expected}
 
@@ -170,8 +168,8 @@ def _copy(source: Store, target: Store, key: str) -> bool:
         for name in source.files(key):
             if name not in NOT_COPIED and not name.startswith((".", "lease-")):
                 _copy_file(source, key, name, target.folder(key) / name)
-        record = source.record(key) or {"files": {}}
-        torn = target.damaged(key, record)
+        record = source.record(key)
+        torn = target.damaged(key, record) if record is not None else [RECORD]
         if torn:
             raise OSError(f"{torn[0]} of {key} changed while it was copied; nothing of {key} counts, merge again")
         _copy_file(source, key, RECORD, target.folder(key) / RECORD)

@@ -57,8 +57,8 @@ def _published(store: Store, key: str) -> dict[str, bytes]:
     store.job(key)
     record = store.record(key)
     if record is None:
-        raise ValueError(f"{store.folder(key) / RECORD} does not match its checksum; `bench run` does the job again")
-    if SAMPLES in record["files"]:
+        raise ValueError(f"{store.root}/{store.damage(key)}; `bench run` does the job again")
+    if SAMPLES in record.files:
         store.content(key)
     found = {name: store.read(key, name) for name in NAMES}
     return {name: data for name, data in found.items() if data is not None}

@@ -6,10 +6,11 @@ import contextlib
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.planning import catalog
 from bench.planning.job import AuditJob, EvaluationJob, ImportJob, Job, ModelJob, ShardJob, TrainJob
+from bench.records.record import Record, evaluation_metrics, train_metrics
 from bench.records.store import Store
 
 
@@ -53,14 +54,14 @@ class Estimator:
         past = list(store.records())
         self.jobs.update((job.key, job) for job, _ in past)
         for job, record in past:
-            if record["state"] == "done":
+            if record.state == "done":
                 self.learn(job, record)
 
     def know(self, jobs: Iterable[Job]) -> None:
         """Jobs without a record: an evaluation is judged by what its training is, also before that was ever run."""
         self.jobs.update((job.key, job) for job in jobs)
 
-    def learn(self, job: Job, record: dict[str, Any]) -> None:
+    def learn(self, job: Job, record: Record) -> None:
         """Remember what a finished job took."""
         self.jobs[job.key] = job
         past = _past(job, record)
@@ -70,7 +71,7 @@ class Estimator:
             if past is not None:
                 self.rates.setdefault(likeness, []).append(past)
             held = self.peaks.setdefault(likeness, {})
-            for where, peak in (record.get("peak_memory_mb") or {}).items():
+            for where, peak in vars(record.peak_memory_mb).items():
                 held[where] = max(held.get(where, 0.0), peak or 0.0)
 
     def seconds(self, job: Job) -> float | None:
@@ -102,8 +103,8 @@ class Estimator:
         """Bytes that jobs like these would leave on disk, and the number of jobs nothing is known about."""
         if not self.bytes:
             for job, record in self.store.records():
-                sizes = [self.store.size_of(job.key, name) for name in record["files"]]
-                if None not in sizes and record["state"] == "done":  # git brings records without their files
+                sizes = [self.store.size_of(job.key, name) for name in record.files]
+                if None not in sizes and record.state == "done":  # git brings records without their files
                     left = sum(size or 0 for size in sizes), _extent(job)
                     for likeness in self.likeness(job):
                         self.bytes.setdefault(likeness, []).append(left)
@@ -140,16 +141,16 @@ def _rate(held: list[tuple[int, float]]) -> float:
     return max(count / max(extent, 1.0) for count, extent in held if 4 * extent >= most)
 
 
-def _past(job: Job, record: dict[str, Any]) -> Past | None:
-    metrics, wall = record["metrics"], (record.get("time") or {}).get("seconds")
+def _past(job: Job, record: Record) -> Past | None:
+    wall, trained = record.time.seconds, train_metrics(record)
     if isinstance(job, AuditJob):
         return None if wall is None else Past(wall, job.size, 0.0)
-    work = metrics.get("train_seconds", metrics.get("attack_seconds"))
+    work = trained.train_seconds if isinstance(job, TrainJob) else evaluation_metrics(record).attack_seconds
     if work is None:
         return None
-    work += metrics.get("check_seconds", 0.0) + metrics.get("keep_seconds", 0.0)
-    whole = wall is not None and wall >= work and not metrics.get("resumed")
-    return Past(work, job.size, wall - work if whole else None)
+    work += (trained.check_seconds or 0.0) + (trained.checkpoint_seconds or 0.0)
+    whole = wall is not None and wall >= work and not trained.resumed
+    return Past(work, job.size, wall - work if whole and wall is not None else None)
 
 
 def _from_records(past: list[Past], likeness: tuple[str, ...], extent: float) -> Estimate:
@@ -178,8 +179,8 @@ def cpu_name() -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
-def _kind_of_device(record: dict[str, Any]) -> str | None:
-    name = (record.get("provenance") or {}).get("device")
+def _kind_of_device(record: Record) -> str | None:
+    name = record.provenance.device
     return None if name is None else "cpu" if name.startswith("CPU") else "cuda"
 
 

@@ -16,6 +16,7 @@ import json
 import secrets
 import tempfile
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from bench.records import attempts
 from bench.records.job_files import JobFiles
 from bench.records.npz import ColumnCache, refuse_large
 from bench.records.packs import JOB, RECORD, SAMPLES
-from bench.records.record import FILE, FINISHED, checksum, finite, parsed, weights_file
+from bench.records.record import FILE, FINISHED, Record, checksum, parse, to_json, weights_file
 
 __all__ = [
     "FILE", "FINISHED", "IMAGES", "JOB", "QUARANTINE", "RECORD", "SAMPLES", "SHARED", "Store", "checksum",
@@ -48,7 +49,7 @@ class Store(JobFiles):
         super().__init__(root)
         self.read_only = read_only
         self._jobs: dict[str, Job] = {}
-        self._records: dict[str, dict[str, Any] | None] = {}
+        self._records: dict[str, Record | None] = {}
         self._columns = ColumnCache()
 
     def snapshot(self) -> Store:
@@ -131,33 +132,45 @@ class Store(JobFiles):
             raise ValueError(f"job {key} is of kind {job.kind}; expected an evaluation")
         return job
 
-    def record(self, key: str) -> dict[str, Any] | None:
+    def record(self, key: str) -> Record | None:
         """The record of a job that ended, whatever its state; None while there is none or it is damaged."""
         if key in self._records:
             return self._records[key]
-        record = parsed(self.read(key, RECORD), key)
-        if record is None and self.has(key, RECORD):
-            self._refuse_pack(key, RECORD)
+        record, damage = self._parsed(key)
+        if damage:
+            self._refuse_pack(key, RECORD, damage)
         if self.read_only:
             self._records[key] = record
         return record
 
-    def _refuse_pack(self, key: str, name: str) -> None:
+    def damage(self, key: str) -> str | None:
+        """What is wrong with the record.json of a job, in a sentence that names it; None where nothing is."""
+        _, damage = self._parsed(key)
+        return damage and f"{key}/{RECORD} is damaged: {damage}"
+
+    def _parsed(self, key: str) -> tuple[Record | None, str | None]:
+        data = self.read(key, RECORD)
+        try:
+            return (None if data is None else parse(data, key)), None
+        except ValueError as error:
+            return None, str(error)
+
+    def _refuse_pack(self, key: str, name: str, damage: str = "its content does not match its checksum") -> None:
         """Raises PackError if the damaged file of a job is in a pack: one damaged file makes the pack unusable."""
         if self.packed(key):
-            raise self.packs[key].error(f"{key}/{name} is damaged: it does not match its checksum")
+            raise self.packs[key].error(f"{key}/{name} is damaged: {damage}")
 
     def done(self, key: str) -> bool:
         """Is there a complete record that stands (errors do not: they are stored for reading and tried again)?"""
         record = self.record(key)
-        return record is not None and record["state"] in FINISHED
+        return record is not None and record.state in FINISHED
 
     def intact(self, key: str) -> bool:
         """Does a record stand whose samples lie there undamaged? (Weights and images may be left out of a copy.)"""
         record = self.record(key)
-        if record is None or record["state"] not in FINISHED:
+        if record is None or record.state not in FINISHED:
             return False
-        return SAMPLES not in record["files"] or record["files"][SAMPLES] == self.hash_of(key, SAMPLES)
+        return SAMPLES not in record.files or record.files[SAMPLES] == self.hash_of(key, SAMPLES)
 
     def reopen(self, key: str) -> None:
         """Before a job is done again: set aside damaged files, count a failure, remove the record.
@@ -170,12 +183,12 @@ class Store(JobFiles):
             path.parent.mkdir(exist_ok=True)
             write_json(path.parent / JOB, self.job(key).to_json())
         if record is None:
-            if path.exists():
-                self.set_aside(key, RECORD, "its content does not match its checksum")
+            if damage := self.damage(key):
+                self.set_aside(key, RECORD, damage)
             return
         for name in self.damaged(key, record):
             self.set_aside(key, name, "its SHA-256 is not the one in record.json")
-        if record["state"] != "done":
+        if record.state != "done":
             attempts.count_failure(self.folder(key))
         path.unlink(missing_ok=True)
 
@@ -197,13 +210,12 @@ class Store(JobFiles):
                 found.append(json.loads(path.read_text(encoding="utf-8")))
         return found
 
-    def put(self, job: Job, state: str, content: dict[str, Any]) -> None:
+    def put(self, job: Job, record: Record) -> None:
         """Write record.json, last and by rename: from here on the job is over."""
         self._refuse_read_only()
-        about = {"schema": SCHEMA, "key": job.key, "kind": job.kind, "state": state}
-        retries = attempts.failures(self.folder(job.key))
-        record = finite({**about, **content, **({"retries": retries} if retries else {})})
-        write_json(self.folder(job.key) / RECORD, {**record, "checksum": checksum(record)})
+        record = replace(record, failures=attempts.failures(self.folder(job.key)))
+        values = {"schema": SCHEMA, "key": job.key, "kind": job.kind, **to_json(record)}
+        write_json(self.folder(job.key) / RECORD, {**values, "checksum": checksum(values)})
 
     def jobs(self) -> dict[str, Job]:
         """Every readable job by key: a damaged job.json hurts only itself."""
@@ -214,7 +226,7 @@ class Store(JobFiles):
                 found[key] = job
         return found
 
-    def records(self) -> Iterator[tuple[Job, dict[str, Any]]]:
+    def records(self) -> Iterator[tuple[Job, Record]]:
         """Every job that ended, with its record, by key. Damaged ones have not ended: a run does them again."""
         for key, job in self.jobs().items():
             record = self.record(key)
@@ -246,7 +258,7 @@ class Store(JobFiles):
     def content(self, key: str) -> bytes:
         """The bytes of samples.npz as its record names them. Raises ValueError if the file is damaged."""
         path, record = self.folder(key) / SAMPLES, self.record(key)
-        expected = record["files"].get(SAMPLES) if record is not None else None
+        expected = record.files.get(SAMPLES) if record is not None else None
         data = (self.read(key, SAMPLES) or b"") if expected is not None else b""
         if expected is None or expected != hashlib.sha256(data).hexdigest():
             self._refuse_pack(key, SAMPLES)

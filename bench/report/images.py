@@ -116,9 +116,11 @@ def _stored(store: Store, entry: Evaluation) -> bool:
     are of its largest budget."""
     if not entry.norm or entry.state != "done" or not math.isnan(entry.median_distance):
         return False
-    record = store.record(entry.key) or {"files": {}}
+    record = store.record(entry.key)
     is_curve = store.evaluation(entry.key).attack.settings.get("budgets")
-    return not is_curve and IMAGES in record["files"] and (store.folder(entry.key) / IMAGES).is_file()
+    return (
+        not is_curve and record is not None and IMAGES in record.files and (store.folder(entry.key) / IMAGES).is_file()
+    )
 
 
 def _figure(board: Board, strips: list[Strip]) -> Plot:

@@ -51,12 +51,12 @@ def origins(store: Store) -> Origins:
     versions: dict[str, int] = {}
     lines = []
     for job, record in store.records():
-        origin = record.get("provenance") or {}
-        commit = str(origin.get("commit") or "–") + (" (dirty)" if origin.get("dirty") is True else "")
-        text = ", ".join(f"{name} {v}" for name, v in sorted((origin.get("versions") or {}).items()))
+        origin = record.provenance
+        commit = str(origin.commit or "–") + (" (dirty)" if origin.dirty else "")
+        text = ", ".join(f"{name} {v}" for name, v in sorted((origin.versions or {}).items()))
         lines.append(Origin(
-            job.key, job.kind, _description(job), job.seed, job.needs[0] if job.needs else "", record["state"],
-            origin.get("device") or "–", commit, versions.setdefault(text, len(versions)) if text else None,
+            job.key, job.kind, _description(job), job.seed, job.needs[0] if job.needs else "", record.state,
+            origin.device or "–", commit, versions.setdefault(text, len(versions)) if text else None,
         ))  # fmt: skip
     return Origins(lines, list(versions))
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.planning.job import TrainJob
 from bench.records import training_log as logs
+from bench.records.record import Record, train_metrics
 from bench.records.store import Store
 from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
 from bench.report.captions import joined, setup, short
@@ -68,17 +69,17 @@ def _best_first(row: Row) -> tuple[bool, float]:
 
 
 def _logged(store: Store) -> list[LoggedTraining]:
-    found: list[tuple[TrainJob, dict[str, Any], list[logs.Line]]] = []
+    found: list[tuple[TrainJob, Record | None, list[logs.Line]]] = []
     for key, job in store.jobs().items():
         if isinstance(job, TrainJob) and (log := logs.read(store, key)):
-            found.append((job, store.record(key) or {}, log))
+            found.append((job, store.record(key), log))
     # a training that was stopped before it stored the names of its terms has those of its defense
     terms = {job.defense.name: own for job, record, _ in found if (own := _terms(record))}
     return [
         LoggedTraining(
             job,
-            record.get("state", "running or killed"),
-            (record.get("provenance") or {}).get("device") or "unknown",
+            record.state if record else "running or killed",
+            (record.provenance.device if record else None) or "unknown",
             log,
             _terms(record) or terms.get(job.defense.name, ()),
         )
@@ -86,8 +87,8 @@ def _logged(store: Store) -> list[LoggedTraining]:
     ]
 
 
-def _terms(record: dict[str, Any]) -> tuple[str, ...]:
-    return tuple((record.get("metrics") or {}).get("final_terms") or ())
+def _terms(record: Record | None) -> tuple[str, ...]:
+    return tuple(train_metrics(record).final_terms or ())
 
 
 def _figure(dataset: str, order: list[list[LoggedTraining]]) -> Plot:

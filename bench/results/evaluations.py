@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.core.stats import wilson
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import EvaluateJob
+from bench.records.record import Record, evaluation_metrics
 from bench.records.store import JOB, Store
 from bench.results.facts import TrainingFacts, number
 
@@ -173,7 +174,8 @@ def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str |
     record = store.record(job.key)
     planned = _planned(facts, job, record, eps)
     if planned.state in ("missing", "error") and planned.train_state not in ("done", "missing"):
-        reason = f"training {planned.train_state}: {_reason(store.record(planned.train_key))}"
+        training = store.record(planned.train_key)
+        reason = f"training {planned.train_state}: {training.problem if training else None}"
         planned = replace(planned, state="blocked", reason=reason)
     if planned.deploys != "deterministic" and job.engine < RANDOMISED_REVISION and planned.state == "done":
         # such samples cannot be combined with newer ones: the draws that evaluate also chose the attack
@@ -181,22 +183,22 @@ def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str |
         return replace(planned, state="stale", reason=why)
     if record is None:
         return planned
-    metrics, origin = record.get("metrics", {}), record.get("provenance", {})
+    metrics, origin = evaluation_metrics(record), record.provenance
     ran = replace(
         planned,
-        test_hash=metrics.get("test_hash"),
-        attack_seconds=number(metrics.get("attack_seconds")),
-        forwards=number(metrics.get("forwards_per_image")),
-        backwards=number(metrics.get("backwards_per_image")),
-        device=origin.get("device"),
-        commit=origin.get("commit"),
-        dirty=origin.get("dirty"),
-        attack_workers=origin.get("workers"),
+        test_hash=metrics.test_hash,
+        attack_seconds=number(metrics.attack_seconds),
+        forwards=number(metrics.forwards_per_image),
+        backwards=number(metrics.backwards_per_image),
+        device=origin.device,
+        commit=origin.commit,
+        dirty=origin.dirty,
+        attack_workers=origin.workers,
     )
     return ran if ran.state != "done" else _with_result(store, ran)
 
 
-def _planned(facts: TrainingFacts, job: EvaluateJob, record: dict[str, Any] | None, eps: str | None) -> Evaluation:
+def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps: str | None) -> Evaluation:
     """What is known before an evaluation has run, with its state and reason."""
     attack, split = job.attack, job.split
     nothing: dict[str, Any] = {c: math.nan if c in _FLOAT else None for c in COLUMNS}
@@ -211,8 +213,8 @@ def _planned(facts: TrainingFacts, job: EvaluateJob, record: dict[str, Any] | No
         "eps_value": facts.value(eps) if eps is not None else math.nan,
         "n": job.n,
         "measures": facts.measures(attack.name, record),
-        "state": record["state"] if record else "missing",
-        "reason": _reason(record),
+        "state": record.state if record else "missing",
+        "reason": record.problem if record else None,
     }
     weights = [job.weights, *([split] if split != "test" else [])]
     return Evaluation(**nothing | facts.of_training(job.model_key, weights) | own)
@@ -230,14 +232,6 @@ def _with_result(store: Store, e: Evaluation) -> Evaluation:
         return replace(e, accuracy=hits / n, low=low, high=high, median_distance=_median_distance(store, e.key, samples))
     except (LookupError, OSError, ValueError) as problem:
         return replace(e, state="unreadable", reason=str(problem))
-
-
-def _reason(record: dict[str, Any] | None) -> str | None:
-    """Why a record is not done, in one line."""
-    if record is None or record["state"] == "done":
-        return None
-    error = record.get("error") or {}
-    return record.get("reason") or ": ".join(error[part] for part in ("type", "message") if error.get(part)) or None
 
 
 def _median_distance(store: Store, key: str, samples: dict[str, Any]) -> float:

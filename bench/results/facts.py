@@ -11,6 +11,7 @@ from typing import Any
 from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 from bench.planning.labels import label
+from bench.records.record import PeakMemory, Provenance, Record, evaluation_metrics, train_metrics
 from bench.records.store import Store
 
 BY_VALIDATION = "epoch by validation]"  # ends the name of a row whose weights were chosen
@@ -35,11 +36,10 @@ class TrainingFacts:
             found = self._labels[asked] = label(kind, name, shown)  # type: ignore[arg-type]
         return found
 
-    def measures(self, attack: str, record: dict[str, Any] | None) -> str | None:
+    def measures(self, attack: str, record: Record | None) -> str | None:
         """What an evaluation measures instead of robustness; a record knows it where the plug-in is gone."""
-        if record and record["state"] == "done":
-            found: str | None = record["metrics"].get("measures")
-            return found
+        if record and record.state == "done":
+            return evaluation_metrics(record).metric
         return self._constant("attacks", attack, "metric", "") or None
 
     def of_training(self, key: str, judged: list[str]) -> dict[str, Any]:
@@ -53,11 +53,12 @@ class TrainingFacts:
         return self._trainings[asked]
 
     def _training(self, key: str, judged: list[str]) -> dict[str, Any]:
-        job, record = self.store.model_job(key), self.store.record(key) or {}
-        metrics, origin, memory = (record.get(part) or {} for part in ("metrics", "provenance", "peak_memory_mb"))
+        job, record = self.store.model_job(key), self.store.record(key)
+        metrics, origin = train_metrics(record), record.provenance if record else Provenance()
+        memory = record.peak_memory_mb if record else PeakMemory()
         config = json.dumps([job.without_seed(), *judged], sort_keys=True)
         # a model that was never trained deploys as its plug-in says
-        deploys = metrics.get("deploys") or self._constant("defenses", job.defense.name, "predictor", "deterministic")
+        deploys = metrics.predictor or self._constant("defenses", job.defense.name, "predictor", "deterministic")
         return {
             "train_key": key,
             "config": hashlib.sha256(config.encode()).hexdigest()[:12],
@@ -73,14 +74,14 @@ class TrainingFacts:
             "recipe": job.recipe,
             "epochs": job.epochs,
             "deploys": deploys,
-            "train_state": record.get("state", "missing"),
-            "train_device": origin.get("device"),
-            "workers": origin.get("workers"),
-            "train_seconds": number(metrics.get("train_seconds")),
-            "seconds_per_epoch": number(metrics.get("seconds_per_epoch")),
-            "work_per_image_f": number(metrics.get("work_per_image_f")),
-            "inference_ms": number(metrics.get("inference_ms_per_image")),
-            "peak_memory_mb": number(memory.get("cuda") or memory.get("rss")),
+            "train_state": record.state if record else "missing",
+            "train_device": origin.device,
+            "workers": origin.workers,
+            "train_seconds": number(metrics.train_seconds),
+            "seconds_per_epoch": number(metrics.seconds_per_epoch),
+            "work_per_image_f": number(metrics.work_per_image_f),
+            "inference_ms": number(metrics.inference_ms_per_image),
+            "peak_memory_mb": number(memory.cuda or memory.rss),
         }
 
 

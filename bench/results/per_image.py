@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.core.epsilon import Epsilon
+from bench.records.record import evaluation_metrics
 from bench.records.store import Store
 from bench.results.evaluations import correct_at
 from bench.results.seed_values import mixed_images
@@ -53,8 +54,8 @@ def on_shared_prefix(store: Store, keys: Iterable[str], eps: float) -> list[PerI
     subsets: list[tuple[int, str | None, str]] = []
     labels: list[tuple[Array, str]] = []
     for key in keys:
-        samples, record = in_order(store.samples(key, _COLUMNS)), store.record(key) or {"metrics": {}}
-        subsets.append((len(samples["index"]), record["metrics"].get("test_hash"), key))
+        samples = in_order(store.samples(key, _COLUMNS))
+        subsets.append((len(samples["index"]), evaluation_metrics(store.record(key)).test_hash, key))
         in_place = samples["index"] == np.arange(len(samples["index"]))
         n = len(in_place) if in_place.all() else int(in_place.argmin())
         select, share = (draw_shares(store, key, samples, name, eps) for name in ("select", "share"))

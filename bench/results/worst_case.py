@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.records.evaluated_weights import apart
+from bench.records.record import evaluation_metrics
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
 from bench.results.per_image import PerImage, on_shared_prefix

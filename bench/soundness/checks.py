@@ -56,11 +56,6 @@ class Finding:
         """Plain values for a record."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Finding:
-        """Rebuild a finding of a record. Raises TypeError for unknown fields."""
-        return cls(**values)
-
 
 @dataclass(frozen=True)
 class Check:

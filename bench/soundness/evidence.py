@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.planning import catalog
 from bench.planning.job import ModelJob
+from bench.records.record import train_metrics
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation, correct_at
 from bench.results.per_image import draw_shares, in_order
@@ -158,7 +159,7 @@ class Evidence:
         evaluation = store.evaluation(found[0].key)
         self.weights = evaluation.weights
         self.train: ModelJob = store.model_job(found[0].train_key)
-        self.trained: dict[str, Any] = (store.record(self.train.key) or {}).get("metrics", {})
+        self.trained = train_metrics(store.record(self.train.key))
         about = self.train.key, self.weights, evaluation.split
         self.audit, self.no_audit = audits.of(about, row.norm, row.eps)
         self._worst: dict[str, Column | None] = {}  # many checks use the same worst cases

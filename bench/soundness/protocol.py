@@ -81,7 +81,7 @@ def _steps(attack: Attacked) -> float:
 
 def no_peeking(check: Check, e: Evidence) -> Iterator[Finding]:
     """C27: an epoch is chosen on validation images with a stored hash, which are not those of the evaluation."""
-    chosen = e.trained.get("validation_hash")
+    chosen = e.trained.validation_hash
     if isinstance(e.train, ImportJob):
         raise NotMeasured("how this checkpoint was chosen is not known")
     if e.weights == "last":

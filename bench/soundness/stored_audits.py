@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from bench.planning.job import AuditJob
 from bench.planning.job_fields import JobThreat
+from bench.records.record import audit_findings
 from bench.records.store import Store
 from bench.soundness.checks import Finding
 
@@ -47,12 +48,12 @@ class StoredAudits:
 
     def _add(self, store: Store, job: AuditJob) -> None:
         about, record = (job.model_key, job.weights, job.split), store.record(job.key)
-        if record is None or record["state"] != "done":
-            error = (record or {}).get("error") or {}
-            why = f"audit {record['state']}: {error.get('message', '')}".rstrip(": ") if record else "audit missing"
+        if record is None or record.state != "done":
+            message = record.error.message if record and record.error else ""
+            why = f"audit {record.state}: {message}".rstrip(": ") if record else "audit missing"
             self._failed.setdefault(about, why)
             return
-        found = tuple(Finding.from_json(values) for values in record["metrics"]["findings"])
+        found = audit_findings(record)
         if job.part == "model":
             self._models.setdefault(about, []).append(StoredAudit(job, found))
         else:

@@ -107,7 +107,7 @@ def certificate_holds(check: Check, e: Evidence) -> Iterator[Finding]:
 
 def no_sudden_overfitting(check: Check, e: Evidence) -> Iterator[Finding]:
     """C26: a net trained against a threat that resists one step and not several."""
-    threat, dropped = e.train.threat, e.trained.get("sudden_drop_epoch")
+    threat, dropped = e.train.threat, e.trained.sudden_drop_epoch
     if threat is None:
         raise NotApplicable("not trained against a threat")
     if dropped is not None and e.weights == "last":

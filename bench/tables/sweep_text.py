@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from bench.records.record import train_metrics
 from bench.records.store import Store
 from bench.results.labels import failures
 from bench.results.seed_values import SeedValues
@@ -156,8 +157,8 @@ def _ratios(store: Store, point: Point) -> list[str]:
 
 
 def _logged(store: Store, key: str) -> dict[str, float]:
-    said = (store.record(key) or {"metrics": {}})["metrics"].get("defense") or {}
-    return {name: float(v) for name, v in said.items() if isinstance(v, (int, float)) and v}
+    logged = train_metrics(store.record(key)).defense_metrics or {}
+    return {name: float(value) for name, value in logged.items() if value}
 
 
 def _trainings(point: Point) -> list[str]:

@@ -69,7 +69,7 @@ class BestEpoch:
         """Restore the result of `state_dict`."""
         vars(self).update(state)
 
-    def metrics(self) -> dict[str, float | int | None]:
+    def metrics(self) -> dict[str, Any]:
         """Metrics for the record; `sudden_drop_epoch` is the first epoch 20 points below the best, or None."""
         return {
             "best_epoch": self.best_epoch,

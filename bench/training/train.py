@@ -17,6 +17,7 @@ from bench.core.rng import scope, seed
 from bench.data.images import Data, content_hash, to_channels_last, to_float
 from bench.models.common import Inputs
 from bench.planning.job import TrainJob
+from bench.records.record import TrainMetrics
 from bench.training import sigterm
 from bench.training.best_epoch import validation_accuracy
 from bench.training.cost import inference_ms, profile_step
@@ -34,7 +35,7 @@ class Trained(NamedTuple):
 
     model: Classifier
     best: dict[str, Tensor] | None
-    metrics: dict[str, Any]
+    metrics: TrainMetrics
 
 
 def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Checkpointer | None = None) -> Trained:
@@ -43,8 +44,8 @@ def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Ch
     Each epoch writes one line of train.jsonl: the terms of the loss (mean over its steps) and their sum, metrics of the
     defense, seconds, and validation accuracy where it is measured. `train_seconds` is the work of all attempts, without
     work lost by a kill, without checks, validation and the defense's metrics (`check_seconds`), and without checkpoints
-    (`keep_seconds`). Raises Diverged if the loss or the weights of an epoch are not finite, Collapsed if the accuracy
-    falls to chance.
+    (`checkpoint_seconds`). Raises Diverged if the loss or the weights of an epoch are not finite, Collapsed if the
+    accuracy falls to chance.
     """
     run = TrainingRun(*build(job, data), job, data, log, checkpointer)
     with scope(seed(job.seed, "inner")):
@@ -147,24 +148,26 @@ def _deploy(run: TrainingRun) -> Classifier:
     return model
 
 
-def _metrics(run: TrainingRun, model: Classifier) -> dict[str, Any]:
+def _metrics(run: TrainingRun, model: Classifier) -> TrainMetrics:
     """The metrics of the training for its record."""
     progress, epochs = run.progress, run.recipe.epochs
-    found = {
-        "train_seconds": run.clock.now() - progress.check_seconds,
-        "check_seconds": progress.check_seconds,
-        "keep_seconds": progress.checkpoint_seconds,
-        "resumed": progress.resumed,
-        "seconds_per_epoch": sum(progress.epoch_seconds) / epochs,
-        "epochs": epochs,
-        "steps": run.updater.steps,
-        "active_steps": run.active_steps(),
-        "final_terms": progress.terms,
-        "defense": {name: value for name, value in progress.defense_metrics.items() if math.isfinite(value)},
-        "parameters": sum(p.numel() for p in run.net.parameters()),
-        "deploys": run.defense.predictor,
-        **progress.cost,
-    }
+    images = to_channels_last(to_float(run.data.test.x[:64]))
+    measured: dict[str, Any] = {**progress.cost}
     if run.best.state:
-        found |= {**run.best.metrics(), "validation_hash": content_hash(run.data.validation)}
-    return {**found, "inference_ms_per_image": inference_ms(model, to_channels_last(to_float(run.data.test.x[:64])))}
+        measured |= {**run.best.metrics(), "validation_hash": content_hash(run.data.validation)}
+    return TrainMetrics(
+        train_seconds=run.clock.now() - progress.check_seconds,
+        check_seconds=progress.check_seconds,
+        checkpoint_seconds=progress.checkpoint_seconds,
+        resumed=progress.resumed,
+        seconds_per_epoch=sum(progress.epoch_seconds) / epochs,
+        epochs=epochs,
+        steps=run.updater.steps,
+        active_steps=run.active_steps(),
+        final_terms=dict(progress.terms),
+        defense_metrics={name: value for name, value in progress.defense_metrics.items() if math.isfinite(value)},
+        parameters=sum(p.numel() for p in run.net.parameters()),
+        predictor=run.defense.predictor,
+        inference_ms_per_image=inference_ms(model, images),
+        **measured,
+    )

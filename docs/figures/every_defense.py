@@ -71,7 +71,10 @@ def differences(store: Store, found: dict[str, Training]) -> str:
 def terms(found: list[Training]) -> str:
     """What each Taylor term of rat weighs in its loss, mean of the last epoch."""
     rows = [
-        [short(t.name), *(f"{t.metrics['final_terms'].get(name, 0):.2g}" for name in ("ce", "kl", "first", "second"))]
+        [
+            short(t.name),
+            *(f"{(t.metrics.final_terms or {}).get(name, 0):.2g}" for name in ("ce", "kl", "first", "second")),
+        ]
         for t in found
         if t.defense in ("rat", "rat_release")
     ]
@@ -80,7 +83,7 @@ def terms(found: list[Training]) -> str:
 
 
 def seconds(t: Training) -> str:
-    return f"{t.metrics['train_seconds']:.0f}"
+    return f"{t.metrics.train_seconds:.0f}"
 
 
 def draw(found: list[Training], path: Path) -> None:

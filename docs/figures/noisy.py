@@ -34,10 +34,7 @@ def number(value: Any) -> str:
 
 def sweep(found: list[Training]) -> str:
     """Accuracies against a fixed or learned sigma, what pulls it, and how near the closed form is to draws."""
-    rows = [
-        [t.name, number(t.metrics["defense"].get("sigma")), *(t.cell(*at(kind)) for kind in ATTACKS), t.work]
-        for t in found
-    ]
+    rows = [[t.name, number(t.logged.get("sigma")), *(t.cell(*at(kind)) for kind in ATTACKS), t.work] for t in found]
     text = "\n## Sigma at the first layer, fixed and learned\n\n"
     text += table(["defense", "sigma at the end", *ATTACKS.values(), "work, F"], rows)
     noisy = [t for t in found if t.defense == "noisy"]
@@ -47,7 +44,7 @@ def sweep(found: list[Training]) -> str:
         "are right or wrong: positive pulls sigma down, negative up.\n\n"
     )
     header = ["defense", "squared error, right", "squared error, wrong", "probability, right", "probability, wrong"]
-    rows = [[t.name, *(number(t.metrics["defense"].get(p)) for p in pulls), *scales(t)] for t in noisy]
+    rows = [[t.name, *(number(t.logged.get(p)) for p in pulls), *scales(t)] for t in noisy]
     text += table([*header, "signal / noise", "norm of W1", "pairs at the floor"], rows)
     checks = ["mc_mean_shift", "mc_trace_ratio", "mc_win", "mc_win_genz", "mc_win_product", "mc_win_min"]
     text += (
@@ -57,11 +54,11 @@ def sweep(found: list[Training]) -> str:
         "is trained, the least pair).\n\n"
     )
     header = ["defense", "shift of the mean", "trace / draws'", "wins, draws", "Genz", "product", "least pair"]
-    return text + table(header, [[t.name, *(number(t.metrics["defense"].get(c)) for c in checks)] for t in noisy])
+    return text + table(header, [[t.name, *(number(t.logged.get(c)) for c in checks)] for t in noisy])
 
 
 def scales(t: Training) -> list[str]:
-    return [number(t.metrics["defense"].get(name)) for name in ("snr", "w1_norm", "floor_hits")]
+    return [number(t.logged.get(name)) for name in ("snr", "w1_norm", "floor_hits")]
 
 
 def search(found: list[Training], title: str, note: str) -> str:
@@ -90,7 +87,7 @@ def draw(found: list[Training], path: Path) -> None:
     learned = [t for t in found if t.defense == "noisy" and t.settings["learn_sigma"]]
     for (kind, name), colour in zip(ATTACKS.items(), plt.cm.tab10.colors, strict=False):
         for group, style in ((fixed, "o-"), (learned, "*")):
-            points = [(t.metrics["defense"]["sigma"], *bars(t, kind)) for t in group if at(kind) in t.hits]
+            points = [(t.logged["sigma"], *bars(t, kind)) for t in group if at(kind) in t.hits]
             if points:
                 xs, ys, low, high = zip(*sorted(points), strict=True)
                 known = {"label": name} if group is fixed else {}

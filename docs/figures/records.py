@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from bench.planning.job import EvaluateJob, Job, TrainJob
 from bench.planning.plan import plan
 from bench.planning.spec import load
 from bench.records.packs import LOG
+from bench.records.record import TrainMetrics, train_metrics
 from bench.records.store import Store
 from bench.results.significance import Difference, difference
 from bench.results.worst_case import minima
@@ -30,7 +32,8 @@ class Training:
         self.settings: dict[str, Any] = job.defense.settings
         self.name = job.label()
         self.defense, self.train = job.defense.name, job.training
-        self.metrics = (store.record(job.key) or {"metrics": {}})["metrics"]
+        self.metrics = train_metrics(store.record(job.key))
+        self.logged = self.metrics.defense_metrics or {}
         log = (store.read(job.key, LOG) or b"").decode()
         self.epochs = [json.loads(line) for line in log.splitlines()]
         self.hits: dict[tuple[str, str], tuple[int, int]] = {}
@@ -40,7 +43,7 @@ class Training:
             if not isinstance(other, EvaluateJob) or other.needs != (job.key,) or other.weights != "last":
                 continue
             record = store.record(other.key)
-            if record is not None and record["state"] == "done":
+            if record is not None and record.state == "done":
                 kind = other.attack.settings["loss"] if other.attack.name == "pgd" else other.attack.name
                 eps = other.threat.eps if other.threat else ""
                 correct = store.samples(other.key)["correct"]
@@ -71,12 +74,12 @@ class Training:
     @property
     def work(self) -> str:
         """Work of a step, and of the whole training in forward passes over the training images."""
-        step = self.metrics.get("work_per_image_f")
+        step = self.metrics.work_per_image_f
         return "-" if step is None else f"{step:.1f}"
 
     @property
     def total(self) -> float:
-        return float(self.metrics.get("work_per_image_f", float("nan"))) * float(self.train["epochs"])
+        return (self.metrics.work_per_image_f or math.nan) * float(self.train["epochs"])
 
 
 def trainings(store: Store, spec: str) -> list[Training]:
@@ -88,7 +91,7 @@ def trainings(store: Store, spec: str) -> list[Training]:
     removed = [job for job in stored if isinstance(job, TrainJob) and _has_retired_settings(job, planned)]
     jobs += [job for job in stored if job.needs and job.needs[0] in {training.key for training in removed}]
     found = [Training(store, job, jobs) for job in (*planned, *removed)]
-    return [training for training in found if training.metrics]
+    return [training for training in found if training.metrics != TrainMetrics()]
 
 
 def _has_retired_settings(job: TrainJob, planned: list[TrainJob]) -> bool:

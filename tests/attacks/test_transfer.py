@@ -18,6 +18,7 @@ from bench.executors.base import todo
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
+from bench.records.record import Record
 from bench.records.store import IMAGES, Store
 
 ROOT = Path("no-data-here")
@@ -143,10 +144,10 @@ def test_a_row_without_images_blanks_no_other_and_lost_images_are_made_again(ben
     assert {job.key for job in todo(jobs, store)} == {first, target.key}
     assert bench(*words).code == 0
     assert (store.samples(target.key)["correct"] == honest).all()
-    assert (store.record(target.key) or {})["metrics"]["sources"] == [first, *rest]
+    assert store.record(target.key).metrics.sources == (first, *rest)
     # one of the sources crashed: the row is judged by the others, and its record says so
     (store.folder(target.key) / "record.json").unlink()
-    store.put(store.job(first), "unsupported", {"reason": "not in the mood", "metrics": {}, "files": {}})
+    store.put(store.job(first), Record("unsupported", reason="not in the mood"))
     assert bench(*words).code == 0
-    metrics = (store.record(target.key) or {})["metrics"]
-    assert (metrics["sources"], metrics["sources_without_images"]) == (rest, [first])
+    metrics = store.record(target.key).metrics
+    assert (metrics.sources, metrics.sources_without_images) == (tuple(rest), (first,))

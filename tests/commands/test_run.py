@@ -18,6 +18,7 @@ import pytest
 from harness import Bench, alive, outcomes, states, tiny, write_plugins, written
 from paths import ROOT
 
+from bench.records.record import JobError
 from bench.records.store import Store
 
 RESULTS = Path("results")
@@ -54,11 +55,11 @@ def train_key(results: Path, defense: str = "plain") -> str:
     )
 
 
-def error_of(results: Path, defense: str) -> dict[str, str]:
+def error_of(results: Path, defense: str) -> JobError:
     record = Store(results).record(train_key(results, defense))
     assert record is not None
-    error: dict[str, str] = record["error"]
-    return error
+    assert record.error is not None
+    return record.error
 
 
 def test_the_same_command_again_does_nothing(finished: Path, bench: Bench, plugins: list[object]) -> None:
@@ -119,9 +120,9 @@ def test_a_training_that_raises_hurts_only_itself(bench: Bench, plugins: list[ob
     assert outcome.code == 1
     assert states(RESULTS)["plain/wobble"] == "done"
     error = error_of(RESULTS, "fragile")
-    assert error["type"] == "RuntimeError"
-    assert error["message"].startswith("broken on purpose")
-    assert "misbehave" in error["traceback"]
+    assert error.type == "RuntimeError"
+    assert error.message.startswith("broken on purpose")
+    assert "misbehave" in error.traceback
     assert "RuntimeError: broken on purpose" in bench("status", "--results-dir", RESULTS).out
 
 
@@ -144,7 +145,7 @@ def test_a_loss_that_is_no_number_is_diverged_and_not_tried_again(bench: Bench, 
     outcome = bench(*tiny(*plugins, defense="fragile"))
     assert outcome.code == 1
     assert states(RESULTS) == {"fragile": "diverged"}
-    assert error_of(RESULTS, "fragile")["type"] == "Diverged"
+    assert error_of(RESULTS, "fragile").type == "Diverged"
     before = written(RESULTS)
     again = bench(*tiny(*plugins, defense="fragile"))
     assert again.code == 1
@@ -198,9 +199,11 @@ def test_a_record_says_where_it_comes_from_and_nothing_of_the_machine(
     bench(*tiny(*plugins))
     record = Store(RESULTS).record(train_key(RESULTS))
     assert record is not None
-    origin = record["provenance"]
-    assert {"commit", "dirty", "device", "workers", "threads", "versions", "plugin_sha256"} <= set(origin)
-    assert origin["versions"]["torch"]
+    origin = record.provenance
+    assert None not in (origin.device, origin.workers, origin.threads, origin.plugin_sha256)
+    written = json.loads((RESULTS / train_key(RESULTS) / "record.json").read_text())["provenance"]
+    assert {"commit", "dirty"} <= set(written)  # null where the code is not in a checkout
+    assert (origin.versions or {})["torch"]
     assert private_words(tmp_path) == {}
 
 

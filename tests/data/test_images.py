@@ -296,7 +296,7 @@ def test_a_job_is_not_done_on_other_images_than_it_was_planned_for(pets, tmp_pat
     before = path.read_bytes()
     Image.new("RGB", (10, 10)).save(path)
     assert work(store.root, job.key, pets) == "error"
-    said = store.record(job.key)["error"]["message"]
+    said = store.record(job.key).error.message
     assert said.startswith("the images of folder:pets have content ")
     assert f"this job was planned for {job.data.content}" in said
     path.write_bytes(before)

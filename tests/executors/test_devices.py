@@ -296,7 +296,7 @@ def test_a_device_that_breaks_two_jobs_is_benched(store: Store, tmp_path: Path) 
         first, second = places_of(tmp_path, job)
         assert first != second  # elsewhere
         record: dict[str, Any] = store.record(job.key) or {}
-        assert [(each["step"], each["type"]) for each in record["attempts"]] == [("elsewhere", "AcceleratorError")]
+        assert [(each.step, each.type) for each in record.retries] == [("elsewhere", "AcceleratorError")]
 
 
 def test_when_every_device_is_benched_the_rest_is_blocked_and_not_run_on_the_cpu(store: Store, tmp_path: Path) -> None:

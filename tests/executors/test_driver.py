@@ -20,6 +20,7 @@ from bench.executors.local import Local
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
+from bench.records.record import JobError, Record
 from bench.records.store import Store, weights_file
 
 TRAIN = toy_job("train", {"seed": 0})
@@ -42,8 +43,8 @@ def finish(store: Store, job: Job, state: str = "done") -> None:
     if job.kind == "train" and state == "done":
         (store.folder(job.key) / weights_file("last")).write_bytes(b"weights")
         files = {weights_file("last"): file_hash(store.folder(job.key) / weights_file("last"))}
-    extra = {"error": {"type": "ValueError", "message": "why"}} if state in ("error", "diverged") else {}
-    store.put(job, state, {"metrics": {}, "files": files, **extra})
+    error = JobError("ValueError", "why") if state in ("error", "diverged") else None
+    store.put(job, Record(state, files=files, error=error))
 
 
 def test_everything_runs_at_first_and_nothing_in_the_end(store: Store) -> None:
@@ -93,7 +94,7 @@ def test_events_say_how_a_job_ended(store: Store) -> None:
     for state in ("error", "diverged"):
         finish(store, TRAIN, state)
         assert ended(TRAIN, store) == Event("error", TRAIN, "ValueError: why")
-    store.put(FIRST, "unsupported", {"reason": "no", "metrics": {}, "files": {}})
+    store.put(FIRST, Record("unsupported", reason="no"))
     assert ended(FIRST, store) == Event("ok", FIRST, "no")
 
 

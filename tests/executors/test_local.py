@@ -22,6 +22,7 @@ from bench.executors.devices import Slot
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning.job import Job
+from bench.records.record import JobError, PeakMemory, Provenance, Record, TrainMetrics
 from bench.records.store import Store
 
 CPU = Slot("cpu")
@@ -38,7 +39,7 @@ def run(store: Store, jobs: list[Job], slots: int = 2, **how: Any) -> list[Event
     return list(drive(Local(store.root.parent, [CPU] * slots, work=fake_jobs.work, **how), jobs, store))
 
 
-def record(store: Store, job: Job) -> dict[str, Any]:
+def record(store: Store, job: Job) -> Record:
     found = store.record(job.key)
     assert found is not None
     return found
@@ -54,8 +55,7 @@ def test_the_order_is_by_records_of_the_device(store: Store, device: str) -> Non
         for seed, (where, seconds) in enumerate(taken.items()):
             past = train(seed, defense=name)
             store.add(past)
-            content = {"metrics": {"train_seconds": seconds}, "files": {}, "provenance": {"device": where}}
-            store.put(past, "done", content)
+            store.put(past, Record("done", TrainMetrics(train_seconds=seconds), provenance=Provenance(device=where)))
     trades, rat = train(7, defense="trades"), train(7, defense="rat")
     where = [Slot(device, (("CUDA_VISIBLE_DEVICES", "0"),) if device == "cuda" else ())]
     events = list(drive(Local(store.root.parent, where, work=fake_jobs.work), [rat, trades], store))
@@ -81,12 +81,12 @@ def test_a_worker_that_dies_is_tried_three_times_and_hurts_nobody(store: Store, 
     assert kinds(events, jobs[0]) == ["started", "retried", "started", "ok"]
     assert kinds(events, jobs[1]) == ["started", "retried"] * 2 + ["started", "error"]
     assert all(kinds(events, job) == ["started", "ok"] for job in jobs[2:])
-    died = {"type": "WorkerDied", "message": "the worker died (SIGKILL) without a record"}
-    told = [(each["step"], each["type"]) for each in record(store, jobs[0])["attempts"]]
+    died = JobError("WorkerDied", "the worker died (SIGKILL) without a record")
+    told = [(each.step, each.type) for each in record(store, jobs[0]).retries]
     assert told == [("again", "WorkerDied")]
-    assert record(store, jobs[1])["error"] == died
-    assert len(record(store, jobs[1])["attempts"]) == 2
-    assert "attempts" not in record(store, jobs[2])
+    assert record(store, jobs[1]).error == died
+    assert len(record(store, jobs[1]).retries) == 2
+    assert record(store, jobs[2]).retries == ()
 
 
 def test_retries_outlive_a_driver(store: Store, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_retries_outlive_a_driver(store: Store, tmp_path: Path) -> None:
     says(tmp_path, job, "kill")
     assert kinds(run(store, [job]), job) == ["started", "retried", "started", "error"]
     assert [len(start["before"]) for start in starts(tmp_path, job)] == [0, 1, 1, 2]
-    assert len(record(store, job)["attempts"]) == 2
+    assert len(record(store, job).retries) == 2
     assert not (store.folder(job.key) / "attempts.json").exists()
 
 
@@ -121,9 +121,9 @@ def test_a_job_over_its_limit_is_killed_with_all_it_started(store: Store, tmp_pa
     events = run(store, [hang, family, fine], slots=3, time_limit=3.0)
     for job in (hang, family):
         assert kinds(events, job) == ["started", "error"]
-        assert record(store, job)["state"] == "timeout"
-        assert record(store, job)["error"]["message"] == "killed at the time limit of 3 s, with all its processes"
-        assert record(store, job)["peak_memory_mb"]["rss"] > 1
+        assert record(store, job).state == "timeout"
+        assert record(store, job).error.message == "killed at the time limit of 3 s, with all its processes"
+        assert record(store, job).peak_memory_mb.rss > 1
         assert not alive(starts(tmp_path, job)[0]["pid"])
     assert not alive(int((tmp_path / f"{family.key}.child").read_text()))
     assert ending(events, fine) == "ok"
@@ -140,11 +140,11 @@ def test_an_evaluation_without_memory_runs_alone_and_then_in_smaller_passes(stor
     says(tmp_path, hopeless, "oom")
     events = run(store, [trained, large, hopeless, *others], slots=1)
     assert kinds(events, large) == ["started", "retried"] * 3 + ["started", "ok"]
-    assert [each["step"] for each in record(store, large)["attempts"]] == ["halve"] * 3
-    assert record(store, large)["attempts"][0]["peak_memory_mb"] == {"cuda": None, "rss": 50.0}
+    assert [each.step for each in record(store, large).retries] == ["halve"] * 3
+    assert record(store, large).retries[0].peak_memory_mb == PeakMemory(rss=50.0)
     assert kinds(events, hopeless) == ["started", "retried"] * 3 + ["started", "error"]
-    assert record(store, hopeless)["state"] == "oom"
-    assert record(store, hopeless)["peak_memory_mb"]["rss"] == 50.0
+    assert record(store, hopeless).state == "oom"
+    assert record(store, hopeless).peak_memory_mb.rss == 50.0
     assert all(ending(events, job) == "ok" for job in others)
 
 
@@ -154,7 +154,7 @@ def test_a_training_without_memory_is_never_made_another_one(store: Store, tmp_p
     says(tmp_path, trained, "oom")
     events = run(store, [trained, judged], slots=1)
     assert kinds(events, trained) == ["started", "error"]
-    assert record(store, trained)["state"] == "oom"
+    assert record(store, trained).state == "oom"
     assert [event.message for event in events if event.job == judged] == [f"training {trained.key} ended as oom"]
 
 
@@ -174,7 +174,7 @@ def test_after_sharing_a_machine_a_job_without_memory_has_it_alone(store: Store,
     assert beside[0] == {greedy.key}
     assert beside[-1] == {greedy.key}  # nobody came while it ran again
     assert len(beside) == 3
-    assert [each["step"] for each in record(store, greedy)["attempts"]] == ["alone"]
+    assert [each.step for each in record(store, greedy).retries] == ["alone"]
 
 
 def test_a_kill_by_the_kernel_counts_as_out_of_memory(store: Store, tmp_path: Path) -> None:
@@ -186,10 +186,8 @@ def test_a_kill_by_the_kernel_counts_as_out_of_memory(store: Store, tmp_path: Pa
     says(tmp_path, other, "kill")
     events = run(store, [trained, judged, other], slots=1, memory_kills=lambda: len(kernel.read_text()))
     assert kinds(events, judged) == ["started", "retried", "started", "ok"]
-    assert [(each["step"], each["type"]) for each in record(store, judged)["attempts"]] == [
-        ("halve", "KilledForMemory")
-    ]
-    assert record(store, other)["error"]["type"] == "WorkerDied"
+    assert [(each.step, each.type) for each in record(store, judged).retries] == [("halve", "KilledForMemory")]
+    assert record(store, other).error.type == "WorkerDied"
 
 
 DRIVER = """

@@ -11,6 +11,7 @@ from fake_jobs import evaluate, train
 from bench.executors.schedule import Queue, bound, expected, simulate, urgencies
 from bench.jobs.retries import Fault, classify, entry, fault, halvings, step
 from bench.planning.job import Job
+from bench.records.record import JobError, PeakMemory, Record, Retry
 
 
 def keys(jobs: list[Job]) -> list[str]:
@@ -136,10 +137,10 @@ BROKEN = Fault("device", "AcceleratorError", "")
 
 def trail(what: Fault, job: Job, shared: bool = False) -> list[str]:
     """Every step until the job is given up."""
-    before: list[dict[str, object]] = []
+    before: list[Retry] = []
     while (chosen := step(what, job, before, shared)) != "give up":
         before.append(entry(what, chosen))
-    return [str(each["step"]) for each in before]
+    return [str(each.step) for each in before]
 
 
 def test_what_is_tried_again_and_how_often() -> None:
@@ -172,7 +173,7 @@ def test_what_is_tried_again_and_how_often() -> None:
 )
 def test_errors_are_told_apart(name: str, message: str, kind: str) -> None:
     assert classify(name, message) == kind
-    record = {"state": "oom" if kind == "oom" else "error", "error": {"type": name, "message": message}}
+    record = Record("oom" if kind == "oom" else "error", error=JobError(name, message))
     found = fault(record, 1, None, False, None)
     assert found is not None
     assert found.kind == kind
@@ -182,7 +183,7 @@ def test_an_end_without_a_record_is_a_death_or_the_kernel_s_or_ours() -> None:
     def kind(code: int | None, late: float | None, kernel: bool) -> str:
         found = fault(None, code, late, kernel, 12.0)
         assert found is not None
-        assert found.peak == {"rss": 12.0, "cuda": None}
+        assert found.peak == PeakMemory(rss=12.0)
         return found.kind
 
     assert kind(-9, None, False) == "died"
@@ -190,5 +191,5 @@ def test_an_end_without_a_record_is_a_death_or_the_kernel_s_or_ours() -> None:
     assert kind(-11, None, True) == "died"
     assert kind(1, None, True) == "died"
     assert kind(-9, 3.0, True) == "timeout"
-    assert fault({"state": "done"}, -9, 3.0, True, None) is None  # it was over before it was killed
-    assert fault({"state": "diverged", "error": {}}, 0, None, False, None) is None
+    assert fault(Record("done"), -9, 3.0, True, None) is None  # it was over before it was killed
+    assert fault(Record("diverged"), 0, None, False, None) is None

@@ -19,9 +19,8 @@ from bench.executors.local import Local
 from bench.planning.job import Job
 from bench.records import leases
 from bench.records.leases import STALE, Lease, claim, holder_of
+from bench.records.record import JobError, Record
 from bench.records.store import Store
-
-EMPTY = {"metrics": {}, "files": {}}
 
 
 @pytest.fixture
@@ -55,8 +54,8 @@ def test_what_another_driver_is_at_takes_no_slot_and_is_not_done_again(
         seen.append(event)
         if event.kind == "tick" and lease.held and kinds(seen, mine) == ["started", "ok"]:  # on the only slot
             assert kinds(seen, theirs) == kinds(seen, judged) == []
-            error = {"error": {"type": "RuntimeError", "message": "theirs"}} if state == "error" else {}
-            store.put(theirs, state, {**EMPTY, **error})
+            error = JobError("RuntimeError", "theirs") if state == "error" else None
+            store.put(theirs, Record(state, error=error))
             lease.release()
     told = [(event.kind, event.message) for event in seen if event.job == theirs]
     good = state == "done"
@@ -136,5 +135,5 @@ def test_two_drivers_do_every_job_once(store: Store, tmp_path: Path) -> None:
         assert len(starts(tmp_path, job)) == 1
         assert sorted(kinds(seen[0], job) + kinds(seen[1], job)) == ["ok", "skipped", "started"]
         record = json.loads((store.folder(job.key) / "record.json").read_text())
-        assert record["state"] == "done"
+        assert record.state == "done"
     assert all(any(event.kind == "started" for event in mine) for mine in seen)

@@ -72,9 +72,9 @@ def test_a_job_that_vanished_is_an_error_with_slurm_s_reason(
     assert done.code == 1
     assert states(Path("results")) == {"plain": "done", "plain/wobble": "error"}
     assert "Slurm says FAILED" in done.out
-    (record,) = (record for _, record in Store(Path("results")).records() if record["state"] == "error")
-    assert "FAILED" in record["error"]["message"]
-    assert record["error"]["type"] == "WorkerDied"
+    (record,) = (record for _, record in Store(Path("results")).records() if record.state == "error")
+    assert "FAILED" in record.error.message
+    assert record.error.type == "WorkerDied"
 
 
 def test_a_requeued_job_ends_with_the_same_result(bench: Bench, plugins: list[object], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bench.executors.slurm import Slurm
 from bench.jobs.attempt import tried
 from bench.planning.job import Job
 from bench.records.leases import claim, holder_of
+from bench.records.record import JobError, Record
 from bench.records.store import Store
 
 TRAIN, OTHER = (toy_job("train", {"seed": seed}) for seed in (0, 1))
@@ -125,7 +126,7 @@ def test_what_waits_for_a_job_that_another_process_runs_is_not_submitted(run: Ca
 def test_a_job_is_claimed_before_it_is_submitted_and_left_to_its_worker(run: Callable[..., Run], store: Store) -> None:
     theirs = claim(store, TRAIN.key)
     assert theirs is not None
-    store.put(OTHER, "error", {**EMPTY, "error": {"type": "ValueError", "message": "before"}})
+    store.put(OTHER, Record("error", error=JobError("ValueError", "before")))
     made = run(TRAIN, OTHER)
     assert made.round() == []
     assert made.submitted() == [keys(OTHER)]
@@ -133,7 +134,7 @@ def test_a_job_is_claimed_before_it_is_submitted_and_left_to_its_worker(run: Cal
     mine = claim(store, OTHER.key)
     assert mine is not None
     mine.release()
-    store.put(TRAIN, "done", EMPTY)
+    store.put(TRAIN, Record("done"))
     theirs.release()
     found = made.round("PENDING") + made.round("PENDING")
     assert found == [Event("skipped", TRAIN, "done by another run")]
@@ -143,7 +144,7 @@ def test_a_job_is_claimed_before_it_is_submitted_and_left_to_its_worker(run: Cal
 def test_what_could_not_be_claimed_is_held_by_nobody(
     run: Callable[..., Run], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.put(TRAIN, "error", {**EMPTY, "error": {"type": "ValueError", "message": "before"}})
+    store.put(TRAIN, Record("error", error=JobError("ValueError", "before")))
     made, again = run(TRAIN), run(TRAIN)
 
     def away(*paths: object, **how: object) -> None:
@@ -186,7 +187,7 @@ def test_what_slurm_dropped_or_others_do_is_no_error(
     assert [event.kind for event in made.round()] == ([] if again else ["started", "error"])
     record = store.record(TRAIN.key)
     assert (record is None) == again
-    assert record is None or (record["state"], record["error"]["type"]) == ("error", "WorkerDied")
+    assert record is None or (record.state, record.error.type) == ("error", "WorkerDied")
     made.round()
     assert len(made.submitted()) == 1 + again
 
@@ -211,7 +212,7 @@ def test_a_record_that_came_before_its_task_began_is_another_run_s(run: Callable
     (made.folder / "states").write_text("1_0|PENDING\n1_1|RUNNING\n")
     assert made.round() == [Event("started", OTHER)]
     for job in (TRAIN, OTHER):
-        store.put(job, "done", EMPTY)
+        store.put(job, Record("done"))
     assert made.round("PENDING") == [Event("skipped", TRAIN, "done by another run"), Event("ok", OTHER)]
 
 
@@ -224,16 +225,16 @@ def test_killed_for_memory_an_evaluation_is_submitted_again_with_half_the_batch(
     made.round()
     for number in range(times):
         assert [event.kind for event in made.round("")] == ["retried"]
-        assert [entry["step"] for entry in tried(store, job.key)] == ["halve"] * (number + 1)
+        assert [entry.step for entry in tried(store, job.key)] == ["halve"] * (number + 1)
         made.round()
         assert len(made.submitted()) == number + 2
     assert made.round("")[-1].kind == "error"
     record = store.record(job.key)
     assert record is not None
-    assert record["state"] == state
-    assert record["error"]["type"] == "KilledForMemory"
-    assert "OUT_OF_MEMORY" in record["error"]["message"]
-    assert len(record.get("attempts", [])) == times
+    assert record.state == state
+    assert record.error.type == "KilledForMemory"
+    assert "OUT_OF_MEMORY" in record.error.message
+    assert len(record.retries) == times
     assert tried(store, job.key) == []
 
 
@@ -242,7 +243,7 @@ def test_over_the_time_limit_is_a_state_of_its_own(run: Callable[..., Run], stor
     made = run(EVALUATE)
     made.round()
     assert made.round()[-1].kind == "error"
-    assert (store.record(EVALUATE.key) or {})["state"] == "timeout"
+    assert store.record(EVALUATE.key).state == "timeout"
 
 
 def test_a_controller_that_is_away_ends_nothing(run: Callable[..., Run], tools: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_record_may_come_late(
     made.backend.max_jobs = 2  # there is room for the evaluation, but its training is lost
     assert made.round() == []
     assert made.submitted() == [keys(TRAIN)]
-    store.put(TRAIN, "done", EMPTY)
+    store.put(TRAIN, Record("done"))
     assert [event.kind for event in made.round()] == ["started", "ok"]
     made.round()
     assert made.submitted() == [keys(TRAIN), keys(EVALUATE)]
@@ -299,7 +300,7 @@ def test_a_results_folder_that_is_away_for_a_moment_ends_nothing(store: Store, c
     store.root.rename(aside)
     assert [next(events).kind for _ in range(20)] == ["tick"] * 20
     aside.rename(store.root)
-    store.put(TRAIN, "done", {"metrics": {}, "files": {}})
+    store.put(TRAIN, Record("done"))
     assert [event.kind for event in events if event.kind != "tick"] == ["ok"]
     assert not (cluster / "scancel").exists()
     assert len((cluster / "sbatch").read_text().splitlines()) == 1

@@ -81,7 +81,7 @@ def test_ten_requeues_in_mid_training_change_no_bit_and_repeat_no_step(bench: Be
     assert seen.stat().st_size == EPOCHS * STEPS  # no step was made twice
     record, log = there.record(key), (there.root / key / "log.txt").read_text()
     assert record is not None
-    assert record["metrics"]["resumed"] == REQUEUES
+    assert record.metrics.resumed == REQUEUES
     assert [int(found) for found in re.findall(r"resumes after (\d+) steps", log)] == made[1:]
 
 

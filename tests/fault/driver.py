@@ -16,6 +16,7 @@ from factories import toy_job
 from fake_store import matrix, run, told
 
 from bench.records import leases
+from bench.records.record import Record, TrainMetrics
 from bench.records.store import Store
 
 # what a store does to a disk, by name: places to die before and after
@@ -93,9 +94,9 @@ def write_all(root: Path, count: int, own: int) -> None:
     for number in order:
         job = toy_job("train", {"seed": number})
         store.add(job)
-        store.put(job, "done", {"metrics": {"number": number}, "files": {}})
+        store.put(job, Record("done", TrainMetrics(steps=number)))
         record = store.record(job.key)
-        if record is None or record["metrics"] != {"number": number}:
+        if record is None or record.metrics != TrainMetrics(steps=number):
             raise AssertionError(f"record {job.key} of job {number} cannot be read back")
 
 

@@ -30,6 +30,7 @@ from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.processes import undisturbed
 from bench.planning.job import Job
+from bench.records.record import Record
 from bench.records.store import Store
 
 WORKER_KILLS, NEIGHBOURS = 100, 50
@@ -52,7 +53,7 @@ def run(store: Store, jobs: list[Job], workers: int = 2, **how: Any) -> list[Eve
     return list(drive(Local(store.root.parent, [Slot("cpu")] * workers, work=fake_jobs.work, **how), jobs, store))
 
 
-def record(store: Store, job: Job) -> dict[str, Any]:
+def record(store: Store, job: Job) -> Record:
     found = store.record(job.key)
     assert found is not None
     return found
@@ -141,7 +142,7 @@ def safe(root: Path, before: dict[str, float], capsys: pytest.CaptureFixture[str
     events = run(store, jobs, workers=3)
     assert {job.key for job in jobs if kinds(events, job) == ["skipped"]} == done
     assert all(len(starts(root, job)) == counts[job.key] + (job.key not in done) for job in jobs)
-    assert all(record(store, job)["state"] == "done" for job in jobs)
+    assert all(record(store, job).state == "done" for job in jobs)
 
 
 def _stamps(root: Path) -> dict[str, float]:
@@ -243,9 +244,9 @@ def test_f15_one_job_without_memory_costs_no_other(store: Store, tmp_path: Path,
     assert [kinds(events, job)[-1] for job in jobs].count("ok") == crowd - 1
     assert kinds(events, judged[0]) == ["started", "retried"] * 3 + ["started", "error"]
     found = record(store, judged[0])
-    assert found["state"] == "oom"
-    assert found["peak_memory_mb"]["rss"] > 1
-    assert [each["step"] for each in found["attempts"]] == ["halve"] * 3
+    assert found.state == "oom"
+    assert found.peak_memory_mb.rss > 1
+    assert [each.step for each in found.retries] == ["halve"] * 3
     assert [len(start["before"]) for start in starts(tmp_path, judged[0])] == [0, 1, 2, 3]
     assert all(len(starts(tmp_path, job)) == 1 for job in jobs if job != judged[0])
 
@@ -268,7 +269,7 @@ def test_f17_a_lost_gpu_costs_its_process_and_is_benched_and_nothing_ends_on_the
     for job in broken:
         assert seen[job.key] == ["1", "0"]  # elsewhere
         assert len({start["pid"] for start in starts(tmp_path, job)}) == 2  # in a new process
-        assert [(e["step"], e["type"]) for e in record(store, job)["attempts"]] == [("elsewhere", "AcceleratorError")]
+        assert [(e.step, e.type) for e in record(store, job).retries] == [("elsewhere", "AcceleratorError")]
     assert {start["device"] for job in jobs for start in starts(tmp_path, job)} == {"cuda"}
 
 
@@ -289,7 +290,7 @@ def test_f18_a_job_that_never_returns_is_killed_in_time_with_all_it_started(
         if event.job is not None:
             (began if event.kind == "started" else ended)[event.job.key] = time.monotonic()
     for job in jobs:
-        assert record(store, job)["state"] == "timeout"
+        assert record(store, job).state == "timeout"
         assert limit <= ended[job.key] - began[job.key] + 0.05
         if hangs == HANGS:  # ten at a time, at limit + 10 %
             assert ended[job.key] - began[job.key] <= 1.1 * limit

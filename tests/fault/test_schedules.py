@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from bench.executors.base import todo
 from bench.records import leases
 from bench.records.leases import STALE, Claims, Lease, holders
+from bench.records.record import JobError, Record
 from bench.records.store import Store
 
 SCHEDULES, MOVES = 2000, 30
@@ -126,10 +127,10 @@ class Schedule(RuleBasedStateMachine):
     def finish(self, number: int, key: str, state: str) -> None:
         if not self.rightly(number, key):
             return
-        error = {} if state == "done" else {"error": {"type": "E", "message": "m"}}
+        error = None if state == "done" else JobError("E", "m")
         self.puts[key] += 1
-        self.store.put(BY_KEY[key], state, {"metrics": {}, "files": {}, **error})
-        assert (self.store.record(key) or {}).get("retries", 0) == self.failed[key]
+        self.store.put(BY_KEY[key], Record(state, error=error))
+        assert self.store.record(key).failures == self.failed[key]
         self.drivers[number].claims.release(key)
         self.drivers[number].open.discard(key)
         del self.tokens[key]
@@ -180,7 +181,7 @@ class Schedule(RuleBasedStateMachine):
         assert last.open == set(BY_KEY) - self.done
         for key in last.open:
             assert last.claims.take(key) == "run"
-            self.store.put(BY_KEY[key], "done", {"metrics": {}, "files": {}})
+            self.store.put(BY_KEY[key], Record("done"))
         last.claims.close()
         assert todo(JOBS, self.store) == []
         assert [holder for key in BY_KEY for holder in self.found(key)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from harness import Bench, tiny, write_plugins
 
 from bench.atomic import file_hash, write_json
-from bench.records.store import IMAGES, SAMPLES, Store, checksum
+from bench.records.store import IMAGES, RECORD, SAMPLES, Store, checksum
 
 TAMPERED = 20
 RESULTS = Path("results")
@@ -23,9 +24,9 @@ pytest.importorskip("torch")
 
 def forge(store: Store, key: str, **values: Any) -> None:
     """Another record with the right checksum and the hashes of the files that lie there."""
-    record = {**(store.record(key) or {}), **values}
+    record: dict[str, Any] = {**json.loads((store.folder(key) / RECORD).read_text()), **values}
     record["files"] = {name: file_hash(store.folder(key) / name) for name in record["files"]}
-    write_json(store.folder(key) / "record.json", {**record, "checksum": checksum(record)})
+    write_json(store.folder(key) / RECORD, {**record, "checksum": checksum(record)})
 
 
 def tamper(store: Store, key: str, number: int, draw: random.Random) -> str:
@@ -46,9 +47,7 @@ def tamper(store: Store, key: str, number: int, draw: random.Random) -> str:
         save_file({"x_adv": images}, folder / IMAGES)
         forge(store, key)
         return "an image"
-    record = store.record(key) or {}
-    metrics = {**record["metrics"], "n": 15}
-    forge(store, key, metrics=metrics)
+    forge(store, key, metrics={**json.loads((store.folder(key) / RECORD).read_text())["metrics"], "n": 15})
     return "a metric"
 
 

@@ -11,12 +11,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Bench, states, tiny, write_plugins
 
+from bench.records.record import PeakMemory, Provenance, Record, Time, evaluation_metrics, train_metrics
 from bench.records.store import Store
 from bench.results.rows import Row
 from bench.tables.ranking import ranked
@@ -127,7 +129,7 @@ def never_shown(method: str, attack: str) -> None:
 
 def reason(kind: str) -> dict[str, Any]:
     """The record of the job of this kind that diverged."""
-    found = [(job, record) for job, record in Store(RESULTS).records() if record["state"] == "diverged"]
+    found = [(job, record) for job, record in Store(RESULTS).records() if record.state == "diverged"]
     (record,) = [record for job, record in found if job.kind == kind]
     return record
 
@@ -146,7 +148,7 @@ def test_f16_a_training_whose_numbers_are_none_is_stopped_at_the_end_of_its_epoc
         "standard/fgsm": "done",
     }
     key = reason("train")["key"]
-    assert " epoch 2 of 4: " in reason("train")["error"]["message"]
+    assert " epoch 2 of 4: " in reason("train").error.message
     assert len((RESULTS / key / "train.jsonl").read_text().splitlines()) == 2
     assert list((RESULTS / key).glob("*.safetensors")) == []
     never_shown("sick", "")
@@ -184,7 +186,7 @@ def test_f16_images_of_an_attack_that_are_none_judge_nothing(bench: Bench, sick:
         "standard/fgsm": "done",
         "standard/sickly": "diverged",
     }
-    assert reason("evaluate")["error"]["message"] == "adversarial images hold NaN or Inf"
+    assert reason("evaluate").error.message == "adversarial images hold NaN or Inf"
     never_shown("standard", "sickly")
 
 
@@ -240,24 +242,24 @@ def starved(bench: Bench, tmp_path: Path, fill: str, device: str) -> dict[str, A
     jobs = store.jobs()
     (key,) = [k for k, j in jobs.items() if j.needs and jobs[j.needs[0]].defense.name == "hungry"]
     assert set(states(RESULTS).values()) == {"done"}
-    return store.record(key) or {}
+    return store.record(key)
 
 
 @pytest.mark.fault
 def test_f15_an_evaluation_without_memory_is_done_in_smaller_passes_and_says_so(bench: Bench, tmp_path: Path) -> None:
     record = starved(bench, tmp_path, ON_CPU, "cpu")
-    assert [each["step"] for each in record["attempts"]] == ["halve", "halve"]
-    assert record["provenance"]["rows_per_pass"] == 2  # of blocks of eight images
-    assert all(each["type"] == "OutOfMemoryError" for each in record["attempts"])
+    assert [each.step for each in record.retries] == ["halve", "halve"]
+    assert record.provenance.rows_per_pass == 2  # of blocks of eight images
+    assert all(each.type == "OutOfMemoryError" for each in record.retries)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_f15_a_gpu_with_a_cap_on_its_memory_does_the_same(bench: Bench, tmp_path: Path) -> None:
     record = starved(bench, tmp_path, ON_GPU, "cuda")
-    assert [each["step"] for each in record["attempts"] if each["step"] == "halve"] == ["halve", "halve"]
-    assert record["provenance"]["rows_per_pass"] == 2
-    assert "CUDA out of memory" in record["attempts"][0]["message"]
+    assert [each.step for each in record.retries if each.step == "halve"] == ["halve", "halve"]
+    assert record.provenance.rows_per_pass == 2
+    assert "CUDA out of memory" in record.retries[0].message
 
 
 FRAIL = (
@@ -316,8 +318,8 @@ def test_f19_a_broken_plug_in_hurts_itself_alone(
     outcome = bench(*tiny(*plugins, "--no-check", defense="frail,plain"))
     assert outcome.code == 1
     assert states(RESULTS) == {**OTHERS, **expected}
-    errors = [r["error"] for _, r in Store(RESULTS).records() if r["state"] == "error"]
-    assert [(e["type"], e["message"]) for e in errors] == [("RuntimeError", "broken on purpose")]
+    errors = [r.error for _, r in Store(RESULTS).records() if r.state == "error"]
+    assert [(e.type, e.message) for e in errors] == [("RuntimeError", "broken on purpose")]
     assert "Traceback" not in outcome.out + outcome.err
 
 
@@ -369,18 +371,15 @@ def test_f20_seconds_do_not_follow_a_clock_that_jumps(
     monkeypatch.setattr(time, "time", real)
     assert next(looks) > 3
     for job, record in Store(RESULTS).records():
-        metrics = record["metrics"]
-        told = [record["time"]["seconds"], metrics.get("train_seconds"), metrics.get("attack_seconds")]
+        told = [record.time.seconds, train_metrics(record).train_seconds, evaluation_metrics(record).attack_seconds]
         assert all(0 <= seconds <= spent for seconds in told if seconds is not None), job
 
 
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
+def timeless(record: Record) -> Record:
     """A record without times, memory and what the machine did beside it."""
-    without = ("time", "peak_memory_mb", "provenance", "checksum")
-    told = {name: value for name, value in record.items() if name not in without}
-    times = ("seconds", "_ms_", "resumed")
-    told["metrics"] = {n: v for n, v in record["metrics"].items() if not any(part in n for part in times)}
-    return told
+    times = [n for n in vars(record.metrics) if any(part in n for part in ("seconds", "_ms_", "resumed"))]
+    metrics = replace(record.metrics, **dict.fromkeys(times))
+    return replace(record, metrics=metrics, time=Time(), peak_memory_mb=PeakMemory(), provenance=Provenance())
 
 
 def everything(root: Path) -> dict[str, Any]:
@@ -406,4 +405,4 @@ def test_f27_the_same_run_again_and_on_four_workers_is_the_same_but_for_times(be
     assert sum(not name.startswith("lines") for name in found["one"]) == AGAIN
     assert found["again"] == found["one"]
     assert found["four"] == found["one"]
-    assert any(record.get("files") for record in found["one"].values() if isinstance(record, dict))
+    assert any(record.files for record in found["one"].values() if isinstance(record, Record))

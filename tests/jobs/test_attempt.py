@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from bench.jobs.retries import Fault
 from bench.records import leases
 from bench.records.attempts import RETRIES
 from bench.records.leases import STALE, claim, holder_of, this_machine
+from bench.records.record import JobError, Record, Retry
 from bench.records.store import Store
 
 TRAIN = toy_job("train", {"seed": 0})
 EVALUATE = toy_job("evaluate", {"n": 1}, (TRAIN.key,))
-EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
-NO_MEMORY = {**EMPTY, "error": {"type": "OutOfMemoryError", "message": "no room"}}
+NO_MEMORY = Record("oom", error=JobError("OutOfMemoryError", "no room"))
 
 
 @pytest.fixture
@@ -46,12 +47,12 @@ def works(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, list
     """Each call of the worker, and that it held the lease; the job ends as done."""
     seen: list[tuple[str, list[dict[str, Any]]]] = []
 
-    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[dict[str, Any]]) -> str:
+    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[Retry]) -> str:
         holder = holder_of(store, key)
         assert holder is not None
         assert holder.pid == os.getpid()
         seen.append((key, list(before)))
-        store.put(store.job(key), "done", EMPTY)
+        store.put(store.job(key), Record("done"))
         return "done"
 
     monkeypatch.setattr(worker, "work", work)
@@ -64,9 +65,9 @@ def test_a_job_is_done_under_its_lease_once(store: Store, works: list[Any]) -> N
     assert holder_of(store, TRAIN.key) is None
     assert attempt(store.root, TRAIN.key, Path()) == "over"
     assert len(works) == 1
-    store.put(TRAIN, "error", EMPTY)  # does not stand
+    store.put(TRAIN, Record("error"))  # does not stand
     assert attempt(store.root, TRAIN.key, Path()) == "done"
-    assert (store.record(TRAIN.key) or {})["retries"] == 1
+    assert store.record(TRAIN.key).failures == 1
     assert sorted(path.name for path in store.folder(TRAIN.key).iterdir()) == [
         "attempts.json",
         "job.json",
@@ -125,9 +126,9 @@ def test_a_node_of_slurm_s_that_others_may_use_is_told(
     """Times that were taken there are not comparable."""
     seen: list[int] = []
 
-    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[dict[str, Any]]) -> str:
+    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[Retry]) -> str:
         seen.append(workers)
-        store.put(store.job(key), "done", EMPTY)
+        store.put(store.job(key), Record("done"))
         return "done"
 
     monkeypatch.setattr(worker, "work", work)
@@ -150,12 +151,12 @@ def test_the_lease_is_given_back_whatever_happens(store: Store, monkeypatch: pyt
 
 
 def _out_of_memory(store: Store, times: int, seen: list[list[dict[str, Any]]]) -> Callable[..., str]:
-    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[dict[str, Any]]) -> str:
-        seen.append([entry["step"] for entry in before])
+    def work(results: Path, key: str, root: Path, device: str, workers: int, before: list[Retry]) -> str:
+        seen.append([entry.step for entry in before])
         assert store.record(key) is None
-        state, content = ("oom", NO_MEMORY) if len(seen) <= times else ("done", EMPTY)
-        store.put(store.job(key), state, content | ({"attempts": before} if before else {}))
-        return state
+        record = NO_MEMORY if len(seen) <= times else Record("done")
+        store.put(store.job(key), replace(record, retries=tuple(before)))
+        return record.state
 
     return work
 
@@ -168,9 +169,7 @@ def test_an_evaluation_out_of_memory_is_done_with_half_the_batch(
     monkeypatch.setattr(worker, "work", _out_of_memory(store, times, seen))
     assert attempt(store.root, EVALUATE.key, Path()) == state
     assert seen == [["halve"] * n for n in range(min(times, 3) + 1)]
-    assert [entry["type"] for entry in (store.record(EVALUATE.key) or {}).get("attempts", [])] == (
-        ["OutOfMemoryError"] * min(times, 3)
-    )
+    assert [entry.type for entry in store.record(EVALUATE.key).retries] == (["OutOfMemoryError"] * min(times, 3))
     assert not (store.folder(EVALUATE.key) / RETRIES).exists()
 
 
@@ -186,7 +185,7 @@ def test_what_was_tried_outlives_the_process(store: Store, works: list[Any]) -> 
     assert next_attempt(store, EVALUATE, killed, ()) is None
     assert tried(store, EVALUATE.key) == []
     assert next_attempt(store, EVALUATE, killed, ("halve",)) == "halve"
-    before = [{"step": "halve", "type": "KilledForMemory", "message": "Slurm says OUT_OF_MEMORY"}]
+    before = [Retry("halve", "KilledForMemory", "Slurm says OUT_OF_MEMORY")]
     assert tried(store, EVALUATE.key) == before
     assert attempt(store.root, EVALUATE.key, Path()) == "done"
     assert works == [(EVALUATE.key, before)]

@@ -22,6 +22,7 @@ from bench.planning import catalog
 from bench.planning.job import Job
 from bench.planning.plan import plan
 from bench.planning.spec import build
+from bench.records.record import JobError, Record
 from bench.records.store import Store, weights_file
 from bench.soundness.verdicts import with_verdicts
 from bench.tables.leaderboard import markdown
@@ -81,7 +82,7 @@ def test_blocks_of_other_weights_are_judged_again(swapped: bool, bench: Bench, m
     if swapped:  # as a training that was done again on another machine leaves it
         mine, theirs = (store.folder(each.needs[0]) for each in (job, other))
         shutil.copy(theirs / weights_file("last"), mine)
-        store.put(store.job(job.needs[0]), "done", {**(store.record(other.needs[0]) or {}), "key": job.needs[0]})
+        store.put(store.job(job.needs[0]), store.record(other.needs[0]))
     with monkeypatch.context() as patch:
         resumed = after(-1, patch)
         assert work(store.root, job.key, ROOT) == "done"
@@ -97,7 +98,7 @@ def test_blocks_of_other_weights_are_judged_again(swapped: bool, bench: Bench, m
 def put(store: Store, job: Job, **files: str) -> Job:
     """A finished job whose record names these files."""
     store.add(job)
-    store.put(job, "done", {"metrics": {}, "files": {name.replace("_", "."): sha for name, sha in files.items()}})
+    store.put(job, Record("done", files={name.replace("_", "."): sha for name, sha in files.items()}))
     return job
 
 
@@ -152,8 +153,7 @@ def test_the_origin_of_a_block_names_all_it_depends_on(
 
 def names(store: Store, key: str, sha: str | None) -> None:
     """Let a record name weights, or none, as those do that are older than the field."""
-    record = {name: value for name, value in (store.record(key) or {}).items() if name not in (FIELD, "checksum")}
-    store.put(store.job(key), record["state"], {**record, **({} if sha is None else {FIELD: sha})})
+    store.put(store.job(key), replace(store.record(key), weights_sha256=sha))
 
 
 @pytest.mark.parametrize("other", [False, True])
@@ -167,9 +167,9 @@ def test_evaluations_of_a_training_that_was_done_again_stand_only_if_its_weights
     jobs = found.jobs()
     (train,) = [key for key, job in jobs.items() if job.kind == "train"]
     weights = found.folder(train) / weights_file("last")
-    sha = (found.record(train) or {})["files"][weights.name]
-    assert FIELD not in (found.record(train) or {})
-    assert {(found.record(key) or {}).get(FIELD) for key in jobs if key != train} == {sha}  # also the unsupported one
+    sha = found.record(train).files[weights.name]
+    assert found.record(train).weights_sha256 is None
+    assert {found.record(key).weights_sha256 for key in jobs if key != train} == {sha}  # also the unsupported one
     weights.unlink()
     (tmp_path / "fragile.todo").write_text("other" if other else "")
     before = written(found.root)
@@ -179,7 +179,7 @@ def test_evaluations_of_a_training_that_was_done_again_stand_only_if_its_weights
     assert "2 jobs run, 3 already done" in first.err + first.out
     changed = {key for key, stat in written(found.root).items() if before.get(key) != stat}
     assert changed & before.keys() == {train}  # what stands is not known to be outdated before the training has ended
-    new = (found.record(train) or {})["files"][weights.name]
+    new = found.record(train).files[weights.name]
     assert (new != sha) == other
     assert ("mixed weights" in first.out) == other
     checked = bench("verify", "--sample", 0)
@@ -193,7 +193,7 @@ def test_evaluations_of_a_training_that_was_done_again_stand_only_if_its_weights
     assert {key for key in before if before[key] != after_all[key]} == (
         {key for key in jobs if key != train} if other else set()
     )
-    assert {(found.record(key) or {}).get(FIELD) for key in found.jobs() if key != train} == {new}
+    assert {found.record(key).weights_sha256 for key in found.jobs() if key != train} == {new}
     assert states(found.root)["fragile/picky"] == "unsupported"
     assert bench("verify", "--sample", 0).code == 0
 
@@ -210,7 +210,7 @@ def test_only_what_names_other_weights_is_done_again(tmp_path: Path) -> None:
     jobs = [train, last, best, *parts, whole, audit]
     for job in jobs:
         found.add(job)
-        found.put(job, "done", {"metrics": {}, "files": weights if job is train else {}})
+        found.put(job, Record("done", files=weights if job is train else {}))
     for job in jobs:
         if job is train:
             continue
@@ -228,9 +228,9 @@ def test_only_what_names_other_weights_is_done_again(tmp_path: Path) -> None:
     names(found, whole.key, "last")
     names(found, audit.key, "other")
     assert todo(jobs, found) == [train, audit]
-    found.put(last, "diverged", {"metrics": {}, "files": {}, "error": {"type": "Diverged", "message": ""}, FIELD: "x"})
+    found.put(last, Record("diverged", error=JobError("Diverged", ""), weights_sha256="x"))
     assert todo([train, last, best], found) == [train, last]
-    found.put(train, "diverged", {"metrics": {}, "files": {}})  # nothing could judge it
+    found.put(train, Record("diverged"))  # nothing could judge it
     assert todo(jobs, found) == []
 
 
@@ -247,21 +247,21 @@ def test_shards_and_audits_of_other_weights_are_not_put_together(fresh_catalog: 
     train, one, two, whole, _, audit = jobs
     assert [job.kind for job in jobs] == ["train", "shard", "shard", "evaluate", "audit", "audit"]
     assert [work(found.root, job.key, ROOT) for job in (train, one, two, whole, audit)] == ["done"] * 5
-    sha = (found.record(train.key) or {})["files"][weights_file("last")]
-    assert {(found.record(job.key) or {})[FIELD] for job in (one, two, whole, audit)} == {sha}
+    sha = found.record(train.key).files[weights_file("last")]
+    assert {found.record(job.key).weights_sha256 for job in (one, two, whole, audit)} == {sha}
 
     names(found, two.key, "other")
     assert work(found.root, whole.key, ROOT) == "error"
-    assert "the shards judged different weights" in (found.record(whole.key) or {})["error"]["message"]
-    assert FIELD not in (found.record(whole.key) or {})
+    assert "the shards judged different weights" in found.record(whole.key).error.message
+    assert found.record(whole.key).weights_sha256 is None
     names(found, two.key, None)  # older than the field: nothing is known of it, nor of the whole
     assert work(found.root, whole.key, ROOT) == "done"
-    assert FIELD not in (found.record(whole.key) or {})
+    assert found.record(whole.key).weights_sha256 is None
 
     assert work(found.root, audit.key, ROOT) == "done"
     names(found, whole.key, "other")  # the audit judges its images with the present weights
     assert work(found.root, audit.key, ROOT) == "error"
-    assert f"other weights were judged by {whole.key}" in (found.record(audit.key) or {})["error"]["message"]
+    assert f"other weights were judged by {whole.key}" in found.record(audit.key).error.message
     names(found, two.key, "other")
     assert [job.key for job in todo(jobs[:4] + [audit], found)] == [two.key, whole.key, audit.key]
 

@@ -21,6 +21,7 @@ from bench.data.images import Data, load
 from bench.jobs.evaluate import BlockCache, evaluate
 from bench.jobs.worker import work
 from bench.planning.job import EvaluateJob
+from bench.records.record import JobError, Record
 from bench.records.store import Store
 from bench.training import checkpoint
 
@@ -63,7 +64,7 @@ def _job(name: str, settings: dict[str, Any]) -> EvaluateJob:
 def _run(job: EvaluateJob, model: Classifier, data: Data, kept: BlockCache | None = None) -> dict[str, Tensor]:
     columns, images, metrics = evaluate(job, model, data, lambda values: None, kept)
     assert images is not None
-    assert metrics["n"] == 60
+    assert metrics.n == 60
     return {**columns, "images": images}
 
 
@@ -135,7 +136,7 @@ def test_seconds_of_all_attempts_count(digits: Data, tmp_path: Path) -> None:
     kept = BlockCache(tmp_path, "me")
     kept.write("block-000000-state", {"x": torch.zeros(1)}, 100.0)
     _, _, metrics = evaluate(job, model, digits, lambda values: None, kept)
-    assert metrics["attack_seconds"] > 100
+    assert metrics.attack_seconds > 100
     assert [path.name for path in tmp_path.iterdir()] == ["block-000000.safetensors"]
 
 
@@ -154,19 +155,18 @@ def test_shards_put_together_are_the_whole(bench: Bench) -> None:
     assert len(three) == len(one) + 3
     whole = next(job.key for job in Store(Path("r1")).jobs().values() if job.kind == "evaluate")
     assert one[whole] == three[whole]
-    records = [Store(Path(folder)).record(whole) or {} for folder in ("r1", "r3")]
-    assert records[0]["files"] == records[1]["files"]  # adversarial images included
-    assert [len(record["metrics"].get("shards", ())) for record in records] == [0, 3]
-    assert records[0]["metrics"]["test_hash"] == records[1]["metrics"]["test_hash"]
+    records = [Store(Path(folder)).record(whole) for folder in ("r1", "r3")]
+    assert records[0].files == records[1].files  # adversarial images included
+    assert [len(record.metrics.shards or ()) for record in records] == [0, 3]
+    assert records[0].metrics.test_hash == records[1].metrics.test_hash
     again = bench("run", "s.yaml", "--results-dir", "r1", "--executor", "debug")
     assert "0 jobs run" in again.out  # what stands needs no shards
     store = Store(Path("r3"))
     whole_job = store.job(whole)
     (store.folder(whole) / "record.json").unlink()
-    lost = {"error": {"type": "RuntimeError", "message": "lost"}, "metrics": {}, "files": {}}
-    store.put(store.job(whole_job.parts[1]), "error", lost)
+    store.put(store.job(whole_job.parts[1]), Record("error", error=JobError("RuntimeError", "lost")))
     assert work(store.root, whole, ROOT) == "error"
-    assert "ended as error" in (store.record(whole) or {})["error"]["message"]
+    assert "ended as error" in store.record(whole).error.message
     Path("s.yaml").write_text(text.replace("SHARDS", "4"))
     refused = bench("run", "s.yaml")
     assert refused.code == 2

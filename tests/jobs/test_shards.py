@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.records.record import Record
+
 torch = pytest.importorskip("torch")
 
 from factories import toy_job  # noqa: E402
@@ -49,7 +51,7 @@ def test_a_shard_without_an_attacked_image_lacks_its_columns_and_fits_all_the_sa
         store.add(shard)
         path = store.folder(shard.key) / SAMPLES
         np.savez(path, **{name: values.numpy() for name, values in columns.items()})
-        store.put(shard, "done", {"metrics": metrics, "files": {SAMPLES: file_hash(path)}})
+        store.put(shard, Record("done", metrics, files={SAMPLES: file_hash(path)}))
         keys.append(shard.key)
     found, _, _ = assemble(store, toy_job("evaluate", what, ("0" * 12,), tuple(keys)))
     assert len(found[column]) == N

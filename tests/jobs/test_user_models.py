@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.data import datasets
 from bench.jobs.load_checkpoint import fill, read
+from bench.records.record import Record
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import rows
@@ -54,7 +55,7 @@ def evaluate(bench: Bench, *words: object) -> Outcome:
     return bench("eval", *words, *FAST)
 
 
-def imported(results: Path = Path("results")) -> tuple[str, dict[str, Any]]:
+def imported(results: Path = Path("results")) -> tuple[str, Record]:
     """Key and record of the only import in a results folder."""
     found = [(job.key, record) for job, record in Store(results).records() if job.kind == "import"]
     assert len(found) == 1
@@ -111,8 +112,8 @@ def test_every_usual_form_of_a_checkpoint_gives_the_same_weights(form: str, benc
     for name, value in nets.weights().items():
         expected = value.half().float() if form == "half" else value
         assert torch.equal(stored[name], expected), name
-    assert record["metrics"]["clean_accuracy"] > 0.85
-    assert record["metrics"]["parameters"] == sum(v.numel() for v in ours(nets.weights()).values())
+    assert record.metrics.clean_accuracy > 0.85
+    assert record.metrics.parameters == sum(v.numel() for v in ours(nets.weights()).values())
     assert not (Path("results") / key / "blocks").exists()
 
 
@@ -359,7 +360,7 @@ def test_nothing_is_claimed_of_how_a_checkpoint_was_trained_or_chosen(bench: Ben
 
 def test_attacks_start_only_when_the_clean_accuracy_is_as_claimed(bench: Bench, checkpoint: Path) -> None:
     evaluate(bench, checkpoint, *ARCH)
-    found = imported()[1]["metrics"]["clean_accuracy"]
+    found = imported()[1].metrics.clean_accuracy
     wrong = evaluate(bench, checkpoint, *ARCH, "--expect-clean", 0.5, "--results-dir", "other")
     assert wrong.code == 4
     assert wrong.err.count("\n") == 1
@@ -406,7 +407,7 @@ def test_the_same_command_resumes_and_lost_weights_are_imported_again(bench: Ben
     assert bench("eval", checkpoint, *ARCH, *more).code == 0
     after = written(Path("results"))
     assert {k for k in before if after[k] == before[k]} == set(before) - {key}
-    assert imported()[1]["files"] == record["files"]
+    assert imported()[1].files == record.files
     assert len(after) == 3
 
 
@@ -420,7 +421,7 @@ def test_what_cannot_be_loaded_by_the_worker_is_a_failed_job_and_no_attack(bench
     outcome = bench("worker", key)  # the checkpoint is not beside the job any more
     assert outcome.code == 1
     assert f"checkpoint {Store(Path('results')).job(key).checkpoint[:12]} of this job; run the" in str(
-        imported()[1]["error"]["message"]
+        imported()[1].error.message
     )
 
 
@@ -469,11 +470,11 @@ def test_normalisation_is_the_one_typed_the_checkpoints_or_the_data_sets(bench: 
     outcome = evaluate(bench, "scaled.safetensors", *chosen, "--results-dir", "typed")
     assert "normalization mean 0.7, std 0.1" in outcome.out
     assert evaluate(bench, "scaled.safetensors", *ARCH, "--results-dir", "default").code == 0
-    found = {name: imported(Path(name))[1]["metrics"]["clean_accuracy"] for name in ("typed", "default")}
+    found = {name: imported(Path(name))[1].metrics.clean_accuracy for name in ("typed", "default")}
     assert found["typed"] > 0.85 > found["default"] + 0.1
     held = next(Path("typed").glob("*/weights-last.safetensors"))
     evaluate(bench, held, *ARCH, "--results-dir", "held")
-    assert imported(Path("held"))[1]["metrics"]["clean_accuracy"] == found["typed"]
+    assert imported(Path("held"))[1].metrics.clean_accuracy == found["typed"]
 
 
 def test_a_row_of_its_own_in_every_table(bench: Bench, checkpoint: Path) -> None:

@@ -15,13 +15,14 @@ from harness import Bench, tiny, write_plugins
 
 from bench.atomic import write_json
 from bench.planning.evaluations import shard_of
-from bench.planning.job import Job
+from bench.planning.job import Job, TrainJob
 from bench.progress import live
 from bench.progress.forecast import time as forecast
 from bench.progress.live import View
 from bench.progress.remaining import TimeLeft, left, saved_seconds, together
 from bench.progress.status import survey
 from bench.records.leases import claim
+from bench.records.record import EvaluationMetrics, Provenance, Record, Time, TrainMetrics
 from bench.records.runtime_estimate import WIDER, Estimator
 from bench.records.store import Store
 
@@ -47,8 +48,8 @@ def says(store: Store, job: Job, **values: float) -> None:
 
 def record(store: Store, job: Job, device: str = "CPU x", wall: float | None = None, **metrics: float) -> None:
     store.add(job)
-    about = {"provenance": {"device": device}, **({"time": {"seconds": wall}} if wall is not None else {})}
-    store.put(job, "done", {"metrics": metrics, "files": {}, **about})
+    kind = TrainMetrics if isinstance(job, TrainJob) else EvaluationMetrics
+    store.put(job, Record("done", kind(**metrics), provenance=Provenance(device=device), time=Time(seconds=wall)))
 
 
 def test_the_speed_of_this_attempt_leaves_out_earlier_attempts(store: Store) -> None:
@@ -196,7 +197,7 @@ def test_a_stopped_job_is_not_running_and_its_checkpoints_count(store: Store) ->
 
 
 def test_seconds_besides_the_work_count_once_and_long_jobs_weigh_more(store: Store) -> None:
-    record(store, train(5, 1000), wall=530.0, train_seconds=500.0, check_seconds=10.0, keep_seconds=10.0)
+    record(store, train(5, 1000), wall=530.0, train_seconds=500.0, check_seconds=10.0, checkpoint_seconds=10.0)
     record(store, train(6, 100), wall=20.0, train_seconds=60.0, resumed=1)  # ended by another process
     rate = (100 + 520 + 60) / (100 + 1000 + 100)
     assert Estimator(store).seconds(train(7, 300)) == pytest.approx(300 * rate + 10)
@@ -225,7 +226,7 @@ def test_disk_grows_with_the_images_of_an_evaluation(store: Store) -> None:
     def leaves(job: Job, size: int) -> None:
         store.add(job)
         (store.folder(job.key) / "samples.npz").write_bytes(bytes(size))
-        store.put(job, "done", {"metrics": {}, "files": {"samples.npz": "hash"}})
+        store.put(job, Record("done", files={"samples.npz": "hash"}))
 
     trained, asked = train(5, 1000), evaluate(OLD, n=10_000)
     leaves(trained, 50_000)
@@ -333,7 +334,7 @@ def test_a_resumed_training_reports_earlier_seconds(tmp_path: Path) -> None:
         run(what, data, tmp_path / "train.jsonl", stop, kept())
     said = list[dict[str, Any]]()
     found = run(what, data, tmp_path / "train.jsonl", said.append, kept())
-    assert found.metrics["resumed"] == 1
+    assert found.metrics.resumed == 1
     resumed = [values for values in said if "earlier" in values]
     assert len(resumed) == 1
     assert resumed[0]["share"] == pytest.approx(2 / 3)

@@ -75,7 +75,7 @@ def test_a_training_writes_the_sum_of_its_terms(bench: Bench, tmp_path: Path) ->
     results = Store(Path("results"))
     ((key, record),) = [(job.key, r) for job, r in results.records() if job.kind == "train"]
     (line,) = curves.read(results, key)
-    terms = record["metrics"]["final_terms"]
+    terms = record.metrics.final_terms
     assert len(terms) > 1
     assert line["total"] == pytest.approx(sum(terms.values()), rel=1e-6)
     assert curves.total({k: v for k, v in line.items() if k != "total"}, terms) == pytest.approx(line["total"])

@@ -21,6 +21,7 @@ from bench.executors.debug import Debug
 from bench.executors.driver import drive
 from bench.records import leases
 from bench.records.leases import STALE, Claims, claim, holder_of, holders
+from bench.records.record import Record
 from bench.records.store import Store
 
 TRAIN = toy_job("train", {"seed": 0})
@@ -232,7 +233,7 @@ def test_a_driver_sees_what_another_one_finished(store: Store) -> None:
     theirs = claim(store, TRAIN.key)
     assert theirs is not None
     assert claims.take(TRAIN.key) == "held"
-    store.put(TRAIN, "error", EMPTY)
+    store.put(TRAIN, Record("error"))
     theirs.release()
     assert claims.take(TRAIN.key) == "over"  # and is not tried once more by every driver
     assert Claims(store, [TRAIN.key]).take(TRAIN.key) == "run"  # but by the next command
@@ -243,7 +244,7 @@ def test_a_driver_sees_what_another_one_finished(store: Store) -> None:
 
 
 def test_a_driver_that_died_in_the_middle_leaves_the_job_to_others(store: Store) -> None:
-    store.put(TRAIN, "error", EMPTY)
+    store.put(TRAIN, Record("error"))
     claims = Claims(store, [TRAIN.key])
     (store.folder(TRAIN.key) / "record.json").unlink()  # the other one had begun
     assert claims.take(TRAIN.key) == "run"
@@ -255,7 +256,7 @@ def test_debug_waits_for_another_driver_and_goes_on_with_what_it_left(store: Sto
 
     def work(root: Path, key: str, data: Path, device: str) -> str:
         done.append(key)
-        store.put(store.job(key), "done", EMPTY)
+        store.put(store.job(key), Record("done"))
         return "done"
 
     theirs = claim(store, TRAIN.key)
@@ -265,7 +266,7 @@ def test_debug_waits_for_another_driver_and_goes_on_with_what_it_left(store: Sto
         seen.append(event)
         if event.kind == "tick" and theirs.held:
             assert done == []  # the evaluation waits for a training that is not this driver's
-            store.put(TRAIN, "done", EMPTY)
+            store.put(TRAIN, Record("done"))
             theirs.release()
     kinds = [(event.kind, event.job.key, event.message) for event in seen if event.job is not None]
     assert kinds[0] == ("skipped", TRAIN.key, "done by another run")

@@ -19,6 +19,7 @@ from harness import Bench
 from bench.atomic import file_hash, write_json
 from bench.planning.job import Job
 from bench.records.leases import claim
+from bench.records.record import JobError, Record
 from bench.records.store import IMAGES, SAMPLES, Store, checksum
 
 RESULTS = Path("results")
@@ -36,14 +37,14 @@ def store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def fail(store: Store, job: Job, state: str = "error") -> None:
     (store.folder(job.key) / "record.json").unlink()
-    error = {"type": "RuntimeError", "message": "no luck", "traceback": "long"}
-    store.put(job, state, {"metrics": {}, "files": {}, "error": error})
+    store.put(job, Record(state, error=JobError("RuntimeError", "no luck", "long")))
 
 
 def change(store: Store, job: Job, **values: Any) -> None:
     """Another record with a right checksum: what a forger writes."""
-    record = {**(store.record(job.key) or {}), **values}
-    write_json(store.folder(job.key) / "record.json", {**record, "checksum": checksum(record)})
+    path = store.folder(job.key) / "record.json"
+    record = {**json.loads(path.read_text()), **values}
+    write_json(path, {**record, "checksum": checksum(record)})
 
 
 def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> None:
@@ -122,7 +123,7 @@ def test_retry_lets_the_same_run_do_failed_jobs_again(store: Store, bench: Bench
     for job in (STEEP, CLEAN):
         record = store.record(job.key)
         assert record is not None
-        assert (record["state"], record["retries"]) == ("done", 1)
+        assert (record.state, record.failures) == ("done", 1)
     assert "2 records come from a job that had failed before" in bench("status").out
 
 
@@ -181,7 +182,7 @@ def test_merge_completes_a_copy_whose_files_are_missing(store: Store, halves: li
     for half in halves:
         path = half / both.key / IMAGES
         path.write_bytes(b"images of another machine, with the same verdicts")
-        change(Store(half), both, files={**(store.record(both.key) or {})["files"], IMAGES: file_hash(path)})
+        change(Store(half), both, files={**store.record(both.key).files, IMAGES: file_hash(path)})
     (first / STEEP.key / "notes.txt").write_text("no record names it")
     outcome = bench("merge", first, second)
     assert (outcome.code, outcome.err) == (0, "")
@@ -248,7 +249,7 @@ def test_equal_samples_in_other_bytes_are_no_conflict(store: Store, halves: list
     columns = theirs.samples(both.key)
     path = halves[1] / both.key / SAMPLES
     np.savez_compressed(path, **columns)
-    files = {**(theirs.record(both.key) or {})["files"], SAMPLES: file_hash(path)}
+    files = {**theirs.record(both.key).files, SAMPLES: file_hash(path)}
     change(theirs, both, files=files)
     assert bench("merge", *halves, "--results-dir", "all").code == 0
 
@@ -273,14 +274,14 @@ def test_verify_finds_every_change(store: Store, bench: Bench) -> None:
 @pytest.mark.parametrize("how", ["n", "index", "length", "kind"])
 def test_verify_derives_what_it_can_again(store: Store, bench: Bench, how: str) -> None:
     """A forger who writes right checksums has to make all of it agree."""
-    record = store.record(CLEAN.key) or {}
     columns = {
         "index": [*range(1, N + 1)] if how == "index" else [*range(N)],
         "correct": [True] * (N - 1 if how == "length" else N),
     }
     (RESULTS / CLEAN.key / SAMPLES).write_bytes(npz(**columns))
     files = {SAMPLES: file_hash(RESULTS / CLEAN.key / SAMPLES)}
-    metrics = {**record["metrics"], "n": N + 1} if how == "n" else record["metrics"]
+    metrics = json.loads((RESULTS / CLEAN.key / "record.json").read_text())["metrics"]
+    metrics |= {"n": N + 1} if how == "n" else {}
     change(store, CLEAN, files=files, metrics=metrics, kind="train" if how == "kind" else "evaluate")
     outcome = bench("verify", "--sample", 0)
     assert (outcome.code, outcome.out.count("WRONG  ")) == (4, 1), outcome.out
@@ -309,7 +310,7 @@ def test_gc_removes_what_nobody_reads_and_no_record(store: Store, bench: Bench) 
     assert not (folder / "blocks").exists()
     files = {SAMPLES: file_hash(RESULTS / STEEP.key / SAMPLES)}
     shutil.copy(RESULTS / STEEP.key / SAMPLES, RESULTS / whole.key)
-    store.put(whole, "done", {"metrics": {}, "files": files})
+    store.put(whole, Record("done", files=files))
     assert IMAGES in bench("gc").out  # its images lie in the whole evaluation now
     assert store.intact(STEEP.key)
 

@@ -17,14 +17,16 @@ from harness import Bench
 from paths import TESTS
 
 from bench.atomic import file_hash, write_atomic, write_json
+from bench.jobs.verify import checked
 from bench.planning import schema
 from bench.planning.job import Job
 from bench.planning.schema import NewerSchemaError
+from bench.records.packs import Pack
+from bench.records.record import Record, TrainMetrics, TrainRecord, from_json, to_json
 from bench.records.store import Store, checksum
 
 JOB = toy_job("train", {"seed": 0})
 OTHER = toy_job("evaluate", {"n": 4}, (JOB.key,))
-EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def with_samples(store: Store, job: Job = JOB) -> Path:
     store.add(job)
     path = store.folder(job.key) / "samples.npz"
     write_atomic(path, lambda file: np.savez_compressed(file, correct=np.array([True, False])))
-    store.put(job, "done", {"metrics": {}, "files": {"samples.npz": file_hash(path)}})
+    store.put(job, Record("done", files={"samples.npz": file_hash(path)}))
     return path
 
 
@@ -99,10 +101,10 @@ def test_equal_content_gives_equal_bytes_and_nan_is_refused(tmp_path: Path) -> N
 
 def test_a_job_is_done_once_its_record_stands(store: Store) -> None:
     assert (store.keys(), store.record(JOB.key), store.done(JOB.key)) == ([JOB.key], None, False)
-    store.put(JOB, "done", {"metrics": {"train_seconds": 1.5}, "files": {}})
+    store.put(JOB, Record("done", TrainMetrics(train_seconds=1.5)))
     record = store.record(JOB.key)
     assert record is not None
-    assert (record["state"], record["metrics"]) == ("done", {"train_seconds": 1.5})
+    assert record == TrainRecord("done", TrainMetrics(train_seconds=1.5), kind="train")
     assert store.done(JOB.key)
     assert list(store.records()) == [(JOB, record)]
     assert store.jobs() == {JOB.key: JOB}
@@ -112,21 +114,62 @@ def test_a_job_is_done_once_its_record_stands(store: Store) -> None:
     ("state", "done"), [("done", True), ("diverged", True), ("unsupported", True), ("error", False)]
 )
 def test_an_error_is_stored_for_reading_and_tried_again(store: Store, state: str, done: bool) -> None:
-    store.put(JOB, state, EMPTY)
+    store.put(JOB, Record(state))
     assert store.record(JOB.key) is not None
     assert store.done(JOB.key) == done
 
 
 def test_numbers_that_json_does_not_have_become_null(store: Store) -> None:
-    odd = {"a": math.nan, "b": [1.0, math.inf], "c": {"d": -math.inf}, "e": (2, True, "nan")}
-    store.put(JOB, "done", {"metrics": odd, "files": {}})
+    odd = TrainMetrics(train_seconds=math.nan, check_seconds=1.0, final_terms={"ce": math.inf, "kl": 2.0}, steps=2)
+    store.put(JOB, Record("done", odd))
+    values = json.loads((store.folder(JOB.key) / "record.json").read_text())["metrics"]
+    assert values == {"train_seconds": None, "check_seconds": 1.0, "final_terms": {"ce": None, "kl": 2.0}, "steps": 2}
     record = store.record(JOB.key)
     assert record is not None
-    assert record["metrics"] == {"a": None, "b": [1.0, None], "c": {"d": None}, "e": [2, True, "nan"]}
+    assert record.metrics == TrainMetrics(check_seconds=1.0, final_terms={"ce": None, "kl": 2.0}, steps=2)
+
+
+WRONG_TYPES = {
+    "metrics.keep_seconds": ({"metrics": {"keep_seconds": "1.5"}}, "input should be a valid number"),
+    "metrics.final_terms.ce": ({"metrics": {"final_terms": {"ce": [1]}}}, "input should be a valid number"),
+    "metrics": ({"metrics": 3}, "input should be an object"),
+    "state": ({"state": "gone"}, "input should be 'done'"),
+    "files.samples.npz": ({"files": {"samples.npz": None}}, "input should be a valid string"),
+    "provenance.workers": ({"provenance": {"workers": True}}, "input should be a valid integer"),
+    "error.message": ({"state": "error", "error": {"type": "E"}}, "field required"),
+    "attempts.0.step": ({"attempts": [{"step": 1, "type": "E", "message": ""}]}, "input should be a valid string"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_TYPES)
+def test_a_field_of_another_type_is_damage_that_names_file_and_field(store: Store, field: str) -> None:
+    values, expected = WRONG_TYPES[field]
+    store.put(JOB, Record("done"))
+    path = store.folder(JOB.key) / "record.json"
+    record = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({**record, "checksum": checksum(record)}))
+    assert (store.record(JOB.key), store.done(JOB.key), list(store.records())) == (None, False, [])
+    damage = store.damage(JOB.key) or ""
+    assert damage.startswith(f"{JOB.key}/record.json is damaged: {field} is ")
+    assert expected in damage
+    (problem,) = checked(store).problems
+    assert problem == damage
+    store.reopen(JOB.key)  # as before another run of the job
+    assert [entry["reason"] for entry in store.quarantined()] == [damage]
+
+
+def test_every_committed_record_is_written_as_it_was_read() -> None:
+    """A record that is read and written again has equal JSON: no field is lost, added or converted."""
+    packs = [Pack(path) for path in sorted((TESTS.parent / "results").glob("*.zip"))]
+    records = [json.loads(pack.read(key, "record.json") or b"") for pack in packs for key in pack.members]
+    assert len(records) > 1000
+    for values in records:
+        about = {name: values[name] for name in ("schema", "key", "kind", "checksum")}
+        assert {**to_json(from_json(values)), **about} == values
 
 
 def test_every_flipped_byte_of_a_record_is_noticed(store: Store) -> None:
-    store.put(JOB, "done", {"metrics": {"train_seconds": 1.5}, "files": {"weights": "ab"}})
+    store.put(JOB, Record("done", TrainMetrics(train_seconds=1.5), files={"weights": "ab"}))
     path = store.folder(JOB.key) / "record.json"
     whole = path.read_bytes()
     unnoticed = []
@@ -149,7 +192,7 @@ def test_a_record_that_is_none_is_noticed(store: Store, text: str) -> None:
 
 
 def test_a_truncated_record_is_noticed(store: Store) -> None:
-    store.put(JOB, "done", EMPTY)
+    store.put(JOB, Record("done"))
     path = store.folder(JOB.key) / "record.json"
     whole = path.read_bytes()
     for length in range(len(whole.rstrip())):
@@ -158,7 +201,7 @@ def test_a_truncated_record_is_noticed(store: Store) -> None:
 
 
 def test_a_record_counts_in_its_own_folder_only(store: Store) -> None:
-    store.put(JOB, "done", EMPTY)
+    store.put(JOB, Record("done"))
     store.add(OTHER)
     shutil.copy(store.folder(JOB.key) / "record.json", store.folder(OTHER.key))
     assert store.record(OTHER.key) is None
@@ -179,7 +222,7 @@ def test_samples_come_back_and_damaged_ones_are_refused(store: Store) -> None:
 
 def test_samples_without_a_record_are_refused(store: Store) -> None:
     path = with_samples(store)
-    store.put(JOB, "done", EMPTY)  # a record that names no samples
+    store.put(JOB, Record("done"))  # a record that names no samples
     for missing in (False, True):
         if missing:
             path.unlink()
@@ -194,7 +237,7 @@ def test_samples_are_never_unpickled(store: Store) -> None:
 
     path = store.folder(JOB.key) / "samples.npz"
     write_atomic(path, lambda file: np.savez(file, correct=np.array([Canary()], dtype=object)))
-    store.put(JOB, "done", {"metrics": {}, "files": {"samples.npz": file_hash(path)}})
+    store.put(JOB, Record("done", files={"samples.npz": file_hash(path)}))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         store.samples(JOB.key)
 
@@ -281,9 +324,9 @@ def test_a_job_that_is_not_there_is_named(store: Store) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "kind": 1, "what": 1}', "\xff"])
 def test_a_damaged_job_hurts_only_itself_and_is_written_again(store: Store, text: str) -> None:
-    store.put(JOB, "done", EMPTY)
+    store.put(JOB, Record("done"))
     store.add(OTHER)
-    store.put(OTHER, "done", EMPTY)
+    store.put(OTHER, Record("done"))
     path = store.folder(JOB.key) / "job.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"job\.json is damaged .*; `bench run` writes it again"):
@@ -328,7 +371,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes read-only folders")
 def test_a_read_only_folder_is_refused_and_still_read(store: Store) -> None:
-    store.put(JOB, "done", EMPTY)
+    store.put(JOB, Record("done"))
     store.root.chmod(0o555)
     try:
         with pytest.raises(OSError, match=r"cannot write results folder .*: Permission denied"):
@@ -355,10 +398,10 @@ def test_a_damaged_record_is_kept_aside_before_its_job_is_done_again(store: Stor
     store.reopen(JOB.key)
     assert not path.exists()
     assert set_aside(store) == [("record.json", text)]
-    store.put(JOB, "done", EMPTY)
+    store.put(JOB, Record("done"))
     record = store.record(JOB.key)
     assert record is not None
-    assert "retries" not in record  # damage is no failure
+    assert record.failures == 0  # damage is no failure
 
 
 def test_damaged_files_are_kept_aside_and_whole_ones_stay(store: Store) -> None:
@@ -366,7 +409,7 @@ def test_damaged_files_are_kept_aside_and_whole_ones_stay(store: Store) -> None:
     weights = store.folder(JOB.key) / "weights-last.safetensors"
     weights.write_bytes(b"weights")
     files = {"samples.npz": file_hash(path), weights.name: file_hash(weights), "weights-best.safetensors": "0" * 64}
-    store.put(JOB, "done", {"metrics": {}, "files": files})
+    store.put(JOB, Record("done", files=files))
     assert store.intact(JOB.key)
     weights.write_bytes(b"weightS")
     assert store.intact(JOB.key)  # weights may be left out of a copy, so they are asked for where they are needed
@@ -396,13 +439,13 @@ def test_a_damaged_job_file_is_kept_aside(store: Store) -> None:
 
 def test_what_failed_and_is_done_again_says_how_often(store: Store) -> None:
     for count in (1, 2):
-        store.put(JOB, "error", EMPTY)
+        store.put(JOB, Record("error"))
         store.reopen(JOB.key)
         store.reopen(JOB.key)  # nothing there any more, nothing counted
-        store.put(JOB, "done", EMPTY)
+        store.put(JOB, Record("done"))
         record = store.record(JOB.key)
         assert record is not None
-        assert record["retries"] == count
+        assert record.failures == count
         store.reopen(JOB.key)  # done again for its weights, say: no retry
 
 
@@ -419,7 +462,7 @@ def newer(store: Store, name: str) -> Path:
 @pytest.mark.parametrize("name", ["job.json", "record.json"])
 def test_what_a_newer_version_wrote_is_refused_and_not_touched(store: Store, name: str) -> None:
     if name == "record.json":
-        store.put(JOB, "done", EMPTY)
+        store.put(JOB, Record("done"))
     path = newer(store, name)
     before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
     for action in (store.prepare, lambda: store.add(JOB), lambda: list(store.records())):
@@ -433,7 +476,7 @@ def test_what_a_newer_version_wrote_is_refused_and_not_touched(store: Store, nam
 
 def test_a_number_of_the_schema_that_was_flipped_is_damage(store: Store) -> None:
     """Not a newer version's: the rest of the file, or the record beside it, says so."""
-    store.put(JOB, "done", EMPTY)
+    store.put(JOB, Record("done"))
     for name in ("job.json", "record.json"):
         path = store.folder(JOB.key) / name
         whole = path.read_text()
@@ -448,7 +491,7 @@ def test_a_number_of_the_schema_that_was_flipped_is_damage(store: Store) -> None
 
 
 def test_an_older_schema_is_brought_up_step_by_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.put(JOB, "done", {"metrics": {"seconds": 2}, "files": {}})
+    store.put(JOB, Record("done", TrainMetrics(steps=2)))
 
     def to_2(values: dict[str, Any]) -> dict[str, Any]:
         return {**values, "metrics": {name: 1000 * value for name, value in values.get("metrics", {}).items()}}
@@ -461,7 +504,7 @@ def test_an_older_schema_is_brought_up_step_by_step(store: Store, monkeypatch: p
     assert store.job(JOB.key) == JOB  # keys hold: what was done stays done
     record = store.record(JOB.key)
     assert record is not None
-    assert (record["schema"], record["metrics"]) == (3, {"seconds": 2001})
+    assert record.metrics == TrainMetrics(steps=2001)
 
 
 FIXTURE = TESTS / "fixtures" / "store_v1"
@@ -474,7 +517,7 @@ def test_f21_the_store_of_schema_1_is_read_for_ever(tmp_path: Path) -> None:
     store = Store(tmp_path / "results")
     store.prepare()
     found = {
-        job.key: [job.kind, record["state"], record["metrics"], record.get("retries", 0)]
+        job.key: [job.kind, record.state, to_json(record)["metrics"], record.failures]
         for job, record in store.records()
     }
     assert found == told["records"]

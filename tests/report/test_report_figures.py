@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_versions_are_told_once(store: Store) -> None:
         record = store.record(job.key)
         assert record is not None
         versions = {"python": "3.11", "torch": "2.13" if seed < 2 else "9.9"}
-        store.put(job, "done", {**record, "provenance": {**record["provenance"], "versions": versions}})
+        store.put(job, replace(record, provenance=replace(record.provenance, versions=versions)))
     known = origins(store)
     assert sorted(known.versions) == ["python 3.11, torch 2.13", "python 3.11, torch 9.9"]
     assert sorted(known.versions[one.versions] for one in known.lines if one.versions is not None) == [
@@ -321,7 +322,7 @@ def test_what_lies_not_here_or_is_damaged_is_said(attacked: Store, tmp_path: Pat
 def test_other_test_images_are_not_shown_beside_the_records(attacked: Store, tmp_path: Path) -> None:
     for job, record in list(attacked.records()):
         if job.kind == "evaluate":
-            attacked.put(job, "done", {**record, "metrics": {**record["metrics"], "test_hash": "0" * 16}})
+            attacked.put(job, replace(record, metrics=replace(record.metrics, test_hash="0" * 16)))
     fetched = strips(attacked, tmp_path)
     assert fetched.strips == {}
     assert "other test images" in fetched.notes[0]

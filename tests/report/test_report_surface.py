@@ -313,7 +313,7 @@ def test_surfaces_are_merged_and_another_one_is_a_conflict(bench: Bench, ran: St
     np.savez(path, **samples)
     record = other.record(key)
     assert record is not None
-    other.put(other.job(key), "done", {**record, "files": {"samples.npz": file_hash(path)}})
+    other.put(other.job(key), replace(record, files={"samples.npz": file_hash(path)}))
     outcome = bench("merge", "other", "--results-dir", "results")
     assert outcome.code == 1
     assert f"{key} in results and other: other samples.npz" in outcome.out
@@ -329,8 +329,7 @@ def test_surfaces_in_shards_are_put_together(ran: Store) -> None:
         ran.add(shard)
         path = ran.folder(shard.key) / "samples.npz"
         np.savez(path, **{name: values[first:last] for name, values in samples.items()})
-        about = {name: record[name] for name in ("metrics", "provenance")}
-        ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
+        ran.put(shard, replace(record, files={"samples.npz": file_hash(path)}))
         shards.append(shard.key)
     columns, _, metrics = assemble(ran, replace(whole, parts=tuple(shards)))
     assert metrics["measures"] == "nonlinearity"

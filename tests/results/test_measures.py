@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from harness import Bench, tiny
 from bench.atomic import file_hash
 from bench.jobs.evaluation_job import assemble
 from bench.planning import catalog
+from bench.records.record import JobError, Record
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import rows
@@ -99,8 +101,7 @@ def test_a_missing_or_failed_measurement_makes_no_row_incomplete(ran: Store) -> 
     before = rows(ran, evaluations(ran).readable)
     missing, failed, *_ = flat_keys(ran)
     (ran.folder(missing) / "record.json").unlink()
-    error = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}
-    ran.put(ran.job(failed), "error", {"metrics": {}, "files": {}, "provenance": {}, "error": error})
+    ran.put(ran.job(failed), Record("error", error=JobError("RuntimeError", "out of memory")))
     found = evaluations(ran)
     assert rows(ran, found.readable) == before
     assert {line["state"] for line in by_attack(ran, found)["flatness"]} == {"done", "missing", "error"}
@@ -131,7 +132,7 @@ def test_losses_that_are_not_finite_are_counted(ran: Store) -> None:
     np.savez(path, **samples)
     record = ran.record(key)
     assert record is not None
-    ran.put(ran.job(key), "done", {**record, "files": {"samples.npz": file_hash(path)}})
+    ran.put(ran.job(key), replace(record, files={"samples.npz": file_hash(path)}))
     found = evaluations(ran)
     lines = by_attack(ran, found)["flatness"]
     assert [line["adversarial_loss_0.5"] for line in lines if isinstance(line["adversarial_loss_0.5"], str)] == [
@@ -153,10 +154,9 @@ def test_a_measurement_in_shards_is_put_together_with_its_name(ran: Store) -> No
         ran.add(shard)
         path = ran.folder(shard.key) / "samples.npz"
         np.savez(path, **{name: values[first:last] for name, values in samples.items()})
-        about = {name: record[name] for name in ("metrics", "provenance")}
-        ran.put(shard, "done", {**about, "files": {"samples.npz": file_hash(path)}})
+        ran.put(shard, replace(record, files={"samples.npz": file_hash(path)}))
         shards.append(shard.key)
     columns, images, metrics = assemble(ran, replace(whole, parts=tuple(shards)))
     assert images is None
-    assert metrics["measures"] == "adversarial_rise"
+    assert metrics.metric == "adversarial_rise"
     assert all(np.array_equal(columns[name], values) for name, values in samples.items())

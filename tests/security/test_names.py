@@ -125,7 +125,7 @@ def test_a_record_with_its_true_files_stands(place: Path) -> None:
     store, job = forge(place / "results", retries=1)
     record = store.record(job.key)
     assert record is not None
-    assert list(record["files"]) == [FILE]
+    assert list(record.files) == [FILE]
 
 
 @pytest.mark.parametrize("link", ["log.txt", "progress.tmp", "train.jsonl", "blocks", "blocks/source", FILE, RECORD])

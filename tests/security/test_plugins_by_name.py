@@ -81,7 +81,7 @@ def test_one_that_is_named_is_read_without_running_and_imported_by_its_job(bench
     assert mark.exists()  # the canary is real
     (record,) = (record for job, record in Store(Path("results")).records() if job.kind == "train")
     digest = hashlib.sha256(Path("evil.py").read_bytes()).hexdigest()
-    assert record["provenance"]["plugin_sha256"] == digest[:16]
+    assert record.provenance.plugin_sha256 == digest[:16]
 
 
 def test_every_record_of_a_plugin_says_which_file_it_was(bench: Bench, tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_every_record_of_a_plugin_says_which_file_it_was(bench: Bench, tmp_path:
     found = {}
     for job, record in Store(Path("results")).records():
         name = (job.defense if job.kind == "train" else job.attack).name
-        found[name] = record["provenance"]["plugin_sha256"]
-        assert {"defense-bench", "torch", "python"} <= set(record["provenance"]["versions"])
+        found[name] = record.provenance.plugin_sha256
+        assert {"defense-bench", "torch", "python"} <= set(record.provenance.versions)
     assert set(found) == {"plain", "wobble", "clean"}
     files = {name: tmp_path / f"{name}.py" for name in ("plain", "wobble")}
     files["clean"] = catalog.get("attacks", "clean").path

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from bench.planning.job import Job
 from bench.progress import live
+from bench.records.record import JobError, Provenance, Record
 from bench.records.store import Store
 from bench.report.page import write_report
 from bench.results.evaluations import frame
@@ -57,8 +58,8 @@ def failed(store: Store, train: Job, message: str) -> None:
     what = {"attack": {"name": "steep", "set": {}, "revision": 1}, "threat": {"norm": "Linf", "eps": "0.1"}}
     job = toy_job("evaluate", {"engine": 2, **what, "n": 2, "seed": 0, "weights": "last"}, (train.key,))
     store.add(job)
-    error = {"type": message, "message": message, "traceback": message}
-    store.put(job, "error", {"metrics": {}, "files": {}, "provenance": {"device": message}, "error": error})
+    error = JobError(message, message, message)
+    store.put(job, Record("error", error=error, provenance=Provenance(device=message)))
 
 
 @pytest.fixture(scope="module", params=[9, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])

@@ -81,8 +81,15 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 def told(done: Trained) -> dict[str, Any]:
     """The metrics that are no times."""
-    times = ("train_seconds", "check_seconds", "keep_seconds", "seconds_per_epoch", "inference_ms_per_image", "resumed")
-    return {name: value for name, value in done.metrics.items() if name not in times}
+    times = (
+        "train_seconds",
+        "check_seconds",
+        "checkpoint_seconds",
+        "seconds_per_epoch",
+        "inference_ms_per_image",
+        "resumed",
+    )
+    return {name: value for name, value in vars(done.metrics).items() if name not in times}
 
 
 def timeless(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -152,15 +159,15 @@ def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatc
         assert again.best is None or distance(again.best, plain.best or {}) == 0
         assert told(again) == told(plain)
         assert log_of(tmp_path) == log
-        assert again.metrics["resumed"] == 1
+        assert again.metrics.resumed == 1
         tensors, rest = timeless(path)
         assert rest == last[1]
         assert [n for n in tensors if not torch.equal(tensors[n], last[0][n])] == [], f"save {place}"
-    active = plain.metrics["active_steps"]
+    active = plain.metrics.active_steps
     if case != "fast_at-ema":
         assert all(active[name] > 0 for name in active if name != "skipped_for_overflow")
     else:
-        guard = plain.metrics["defense"]  # it stopped and rolled back: the average began anew
+        guard = plain.metrics.defense_metrics  # it stopped and rolled back: the average began anew
         assert guard["guard_skipped_steps"] == 2 * STEPS
 
 
@@ -189,7 +196,7 @@ def test_killed_after_every_step(case: str, tmp_path: Path, monkeypatch: pytest.
     assert distance(done.model.net.state_dict(), plain.model.net.state_dict()) == 0
     assert told(done) == told(plain)
     assert log_of(tmp_path) == log
-    assert done.metrics["resumed"] == 3 * STEPS
+    assert done.metrics.resumed == 3 * STEPS
 
 
 def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +219,7 @@ def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkey
     state["progress"]["epoch_began"] -= 300
     kept.write(state)
     done = train(job, data, tmp_path / "train.jsonl", told_first.append, kept)
-    assert 100 < done.metrics["seconds_per_epoch"] < 120
+    assert 100 < done.metrics.seconds_per_epoch < 120
     earlier = told_first[0].pop("earlier")
     assert told_first[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
     assert 0 < earlier < 100  # of the clock, which the change above leaves alone
@@ -227,7 +234,7 @@ def test_what_other_code_kept_or_what_is_damaged_is_not_used(tmp_path: Path) -> 
         done = run(job, data, tmp_path, kept)
         assert distance(done.model.net.state_dict(), plain.model.net.state_dict()) == 0
         assert len(log_of(tmp_path)) == 3
-        return int(done.metrics["resumed"])
+        return int(done.metrics.resumed)
 
     never = {"every": math.inf, "at_end": math.inf}
     assert resumed(Checkpointer(path, lambda: "me", **never)) == 1
@@ -381,23 +388,23 @@ def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(
     job = job_of("standard")
     data, path = data_of(job), tmp_path / "kept" / "one"
     whole = run(job, data, tmp_path, always(path)).metrics
-    assert whole["keep_seconds"] > 0
+    assert whole.checkpoint_seconds > 0
     kept = Checkpointer(path, lambda: "me", every=math.inf, at_end=math.inf)
     state = kept.read(CPU)
     assert state is not None
     state["now"] += 1000
     kept.write(state)
     found = run(job, data, tmp_path, kept).metrics
-    assert 1000 < found["train_seconds"] + found["check_seconds"] < 1000 + 10
-    assert found["seconds_per_epoch"] == whole["seconds_per_epoch"]
+    assert 1000 < found.train_seconds + found.check_seconds < 1000 + 10
+    assert found.seconds_per_epoch == whole.seconds_per_epoch
     write = checkpoint.write
     monkeypatch.setattr(checkpoint, "write", lambda *args: (time.sleep(0.1), write(*args)))
     began = time.perf_counter()
     slow = run(job, data, tmp_path, always(tmp_path / "kept" / "slow")).metrics
     elapsed = time.perf_counter() - began
-    assert slow["keep_seconds"] >= 3 * STEPS * 0.1
-    assert slow["train_seconds"] + slow["check_seconds"] < elapsed - 3 * STEPS * 0.1
-    assert slow["seconds_per_epoch"] < (elapsed - 3 * STEPS * 0.1) / 3
+    assert slow.checkpoint_seconds >= 3 * STEPS * 0.1
+    assert slow.train_seconds + slow.check_seconds < elapsed - 3 * STEPS * 0.1
+    assert slow.seconds_per_epoch < (elapsed - 3 * STEPS * 0.1) / 3
     clock = Clock()
     clock.set(5.0)
     assert 5.0 <= clock.now() < 6.0
@@ -470,4 +477,4 @@ def _resumed(store: Store, key: str, expected: Any, log: list[dict[str, Any]]) -
     assert not (store.folder(key) / PLACE).parent.exists()
     record = store.record(key)
     assert record is not None
-    return int(record["metrics"]["resumed"])
+    return int(record.metrics.resumed)

@@ -126,7 +126,7 @@ class Training:
         assert [line["epoch"] for line in self.log] == list(range(1, EPOCHS + 1))
         record = self.store.record(self.key)
         assert record is not None
-        return int(record["metrics"]["resumed"])
+        return int(record.metrics.resumed)
 
 
 @pytest.fixture

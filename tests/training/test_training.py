@@ -102,7 +102,7 @@ def reference(job: Job, data: Data) -> dict[str, Tensor]:
 def test_without_any_mechanism_training_is_what_it_was_bit_for_bit(tmp_path: Path, defense: str) -> None:
     done, _, data = trained(tmp_path, defense)
     assert same(done.model.net.state_dict(), reference(jobs(defense)[0], data))
-    assert done.metrics["active_steps"] == {}
+    assert done.metrics.active_steps == {}
     assert done.best is None
 
 
@@ -115,10 +115,10 @@ def test_choice_and_average_leave_training_alone(tmp_path: Path) -> None:
     assert not same(plain.model.net.state_dict(), averaged.model.net.state_dict())
     accuracy = [line["validation"] for line in also]
     best = max(accuracy)
-    assert (chosen.metrics["best_epoch"], chosen.metrics["best_validation"]) == (accuracy.index(best) + 1, best)
-    assert chosen.metrics["last_validation"] == accuracy[-1]
+    assert (chosen.metrics.best_epoch, chosen.metrics.best_validation) == (accuracy.index(best) + 1, best)
+    assert chosen.metrics.last_validation == accuracy[-1]
     content = data.validation.x.numpy().tobytes() + data.validation.y.numpy().tobytes()
-    assert chosen.metrics["validation_hash"] == hashlib.sha256(content).hexdigest()[:16]
+    assert chosen.metrics.validation_hash == hashlib.sha256(content).hexdigest()[:16]
     threat = Threat("Linf", Epsilon("0.1"))
     assert chosen.best is not None
     chosen.model.net.load_state_dict(chosen.best)
@@ -141,8 +141,8 @@ def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> 
             seen.append({n: p.detach().clone() for n, p in net.named_parameters()})
     swa, *_ = trained(tmp_path, average="swa", swa_start=0.0)
     ema, *_ = trained(tmp_path, average="ema", ema_decay=0.4)
-    assert swa.metrics["active_steps"] == {"swa_epochs": 2}
-    assert ema.metrics["active_steps"] == {"ema": 12}
+    assert swa.metrics.active_steps == {"swa_epochs": 2}
+    assert ema.metrics.active_steps == {"ema": 12}
     for name, value in swa.model.net.named_parameters():
         torch.testing.assert_close(value.detach(), (seen[6][name] + seen[12][name]) / 2, rtol=0, atol=1e-6)
     for name, value in ema.model.net.named_parameters():
@@ -196,7 +196,7 @@ def test_a_record_says_in_how_many_steps_each_mechanism_was_active(tmp_path: Pat
     """6 batches an epoch; progress below 0.5 is the first of 2 epochs, below 0.25 half of it."""
     recipe = {"eps_warmup": 0.5, "lr_warmup": 0.25, "label_smoothing": 0.1, "average": "ema", "precision": "bf16"}
     done, *_ = trained(tmp_path, "pgd_at", grad_clip=1e-4, **recipe)
-    assert done.metrics["active_steps"] == {
+    assert done.metrics.active_steps == {
         "eps_warmup": 6,
         "lr_warmup": 3,
         "label_smoothing": 12,
@@ -206,13 +206,13 @@ def test_a_record_says_in_how_many_steps_each_mechanism_was_active(tmp_path: Pat
     }
     replays = {"name": "free_at", "set": {"replays": 3}}
     done, *_ = trained(tmp_path, replays, eps_warmup=0.5, average="ema")
-    assert done.metrics["active_steps"] == {"eps_warmup": 18, "ema": 36}
+    assert done.metrics.active_steps == {"eps_warmup": 18, "ema": 36}
 
 
 def test_the_cost_of_a_step_is_that_after_every_warm_up(tmp_path: Path) -> None:
     """The first steps of AWP are plain TRADES steps, cheaper by a forward pass and the gradient in the weights."""
     entries: list[Any] = [{"name": "awp", "set": {"warmup": share}} for share in (0.5, 0.0)]
-    late, always, plain = (trained(tmp_path, e)[0].metrics["work_per_image_f"] for e in (*entries, "trades"))
+    late, always, plain = (trained(tmp_path, e)[0].metrics.work_per_image_f for e in (*entries, "trades"))
     assert late == always > plain
 
 
@@ -228,8 +228,8 @@ def test_training_in_16_bits_keeps_fp32_weights_and_learns(tmp_path: Path, preci
     with torch.no_grad():
         assert done.model(to_float(data.test.x)).dtype == torch.float32
     assert "forward" not in vars(done.model.net)
-    assert done.metrics["active_steps"][precision] == done.metrics["steps"]
-    assert ("skipped_for_overflow" in done.metrics["active_steps"]) == (precision == "fp16")
+    assert done.metrics.active_steps[precision] == done.metrics.steps
+    assert ("skipped_for_overflow" in done.metrics.active_steps) == (precision == "fp16")
 
 
 COLLAPSING = '''"""max p(0)
@@ -279,8 +279,8 @@ def test_a_collapsed_run_is_stopped_and_marked_and_a_healthy_one_is_not(bench: B
     assert states(RESULTS) == {"falling": "diverged", "standard": "done", "standard/clean": "done"}
     store = Store(RESULTS)
     record = next(r for j, r in store.records() if j.kind == "train" and j.defense.name == "falling")
-    assert record["error"]["type"] == "Collapsed"
-    assert "predicted one class for all of 64 training images at the end of epochs" in record["error"]["message"]
+    assert record.error.type == "Collapsed"
+    assert "predicted one class for all of 64 training images at the end of epochs" in record.error.message
     assert "blocked" in outcome.out
     off = bench(*tiny(*words, "--set", "train.guard=false", "--results-dir", "off", defense="falling", attack="clean"))
     assert (off.code, states(Path("off"))) == (0, {"falling": "done", "falling/clean": "done"})
@@ -306,14 +306,14 @@ def test_best_and_last_are_both_stored_and_judged(bench: Bench) -> None:
     training = next(job for job in found.values() if job.kind == "train")
     record = store.record(training.key)
     assert record is not None
-    assert sorted(record["files"]) == ["weights-best.safetensors", "weights-last.safetensors"]
+    assert sorted(record.files) == ["weights-best.safetensors", "weights-last.safetensors"]
     assert sorted(job.weights for job in found.values() if job.kind == "evaluate") == ["best", "last"]
     held_out = training.data.validation
     data = load("digits", root=ROOT, device=torch.device("cpu"), train=64, test=16, validation=held_out, seed=0)
     threat = threat_of(training.threat)
     for which in ("best", "last"):
         model = load_model(store, training, data, which)
-        told = record["metrics"][f"{which}_validation"]
+        told = getattr(record.metrics, f"{which}_validation")
         assert validation_accuracy(model, data.validation, threat, 0) == told
     again = bench(*tiny(*words, "--epochs", 3, defense="pgd_at", attack="clean"))
     assert "0 jobs run, 3 already done" in again.out
