@@ -12,12 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.classifier import Classifier, frozen
-from bench.core.rng import scope
 from bench.core.stochastic import draw_columns
 
 
@@ -32,9 +30,8 @@ class Clean(Evaluation):
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Column `correct`, bool of shape b, and for a stochastic model those of `draw_columns`."""
-        with frozen(model), torch.no_grad():
-            with scope(ctx.clean_draws()):
-                columns = {"correct": model.predict(x) == y}
+        with frozen(model):
+            columns = {"correct": ctx.correct(model, x, y)}
             if model.stochastic:
                 columns |= draw_columns(model, x, y, ctx.seed)
         return Outcome(columns)

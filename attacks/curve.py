@@ -86,7 +86,7 @@ class Curve(Evaluation):
         """
         surrogate = Counted(model.surrogate())
         with frozen(model), scope(seed(ctx.seed, "attack")):
-            clean = _correct(model, x, y, ctx)
+            clean = ctx.correct(model, x, y)
             broken_at = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             broken_at[clean] = float("inf")
             x_adv, size, warm = x.clone(), torch.zeros_like(broken_at), False
@@ -99,7 +99,7 @@ class Curve(Evaluation):
                     self._pgd(threat).strengthen(surrogate, x[todo], y[todo], Context(ctx.seed), best, first)
                     x_adv[todo], warm = best.x_adv.detach(), True
                     size[todo] = threat.check(x[todo], x_adv[todo])
-                    broken_at[~_correct(model, x_adv, y, ctx) & broken_at.isinf()] = float(eps)
+                    broken_at[~ctx.correct(model, x_adv, y) & broken_at.isinf()] = float(eps)
                 draws += [draw_columns(model, x_adv, y, ctx.seed)] if model.stochastic else []
                 ctx.report(
                     place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} still robust"
@@ -108,10 +108,3 @@ class Curve(Evaluation):
         columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **cost}
         at = {f"{name}_at": torch.stack([d[name] for d in draws], 1) for name in ("select", "share") if draws}
         return Outcome({**columns, **at, **(draws[-1] if draws else {})}, x_adv)
-
-
-@torch.no_grad()
-def _correct(model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-    """True for each image that the deployed model classifies correctly; equal noise draws at every call."""
-    with scope(ctx.clean_draws()):
-        return model.predict(x) == y

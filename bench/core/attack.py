@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier, Counted, frozen
+from bench.core.method import Method
 from bench.core.rng import scope, seed
 from bench.core.stochastic import draw_columns
-from bench.core.threat import Threat
 
 Columns = dict[str, Tensor]
 
@@ -44,30 +44,28 @@ class Context:
     others: tuple[tuple[str, Tensor], ...] = ()
     clean_seed: int | None = None
 
-    def clean_draws(self) -> int:
-        """The seed under which clean images are evaluated."""
-        return seed(self.seed if self.clean_seed is None else self.clean_seed, "clean")
+    def correct(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        """Images that the deployed model classifies correctly, bool of shape b; the same noise draws at every call."""
+        drawn = self.seed if self.clean_seed is None else self.clean_seed
+        with torch.no_grad(), scope(seed(drawn, "clean")):
+            return model.predict(x) == y
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Method):
     """Base of everything that evaluates a deployed model. A subclass is one file in `attacks/`; its fields are its
-    settings.
+    settings, `self.threat` is the threat model of the row.
 
     Methods:
 
     - `unsupported_reason(model)`: why the evaluation does not apply to a model, or None.
     - `evaluate(model, x, y, ctx)`: the columns of results, required.
 
-    Class constants. They must be literals, because the planner reads them without importing torch:
+    Class constants, besides those of `Method` (`cost` counts the clean prediction and the scoring too):
 
     - `access`: what it uses of the model, "gradients" or "scores" (logits only).
-    - `uses_threat`: True if the result depends on norm and eps.
     - `norms`: norms that it supports.
     - `kind`: "bounded" by eps, or "minimal" (searches for the smallest perturbation).
-    - `cost`: forward passes F per image on a deterministic model, clean prediction and scoring included, as a formula
-      over the settings such as "(2 steps + 2) F = 42F", or a range "A to B" where images stop early. A backward pass
-      to the image is one F.
     - `needs_smoothed`: applies only to models that can certify.
     - `needs_draws`: applies only to stochastic models.
     - `needs_images`: works on adversarial images that the attack named by its setting `source` made for other rows.
@@ -76,31 +74,20 @@ class Evaluation:
       not replace it.
     - `block`: images evaluated together, the unit of seeds, checkpoints and shards; a setting `block_size` overrides
       it.
-    - `revision`: number to raise when results may change; it is part of the job key.
-    - `settings_added_later`: settings younger than the first records, as for a Defense.
-    - `test_settings`: cheap settings for the contract tests.
     - `metric`: for an evaluation that does not measure robustness, the column whose mean is reported. It then has no
       column `correct`, and is no part of accuracies, worst case or rank.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
     access: ClassVar[Literal["gradients", "scores"]] = "gradients"
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     kind: ClassVar[Literal["bounded", "minimal"]] = "bounded"
-    cost: ClassVar[str] = ""
     needs_smoothed: ClassVar[bool] = False
     needs_draws: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
     uses_budgets: ClassVar[bool] = False
     uses_noise_model: ClassVar[bool] = False
     block: ClassVar[int] = 500
-    revision: ClassVar[int] = 1
-    settings_added_later: ClassVar[tuple[str, ...]] = ()
-    test_settings: ClassVar[dict[str, Any]] = {}
     metric: ClassVar[str] = ""
-
-    threat: Threat
 
     def unsupported_reason(self, model: Classifier) -> str | None:
         """Why the evaluation does not apply to this model, or None if it does; the table shows the reason."""
@@ -138,8 +125,7 @@ class Attack(Evaluation):
         prediction on the clean image proves nothing, and the columns of `draw_columns` are added.
         """
         with frozen(model), scope(seed(ctx.seed, "attack")):
-            with torch.no_grad(), scope(ctx.clean_draws()):
-                clean = model.predict(x) == y
+            clean = ctx.correct(model, x, y)
             # misclassified clean images need no attack, unless prediction is random
             todo = torch.ones_like(clean) if model.stochastic else clean
             x_adv, extra = x.clone(), {}
@@ -150,7 +136,7 @@ class Attack(Evaluation):
                 found, columns = self.perturb(surrogate, x[todo], y[todo], inner)
                 x_adv[todo] = found.detach()
                 extra = {name: _spread(values, todo) for name, values in columns.items()}
-            size = self._size(x, x_adv)
+            size = self.threat.check(x, x_adv).float()
             correct = clean.clone()  # at eps 0 the clean accuracy, for a stochastic model too
             if attacked:
                 with torch.no_grad(), scope(seed(ctx.seed, "score")):
@@ -160,9 +146,6 @@ class Attack(Evaluation):
                 extra |= draw_columns(model, x_adv, y, ctx.seed)
         columns = {"correct": correct, "clean": clean, "size": size, **surrogate.columns(x), **extra}
         return Outcome(columns, x_adv)
-
-    def _size(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        return self.threat.check(x, x_adv).float()
 
 
 def _resumable(ctx: Context, counted: Counted, todo: Tensor) -> Context:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.threat import Threat
+from bench.core.method import Method
 
 Losses = dict[str, Tensor]
 
@@ -47,9 +47,9 @@ class Updater(Protocol):
 
 
 @dataclass
-class Defense:
+class Defense(Method):
     """Base of a training method. A subclass is one file in `defenses/`; its fields are its hyperparameters, with the
-    paper's values as defaults. Only `loss` is required.
+    paper's values as defaults. Only `loss` is required. `self.threat` is the threat model of the training.
 
     Hooks, in the order in which a training calls them:
 
@@ -64,43 +64,23 @@ class Defense:
     - `deploy(net)`: the classifier that is evaluated and attacked.
     - `state_dict()`, `load_state_dict(state)`: state beside the weights, for checkpoints.
 
-    Class constants. They must be literals, because the planner reads them without importing torch:
+    Class constants, besides those of `Method` (literals as they are):
 
-    - `uses_threat`: True if training depends on norm and eps.
     - `norms`: norms that the method supports; a subclass without it supports all.
     - `predictor`: kind of the deployed model, "deterministic", "randomised" or "smoothed".
-    - `cost`: cost of a training step in forward passes F per image.
     - `adaptive_attacks`: file names of the attacks adapted to the method, separated by commas, of which an evaluation
       needs one; or a sentence that explains why standard attacks are adaptive.
-    - `revision`: number to raise when results may change; it is part of the job key.
-    - `settings_added_later`: settings younger than the first records. At their default they are left out of the job,
-      so that the keys of older records stay valid; a new default for one needs a new revision.
-    - `retired_settings`: removed settings, each with the one value that the method still computes. That value is still
-      written into a job (unless the setting is in `settings_added_later`), so that the keys of older records stay
-      valid. Records with another value are read and shown, but cannot be computed again.
-    - `retired_results`: the page with the results of the removed settings, named in the error when one is requested.
     - `supports_recipe`: parts of the recipe that the method implements: "label_smoothing" (its loss uses
       `batch.smoothing`), "bf16" and "fp16" (its forward passes may run in that precision). The planner rejects others.
     - `presets`: named sets of settings, selected by preset=NAME.
     - `recipe`: optimizer and schedule of the paper.
-    - `test_settings`: cheap settings for the contract tests.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
-    uses_threat: ClassVar[bool] = True
     predictor: ClassVar[str] = "deterministic"
-    cost: ClassVar[str] = ""
     adaptive_attacks: ClassVar[str] = ""
-    revision: ClassVar[int] = 1
-    settings_added_later: ClassVar[tuple[str, ...]] = ()
-    retired_settings: ClassVar[dict[str, Any]] = {}
-    retired_results: ClassVar[str] = ""
     supports_recipe: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     recipe: ClassVar[dict[str, Any]] = {}
-    test_settings: ClassVar[dict[str, Any]] = {}
-
-    threat: Threat
 
     @property
     def updates_per_batch(self) -> int:
