@@ -64,8 +64,10 @@ class AutoAttack(Attack):
         with torch.no_grad():
             state = ctx.saved or self._initial_state(x, classes=model(x[:1]).shape[1])
             suite = self._suite(model, x, int(state["classes"]), ctx.seed % 2**31, stochastic)
-            run = self._run_on_all if stochastic else self._run_in_turn
-            run(suite, model, x, y, ctx, state)
+            if stochastic:
+                self._attack_stochastic(suite, model, x, y, ctx, state)
+            else:
+                self._attack_in_turn(suite, model, x, y, ctx, state)
         return state["x_adv"], {"stage": state["stage"]}
 
     def _initial_state(self, x: Tensor, classes: int) -> Columns:
@@ -109,43 +111,44 @@ class AutoAttack(Attack):
         suite.apgd.logger = suite.apgd_targeted.logger = silent
         return suite
 
-    def _run_in_turn(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
+    def _attack_in_turn(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
         """Each attack on the images that are still robust. The state is saved after every batch."""
-        names, stage = suite.attacks_to_run, state["stage"]
-        for number, name in enumerate(names, start=1):
-            robust = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack, also on resuming
+        attacks, x_adv, stage = suite.attacks_to_run, state["x_adv"], state["stage"]
+        for number, name in enumerate(attacks, start=1):
+            robust = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack, also after a restart
             if len(robust) == 0:
                 break
             for batch, rows in enumerate(robust.split(self.batch_size)):
                 if [number, batch] < state["next"].tolist():
-                    continue
-                found = _run(suite, name, x[rows], y[rows])
-                broken = model(found).argmax(1) != y[rows]
-                state["x_adv"][rows[broken]] = found[broken].to(x)
+                    continue  # done before a restart
+                candidates = _run(suite, name, x[rows], y[rows])
+                broken = model(candidates).argmax(1) != y[rows]
+                x_adv[rows[broken]] = candidates[broken].to(x)
                 stage[rows[broken]] = number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
                 done = number - 1 + min(1.0, (batch + 1) * self.batch_size / len(robust))
-                still = f"{name}: {int((stage < 0).sum())} of {len(x)} still robust"
-                ctx.report(int(100 * done), 100 * len(names), still)
+                note = f"{name}: {int((stage < 0).sum())} of {len(x)} still robust"
+                ctx.report(int(100 * done), 100 * len(attacks), note)
 
-    def _run_on_all(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
-        """Each attack on every image of a stochastic model. Per image we keep the candidate that is misclassified in
-        most fresh draws, of equal ones that with the larger mean margin."""
-        names, best = suite.attacks_to_run, state["best"]
-        for number, name in enumerate(names, start=1):
+    def _attack_stochastic(
+        self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns
+    ) -> None:
+        """Each attack on every image of a stochastic model. For each image we keep the candidate that is misclassified
+        in most fresh draws, of equal ones that with the larger mean margin."""
+        attacks, x_adv, best = suite.attacks_to_run, state["x_adv"], state["best"]
+        for number, name in enumerate(attacks, start=1):
             for batch, rows in enumerate(torch.arange(len(x), device=x.device).split(self.batch_size)):
                 if [number, batch] < state["next"].tolist():
-                    continue
+                    continue  # done before a restart
                 with scope(seed(ctx.seed, name, batch)):  # the same draws before and after a restart
-                    for found in _candidates(suite, name, x[rows], y[rows]):
-                        score = self._score(model, found, y[rows])
-                        old = best[rows]
-                        better = (score[:, 0] > old[:, 0]) | ((score[:, 0] == old[:, 0]) & (score[:, 1] > old[:, 1]))
-                        improved = rows[better]
-                        state["x_adv"][improved], best[improved] = found[better].to(x), score[better]
-                        state["stage"][improved] = number
+                    for candidates in _candidates(suite, name, x[rows], y[rows]):
+                        score = self._score(model, candidates, y[rows])
+                        (wrong, margins), (best_wrong, best_margins) = score.T, best[rows].T
+                        better = (wrong > best_wrong) | ((wrong == best_wrong) & (margins > best_margins))
+                        x_adv[rows[better]] = candidates[better].to(x)
+                        best[rows[better]], state["stage"][rows[better]] = score[better], number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
-            ctx.report(number, len(names), f"{name}: misclassified in {float(best[:, 0].mean()):.0%} of draws")
+            ctx.report(number, len(attacks), f"{name}: misclassified in {float(best[:, 0].mean()):.0%} of draws")
 
     def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
         """Share of fresh draws in which an image is misclassified, and mean margin, shape b 2."""
@@ -155,14 +158,20 @@ class AutoAttack(Attack):
 
 def _run(suite: Any, name: str, x: Tensor, y: Tensor) -> Tensor:
     """Adversarial images of one attack of the suite for one batch, configured as in the package's own loop."""
-    if name in ("apgd-ce", "apgd-dlr"):
-        suite.apgd.loss = name.removeprefix("apgd-")
-    if name in ("fab", "fab-t"):
-        suite.fab.targeted = name == "fab-t"
-        suite.fab.n_restarts = 1 if name == "fab-t" else suite.fab.n_restarts
-    untargeted = suite.apgd  # apgd-ce and apgd-dlr
-    attacks = {"apgd-t": suite.apgd_targeted, "fab": suite.fab, "fab-t": suite.fab, "square": suite.square}
-    attack = attacks.get(name, untargeted)
+    match name:
+        case "apgd-ce" | "apgd-dlr":
+            attack = suite.apgd
+            attack.loss = name.removeprefix("apgd-")
+        case "apgd-t":
+            attack = suite.apgd_targeted
+        case "fab":
+            attack = suite.fab
+            attack.targeted = False
+        case "fab-t":
+            attack = suite.fab
+            attack.targeted, attack.n_restarts = True, 1
+        case _:
+            attack = suite.square
     attack.seed = suite.get_seed()
     return attack.perturb(x, y)
 
@@ -175,5 +184,5 @@ def _candidates(suite: Any, name: str, x: Tensor, y: Tensor) -> list[Tensor]:
     suite.apgd.loss = name.removeprefix("apgd-")
     suite.apgd.init_hyperparam(x)
     torch.manual_seed(suite.get_seed())
-    best, _, _, wrong = suite.apgd.attack_single_run(x, y)
-    return [best, wrong]
+    highest_loss, _, _, last_misclassified = suite.apgd.attack_single_run(x, y)
+    return [highest_loss, last_misclassified]

@@ -150,7 +150,7 @@ def _gathered(attack: AutoAttack, coin: _Coin, x: Tensor, y: Tensor) -> tuple[Te
     suite = attack._suite(coin, x, 5, 0, stochastic=True)
     suite.apgd.n_iter = 3
     state = attack._initial_state(x, 5)
-    attack._run_on_all(suite, coin, x, y, Context(0), state)
+    attack._attack_stochastic(suite, coin, x, y, Context(0), state)
     return state["x_adv"], state["stage"]
 
 
