@@ -46,7 +46,7 @@ def waiting_is_an_error() -> Iterator[None]:
 @pytest.mark.parametrize("name", SYNC_FREE)
 def test_a_training_step_never_waits_for_the_device(name: str, waiting_is_an_error: None) -> None:
     plugin = catalog.get("defenses", name)
-    threat = THREAT if plugin.constant("uses_threat", True) else None
+    threat = THREAT if plugin.uses_threat else None
     defense = plugins.make("defenses", name, plugin.resolve({}), threat)
     net = defense.wrap(plugins.build_model("preact_resnet18", {"width": 8}, INPUTS)).cuda().train()
     net = net.to(memory_format=torch.channels_last)

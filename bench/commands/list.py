@@ -59,8 +59,7 @@ def _line(plugin: catalog.Plugin) -> str:
     if plugin.kind == "defenses":
         middle = plugin.constant("cost", "")
     elif plugin.kind == "attacks":
-        norms = plugin.constant("norms", ("Linf", "L2", "L1"))
-        middle = "/".join(norms) if plugin.constant("uses_threat", True) else "no budget"
+        middle = "/".join(plugin.norms) if plugin.uses_threat else "no budget"
     source = plugin.source or plugin.formula
     brief = source[: source.find(")") + 1] or source
     return f"  {plugin.name:16} {middle:30} {brief}"

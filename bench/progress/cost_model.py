@@ -168,7 +168,7 @@ def _passes(job: Job, trained: ModelJob, classes: int) -> tuple[float, float] | 
         return declared(catalog.get("defenses", job.defense.name), job.defense.settings, classes)
     stochastic = 0.0
     if isinstance(trained, TrainJob):
-        stochastic = DRAWS[catalog.get("defenses", trained.defense.name).constant("predictor", "deterministic")]
+        stochastic = DRAWS[catalog.get("defenses", trained.defense.name).predictor]
     if isinstance(job, AuditJob):
         count = AUDITS[job.part, job.level]
         return count + stochastic, count + stochastic

@@ -186,7 +186,7 @@ def _kind_of_device(record: Record) -> str | None:
 
 def _deploys(defense: str) -> str:
     try:
-        return str(catalog.get("defenses", defense).constant("predictor", "deterministic"))
+        return catalog.get("defenses", defense).predictor
     except (LookupError, ValueError):  # records outlive plug-ins
         return "unknown"
 

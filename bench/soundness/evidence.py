@@ -140,7 +140,7 @@ def access(name: str, settings: dict[str, Any]) -> str:
         plugin = catalog.get("attacks", name)
     except (LookupError, ValueError):  # records outlive plug-ins
         return "gradients"
-    return "images" if plugin.constant("needs_images", False) else str(plugin.constant("access", "gradients"))
+    return "images" if plugin.needs_images else str(plugin.constant("access", "gradients"))
 
 
 class Evidence:

@@ -350,7 +350,7 @@ def two_steps(settings: dict[str, Any]) -> list[float]:
 def test_the_planner_reads_both_files() -> None:
     for name in ("noisy", "noisy_sampled"):
         plugin = catalog.get("defenses", name)
-        assert plugin.constant("uses_threat", True) is False
+        assert plugin.uses_threat is False
         assert plugin.resolve({"site": "input"})["sigma"] == 0.6
         assert all(field.doc for field in plugin.fields)
         assert "2312.08877" in plugin.source

@@ -35,8 +35,8 @@ class Plain:
 def test_a_narrow_net_trains(name: str, model: str) -> None:
     torch.manual_seed(0)
     plugin = catalog.get("defenses", name)
-    norm = plugin.constant("norms", ("Linf",))[0]
-    threat = {"norm": norm, "eps": "8/255"} if plugin.constant("uses_threat", True) else None
+    norm = plugin.norms[0]
+    threat = {"norm": norm, "eps": "8/255"} if plugin.uses_threat else None
     defense = plugins.make("defenses", name, plugins.load("defenses", name).test_settings, threat)
     net = defense.wrap(plugins.build_model(model, NETS[model], Inputs(3, 32, 10, (0.5,) * 3, (0.25,) * 3)))
     net = net.to(memory_format=torch.channels_last).train()

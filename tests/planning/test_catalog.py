@@ -96,7 +96,7 @@ def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPat
     assert plugin.notes == "First note.\n\nSecond note."
     assert plugin.constants == {"uses_threat": False, "norms": ("L2",)}
     assert plugin.constant("norms", None) == ("L2",)
-    assert plugin.constant("predictor", "deterministic") == "deterministic"
+    assert plugin.predictor == "deterministic"
     assert plugin.fields[0].doc == "Noise of the inputs."
     assert plugin.resolve({"sigma": "0.25"}) == {
         "sigma": 0.25,
@@ -176,8 +176,8 @@ class Mine(TRADES):
     mine, trades = catalog.get("defenses", "mine"), catalog.get("defenses", "trades")
     assert [f.name for f in mine.fields] == [*(f.name for f in trades.fields), "extra"]
     assert mine.resolve({}) == {**trades.resolve({}), "rel_step_size": 0.5, "extra": 3}
-    assert mine.constant("norms", ()) == ("Linf", "L2")
-    assert (mine.constant("revision", 1), trades.constant("revision", 1)) == (7, 1)
+    assert mine.norms == ("Linf", "L2")
+    assert (mine.revision, trades.revision) == (7, 1)
     assert "beta" in [f.name for f in mine.fields if f.doc]
 
 
