@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,19 @@ class Mine(Defense):
 '''
 
 
-def plug(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: str) -> None:
-    """Write files and name them as `--plugin` does."""
-    paths = []
-    for name, text in files.items():
-        paths.append(folder / f"{name}.py")
-        paths[-1].write_text(text, encoding="utf-8")
-    monkeypatch.setenv("BENCH_PLUGINS", os.pathsep.join(map(str, paths)))
+Plug = Callable[..., None]
+
+
+@pytest.fixture
+def plug(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plug:
+    """Writes files, by name without `.py`, and names them as `--plugin` does."""
+
+    def write(folder: Path = tmp_path, **files: str) -> None:
+        for name, text in files.items():
+            (folder / f"{name}.py").write_text(text, encoding="utf-8")
+        monkeypatch.setenv("BENCH_PLUGINS", os.pathsep.join(str(folder / f"{name}.py") for name in files))
+
+    return write
 
 
 def defense(*lines: str) -> str:
@@ -67,7 +74,7 @@ def defense(*lines: str) -> str:
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_FILE, ids=[f"{kind}/{name}" for kind, name in EVERY_FILE])
-def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name: str) -> None:
+def test_every_built_in_file_is_read_without_import(kind: catalog.Kind, name: str) -> None:
     before = set(sys.modules)
     plugin = catalog.get(kind, name)
     module = f"{catalog.PACKAGES[kind]}.{name}"
@@ -83,12 +90,12 @@ def test_every_file_of_the_tree_is_read_without_import(kind: catalog.Kind, name:
 
 
 @pytest.mark.parametrize("kind", catalog.KINDS)
-def test_there_is_something_of_each_kind(kind: catalog.Kind) -> None:
+def test_there_are_plugins_of_each_kind(kind: catalog.Kind) -> None:
     assert catalog.names(kind) == sorted(catalog.names(kind)) != []
 
 
-def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plug(monkeypatch, tmp_path, mine=GOOD)
+def test_a_plugin_outside_the_tree_is_read_in_full(plug: Plug) -> None:
+    plug(mine=GOOD)
     assert "mine" in catalog.names("defenses")
     assert "mine" not in catalog.names("attacks")
     plugin = catalog.get("defenses", "mine")
@@ -112,27 +119,25 @@ def test_a_plugin_outside_the_tree_is_read_in_full(monkeypatch: pytest.MonkeyPat
     assert str(Epsilon(plugin.resolve({"level": "0.25"})["level"])) == "0.25"
 
 
-def test_6_and_6_point_0_resolve_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plug(monkeypatch, tmp_path, mine=GOOD)
+def test_6_and_6_point_0_resolve_alike(plug: Plug) -> None:
+    plug(mine=GOOD)
     plugin = catalog.get("defenses", "mine")
     for name in ("sigma", "steps"):
         assert repr(plugin.resolve({name: 2})[name]) == repr(plugin.resolve({name: 2.0})[name])
 
 
-def test_a_young_setting_changes_a_job_only_away_from_its_default(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_setting_added_later_is_left_out_of_a_job_at_its_default(plug: Plug) -> None:
     young = '    settings_added_later: ClassVar[tuple[str, ...]] = ("sigma",)\n    norms:'
-    plug(monkeypatch, tmp_path, mine=GOOD.replace("    norms:", young))
+    plug(mine=GOOD.replace("    norms:", young))
     plugin = catalog.get("defenses", "mine")
     assert "sigma" not in plugin.resolve({})
     assert plugin.resolve({"sigma": "0.5"}) == plugin.resolve({})
     assert plugin.resolve({"sigma": 1})["sigma"] == 1.0
 
 
-def test_a_preset_stands_for_settings_and_others_go_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_given_beside_a_preset_take_precedence(plug: Plug) -> None:
     preset = """    presets: ClassVar[dict[str, dict[str, Any]]] = {"loud": {"sigma": 2, "steps": 9}}\n    norms:"""
-    plug(monkeypatch, tmp_path, mine=GOOD.replace("    norms:", preset))
+    plug(mine=GOOD.replace("    norms:", preset))
     plugin = catalog.get("defenses", "mine")
     assert plugin.resolve({"preset": "loud"}) == plugin.resolve({"sigma": 2, "steps": 9})
     assert plugin.resolve({"preset": "loud", "steps": 3}) == plugin.resolve({"sigma": 2})
@@ -142,16 +147,14 @@ def test_a_preset_stands_for_settings_and_others_go_before_it(monkeypatch: pytes
         catalog.get("defenses", "trades").resolve({"preset": "loud"})
 
 
-def test_the_name_of_the_base_class_tells_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_base_class_determines_the_kind(plug: Plug) -> None:
     attack = "@dataclass\nclass Theirs(Evaluation):\n    steps: int = 1\n"
-    plug(monkeypatch, tmp_path, mine=defense("sigma: float = 1.0"), theirs=attack)
+    plug(mine=defense("sigma: float = 1.0"), theirs=attack)
     assert "theirs" in catalog.names("attacks")
     assert "mine" in catalog.names("defenses")
 
 
-def test_a_plugin_has_the_fields_and_constants_of_the_base_class_it_imports(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_plugin_has_the_fields_and_constants_of_the_base_class_it_imports(plug: Plug) -> None:
     text = '''"""min L
 
 (Nobody 2026)
@@ -172,7 +175,7 @@ class Mine(TRADES):
     extra: int = 3
     """A setting of its own."""
 '''
-    plug(monkeypatch, tmp_path, mine=text)
+    plug(mine=text)
     mine, trades = catalog.get("defenses", "mine"), catalog.get("defenses", "trades")
     assert [f.name for f in mine.fields] == [*(f.name for f in trades.fields), "extra"]
     assert mine.resolve({}) == {**trades.resolve({}), "rel_step_size": 0.5, "extra": 3}
@@ -181,28 +184,26 @@ class Mine(TRADES):
     assert "beta" in [f.name for f in mine.fields if f.doc]
 
 
-def test_a_plugin_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plug(monkeypatch, tmp_path, mine="x = 1\n")
+def test_a_file_without_a_plugin_is_an_error(plug: Plug) -> None:
+    plug(mine="x = 1\n")
     with pytest.raises(ValueError, match=r"mine\.py holds no class derived from Defense, Attack or Evaluation"):
         catalog.names("defenses")
 
 
 @pytest.mark.parametrize("text", ["class (:", "x = '\0'"])
-def test_a_plugin_that_is_no_python_is_refused_by_its_path(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
-) -> None:
-    plug(monkeypatch, tmp_path, mine=text)
+def test_a_file_that_is_not_python_is_an_error_with_its_path(plug: Plug, text: str) -> None:
+    plug(mine=text)
     with pytest.raises(ValueError, match=r"cannot read plug-in .*mine\.py: "):
         catalog.names("defenses")
 
 
-def test_a_plugin_cannot_take_a_name_of_the_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plug(monkeypatch, tmp_path, noisy=defense("sigma: float = 1.0"))
+def test_a_plugin_cannot_have_the_name_of_a_built_in_one(plug: Plug) -> None:
+    plug(noisy=defense("sigma: float = 1.0"))
     with pytest.raises(ValueError, match=r"noisy\.py has the name of .*; rename the file"):
         catalog.get("defenses", "noisy")
 
 
-def test_naming_a_file_of_the_tree_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_naming_a_built_in_file_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     path = catalog.get("defenses", "noisy").path
     monkeypatch.setenv("BENCH_PLUGINS", str(path))
     catalog.get.cache_clear()
@@ -228,29 +229,27 @@ def test_naming_a_file_of_the_tree_changes_nothing(monkeypatch: pytest.MonkeyPat
         (["level: Epsilon = Epsilon('8 of 255')"], "'8 of 255' is not a number"),
     ],
 )
-def test_what_the_planner_cannot_read_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: list[str], message: str
-) -> None:
-    plug(monkeypatch, tmp_path, mine=defense(*lines))
+def test_a_declaration_that_cannot_be_read_is_an_error(plug: Plug, lines: list[str], message: str) -> None:
+    plug(mine=defense(*lines))
     with pytest.raises(ValueError, match=message):
         catalog.get("defenses", "mine")
 
 
-def test_a_file_holds_one_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_holds_one_plugin(plug: Plug) -> None:
     two = defense("a: int = 1") + defense("b: int = 1").replace("Mine", "Yours")
-    plug(monkeypatch, tmp_path, mine=two)
+    plug(mine=two)
     with pytest.raises(ValueError, match="must hold one @dataclass plug-in, found 2"):
         catalog.get("defenses", "mine")
 
 
-def test_a_broken_file_hurts_only_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plug(monkeypatch, tmp_path, broken=defense("sigma: Tensor = 1"), mine=defense("sigma: float = 1"))
+def test_a_broken_file_leaves_the_other_plugins_usable(plug: Plug) -> None:
+    plug(broken=defense("sigma: Tensor = 1"), mine=defense("sigma: float = 1"))
     assert {"broken", "mine", "noisy"} <= set(catalog.names("defenses"))
     assert catalog.get("defenses", "mine").resolve({}) == {"sigma": 1.0}
     assert catalog.get("defenses", "noisy").resolve({})["sigma"] == 0.6
 
 
-def test_unknown_names_are_refused_with_the_nearest() -> None:
+def test_an_unknown_name_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(LookupError, match=r"no defense 'nosy'\. Did you mean 'noisy'\? Known: .*noisy"):
         catalog.get("defenses", "nosy")
     with pytest.raises(LookupError, match=r"no attack 'qqqqqq'\. Known: ") as error:
@@ -258,19 +257,19 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
     assert "Did you mean" not in str(error.value)
 
 
-def test_unknown_settings_are_refused_with_the_nearest() -> None:
+def test_an_unknown_setting_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(LookupError, match=r"noisy has no setting 'sigm'\. Did you mean 'sigma'\? Known: .*learn_sigma"):
         catalog.get("defenses", "noisy").resolve({"sigm": 1})
 
 
 @pytest.mark.parametrize("sigma", [0, -1, "0", "nan", "inf", float("inf"), "abc", None, [1]])
-def test_impossible_settings_are_refused_in_one_line(sigma: Any) -> None:
+def test_an_invalid_value_is_an_error_of_one_line(sigma: Any) -> None:
     with pytest.raises(ValueError, match=r"^defenses noisy\.sigma: input should be .*$") as error:
         catalog.get("defenses", "noisy").resolve({"sigma": sigma}, "defenses ")
     assert "\n" not in str(error.value)
 
 
-def test_the_word_true_may_be_a_choice() -> None:
+def test_the_word_true_can_be_a_choice() -> None:
     # YAML and the command line make a boolean of it
     mixture = catalog.get("defenses", "at_mixture")
     assert mixture.resolve({"label": True}) == mixture.resolve({"label": "true"}) == mixture.resolve({})
@@ -279,13 +278,13 @@ def test_the_word_true_may_be_a_choice() -> None:
         mixture.resolve({"label": False})
 
 
-def test_two_files_of_one_name_are_two_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_files_of_one_name_are_two_plugins(plug: Plug, tmp_path: Path) -> None:
     text = GOOD.replace(
         'raise RuntimeError("the catalog must not run this file")', "from bench.core.epsilon import Epsilon"
     )
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        plug(monkeypatch, tmp_path / folder, mine=text)
+        plug(tmp_path / folder, mine=text)
         catalog.get.cache_clear()
         assert plugins.module("defenses", "mine").__file__ == str(catalog.get("defenses", "mine").path)
         assert Path(str(plugins.module("defenses", "mine").__file__)).parent.name == folder

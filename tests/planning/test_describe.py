@@ -42,7 +42,7 @@ def mine(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str = MINE) -> cat
     return catalog.get("defenses", "mine")
 
 
-def test_settings_are_told_as_they_are_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_are_described_as_they_are_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plugin = mine(monkeypatch, tmp_path)
     assert {f.name: (describe.default(f.default), describe.values(f)) for f in plugin.fields} == {
         "many": ("[1, 4]", "[int > 0, ...]"),
@@ -71,7 +71,7 @@ def test_the_default_of_every_setting_can_be_typed(bench: Bench) -> None:
                 assert plugin.resolve({field.name: typed}) == plugin.resolve({}), f"{name}.{field.name}"
 
 
-def test_facts_of_a_defense_say_what_was_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_facts_of_a_defense_name_missing_declarations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     told = describe.facts(mine(monkeypatch, tmp_path))
     assert told["trains at a budget"] == "yes, in Linf, L2, L1"
     assert told["cost"].startswith("not said (")
@@ -81,7 +81,7 @@ def test_facts_of_a_defense_say_what_was_left_out(monkeypatch: pytest.MonkeyPatc
     assert describe.facts(catalog.get("models", "mlp")) == {}
 
 
-def test_facts_of_an_attack_say_what_it_needs() -> None:
+def test_facts_of_an_attack_name_what_it_needs() -> None:
     def facts(name: str) -> dict[str, str]:
         return describe.facts(catalog.get("attacks", name))
 
@@ -97,7 +97,7 @@ def test_facts_of_an_attack_say_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("name", ["noisy", "pgd", "mlp", "digits"])
-def test_a_name_alone_is_listed_in_full(bench: Bench, name: str) -> None:
+def test_a_name_alone_is_described_in_full(bench: Bench, name: str) -> None:
     kind = {"noisy": "defenses", "pgd": "attacks", "mlp": "models", "digits": "datasets"}[name]
     alone = bench("list", name)
     assert (alone.code, alone.err) == (0, "")
@@ -106,14 +106,14 @@ def test_a_name_alone_is_listed_in_full(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["attacks", "models"])
-def test_lists_say_what_stands_in_them(bench: Bench, kind: str) -> None:
+def test_lists_explain_their_columns(bench: Bench, kind: str) -> None:
     lines = bench("list", kind).out.splitlines()
     assert [line.split()[0] for line in lines] == catalog.names(kind)  # type: ignore[arg-type]
     if kind == "attacks":
         assert next(line for line in lines if "certify" in line).split()[1:3] == ["no", "budget"]
 
 
-def test_the_first_help_is_whole(bench: Bench) -> None:
+def test_the_first_help_is_complete(bench: Bench) -> None:
     shown = bench("--help").out
     lines = dict(re.findall(r"^  (\w+)  +(\S.*)$", shown.partition("Commands:")[2], re.MULTILINE))
     assert sorted(lines) == COMMANDS
@@ -130,7 +130,7 @@ def test_every_option_and_argument_has_a_line_of_help(bench: Bench, command: str
     assert [name for name, told in listed if name.startswith("-") and (not told or told.startswith("["))] == []
 
 
-def test_a_plug_in_keeps_its_verdict_in_every_table(bench: Bench) -> None:
+def test_tables_know_a_plugin_only_with_its_option(bench: Bench) -> None:
     assert bench("new", "defense", "mine", "--dir", ".").code == 0
     plugin = ("--plugin", "defenses/mine.py")
     small = ("--n", "16", "--train-n", "64", "--epochs", "1", "--attack", "clean,pgd", "--checks", "off")
@@ -141,7 +141,7 @@ def test_a_plug_in_keeps_its_verdict_in_every_table(bench: Bench) -> None:
     assert "C28 F" in known
     assert "| mine (authors year, arXiv number)" in known
     assert bench("leaderboard").code == 0
-    assert "C28 F" not in Path("leaderboard.md").read_text("utf-8")  # who does not know the file cannot ask it
+    assert "C28 F" not in Path("leaderboard.md").read_text("utf-8")  # without the option, its declaration is unknown
     for command in (("compare", "mine", "standard"), ("timing",)):
         assert "mine (sigma=0.1)" in bench(*command).out
         shown = bench(*command, *plugin)
@@ -150,7 +150,7 @@ def test_a_plug_in_keeps_its_verdict_in_every_table(bench: Bench) -> None:
     assert bench("report", *plugin).code == 0
 
 
-def test_what_narrows_rows_down_to_none_says_what_there_is(bench: Bench) -> None:
+def test_a_filter_without_matching_rows_lists_the_existing_values(bench: Bench) -> None:
     small = ("--n", "16", "--train-n", "64", "--epochs", "1", "--attack", "clean,fgsm", "--checks", "off")
     ran = bench("run", "--defense", "logit_squeezing", *small, "--workers", "1", "--device", "cpu", "-q")
     assert ran.code == 0, ran.err

@@ -60,7 +60,7 @@ def test_options_and_file_give_the_same_jobs(file: Path) -> None:
     assert [job.key for job in plan(typed, ROOT)] == [job.key for job in plan(written, ROOT)]
 
 
-def test_nothing_typed_is_a_whole_matrix_and_says_so() -> None:
+def test_without_options_there_is_a_default_matrix_with_notes() -> None:
     spec = made()
     assert (spec.data.name, [str(eps) for eps in spec.threat.eps]) == ("digits", ["0.1"])
     assert [d.name for d in spec.defenses] == ["standard", "noisy", "pgd_at"]
@@ -84,15 +84,15 @@ def test_the_baseline_is_added_once_and_can_be_left_out() -> None:
     assert "baseline" not in notes(defense=["noisy"], baseline=False)
 
 
-def test_what_was_typed_is_not_told_back() -> None:
+def test_notes_do_not_repeat_given_options() -> None:
     assert notes(dataset="digits", defense=["standard"], eps=["0.1"], attack=["clean"]) == ""
 
 
-def test_photographs_get_pixel_budgets() -> None:
+def test_photographs_get_eps_in_pixel_units() -> None:
     assert [str(eps) for eps in made(dataset="cifar10").threat.eps] == ["8/255"]
 
 
-def test_certify_comes_with_a_smoothed_defense_only() -> None:
+def test_certify_is_a_default_attack_of_smoothed_defenses_only() -> None:
     assert "certify" in [a.name for a in made(defense=["smoothing"]).attacks]
     assert "certify" not in [a.name for a in made(defense=["noisy"]).attacks]
 
@@ -118,7 +118,7 @@ def test_n_caps_the_attacks_of_a_file(file: Path) -> None:
     assert [job.n for job in plan(made(spec=file, n=16), ROOT) if job.kind == "evaluate"] == [16, 16] * 2
 
 
-def test_options_replace_what_a_file_says(file: Path) -> None:
+def test_options_replace_values_of_a_file(file: Path) -> None:
     spec = made(
         spec=file,
         eps=["0.2,0.3"],
@@ -184,18 +184,18 @@ def test_values_of_set(text: str, value: Any) -> None:
         ({"train_n": 0}, "data.train: Input should be greater than 0, got 0"),
     ],
 )
-def test_what_means_nothing_is_refused(typed: dict[str, Any], message: str) -> None:
+def test_options_without_meaning_are_errors(typed: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, LookupError, FileNotFoundError), match=message) as error:
         made(**typed)
     assert "\n" not in str(error.value)
 
 
-def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> None:
+def test_an_error_of_an_option_does_not_name_the_file(file: Path) -> None:
     with pytest.raises(ValueError, match=r"^threat: eps 8 under Linf"):
         made(spec=file, eps=["8"])
 
 
-def test_a_mistake_in_the_file_is_found_though_options_replace_it(file: Path) -> None:
+def test_an_error_in_the_file_is_found_even_where_options_replace_it(file: Path) -> None:
     file.write_text(SPEC.replace("eps: 0.1", "eps: 8"))
     with pytest.raises(ValueError, match=r"mine\.yaml, line 3: threat: eps 8"):
         made(spec=file, eps=["0.1"])
@@ -244,7 +244,7 @@ def test_default_attacks_fit_the_norm() -> None:
         ({"defense": ["noisy"], "set": ["nosy.sigma=1"]}, LookupError, "Did you mean 'noisy'"),
     ],
 )
-def test_what_was_meant_is_said(
+def test_errors_suggest_what_was_meant(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], kind: type[Exception], says: str
 ) -> None:
     monkeypatch.chdir(paths.ROOT)

@@ -84,7 +84,7 @@ def test_the_order_of_keys_in_the_file_does_not_matter(tmp_path: Path) -> None:
     assert sorted(found[0]) == sorted(found[1])
 
 
-def test_8_255_and_its_float_share_a_key() -> None:
+def test_8_255_and_its_float_have_one_key() -> None:
     def under(eps: Any) -> list[str]:
         return keys(one(threat={"norm": "Linf", "eps": eps}))
 
@@ -92,7 +92,7 @@ def test_8_255_and_its_float_share_a_key() -> None:
     assert set(under("8/255")).isdisjoint(under("0.031"))
 
 
-def test_a_default_written_out_changes_nothing() -> None:
+def test_writing_out_a_default_changes_no_key() -> None:
     beta = catalog.get("defenses", "trades").resolve({})["beta"]
     assert keys(one()) == keys(one(defenses=[{"name": "trades", "set": {"beta": str(beta)}}]))
     assert keys(one()) == keys(one(data={"name": "digits", "test": 100, "train": 1437}))
@@ -124,13 +124,13 @@ OF_THE_EVALUATION: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changed", CHANGES.values(), ids=CHANGES)
-def test_what_training_depends_on_changes_both_keys(changed: dict[str, Any]) -> None:
+def test_a_change_of_the_training_changes_both_keys(changed: dict[str, Any]) -> None:
     assert set(keys(one(**changed))).isdisjoint(keys(one()))
     assert len(keys(one(**changed))) == 2
 
 
 @pytest.mark.parametrize("changed", OF_THE_EVALUATION.values(), ids=OF_THE_EVALUATION)
-def test_what_only_the_evaluation_depends_on_leaves_the_training_alone(changed: dict[str, Any]) -> None:
+def test_a_change_of_the_evaluation_leaves_the_training_key(changed: dict[str, Any]) -> None:
     (train, evaluation), (other_train, other) = jobs(one()), jobs(one(**changed))
     assert train.key == other_train.key
     assert evaluation.key != other.key
@@ -154,7 +154,7 @@ def test_a_raised_revision_of_the_engine_changes_the_key(
     assert (keys(one())[0] == before[0]) == (constant == "EVALUATE_REVISION")
 
 
-def test_a_raised_revision_of_the_plug_in_changes_the_key_and_its_comments_do_not(
+def test_a_plugin_s_revision_changes_the_key_and_its_comments_do_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def with_file(text: str) -> str:
@@ -181,7 +181,7 @@ def test_a_raised_revision_of_the_plug_in_changes_the_key_and_its_comments_do_no
         {"data": {"name": "digits", "test": 100, "size": 8}},
     ],
 )
-def test_what_no_result_depends_on_leaves_the_keys_alone(changed: dict[str, Any]) -> None:
+def test_settings_without_effect_on_results_leave_the_keys(changed: dict[str, Any]) -> None:
     assert set(keys(one())) <= set(keys(one(**changed)))
 
 
@@ -240,7 +240,7 @@ def test_grid_multiplies_and_set_does_not() -> None:
         ({"name": "trads"}, "no defense 'trads'. Did you mean 'trades'"),
     ],
 )
-def test_entries_that_mean_nothing_are_refused(entry: dict[str, Any], message: str) -> None:
+def test_invalid_entries_are_errors(entry: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, LookupError), match=message):
         jobs(one(defenses=[entry]))
 
@@ -252,12 +252,12 @@ def test_certify_is_planned_for_smoothed_models_only() -> None:
     assert certified == {"smoothing"}
 
 
-def test_an_attack_is_refused_under_a_norm_it_does_not_have() -> None:
+def test_an_attack_under_an_unsupported_norm_is_an_error() -> None:
     with pytest.raises(ValueError, match="attack fgsm has no L1 version; its norms: Linf, L2"):
         jobs(one(threat={"norm": "L1", "eps": 1}, defenses=["standard"]))
 
 
-def test_a_defense_is_refused_under_a_norm_it_does_not_have() -> None:
+def test_a_defense_under_an_unsupported_norm_is_an_error() -> None:
     with pytest.raises(ValueError, match="defense trades has no L1 version; its norms: Linf, L2"):
         jobs(one(threat={"norm": "L1", "eps": 1}, attacks=["clean"]))
 
@@ -284,12 +284,12 @@ def test_seeds_limits_an_attack_to_the_first_seeds() -> None:
         ({"models": ["mpl"]}, "no model 'mpl'. Did you mean 'mlp'"),
     ],
 )
-def test_what_the_data_cannot_give_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_more_images_than_the_data_set_has_are_an_error(changed: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, LookupError), match=message):
         jobs(one(**changed))
 
 
-def test_n_is_the_attack_s_or_the_run_s_or_the_whole_test_set() -> None:
+def test_n_is_that_of_the_attack_or_of_the_run_or_the_whole_test_set() -> None:
     attacks = ["clean", {"name": "fgsm", "n": 7}]
     assert [job.n for job in evaluations(one(attacks=attacks))] == [100, 7]
     assert [job.n for job in evaluations(one(attacks=attacks, data={"name": "digits"}))] == [360, 7]
@@ -317,7 +317,7 @@ def test_the_plan_is_independent_of_the_order_of_entries(
     assert sorted(keys(shuffled)) == sorted(keys(BASE))
 
 
-def test_a_plan_leaves_its_spec_alone_and_can_be_written_and_read() -> None:
+def test_a_plan_does_not_change_its_spec_and_its_jobs_can_be_written_and_read() -> None:
     spec = build(copy.deepcopy(BASE))
     before = spec.model_dump_json()
     for job in plan(spec, ROOT):
@@ -350,14 +350,14 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("schema", None), "schema None, this version reads 1"),
     ],
 )
-def test_a_changed_job_is_refused(change: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_a_changed_job_is_an_error(change: Callable[[dict[str, Any]], None], message: str) -> None:
     values = copy.deepcopy(trains(one())[0].to_json())
     change(values)
     with pytest.raises((ValueError, NewerSchemaError), match=message):
         from_json(values)
 
 
-def test_judging_on_validation_images_makes_other_evaluations_of_the_same_training() -> None:
+def test_evaluations_on_validation_images_share_the_training() -> None:
     data = {"name": "digits", "validation": 200}
     tested, held_out = one(data=data), one(data={**data, "split": "validation"})
     assert [job.key for job in trains(tested)] == [job.key for job in trains(held_out)]
@@ -382,12 +382,12 @@ def test_judging_on_validation_images_makes_other_evaluations_of_the_same_traini
         ({}, {"name": "fgsm", "n": 10_000}, "attacks fgsm n is 10000, but the test set of digits has"),
     ],
 )
-def test_more_images_than_the_split_has_are_refused(data: dict[str, Any], attack: Any, message: str) -> None:
+def test_more_images_than_the_split_has_are_an_error(data: dict[str, Any], attack: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         jobs(one(data={"name": "digits", **data}, attacks=[attack]))
 
 
-def test_validation_images_of_several_seeds_are_refused() -> None:
+def test_validation_images_of_several_seeds_are_an_error() -> None:
     data = {"name": "digits", "validation": 50, "split": "validation"}
     with pytest.raises(ValueError, match=r"whose images depend on the seed; expected one, got \[0, 1\]"):
         jobs(one(data=data, seeds=[0, 1]))
@@ -410,7 +410,7 @@ def test_every_committed_job_has_its_key_and_its_json() -> None:
         assert from_json(job.to_json()) == job
 
 
-def test_a_field_that_no_job_has_is_damage() -> None:
+def test_a_job_with_an_unknown_field_is_damaged() -> None:
     values = toy_job("evaluate", {}, ("0" * 12,)).to_json()
     values["what"] = {**values["what"], "thr%at": None}
     with pytest.raises(ValueError, match="holds fields that no evaluate job has"):

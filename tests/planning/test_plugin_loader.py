@@ -50,7 +50,7 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_named_attacks_hides_no_built_in_attack(taken: Path) -> None:
+def test_a_folder_named_attacks_does_not_hide_built_in_attacks(taken: Path) -> None:
     listed = python("-m", "bench", "list", "attacks")
     assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ")] == catalog.names("attacks")
     assert "mine" not in listed
@@ -68,7 +68,7 @@ def test_a_users_modules_of_that_name_can_still_be_imported(taken: Path) -> None
     assert python("-c", code).split() == ["7", "PGD"]
 
 
-def test_a_package_that_was_imported_before_gives_way(taken: Path) -> None:
+def test_a_package_that_was_imported_before_is_replaced(taken: Path) -> None:
     (taken / "attacks" / "__init__.py").write_text("")
     (taken / "attacks" / "pgd.py").write_text("")
     code = "import attacks.pgd, bench.plugins; print(bench.plugins.load('attacks', 'pgd').__name__)"
@@ -100,9 +100,7 @@ def test_an_entry_point_is_used_once_it_is_named(bench: Bench, tmp_path: Path, m
     assert "installed packages announce still" in missing.err
 
 
-def test_an_entry_point_bears_the_name_of_its_file(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_point_has_the_name_of_its_file(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     announce(tmp_path, "calm", "lab.still")
     monkeypatch.syspath_prepend(tmp_path)
     refused = bench("list", "attacks", "--plugin", "calm")

@@ -79,12 +79,12 @@ def refused(outcome: Outcome, *messages: str) -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_what_can_never_work_is_refused_in_one_line(bench: Bench, words: str, message: str) -> None:
+def test_a_matrix_that_cannot_work_is_an_error_of_one_line(bench: Bench, words: str, message: str) -> None:
     refused(bench("run", "--quiet", *words.split()), message)
 
 
 @pytest.mark.parametrize("words", ["--attack certify --no-baseline --defense noisy", "--attack certify"])
-def test_a_lone_certificate_of_a_deterministic_model_is_refused(bench: Bench, words: str) -> None:
+def test_certifying_only_deterministic_models_is_an_error(bench: Bench, words: str) -> None:
     for command in ("run", "plan"):
         refused(bench(command, *words.split()), "attack certify needs a smoothed defense, found only")
 
@@ -156,32 +156,32 @@ OF_A_NET: dict[str, tuple[str, str]] = {
 
 @pytest.mark.usefixtures("odd")
 @pytest.mark.parametrize(("words", "message"), OF_A_NET.values(), ids=OF_A_NET)
-def test_a_net_that_a_defense_cannot_train_is_refused(bench: Bench, words: str, message: str) -> None:
+def test_a_net_that_a_defense_cannot_train_is_an_error(bench: Bench, words: str, message: str) -> None:
     refused(bench("run", "--quiet", "--executor", "debug", "--model", "odd", *words.split()), message)
 
 
 @pytest.mark.usefixtures("odd")
-def test_the_same_net_is_let_pass_where_the_defense_can_do_with_it(bench: Bench) -> None:
+def test_the_same_net_is_accepted_for_a_defense_that_can_train_it(bench: Bench) -> None:
     words = ["--model", "odd", "--set", "odd.smooth=true", "--set", "odd.head=none", "--executor", "debug"]
     outcome = bench(*tiny(*words, defense="noisy,lsa,trades,awp,pni", attack="clean"), "-q")
     assert (outcome.code, outcome.err) == (0, "")
 
 
-def test_all_mistakes_are_told_at_once_and_each_once(bench: Bench) -> None:
+def test_all_errors_are_printed_at_once_and_each_once(bench: Bench) -> None:
     words = "--defense pgd_at,noisy --grid noisy.rows=10,11 --set pgd_at.steps=2 --seeds 0,1 --eps 0.1,0.2"
     outcome = bench("run", *words.split())
     refused(outcome, "defense pgd_at (steps=2): steps x step_size is 0.5 eps", "noisy (rows=10)", "noisy (rows=11)")
     assert "start " not in outcome.out
 
 
-def test_at_most_five_mistakes_are_told(bench: Bench) -> None:
+def test_at_most_five_errors_are_printed(bench: Bench) -> None:
     outcome = bench("run", "-q", "--defense", "noisy", "--grid", "noisy.rows=" + ",".join(map(str, range(10, 17))))
     assert outcome.code == 2
     assert outcome.err.count("error: defense noisy (rows=") == 5
     assert outcome.err.splitlines()[5:] == ["and 2 more like these"]
 
 
-def test_both_executors_refuse_the_same(bench: Bench) -> None:
+def test_both_executors_reject_the_same_matrices(bench: Bench) -> None:
     words = ["run", "--defense", "awp,noisy", "--set", "awp.base=free_at", "--set", "noisy.rows=12"]
     local, debug = (bench(*words, "--executor", name) for name in ("local", "debug"))
     assert (local.code, local.err) == (debug.code, debug.err)  # the devices of their plans differ
@@ -189,19 +189,19 @@ def test_both_executors_refuse_the_same(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
-def test_no_spec_of_ours_is_refused(bench: Bench, spec: Path) -> None:
+def test_every_spec_of_the_project_is_accepted(bench: Bench, spec: Path) -> None:
     outcome = bench("plan", spec, "--check")
     assert (outcome.code, outcome.err) == (0, "")
 
 
 @pytest.mark.parametrize("words", ["--model small_cnn,preact_resnet18", "--norm L2 --eps 0.5 --defense smoothadv,awp"])
-def test_no_defense_is_refused_on_other_nets_or_under_another_norm(bench: Bench, words: str) -> None:
+def test_every_defense_is_accepted_on_other_nets_and_under_another_norm(bench: Bench, words: str) -> None:
     spec = [] if "--norm" in words else [SPECS[[path.stem for path in SPECS].index("digits_smoke")]]
     outcome = bench("plan", *spec, "--check", *words.split())
     assert (outcome.code, outcome.err) == (0, "")
 
 
-def test_a_plan_looks_only_where_asked_to(bench: Bench) -> None:
+def test_a_plan_builds_models_only_with_the_option_check(bench: Bench) -> None:
     words = ["plan", "--defense", "noisy", "--set", "noisy.rows=10"]
     assert bench(*words).code == 0
     outcome = bench(*words, "--check")
@@ -216,7 +216,7 @@ def test_without_the_check_the_jobs_fail_alone(bench: Bench, tmp_path: Path) -> 
     assert states(RESULTS) == {"noisy": "error", "plain": "done", "plain/clean": "done"}
 
 
-def test_in_a_mixed_run_the_plan_names_the_cells_that_do_not_exist(bench: Bench) -> None:
+def test_a_plan_names_attacks_that_do_not_apply_to_a_defense(bench: Bench) -> None:
     outcome = bench("plan", "--attack", "clean,certify", "--defense", "smoothing,noisy")
     assert (outcome.code, outcome.err) == (0, "")
     assert "absent    certify on standard, noisy: it needs a smoothed defense" in outcome.out.splitlines()
@@ -257,7 +257,7 @@ def test_any_exception_of_building_is_one_line(bench: Bench) -> None:
     refused(bench(*words), "defense broken with mlp on digits: RuntimeError: no such layer")
 
 
-def test_what_is_done_is_not_asked_again_and_a_refusal_harms_no_record(bench: Bench) -> None:
+def test_finished_jobs_are_not_checked_again_and_an_error_changes_no_record(bench: Bench) -> None:
     words = broken('print("loud")')
     outcome = bench(*words, "--json")
     assert (outcome.code, outcome.err) == (0, "")
@@ -271,13 +271,13 @@ def test_what_is_done_is_not_asked_again_and_a_refusal_harms_no_record(bench: Be
     assert sorted(RESULTS.iterdir()) == folders
 
 
-def test_a_check_that_is_killed_refuses_nothing(bench: Bench) -> None:
+def test_a_check_that_is_killed_rejects_nothing(bench: Bench) -> None:
     outcome = bench(*broken("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     assert outcome.code == 1
     assert states(RESULTS) == {"broken": "error"}
 
 
-def test_the_generators_are_left_alone(fresh_catalog: None) -> None:
+def test_the_check_does_not_change_random_generators(fresh_catalog: None) -> None:
     from bench.jobs.preflight import problems
     from bench.planning.plan import plan
     from bench.planning.spec import load

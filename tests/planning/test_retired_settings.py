@@ -46,7 +46,7 @@ def test_old_records_are_read_and_shown(bench: Bench, command: str) -> None:
         assert "structure=sampled" in Path("out").read_text(encoding="utf-8")
 
 
-def test_labels_name_settings_that_left_away_from_their_last_value() -> None:
+def test_labels_name_removed_settings_with_another_value_than_the_last() -> None:
     assert label("defenses", "noisy", OLD) == (
         "noisy (relu=adf, sigma=0.3, site=input, structure=diag, w_ece=1, w_mse=0, w_prob=0)"
     )

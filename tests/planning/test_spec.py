@@ -110,7 +110,7 @@ def test_every_spec_of_the_tree_is_correct() -> None:
         (GOOD + "recipe: mine\n", "line 12: recipe: Input should be 'shared' or 'paper', got 'mine'"),
     ],
 )
-def test_what_yaml_would_accept_in_silence_is_refused(write: Any, text: str | bytes, message: str) -> None:
+def test_yaml_with_surprising_meaning_is_an_error(write: Any, text: str | bytes, message: str) -> None:
     path = write(text)
     with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         load(path)
@@ -119,7 +119,7 @@ def test_what_yaml_would_accept_in_silence_is_refused(write: Any, text: str | by
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_too_large_or_absent_is_refused(write: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_or_missing_is_an_error(write: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"a spec may have {MAX_BYTES}"):
         load(write(GOOD + "#" * MAX_BYTES))
     with pytest.raises(FileNotFoundError, match=r"no spec file .*none\.yaml"):
@@ -179,7 +179,7 @@ def test_one_budget_or_several_and_each_once() -> None:
     assert build(values(threat={"norm": "L2", "eps": 8})).threat.eps == [Epsilon(8)]
 
 
-def test_train_eps_is_held_to_the_norm_too() -> None:
+def test_train_eps_is_checked_against_the_norm_too() -> None:
     with pytest.raises(ValueError, match="did you mean 8/255"):
         build(values(threat={"eps": "8/255", "train_eps": 8}))
 
@@ -202,7 +202,7 @@ def made(**changed: Any) -> Spec:
     return build(values(**changed))
 
 
-def test_the_recipe_is_the_user_s_before_the_paper_s_before_the_data_set_s() -> None:
+def test_recipe_settings_of_the_user_precede_the_paper_s_and_the_data_set_s() -> None:
     paper = {"lr": 1, "epochs": 7}
     digits = facts("digits")
     assert recipe(made(), digits, "mlp", paper)["lr"] == RECIPES["digits"]["lr"]
@@ -215,14 +215,14 @@ def test_the_recipe_is_the_user_s_before_the_paper_s_before_the_data_set_s() -> 
 
 @pytest.mark.parametrize("model", catalog.names("models"))
 @pytest.mark.parametrize("name", sorted(datasets.KNOWN))
-def test_no_setting_of_a_recipe_is_left_open(name: str, model: str) -> None:
+def test_every_setting_of_a_recipe_is_filled(name: str, model: str) -> None:
     resolved = recipe(made(), facts(name), model, {})
     assert set(resolved) == set(TrainSpec.model_fields) - set(TrainSpec.settings_added_later)
     assert None not in resolved.values()
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN_NETS))
-def test_the_nets_of_the_plain_recipe_are_there_and_get_it_on_photographs_only(name: str) -> None:
+def test_plain_nets_exist_and_get_their_recipe_on_photographs_only(name: str) -> None:
     assert name in catalog.names("models")
     photographs, digits = recipe(made(), facts("cifar10"), name, {}), recipe(made(), facts("digits"), name, {})
     assert photographs != recipe(made(), facts("cifar10"), "preact_resnet18", {})
@@ -237,6 +237,6 @@ def test_the_recipe_of_each_defense_fits_the_schema(name: str) -> None:
     )
 
 
-def test_a_recipe_with_an_unknown_key_is_refused() -> None:
+def test_a_recipe_with_an_unknown_key_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^recipe\.epoch: extra inputs are not permitted, got 3$"):
         recipe(made(recipe="paper"), facts("digits"), "mlp", {"epoch": 3})
