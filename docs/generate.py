@@ -22,6 +22,7 @@ from typer.main import get_command  # noqa: E402
 
 from bench import cli  # noqa: E402
 from bench.planning import catalog, describe  # noqa: E402
+from bench.soundness.catalog import CHECKS  # noqa: E402
 
 KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
@@ -233,8 +234,27 @@ def pages() -> dict[Path, str]:
     board = (ROOT / "leaderboard.md").read_text(encoding="utf-8")
     cli_page = ROOT / "docs" / "cli.md"
     found[cli_page] = between(cli_page.read_text(encoding="utf-8"), "cli.md", OPTIONS_BEGIN, OPTIONS_END, options())
+    found[ROOT / "docs" / "checks.md"] = checks()
     found[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"), board)
     return found
+
+
+def checks() -> str:
+    """The page of the soundness checks, from the catalog."""
+    lines = [
+        "# Soundness checks",
+        "",
+        "Symptoms of false robustness. `worst` is the most severe level of a failure: I (information), F (the row is "
+        "flagged), U (unsound: not ranked), X (invalid: no number is shown). `bench explain CODE` adds why a failure "
+        "matters and what to do; [concepts](concepts.md#verdicts) defines the verdicts.",
+        "",
+        "| check | measures | threshold | worst | from |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for check in CHECKS.values():
+        about = (f"{check.code}: {check.title}", check.measures, check.threshold, check.worst, check.source)
+        lines.append(f"| {' | '.join(map(prose, about))} |")
+    return "\n".join([*lines, ""])
 
 
 def stale() -> dict[Path, str]:

@@ -22,7 +22,7 @@ from bench.soundness.audit import Audit, Run, scaled, whole_box
 from bench.soundness.audit_model import MEASURES
 from bench.soundness.binarization_test import _Head, border, last_linear
 from bench.soundness.catalog import CHECKS
-from bench.soundness.checks import NotMeasured
+from bench.soundness.checks import Check, NotMeasured
 from bench.soundness.instrumented_pgd import InstrumentedPGD
 from bench.soundness.snapshot import Snapshot
 from bench.soundness.test_time_optimization import autograd_calls, layer_runs
@@ -252,6 +252,31 @@ def test_the_catalogue_is_complete_and_free_of_torch() -> None:
             assert len(text) > 3, check.code
     code = "import sys, bench.soundness.catalog; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=lambda check: check.code)
+def test_the_text_of_a_check_states_its_limits(check: Check) -> None:
+    for limit in check.limits.values() if check.code != "C24" else ():  # steps times restarts
+        assert not limit or f"{limit:g}" in check.threshold or f"{100 * limit:g} " in check.threshold
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "attack", "level", "limit"),
+    [
+        ("C13", 0.002, None, "ok", 0.002),
+        ("C13", 0.003, None, "F", 0.002),
+        ("C13", 0.021, None, "U", 0.02),
+        ("C13", 0.021, "square", "F", 0.002),
+        ("C19", 0.95, None, "ok", 0.95),
+        ("C19", 0.94, None, "U", 0.95),
+        ("C13", float("nan"), None, "not checked", None),
+    ],
+)
+def test_value_and_limits_give_the_level(
+    code: str, value: float, attack: str | None, level: str, limit: float | None
+) -> None:
+    found = CHECKS[code].finding(value, attack=attack)
+    assert (found.level, found.threshold) == (level, limit)
 
 
 def test_a_gradient_is_zero_only_where_every_pixel_is() -> None:
