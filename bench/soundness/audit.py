@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.fgsm import FGSM
 from bench.core.attack import Attack, Context
@@ -20,12 +20,57 @@ from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.soundness.checks import NotApplicable, NotMeasured
 from bench.soundness.instrumented_pgd import InstrumentedPGD
-from bench.soundness.snapshot import Snapshot
 
 BLOCK = 256  # images that pass through the model together
 LOSSES: tuple[AttackLoss, ...] = ("ce", "cw")
 ATTACKS = ("fgsm", *(f"pgd-{loss}" for loss in LOSSES))  # run at each budget
 Level = Literal["quick", "full"]
+
+
+class Snapshot:
+    """A copy of the weights, buffers, modes and gradients of `model`, which attacks must leave unchanged."""
+
+    def __init__(self, model: nn.Module) -> None:
+        weights, buffers = list(model.parameters()), list(model.buffers())
+        self.tensors = {
+            name: [(t, t.detach().clone()) for t in tensors]
+            for name, tensors in (("weights", weights), ("buffers", buffers))
+        }
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.grads = [(p, p.requires_grad, None if p.grad is None else p.grad.detach().clone()) for p in weights]
+
+    def changes(self) -> list[str]:
+        """Descriptions of what differs from the snapshot."""
+        found = [
+            f"{name} changed"
+            for name, pairs in self.tensors.items()
+            if not all(_same(now, then) for now, then in pairs)
+        ]
+        if any(module.training != mode for module, mode in self.modes):
+            found.append("train or eval mode changed")
+        if any(p.requires_grad != flag for p, flag, _ in self.grads):
+            found.append("requires_grad changed")
+        if any((p.grad is None) != (then is None) for p, _, then in self.grads):
+            found.append("gradients left on weights")
+        elif not all(_same(p.grad, then) for p, _, then in self.grads if then is not None and p.grad is not None):
+            found.append("gradients on weights changed")
+        return found
+
+    def restore(self) -> None:
+        """Restore everything, bit for bit."""
+        with torch.no_grad():
+            for now, then in (*self.tensors["weights"], *self.tensors["buffers"]):
+                now.copy_(then)
+        for module, mode in self.modes:
+            module.training = mode
+        for parameter, flag, grad in self.grads:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+
+
+def _same(now: Tensor, then: Tensor) -> bool:
+    """Are both equal, NaN included?"""
+    return torch.allclose(now.detach(), then, rtol=0, atol=0, equal_nan=True)
 
 
 @dataclass

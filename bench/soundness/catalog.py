@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bench.soundness.checks import Check
 
 # Parameters of the measurements, which the texts below state
@@ -17,9 +19,8 @@ MOVES, MOVE_SIZE = 100, 0.05  # C29: the size as a share of eps
 WITHSTANDS_ONE_STEP = 0.8  # C26: share of clean accuracy
 FLOOR_STEPS, FLOOR_RESTARTS = 50, 5  # C24
 
-_CHECKS = (
-    Check(
-        "C1",
+_CHECKS = {
+    "C1": Check(
         "The model is deterministic",
         {"U": 1e-4},
         f"{PASSES} passes over the same batch, then the first images alone and in another order: changed labels, and "
@@ -32,8 +33,7 @@ _CHECKS = (
         "`stochastic = True` on its Classifier: attacks then average gradients over draws, fresh draws evaluate "
         "them, and the row appears in a section of its own.",
     ),
-    Check(
-        "C2",
+    "C2": Check(
         "The model returns logits",
         {"F": 0},
         "do all rows sum to 1 without a negative value (softmax), or is the logsumexp of all 0 (log-softmax)?",
@@ -42,8 +42,7 @@ _CHECKS = (
         "attacks on cross-entropy stall. AutoAttack's own test misses log-softmax.",
         "Leave out the last softmax or log_softmax of `forward`; predictions do not change.",
     ),
-    Check(
-        "C3",
+    "C3": Check(
         "All numbers are finite",
         {"X": 0},
         "NaN or Inf in logits, loss, input gradient or adversarial images",
@@ -53,8 +52,7 @@ _CHECKS = (
         "Find the operation that causes it: sqrt or norm at 0, log of 0, division by a zero deviation, overflow in "
         "half precision. Add a small constant there; train again if the weights themselves are not finite.",
     ),
-    Check(
-        "C4",
+    "C4": Check(
         "Gradients are not zero",
         {"F": 0.01, "U": 0.1},
         "share of correctly classified images whose input gradient is exactly 0, for each loss (ce, cw, dlr)",
@@ -65,8 +63,7 @@ _CHECKS = (
         "If only ce is zero, the logits are too large: read the results of cw or dlr. Otherwise override `surrogate` "
         "with a differentiable approximation of the rounding step (BPDA), and add `square`.",
     ),
-    Check(
-        "C5",
+    "C5": Check(
         "The loss is differentiable",
         {"U": 0},
         "one backward pass from the loss to the image: does autograd raise, or find no path?",
@@ -76,8 +73,7 @@ _CHECKS = (
         "Remove the cut, or override `surrogate` with a differentiable approximation (BPDA); attacks are still scored "
         "on the model itself.",
     ),
-    Check(
-        "C6",
+    "C6": Check(
         "No optimization at test time",
         {"U": 0},
         "calls of automatic differentiation inside a forward pass without gradients, and runs of each layer",
@@ -87,8 +83,7 @@ _CHECKS = (
         "Rank it only with an adaptive attack: through the whole optimization (unrolled or implicit) or BPDA, in "
         "addition to transfer and black-box attacks; and compare at equal inference time.",
     ),
-    Check(
-        "C7",
+    "C7": Check(
         "Iterative attacks beat one step",
         {"U": 0.01},
         "accuracy under PGD against accuracy under FGSM at the same eps",
@@ -97,8 +92,7 @@ _CHECKS = (
         "shattered or masked around the image (Carlini et al. 2019, arXiv 1902.06705; Athalye et al. 2018).",
         "Add restarts and steps, the losses cw and dlr, and `square`; look at the loss along the attack's path.",
     ),
-    Check(
-        "C8",
+    "C8": Check(
         "Accuracy falls as eps grows",
         {"U": 0.01},
         "accuracy under PGD at 0, 1/8, 1/4, 1/2, 1, 2 and 4 times the largest budget, and whether adversarial images "
@@ -109,8 +103,7 @@ _CHECKS = (
         "Plot accuracy against eps. A rise at small eps means masked gradients there: add losses, restarts and "
         "`square`. A rise at large eps alone mostly means too few or too short steps.",
     ),
-    Check(
-        "C9",
+    "C9": Check(
         "An unbounded attack succeeds",
         {"F": 0.01, "U": 0.1},
         "accuracy under PGD in a ball that holds every image: eps 1 for Linf, sqrt(pixels) for L2, pixels for L1",
@@ -120,8 +113,7 @@ _CHECKS = (
         "Repair the attack before reading any number: other losses, a surrogate for the step that stops gradients, "
         "`square`. A model that predicts one class for every image fails here too: look at its clean accuracy.",
     ),
-    Check(
-        "C10",
+    "C10": Check(
         "The attack has converged",
         {"F": 0.005},
         "PGD with twice the steps and with twice the restarts; share of robust images whose best loss gained more "
@@ -131,8 +123,7 @@ _CHECKS = (
         "(Carlini et al. 2019, arXiv 1902.06705; incomplete optimization in Pintor et al. 2022, arXiv 2106.09947).",
         "Raise steps and restarts until accuracy no longer changes, or rank by AutoAttack.",
     ),
-    Check(
-        "C11",
+    "C11": Check(
         "No adversarial image is lost",
         {"F": 0},
         "images misclassified at a point on the attack's path, and not at the point that it returned",
@@ -142,8 +133,7 @@ _CHECKS = (
         "attack follows and the deployed model disagree.",
         "Compare `surrogate()` with the deployed prediction, and see C1 for a model that changes between passes.",
     ),
-    Check(
-        "C12",
+    "C12": Check(
         "Gradients beat random noise",
         {"U": 0.01},
         f"gradient attacks against the best of {DRAWS['quick']} random draws from the ball ({DRAWS['full']} with "
@@ -153,8 +143,7 @@ _CHECKS = (
         "al. 2019, arXiv 1902.06705; Athalye et al. 2018, arXiv 1802.00420).",
         "Disregard every gradient attack on this model; use `square`, transfer and a surrogate.",
     ),
-    Check(
-        "C13",
+    "C13": Check(
         "Gradients beat black-box attacks",
         {"F": 0.002, "U": 0.02},
         "how much Square, which sees scores only, lowers the worst case of the white-box attacks",
@@ -165,8 +154,7 @@ _CHECKS = (
         "anyway.",
         source="records",
     ),
-    Check(
-        "C14",
+    "C14": Check(
         "Gradients beat transfer attacks",
         {"F": 0.005},
         "how much images of the undefended baseline and of every other defense lower the white-box worst case",
@@ -176,8 +164,7 @@ _CHECKS = (
         "Add `transfer` to the attacks: its images join the worst case. Then look for the cause with C4 and C19.",
         source="records",
     ),
-    Check(
-        "C15",
+    "C15": Check(
         "Losses agree",
         {"F": 0.05},
         "difference between the accuracies under cross-entropy and under a margin loss (cw or dlr), same attack",
@@ -187,8 +174,7 @@ _CHECKS = (
         "Report the worst case of both; scale logits down, or rank by AutoAttack, which uses several losses.",
         source="records",
     ),
-    Check(
-        "C16",
+    "C16": Check(
         "Stored images are in the ball",
         {"X": 0},
         "the stored adversarial images, measured again in a separate process and in float64: norm, pixel range, "
@@ -199,8 +185,7 @@ _CHECKS = (
         "Run the evaluation again (delete its folder under results/); if it fails again, report the attack.",
         source="images",
     ),
-    Check(
-        "C17",
+    "C17": Check(
         "An attack leaves the model unchanged",
         {"X": 0},
         "accuracy at eps 0 against clean accuracy; weights, buffers, modes and gradients before and after attacks",
@@ -209,8 +194,7 @@ _CHECKS = (
         "learns in forward) makes every later number that of another model (torchattacks, issues 21 and 124).",
         "Find what `forward` writes to: buffers, modes of its own layers, gradients left on parameters.",
     ),
-    Check(
-        "C18",
+    "C18": Check(
         "The model takes images in [0,1]",
         {"F": 0, "X": LOWER_THAN_CLAIMED},
         "accuracy on raw images in [0,1] against the claimed one, and against the same images in other scales (0 to "
@@ -223,8 +207,7 @@ _CHECKS = (
         "Make the normalization the first layer of the model, once, and give it images in [0,1]; write eps as 8/255, "
         "not 8.",
     ),
-    Check(
-        "C19",
+    "C19": Check(
         "The attack passes the binarization test",
         {"U": 0.95},
         "for each image, a two-class head on the model's own features with a known adversarial point inside the ball, "
@@ -236,8 +219,7 @@ _CHECKS = (
         "gradients. Neither PGD nor APGD shows robustness here.",
         at_least=True,
     ),
-    Check(
-        "C20",
+    "C20": Check(
         "Published values are reproduced",
         {"X": 0},
         "robust accuracy of models whose value is published, under the standard attack",
@@ -247,8 +229,7 @@ _CHECKS = (
         "Run it where the weights are available; until then the tables say not checked.",
         source="harness",
     ),
-    Check(
-        "C21",
+    "C21": Check(
         "The worst case is per image",
         {"I": 0},
         "is the headline the minimum over all attacks for each image, clean errors included?",
@@ -258,8 +239,7 @@ _CHECKS = (
         "Nothing: the tables are generated so. Of other tables, ask which one they print.",
         source="harness",
     ),
-    Check(
-        "C22",
+    "C22": Check(
         "Enough images",
         {"I": 1000},
         "number of images, and the 95 % interval that follows from it",
@@ -270,8 +250,7 @@ _CHECKS = (
         source="records",
         at_least=True,
     ),
-    Check(
-        "C23",
+    "C23": Check(
         "Enough seeds",
         {"I": 3},
         "number of training seeds of the row",
@@ -281,8 +260,7 @@ _CHECKS = (
         source="records",
         at_least=True,
     ),
-    Check(
-        "C24",
+    "C24": Check(
         "Enough attack steps",
         {"F": float(FLOOR_STEPS * FLOOR_RESTARTS)},
         "gradient steps of each attack on each image, by its settings or as counted",
@@ -294,8 +272,7 @@ _CHECKS = (
         source="records",
         at_least=True,
     ),
-    Check(
-        "C25",
+    "C25": Check(
         "Certificates hold",
         {"X": 0},
         "certified accuracy at a radius against accuracy under attack with that budget in the same norm",
@@ -306,8 +283,7 @@ _CHECKS = (
         "which count the class are not those which chose it.",
         source="records",
     ),
-    Check(
-        "C26",
+    "C26": Check(
         "No catastrophic overfitting",
         {"F": 0.2},
         f"accuracy under one-step attacks, where it is at least {100 * WITHSTANDS_ONE_STEP:g} % of clean accuracy, "
@@ -318,8 +294,7 @@ _CHECKS = (
         "Take the checkpoint that validation chose, train with more steps, a smaller step or a regularizer.",
         source="records",
     ),
-    Check(
-        "C27",
+    "C27": Check(
         "No model selection on the test set",
         {"U": 0},
         "were checkpoint and attack settings chosen on a validation split, whose hash is stored?",
@@ -329,8 +304,7 @@ _CHECKS = (
         "Set `validation` in the data section and read the row of `best`; or report `last`.",
         source="records",
     ),
-    Check(
-        "C28",
+    "C28": Check(
         "An adaptive attack exists",
         {"F": 0},
         "does the defense name an attack designed for it, or the reason why a standard one is adaptive?",
@@ -341,8 +315,7 @@ _CHECKS = (
         "plain gradients see it all.",
         source="records",
     ),
-    Check(
-        "C29",
+    "C29": Check(
         "The loss is smooth at small scale",
         {"F": 0.1},
         f"mean relative change of the margin under {MOVES} random moves of {MOVE_SIZE:g} eps from the images",
@@ -352,5 +325,5 @@ _CHECKS = (
         "Average the gradient over random moves (EOT over the input), or add `square`; best is a surrogate without "
         "the rough layer.",
     ),
-)
-CHECKS: dict[str, Check] = {check.code: check for check in _CHECKS}
+}
+CHECKS: dict[str, Check] = {code: replace(check, code=code) for code, check in _CHECKS.items()}

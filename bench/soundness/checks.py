@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One symptom of false robustness.
+    """One symptom of false robustness. `code`: its key in the catalog.
 
     - `limits`: by level in order of severity, the largest value that does not have this level (the smallest one if
       `at_least`). A limit without a source is a judgment.
@@ -69,7 +69,6 @@ class Check:
       "harness" itself, which appears in no row.
     """
 
-    code: str
     title: str
     limits: dict[Level, float]
     measures: str
@@ -78,6 +77,7 @@ class Check:
     todo: str
     source: Source = "model"
     at_least: bool = False
+    code: str = ""
 
     @property
     def threshold(self) -> str:

@@ -19,14 +19,9 @@ from bench.soundness.catalog import LAYER_RUNS
 from bench.soundness.checks import Check, Finding, Level
 
 IMAGES = 8
-# every reverse pass goes through the engine's entry, torch.func and Tensor.backward included; the others stand beside
-# it for versions of torch without it. `make_dual` starts every forward-mode derivative.
-_ENTRIES = (
-    (torch.autograd, "_engine_run_backward"),
-    (torch.autograd, "grad"),
-    (torch.autograd, "backward"),
-    (forward_ad, "make_dual"),
-)
+# every reverse pass goes through the engine's entry, torch.func and Tensor.backward included; `make_dual` starts every
+# forward-mode derivative
+_ENTRIES = ((torch.autograd, "_engine_run_backward"), (forward_ad, "make_dual"))
 
 
 def no_test_time_optimization(check: Check, audit: Audit) -> Iterator[Finding]:
@@ -53,22 +48,18 @@ def no_test_time_optimization(check: Check, audit: Audit) -> Iterator[Finding]:
 
 @contextmanager
 def autograd_calls() -> Iterator[list[int]]:
-    """Count outermost calls of automatic differentiation inside; the functions are restored afterwards."""
-    calls, depth = [0], [0]
+    """Count calls of automatic differentiation inside; the functions are restored afterwards."""
+    calls = [0]
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls[0] += depth[0] == 0
-            depth[0] += 1
-            try:
-                return function(*args, **kwargs)
-            finally:
-                depth[0] -= 1
+            calls[0] += 1
+            return function(*args, **kwargs)
 
         return call
 
-    saved = [(module, name, getattr(module, name)) for module, name in _ENTRIES if hasattr(module, name)]
+    saved = [(module, name, getattr(module, name)) for module, name in _ENTRIES]
     try:
         for module, name, function in saved:
             setattr(module, name, counting(function))

@@ -151,10 +151,10 @@ def _of_images(e: Evidence) -> list[Finding]:
         return failed
     unknown = [attack.label for attack in e.attacks if attack not in checked]
     unknown += [f"{finding.attack}: {finding.note}" for finding in found if finding.level == "not checked"]
-    if unknown or not found:
-        return [
-            CHECKS["C16"].not_checked(f"images not checked again: {', '.join(unknown)}" if unknown else "no images")
-        ]
+    if unknown:
+        return [CHECKS["C16"].not_checked(f"images not checked again: {', '.join(unknown)}")]
+    if not found:
+        return [CHECKS["C16"].not_checked("no images")]
     return [Finding("C16", "ok", 0.0, note=f"images of {len(checked)} attacks checked again")]
 
 

@@ -18,13 +18,12 @@ from bench.core.epsilon import Epsilon
 from bench.core.threat import Norm, Threat
 from bench.soundness import gradient_checks as gradients
 from bench.soundness.attack_strength import _rise
-from bench.soundness.audit import Audit, Run, scaled, whole_box
+from bench.soundness.audit import Audit, Run, Snapshot, scaled, whole_box
 from bench.soundness.audit_model import MEASURES
 from bench.soundness.binarization_test import _Head, border, last_linear
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, NotMeasured
 from bench.soundness.instrumented_pgd import InstrumentedPGD
-from bench.soundness.snapshot import Snapshot
 from bench.soundness.test_time_optimization import autograd_calls, layer_runs
 
 
