@@ -102,24 +102,19 @@ def load(kind: catalog.Kind, name: str) -> type[Any]:
     return found[0]
 
 
-def make(kind: catalog.Kind, name: str, settings: dict[str, Any], threat: dict[str, str] | None) -> Any:
-    """A defense or evaluation with validated settings; `threat` as in a job ({norm, eps}) or None.
-
-    Raises LookupError in one line for a job with a retired setting away from its last value.
-    """
-    settings = catalog.get(kind, name).current(settings)
-    ball = NO_THREAT if threat is None else Threat(threat["norm"], Epsilon(threat["eps"]))  # type: ignore[arg-type]
-    return TypeAdapter(load(kind, name)).validate_python({"threat": ball, **settings})
-
-
 def threat_of(threat: JobThreat) -> Threat:
     """The threat of a job with its tensor operations."""
     return Threat(threat.norm, Epsilon(threat.eps))  # type: ignore[arg-type]
 
 
-def make_chosen(kind: catalog.Kind, chosen: PluginChoice, threat: JobThreat | None) -> Any:
-    """The defense or evaluation that a job names, with the job's settings and threat."""
-    return make(kind, chosen.name, chosen.settings, None if threat is None else threat.to_json())
+def make(kind: catalog.Kind, chosen: PluginChoice, threat: JobThreat | None) -> Any:
+    """The defense or evaluation that a job names, with validated settings and the job's threat.
+
+    Raises LookupError in one line for a job with a retired setting away from its last value.
+    """
+    settings = catalog.get(kind, chosen.name).current(chosen.settings)
+    ball = NO_THREAT if threat is None else threat_of(threat)
+    return TypeAdapter(load(kind, chosen.name)).validate_python({"threat": ball, **settings})
 
 
 def build_model(name: str, settings: dict[str, Any], inputs: Inputs) -> nn.Module:

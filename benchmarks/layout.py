@@ -15,9 +15,10 @@ from torch import nn
 from bench import plugins
 from bench.core.defense import Batch, Losses
 from bench.models.common import Inputs
+from bench.planning.job_fields import JobThreat, PluginChoice
 
 BATCH, STEPS, REPEATS = 256, 4, 5
-THREAT = {"norm": "Linf", "eps": "0.1"}
+THREAT = JobThreat("Linf", "0.1")
 
 
 class Plain:
@@ -32,7 +33,7 @@ class Plain:
 
 def seconds(name: str, layout: torch.memory_format) -> float:
     torch.manual_seed(0)
-    defense = plugins.make("defenses", name, {}, THREAT)
+    defense = plugins.make("defenses", PluginChoice(name, {}), THREAT)
     net = defense.wrap(plugins.build_model("lenet5", {}, Inputs(1, 28, 10, (0.0,), (1.0,)))).to(memory_format=layout)
     updater, batch = (
         Plain(net),

@@ -32,6 +32,7 @@ from bench.core.defense import Batch, Defense
 from bench.data.images import to_channels_last as laid_out
 from bench.models.common import Inputs
 from bench.planning import catalog
+from bench.planning.job_fields import JobThreat, PluginChoice
 from bench.training.cost import profile_step
 from bench.training.optimizer import build_updater
 from bench.training.recipe import Recipe
@@ -101,7 +102,7 @@ def make_batch(arch: str, count: int, device: torch.device) -> tuple[Tensor, Ten
 
 def make_defense(name: str, settings: dict[str, Any]) -> Defense:
     norm = "Linf" if "Linf" in getattr(plugins.load("defenses", name), "norms", ("Linf",)) else "L2"
-    made: Defense = plugins.make("defenses", name, settings, {"norm": norm, "eps": EPS})
+    made: Defense = plugins.make("defenses", PluginChoice(name, settings), JobThreat(norm, EPS))
     return made
 
 

@@ -41,6 +41,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.threat import Threat
 from bench.data import images as datasets
 from bench.models.common import Inputs
+from bench.planning.job_fields import JobThreat, PluginChoice
 from bench.training.optimizer import build_updater
 from bench.training.recipe import Recipe
 
@@ -70,7 +71,9 @@ def trained(arch: str, inputs: Inputs, eps: str, x: Tensor, y: Tensor, rounds: i
     """Weights after `rounds` passes of 2-step adversarial training."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    defense = plugins.make("defenses", "pgd_at", {"steps": 2, "rel_step_size": 0.5}, {"norm": "Linf", "eps": eps})
+    defense = plugins.make(
+        "defenses", PluginChoice("pgd_at", {"steps": 2, "rel_step_size": 0.5}), JobThreat("Linf", eps)
+    )
     net = defense.wrap(plugins.build_model(arch, {}, inputs)).to(x.device)
     net = net.to(memory_format=torch.channels_last).train()
     parts = [rows for _ in range(rounds) for rows in torch.randperm(len(x)).split(BATCH)]

@@ -105,7 +105,7 @@ def plain_evaluation(job: EvaluateJob, trained: ModelJob, results: Path, root: P
     """The verdicts of the same attack on the same blocks."""
     data = load(trained, root, job.n)
     model = load_model(Store(results), trained, data)
-    attack = plugins.make_chosen("attacks", job.attack, job.threat)
+    attack = plugins.make("attacks", job.attack, job.threat)
     found = []
     for start in range(0, job.n, attack.block):
         own, clean = (seed(job.seed, part, start) for part in (job.attack.name, "clean"))

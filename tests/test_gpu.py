@@ -21,13 +21,14 @@ from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.models.common import Inputs
 from bench.planning import catalog
+from bench.planning.job_fields import JobThreat, PluginChoice
 from bench.records.store import Store
 from bench.training.optimizer import build_updater
 from bench.training.recipe import Recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-THREAT = {"norm": "Linf", "eps": "8/255"}
+THREAT = JobThreat("Linf", "8/255")
 # fast_at and free_at are left out: a guard that counts on the host, and images kept between batches
 SYNC_FREE = ["standard", "pgd_at", "trades", "mart", "rat", "awp", "noisy", "noisy_sampled", "smoothing", "pni", "rse"]
 INPUTS = Inputs(channels=3, size=32, classes=10, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -47,7 +48,7 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_a_training_step_never_waits_for_the_device(name: str, waiting_is_an_error: None) -> None:
     plugin = catalog.get("defenses", name)
     threat = THREAT if plugin.uses_threat else None
-    defense = plugins.make("defenses", name, plugin.resolve({}), threat)
+    defense = plugins.make("defenses", PluginChoice(name, plugin.resolve({})), threat)
     net = defense.wrap(plugins.build_model("preact_resnet18", {"width": 8}, INPUTS)).cuda().train()
     net = net.to(memory_format=torch.channels_last)
     updater = build_updater(defense, net, Recipe.model_validate(SETTINGS), 10)

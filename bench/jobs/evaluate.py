@@ -74,7 +74,7 @@ def evaluate(
     that other evaluations made from the first n, by name. Raises Unsupported with the reason, Diverged where the model
     gives no numbers.
     """
-    judge: Evaluation = plugins.make_chosen("attacks", job.attack, job.threat)
+    judge: Evaluation = plugins.make("attacks", job.attack, job.threat)
     # a threat-free evaluation carries a stand-in threat, whose norm is unused
     reason = judge.unsupported_reason(model)
     if reason:

@@ -61,7 +61,7 @@ def _of_trainings(jobs: list[TrainJob], root: Path) -> Iterator[str]:
         name = job.defense.name
         owner = f"defense {label('defenses', name, job.defense.settings)}"
         try:
-            defense: Defense = plugins.make_chosen("defenses", job.defense, job.threat)
+            defense: Defense = plugins.make("defenses", job.defense, job.threat)
             if net is not None:
                 owner += f" with {where}"
                 wrapped = defense.wrap(copy.deepcopy(net).train())
@@ -76,7 +76,7 @@ def _of_attack(job: EvaluateJob) -> Iterator[str]:
     """An evaluation that cannot be made. Whether it supports a model is told in the cell, and no mistake."""
     name = job.attack.name
     try:
-        judge: Evaluation = plugins.make_chosen("attacks", job.attack, job.threat)
+        judge: Evaluation = plugins.make("attacks", job.attack, job.threat)
         norm = job.threat.norm if job.threat else None
         if norm and norm not in judge.norms:  # a setting, such as the method of a package, may narrow its norms
             raise ValueError(f"no {norm} version; norms: {', '.join(judge.norms)}")

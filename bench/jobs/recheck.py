@@ -54,7 +54,7 @@ def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Find
     if file_hash(path) != expected:
         return finding("not checked", note="its adversarial images are absent or damaged")
     x_adv, samples = load_file(path)["x_adv"].to(data.test.x.device), store.samples(key)
-    judge = plugins.make_chosen("attacks", made.attack, made.threat)
+    judge = plugins.make("attacks", made.attack, made.threat)
     block = getattr(judge, "block_size", judge.block)
     last = min(len(x_adv), -(-n // block) * block)  # whole blocks, so that a batch holds what it held then
     wrong, notes = 0, list[str]()

@@ -45,7 +45,7 @@ def rescore(store: Store, key: str, root: Path) -> tuple[bool, str]:
 
 def _loaded(job: EvaluationJob, trained: ModelJob, data: Data) -> None:
     """Attack, defense and net from their files, before any stored byte is read: what fails here is no change of it."""
-    plugins.make_chosen("attacks", job.attack, job.threat)
+    plugins.make("attacks", job.attack, job.threat)
     if isinstance(trained, ImportJob):
         loading.build(trained, data.facts)
     else:

@@ -69,7 +69,7 @@ def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
 
     The initial weights depend on seed and architecture only, not on the defense, so that runs are paired.
     """
-    defense: Defense = plugins.make_chosen("defenses", job.defense, job.threat)
+    defense: Defense = plugins.make("defenses", job.defense, job.threat)
     facts = data.facts
     inputs = Inputs(facts.channels, facts.size, facts.classes, facts.mean, facts.std)
     with scope(seed(job.seed, "init", job.model.name)):

@@ -18,6 +18,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.stochastic import Randomized
 from bench.core.threat import Norm, Threat
 from bench.planning import catalog
+from bench.planning.job_fields import JobThreat, PluginChoice
 
 BUDGETS = ["0", "0.05", "0.1", "0.15", "0.18", "0.2", "0.22"]
 
@@ -269,5 +270,5 @@ def test_bad_budgets_are_refused_in_one_line() -> None:
 def test_budgets_stay_exact_from_a_spec_to_the_attack() -> None:
     settings = catalog.get("attacks", "curve").resolve({"budgets": [0, "2/255", 0.03137254901960784]})
     assert settings["budgets"] == ["0", "2/255", "8/255"]
-    made = plugins.make("attacks", "curve", settings, {"norm": "Linf", "eps": "8/255"})
+    made = plugins.make("attacks", PluginChoice("curve", settings), JobThreat("Linf", "8/255"))
     assert made.budgets == [Epsilon(0), Epsilon("2/255"), Epsilon("8/255")]

@@ -19,6 +19,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.stochastic import Randomized
 from bench.core.threat import Norm, Threat
+from bench.planning.job_fields import JobThreat, PluginChoice
 
 EPS = "0.1"
 PLACE = 5
@@ -413,7 +414,7 @@ def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], said: st
     with pytest.raises(ValueError, match=f"^surface: {said}[^\n]*$"):
         Surface(Threat("Linf", Epsilon(EPS)), **settings)
     with pytest.raises(ValueError, match=r"surface|greater than"):
-        plugins.make("attacks", "surface", settings, {"norm": "Linf", "eps": EPS})
+        plugins.make("attacks", PluginChoice("surface", settings), JobThreat("Linf", EPS))
 
 
 @pytest.mark.parametrize("setting", ["points=4", "points=1", "reach=0"])

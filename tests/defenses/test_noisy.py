@@ -19,6 +19,7 @@ from bench.models import lenet5
 from bench.models.common import Inputs
 from bench.noise.gaussian_noise import NoiseScale
 from bench.planning import catalog
+from bench.planning.job_fields import PluginChoice
 from defenses.noisy import Noisy
 from defenses.noisy_sampled import NoisySampled
 
@@ -310,9 +311,9 @@ def test_a_setting_that_left_is_named_with_the_page_of_its_results(name: str) ->
             LookupError, match=rf"^{name}\.{setting} was removed; its results are in docs/findings/noisy\.md$"
         ):
             plugin.resolve({setting: value})
-    assert plugins.make("defenses", name, plugin.resolve({}), None).sigma == 0.6
+    assert plugins.make("defenses", PluginChoice(name, plugin.resolve({})), None).sigma == 0.6
     with pytest.raises(LookupError, match="a model with relu=adf cannot be built again"):
-        plugins.make("defenses", name, {"relu": "adf"}, None)
+        plugins.make("defenses", PluginChoice(name, {"relu": "adf"}), None)
 
 
 # What lenet5 trained for 2 steps gave before the settings left: the terms of both steps, then a sum over the weights

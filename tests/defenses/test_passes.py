@@ -12,6 +12,7 @@ import toys
 from bench import plugins
 from bench.core.defense import Batch
 from bench.models.common import Inputs
+from bench.planning.job_fields import JobThreat, PluginChoice
 from bench.training.cost import profile_step
 
 # defense, settings, forward and backward passes through the net, F needed (a backward pass to the input is 1F, to the
@@ -55,7 +56,7 @@ def test_every_defense_is_counted() -> None:
 @pytest.mark.parametrize(("name", "settings", "forwards", "backwards", "needed"), CASES)
 def test_passes_of_a_step(name: str, settings: dict[str, Any], forwards: int, backwards: int, needed: float) -> None:
     norm = "L2" if name == "smoothadv" else "Linf"
-    defense = plugins.make("defenses", name, settings, {"norm": norm, "eps": "0.05"})
+    defense = plugins.make("defenses", PluginChoice(name, settings), JobThreat(norm, "0.05"))
     net = defense.wrap(plugins.build_model("small_cnn", {}, Inputs(1, 8, 4, (0.0,), (1.0,)))).train()
     updater: Any = toys.Descent(net, lr=1e-3)
     y = torch.arange(8) % 4

@@ -10,6 +10,7 @@ from bench import plugins
 from bench.core.defense import Batch, Losses
 from bench.models.common import Inputs
 from bench.planning import catalog
+from bench.planning.job_fields import JobThreat, PluginChoice
 
 STEPS = 2
 NETS = {"preact_resnet18": {"width": 8}, "vit_tiny": {"depth": 2, "dim": 24, "patch": 8}}
@@ -36,8 +37,8 @@ def test_a_narrow_net_trains(name: str, model: str) -> None:
     torch.manual_seed(0)
     plugin = catalog.get("defenses", name)
     norm = plugin.norms[0]
-    threat = {"norm": norm, "eps": "8/255"} if plugin.uses_threat else None
-    defense = plugins.make("defenses", name, plugins.load("defenses", name).test_settings, threat)
+    threat = JobThreat(norm, "8/255") if plugin.uses_threat else None
+    defense = plugins.make("defenses", PluginChoice(name, plugins.load("defenses", name).test_settings), threat)
     net = defense.wrap(plugins.build_model(model, NETS[model], Inputs(3, 32, 10, (0.5,) * 3, (0.25,) * 3)))
     net = net.to(memory_format=torch.channels_last).train()
     learned = [p for p in net.parameters() if p.requires_grad]

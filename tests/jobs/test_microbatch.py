@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from bench.planning.evaluations import shard_of
+from bench.planning.job_fields import JobThreat, PluginChoice
 
 torch = pytest.importorskip("torch")
 
@@ -80,7 +81,7 @@ def test_verdicts_of_an_attack_do_not_change(model: Classifier) -> None:
     x, y = torch.rand(30, 1, 4, 4), torch.arange(30) % 4
     with torch.no_grad():
         y = torch.where(torch.arange(30) % 3 > 0, model.predict(x), y)
-    attack = plugins.make("attacks", "pgd", {"steps": 10}, {"norm": "Linf", "eps": str(Epsilon(0.1))})
+    attack = plugins.make("attacks", PluginChoice("pgd", {"steps": 10}), JobThreat("Linf", str(Epsilon(0.1))))
     before = attack.evaluate(model, x, y, Context(7))
     passes.limit(model, 4)
     after = attack.evaluate(model, x, y, Context(7))

@@ -22,6 +22,7 @@ from bench.models import (
 )
 from bench.models.common import Inputs, Normalize
 from bench.planning import catalog
+from bench.planning.job_fields import PluginChoice
 
 SMALL = {
     "mlp": (mlp, {"width": 16}, 8),
@@ -174,7 +175,7 @@ def test_forward_mode_and_batching_transforms(small):
 
 def test_closed_form_noise_trains_it(small):
     net, x = small
-    defense = plugins.make("defenses", "noisy", {"sigma": 0.3, "structure": "jacobian"}, None)
+    defense = plugins.make("defenses", PluginChoice("noisy", {"sigma": 0.3, "structure": "jacobian"}), None)
     net = defense.wrap(net)
     before = [p.detach().clone() for p in net.parameters()]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
