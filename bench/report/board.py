@@ -15,9 +15,10 @@ from bench.results.rows import Row
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding
 from bench.tables.columns import columns as column_texts
-from bench.tables.columns import natural, percent, provisional_letters
+from bench.tables.columns import natural, provisional_letters
 from bench.tables.leaderboard import SECTIONS, footnotes, sections
 from bench.tables.ranking import GRAVE, ranked, reasons
+from bench.tables.text import percent
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 
 from bench.atomic import write_atomic
 from bench.report.svg import INK, inline
-from bench.tables.flat import csv_text
+from bench.tables.text import csv_text
 
 GRID = "#8c959f"
 # the colors of Okabe and Ito that are visible on white and on black; after six lines the dashes change

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.results.evaluations import Evaluation
+from bench.results.grouping import grouped
 from bench.results.worst_case import ByAttack
 
 
@@ -33,12 +34,9 @@ class Cost:
 
 def time_class(entry: Evaluation) -> tuple[Any, ...]:
     """Training times are compared within one of these only; papers' own recipes differ in epochs by intent."""
+    data = entry.dataset, entry.train_images
     epochs = entry.epochs if entry.recipe == "shared" else None
-    return (
-        *(getattr(entry, name) for name in ("dataset", "train_images", "model", "train_device", "recipe")),
-        epochs,
-        busy(entry),
-    )
+    return *data, entry.model, entry.train_device, entry.recipe, epochs, busy(entry)
 
 
 def busy(entry: Evaluation) -> bool:
@@ -48,11 +46,9 @@ def busy(entry: Evaluation) -> bool:
 
 def standard_times(entries: list[Evaluation]) -> dict[tuple[Any, ...], float]:
     """Mean training seconds of `standard` in each class."""
-    times: dict[tuple[Any, ...], dict[str, float]] = {}
-    for e in entries:
-        if e.defense == "standard" and not math.isnan(e.train_seconds):
-            times.setdefault(time_class(e), {})[e.train_key] = e.train_seconds
-    return {kind: fmean(seconds.values()) for kind, seconds in times.items()}
+    trainings = {e.train_key: e for e in entries if e.defense == "standard" and not math.isnan(e.train_seconds)}
+    classes = grouped(trainings.values(), time_class)
+    return {kind: fmean(e.train_seconds for e in members) for kind, members in classes.items()}
 
 
 def cost_of(entries: list[Evaluation], picked: ByAttack, times: dict[tuple[Any, ...], float]) -> Cost:

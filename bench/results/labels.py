@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.planning.spec import TrainSpec
 from bench.records.store import Store
+from bench.results.grouping import grouped
 
 if TYPE_CHECKING:
     from bench.results.rows import Row
@@ -18,10 +19,7 @@ _SHORT = {"threat.eps": "train_eps", "threat.norm": "train_norm"}
 
 def disambiguate(store: Store, found: list[Row]) -> list[Row]:
     """Rows that would read alike get the settings in which they differ behind their name."""
-    alike: dict[tuple[Any, ...], list[Row]] = {}
-    for row in found:
-        shown = (row.dataset, row.norm, row.eps, row.method, row.model)
-        alike.setdefault(shown, []).append(row)
+    alike = grouped(found, lambda row: (row.dataset, row.norm, row.eps, row.method, row.model))
     names = {}
     young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     for group in alike.values():

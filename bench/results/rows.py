@@ -13,6 +13,7 @@ from bench.results.certificates import RADII, certificates
 from bench.results.cost import Cost, cost_of, standard_times
 from bench.results.evaluations import Evaluation
 from bench.results.facts import BY_VALIDATION, draws_of
+from bench.results.grouping import grouped
 from bench.results.labels import disambiguate
 from bench.results.provisional import why_provisional
 from bench.results.seed_values import SeedValues, collapsed_seeds, seed_accuracies
@@ -129,13 +130,10 @@ def rows(store: Store, known: Iterable[Evaluation], radii: Iterable[float] = RAD
         budget, over the longest prefix of the test set that all of them, in all counted seeds, share. A seed counts if
         every attack of the row is done; an attack that no seed supports is left out and shown as unsupported.
     """
-    configs: dict[str, list[Evaluation]] = {}
-    for entry in known:
-        if entry.measures is None:
-            configs.setdefault(entry.config, []).append(entry)
-    times = standard_times([entry for group in configs.values() for entry in group])
+    attacking = [entry for entry in known if entry.measures is None]
+    times = standard_times(attacking)
     found = []
-    for group in configs.values():
+    for group in grouped(attacking, lambda entry: entry.config).values():
         budgets: set[tuple[str | None, str | None]] = {(e.norm, e.eps) for e in group if e.norm} or {(None, None)}
         for budget in sorted(budgets, key=lambda b: (b[0] or "", Epsilon(b[1] or 0))):
             # clean and certify do not depend on the budget and belong to every row

@@ -13,6 +13,7 @@ from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.cost import Cost
 from bench.results.evaluations import Evaluations, evaluations
+from bench.results.grouping import grouped
 from bench.results.rows import Accuracy, Row
 from bench.results.rows import rows as rows_of
 from bench.results.seed_values import MIXED, SeedValues
@@ -59,11 +60,10 @@ def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = No
     """The same rows with findings and verdicts; audits are searched among `keys` (default: all of the store)."""
     evaluated = {entry.key for row in rows for entry in row.evaluations}
     audits = StoredAudits(store, [key for key in (store.keys() if keys is None else keys) if key not in evaluated])
-    configs: dict[str, list[Row]] = {}
-    for row in rows:
-        configs.setdefault(row.config, []).append(row)
     done: dict[int, Row] = {}
-    for group in configs.values():  # one configuration at a time, so that its outcomes leave the memory
+    for group in grouped(
+        rows, lambda row: row.config
+    ).values():  # one configuration at a time, so that its outcomes leave the memory
         evidence = {(id(row), seed): Evidence(store, row, seed, audits) for row in group for seed in row.seeds}
         for row in group:
             for seed in row.seeds:

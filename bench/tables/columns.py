@@ -13,6 +13,7 @@ from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.pareto import describe_fronts, fronts
 from bench.tables.ranking import flags, unreliable
+from bench.tables.text import decimals, percent
 
 LONGEST_VENUE = 120
 
@@ -68,8 +69,8 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         "Seeds": _seeds_text,
         "Train eps": lambda row: row.train_eps,
         "Training s (× standard)": _time_text,
-        "Attacks s": lambda row: "–" if math.isnan(row.cost.attack_seconds) else f"{row.cost.attack_seconds:.1f}",
-        "Peak GB": lambda row: "–" if math.isnan(row.cost.peak_memory_mb) else f"{row.cost.peak_memory_mb / 1000:.2f}",
+        "Attacks s": lambda row: decimals(row.cost.attack_seconds, 1),
+        "Peak GB": lambda row: decimals(row.cost.peak_memory_mb / 1000, 2),
         "Pareto front": lambda row: describe_fronts(on, row),
         "Selected on": lambda row: row.provenance.selected,
         "Recipe": _recipe,
@@ -89,11 +90,6 @@ def venue(defense: str) -> str:
         return catalog.get("defenses", defense).source.partition(":")[0][:LONGEST_VENUE] or "–"
     except (LookupError, ValueError):  # records outlive plug-ins
         return "unknown"
-
-
-def percent(share: float) -> str:
-    """0.4512 -> '45.12'."""
-    return f"{100 * share:.2f}"
 
 
 def cell_text(row: Row, cell: SeedValues | None, show: Callable[[float], str] = percent) -> str:

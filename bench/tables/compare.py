@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from bench.results.rows import Row
 from bench.results.significance import Difference, Outcomes, difference, same_images
 from bench.results.worst_case import minima
 from bench.tables.selection import Pair, RowFilter, pairs
-from bench.terminal import plain
+from bench.tables.text import aligned, json_text, percent, printed
 
 COSTS = {
     "training work, F an image": "work_per_image_f",
@@ -139,7 +138,7 @@ def show(store: Store, name_a: str, name_b: str, where: RowFilter, as_json: bool
     """The comparison at every shared budget as text, or as one JSON list."""
     found = pairs(store, name_a, name_b, where)
     if as_json:
-        return json.dumps([_json(store, pair) for pair in found], indent=1, sort_keys=True, allow_nan=False)
+        return json_text([_json(store, pair) for pair in found])
     return "\n\n".join(_text(store, pair) for pair in found)
 
 
@@ -171,7 +170,7 @@ def _text(store: Store, pair: Pair) -> str:
     facts = [[c.what, _number(c.a), _number(c.b), c.why if c.ratio is None else f"{c.ratio:.2f}"] for c in spent]
     out += ["", *aligned([["", "A", "B", "A / B"], *facts])]
     out += [f"{c.what}: {c.why}" for c in spent if c.ratio is not None and c.why]
-    return "\n".join(plain(line) for line in out)
+    return printed(out)
 
 
 def _about(row: Row, on: dict[str, bool]) -> str:
@@ -191,21 +190,9 @@ def _cells(line: Comparison) -> list[str]:
     seeds = "/".join(map(str, dict.fromkeys(f.seeds)))
     mark = " *" if f.significant else ""
     interval = f"{100 * f.low:+.2f} to {100 * f.high:+.2f}"
-    accuracies = [f"{100 * value:.2f}" for value in (line.a, line.b)]
+    accuracies = [percent(line.a), percent(line.b)]
     return [line.what, *accuracies, f"{100 * f.difference:+.2f}{mark}", interval, p, *only, str(f.n), seeds]
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
-
-
-def aligned(table: list[list[str]]) -> list[str]:
-    """Lines of equal columns: the first is text, the others stand to the right. A line that ends early has no columns
-    behind its first."""
-    full = [line for line in table if len(line) == len(table[0])]
-    widths = [max(len(line[k]) for line in full) for k in range(1, len(table[0]))]
-    first = max(len(line[0]) for line in table)
-    return [
-        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))])
-        for name, *cells in table
-    ]

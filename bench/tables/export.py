@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import unicodedata
 
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
@@ -13,6 +11,8 @@ from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import FLAG, ranked, unreliable
+from bench.tables.text import json_text, percent
+from bench.terminal import printable
 
 Sections = dict[tuple[str, str], dict[str, list[Row]]]  # as `bench.tables.leaderboard.sections` gives them
 
@@ -40,7 +40,7 @@ _AUTHORS = re.compile(r"\(([^()]*?) (?:19|20)\d\d\b")
 
 def latex_text(text: str) -> str:
     """Text that LaTeX prints as it is: nothing in it is a command, a comment, a dash or a line break."""
-    plain = "".join(" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+    plain = printable(text)
     shown = ("-{}" if c + after == "--" else _LATEX.get(c, c) for c, after in zip(plain, plain[1:] + " ", strict=True))
     return "".join(shown).strip()
 
@@ -51,7 +51,7 @@ def latex(sections: Sections) -> str:
     for (dataset, threat), kinds in sections.items():
         for kind, members in kinds.items():
             if members:
-                parts += [f"% {_comment(dataset)}, {_comment(threat)}, {kind}", *_tabular(members), ""]
+                parts += [f"% {printable(dataset)}, {printable(threat)}, {kind}", *_tabular(members), ""]
     return "\n".join(parts)
 
 
@@ -70,7 +70,7 @@ def _tabular(members: list[Row]) -> list[str]:
 
 def _cells(rank: str, row: Row) -> list[str]:
     low, high = row.accuracy.worst.interval()
-    interval = f"{100 * low:.2f}–{100 * high:.2f}" if row.accuracy.worst.values else "–"
+    interval = f"{percent(low)}–{percent(high)}" if row.accuracy.worst.values else "–"
     n = str(row.accuracy.worst.n) if row.accuracy.worst.values else "–"
     cells = [_shown(row, cell) for cell in (row.accuracy.clean, row.accuracy.autoattack, row.accuracy.worst)]
     return [rank, row.method, row.model, row.train_eps, *cells, interval, n, row.verdict]
@@ -80,11 +80,7 @@ def _shown(row: Row, cell: SeedValues) -> str:
     """Percent, and n where it is not that of the worst case; or the state."""
     if not cell.values:
         return cell.state()
-    return f"{100 * cell.mean:.2f}" + (f" (n={cell.n})" if cell.n != row.accuracy.worst.n else "")
-
-
-def _comment(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
+    return percent(cell.mean) + (f" (n={cell.n})" if cell.n != row.accuracy.worst.n else "")
 
 
 def robustbench(sections: Sections) -> str:
@@ -101,7 +97,7 @@ def robustbench(sections: Sections) -> str:
         for kind, members in kinds.items()
         for rank, row in ranked(members)
     ]
-    return json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return json_text(found) + "\n"
 
 
 def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
@@ -136,11 +132,11 @@ def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) ->
 
 
 def _percent(cell: SeedValues) -> str | None:
-    return f"{100 * cell.mean:.2f}" if cell.values and not math.isnan(cell.mean) else None
+    return percent(cell.mean) if cell.values and not math.isnan(cell.mean) else None
 
 
 def _interval(row: Row) -> list[str] | None:
-    return [f"{100 * end:.2f}" for end in row.accuracy.worst.interval()] if row.accuracy.worst.values else None
+    return [percent(end) for end in row.accuracy.worst.interval()] if row.accuracy.worst.values else None
 
 
 def _source(defense: str) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
-from bench.tables.markdown import visible
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import flags, unreliable
 
-FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet may take for a formula at the start of a cell
 Ranked = list[tuple[str, str, str, Row]]  # data set, section, rank, row: in the order of the leaderboard
 
 
@@ -108,20 +104,3 @@ def _trained(row: Row, seed: int) -> str | None:
 
 def _value(cell: SeedValues) -> float | str:
     return cell.mean if cell.values else cell.state()
-
-
-def csv_text(lines: list[dict[str, object]]) -> str:
-    """CSV with the union of the columns in order of appearance; no cell starts a spreadsheet formula."""
-    header = list(dict.fromkeys(name for line in lines for name in line))
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_harmless(name) for name in header])
-    writer.writerows([[_harmless(line.get(name)) for name in header] for line in lines])
-    return file.getvalue()
-
-
-def _harmless(value: object) -> str:
-    if value is None or value != value:  # NaN
-        return ""
-    text = visible(str(value))
-    return f"'{text}" if text[:1] in FORMULA and not isinstance(value, (int, float)) else text

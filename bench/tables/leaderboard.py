@@ -15,9 +15,9 @@ from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
 from bench.tables import export, flat, measures, timing
 from bench.tables.columns import columns, natural, provisional_letters
-from bench.tables.flat import csv_text
 from bench.tables.markdown import escape, item, replace_block, table
 from bench.tables.ranking import checks_lines, hide_invalid, legend, ranked, reasons
+from bench.tables.text import csv_text
 
 INTRO = (
     "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
+
+from bench.terminal import printable
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the markers is replaced, the rest is kept.\n\n"
@@ -12,15 +13,10 @@ HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the marker
 
 def escape(text: str) -> str:
     """Text as one Markdown table cell: nothing in it is syntax, HTML or a line break."""
-    marked = re.sub(r"([\\`*_~\[\]|$#])", r"\\\1", visible(text).replace("&", "&amp;"))
+    marked = re.sub(r"([\\`*_~\[\]|$#])", r"\\\1", printable(text).replace("&", "&amp;"))
     marked = marked.replace("://", "&#58;//")  # GitHub would make a link of it
     marked = re.sub(r"(?i)\b(www)\.", r"\1&#46;", marked)
     return marked.replace("<", "&lt;").replace(">", "&gt;").strip()
-
-
-def visible(text: str) -> str:
-    """Blanks for control characters, unpaired surrogates, and what turns the direction of the text behind it."""
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
 
 
 def item(text: str) -> str:

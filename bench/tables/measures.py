@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from bench.core.stats import mean_std
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation, Evaluations
+from bench.results.grouping import grouped
 
 ABOUT = ("dataset", "split", "model", "defense_label", "train_norm", "train_eps", "seed", "attack_label", "norm", "eps")
 NO_MEASURE = ("index", "label", "forwards", "backwards")
@@ -26,11 +26,9 @@ def by_attack(store: Store, known: Evaluations) -> dict[str, list[dict[str, obje
 
 def notes(known: Evaluations) -> list[str]:
     """One line for each configuration, evaluation and budget: mean over seeds, or why there is none."""
-    groups: dict[tuple[Any, ...], list[Evaluation]] = {}
-    for entry in sorted(known.measuring, key=lambda e: (e.defense_label, e.attack_label, e.eps_value)):
-        groups.setdefault(tuple(getattr(entry, k) for k in ("config", "attack_label", "norm", "eps")), []).append(entry)
+    ordered = sorted(known.measuring, key=lambda e: (e.defense_label, e.attack_label, e.eps_value))
     lines = []
-    for entries in groups.values():
+    for entries in grouped(ordered, lambda e: (e.config, e.attack_label, e.norm, e.eps)).values():
         first, values = entries[0], [e.measured for e in entries if math.isfinite(e.measured)]
         where = f"{first.defense_label}: {first.attack_label}"
         budget = f" at {first.norm} {first.eps}" if first.norm else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bench.results.cost import busy
+from bench.results.grouping import grouped
 from bench.results.rows import Row
 from bench.tables.ranking import UNRANKED
 
@@ -37,14 +38,10 @@ def fronts(rows: Iterable[Row]) -> Fronts:
     listed = [row for row in rows if row.verdict not in UNRANKED and row.accuracy.worst.values]
     found: Fronts = {}
     for kind, (value_of, _) in KINDS.items():
-        classes: dict[tuple[Any, ...], list[tuple[Row, float]]] = {}
-        for row in listed:
-            x = value_of(row)
-            if not math.isnan(x):
-                classes.setdefault(footing(row, kind), []).append((row, x))
-        for members in classes.values():
-            front = set(pareto([(x, row.accuracy.worst.mean) for row, x in members]))
-            for k, (row, _) in enumerate(members) if len(members) > 1 else ():
+        known = [row for row in listed if not math.isnan(value_of(row))]
+        for members in grouped(known, lambda row, kind=kind: footing(row, kind)).values():  # type: ignore[misc]
+            front = set(pareto([(value_of(row), row.accuracy.worst.mean) for row in members]))
+            for k, row in enumerate(members) if len(members) > 1 else ():
                 found.setdefault(id(row), {})[kind] = k in front
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 from bench.records.store import Store
@@ -13,6 +12,7 @@ from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables import measures
 from bench.tables.ranking import reasons, titles, verdict_text
+from bench.tables.text import decimals, percent
 
 MATRIX_RADII = (0.25, 0.5)
 
@@ -58,8 +58,8 @@ def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[
         columns["ACR"] = lambda row: (
             f"{row.accuracy.acr.mean:.3f}" if row.accuracy.acr.values else _certificate(row, MATRIX_RADII[0])
         )
-    seconds = {"train s": lambda row: "–" if math.isnan(row.cost.train_seconds) else f"{row.cost.train_seconds:.1f}"}
-    ratio = {"× standard": lambda row: "–" if math.isnan(row.cost.ratio) else f"{row.cost.ratio:.2f}"}
+    seconds = {"train s": lambda row: decimals(row.cost.train_seconds, 1)}
+    ratio = {"× standard": lambda row: decimals(row.cost.ratio, 2)}
     return columns | seconds | ratio
 
 
@@ -69,7 +69,7 @@ def _short(row: Row, cell: SeedValues | None) -> str:
     (low, high), done, planned = cell.interval(), len(cell.values), len(row.seeds)
     seeds = f" ({done}/{planned})" if done < planned else ""
     median = f" ({cell.median()})" if cell.distance else ""
-    return f"{100 * cell.mean:.1f} ±{50 * (high - low):.1f}{median}{seeds}"
+    return f"{percent(cell.mean, 1)} ±{50 * (high - low):.1f}{median}{seeds}"
 
 
 def _matrix_notes(found: list[Row]) -> list[str]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from bench.records.record import train_metrics
 from bench.records.store import Store
 from bench.results.labels import failures
 from bench.results.seed_values import SeedValues
-from bench.tables.compare import aligned
 from bench.tables.equivalence import Match
 from bench.tables.ranking import verdict_text
 from bench.tables.sweep import Point, Series
-from bench.terminal import plain
+from bench.tables.text import aligned, json_text, percent, printed
 
 Map = tuple[Series, Series, list[Match]]
 
@@ -65,9 +62,9 @@ def _shown(series: Series, cell: SeedValues | None) -> str:
     if cell is None or counted is None or not counted.values:
         return cell.state() if cell else "not run"
     low, high = counted.interval()
-    seeds = "/".join(f"{100 * value:.1f}" for _, value in sorted(cell.values.items()))
-    told = f"{seeds}, std {100 * cell.std:.1f}, " if len(cell.values) > 1 else ""
-    return f"{100 * counted.mean:.1f} ±{50 * (high - low):.1f} ({told}n={cell.n})"
+    seeds = "/".join(percent(value, 1) for _, value in sorted(cell.values.items()))
+    told = f"{seeds}, std {percent(cell.std, 1)}, " if len(cell.values) > 1 else ""
+    return f"{percent(counted.mean, 1)} ±{50 * (high - low):.1f} ({told}n={cell.n})"
 
 
 def lines(series: Series) -> list[dict[str, object]]:
@@ -113,7 +110,7 @@ def map_table(store: Store, found: Map) -> list[str]:
     ratios = {p.x: _ratios(store, p) for p in a.points}
     cells = [
         [
-            f"{m.a:g}", m.column, f"{100 * m.accuracy:.1f}", _at(m.b, b), f"{_at(m.low, b)} to {_at(m.high, b)}",
+            f"{m.a:g}", m.column, percent(m.accuracy, 1), _at(m.b, b), f"{_at(m.low, b)} to {_at(m.high, b)}",
             str(m.n), str(len(m.seeds)), m.verdict, *ratios[m.a],
         ]
         for m in sorted(matches, key=lambda m: (m.a, m.column != "clean"))
@@ -189,15 +186,10 @@ def text(store: Store, swept: list[Series], maps: list[Map]) -> str:
     """All tables for a terminal."""
     parts = [table(series) for series in swept] + [map_table(store, found) for found in maps]
     legend = "percent ± half a 95 % Wilson interval of n images; in brackets each seed and their standard deviation"
-    return "\n".join(plain(line) for part in [*parts, [legend]] for line in [*part, ""]).rstrip()
+    return printed([line for part in [*parts, [legend]] for line in [*part, ""]])
 
 
 def as_json(swept: list[Series], maps: list[Map]) -> str:
     """The same as one JSON object with the lines of both CSV files; null where there is no number."""
-
-    def known(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    series = [{name: known(v) for name, v in line.items()} for each in swept for line in lines(each)]
-    mapped = [{name: known(v) for name, v in line.items()} for each in maps for line in map_lines(each)]
-    return json.dumps({"sweep": series, "map": mapped}, indent=1, sort_keys=True, allow_nan=False)
+    series = [line for each in swept for line in lines(each)]
+    return json_text({"sweep": series, "map": [line for each in maps for line in map_lines(each)]})

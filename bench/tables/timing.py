@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from bench.results.cost import busy, standard_times, time_class
+from bench.results.cost import busy, mean_known, standard_times, time_class
 from bench.results.evaluations import Evaluation
+from bench.results.grouping import grouped
 from bench.results.rows import Row
-from bench.tables.compare import aligned
 from bench.tables.ranking import UNRANKED
-from bench.terminal import plain
+from bench.tables.text import aligned, decimals, json_text, printed
 
 SHARED = "‡"
 
@@ -74,57 +72,42 @@ class Attack:
 
 
 def trainings(rows: Iterable[Row]) -> list[Training]:
-    """One line a trained configuration that was measured, by group (data, model, device) and then by name."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.config, []).append(row)
-    entries = {e.train_key: e for row in (r for group in groups.values() for r in group) for e in row.evaluations}
-    times = standard_times(list(entries.values()))
-    found = [line for group in groups.values() for line in _by_device(group, times)]
+    """One line per trained configuration that was measured, by group (data, model, device) and then by name.
+
+    A configuration whose seeds were trained on several devices, or some beside other jobs, has a line for each.
+    """
+    configs = grouped(rows, lambda row: row.config).values()
+    times = standard_times([e for group in configs for row in group for e in row.evaluations])
+    found = []
+    for group in configs:
+        entries = {e.train_key: e for row in group for e in row.evaluations if not math.isnan(e.train_seconds)}
+        own = [row for row in group if row.norm and row.eps == row.train_eps]
+        shown = max(own or group, key=lambda row: (row.norm or "", row.budget))
+        for kind, seeds in grouped(entries.values(), time_class).items():
+            found.append(_training(shown, seeds, times.get(kind, math.nan)))
     return sorted(found, key=lambda t: (t.dataset, t.model, t.images, t.device, t.shared, t.method, t.config))
 
 
-def _by_device(group: list[Row], times: dict[tuple[Any, ...], float]) -> list[Training]:
-    """A configuration whose seeds were trained on several devices, or some beside other jobs, is a line for each."""
-    row = _judged(group)
-    entries = {e.train_key: e for r in group for e in r.evaluations if not math.isnan(e.train_seconds)}
-    kinds: dict[tuple[Any, ...], list[Evaluation]] = {}
-    for entry in entries.values():
-        kinds.setdefault(time_class(entry), []).append(entry)
-    return [_training(row, seeds, times.get(kind, math.nan)) for kind, seeds in kinds.items()]
-
-
-def _judged(group: list[Row]) -> Row:
-    """The row whose robust accuracy is told: at the budget trained at, or else the largest one."""
-    own = [row for row in group if row.norm and row.eps == row.train_eps]
-    return max(own or group, key=lambda row: (row.norm or "", row.budget))
-
-
 def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:
-    seconds = _mean(entry.train_seconds for entry in seeds)
-    told = row.accuracy.worst.values and row.verdict != "INVALID"
-    robust = row.accuracy.worst.mean if told else math.nan
+    seconds, worst = mean_known(entry.train_seconds for entry in seeds), row.accuracy.worst
+    evaluated = bool(worst.values) and row.verdict != "INVALID"
+    robust = worst.mean if evaluated else math.nan
     return Training(
-        dataset=row.dataset,
-        model=row.model,
-        images=int(seeds[0].train_images),
+        **{name: getattr(row, name) for name in ("dataset", "model", "method", "train_eps", "recipe", "epochs")},
+        seconds_per_epoch=mean_known(entry.seconds_per_epoch for entry in seeds),
+        inference_ms=mean_known(entry.inference_ms for entry in seeds),
+        peak_memory_mb=mean_known(entry.peak_memory_mb for entry in seeds),
+        images=seeds[0].train_images,
         device=seeds[0].train_device or "unknown",
-        method=row.method,
         predictor=row.deploys,
-        train_eps=row.train_eps,
-        recipe=row.recipe,
-        epochs=int(row.epochs),
         seeds=len(seeds),
         seconds=seconds,
-        seconds_per_epoch=_mean(entry.seconds_per_epoch for entry in seeds),
         ratio=seconds / standard,
-        work_f=_mean(entry.work_per_image_f for entry in seeds),
-        inference_ms=_mean(entry.inference_ms for entry in seeds),
-        peak_memory_mb=_mean(entry.peak_memory_mb for entry in seeds),
+        work_f=mean_known(entry.work_per_image_f for entry in seeds),
         budget=f"{row.norm} {row.eps}" if row.norm else "",
         robust=robust,
-        collapsed=sum(entry.seed in row.accuracy.collapsed for entry in seeds) if told else 0,
-        n=row.accuracy.worst.n if told else 0,
+        collapsed=sum(entry.seed in row.accuracy.collapsed for entry in seeds) if evaluated else 0,
+        n=worst.n if evaluated else 0,
         verdict=row.verdict,
         per_hour=100 * robust / (seconds / 3600) if seconds > 0 and row.verdict not in UNRANKED else math.nan,
         shared=busy(seeds[0]),
@@ -132,35 +115,28 @@ def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:
     )
 
 
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan
-
-
 def attacks(rows: Iterable[Row]) -> list[Attack]:
-    """One line an attack, kind of model and device, from the evaluations that count and are done."""
-    groups: dict[tuple[str, str, str, str, str, bool], dict[str, Evaluation]] = {}
-    for row in rows:
-        for name, by in row.provenance.entries.items():
-            for entry in by.values():
-                if entry.state == "done":
-                    workers, device = entry.attack_workers, str(entry.device or "unknown")
-                    many = isinstance(workers, int) and workers > 1
-                    kind = row.dataset, row.model, device, row.deploys, name, many
-                    # a security curve stands in the row of each of its budgets, once each is enough
-                    groups.setdefault(kind, {})[entry.key] = entry
+    """One line per attack, kind of model and device, from the evaluations that count and are done."""
+    # a security curve belongs to the row of each of its budgets and is counted once
+    done = {e.key: (row, e) for row in rows for e in row.evaluations if e.state == "done"}
+    kinds = grouped(done.values(), lambda pair: _attacked(*pair))
     found = []
-    for kind, by_key in sorted(groups.items()):
-        entries = list(by_key.values())
-        pace = [1000 * entry.attack_seconds / entry.n for entry in entries]
-        passes = [_mean(getattr(entry, name) for entry in entries) for name in ("forwards", "backwards")]
-        seconds = _mean(entry.attack_seconds for entry in entries)
-        found.append(Attack(*kind, len(entries), seconds, _mean(pace), *passes))
+    for kind, pairs in sorted(kinds.items()):
+        entries = [entry for _, entry in pairs]
+        seconds = mean_known(entry.attack_seconds for entry in entries)
+        pace = mean_known(1000 * entry.attack_seconds / entry.n for entry in entries)
+        forwards, backwards = (mean_known(getattr(e, name) for e in entries) for name in ("forwards", "backwards"))
+        found.append(Attack(*kind, len(entries), seconds, pace, forwards, backwards))
     return found
 
 
+def _attacked(row: Row, entry: Evaluation) -> tuple[str, str, str, str, str, bool]:
+    shared = (entry.attack_workers or 1) > 1
+    return row.dataset, row.model, entry.device or "unknown", row.deploys, entry.attack_label, shared
+
+
 def lines(found: Iterable[Training] | Iterable[Attack]) -> list[dict[str, object]]:
-    """For timing.csv and attack_timing.csv: every field, in its order."""
+    """Lines of timing.csv or timing_attacks.csv: every field, in its order."""
     return [dict(vars(each)) for each in found]
 
 
@@ -168,35 +144,22 @@ def show(rows: list[Row], as_json: bool) -> str:
     """Both as text, a table for each data set, model and device, or as one JSON object."""
     trained, attacked = trainings(rows), attacks(rows)
     if as_json:
-        content = {"trainings": lines(trained), "attacks": lines(attacked)}
-        finite = {name: [{k: _finite(v) for k, v in line.items()} for line in part] for name, part in content.items()}
-        return json.dumps(finite, indent=1, sort_keys=True, allow_nan=False)
+        return json_text({"trainings": lines(trained), "attacks": lines(attacked)})
     parts: list[str] = []
-    groups: dict[tuple[Any, ...], list[Training]] = {}
-    for t in trained:
-        groups.setdefault((t.dataset, t.model, t.images, t.device), []).append(t)
-    for (dataset, model, images, device), members in groups.items():
-        parts += [f"{dataset}, {model}, {images} training images, {device}", ""]
-        parts += [*aligned(_table(_TRAINING, members)), ""]
-    kinds: dict[tuple[str, str, str], list[Attack]] = {}
-    for a in attacked:
-        kinds.setdefault((a.dataset, a.model, a.device), []).append(a)
-    for (dataset, model, device), those in kinds.items():
-        parts += [f"attacks on {dataset}, {model}, {device}", "", *aligned(_table(_ATTACK, those)), ""]
+    for title, members in grouped(trained, _training_title).items():
+        parts += [title, "", *_table(_TRAINING, members), ""]
+    for title, those in grouped(attacked, lambda a: f"attacks on {a.dataset}, {a.model}, {a.device}").items():
+        parts += [title, "", *_table(_ATTACK, those), ""]
     if any(t.shared for t in trained) or any(a.shared for a in attacked):
         parts += [f"{SHARED} the machine did other jobs meanwhile: compare such times with each other at most", ""]
     notes = (
         "work F: of a training step per image, in forward passes of the net; robust %/h: worst case over training hours"
     )
-    return "\n".join(plain(line) for line in [*parts, notes]) if parts else "no training was timed yet"
+    return printed([*parts, notes]) if parts else "no training was timed yet"
 
 
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float, digits: int = 1) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def _training_title(t: Training) -> str:
+    return f"{t.dataset}, {t.model}, {t.images} training images, {t.device}"
 
 
 _TRAINING: dict[str, Callable[[Training], str]] = {
@@ -204,29 +167,29 @@ _TRAINING: dict[str, Callable[[Training], str]] = {
     "train eps": lambda t: t.train_eps,
     "epochs": lambda t: f"{t.epochs}" + ("" if t.recipe == "shared" else f" {t.recipe}"),
     "seeds": lambda t: f"{t.seeds}" + (f", {t.collapsed} collapsed" if t.collapsed else ""),
-    "train s": lambda t: _number(t.seconds),
-    "s/epoch": lambda t: _number(t.seconds_per_epoch, 2),
-    "× standard": lambda t: _number(t.ratio, 2),
-    "work F": lambda t: _number(t.work_f),
-    "infer ms": lambda t: _number(t.inference_ms, 3) + ("" if t.predictor == "deterministic" else f", {t.predictor}"),
-    "peak MB": lambda t: _number(t.peak_memory_mb, 0),
-    "robust %": lambda t: _number(100 * t.robust),
+    "train s": lambda t: decimals(t.seconds, 1),
+    "s/epoch": lambda t: decimals(t.seconds_per_epoch, 2),
+    "× standard": lambda t: decimals(t.ratio, 2),
+    "work F": lambda t: decimals(t.work_f, 1),
+    "infer ms": lambda t: decimals(t.inference_ms, 3) + ("" if t.predictor == "deterministic" else f", {t.predictor}"),
+    "peak MB": lambda t: decimals(t.peak_memory_mb, 0),
+    "robust %": lambda t: decimals(100 * t.robust, 1),
     "at": lambda t: t.budget or "–",
     "n": lambda t: str(t.n or "–"),
     "verdict": lambda t: t.verdict,
-    "robust %/h": lambda t: _number(t.per_hour, 0),
+    "robust %/h": lambda t: decimals(t.per_hour, 0),
 }
 _ATTACK: dict[str, Callable[[Attack], str]] = {
     "attack": lambda a: (
         a.attack + (f" {SHARED}" if a.shared else "") + ("" if a.deploys == "deterministic" else f", {a.deploys} model")
     ),
     "models": lambda a: str(a.models),
-    "s": lambda a: _number(a.seconds),
-    "ms/image": lambda a: _number(a.ms_per_image, 2),
-    "forwards": lambda a: _number(a.forwards),
-    "backwards": lambda a: _number(a.backwards),
+    "s": lambda a: decimals(a.seconds, 1),
+    "ms/image": lambda a: decimals(a.ms_per_image, 2),
+    "forwards": lambda a: decimals(a.forwards, 1),
+    "backwards": lambda a: decimals(a.backwards, 1),
 }
 
 
-def _table(columns: dict[str, Callable[[Any], str]], members: Iterable[Any]) -> list[list[str]]:
-    return [[*columns], *([cell(member) for cell in columns.values()] for member in members)]
+def _table(columns: dict[str, Callable[[Any], str]], members: Iterable[Any]) -> list[str]:
+    return aligned([[*columns], *([show(member) for show in columns.values()] for member in members)])

@@ -14,12 +14,12 @@ from records import FINDINGS, ROOT
 
 from bench.records.store import Store
 from bench.report.sweeps import map_plot
-from bench.tables.compare import plain
 from bench.tables.equivalence import matches, partner
 from bench.tables.leaderboard import board
 from bench.tables.selection import RowFilter
 from bench.tables.sweep import sweep, with_anchor
 from bench.tables.sweep_text import map_table, table
+from bench.terminal import plain
 
 HEAD = """# Sigma and eps on MNIST
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import unicodedata
 
 COUNT = 500
 _PIECES = (
@@ -42,13 +41,8 @@ def mark(text: str) -> str | None:
     return f"q{parts[0]}q" if len(parts) == 1 else None
 
 
-def visible(text: str) -> str:
-    """The documented form: a blank for each character that shows nothing or turns the text around it."""
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text).strip()
-
-
 def printable(text: str) -> str:
-    """The same on a terminal."""
+    """The documented form: a blank for each character that shows nothing or turns the text around it."""
     return "".join(c if c.isprintable() else " " for c in text).strip()
 
 

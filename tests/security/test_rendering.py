@@ -14,7 +14,7 @@ from typing import NamedTuple
 import fuzzed
 import pytest
 from factories import evaluated, toy_job, trained
-from fuzzed import joined, mark, printable, visible
+from fuzzed import joined, mark, printable
 from harness import Bench
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -136,13 +136,13 @@ def test_markdown_cells_are_text(outputs: Outputs) -> None:
         methods += [content] if before.type == "td_open" and len(row) == 2 else []
         shown["heading" if before.type == "heading_open" else "cell" if before.type[0] == "t" else "item"].add(content)
     assert len(widths) == place + 1  # every line of a table has its number of cells
-    labels = {visible(f"guard (k={text})") for text in outputs.others}
-    assert {name for name in methods if mark(name)} == {visible(text) for text in outputs.strings} | labels
+    labels = {printable(f"guard (k={text})") for text in outputs.others}
+    assert {name for name in methods if mark(name)} == {printable(text) for text in outputs.strings} | labels
     for text in outputs.others:
-        assert any(part.startswith(visible(text)) for part in shown["heading"]), text
-        assert visible(f"{text} (k={text})") in shown["cell"], text
+        assert any(part.startswith(printable(text)) for part in shown["heading"]), text
+        assert printable(f"{text} (k={text})") in shown["cell"], text
     notes = "\n".join(shown["item"])
-    assert all(visible(f"{text}: {text}")[:60] in notes for text in outputs.failed)
+    assert all(printable(f"{text}: {text}")[:60] in notes for text in outputs.failed)
 
 
 def test_csv_cells_are_text_and_no_formulas(outputs: Outputs) -> None:
@@ -164,7 +164,7 @@ def test_csv_cells_are_text_and_no_formulas(outputs: Outputs) -> None:
 
 def escape_csv(text: str) -> str:
     """As the documentation says: blanks, and an apostrophe before what would be a formula."""
-    plain = "".join(c if visible(f"x{c}x") == f"x{c}x" else " " for c in text)
+    plain = "".join(c if printable(f"x{c}x") == f"x{c}x" else " " for c in text)
     return f"'{plain}" if plain.startswith(tuple("=+-@＝＋－＠")) else plain
 
 
@@ -203,7 +203,7 @@ def printed(text: str) -> str:
 
 @pytest.mark.parametrize("text", STRINGS)
 def test_latex_prints_each_string(text: str) -> None:
-    expected = "".join(c if visible(f"x{c}x") == f"x{c}x" else " " for c in text).strip()
+    expected = "".join(c if printable(f"x{c}x") == f"x{c}x" else " " for c in text).strip()
     quotes = str.maketrans({"'": '"'})  # two apostrophes print as a quote does
     assert joined(printed(latex_text(text)).replace("''", '"').translate(quotes)) == joined(
         expected.replace("''", '"').translate(quotes)
@@ -291,7 +291,7 @@ def test_the_page_shows_each_string_and_runs_nothing(outputs: Outputs) -> None:
 
 
 def printable_html(text: str) -> str:
-    """As `visible`, and unassigned characters are blanks too."""
+    """As `printable`."""
     from bench.terminal import printable
 
     return printable(text)
