@@ -72,21 +72,28 @@ class CostModel:
     def _time(self, trained: ModelJob) -> PassTime | None:
         """Time of a pass of the model, from the cache or measured now."""
         facts = datasets.facts(trained.data.name, self.root, trained.data.size)
-        architecture = catalog.get("models", trained.model.name)
-        inputs = {name: getattr(facts, name) for name in ("channels", "size", "classes", "mean", "std")}
-        settings = trained.model.settings
-        about = [architecture.name, settings, architecture.sha256[:12], facts.channels, facts.size, facts.classes]
+        arguments: tuple[Any, ...]
+        settings: dict[str, Any]
+        if isinstance(trained, ImportJob) and trained.model.sha256 is not None:
+            settings, digest = {}, trained.model.sha256
+            function, arguments = "measure_user_model", (trained, facts)
+        else:
+            settings, digest = trained.model.settings, catalog.get("models", trained.model.name).sha256
+            function, arguments = "measure", (trained.model.name, settings, facts)
+        about = [trained.model.name, settings, digest[:12], facts.channels, facts.size, facts.classes]
         key = json.dumps([*about, *self._where], sort_keys=True)
         if key not in self._times:
-            arguments = (architecture.name, settings, inputs, self.slot.device, dict(self.slot.environment))
-            self._times[key] = _cached(key) or (self._measured(key, arguments) if self.measure else None)
+            where = self.slot.device, dict(self.slot.environment)
+            self._times[key] = _cached(key) or (
+                self._measured(key, function, *arguments, *where) if self.measure else None
+            )
         return self._times[key]
 
-    def _measured(self, key: str, arguments: tuple[Any, ...]) -> PassTime | None:
+    def _measured(self, key: str, function: str, *arguments: Any) -> PassTime | None:
         try:
-            found = PassTime(**processes.ask("bench.progress.forward_pass", "measure", *arguments))
+            found = PassTime(**processes.ask("bench.progress.forward_pass", function, *arguments))
         except (ValueError, LookupError, OSError) as error:
-            self.problems.append(f"no pass of {arguments[0]} could be timed: {error}")
+            self.problems.append(f"the model could not be timed: {error}")
             return None
         with suppress(OSError):  # a cache folder that cannot be written costs a second each time
             _file().parent.mkdir(parents=True, exist_ok=True)

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bench import plugins
+from bench.data.datasets import Facts
 from bench.data.images import to_channels_last
+from bench.jobs import user_model
 from bench.models.common import Inputs
+from bench.planning.job import ImportJob
 from bench.training.cost import synchronize
+
+Times = dict[str, float]
 
 SMALL, LARGE = 16, 256  # images of the two batches that are timed
 SECONDS = 0.4  # time spent on each batch; at least one pass is timed
 LONGEST = 0.05  # seconds that a large batch may take: a slow model is timed with a smaller one
 
 
-def measure(
-    name: str, settings: dict[str, Any], inputs: dict[str, Any], device: str, environment: dict[str, str]
-) -> dict[str, float]:
+def measure(name: str, settings: dict[str, Any], facts: Facts, device: str, environment: dict[str, str]) -> Times:
+    """Times of an architecture of bench on a data set's images. Raises ValueError if it cannot be built."""
+    inputs = Inputs(facts.channels, facts.size, facts.classes, facts.mean, facts.std)
+    return _timed(lambda: plugins.build_model(name, settings, inputs), facts, device, environment)
+
+
+def measure_user_model(job: ImportJob, facts: Facts, device: str, environment: dict[str, str]) -> Times:
+    """Times of the net that a user's model file builds. Raises ValueError if it cannot be built."""
+    return _timed(lambda: user_model.build(job, facts), facts, device, environment)
+
+
+def _timed(build: Callable[[], nn.Module], facts: Facts, device: str, environment: dict[str, str]) -> Times:
     """Seconds of one pass F of `b` images as call + image * b, and seconds of one optimizer update.
 
-    F is half of a forward pass with the backward pass to the images, since attacks and inner maximizations repeat
-    that. `inputs`: arguments of bench.models.common.Inputs. Raises ValueError if the model cannot be built.
+    F is half of a forward pass with the backward pass to the images, since attacks and inner maximizations repeat that.
     """
     os.environ.update(environment)
     where = torch.device(device)
     if where.type == "cpu":
         torch.set_num_threads(1)
-    net = plugins.build_model(name, settings, Inputs(**inputs)).to(where).eval()
-    x = to_channels_last(torch.rand(LARGE, inputs["channels"], inputs["size"], inputs["size"], device=where))
+    net = build().to(where).eval()
+    x = to_channels_last(torch.rand(LARGE, facts.channels, facts.size, facts.size, device=where))
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
     F.cross_entropy(net(x[:SMALL]), torch.zeros(SMALL, dtype=torch.int64, device=where)).backward()
     update = _seconds(optimizer.step, where)

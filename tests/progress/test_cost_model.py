@@ -126,6 +126,16 @@ def test_a_pass_is_measured_once_and_found_in_the_cache(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
 
 
+def test_the_net_of_a_users_file_is_timed_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: Bench) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    net = "nn.Sequential(nn.Flatten(), nn.Linear(64, 10))"
+    Path("my.py").write_text(f"from torch import nn\n\ndef build():\n    return {net}\n")
+    done = bench("eval", "my.py:build", "--attack", "clean,pgd", "--checks", "off", "--device", "cpu", "--dry-run")
+    assert (done.code, done.err) == (0, "")
+    assert "estimated from the cost model" in done.out
+    assert "past record" not in done.out
+
+
 def test_records_are_used_before_the_cost_model_and_both_are_named(cached: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "results")
     store.prepare()
@@ -168,4 +178,4 @@ def test_a_net_that_cannot_be_timed_is_named_with_the_reason(tmp_path: Path) -> 
     model = CostModel(ROOT, Slot("cpu"))
     assert model(broken, broken) is None
     assert len(model.problems) == 1
-    assert model.problems[0].startswith("no pass of mlp could be timed: ")
+    assert model.problems[0].startswith("the model could not be timed: ")
