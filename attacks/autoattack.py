@@ -33,7 +33,6 @@ class AutoAttack(Attack):
     attack whose image was kept.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     block: ClassVar[int] = 500
     cost: ClassVar[str] = "1000F to 9000F"
     revision: ClassVar[int] = 1

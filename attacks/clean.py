@@ -10,7 +10,7 @@ the columns of `bench.core.stochastic.draw_columns` give the accuracy of single 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,7 +26,6 @@ class Clean(Evaluation):
     uses_threat: ClassVar[bool] = False
     cost: ClassVar[str] = "F"
     revision: ClassVar[int] = 1
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Column `correct`, bool of shape b, and for a stochastic model those of `draw_columns`."""

@@ -10,7 +10,7 @@ column is a diagnosis and never a claim of robustness.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,7 +25,6 @@ class FGSM(Attack):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     cost: ClassVar[str] = "4F"
     revision: ClassVar[int] = 1
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The single step of steepest ascent on cross-entropy."""

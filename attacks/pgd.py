@@ -33,7 +33,6 @@ from bench.core.pgd import AttackLoss, Best, Start, attack_loss, check_reach, st
 class PGD(Attack):
     """Projected gradient attack. Costs 2 steps + 1 passes an image and restart, 2 eot steps + 1 if stochastic."""
 
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     cost: ClassVar[str] = "(2 steps eot restarts + 2) F = 42F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ("sparsity", "eot")

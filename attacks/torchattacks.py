@@ -33,7 +33,6 @@ class TorchAttacks(Attack):
     """One attack of torchattacks. Column `distance` (minimal-norm methods): size of what was found, else inf; and
     `pixels` (those that count pixels): how many of them changed, else inf."""
 
-    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
     cost: ClassVar[str] = "4F to 200F"
     revision: ClassVar[int] = 2
     test_settings: ClassVar[dict[str, Any]] = {"method": "MIFGSM", "kwargs": {"steps": 2}}

@@ -35,9 +35,7 @@ from bench.core.weights import layer_weights, shifted, uphill
 class AWP(Defense):
     """Worst-case weights around any base defense. Costs the base's passes and those of its ascent loss once more."""
 
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "base + its loss = 33F (trades)"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     revision: ClassVar[int] = 1

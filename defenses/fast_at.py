@@ -33,9 +33,7 @@ _GOOD = "good."  # prefix of the saved weights within the state
 class FastAT(Defense):
     """One step from a random start. Costs 5 forward passes F an image; the guard 11F for one batch an epoch."""
 
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "5F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
@@ -48,7 +46,6 @@ class FastAT(Defense):
         "epochs": 15,
         "batch_size": 128,
     }
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     variant: Literal["fgsm_rs", "n_fgsm"] = "fgsm_rs"
     """Noise and result within the ball, or stronger noise and no projection."""

@@ -28,9 +28,7 @@ from bench.core.defense import Batch, Defense, Losses, Updater
 class FreeAT(Defense):
     """Replays with a perturbation that persists. Costs 3 forward passes F an image and replay."""
 
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "3 replays F = 24F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1

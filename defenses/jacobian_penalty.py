@@ -27,7 +27,6 @@ class JacobianPenalty(Defense):
     """Error and squared Jacobian. Costs 3 (probes + 1) forward passes F an image, 3 more where BatchNorm trains."""
 
     uses_threat: ClassVar[bool] = False
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "3 (probes + 1) F = 6F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1

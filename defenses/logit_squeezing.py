@@ -27,12 +27,10 @@ class LogitSqueezing(Defense):
     """Soft labels and small logits. Costs 3 forward passes F an image."""
 
     uses_threat: ClassVar[bool] = False
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "3F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     supports_recipe: ClassVar[tuple[str, ...]] = ("bf16", "fp16")
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the label spread evenly over all K classes (a)."""

@@ -30,14 +30,11 @@ from bench.noise.losses import competitors, pair_rows
 class LSA(Defense):
     """Nearest linearized boundary. Costs K + 3 forward passes F an image, 5 (loss) or 3 (head)."""
 
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "(K + 3) F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     linearise: Literal["scores", "loss"] = "scores"
     """What the adversary takes to first order: each class score, or the loss."""

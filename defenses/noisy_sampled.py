@@ -27,7 +27,6 @@ class NoisySampled(Defense):
     """Cross-entropy under sampled noise at one site."""
 
     uses_threat: ClassVar[bool] = False
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "3 draws F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its noise acts in training only"
     revision: ClassVar[int] = 2

@@ -28,14 +28,11 @@ from bench.noise.logit_moments import jacobian_moments
 class RobustTraining(Defense):
     """The first-order worst case. `alternate` costs 5F an image, `penalty` 6F, or 9F where BatchNorm trains."""
 
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1")
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "5F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
     supports_recipe: ClassVar[tuple[str, ...]] = ("label_smoothing", "bf16", "fp16")
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     variant: Literal["alternate", "penalty"] = "alternate"
     """Train at the maximizer of the linearized loss, or on the linearized loss itself (double backpropagation)."""

@@ -43,7 +43,6 @@ class Attacked(NamedTuple):
 class SmoothAdv(Defense):
     """Adversarial training under shared noise, and a vote. Costs (2 steps + 3) draws forward passes F an image."""
 
-    uses_threat: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("L2",)
     predictor: ClassVar[str] = "smoothed"
     cost: ClassVar[str] = "(2 steps + 3) draws F = 14F"

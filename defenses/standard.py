@@ -23,7 +23,6 @@ class Standard(Defense):
     """No defense. Costs 3 forward passes F an image."""
 
     uses_threat: ClassVar[bool] = False
-    predictor: ClassVar[str] = "deterministic"
     cost: ClassVar[str] = "3F"
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: a plain differentiable net is deployed"
     revision: ClassVar[int] = 1
@@ -36,7 +35,6 @@ class Standard(Defense):
         "epochs": 200,
         "batch_size": 128,
     }
-    test_settings: ClassVar[dict[str, Any]] = {}
 
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         """Mean cross-entropy on the clean images."""
