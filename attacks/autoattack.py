@@ -30,7 +30,7 @@ class AutoAttack(Attack):
     """The standard ensemble. Column `stage`: number of the attack that broke the image, -1 for none.
 
     The first attack is 1; 0 is an image that is misclassified without an attack. For a stochastic model it is the
-    attack whose image was kept.
+    attack whose image was selected.
     """
 
     block: ClassVar[int] = 500

@@ -5,7 +5,7 @@ draws bound its probability; where the bound does not exceed 1/2 the classifier 
 
 With probability at least 1 - alpha for each image, no perturbation of L2 size below `radius` changes the prediction.
 The certified accuracy at r is the share with `correct` and radius >= r; the radius is that of the *predicted* class,
-right or wrong. The draws of a block's images are one stream of batches, counted on the device, instead of a Python loop
+correct or not. The draws of a block's images are one stream of batches, counted on the device, instead of a Python loop
 over each image's; guarantees and sample numbers are the paper's.
 """
 

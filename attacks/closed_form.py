@@ -4,14 +4,14 @@ Attack through the closed form of a random model: projected gradient ascent (Mad
 loss of the analytic mean m and covariance S of the noisy logits, an idea of Arous et al. (2023, arXiv 2312.08877). One
 gradient stands for the average over draws of expectation over transformation (EOT, Athalye et al. 2018, arXiv
 1707.07397). The noise must be Gaussian at known sites: on the image (smoothing), before layers (rse), on weights (pni).
-A net whose training noise is withdrawn (noisy) is attacked through that noise and judged without it.
+A net deployed without its training noise (noisy) is attacked through that noise and evaluated without it.
 
 m and S come from moments (exact rectified ones, as in assumed density filtering) or from the noise-free net's Jacobian.
 Noise on weights is shared by all positions of a convolution: adjoint and jacobian keep that correlation to first order,
 diag ignores it, like every other correlation. Reconstruction: losses, defaults and structure are ours.
 
-Candidates of a stochastic model are not compared by a lucky pass: the iterate of highest loss L is kept. A
-deterministic model judges each iterate itself, for one forward pass more.
+For a stochastic model the iterate of highest loss L is used, because one misclassified draw may be chance. A
+deterministic model classifies each iterate, for one forward pass more.
 
 Passes a step, forward + backward, by the work of convolutions and matrix products (r: `rivals`, all K - 1 for 0; K for
 ece_bound): diag 2 + 2, adjoint 2 + (2 + 3r), jacobian 1 + (1 + 3r); with noise on weights 3 + 3, 4 + (4 + 6r) and
@@ -55,11 +55,11 @@ class ClosedForm(Attack):
     restarts: Annotated[int, Gt(0)] = 1
     """Random restarts; the strongest iterate of all counts."""
     loss: Literal["margin", "log_win", "ece_bound", "training"] = "margin"
-    """What is climbed: the largest expected margin in units of its standard deviation, -log of the probability that the
-    true class wins, a bound of the expected cross-entropy, or the loss that the model itself was trained on."""
+    """What is maximized: the largest expected margin in units of its standard deviation, -log of the probability that
+    the true class wins, a bound of the expected cross-entropy, or the loss that the model itself was trained on."""
     structure: Literal["auto", "diag", "adjoint", "jacobian"] = "auto"
     """Covariance of the logits: element-wise, by backward recursion, or from the noise-free Jacobian, whose mean is the
-    noise-free net; auto: adjoint, and jacobian where that net is judged. loss=training has that of the training."""
+    noise-free net; auto: adjoint, and jacobian where that net is deployed. loss=training has that of the training."""
     rivals: Annotated[int, Ge(0)] = 1
     """Strongest other classes in margin and log_win; 0 = all."""
     noise: Annotated[float, Ge(0)] = 1.0
@@ -114,7 +114,7 @@ class ClosedForm(Attack):
                 x_adv = threat.project_to_image(x, point + step_size * threat.steepest_direction(grad))
 
     def _objective(self, model: Counted) -> _Objective:
-        """The loss of a model that `supports` has let through; it counts its passes itself."""
+        """The loss of a model that the attack applies to (`unsupported_reason`); it counts its passes itself."""
         target, noise = model.model, known_noise(model.model)
         if noise is None:
             raise ValueError("no Gaussian noise at known sites")
@@ -124,7 +124,7 @@ class ClosedForm(Attack):
 
         def objective(x: Tensor, y: Tensor) -> Tensor:
             if self.loss == "training":
-                assert isinstance(target, NoiseFreeDeployment)  # says `supports`
+                assert isinstance(target, NoiseFreeDeployment)  # by unsupported_reason
                 loss, cost = target.training_noise.closed_form_loss(target.net, x, y, self.noise)
             else:
                 moments = noise.moments(x, structure, "laplace" if structure == "jacobian" else "adf", self.noise)

@@ -57,14 +57,14 @@ class Curve(Evaluation):
     """First iterate of a restart: uniform in the ball, 0.001 N(0,1) around the image, or the image itself."""
 
     def __post_init__(self) -> None:
-        asked = {parse_eps(eps, self.threat.norm) for eps in self.budgets}
-        if asked and max(asked) > self.threat.eps:
+        requested = {parse_eps(eps, self.threat.norm) for eps in self.budgets}
+        if requested and max(requested) > self.threat.eps:
             raise ValueError(
-                f"curve: budget {max(asked)} is above the eps {self.threat.eps} of the threat; "
+                f"curve: budget {max(requested)} is above the eps {self.threat.eps} of the threat; "
                 "expected the largest budget to be that eps"
             )
-        self._budgets = sorted({*asked, self.threat.eps})
-        self._pgd(self.threat)  # weak settings are refused here
+        self._budgets = sorted({*requested, self.threat.eps})
+        self._pgd(self.threat)  # raises for settings that are too weak
 
     def _pgd(self, threat: Threat) -> PGD:
         return PGD(
@@ -91,7 +91,7 @@ class Curve(Evaluation):
             broken_at[clean] = float("inf")
             x_adv, size, warm = x.clone(), torch.zeros_like(broken_at), False
             draws: list[Columns] = []
-            for place, eps in enumerate(self._budgets):
+            for done, eps in enumerate(self._budgets, start=1):
                 todo = torch.ones_like(clean) if model.stochastic else broken_at.isinf()
                 if eps > 0 and bool(todo.any()):
                     threat = Threat(self.threat.norm, eps)
@@ -102,7 +102,7 @@ class Curve(Evaluation):
                     broken_at[~ctx.correct(model, x_adv, y) & broken_at.isinf()] = float(eps)
                 draws += [draw_columns(model, x_adv, y, ctx.seed)] if model.stochastic else []
                 ctx.report(
-                    place + 1, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} still robust"
+                    done, len(self._budgets), f"eps {eps}: {int(broken_at.isinf().sum())} of {len(x)} still robust"
                 )
         cost = surrogate.columns(x)
         columns = {"correct": broken_at.isinf(), "clean": clean, "broken_at": broken_at, "size": size.float(), **cost}

@@ -46,7 +46,7 @@ class MeanOfDraws(nn.Module):
 
 @dataclass
 class EOT(Attack):
-    """A gradient attack on averages over draws. Columns `draws` (S of the image kept), `hit` (share of wrong draws)."""
+    """A gradient attack on averages over draws. Columns `draws` (S of the image) and `hit` (share of wrong draws)."""
 
     needs_draws: ClassVar[bool] = True
     cost: ClassVar[str] = "5 base F to draws base F"
@@ -101,11 +101,11 @@ class EOT(Attack):
 def _build(threat: Threat, entry: dict[str, Any], draws: int) -> tuple[Attack, bool]:
     """The base attack of {name, set} for S draws, and whether it averages gradients itself. Raises ValueError."""
     name, settings = entry.get("name"), dict(entry.get("set", {}))
-    place = f"attacks.{name}"
-    if not isinstance(name, str) or not name.isidentifier() or importlib.util.find_spec(place) is None:
+    module = f"attacks.{name}"
+    if not isinstance(name, str) or not name.isidentifier() or importlib.util.find_spec(module) is None:
         raise ValueError(f"eot: base '{name}' is not a file of attacks/")
-    kinds = vars(importlib.import_module(place)).values()
-    found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Attack) and k.__module__ == place]
+    kinds = vars(importlib.import_module(module)).values()
+    found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Attack) and k.__module__ == module]
     refused = len(found) != 1 or found[0] is EOT or found[0].kind != "bounded"
     if refused or found[0].needs_images or found[0].uses_noise_model:
         raise ValueError(f"eot: base '{name}' is not a gradient attack within a budget")

@@ -34,7 +34,7 @@ from bench.core.pgd import attack_loss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 
-INSIDE = 1 + 1e-5  # norms over thousands of pixels are rounded; points lie much further apart
+INSIDE = 1 + 1e-5  # norms over thousands of pixels are rounded; points lie much farther from each other
 
 
 @dataclass
@@ -100,8 +100,8 @@ class Surface(Evaluation):
 def across(threat: Threat, u: Tensor) -> Tensor:
     """A random direction for each image: signs in Linf, else orthogonal to u and of unit length."""
     v = torch.empty_like(u)
-    for place in range(len(u)):  # one by one, so that no image's direction depends on how many come after it
-        v[place] = torch.randn(u.shape[1:], dtype=u.dtype, device=u.device)
+    for index in range(len(u)):  # one by one, so that no image's direction depends on how many come after it
+        v[index] = torch.randn(u.shape[1:], dtype=u.dtype, device=u.device)
     if threat.norm == "Linf":
         return torch.ones_like(v).copysign(v)
     along = (v * u).flatten(1).sum(1)

@@ -48,9 +48,9 @@ class Transfer(Attack):
         draws = self.draws if bool(getattr(model, "stochastic", False)) else 1
         x_adv, most = x.clone(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         source = torch.full((len(x),), -1, dtype=torch.int16, device=x.device)
-        for place, (_, images) in enumerate(ctx.others):
+        for number, (_, images) in enumerate(ctx.others):
             wrong = wrong_draws(model, images, y, draws)
             better = wrong > most
-            x_adv[better], most[better], source[better] = images[better].to(x), wrong[better], place
-            ctx.report(place + 1, len(ctx.others), f"{int((most > 0).sum())} of {len(x)} broken")
+            x_adv[better], most[better], source[better] = images[better].to(x), wrong[better], number
+            ctx.report(number + 1, len(ctx.others), f"{int((most > 0).sum())} of {len(x)} broken")
         return x_adv, {"source": source}

@@ -128,11 +128,11 @@ def _build(threat: Threat, entry: dict[str, Any]) -> Defense:
     name, settings = entry.get("name"), entry.get("set", {})
     if set(entry) - {"name", "set", "revision"} or not isinstance(name, str) or not isinstance(settings, dict):
         raise ValueError(f"awp: base must be {{name: ..., set: {{...}}}}, got {entry}")
-    place = f"defenses.{name}"
-    if not name.isidentifier() or importlib.util.find_spec(place) is None:
+    module = f"defenses.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module) is None:
         raise ValueError(f"awp: base '{name}' is not a file of defenses/")
-    kinds = vars(importlib.import_module(place)).values()
-    found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Defense) and k.__module__ == place]
+    kinds = vars(importlib.import_module(module)).values()
+    found = [k for k in kinds if inspect.isclass(k) and issubclass(k, Defense) and k.__module__ == module]
     if len(found) != 1 or found[0].loss is Defense.loss or found[0].step is not Defense.step:
         raise ValueError(f"awp: base '{name}' must be one defense with a loss of its own and the ordinary step")
     if found[0].predictor != "deterministic":

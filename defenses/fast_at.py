@@ -131,11 +131,11 @@ class FastAT(Defense):
         return {**found, "guard_best": self._best}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The guard: place in training, counts, best accuracy, last good weights, and whether it has stopped."""
-        place = {"epoch": torch.tensor(self._epoch), "progress": torch.tensor(self._progress, dtype=torch.float64)}
-        place["counts"] = torch.tensor([self._checks, self._skipped])
+        """The guard: position in training, counts, best accuracy, last good weights, and whether it has stopped."""
+        position = {"epoch": torch.tensor(self._epoch), "progress": torch.tensor(self._progress, dtype=torch.float64)}
+        position["counts"] = torch.tensor([self._checks, self._skipped])
         stopped = {} if self._loss is None else {"stopped": self._loss}
-        return {**place, "best": self._best, **stopped, **{_GOOD + n: v for n, v in self._good.items()}}
+        return {**position, "best": self._best, **stopped, **{_GOOD + n: v for n, v in self._good.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the result of `state_dict`."""

@@ -7,8 +7,8 @@ d persists from one minibatch to the next. Give the run 1/m of the usual epochs:
 Projected onto the ball alone, d is clipped to [0,1] only where it meets an image, and the gradient is taken at the
 clipped image; the released PyTorch code differentiates through the clip, so that d does not move where x + d leaves the
 box. Attack and update share a pass, so BatchNorm is in train mode and d climbs the same soft labels, where the recipe
-has them; fp16 is refused, as the gradient of a step skipped for its overflow would reach d. The recipe is that code's
-CIFAR-10 setting, but for its cyclic schedule (schedule=cyclic).
+has them; fp16 is not supported, as the gradient of a step skipped for its overflow would reach d. The recipe is the
+CIFAR-10 setting of that code, but for its cyclic schedule (schedule=cyclic).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """min_w E_n[CE(f(x; z + s n), y)], n ~ N(0, I), by draws
 
 Sampled noise injection: the control of closed-form noise injection (Arous et al. 2023, arXiv 2312.08877), with the
-same Gaussian noise at the same site, drawn by reparameterisation instead of integrated, and the net deployed without.
+same Gaussian noise at the same site, drawn by reparameterization instead of integrated, and the net deployed without.
 
 Not a published method: it separates what the noise does from what the closed-form loss does. Unlike random
 self-ensemble (Liu et al. 2018, arXiv 1712.00673) there is one site, and no noise in deployment. All draws of a batch

@@ -6,7 +6,7 @@ training of the first with the vote and the certificate of the second.
 Not a published method. Training is that of `noisy`, bit for bit, at equal settings. The paper removes the noise after
 training; here the prediction is the vote of n_vote noise draws, which abstains where its leader is not significant.
 Noise on the first layer's pre-activation W1 x + b is randomized smoothing in that space, so no change of the image
-smaller than R in L2 turns the vote, with p a lower confidence bound of its leader's probability. ||W1||_2 is the norm
+smaller than R in L2 changes the vote, with p a lower confidence bound of its leader's probability. ||W1||_2 is the norm
 of the whole map from the image in [0,1] to the site (normalization, stride, padding), exact or an upper bound
 (bench.noise.affine_map). Certificate and predictions are those of the vote, not of the net without noise.
 
@@ -68,7 +68,7 @@ class NoisyVote(Noisy):
     n_vote: Annotated[int, Gt(0)] = 100
     """Draws of the deployed vote."""
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.001
-    """Probability that the deployed vote answers with another class than the ideal vote."""
+    """Probability that the deployed vote returns another class than the ideal vote."""
 
     def wrap(self, net: nn.Module) -> nn.Module:
         node = site_node(trace(net), net, self.site)

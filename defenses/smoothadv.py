@@ -77,7 +77,7 @@ class SmoothAdv(Defense):
     n_vote: Annotated[int, Gt(0)] = 100
     """Draws of the deployed vote."""
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.001
-    """Probability that the deployed vote answers with another class than the ideal vote."""
+    """Probability that the deployed vote returns another class than the ideal vote."""
 
     def __post_init__(self) -> None:
         if self.threat.norm != "L2":

@@ -1,7 +1,7 @@
 """min_w E[ CE(f(x + sigma N(0, I)), y) ], deployed as argmax_c P(f(x + sigma N(0, I)) = c)
 
 Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): training on Gaussian noise, prediction by a vote of noisy
-passes that abstains where its leader is not sure, and a certificate of L2 robustness.
+passes that abstains where the lead is not significant, and a certificate of L2 robustness.
 
 One fresh draw for each image and step; the noise is added in pixel space, before normalization, and not clipped. The
 deployed vote takes 100 draws (the paper's PREDICT leaves the number open); `certify` draws its own. The paper has sigma
@@ -47,7 +47,7 @@ class Smoothing(Defense):
     n_vote: Annotated[int, Gt(0)] = 100
     """Draws of the deployed vote."""
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.001
-    """Probability that the deployed vote answers with another class than the ideal vote."""
+    """Probability that the deployed vote returns another class than the ideal vote."""
 
     def inner(self, net: nn.Module, batch: Batch) -> Tensor:
         """The images under one fresh draw of noise each; no adversary takes part."""

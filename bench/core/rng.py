@@ -1,4 +1,4 @@
-"""Randomness by name: every stream is seeded by a hash of what it is for, and leaves no trace behind."""
+"""Named random streams: each is seeded by a hash of its purpose, and the caller's generators are restored."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ class Certificate(NamedTuple):
 class Vote(Classifier):
     """g(x) = argmax_c P(f(x) = c) for a randomized f whose noise is Gaussian in some affine image of x.
 
-    `forward` is one noisy draw, `predict` the vote of `n_vote` draws, `certify` the certificate. A subclass says in
-    `radius_unit` what the noise is worth in pixels. All of this speaks of the vote g, never of a noise-free net.
+    `forward` is one noisy draw, `predict` the vote of `n_vote` draws, `certify` the certificate. A subclass defines
+    `radius_unit`, the scale of the noise in pixels. Predictions and certificates are those of the vote g, not of the
+    noise-free net.
     """
 
     stochastic = True
@@ -46,7 +47,7 @@ class Vote(Classifier):
         self.n_vote, self.alpha = n_vote, alpha
 
     def uncertifiable(self) -> str | None:
-        """Why no certificate holds for this vote, in one line; None where one does."""
+        """The reason why this vote has no certificate, in one line; None if it has one."""
         return None
 
     def radius_unit(self, x: Tensor) -> float:
@@ -55,12 +56,12 @@ class Vote(Classifier):
         raise NotImplementedError(f"{type(self).__name__} must define radius_unit")
 
     def drawer(self, x: Tensor, rows: int) -> Draw:
-        """What makes one draw for at most so many images like `x` at a time; it may overwrite its own buffers."""
+        """A function that makes one draw for at most `rows` images like `x`; it may reuse a buffer between calls."""
         return self
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """PREDICT of the paper, shape b: the class of most draws, or -1 where its lead over the second is not sure.
+        """PREDICT of the paper, shape b: the class of most draws, or -1 where its lead is not significant.
 
         With probability at least 1 - alpha an answer other than -1 is the class of the ideal (infinite) vote.
         """
@@ -112,13 +113,13 @@ class Vote(Classifier):
         draw, total, counts = self.drawer(x, rows), len(x) * each, torch.empty(0)
         for first in range(0, total, rows):
             last = min(first + rows, total)
-            place = torch.arange(first, last, device=x.device)
-            image = place // each
+            position = torch.arange(first, last, device=x.device)  # in the stream of draws
+            image = position // each
             logits = draw(x[image])
             if not first:
                 counts = torch.zeros(len(x), 2, logits.shape[1], dtype=torch.int64, device=x.device)
-            cell = (2 * image + (place % each >= n0)) * logits.shape[1] + logits.argmax(1)
-            counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell))  # bincount would wait for a GPU to size itself
+            entry = (2 * image + (position % each >= n0)) * logits.shape[1] + logits.argmax(1)
+            counts.view(-1).scatter_add_(0, entry, torch.ones_like(entry))  # bincount would synchronize a GPU
             for done in range(first // each, last // each):
                 report(done + 1)
         return counts
@@ -132,7 +133,7 @@ class Smoothed(Vote):
         if sigma <= 0:
             raise ValueError(f"expected sigma > 0, got {sigma}")
         self.sigma = sigma
-        self.noise_input = InputNoise(sigma)  # found by noise_sites, obeyed by forward
+        self.noise_input = InputNoise(sigma)  # found by noise_sites; `forward` applies it
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `b k` of one fresh draw for each image `b c h w`."""

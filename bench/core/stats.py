@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-SAME = 1e-9  # means over seeds that differ by less are one number, rounded in two ways
+SAME = 1e-9  # means over seeds that differ by less are equal up to rounding
 _Z95 = 1.959963984540054
 
 
@@ -73,10 +73,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def bootstrap_difference(a: Sequence[float], b: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
     """Difference of two means over the *same* images with its 95 % percentile bootstrap interval (Efron 1979).
 
-    For shares of draws, or means over seeds, which are no yes or no. The interval is over images drawn again with
-    replacement, from a fixed stream of random numbers: equal data give equal bounds. Where every image has the same
-    difference all draws are equal too, though n images cannot be that sure: Newcombe's interval then, or, of shares,
-    the most images that may differ otherwise where 0 of n do (by Wilson; the same where both sides have 0 of n right).
+    For shares of draws or means over seeds, which are not binary. Images are resampled with replacement from a fixed
+    stream of random numbers: equal data give equal bounds. Where every image has the same difference the bootstrap
+    interval has width 0, although n images leave an uncertainty: for binary outcomes Newcombe's interval is used instead,
+    for shares the Wilson bound of the share of images that may differ otherwise where 0 of n do.
     """
     import numpy as np
 

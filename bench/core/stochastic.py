@@ -73,8 +73,7 @@ def _on_output(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
 
 
 class OwnNoise(NamedTuple):
-    """Where a net is noisy: on what enters `layer` ("input"), on what it puts out ("output") or on its weights
-    ("weight"), and what draws it."""
+    """Noise of the network itself: on the input, the output or the weights of `layer`, and its source."""
 
     layer: nn.Module
     kind: Literal["input", "output", "weight"]
@@ -89,7 +88,7 @@ class OwnNoise(NamedTuple):
 
 
 def noise_sites(net: nn.Module) -> list[OwnNoise]:
-    """Every place where the network draws noise, in module order, as the closed-form attack needs it."""
+    """The noise of the network itself: every input, output or weight with a noise source, in module order."""
     sites = list[OwnNoise]()
     for layer in net.modules():
         for kind in ("input", "output"):

@@ -16,7 +16,7 @@ TOLERANCE = 1e-6  # rounding of float32 projection; more than this beyond ball o
 
 
 class NotFiniteError(ValueError):
-    """Adversarial images with NaN or Inf in them: their accuracy means nothing."""
+    """Adversarial images that contain NaN or Inf: their accuracy is meaningless."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Threat:
         magnitude, _ = flat.abs().sort(1, descending=True)
         excess = magnitude.cumsum(1) - self.radius
         rank = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
-        kept = (magnitude * rank > excess).sum(1, keepdim=True).clamp_min(1)
-        threshold = (excess.gather(1, kept - 1) / kept).clamp_min(0)
+        support = (magnitude * rank > excess).sum(1, keepdim=True).clamp_min(1)
+        threshold = (excess.gather(1, support - 1) / support).clamp_min(0)
         return (flat.sign() * (flat.abs() - threshold).clamp_min(0)).to(delta.dtype).view_as(delta)
 
     def project_to_image(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The point of ball and box reached from `x_adv`: project around `x`, then clip to [0,1].
 
         Clipping only moves towards `x` (which lies in the box), so the result is inside both sets. Rounding moves
-        either way: in L1 that adds up over thousands of pixels, so there it is turned towards `x`.
+        either way: in L1 that adds up over thousands of pixels, so there it is directed towards `x`.
         """
         delta = self.project(x_adv - x)
         moved = x + delta
@@ -79,8 +79,8 @@ class Threat:
     def steepest_direction(self, grad: Tensor) -> Tensor:
         """Steepest ascent of unit norm: the sign (Linf), the normalized gradient (L2), one coordinate (L1); 0 stays 0.
 
-        A gradient of 1e-20, as of an image that the model is sure of, has a direction like any other: a constant added
-        to its norm would shorten the step to nothing, and the image would look robust.
+        A gradient of 1e-20, as of an image classified with high confidence, has a direction like any other: a constant
+        added to its norm would shorten the step to nothing, and the image would look robust.
         """
         if self.norm == "Linf":
             return grad.sign()

@@ -1,9 +1,9 @@
 """Randomized smoothing with the noise inside the net: a vote, certified through the norm of the map before the noise.
 
 With noise N(0, s^2 I) on z = A x + b, the vote is a function of z smoothed there, and Cohen et al.'s bound (2019, arXiv
-1902.02918) says that no change of z smaller than s Phi^-1(p) turns it. A change d of the image moves z by A d, so the
-vote stands up to ||d||_2 = s Phi^-1(p) / ||A||_2. Further noise behind z only makes the function of z random, for which
-the bound holds as well. The certificate is of the vote: nothing is said of the net without its noise.
+1902.02918) states that no change of z smaller than s Phi^-1(p) changes it. A change d of the image moves z by A d, so
+the vote is constant up to ||d||_2 = s Phi^-1(p) / ||A||_2. Further noise after z only makes the function of z random;
+the bound holds for such functions as well. The certificate is that of the vote, not of the net without its noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.noise.affine_map import AffineMap, NotAffine
 class InnerSmoothed(Vote):
     """g(x) = argmax_c P(net(x) = c) over the noise of the net's own sources (bench.core.stochastic), on activations.
 
-    Certified by the site that is worth most: noise of one standard deviation s on an affine image of x.
+    Certified by the site with the largest radius: noise of one standard deviation s on an affine image of x.
     """
 
     def __init__(self, net: nn.Module, n_vote: int = 100, alpha: float = 0.001) -> None:
@@ -30,7 +30,7 @@ class InnerSmoothed(Vote):
         self._norms: dict[tuple[Any, ...], float] = {}
 
     def uncertifiable(self) -> str | None:
-        """Why no certificate holds: no site has noise of one size behind affine steps only."""
+        """The reason why no site certifies (noise of one standard deviation after affine steps only), or None."""
         try:
             self._sites()
         except NotAffine as reason:
