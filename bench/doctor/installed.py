@@ -1,4 +1,4 @@
-"""`bench doctor`: which packages are imported, and do they fit together where an installer would not say?"""
+"""`bench doctor`: the imported packages, and conflicts between them that no installer reports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from bench.planning import catalog
 
 OLD_REQUESTS = (2, 32, 4)  # versions before it have published advisories
-Line = tuple[str, str]  # OK, WARN or FAIL, and what to say
+Line = tuple[str, str]  # OK, WARN or FAIL, and a text
 
 
 def lines() -> list[Line]:
-    """Lines about bench's own packages, and about torchattacks and what it brings along or overwrites."""
+    """Lines about bench's own packages, and about torchattacks and what it installs or overwrites."""
     return [*own_packages(), torchattacks(), *robustbench(), *requests()]
 
 
 def own_packages() -> list[Line]:
-    """Where bench and its plug-ins are imported from, and which folders and files of the same name come behind them."""
+    """Where bench and its plug-ins are imported from, and folders and files of the same name later on the path."""
     found: list[Line] = [("OK", f"bench from {catalog.ROOT / 'bench'}")]
     for kind in ("attacks", "defenses"):
         own = catalog.built_in(kind)  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ def own_packages() -> list[Line]:
 
 
 def torchattacks() -> Line:
-    """Is it here?"""
+    """Whether torchattacks is installed."""
     if importlib.util.find_spec("torchattacks") is None:
         return "WARN", "torchattacks is missing (only its own attacks need it); pip install --no-deps torchattacks"
     return "OK", f"torchattacks {version('torchattacks')}"
@@ -54,13 +54,9 @@ def robustbench() -> list[Line]:
     altered = _altered(own, "robustbench/")
     if not altered:
         return [("WARN", f"torchattacks has lost its files to robustbench {own.version}; bench needs neither of them")]
-    return [
-        (
-            "FAIL",
-            f"robustbench {own.version} was overwritten by torchattacks ({altered} files differ); use one environment "
-            "for each, and pip install --force-reinstall --no-deps robustbench",
-        )
-    ]
+    fault = f"robustbench {own.version} was overwritten by torchattacks ({altered} files differ)"
+    todo = "use one environment for each, and pip install --force-reinstall --no-deps robustbench"
+    return [("FAIL", f"{fault}; {todo}")]
 
 
 def requests() -> list[Line]:
@@ -72,13 +68,8 @@ def requests() -> list[Line]:
     if parts >= OLD_REQUESTS:
         return [("OK", f"requests {own.version}")]
     wanted = ".".join(map(str, OLD_REQUESTS))
-    return [
-        (
-            "WARN",
-            f"requests {own.version} has known security problems: pip install 'requests>={wanted}' "
-            "(torchattacks asks for it; install that with --no-deps)",
-        )
-    ]
+    todo = f"pip install 'requests>={wanted}' (torchattacks asks for it; install that with --no-deps)"
+    return [("WARN", f"requests {own.version} has known security problems: {todo}")]
 
 
 def _found(name: str) -> Distribution | None:
@@ -89,15 +80,11 @@ def _found(name: str) -> Distribution | None:
 
 
 def _altered(own: Distribution, folder: str) -> int:
-    """How many files of a distribution are not what it installed: gone, or of another SHA-256 than its RECORD says."""
+    """Number of files of a distribution that are missing or have another SHA-256 than its RECORD."""
     count = 0
     for file in own.files or []:
-        if not str(file).startswith(folder) or file.hash is None or file.hash.mode != "sha256":
-            continue
-        try:
-            digest = hashlib.sha256(file.read_binary()).digest()
-        except OSError:
-            count += 1
-            continue
-        count += base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value
+        if str(file).startswith(folder) and file.hash is not None and file.hash.mode == "sha256":
+            path = Path(str(file.locate()))
+            digest = hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
+            count += base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value
     return count

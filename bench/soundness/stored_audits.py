@@ -61,8 +61,8 @@ class StoredAudits:
                 self.images.setdefault(finding.attack or "", []).append(finding)
 
     def of(self, about: Audited, norm: str | None, eps: str | None) -> tuple[StoredAudit | None, str]:
-        """The audit of a model that tells most about a budget (at it, then full before quick, then most images), or why
-        there is none."""
+        """The most informative audit of a model for a budget (at it, then full before quick, then most images), or
+        why there is none."""
 
         def worth(audit: StoredAudit) -> tuple[bool, bool, int, str]:
             return audit.covers(norm, eps), audit.job.level == "full", audit.job.n, audit.job.key
