@@ -39,10 +39,14 @@ class Pair:
     """Two rows under one budget, the seed asked of each (None: all), and on which Pareto fronts among all rows each
     is (`bench.tables.pareto`)."""
 
-    a: Row
-    b: Row
+    rows: tuple[Row, Row]
     seeds: tuple[int | None, int | None]
     pareto: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
+
+    @property
+    def sides(self) -> list[tuple[Row, int | None]]:
+        """Each row with its seed."""
+        return list(zip(self.rows, self.seeds, strict=True))
 
 
 def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair]:
@@ -72,7 +76,7 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
             raise LookupError(f"'{name}' has no seed {where.seed}; trained: {', '.join(map(str, side[0].seeds))}")
     own = [where.seed if where.seed is not None else trained.get(name, ("", None))[1] for name in (name_a, name_b)]
     on = fronts(everything)
-    return [Pair(a, b, (own[0], own[1]), (on.get(id(a), {}), on.get(id(b), {}))) for a, b in shared]
+    return [Pair((a, b), (own[0], own[1]), (on.get(id(a), {}), on.get(id(b), {}))) for a, b in shared]
 
 
 def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> list[Row]:
@@ -87,10 +91,10 @@ def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> l
         raise LookupError(f"training {name} has no evaluation with this data set, norm and eps")
     known = {row.method for row in found} | {row.defense for row in found}
     close = difflib.get_close_matches(name, sorted(known), 3, 0.5)
-    hint = (
-        f"Did you mean {', '.join(close)}?" if close else f"Known: {_listed({row.defense for row in found}) or 'none'}"
+    others = (
+        f"Did you mean {', '.join(close)}?" if close else f"Known: {_listed(row.defense for row in found) or 'none'}"
     )
-    raise LookupError(f"no row is named '{name}'. {hint}")
+    raise LookupError(f"no row is named '{name}'. {others}")
 
 
 def _place(row: Row) -> tuple[str, str | None, float]:
@@ -99,7 +103,7 @@ def _place(row: Row) -> tuple[str, str | None, float]:
 
 def _places(side: Iterable[Row]) -> str:
     return _listed(
-        {f"{row.dataset} {row.norm} eps {row.eps}" if row.norm else f"{row.dataset} unattacked" for row in side}
+        f"{row.dataset} {row.norm} eps {row.eps}" if row.norm else f"{row.dataset} unattacked" for row in side
     )
 
 
@@ -109,8 +113,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _describe_side(side: Iterable[Row]) -> str:
-    facts = {
-        f"{row.provenance.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)": 0
+    return _listed(
+        f"{row.provenance.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)"
         for row in side
-    }
-    return _listed(facts)
+    )

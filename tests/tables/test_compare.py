@@ -154,7 +154,7 @@ def test_a_budget_of_the_option_is_the_same_however_it_is_written(store: Store) 
             evaluated(store, train, "steep", [1, 0], eps=eps)
     assert len(pairs(store, "guard", "other_guard", RowFilter())) == 2
     (pair,) = pairs(store, "guard", "other_guard", RowFilter(eps="0.1", norm="linf"))
-    assert pair.a.eps == "1/10"
+    assert pair.rows[0].eps == "1/10"
 
 
 def test_names_that_mean_nothing_or_several_things_get_one_line(store: Store, bench: Bench) -> None:
