@@ -1,9 +1,9 @@
-"""Lists of things that have something in common."""
+"""Items that have something in common, and nested settings by path."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -14,4 +14,12 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     found: dict[K, list[T]] = {}
     for item in items:
         found.setdefault(key(item), []).append(item)
+    return found
+
+
+def flattened(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, by the names on the path to each value: `{"train.lr": 0.1}`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flattened(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.planning.spec import TrainSpec
 from bench.records.store import Store
-from bench.results.grouping import grouped
+from bench.results.grouping import flattened, grouped
 
 if TYPE_CHECKING:
     from bench.results.rows import Row
@@ -24,7 +24,7 @@ def disambiguate(store: Store, found: list[Row]) -> list[Row]:
     young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     for group in alike.values():
         # a young setting stands in a job only away from its default
-        flat = [{**young, **dict(_flat(store.job(row.provenance.train_key).without_seed()))} for row in group]
+        flat = [{**young, **flattened(store.job(row.provenance.train_key).without_seed())} for row in group]
         differ = sorted(k for k in set().union(*flat) if len({str(f.get(k)) for f in flat}) > 1)
         for row, facts in zip(group, flat, strict=True):
             if differ:
@@ -61,14 +61,6 @@ def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
                 f"give all attacks as many (n in a spec, else --n {n})"
             )
     return lines
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        yield path, values
-        return
-    for name, value in values.items():
-        yield from _flat(value, f"{path}.{name}" if path else str(name))
 
 
 def failures(found: Iterable[Row]) -> list[str]:

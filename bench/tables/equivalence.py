@@ -48,20 +48,11 @@ class Match:
 
 
 def rising(values: Array) -> Array:
-    """The nearest non-decreasing sequence in least squares, along the last axis: at i the largest over j <= i of the
-    least over k >= i of the mean of values j to k (Barlow et al. 1972)."""
+    """The nearest non-decreasing sequence in least squares, along the last axis (Barlow et al. 1972)."""
     import numpy as np
+    from scipy.optimize import isotonic_regression
 
-    count = values.shape[-1]
-    total = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
-    fit = np.empty(values.shape)
-    for i in range(count):
-        least = []
-        for j in range(i + 1):
-            means = [(total[..., k + 1] - total[..., j]) / (k + 1 - j) for k in range(i, count)]
-            least.append(np.min(means, axis=0))
-        fit[..., i] = np.max(least, axis=0)
-    return fit
+    return np.apply_along_axis(lambda sequence: isotonic_regression(sequence).x, -1, values)
 
 
 def reached(x: Sequence[float], fit: Array, target: Array) -> Array:

@@ -15,9 +15,9 @@ from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 from bench.planning.job import ModelJob, TrainJob
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation
+from bench.results.grouping import flattened
 from bench.results.rows import Row
-from bench.results.seed_values import SeedValues, seed_accuracies
+from bench.results.seed_values import SeedValues
 from bench.results.worst_case import ByAttack, worst_case
 from bench.tables.selection import RowFilter
 
@@ -159,19 +159,13 @@ def _group(job: ModelJob, row: Row, setting: str) -> str:
 
 def _disambiguate(keys: list[str], defense: str) -> dict[str, str]:
     """In what the series differ from each other, apart from the budget: `structure=diag`."""
-    flat = {key: dict(_flat(json.loads(key)[0])) for key in keys}
+    flat = {key: flattened(json.loads(key)[0]) for key in keys}
     names = sorted(set().union(*flat.values()))
     differ = [name for name in names if len({str(facts.get(name)) for facts in flat.values()}) > 1]
     short = {name: name.removeprefix("defense.set.") for name in differ}
     usual = {name: str(default) for name, default in _defaults(defense, young=False).items()}
     told = {key: [(short[n], str(flat[key].get(n))) for n in differ] for key in keys}
     return {key: ", ".join(f"{n}={v}" for n, v in each if usual.get(n) != v) for key, each in told.items()}
-
-
-def _flat(values: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        return [(path, values)]
-    return [each for name, v in values.items() for each in _flat(v, f"{path}.{name}" if path else str(name))]
 
 
 def _series(store: Store, defense: str, setting: str, fixed: str, by: dict[float, Row], standard: list[Row]) -> Series:
@@ -185,24 +179,18 @@ def _series(store: Store, defense: str, setting: str, fixed: str, by: dict[float
     return Series(defense, setting, fixed, points, tuple(sorted(seeds)), tuple(left_out), anchor)
 
 
-def point(store: Store, x: float, row: Row, shared: Iterable[str]) -> Point:
-    """A row seen through the evaluations named in `shared` alone: cells of clean, attacks, certificates, worst case."""
-    kept = {name: by for name, by in row.provenance.entries.items() if name in shared}
-    clean = {name: by for name, by in kept.items() if _kind(by) == "clean"}
-    attacks = {name: by for name, by in sorted(kept.items()) if name in row.accuracy.attacks}
-    invalid = row.verdict == "INVALID"
-    cells = {name: row.accuracy.attacks[name] if invalid else seed_accuracies(by) for name, by in attacks.items()}
-    cells = {"clean": row.accuracy.clean, **cells}
+def point(store: Store, x: float, row: Row, shared: set[str]) -> Point:
+    """The accuracies of a row under the evaluations in `shared` alone: clean, attacks, certificates, worst case."""
+    accuracy, entries = row.accuracy, row.provenance.entries
+    attacks = [name for name in sorted(shared) if name in accuracy.attacks]
+    picked = {name: entries[name] for name in ("clean", *attacks) if name in entries and name in shared}
+    cells = {"clean": accuracy.clean, **{name: accuracy.attacks[name] for name in attacks}}
     if row.norm and attacks:
-        worst = worst_case(store, clean | attacks, row.seeds, row.eps_value).accuracy
-        cells[WORST] = row.accuracy.worst if invalid else worst
+        invalid = row.verdict == "INVALID"
+        cells[WORST] = accuracy.worst if invalid else worst_case(store, picked, row.seeds, row.budget).accuracy
     if not row.norm:
-        cells |= {f"certified at L2 {radius:g}": cell for radius, cell in sorted(row.accuracy.certified.items())}
-    return Point(x, row, cells, clean | attacks)
-
-
-def _kind(by: dict[int, Evaluation]) -> str:
-    return str(next(iter(by.values())).attack)
+        cells |= {f"certified at L2 {radius:g}": values for radius, values in sorted(accuracy.certified.items())}
+    return Point(x, row, cells, picked)
 
 
 def footing(job: ModelJob) -> dict[str, Any]:
