@@ -75,7 +75,7 @@ def bootstrap_difference(a: Sequence[float], b: Sequence[float], draws: int = 10
 
     For shares of draws or means over seeds, which are not binary. Images are resampled with replacement from a fixed
     stream of random numbers: equal data give equal bounds. Where every image has the same difference the bootstrap
-    interval has width 0, although n images leave an uncertainty: for binary outcomes Newcombe's interval is used instead,
+    interval has width 0, although n images leave an uncertainty: then Newcombe's interval is used for binary outcomes,
     for shares the Wilson bound of the share of images that may differ otherwise where 0 of n do.
     """
     import numpy as np
