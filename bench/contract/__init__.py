@@ -1,7 +1,5 @@
 """The contract of every plug-in, checked on a toy network by `bench check NAME` and by the tests."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Iterator

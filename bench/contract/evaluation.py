@@ -1,7 +1,5 @@
 """Checks on one evaluation of the toy model."""
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import torch
@@ -9,14 +7,6 @@ import torch
 from bench.contract.toy import copy, images, modes, same, threat, toy_model
 from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.threat import Norm
-
-
-def supported_cases(cls: type[Evaluation]) -> list[EvaluationChecks]:
-    """Norms and kinds of model that the evaluation supports; one norm is enough where it ignores the threat."""
-    norms: tuple[Norm, ...] = cls.norms if cls.uses_threat else ("Linf",)  # type: ignore[assignment]
-    pairs = [(norm, kind) for norm in norms for kind in ("deterministic", "randomised", "smoothed")]
-    checks = [EvaluationChecks(cls, norm, kind) for norm, kind in pairs]
-    return [check for check in checks if check.attack().unsupported_reason(toy_model(check.kind)) is None]
 
 
 class EvaluationChecks:
@@ -88,3 +78,11 @@ class EvaluationChecks:
         same = torch.equal(outcome.columns["correct"], outcome.columns["clean"])
         unchanged = outcome.x_adv is not None and torch.equal(outcome.x_adv, self.x)
         return None if same and unchanged else "images or predictions differ from the clean ones"
+
+
+def supported_cases(cls: type[Evaluation]) -> list[EvaluationChecks]:
+    """Norms and kinds of model that the evaluation supports; one norm is enough where it ignores the threat."""
+    norms: tuple[Norm, ...] = cls.norms if cls.uses_threat else ("Linf",)  # type: ignore[assignment]
+    pairs = [(norm, kind) for norm in norms for kind in ("deterministic", "randomised", "smoothed")]
+    checks = [EvaluationChecks(cls, norm, kind) for norm, kind in pairs]
+    return [check for check in checks if check.attack().unsupported_reason(toy_model(check.kind)) is None]

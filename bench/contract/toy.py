@@ -1,7 +1,5 @@
 """The toy network, images and budgets on which plug-ins are checked, and comparisons of states."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Checks on two training steps of a defense on the toy network."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

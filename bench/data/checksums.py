@@ -4,8 +4,6 @@ torchvision reads CIFAR's batches with pickle after an MD5 check. These are the 
 home page and of the files in them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.atomic import file_hash

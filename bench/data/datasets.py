@@ -1,7 +1,5 @@
 """Facts about data sets, and checks of their files that take milliseconds. Torch-free; `images` loads them."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import struct

@@ -1,7 +1,5 @@
 """The images of a folder, decoded once and stored in the user's cache."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import warnings

@@ -1,7 +1,5 @@
 """Image folders: a listing of their files, and a hash of their content. Torch-free."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Images as uint8 tensors on the device: loading, fixed subsets, and batches that are cropped and mirrored there."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

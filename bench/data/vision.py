@@ -3,8 +3,6 @@
 torchvision is needed for downloads and for the files of CIFAR and SVHN only; its import takes seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import importlib

@@ -1,7 +1,5 @@
 """What the architectures share: inputs, normalization, and residual nets with activation before or after the sum."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

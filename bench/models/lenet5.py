@@ -6,8 +6,6 @@ Pooling stands before ReLU. The two commute, so the function is the usual one, b
 activation then meets the pool while it is still Gaussian.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ Rosenblatt 1958, Rumelhart, Hinton and Williams 1986 (doi 10.1038/323533a0); as 
 `depth` counts hidden layers; 0 is a linear classifier, whose exact margin is known in closed form.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from bench.models.common import Inputs, Normalize, require

@@ -12,8 +12,6 @@ convolution keeps 1280 for a width below 1, as in the paper.
 A block ends without activation, so in training the next BatchNorm removes its bias: those biases hardly learn.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

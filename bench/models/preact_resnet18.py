@@ -6,8 +6,6 @@ With a last BatchNorm before pooling, as in the code of Rice, Wong and Kolter 20
 the number of channels of the first stage; each further stage doubles it.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.models.common import Inputs, PreActResNet, require

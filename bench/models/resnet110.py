@@ -8,8 +8,6 @@ The net of randomized smoothing on CIFAR-10 (Cohen, Rosenfeld and Kolter 2019, a
 first stage.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.models.common import Inputs, ResNet, he_normal, require

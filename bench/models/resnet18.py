@@ -7,8 +7,6 @@ of 7x7 and stride 2 and a max-pool, as usual for 32x32. Shortcuts are the identi
 changes (option B). `width` is the number of channels of the first stage; each further stage doubles it.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.models.common import Inputs, ResNet, require

@@ -7,8 +7,6 @@ its 3x3 convolution has the stride and not its first 1x1, as in most code since.
 between the 1x1 convolutions of the first stage; blocks give four times as many, and each further stage doubles them.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.models.common import Inputs, ResNet, require

@@ -6,8 +6,6 @@ Differs from both: convolutions are padded, so that it works from 8x8 upwards, o
 two of 200, no dropout. Pooling stands before ReLU, with which it commutes (see lenet5).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

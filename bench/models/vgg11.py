@@ -9,8 +9,6 @@ last pools, which are left out; from 64 pixels on, what the last pool gives is a
 with which it commutes (see lenet5). `width` is the number of channels of the first convolution.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from bench.models.common import Inputs, Normalize, conv_bn, require

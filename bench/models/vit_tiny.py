@@ -7,8 +7,6 @@ token, dropout or stochastic depth. Class token, learned positions, GELU, four t
 The shared recipe is Adam without warm-up or distillation: expect less than the paper.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

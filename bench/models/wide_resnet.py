@@ -6,8 +6,6 @@ WRN-34-10 is the net of TRADES (Zhang et al. 2019, arXiv:1901.08573) and of most
 `width` is the widening factor k: the stages have 16k, 32k and 64k channels. No dropout.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.models.common import Inputs, PreActResNet, he_normal, require

@@ -1,7 +1,5 @@
 """Averages of the weights during training (EMA, SWA) and their BatchNorm statistics. Training itself is unaffected."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Selection of the best epoch by validation accuracy, never by test images."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

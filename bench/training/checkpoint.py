@@ -1,7 +1,5 @@
 """Files of unfinished work: tensors and short texts in one file with a checksum; a damaged file is ignored."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

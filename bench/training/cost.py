@@ -1,7 +1,5 @@
 """Cost of a training step and of a prediction: passes, work in units of one forward pass F, milliseconds."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

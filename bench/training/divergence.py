@@ -3,8 +3,6 @@
 A diverged run has the state `diverged`: it is never ranked, and never shown as 0 % or 100 %.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

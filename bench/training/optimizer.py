@@ -1,7 +1,5 @@
 """From a loss to new weights: parameter groups, learning-rate schedule, loss scaling, clipping, precision of passes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The recipe of a training job, with every setting filled."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from bench.planning.spec import TrainSpec

@@ -4,8 +4,6 @@ The state of every part (network, optimizer, averages, checks, random generators
 one file (see `checkpoint`): tensors as they are, the rest as JSON.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -4,8 +4,6 @@ In the middle of a step, or while validation has the averaged weights in the net
 consistent. A training therefore defers the exit (`defer`) to points where it is (`point`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A training job: from initial weights, over all epochs, to the deployed model and the metrics of its record."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

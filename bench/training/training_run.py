@@ -1,7 +1,5 @@
 """The state of a training: all that its steps change, the log, and the checkpoints from which it resumes."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator
