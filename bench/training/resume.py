@@ -149,9 +149,9 @@ def random_streams(device: torch.device) -> dict[str, Any]:
     """State of the generators of Python, NumPy and torch, of the GPUs only that of `device`, on which the training
     runs: other GPUs may be visible when it resumes."""
     kind, keys, *rest = np.random.get_state()
-    gpus = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     numpy_state = [kind, np.asarray(keys).tolist(), *rest]
-    return {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state(), "gpus": gpus}
+    return {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state(), "gpu": gpu}
 
 
 def restore_streams(state: dict[str, Any], device: torch.device) -> None:
@@ -160,5 +160,5 @@ def restore_streams(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"])
-    if state["gpus"]:
-        torch.cuda.set_rng_state(state["gpus"][0], device)
+    if state["gpu"] is not None:
+        torch.cuda.set_rng_state(state["gpu"], device)

@@ -1,7 +1,5 @@
 """What every file of attacks/ and defenses/ owes the harness; a new file is tested with no edit here."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from pathlib import Path
@@ -30,12 +28,12 @@ def _failed(results: list[contract.Result]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", _names("defenses"))
-def test_defense_keeps_the_contract(name: str) -> None:
+def test_every_defense_fulfills_the_contract(name: str) -> None:
     assert _failed(contract.check_defense(plugins.load("defenses", name))) == []
 
 
 @pytest.mark.parametrize("name", _names("attacks"))
-def test_attack_keeps_the_contract(name: str) -> None:
+def test_every_attack_fulfills_the_contract(name: str) -> None:
     if name == "torchattacks" and importlib.util.find_spec("torchattacks") is None:
         pytest.skip("torchattacks is not installed")
     assert _failed(contract.check_attack(plugins.load("attacks", name))) == []

@@ -89,7 +89,7 @@ def test_absent_data(tmp_path):
         datasets.check("mnist", tmp_path / "MNIST", explicit=True)
 
 
-def test_archives_spare_the_download(tmp_path):
+def test_archives_make_the_download_unnecessary(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"x")
     datasets.check("cifar10", tmp_path, explicit=True)
     raw = tmp_path / "MNIST" / "raw"
@@ -127,7 +127,7 @@ def as_test(path):
 
 @pytest.mark.parametrize("explicit", [True, False])
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (cut, "1000000 bytes, expected 60000 images in 47040016 bytes"),
         (as_page, "magic number 3c21444f, not 00000803"),
@@ -136,9 +136,9 @@ def as_test(path):
         (lambda path: os.truncate(path, 0), "is empty"),
     ],
 )
-def test_files_that_are_not_mnist(tmp_path, spoil, says, explicit):
+def test_files_that_are_not_mnist(tmp_path, spoil, message, explicit):
     spoil(idx_files(tmp_path) / "train-images-idx3-ubyte")
-    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte.*{says}") as error:
+    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte.*{message}") as error:
         datasets.check("mnist", tmp_path, explicit=explicit)
     assert one_line(error)
 
@@ -162,7 +162,7 @@ def test_relative_folder_from_the_current_one(tmp_path, monkeypatch):
     assert folders.find("folder:pets", tmp_path / "data").path == Path("pets")
 
 
-def test_content_of_a_folder_is_that_of_its_images(tmp_path, monkeypatch):
+def test_the_content_of_a_folder_depends_on_its_images_only(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     path = image_folder(tmp_path / "pets")
     for number, file in enumerate(sorted(path.glob("*/*/*.png"))):
@@ -183,9 +183,9 @@ def test_content_of_a_folder_is_that_of_its_images(tmp_path, monkeypatch):
     for change in (
         lambda: cat.write_bytes(bytes([9, 7])),  # one image, of the same length
         lambda: (
-            cat.rename(path / "kept"),
+            cat.rename(path / "aside"),
             dog.rename(cat),
-            (path / "kept").rename(dog),
+            (path / "aside").rename(dog),
         ),  # the same images, labels swapped
         lambda: dog.rename(path / "test" / "dog" / "0.png"),  # from training to test
     ):
@@ -196,15 +196,15 @@ def test_content_of_a_folder_is_that_of_its_images(tmp_path, monkeypatch):
     assert len(found) == 4
 
 
-def test_content_is_read_again_only_where_a_file_changed(tmp_path, monkeypatch):
+def test_the_content_is_read_again_only_after_a_change(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     images = folders.find("folder:pets", image_folder(tmp_path / "pets").parent)
     first = folders.content(images)
-    (kept,) = (tmp_path / "cache").iterdir()
-    kept.write_text(kept.read_text().replace(first, "0" * 16))
+    (cached,) = (tmp_path / "cache").iterdir()
+    cached.write_text(cached.read_text().replace(first, "0" * 16))
     assert folders.content(images) == "0" * 16
-    for damaged in ("", "[]", "{}", '{"stamp": 3}', kept.read_text()[:20]):
-        kept.write_text(damaged)
+    for damaged in ("", "[]", "{}", '{"stamp": 3}', cached.read_text()[:20]):
+        cached.write_text(damaged)
         assert folders.content(images) == first
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file" / "below"))
@@ -212,7 +212,7 @@ def test_content_is_read_again_only_where_a_file_changed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "says"),
+    ("make", "kind", "message"),
     [
         (lambda p: None, FileNotFoundError, "no image folder"),
         (lambda p: image_folder(p, parts=("train",)), FileNotFoundError, "no folder .*test; expected"),
@@ -222,10 +222,10 @@ def test_content_is_read_again_only_where_a_file_changed(tmp_path, monkeypatch):
         (lambda p: (image_folder(p) / "test" / "dog" / "1.png").unlink(), ValueError, "no images in .*dog"),
     ],
 )
-def test_bad_folders(tmp_path, make, kind, says):
+def test_bad_folders(tmp_path, make, kind, message):
     make(tmp_path / "pets")
     for call in (datasets.facts, lambda name, root: datasets.check(name, root, explicit=True)):
-        with pytest.raises(kind, match=says) as error:
+        with pytest.raises(kind, match=message) as error:
             call("folder:pets", tmp_path)
         assert one_line(error)
 
@@ -251,7 +251,7 @@ def test_folder_facts_from_one_header(tmp_path, mode, size, channels, model, aug
     assert datasets.facts("folder:pets", tmp_path, 64).size == 64
 
 
-def test_first_image_of_a_folder_is_judged(tmp_path):
+def test_the_first_image_of_a_folder_is_checked(tmp_path):
     from PIL import Image
 
     first = image_folder(tmp_path / "pets") / "train" / "cat" / "1.png"

@@ -1,7 +1,5 @@
 """F23: downloads that are cut, altered, a page in place of a file, or offline; a server on this machine is the net."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import http.server

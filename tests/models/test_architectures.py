@@ -89,7 +89,7 @@ def test_traceable_by_fx(small):
     assert torch.equal(traced(x[:1]), net(x[:1]))  # no batch size was baked in
 
 
-def test_normalisation_is_inside(small):
+def test_normalization_is_inside_the_net(small):
     net, x = small
     net.eval()
     assert isinstance(net.normalise, Normalize)
@@ -100,7 +100,7 @@ def test_normalisation_is_inside(small):
     assert torch.allclose(net((x - mean) / std), logits, atol=1e-6)
 
 
-def test_normalise_leaves_images_alone_at_mean_0_std_1():
+def test_normalization_is_the_identity_at_mean_0_std_1():
     x = torch.rand(2, 1, 4, 4)
     assert Normalize(inputs())(x) is x
     scaled = Normalize(inputs(mean=(0.5,), std=(0.25,)))
@@ -135,7 +135,7 @@ def test_in_eval_mode_no_image_sees_another(small):
     assert torch.allclose(net(x)[1:2], net(x[1:2]), atol=1e-5)
 
 
-def test_the_size_of_the_input_gradient_can_be_minimised(small):
+def test_the_norm_of_the_input_gradient_is_differentiable(small):
     """Closed-form defenses differentiate a Jacobian by the weights: against a central difference in float64."""
     net, x = small
     net.double().eval()
@@ -220,7 +220,7 @@ def test_the_smaller_nets_of_the_paper_of_resnet110(depth, expected):
 
 @pytest.mark.parametrize("name", ["vgg11", "mobilenet_v2", "resnet18", "resnet50", "resnet110", "vit_tiny"])
 @pytest.mark.parametrize("data", ["digits", "mnist"])
-def test_full_size_nets_take_small_grey_images(name, data):
+def test_full_size_nets_accept_small_gray_images(name, data):
     facts = inputs(data)
     with torch.device("meta"):
         net = SMALL[name][0].build(facts)
@@ -283,7 +283,7 @@ def test_mlp_without_hidden_layer_is_linear():
 
 
 @pytest.mark.parametrize(
-    ("build", "says"),
+    ("build", "message"),
     [
         (lambda: lenet5.build(inputs(size=12)), "lenet5 needs images of at least 14 x 14 pixels, got 12"),
         (lambda: lenet5.build(inputs(size=15)), "even side of at least 14 pixels, got 15"),
@@ -314,7 +314,7 @@ def test_mlp_without_hidden_layer_is_linear():
         (lambda: mlp.build(inputs(), depth=-1), "depth is -1; expected at least 0"),
     ],
 )
-def test_bad_settings(build, says):
-    with pytest.raises(ValueError, match=says) as error:
+def test_bad_settings(build, message):
+    with pytest.raises(ValueError, match=message) as error:
         build()
     assert "\n" not in str(error.value)

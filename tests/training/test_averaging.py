@@ -1,7 +1,5 @@
 """Averages of weights against closed forms in float64, and BatchNorm statistics against sums by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -60,7 +58,7 @@ def test_swa_is_the_equal_average_of_the_epochs_after_its_start() -> None:
     assert average.active == 3
 
 
-def test_an_average_begins_anew_at_weights_that_were_put_back() -> None:
+def test_swa_restarts_from_restored_weights() -> None:
     model = point()
     average = Average(model, "swa", total=10, start=0.0)
     for value in (2.0, 4.0):
@@ -73,7 +71,7 @@ def test_an_average_begins_anew_at_weights_that_were_put_back() -> None:
     assert (model.weight[0, 0].item(), average.active) == (7.0, 1)
 
 
-def test_inside_standing_the_net_is_the_average_and_afterwards_what_it_was() -> None:
+def test_installed_restores_parameters_and_buffers() -> None:
     model = Toy().train()
     average = Average(model, "ema", total=1)
     initial = [p.detach().clone() for p in model.parameters()]
@@ -108,7 +106,7 @@ def test_recalibrated_statistics_are_averages_over_batches_weighted_by_size() ->
     assert (model[0].momentum, model[3].momentum) == (0.3, 0.1)
 
 
-def test_a_single_image_left_over_does_not_end_the_training() -> None:
+def test_a_last_batch_of_one_image_is_skipped() -> None:
     """At one position per channel it has no variance, and BatchNorm refuses it."""
     model = nn.Sequential(nn.Conv2d(1, 2, 8), nn.BatchNorm2d(2))
     batches = list(torch.rand(9, 1, 8, 8).split(4))

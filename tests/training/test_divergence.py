@@ -1,7 +1,5 @@
 """What stops and marks a run, and what chooses an epoch: on nets and sequences made by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -41,7 +39,7 @@ class Reader(nn.Module):
         return nn.functional.one_hot((y + moved) % 10, 10).float()
 
 
-def test_a_net_that_fell_to_one_answer_is_stopped_after_three_epochs(digits: Data) -> None:
+def test_a_net_that_predicts_one_class_is_stopped_after_three_epochs(digits: Data) -> None:
     net = Reader(digits).train()
     model, detector = Classifier(net), CollapseDetector(digits, 0)
     before, generator = net.norm.running_mean.clone(), torch.get_rng_state()
@@ -85,12 +83,12 @@ def test_a_trained_net_at_chance_is_not_deployed(digits: Data) -> None:
     assert detector.chance_level(model, 99) is None  # too early to tell
 
 
-def test_a_noisy_net_is_not_taken_for_a_fallen_one(digits: Data) -> None:
+def test_a_noisy_net_has_not_collapsed(digits: Data) -> None:
     detector = CollapseDetector(digits, 0)
     assert detector.chance_level(Smoothed(Reader(digits), sigma=0.3), 1000) is None
 
 
-def test_loss_or_weights_that_are_no_numbers_stop_a_run() -> None:
+def test_a_loss_or_weights_that_are_not_finite_stop_a_training() -> None:
     net = nn.Linear(2, 2)
     assert not_finite({"ce": 1.0}, net, 1, 2) is None
     assert str(not_finite({"ce": float("inf")}, net, 1, 2)) == "loss is not finite in epoch 1 of 2: {'ce': inf}"
@@ -99,7 +97,7 @@ def test_loss_or_weights_that_are_no_numbers_stop_a_run() -> None:
     assert str(not_finite({"ce": 1.0}, net, 2, 2)) == "weights are not finite after epoch 2 of 2: {'ce': 1.0}"
 
 
-def test_the_best_epoch_is_the_first_of_the_best_and_a_sudden_drop_is_noted() -> None:
+def test_the_best_epoch_is_the_first_maximum_and_a_sudden_drop_is_recorded() -> None:
     choice, weight = BestEpoch(), torch.zeros(1)
     for epoch, accuracy in enumerate([0.3, 0.5, 0.5, 0.31, 0.29, 0.1], start=1):
         weight.fill_(epoch)

@@ -1,7 +1,5 @@
 """Schedules, clipping, decay groups, loss scaling and 16-bit passes, each against a value written out by hand."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +108,7 @@ def norms() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("where", ["all", "weights"])
-def test_without_a_gradient_decay_shrinks_what_it_is_on(where: str) -> None:
+def test_weight_decay_shrinks_the_selected_parameters(where: str) -> None:
     model = norms()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     updater = made(model, weight_decay=0.5, lr=0.1, weight_decay_on=where)
@@ -172,7 +170,7 @@ def test_passes_run_in_16_bits_and_all_else_stays_fp32(precision: str) -> None:
     assert seen[-1] == torch.float32
 
 
-def test_the_average_hears_of_each_update_once_with_the_weights_where_training_left_them() -> None:
+def test_each_update_reaches_the_average_once_with_unperturbed_weights() -> None:
     for defense, updates in ((FreeAT(THREAT, replays=3), 3), (AWP(THREAT, gamma=0.1, warmup=0.0), 1)):
         model, heard = Toy().train(), list[Tensor]()
         updater = made(model, lr=0.1, defense=defense)

@@ -1,6 +1,4 @@
-"""A killed training goes on where it was kept, and gives in the end the bits that an uninterrupted one gives."""
-
-from __future__ import annotations
+"""A killed training resumes from its checkpoint, and ends bit for bit like an uninterrupted one."""
 
 import json
 import math
@@ -14,26 +12,22 @@ import numpy as np
 import pytest
 import torch
 from harness import Bench, outcomes
+from small_training import ROOT, data_of, log_of, run, training_job
 from torch import Tensor, nn
 from worker_process import WorkerProcess, work_and_save_often
 
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.rng import scope
-from bench.data.images import Data, load
 from bench.jobs import worker
-from bench.planning.job import Job
-from bench.planning.plan import plan
-from bench.planning.spec import build
+from bench.planning.job import TrainJob
 from bench.records.store import Store
 from bench.training import checkpoint
 from bench.training.divergence import CollapseDetector
 from bench.training.resume import PLACE, Checkpointer, Clock, origin_of, pack, random_streams, restore_streams, unpack
 from bench.training.train import Trained, train
 
-RESULTS, ROOT = Path("results"), Path("no-data-here")
 CPU = torch.device("cpu")
-SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 16, "epochs": 3, "weight_decay": 1e-3, "schedule": "cosine"}
 WARM = {"schedule": "one_cycle", "eps_warmup": 0.4, "lr_warmup": 0.3, "label_smoothing": 0.1, "grad_clip": 0.1}
 STEPS = 4  # in an epoch
 STEP_KILLS = 20  # docs/reliability.md shows it
@@ -45,24 +39,9 @@ class Killed(Exception):
     """Stands for a kill between two steps."""
 
 
-def job_of(
-    defense: Any, model: str = "mlp", norm: str = "Linf", train_n: int = 16 * STEPS, test: int = 16, **recipe: Any
-) -> Job:
-    validation = recipe.pop("validation", 0)
-    values = {
-        "data": {"name": "digits", "test": test, "train": train_n + validation, "validation": validation},
-        "models": [{"name": model, "set": {"width": 24} if model == "mlp" else {}}],
-        "threat": {"norm": norm, "eps": 0.1},
-        "train": {**SGD, **recipe},
-        "defenses": [defense],
-        "attacks": ["clean"],
-    }
-    return plan(build(values), ROOT)[0]
-
-
-def data_of(job: Job) -> Data:
-    chosen = job.data
-    return load("digits", root=ROOT, device=CPU, train=chosen.train, test=16, validation=chosen.validation, seed=0)
+def job_of(defense: Any, validation: int = 0, **settings: Any) -> TrainJob:
+    train = 16 * STEPS + validation
+    return training_job(defense, train=train, validation=validation, **{"epochs": 3, **settings})
 
 
 def always(path: Path, *, within: bool = True) -> Checkpointer:
@@ -70,30 +49,13 @@ def always(path: Path, *, within: bool = True) -> Checkpointer:
     return Checkpointer(path, lambda: "me", every=0.0 if within else math.inf, at_end=0.0, share=math.inf)
 
 
-def run(job: Job, data: Data, folder: Path, kept: Checkpointer | None = None) -> Trained:
-    return train(job, data, folder / "train.jsonl", lambda values: None, kept)
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def told(done: Trained) -> dict[str, Any]:
-    """The metrics that are no times."""
-    times = (
-        "train_seconds",
-        "check_seconds",
-        "checkpoint_seconds",
-        "seconds_per_epoch",
-        "inference_ms_per_image",
-        "resumed",
-    )
-    return {name: value for name, value in vars(done.metrics).items() if name not in times}
+def metrics_without_times(done: Trained) -> dict[str, Any]:
+    times = {"train_seconds", "check_seconds", "checkpoint_seconds", "seconds_per_epoch", "inference_ms_per_image"}
+    return {name: value for name, value in vars(done.metrics).items() if name not in {*times, "resumed"}}
 
 
 def timeless(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """What a file keeps, without what differs from attempt to attempt."""
+    """The content of a checkpoint, without times and counts of attempts."""
     found = checkpoint.read(path)
     assert found is not None
     tensors, facts = found
@@ -128,7 +90,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_from_any_step_is_bit_identical(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     defense, settings = CASES[case]
     job = job_of(defense, **settings)
     data, saves, write = data_of(job), [], checkpoint.write
@@ -140,24 +102,24 @@ def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatc
         saves.append(shutil.copy(path, tmp_path / f"save-{len(saves)}"))
 
     monkeypatch.setattr(checkpoint, "write", copy)
-    whole = run(job, data, tmp_path, always(tmp_path / "kept" / "whole"))
+    whole = run(job, data, tmp_path, always(tmp_path / "checkpoints" / "whole"))
     monkeypatch.setattr(checkpoint, "write", write)
     assert distance(whole.model.net.state_dict(), expected) == 0
-    assert told(whole) == told(plain)
+    assert metrics_without_times(whole) == metrics_without_times(plain)
     assert log_of(tmp_path) == log
     assert len(saves) == job.epochs * (STEPS + 1)  # after each step, and after the checks of each epoch
-    last = timeless(tmp_path / "kept" / "whole")
+    last = timeless(tmp_path / "checkpoints" / "whole")
     assert {"net", "defense", "updater", "average", "detector", "best", "progress", "random"} <= set(last[1])
     for place, saved in enumerate(saves):
-        path = tmp_path / "kept" / "again"
+        path = tmp_path / "checkpoints" / "again"
         shutil.copy(saved, path)
         with (tmp_path / "train.jsonl").open("a") as file:
-            file.write('{"epoch": 9, "ce"')  # lines of epochs that were not kept, and a torn one
+            file.write('{"epoch": 9, "ce"')  # a torn line of an epoch after the checkpoint
         again = run(job, data, tmp_path, always(path, within=False))
         assert distance(again.model.net.state_dict(), expected) == 0
         assert (again.best is None) == (plain.best is None)
         assert again.best is None or distance(again.best, plain.best or {}) == 0
-        assert told(again) == told(plain)
+        assert metrics_without_times(again) == metrics_without_times(plain)
         assert log_of(tmp_path) == log
         assert again.metrics.resumed == 1
         tensors, rest = timeless(path)
@@ -172,7 +134,7 @@ def test_a_kill_at_any_step_changes_no_bit(case: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("case", ["pni-ema", "pgd_at-best-swa"])
-def test_killed_after_every_step(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kills_after_every_step_are_bit_identical(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attempt makes one step, and the next one is killed before it made any."""
     defense, settings = CASES[case]
     job = job_of(defense, **settings)
@@ -190,18 +152,18 @@ def test_killed_after_every_step(case: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(checkpoint, "write", bomb)
     while kills < 6 * STEPS - 1:
         with pytest.raises(Killed):
-            run(job, data, tmp_path, always(tmp_path / "kept" / "one"))
+            run(job, data, tmp_path, always(tmp_path / "checkpoints" / "one"))
     monkeypatch.setattr(checkpoint, "write", write)
-    done = run(job, data, tmp_path, always(tmp_path / "kept" / "one"))
+    done = run(job, data, tmp_path, always(tmp_path / "checkpoints" / "one"))
     assert distance(done.model.net.state_dict(), plain.model.net.state_dict()) == 0
-    assert told(done) == told(plain)
+    assert metrics_without_times(done) == metrics_without_times(plain)
     assert log_of(tmp_path) == log
     assert done.metrics.resumed == 3 * STEPS
 
 
-def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_epoch_continues_its_number_and_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, write, steps = job_of("standard"), checkpoint.write, 0
-    data, kept, told_first = data_of(job), always(tmp_path / "kept" / "one"), []
+    data, checkpointer, reports = data_of(job), always(tmp_path / "checkpoints" / "one"), []
 
     def bomb(*args: Any) -> None:
         nonlocal steps
@@ -212,26 +174,26 @@ def test_an_epoch_goes_on_with_its_number_and_its_seconds(tmp_path: Path, monkey
 
     monkeypatch.setattr(checkpoint, "write", bomb)
     with pytest.raises(Killed):
-        run(job, data, tmp_path, kept)
+        run(job, data, tmp_path, checkpointer)
     monkeypatch.setattr(checkpoint, "write", write)
-    state = kept.read(CPU)
+    state = checkpointer.read(CPU)
     assert state is not None
     state["progress"]["epoch_began"] -= 300
-    kept.write(state)
-    done = train(job, data, tmp_path / "train.jsonl", told_first.append, kept)
+    checkpointer.write(state)
+    done = train(job, data, tmp_path / "train.jsonl", reports.append, checkpointer)
     assert 100 < done.metrics.seconds_per_epoch < 120
-    earlier = told_first[0].pop("earlier")
-    assert told_first[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
+    earlier = reports[0].pop("earlier")
+    assert reports[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
     assert 0 < earlier < 100  # of the clock, which the change above leaves alone
 
 
-def test_what_other_code_kept_or_what_is_damaged_is_not_used(tmp_path: Path) -> None:
+def test_checkpoints_that_are_damaged_or_of_other_code_are_ignored(tmp_path: Path) -> None:
     job = job_of("standard")
-    data, path = data_of(job), tmp_path / "kept" / "one"
+    data, path = data_of(job), tmp_path / "checkpoints" / "one"
     plain = run(job, data, tmp_path, always(path))
 
-    def resumed(kept: Checkpointer) -> int:
-        done = run(job, data, tmp_path, kept)
+    def resumed(checkpointer: Checkpointer) -> int:
+        done = run(job, data, tmp_path, checkpointer)
         assert distance(done.model.net.state_dict(), plain.model.net.state_dict()) == 0
         assert len(log_of(tmp_path)) == 3
         return int(done.metrics.resumed)
@@ -248,7 +210,7 @@ def test_what_other_code_kept_or_what_is_damaged_is_not_used(tmp_path: Path) -> 
         assert resumed(Checkpointer(path, lambda: "me", **never)) == 0
 
 
-def test_the_origin_names_job_and_images(tmp_path: Path) -> None:
+def test_the_origin_depends_on_job_and_images(tmp_path: Path) -> None:
     jobs = [job_of("standard"), job_of("pgd_at"), job_of("standard", lr=0.06), job_of("standard", model="small_cnn")]
     found = [origin_of(job, data_of(job)) for job in jobs]
     assert len(set(found)) == len(jobs)
@@ -258,7 +220,7 @@ def test_the_origin_names_job_and_images(tmp_path: Path) -> None:
     assert origin_of(jobs[0], data) != found[0]
 
 
-def test_the_origin_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_origin_depends_on_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench.training.resume
 
     job = job_of("standard")
@@ -279,7 +241,7 @@ def test_the_origin_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert origin_of(job, data) == honest
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_state_is_restored_from_its_file(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     state = {
         "images": images,
@@ -288,9 +250,9 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         "list": [torch.tensor(3), {"a.b": torch.zeros(0), "none": None}, True],
         "floats": [0.1 + 0.2, math.nan, -math.inf],
     }
-    kept = always(tmp_path / "kept" / "one")  # through the file, which knows one order in memory only
-    kept.write(state)
-    back = kept.read(CPU)
+    checkpointer = always(tmp_path / "checkpoints" / "one")  # the file stores contiguous tensors only
+    checkpointer.write(state)
+    back = checkpointer.read(CPU)
     assert back is not None
     assert back["images"].stride() == images.stride()
     assert torch.equal(back["images"], images)
@@ -307,7 +269,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert bool(images.any())
 
 
-def test_random_streams_go_on_where_they_stood() -> None:
+def test_random_streams_continue() -> None:
     def draws() -> list[float]:
         own = [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())]
         return [*own, float(torch.rand(()))]
@@ -315,14 +277,14 @@ def test_random_streams_go_on_where_they_stood() -> None:
     with scope(3):
         random.gauss(0, 1), np.random.randn()  # both hold a second value back
         state = random_streams(CPU)
-        kept = pack(state)
+        packed = pack(state)
         expected = draws()
     with scope(4):
-        restore_streams(unpack(*kept, CPU), CPU)
+        restore_streams(unpack(*packed, CPU), CPU)
         assert draws() == expected
 
 
-def test_a_training_on_a_gpu_goes_on_where_fewer_gpus_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_on_a_gpu_resumes_where_fewer_gpus_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a job that Slurm puts back. torch's own functions, on generators of the CPU."""
 
     def visible(count: int) -> list[torch.Generator]:
@@ -335,43 +297,40 @@ def test_a_training_on_a_gpu_goes_on_where_fewer_gpus_are_visible(monkeypatch: p
     monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda.random, "_lazy_call", lambda call: call())
     before = visible(8)
-    streams, older = random_streams(torch.device("cuda:2")), random_streams(torch.device("cuda:0"))
-    older["gpus"] += [before[number].get_state() for number in range(1, 8)]  # all of them, as was kept once
+    streams = random_streams(torch.device("cuda:2"))
     now = visible(4)
     restore_streams(unpack(*pack(streams), CPU), torch.device("cuda:3"))
     assert torch.equal(now[3].get_state(), before[2].get_state())
     assert torch.equal(now[2].get_state(), torch.Generator().manual_seed(2).get_state())
-    restore_streams(unpack(*pack(older), CPU), torch.device("cuda:1"))
-    assert torch.equal(now[1].get_state(), before[0].get_state())
 
 
-def test_how_often_it_is_kept(tmp_path: Path) -> None:
-    kept = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=0.2, at_end=0.05, share=1.0)
-    assert not kept.due(epoch_over=True)
+def test_how_often_a_checkpoint_is_due(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path / "checkpoints" / "one", lambda: "me", every=0.2, at_end=0.05, share=1.0)
+    assert not checkpointer.due(epoch_over=True)
     time.sleep(0.06)
-    assert kept.due(epoch_over=True)
-    assert not kept.due(epoch_over=False)
+    assert checkpointer.due(epoch_over=True)
+    assert not checkpointer.due(epoch_over=False)
     time.sleep(0.16)
-    assert kept.due(epoch_over=False)
-    seconds = kept.write({"x": torch.zeros(10)})
-    assert not kept.due(epoch_over=True)
-    cheap = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=0.0, at_end=0.0, share=0.01)
+    assert checkpointer.due(epoch_over=False)
+    seconds = checkpointer.write({"x": torch.zeros(10)})
+    assert not checkpointer.due(epoch_over=True)
+    cheap = Checkpointer(tmp_path / "checkpoints" / "one", lambda: "me", every=0.0, at_end=0.0, share=0.01)
     spent = cheap.write({"x": torch.zeros(10)})
     time.sleep(min(20 * spent, 0.5))
     assert not cheap.due(epoch_over=True)  # a hundred times what it took has not passed
     assert 0 < seconds < 5
 
 
-def test_short_trainings_keep_nothing_and_do_not_ask_for_an_origin(tmp_path: Path) -> None:
+def test_short_trainings_write_no_checkpoint_and_compute_no_origin(tmp_path: Path) -> None:
     def fail() -> str:
         raise AssertionError
 
     job = job_of("standard")
-    run(job, data_of(job), tmp_path, Checkpointer(tmp_path / "kept" / "one", fail))
-    assert not (tmp_path / "kept").exists()
+    run(job, data_of(job), tmp_path, Checkpointer(tmp_path / "checkpoints" / "one", fail))
+    assert not (tmp_path / "checkpoints").exists()
 
 
-def test_the_guard_remembers_what_it_saw() -> None:
+def test_the_collapse_detector_restores_its_state() -> None:
     data = data_of(job_of("standard"))
     silent = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.zeros_(silent[1].weight)
@@ -382,25 +341,23 @@ def test_the_guard_remembers_what_it_saw() -> None:
     assert again.collapse(Classifier(silent), 3, 5) is not None  # the third time, after it had learned
 
 
-def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_seconds_sum_all_attempts_without_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of("standard")
-    data, path = data_of(job), tmp_path / "kept" / "one"
+    data, path = data_of(job), tmp_path / "checkpoints" / "one"
     whole = run(job, data, tmp_path, always(path)).metrics
     assert whole.checkpoint_seconds > 0
-    kept = Checkpointer(path, lambda: "me", every=math.inf, at_end=math.inf)
-    state = kept.read(CPU)
+    checkpointer = Checkpointer(path, lambda: "me", every=math.inf, at_end=math.inf)
+    state = checkpointer.read(CPU)
     assert state is not None
     state["now"] += 1000
-    kept.write(state)
-    found = run(job, data, tmp_path, kept).metrics
+    checkpointer.write(state)
+    found = run(job, data, tmp_path, checkpointer).metrics
     assert 1000 < found.train_seconds + found.check_seconds < 1000 + 10
     assert found.seconds_per_epoch == whole.seconds_per_epoch
     write = checkpoint.write
     monkeypatch.setattr(checkpoint, "write", lambda *args: (time.sleep(0.1), write(*args)))
     began = time.perf_counter()
-    slow = run(job, data, tmp_path, always(tmp_path / "kept" / "slow")).metrics
+    slow = run(job, data, tmp_path, always(tmp_path / "checkpoints" / "slow")).metrics
     elapsed = time.perf_counter() - began
     assert slow.checkpoint_seconds >= 3 * STEPS * 0.1
     assert slow.train_seconds + slow.check_seconds < elapsed - 3 * STEPS * 0.1
@@ -410,7 +367,7 @@ def test_seconds_of_all_attempts_count_and_those_of_keeping_do_not(
     assert 5.0 <= clock.now() < 6.0
 
 
-def test_a_training_that_cannot_be_kept_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_continues_without_a_writable_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = job_of("standard")
     data = data_of(job)
     plain = run(job, data, tmp_path)

@@ -1,6 +1,4 @@
-"""SIGTERM at any moment of a training: it is kept at once, no step is made twice, and the weights are the same bits."""
-
-from __future__ import annotations
+"""SIGTERM at any moment of a training: a checkpoint at once, no step twice, the same weights bit for bit."""
 
 import json
 import math
@@ -142,7 +140,7 @@ def moments(deploys: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_sigterm_in_the_middle_of_anything_costs_no_step_and_no_bit(training: Training, every: int) -> None:
+def test_sigterm_at_any_point_repeats_no_step_and_is_bit_identical(training: Training, every: int) -> None:
     assert training.deploys >= 2 * EPOCHS + 4
     chosen = moments(training.deploys)[3::every] if every > 1 else moments(training.deploys)
     for what, nth in chosen:
@@ -192,7 +190,7 @@ def test_an_interrupted_validation_leaves_the_collapse_detector_unchanged(
     del values["train"]["swa_start"]
     job = plan(build(values), tmp_path)[0]
     data = load("digits", root=tmp_path, device=torch.device("cpu"), train=job.data.train, validation=64, seed=0)
-    checkpointer = Checkpointer(tmp_path / "kept" / "one", lambda: "me", every=math.inf, at_end=math.inf)
+    checkpointer = Checkpointer(tmp_path / "checkpoints" / "one", lambda: "me", every=math.inf, at_end=math.inf)
     validations = 0
 
     def interrupted_in_the_fifth_epoch(*rest: Any) -> float:
@@ -212,7 +210,7 @@ def test_an_interrupted_validation_leaves_the_collapse_detector_unchanged(
     assert state["detector"]["constant"] == 2
 
 
-def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_job_sigterm_takes_effect_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stopping.defer()
     stopping.point()
     with pytest.raises(SystemExit) as left:
@@ -223,7 +221,7 @@ def test_outside_of_a_job_sigterm_counts_at_once(monkeypatch: pytest.MonkeyPatch
     assert left.value.code == 143
 
 
-def test_what_was_deferred_is_made_good_at_the_end_of_the_job() -> None:
+def test_a_deferred_exit_takes_place_at_the_end_of_the_job() -> None:
     reached = []
 
     @stopping.job()

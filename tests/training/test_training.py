@@ -1,9 +1,6 @@
-"""The training loop with its mechanisms, on a few digits: what each does, that it disturbs nothing, what is told."""
-
-from __future__ import annotations
+"""The training loop and the optional parts of a recipe, on a few digits: effects, independence and records."""
 
 import hashlib
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from harness import Bench, states, tiny
 from safetensors.torch import load_file
+from small_training import ROOT, data_of, jobs_of, log_of, run, training_job
 from torch import Tensor, nn
 
 from bench.core.defense import Batch
@@ -23,10 +21,9 @@ from bench.core.threat import Threat
 from bench.data.images import Data, batches, load, to_float
 from bench.jobs.worker import load_model
 from bench.planning import catalog
-from bench.planning.job import Job
+from bench.planning.job import TrainJob
 from bench.planning.job_fields import PluginChoice
-from bench.planning.plan import plan
-from bench.planning.spec import TrainSpec, build
+from bench.planning.spec import TrainSpec
 from bench.plugins import threat_of
 from bench.records.store import Store
 from bench.training.averaging import recalibrate
@@ -34,44 +31,25 @@ from bench.training.best_epoch import validation_accuracy
 from bench.training.divergence import Collapsed
 from bench.training.optimizer import build_updater
 from bench.training.recipe import Recipe
-from bench.training.train import Trained, train
+from bench.training.train import Trained
 from bench.training.train import build as build_net
 
-RESULTS, ROOT = Path("results"), Path("no-data-here")
+RESULTS = Path("results")
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
-SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 16, "epochs": 2, "weight_decay": 1e-3, "schedule": "cosine"}
-
-
-def jobs(defense: Any = "standard", attack: str = "clean", validation: int = 0, **recipe: Any) -> list[Job]:
-    values = {
-        "data": {"name": "digits", "test": 16, "train": 96, "validation": validation},
-        "models": [{"name": "mlp", "set": {"width": 24}}],
-        "threat": {"eps": 0.1},
-        "train": {**SGD, **recipe},
-        "defenses": [defense],
-        "attacks": [attack],
-    }
-    return plan(build(values), ROOT)
-
-
-def data_of(job: Job) -> Data:
-    sizes = {"train": job.data.train, "test": 16, "validation": job.data.validation}
-    return load("digits", root=ROOT, device=torch.device("cpu"), seed=0, **sizes)
 
 
 def trained(folder: Path, defense: Any = "standard", **recipe: Any) -> tuple[Trained, list[dict[str, float]], Data]:
     """The training, the lines of its log, and its data."""
-    job = jobs(defense, **recipe)[0]
-    data, log = data_of(job), folder / "train.jsonl"
-    done = train(job, data, log, lambda values: None)
-    return done, [json.loads(line) for line in log.read_text().splitlines()], data
+    job = training_job(defense, **recipe)
+    data = data_of(job)
+    return run(job, data, folder), log_of(folder), data
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def reference(job: Job, data: Data) -> dict[str, Tensor]:
+def reference(job: TrainJob, data: Data) -> dict[str, Tensor]:
     """The loop before any of the mechanisms existed: torch's own SGD and LambdaLR."""
     recipe = job.training
     defense, net = build_net(job, data)
@@ -99,14 +77,14 @@ def reference(job: Job, data: Data) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("defense", ["standard", "pgd_at", "trades"])
-def test_without_any_mechanism_training_is_what_it_was_bit_for_bit(tmp_path: Path, defense: str) -> None:
+def test_training_equals_a_plain_loop_bit_for_bit(tmp_path: Path, defense: str) -> None:
     done, _, data = trained(tmp_path, defense)
-    assert same(done.model.net.state_dict(), reference(jobs(defense)[0], data))
+    assert same(done.model.net.state_dict(), reference(training_job(defense), data))
     assert done.metrics.active_steps == {}
     assert done.best is None
 
 
-def test_choice_and_average_leave_training_alone(tmp_path: Path) -> None:
+def test_validation_and_averaging_do_not_change_training(tmp_path: Path) -> None:
     plain, lines, _ = trained(tmp_path, "pgd_at", validation=32)
     chosen, also, data = trained(tmp_path, "pgd_at", validation=32, keep="best")
     assert same(plain.model.net.state_dict(), chosen.model.net.state_dict())
@@ -125,11 +103,11 @@ def test_choice_and_average_leave_training_alone(tmp_path: Path) -> None:
     assert validation_accuracy(chosen.model, data.validation, threat, 0) == best
 
 
-def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> None:
+def test_ema_and_swa_deploy_the_averages_of_the_weights(tmp_path: Path) -> None:
     """Against a loop that keeps every weight: 12 updates, 2 epochs."""
     seen: list[dict[str, Tensor]] = []
 
-    job = jobs()[0]
+    job = training_job()
     data = data_of(job)
     defense, net = build_net(job, data)
     updater = build_updater(defense, net, Recipe.model_validate(job.training), 6)
@@ -153,12 +131,12 @@ def test_ema_and_swa_deploy_the_averages_of_the_weights_seen(tmp_path: Path) -> 
         torch.testing.assert_close(value.detach().double(), mean, rtol=0, atol=1e-6)
 
 
-def test_swa_statistics_are_those_of_one_clean_pass_and_ema_keeps_the_live_ones(tmp_path: Path) -> None:
+def test_swa_has_the_statistics_of_one_clean_pass_or_the_live_ones(tmp_path: Path) -> None:
     def net_of(**recipe: Any) -> tuple[nn.Module, Data]:
-        job = jobs("pgd_at", **recipe)[0]
+        job = training_job("pgd_at", **recipe)
         job = replace(job, model=PluginChoice("wide_resnet", {"depth": 10, "width": 1}))
         data = data_of(job)
-        return train(job, data, tmp_path / "log", lambda values: None).model.net, data
+        return run(job, data, tmp_path).model.net, data
 
     catalog.get("models", "wide_resnet")
     plain, _ = net_of(epochs=1, batch_size=48)
@@ -180,7 +158,7 @@ def smoothed(logits: Tensor, y: Tensor, a: float) -> Tensor:
 
 @pytest.mark.parametrize("name", ["standard", "trades", "pgd_at", "free_at", "rat"])
 def test_label_smoothing_equals_its_formula(name: str) -> None:
-    job = jobs(name)[0]
+    job = training_job(name)
     data = data_of(job)
     defense, net = build_net(job, data)
     net = net.double()
@@ -192,7 +170,7 @@ def test_label_smoothing_equals_its_formula(name: str) -> None:
     torch.testing.assert_close(hard, F.cross_entropy(logits, y), rtol=1e-12, atol=0)
 
 
-def test_a_record_says_in_how_many_steps_each_mechanism_was_active(tmp_path: Path) -> None:
+def test_a_record_counts_the_steps_in_which_each_part_of_the_recipe_was_active(tmp_path: Path) -> None:
     """6 batches an epoch; progress below 0.5 is the first of 2 epochs, below 0.25 half of it."""
     recipe = {"eps_warmup": 0.5, "lr_warmup": 0.25, "label_smoothing": 0.1, "average": "ema", "precision": "bf16"}
     done, *_ = trained(tmp_path, "pgd_at", grad_clip=1e-4, **recipe)
@@ -209,7 +187,7 @@ def test_a_record_says_in_how_many_steps_each_mechanism_was_active(tmp_path: Pat
     assert done.metrics.active_steps == {"eps_warmup": 18, "ema": 36}
 
 
-def test_the_cost_of_a_step_is_that_after_every_warm_up(tmp_path: Path) -> None:
+def test_the_cost_of_a_step_is_measured_after_warm_ups(tmp_path: Path) -> None:
     """The first steps of AWP are plain TRADES steps, cheaper by a forward pass and the gradient in the weights."""
     entries: list[Any] = [{"name": "awp", "set": {"warmup": share}} for share in (0.5, 0.0)]
     late, always, plain = (trained(tmp_path, e)[0].metrics.work_per_image_f for e in (*entries, "trades"))
@@ -248,10 +226,10 @@ class Falling(Defense):
     uses_threat: ClassVar[bool] = False
     back: bool = False
     def __post_init__(self) -> None:
-        self.kept = None
+        self.restored = None
     @property
     def restored_older_weights(self) -> bool:
-        return self.back and self.kept is not None
+        return self.back and self.restored is not None
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
         # learns for half of the training, then one class whatever the image
         y = batch.y if batch.progress < 0.5 else 0 * batch.y
@@ -259,9 +237,9 @@ class Falling(Defense):
     def step(self, net: nn.Module, updater: Any, batch: Batch) -> Losses:
         if not self.back or batch.progress < 0.5:
             return super().step(net, updater, batch)
-        if self.kept is None:
-            self.kept = {n: 0.5 * v for n, v in net.state_dict().items()}
-            net.load_state_dict(self.kept)
+        if self.restored is None:
+            self.restored = {n: 0.5 * v for n, v in net.state_dict().items()}
+            net.load_state_dict(self.restored)
         return {"ce": torch.zeros(())}
 '''
 
@@ -272,7 +250,7 @@ def falling(tmp_path: Path) -> list[object]:
     return ["--plugin", tmp_path / "falling.py", "--set", "train.batch_size=8", "--set", "train.lr=0.01"]
 
 
-def test_a_collapsed_run_is_stopped_and_marked_and_a_healthy_one_is_not(bench: Bench, falling: list[object]) -> None:
+def test_a_collapsed_training_is_stopped_and_marked_as_diverged(bench: Bench, falling: list[object]) -> None:
     words = [*falling, "--epochs", 36, "--executor", "debug"]
     outcome = bench(*tiny(*words, defense="falling,standard", attack="clean"))
     assert outcome.code == 1
@@ -286,7 +264,7 @@ def test_a_collapsed_run_is_stopped_and_marked_and_a_healthy_one_is_not(bench: B
     assert (off.code, states(Path("off"))) == (0, {"falling": "done", "falling/clean": "done"})
 
 
-def test_weights_put_back_are_what_the_average_deploys(bench: Bench, falling: list[object]) -> None:
+def test_restored_weights_are_what_the_average_deploys(bench: Bench, falling: list[object]) -> None:
     words = [*falling, "--epochs", 4, "--set", "falling.back=true", "--executor", "debug"]
     for average in ("none", "ema", "swa"):
         assert bench(*tiny(*words, "--set", f"train.average={average}", defense="falling", attack="clean")).code == 0
@@ -296,7 +274,7 @@ def test_weights_put_back_are_what_the_average_deploys(bench: Bench, falling: li
     assert same(weights[0], weights[2])
 
 
-def test_best_and_last_are_both_stored_and_judged(bench: Bench) -> None:
+def test_best_and_last_weights_are_stored_and_evaluated(bench: Bench) -> None:
     words = ("--set", "train.keep=best", "--set", "train.lr=0.03", "--validation", 24, "--executor", "debug")
     outcome = bench(*tiny(*words, "--epochs", 3, defense="pgd_at", attack="clean"))
     assert (outcome.code, outcome.err) == (0, "")
@@ -313,8 +291,8 @@ def test_best_and_last_are_both_stored_and_judged(bench: Bench) -> None:
     threat = threat_of(training.threat)
     for which in ("best", "last"):
         model = load_model(store, training, data, which)
-        told = getattr(record.metrics, f"{which}_validation")
-        assert validation_accuracy(model, data.validation, threat, 0) == told
+        recorded = getattr(record.metrics, f"{which}_validation")
+        assert validation_accuracy(model, data.validation, threat, 0) == recorded
     again = bench(*tiny(*words, "--epochs", 3, defense="pgd_at", attack="clean"))
     assert "0 jobs run, 3 already done" in again.out
     (store.folder(training.key) / "weights-best.safetensors").unlink()
@@ -335,9 +313,9 @@ TIED = [
 
 def test_each_setting_changes_the_key_and_its_default_does_not() -> None:
     default = {name: TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
-    plain = [job.key for job in jobs()]
-    assert [job.key for job in jobs(**default)] == plain
-    kinds = [jobs(**{name: value}) for name, value in NEW.items()] + [jobs(**recipe) for recipe in TIED]
+    plain = [job.key for job in jobs_of()]
+    assert [job.key for job in jobs_of(**default)] == plain
+    kinds = [jobs_of(**{name: value}) for name, value in NEW.items()] + [jobs_of(**recipe) for recipe in TIED]
     keys = [found[0].key for found in kinds]
     assert len({plain[0], *keys}) == len(keys) + 1
     assert {name for found in kinds for name in found[0].training} >= set(TrainSpec.settings_added_later)
@@ -360,9 +338,9 @@ def test_each_setting_changes_the_key_and_its_default_does_not() -> None:
         ("standard", {"label_smoothing": 1}, "train.label_smoothing: Input should be less than 1, got 1"),
     ],
 )
-def test_what_cannot_be_done_is_refused_when_planning(defense: Any, recipe: dict[str, Any], message: str) -> None:
+def test_impossible_recipes_are_rejected_when_planning(defense: Any, recipe: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"train|defense") as error:
-        jobs(defense, **recipe)
+        jobs_of(defense, **recipe)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -380,10 +358,10 @@ def test_settings_of_training_are_typed_like_those_of_a_plug_in(bench: Bench) ->
     assert "--grid train.lr=1,2: settings of train have one value each; use --set train.lr=VALUE" in grid.err
 
 
-def test_a_training_that_learned_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_training_at_chance_level_is_not_deployed(tmp_path: Path) -> None:
     """A decay that leaves no weights: 102 updates later every image has the same answer."""
-    job = jobs(epochs=17, weight_decay=20.0)[0]
+    job = training_job(epochs=17, weight_decay=20.0)
     with pytest.raises(Collapsed, match=r"^the trained net is correct on \d+ of 96 training images, with one class"):
-        train(job, data_of(job), tmp_path / "log", lambda values: None)
-    short = jobs(epochs=16, weight_decay=20.0)[0]
-    train(short, data_of(short), tmp_path / "log", lambda values: None)  # 96 updates tell nothing
+        run(job, data_of(job), tmp_path)
+    short = training_job(epochs=16, weight_decay=20.0)
+    run(short, data_of(short), tmp_path)  # 96 updates tell nothing
