@@ -149,7 +149,6 @@ def _deploy(run: TrainingRun) -> Classifier:
 def _metrics(run: TrainingRun, model: Classifier) -> TrainMetrics:
     """The metrics of the training for its record."""
     progress, epochs = run.progress, run.recipe.epochs
-    images = to_channels_last(to_float(run.data.test.x[:64]))
     measured: dict[str, Any] = {**progress.cost}
     if run.best.state:
         measured |= {**run.best.metrics(), "validation_hash": content_hash(run.data.validation)}
@@ -166,6 +165,6 @@ def _metrics(run: TrainingRun, model: Classifier) -> TrainMetrics:
         defense_metrics={name: value for name, value in progress.defense_metrics.items() if math.isfinite(value)},
         parameters=sum(p.numel() for p in run.net.parameters()),
         predictor=run.defense.predictor,
-        inference_ms_per_image=inference_ms(model, images),
+        inference_ms_per_image=inference_ms(model, to_channels_last(to_float(run.data.test.x[:64]))),
         **measured,
     )
