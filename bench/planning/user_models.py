@@ -21,8 +21,8 @@ from bench.planning.job import ImportJob, Job
 from bench.planning.job_fields import Normalization, PluginChoice
 from bench.planning.labels import label
 from bench.planning.options import value
-from bench.planning.plan import images
 from bench.planning.spec import Spec
+from bench.planning.trainings import images
 from bench.planning.typed import ModelOptions
 
 IMPORT_REVISION = 1

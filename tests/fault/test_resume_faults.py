@@ -23,7 +23,8 @@ from bench import atomic
 from bench.atomic import appending, write_atomic
 from bench.commands.matrix import describe, prepare
 from bench.planning import evaluations as evaluation_planner
-from bench.planning import plan
+from bench.planning import trainings
+from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.planning.typed import Options
 from bench.records.leases import STALE, claim
@@ -125,7 +126,7 @@ NO_KEY_INPUTS: dict[str, dict[str, Any]] = {
 def begun(root: Path, acks: Path, changed: dict[str, Any], data: Path | None = None) -> int:
     """Jobs of the changed spec that were done anew on the folder of the unchanged one. `data`: where images lie."""
     before = len(acks.read_text().splitlines()) if acks.exists() else 0
-    run(root, plan.plan(build({**BASE, **changed}), data or root), told(acks))
+    run(root, plan(build({**BASE, **changed}), data or root), told(acks))
     return sum(line.startswith("begin") for line in acks.read_text().splitlines()[before:])
 
 
@@ -154,14 +155,16 @@ def test_f12_images_of_a_folder_that_changed_make_new_jobs(tmp_path: Path) -> No
     assert begun(root, acks, pets, tmp_path / "elsewhere") == 0
 
 
-@pytest.mark.parametrize(("owner", "revision"), [(plan, "TRAIN_REVISION"), (evaluation_planner, "EVALUATE_REVISION")])
+@pytest.mark.parametrize(
+    ("owner", "revision"), [(trainings, "TRAIN_REVISION"), (evaluation_planner, "EVALUATE_REVISION")]
+)
 def test_f12_a_newer_engine_recomputes_what_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, revision: str
 ) -> None:
     root, acks = tmp_path / "results", tmp_path / "acks"
     assert begun(root, acks, {}) == 2
     monkeypatch.setattr(owner, revision, getattr(owner, revision) + 1)
-    assert begun(root, acks, {}) == (2 if owner is plan else 1)
+    assert begun(root, acks, {}) == (2 if owner is trainings else 1)
 
 
 def test_f14_duplicates_are_done_once_and_told_once(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from factories import toy_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.planning import catalog
+from bench.planning import catalog, trainings
 from bench.planning import evaluations as evaluation_planner
 from bench.planning import job as job_module
-from bench.planning import plan as planner
 from bench.planning.job import Job
 from bench.planning.job_json import from_json, job_of
 from bench.planning.plan import plan
@@ -143,7 +142,7 @@ def test_the_setting_of_an_attack_changes_its_key() -> None:
 
 @pytest.mark.parametrize(
     ("constant", "owner"),
-    [("TRAIN_REVISION", planner), ("EVALUATE_REVISION", evaluation_planner), ("KEYS", job_module)],
+    [("TRAIN_REVISION", trainings), ("EVALUATE_REVISION", evaluation_planner), ("KEYS", job_module)],
 )
 def test_a_raised_revision_of_the_engine_changes_the_key(
     monkeypatch: pytest.MonkeyPatch, constant: str, owner: Any
