@@ -48,6 +48,12 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise no_room(path, error, _size(write)) from error
 
 
+def write_hashed(path: Path, data: bytes) -> str:
+    """Write bytes by write_atomic. Returns their SHA-256."""
+    write_atomic(path, lambda file: file.write(data))
+    return hashlib.sha256(data).hexdigest()
+
+
 def no_room(path: Path, error: OSError, need: int | None = None) -> OSError:
     """What to tell of a full disk, in one line. `need`: bytes that were to be written, where that is known."""
     free = shutil.disk_usage(path.parent).free / 2**20

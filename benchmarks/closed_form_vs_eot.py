@@ -32,7 +32,7 @@ from bench.core.pgd import AttackLoss, attack_loss, start_delta
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import load, test_block
-from bench.jobs.worker import load_model
+from bench.jobs.model_files import load_model
 from bench.planning.job import Job
 from bench.records.store import Store, weights_file
 

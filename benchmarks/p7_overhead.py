@@ -40,8 +40,9 @@ from bench.core.attack import Context
 from bench.core.defense import Batch, Defense
 from bench.core.rng import scope, seed
 from bench.data import images as datasets
+from bench.jobs.model_files import load_model
 from bench.jobs.provenance import git
-from bench.jobs.worker import load_model, work
+from bench.jobs.worker import work
 from bench.planning.job import EvaluateJob, ModelJob, TrainJob
 from bench.planning.options import to_spec
 from bench.planning.plan import plan

@@ -72,7 +72,7 @@ def test_the_worst_case_of_one_training_is_the_leaderboards(store: Store) -> Non
     evaluated(store, train, "onestep", [1, 1, 1], eps="0.1")
     evaluated(store, train, "steep", [0, 0, 1, 1, 1], eps="0.2")
     losses = {"loss": np.zeros(5)}
-    evaluated(store, train, "flatness", [1] * 5, columns=losses, metrics={"measures": "loss"})
+    evaluated(store, train, "flatness", [1] * 5, columns=losses, metrics={"metric": "loss"})
     columns = {"broken_at": np.array([0.05, 0.2, 0.15, np.inf, 0.2])}
     evaluated(store, train, "curve", [0] * 5, {"budgets": ["0.1", "0.2"]}, columns=columns)
     found = bench.worst(train.key, "0.1", store.root)

@@ -75,7 +75,7 @@ class Strips:
 
     def _predictions(self, trained: ModelJob, data: Data, job: EvaluationJob, x: Tensor) -> list[tuple[str, float]]:
         """Class and confidence of each image; empty if the weights are missing or the model cannot be built."""
-        from bench.jobs.worker import load_model
+        from bench.jobs.model_files import load_model
 
         if not isinstance(trained, TrainJob):
             return []  # its network is a file of the user's; a report runs no code that a record names

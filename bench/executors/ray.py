@@ -22,7 +22,7 @@ from bench.executors.sbatch import environment
 from bench.jobs.retries import Fault
 from bench.planning.job import Job
 from bench.records.record import Retry
-from bench.records.redact import portable
+from bench.records.redact import redacted
 from bench.records.store import Store
 from bench.training import sigterm
 
@@ -103,7 +103,7 @@ class Ray(Backend):
             message = "the worker ended without a record that can be read here; is the results folder shared?"
         except exceptions.RayTaskError as error:  # exceptions of a job are in its record: this one never began
             name, first = type(error.cause).__name__, str(error.cause).strip().partition("\n")[0]
-            message = f"{portable(first)}; is the results folder shared with Ray's nodes, and is bench installed there?"
+            message = f"{redacted(first)}; is the results folder shared with Ray's nodes, and is bench installed there?"
         except exceptions.RayError as error:  # its process or node was lost
             message = f"Ray lost the worker {1 + RETRIES} times ({type(error).__name__})"
         recorded = self.store.record(handle.job.key) is not None

@@ -1,129 +1,172 @@
-"""What a worker does with a trained model: evaluate it, put shards together, audit it, re-check its images."""
+"""Jobs about a trained model: evaluate it, combine the shards of an evaluation, audit it."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from bench.atomic import file_hash
-from bench.data.images import test_block
-from bench.jobs import recheck
-from bench.jobs.evaluate import BlockCache, evaluate, joined, mean_of
+from bench.atomic import file_hash, write_hashed
+from bench.core.classifier import Classifier
+from bench.data.images import Data, test_block
+from bench.jobs import microbatch, recheck
+from bench.jobs.block_cache import BlockCache
+from bench.jobs.columns import join, mean_of
+from bench.jobs.evaluate import Report, evaluate
+from bench.jobs.model_files import evaluation_images, load_model
 from bench.planning.job import AuditJob, EvaluationJob, TrainJob
 from bench.plugins import threat_of
-from bench.records.evaluated_weights import AGAIN, named, weights_of
-from bench.records.record import AuditMetrics, EvaluationMetrics, evaluation_metrics, train_metrics
-from bench.records.store import IMAGES, Store
+from bench.records.evaluated_weights import REPEATED, weights_of
+from bench.records.record import (
+    AuditMetrics,
+    AuditRecord,
+    EvaluationMetrics,
+    EvaluationRecord,
+    Record,
+    evaluation_metrics,
+    train_metrics,
+)
+from bench.records.store import IMAGES, SAMPLES, Store
 from bench.training import resume
 
-if TYPE_CHECKING:
-    from bench.core.classifier import Classifier
-    from bench.data.images import Data
-    from bench.jobs.evaluate import Report
-
-# all code, by file or folder, that has a say in a verdict: the weights' own, and what attacks and judges them
+# all code that determines an outcome, by file or folder: that of the weights, of attacks and of their scoring
 CODE = (*resume.CODE, "../attacks", "jobs")
-# columns, adversarial images, metrics
-Judged = tuple[dict[str, Tensor], Tensor | None, EvaluationMetrics | AuditMetrics]
+Measured = tuple[dict[str, Tensor], Tensor | None, EvaluationMetrics]  # columns, adversarial images, metrics
 
 
-def judge(store: Store, job: EvaluationJob | AuditJob, model: Classifier, data: Data, report: Report) -> Judged:
-    """Per-sample columns (on the CPU), adversarial images where there are any, and metrics of one job."""
+def run_evaluation(
+    store: Store, job: EvaluationJob | AuditJob, root: Path, device: torch.device, report: Report, rows: int | None
+) -> Record:
+    """The record of an evaluation or an audit, with its files written. `rows`: the most images in one pass."""
+    if job.parts and not isinstance(job, AuditJob):
+        return _stored(store.folder(job.key), *assemble(store, job))
+    trained = store.model_job(job.model_key)
+    data = evaluation_images(job, trained, root, device, report)
+    model = load_model(store, trained, data, job.weights)
+    if rows is not None:
+        microbatch.limit(model, rows)
     if isinstance(job, AuditJob):
-        return _audit(store, job, model, data, report)
+        columns, found = _audit(store, job, model, data, report)
+        return AuditRecord("done", found, files=_save_columns(store.folder(job.key), columns))
+    return _stored(store.folder(job.key), *_evaluate(store, job, model, data, report))
+
+
+def _evaluate(store: Store, job: EvaluationJob, model: Classifier, data: Data, report: Report) -> Measured:
     sources = [key for key in job.needs[1:] if images_of(store, key) is not None]
     if len(job.needs) > 1 and not sources:
         raise ValueError(f"none of the {len(job.needs) - 1} evaluations this one takes images from has any")
     others = {key: load_file(store.folder(key) / IMAGES)["x_adv"] for key in sources}
-    kept = BlockCache(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
-    columns, images, metrics = evaluate(job, model, data, report, kept, others)
-    lost = [key for key in job.needs[1:] if key not in others]
+    cache = BlockCache(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
+    columns, images, metrics = evaluate(job, model, data, report, cache, others)
     if sources:
-        metrics = replace(metrics, sources=tuple(sources), sources_without_images=tuple(lost) or None)
+        without = tuple(key for key in job.needs[1:] if key not in others)
+        metrics = replace(metrics, sources=tuple(sources), sources_without_images=without or None)
     return columns, images, metrics
 
 
 def origin_of(store: Store, job: EvaluationJob, data: Data, sources: list[str]) -> str:
-    """SHA-256 over all that a block of an evaluation depends on beside its job: code, the kind of device, the weights,
-    the test images, and the images that it takes from `sources`."""
+    """SHA-256 over all that a block of an evaluation depends on besides its job: code, the kind of device, the weights,
+    the test images, and the images of the evaluations `sources`."""
     trained = store.job(job.model_key)
     own = resume.plugin_hashes("attacks", job.attack)
-    if isinstance(trained, TrainJob):  # an imported model has a name of the user's where a training has its defense
+    if isinstance(trained, TrainJob):  # the name of an imported model is not the name of a defense
         own += resume.plugin_hashes("defenses", trained.defense)
     theirs = [record.files.get(IMAGES) if (record := store.record(key)) else None for key in sources]
     return resume.digest_of(CODE, [own, data.test.x.device.type, weights_of(store, job), data.test_hash, theirs])
 
 
-def assemble(store: Store, job: EvaluationJob | AuditJob) -> Judged:
-    """The evaluation whose shards are done. Raises ValueError where they are not all of its images, each once."""
+def assemble(store: Store, job: EvaluationJob) -> Measured:
+    """The result of an evaluation from those of its shards.
+
+    Raises ValueError unless all shards are done, with the same weights and test images, and hold each image once.
+    """
     columns: list[dict[str, Tensor]] = []
     images: list[Tensor] = []
-    records = []
+    metrics: list[EvaluationMetrics] = []
+    weights: set[str | None] = set()
     for key in job.parts:
         record = store.record(key)
         if record is None or record.state != "done":
             raise ValueError(f"shard {key} ended as {record.state if record else 'nothing'}")
-        records.append(record)
+        metrics.append(evaluation_metrics(record))
+        weights.add(record.weights_sha256)
         columns.append({name: torch.from_numpy(values) for name, values in store.samples(key).items()})
         if images_of(store, key) is not None:
             images.append(load_file(store.folder(key) / IMAGES)["x_adv"])
-    whole = joined(columns)
-    n = job.n
-    if whole["index"].tolist() != list(range(n)):
-        raise ValueError(f"the {len(columns)} shards hold {len(whole['index'])} images, not the first {n} in order")
-    hashes = {record.metrics.test_hash for record in records}
+    whole = join(columns)
+    if whole["index"].tolist() != list(range(job.n)):
+        raise ValueError(f"the {len(columns)} shards hold {len(whole['index'])} images, not the first {job.n} in order")
+    hashes = {part.test_hash for part in metrics}
     if len(hashes) > 1:
-        raise ValueError(f"the shards saw different test images: {', '.join(sorted(map(str, hashes)))}")
-    weights = {sha for record in records if (sha := named(record))}
-    if len(weights) > 1:
-        raise ValueError(f"the shards judged different weights; {AGAIN}")
-    parts = [evaluation_metrics(record) for record in records]
-    metrics = EvaluationMetrics(
-        n=n,
+        raise ValueError(f"the shards used different test images: {', '.join(sorted(map(str, hashes)))}")
+    if len(weights - {None}) > 1:
+        raise ValueError(f"the shards used different weights; {REPEATED}")
+    combined = EvaluationMetrics(
+        n=job.n,
         test_hash=hashes.pop(),
-        attack_seconds=sum(part.attack_seconds or 0.0 for part in parts),
-        metric=parts[0].metric,
+        attack_seconds=sum(part.attack_seconds or 0.0 for part in metrics),
+        metric=metrics[0].metric,
         shards=job.parts,
         forwards_per_image=mean_of(whole, "forwards"),
         backwards_per_image=mean_of(whole, "backwards"),
     )
-    return whole, torch.cat(images) if len(images) == len(columns) else None, metrics
+    return whole, torch.cat(images) if len(images) == len(columns) else None, combined
 
 
 def images_of(store: Store, key: str) -> Path | None:
-    """The adversarial images of a finished evaluation, where they lie here undamaged."""
+    """The stored adversarial images of a finished evaluation; None if it has none or they are damaged."""
     record = store.record(key)
     path = store.folder(key) / IMAGES
     expected = record.files.get(IMAGES) if record is not None and record.state == "done" else None
     return path if expected is not None and expected == file_hash(path) else None
 
 
-def _audit(store: Store, job: AuditJob, model: Classifier, data: Data, report: Report) -> Judged:
-    def tell(done: int, total: int, note: str) -> None:
+def _audit(
+    store: Store, job: AuditJob, model: Classifier, data: Data, report: Report
+) -> tuple[dict[str, Tensor], AuditMetrics]:
+    def progress(done: int, total: int, note: str) -> None:
         report({"share": done / max(total, 1), "note": note})
 
     x, y = test_block(data, 0, job.n)
     metrics = AuditMetrics(n=job.n, test_hash=data.test_hash)
     if job.part == "images":
-        return {}, None, replace(metrics, findings=tuple(recheck.images(store, job, model, data, tell)))
-    from bench.soundness import audit_model as soundness
+        return {}, replace(metrics, findings=tuple(recheck.check_images(store, job, model, data, progress)))
+    from bench.soundness import audit_model
 
-    threats = [threat_of(threat) for threat in job.threats]
-    findings, columns = soundness.audit(
+    findings, columns = audit_model.audit(
         model,
         x,
         y,
-        threats,
+        [threat_of(threat) for threat in job.threats],
         job.level,
         seed=job.seed,
         claimed=train_metrics(store.record(job.model_key)).clean_accuracy,
-        report=tell,
+        report=progress,
     )
-    plain = {name: values.detach().cpu() for name, values in columns.items()}
-    about = {"index": torch.arange(len(y)), "label": y.cpu()}
-    return {**about, **plain}, None, replace(metrics, findings=tuple(findings))
+    on_cpu = {name: values.detach().cpu() for name, values in columns.items()}
+    return {"index": torch.arange(len(y)), "label": y.cpu(), **on_cpu}, replace(metrics, findings=tuple(findings))
+
+
+def _stored(
+    folder: Path, columns: dict[str, Tensor], images: Tensor | None, metrics: EvaluationMetrics
+) -> EvaluationRecord:
+    """The record of an evaluation whose columns and images are written."""
+    files = _save_columns(folder, columns)
+    if images is not None:
+        files[IMAGES] = write_hashed(folder / IMAGES, safetensors_bytes({"x_adv": images.contiguous()}))
+    return EvaluationRecord("done", metrics, files=files)
+
+
+def _save_columns(folder: Path, columns: dict[str, Tensor]) -> dict[str, str]:
+    """Write samples.npz unless there are no columns. Returns name and SHA-256 of the file."""
+    if not columns:
+        return {}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **{name: values.numpy() for name, values in columns.items()})  # type: ignore[arg-type]
+    return {SAMPLES: write_hashed(folder / SAMPLES, packed.getvalue())}

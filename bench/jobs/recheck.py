@@ -1,62 +1,70 @@
-"""C16: stored adversarial images judged once more, in another process than the one that made them."""
+"""Stored adversarial images, scored again by another process than the one that made them (C16 and `bench verify`)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from bench import plugins
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier, frozen
 from bench.data.images import Data, test_block
-from bench.planning.job import AuditJob
-from bench.records.evaluated_weights import AGAIN, outdated
+from bench.jobs import user_model
+from bench.jobs.model_files import evaluation_images, load_model
+from bench.planning.job import AuditJob, EvaluationJob, ImportJob
+from bench.records.evaluated_weights import REPEATED, outdated
+from bench.records.record import evaluation_metrics
 from bench.records.store import IMAGES, Store
 from bench.soundness.checks import Finding
+from bench.training.train import build
 
-LEAST = {"quick": 256, "full": 10**9}  # images re-checked, rounded up to whole blocks
-Tell = Callable[[int, int, str], None]
+MIN_IMAGES = {"quick": 256, "full": 10**9}  # images that an audit scores again, rounded up to whole blocks
 
 
-def images(store: Store, job: AuditJob, model: Classifier, data: Data, tell: Tell) -> list[Finding]:
-    """One finding for each evaluation the audit names: its first images, whole blocks of them, up to `LEAST`.
+def check_images(
+    store: Store, job: AuditJob, model: Classifier, data: Data, report: Callable[[int, int, str], None]
+) -> list[Finding]:
+    """One finding for each evaluation of an audit, about its first images, in whole blocks, at least `MIN_IMAGES`.
 
-    A perturbation is measured in float64 against ball and box; for a deterministic model the verdict of every image
-    has to come out as it is stored. Value: images for which something is wrong. Raises ValueError for an evaluation of
-    other weights, whose verdicts need not come out so.
+    Raises ValueError for an evaluation of other weights, since its outcomes may differ.
     """
-    others = [key for key in job.needs[1:] if outdated(store, store.job(key))]
-    if others:
-        raise ValueError(f"other weights were judged by {', '.join(others)}; {AGAIN}")
+    keys = job.needs[1:]
+    other = [key for key in keys if outdated(store, store.job(key))]
+    if other:
+        raise ValueError(f"other weights were used by {', '.join(other)}; {REPEATED}")
     found = []
-    for place, key in enumerate(job.needs[1:]):
-        tell(place, len(job.needs) - 1, key)
-        found.append(again(store, key, LEAST[job.level], model, data))
+    for k, key in enumerate(keys):
+        report(k, len(keys), key)
+        found.append(score_again(store, store.evaluation(key), MIN_IMAGES[job.level], model, data))
     return found
 
 
-def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Finding:
-    """The first `n` stored images of one evaluation, whole blocks of them."""
-    made, record = store.evaluation(key), store.record(key)
-    if made.threat is None:
-        raise ValueError(f"evaluation {key} has no threat, so no adversarial images to check")
-    threat = plugins.threat_of(made.threat)
-    finding = functools.partial(Finding, "C16", eps=str(threat.eps), attack=key)
+def score_again(store: Store, job: EvaluationJob, n: int, model: Classifier, data: Data) -> Finding:
+    """Check the first `n` stored images of an evaluation, in whole blocks. The value counts what is wrong.
+
+    A perturbation must lie in ball and box, measured in float64; the outcome of each image must be as stored, unless
+    the model is stochastic. Raises ValueError for an evaluation without a threat.
+    """
+    if job.threat is None:
+        raise ValueError(f"evaluation {job.key} has no threat, so no adversarial images to check")
+    threat, record = plugins.threat_of(job.threat), store.record(job.key)
+    finding = functools.partial(Finding, "C16", eps=str(threat.eps), attack=job.key)
     if record is None or record.state != "done":
         return finding("n/a", note=f"the evaluation ended as {record.state if record else 'nothing'}")
-    expected = record.files.get(IMAGES)
-    if expected is None:
+    if IMAGES not in record.files:
         return finding("n/a", note="it makes no adversarial images")
-    path = store.folder(key) / IMAGES
-    if file_hash(path) != expected:
+    path = store.folder(job.key) / IMAGES
+    if file_hash(path) != record.files[IMAGES]:
         return finding("not checked", note="its adversarial images are absent or damaged")
-    x_adv, samples = load_file(path)["x_adv"].to(data.test.x.device), store.samples(key)
-    judge = plugins.make("attacks", made.attack, made.threat)
-    block = getattr(judge, "block_size", judge.block)
-    last = min(len(x_adv), -(-n // block) * block)  # whole blocks, so that a batch holds what it held then
+    x_adv, samples = load_file(path)["x_adv"].to(data.test.x.device), store.samples(job.key)
+    attack = plugins.make("attacks", job.attack, job.threat)
+    block = getattr(attack, "block_size", attack.block)
+    last = min(len(x_adv), -(-n // block) * block)  # whole blocks, so that each batch is the one of the evaluation
     wrong, notes = 0, list[str]()
     for start in range(0, last, block):
         stop = min(start + block, last)
@@ -71,12 +79,38 @@ def again(store: Store, key: str, n: int, model: Classifier, data: Data) -> Find
             notes.append(str(problem))
         if not model.stochastic:
             stored = torch.from_numpy(samples["correct"][start:stop]).to(y.device)
-            wrong += int((_verdicts(model, x, x_adv[start:stop], y) != stored).sum())
+            wrong += int((_correct(model, x, x_adv[start:stop], y) != stored).sum())
     note = "; ".join(dict.fromkeys(notes)) or (f"{wrong} verdicts differ" if wrong else f"{last} images")
     return finding("X" if wrong else "ok", float(wrong), 0.0, note)
 
 
-def _verdicts(model: Classifier, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Right on the clean image and on the adversarial one, as the attack's own scoring has it."""
+def _correct(model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Which images (bool) are correct clean and under attack, as `Attack.evaluate` scores them."""
     with frozen(model), torch.no_grad():
         return (model.predict(x) == y) & (model.predict(x_adv) == y)
+
+
+def verify_images(store: Store, key: str, root: Path) -> tuple[bool, str]:
+    """Score all stored images of an evaluation again, on the CPU. Returns whether anything differs, and a note.
+
+    If data or code are not available here, nothing differs and the note gives the reason.
+    """
+    job = store.evaluation(key)
+    trained = store.model_job(job.model_key)
+    try:
+        data = evaluation_images(job, trained, root, torch.device("cpu"), lambda values: None)
+        if data.test_hash != evaluation_metrics(store.record(key)).test_hash:
+            raise ValueError("the data folder holds other test images")
+        # a plug-in that does not load is not a change of the stored files, which are not yet read
+        plugins.make("attacks", job.attack, job.threat)
+        if isinstance(trained, ImportJob):
+            user_model.build(trained, data.facts)
+        else:
+            build(trained, data)
+    except (ValueError, LookupError, ImportError, OSError) as error:
+        return False, f"not scored again: {error}"
+    try:
+        found = score_again(store, job, job.n, load_model(store, trained, data, job.weights), data)
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        return True, f"cannot be scored again: {error}"
+    return found.level not in ("ok", "n/a"), found.note

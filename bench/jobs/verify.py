@@ -1,4 +1,4 @@
-"""`bench verify`: do records and files say what they said when they were written, and do stored images still fool?"""
+"""`bench verify`: compares records, files and derived values with each other, and scores stored images again."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.planning.job import EvaluateJob, EvaluationJob, Job
-from bench.records.evaluated_weights import AGAIN, outdated
-from bench.records.record import Record, evaluation_metrics
+from bench.records.evaluated_weights import REPEATED, outdated
+from bench.records.record import Record, evaluation_metrics, weights_file
 from bench.records.store import IMAGES, SAMPLES, Store
 
-MOST = 20  # problems printed
+MAX_PRINTED = 20  # problems
 
 
 @dataclass
 class Verdict:
-    """What was looked at and what is wrong."""
+    """What was compared and what is wrong. `with_images`: keys of evaluations whose images can be scored again."""
 
     records: int = 0
     files: int = 0
-    absent: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    scorable: list[str] = field(default_factory=list)
+    with_images: list[str] = field(default_factory=list)
 
 
 def verify(store: Store, share: float, full: bool, root: Path) -> int:
-    """Print what holds; gives the exit code: 4 where something was changed or damaged."""
+    """Print what was verified and what is wrong. Returns the exit code: 4 if anything was changed or damaged."""
     if not 0 <= share <= 1:
         raise ValueError(f"--sample is {share}; expected a share between 0 and 1")
     found = checked(store)
-    print(f"{found.records} records and {found.files} files match their checksums" * (not found.problems), end="")
-    print(f"{found.records} records, {found.files} files looked at" * bool(found.problems))
-    for name, count in sorted(found.absent.items()):
+    if found.problems:
+        print(f"{found.records} records, {found.files} files looked at")
+    else:
+        print(f"{found.records} records and {found.files} files match their checksums")
+    for name, count in sorted(found.missing.items()):
         print(f"{count} x {name} not in this copy: not checked")
-    count = len(found.scorable) if full else math.ceil(share * len(found.scorable))
-    chosen = random.SystemRandom().sample(found.scorable, count)  # nobody can know which ones
+    count = len(found.with_images) if full else math.ceil(share * len(found.with_images))
+    chosen = random.SystemRandom().sample(found.with_images, count)  # a forger cannot predict the choice
     if chosen:
-        from bench.jobs.rescore import rescore
+        from bench.jobs.recheck import verify_images
 
         for key in chosen:
-            wrong, note = rescore(store, key, root)
+            wrong, note = verify_images(store, key, root)
             print(f"{key}: {note}")
             found.problems += [f"{key}: {note}"] * wrong
-        print(f"{len(chosen)} of {len(found.scorable)} evaluations with images and weights looked at again")
+        print(f"{len(chosen)} of {len(found.with_images)} evaluations with images and weights scored again")
     elif found.records:
-        print(f"no images judged again: {len(found.scorable)} evaluations have images and weights here")
-    for line in found.problems[:MOST]:
+        print(f"no images scored again: {len(found.with_images)} evaluations have images and weights here")
+    for line in found.problems[:MAX_PRINTED]:
         print(f"WRONG  {line}")
-    if len(found.problems) > MOST:
-        print(f"and {len(found.problems) - MOST} more")
+    if len(found.problems) > MAX_PRINTED:
+        print(f"and {len(found.problems) - MAX_PRINTED} more")
     return 4 if found.problems else 0
 
 
 def checked(store: Store) -> Verdict:
-    """Checksums of every record and file, and what can be derived from the samples."""
+    """Compare every record and file with its checksum, and derived values with the samples."""
     found = Verdict()
     for key in store.keys():
         record = store.record(key)
@@ -70,41 +72,45 @@ def checked(store: Store) -> Verdict:
         except (LookupError, ValueError) as error:
             found.problems.append(f"{key}: {error}")
             continue
-        there = [name for name in record.files if store.has(key, name)]
-        found.files += len(there)
+        present = [name for name in record.files if store.has(key, name)]
+        found.files += len(present)
         wrong = [f"{name} does not match its SHA-256" for name in store.damaged(key, record)]
-        wrong += [f"{name} is absent" for name in record.files if name not in there and name == SAMPLES]
-        found.absent.update(name for name in record.files if name not in there and name != SAMPLES)
-        wrong = wrong or derivations(store, job, record)
+        for name in record.files.keys() - set(present):
+            if name == SAMPLES:
+                wrong.append(f"{name} is absent")
+            else:
+                found.missing[name] += 1
+        wrong = wrong or contradictions(store, job, record)
         found.problems += [f"{key}: {line}" for line in wrong]
-        if not wrong and isinstance(job, EvaluateJob) and IMAGES in there and _weights(store, job):
-            found.scorable.append(key)
+        if not wrong and isinstance(job, EvaluateJob) and IMAGES in present and _has_weights(store, job):
+            found.with_images.append(key)
     return found
 
 
-def derivations(store: Store, job: Job, record: Record) -> list[str]:
-    """What the record says that its samples do not."""
+def contradictions(store: Store, job: Job, record: Record) -> list[str]:
+    """How a record contradicts its job or its samples."""
     if record.kind != job.kind:
         return [f"the record is of kind {record.kind}, the job of kind {job.kind}"]
     if outdated(store, job):
-        return [f"it judged other weights than its training has now; {AGAIN}"]
+        return [f"it used other weights than its training has now; {REPEATED}"]
     if not isinstance(job, EvaluationJob) or record.state != "done" or SAMPLES not in record.files:
         return []
     columns, metrics = store.samples(job.key), evaluation_metrics(record)
     first, last = job.range
+    n = last - first
     wrong = []
     if "index" in columns and columns["index"].tolist() != list(range(first, last)):
         wrong.append(f"samples are not images {first} to {last - 1} in order")
-    if any(len(values) != last - first for values in columns.values()) or metrics.n not in (None, last - first):
-        wrong.append(f"n is {metrics.n}, the job has {last - first} images")
-    for name, says in (("forwards", metrics.forwards_per_image), ("backwards", metrics.backwards_per_image)):
-        if name in columns and says is not None and not math.isclose(says, columns[name].mean(), rel_tol=1e-5):
-            wrong.append(f"{name}_per_image is {says}, its samples say {columns[name].mean()}")
+    if any(len(values) != n for values in columns.values()) or metrics.n not in (None, n):
+        wrong.append(f"n is {metrics.n}, the job has {n} images")
+    for name, stored in (("forwards", metrics.forwards_per_image), ("backwards", metrics.backwards_per_image)):
+        if name in columns and stored is not None and not math.isclose(stored, columns[name].mean(), rel_tol=1e-5):
+            wrong.append(f"{name}_per_image is {stored}, the mean of its samples is {columns[name].mean()}")
     return wrong
 
 
-def _weights(store: Store, job: EvaluateJob) -> bool:
-    record = store.record(job.needs[0])
-    name = f"weights-{job.weights}.safetensors"
-    key = job.needs[0]
-    return record is not None and name in record.files and store.has(key, name) and not store.damaged(key, record)
+def _has_weights(store: Store, job: EvaluateJob) -> bool:
+    record, name = store.record(job.model_key), weights_file(job.weights)
+    if record is None or name not in record.files or not store.has(job.model_key, name):
+        return False
+    return not store.damaged(job.model_key, record)

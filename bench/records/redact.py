@@ -1,4 +1,4 @@
-"""What records and logs may say of the machine they were made on: not its user, and no folder of an absolute path."""
+"""Removes the user's name and the folders of absolute paths from records and logs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import IO
 _FOLDERS = re.compile(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/")
 
 
-def portable(text: str) -> str:
-    """Text in which absolute paths keep their last name only, and `~` stands for the home folder."""
-    home, user = _own()
+def redacted(text: str) -> str:
+    """The text with absolute paths shortened to their last name, and with `~` for the home folder."""
+    home, user = _home_and_user()
     text = _FOLDERS.sub(".../", text.replace(home, "/~") if home else text).replace("/~", "~")
     return user.sub(".../~", text) if user else text
 
 
 @cache
-def _own() -> tuple[str, re.Pattern[str] | None]:
-    """The home folder (empty where it is the root of all), and the user's name as the last one of a path."""
+def _home_and_user() -> tuple[str, re.Pattern[str] | None]:
+    """The home folder (empty if it is the root), and a pattern of the user's name as the last part of a path."""
     try:
         home, user = str(Path.home()), getpass.getuser()
     except (RuntimeError, OSError, KeyError):  # a container without a user database
@@ -29,21 +29,21 @@ def _own() -> tuple[str, re.Pattern[str] | None]:
     return home if len(home) > 1 else "", re.compile(rf"\.\.\./{re.escape(user)}\b") if user else None
 
 
-class Portable(io.TextIOBase):
-    """A log that is written through `portable`, a write at a time."""
+class RedactedLog(io.TextIOBase):
+    """A log file; each write passes through `redacted`."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file = file
 
     def write(self, text: str) -> int:
-        """Write the text without what is private."""
-        self.file.write(portable(text))
+        """Write the redacted text."""
+        self.file.write(redacted(text))
         return len(text)
 
     def flush(self) -> None:
-        """Pass it on."""
+        """Flush the file."""
         self.file.flush()
 
     def fileno(self) -> int:
-        """Of the file: for what writes past Python, such as faulthandler."""
+        """Descriptor of the file, for code that writes past Python, such as faulthandler."""
         return self.file.fileno()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.records.evaluated_weights import apart
+from bench.records.evaluated_weights import conflicting_weights
 from bench.records.record import evaluation_metrics
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
@@ -68,7 +68,7 @@ def worst_case(store: Store, picked: ByAttack, seeds: tuple[int, ...], eps: floa
     if not any(e.norm for by in attacks.values() for e in by.values()):
         return none("not attacked")
     done = ((seed, e.key) for by in picked.values() for seed, e in by.items() if e.state == "done")
-    if problem := apart(store, done):
+    if problem := conflicting_weights(store, done):
         return none(MIXED[1], problem)
     keys, absent = _complete_seeds(attacks, seeds)
     if not keys:

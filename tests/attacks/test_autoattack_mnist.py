@@ -9,7 +9,7 @@ import torch
 from harness import Bench
 
 from bench.data.images import load, to_channels_last, to_float
-from bench.jobs.worker import load_model
+from bench.jobs.model_files import load_model
 from bench.records.store import Store
 
 

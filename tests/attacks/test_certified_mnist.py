@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from bench.core.rng import scope
 from bench.core.stats import wilson
 from bench.data.images import load
-from bench.jobs.worker import load_model
+from bench.jobs.model_files import load_model
 from bench.planning.job import Job
 from bench.records.store import IMAGES, Store
 from bench.results.evaluations import evaluations

@@ -60,7 +60,7 @@ def test_s12_every_tampered_value_is_found(bench: Bench, tmp_path: Path) -> None
     verify = ("verify", "--full")
     outcome = verified(bench, plugins, *verify)
     assert outcome.code == 0, outcome.out
-    assert "1 of 1 evaluations with images and weights looked at again" in outcome.out
+    assert "1 of 1 evaluations with images and weights scored again" in outcome.out
     for number in range(TAMPERED):
         what = tamper(store, key, number, draw)
         outcome = verified(bench, plugins, *verify)
@@ -84,7 +84,7 @@ def test_what_is_not_in_this_copy_is_said_and_no_failure(bench: Bench, tmp_path:
     outcome = verified(bench, plugins, "verify")
     assert outcome.code == 0
     assert f"1 x {IMAGES} not in this copy: not checked" in outcome.out
-    assert "no images judged again: 0 evaluations" in outcome.out
+    assert "no images scored again: 0 evaluations" in outcome.out
 
 
 def test_code_that_is_not_here_is_said_and_no_change(
@@ -93,19 +93,19 @@ def test_code_that_is_not_here_is_said_and_no_change(
     plugins = write_plugins(tmp_path)
     assert bench(*tiny(*plugins, "--executor", "debug", attack="wobble")).code == 0
     (key,) = (job.key for job in Store(RESULTS).jobs().values() if job.kind == "evaluate")
-    summary = "1 of 1 evaluations with images and weights looked at again"
+    summary = "1 of 1 evaluations with images and weights scored again"
     for name, kind in (("wobble", "attack"), ("plain", "defense")):
         place = plugins.index(tmp_path / f"{name}.py")
         outcome = verified(bench, plugins[: place - 1] + plugins[place + 1 :], "verify", "--full")
         assert (outcome.code, "WRONG" in outcome.out) == (0, False), outcome.out
-        assert f"{key}: not judged again: no {kind} '{name}'." in outcome.out
+        assert f"{key}: not scored again: no {kind} '{name}'." in outcome.out
         assert summary in outcome.out
     file = tmp_path / "wobble.py"
     file.write_text(file.read_text().replace("import os, signal, time", "import a_package_that_is_not_here, os"))
     monkeypatch.delitem(sys.modules, "bench_plugin_wobble")
     outcome = verified(bench, plugins, "verify", "--full")
     assert (outcome.code, "WRONG" in outcome.out) == (0, False), outcome.out
-    assert f"{key}: not judged again: No module named 'a_package_that_is_not_here'" in outcome.out
+    assert f"{key}: not scored again: No module named 'a_package_that_is_not_here'" in outcome.out
     assert summary in outcome.out
 
 
@@ -119,4 +119,4 @@ def test_a_column_that_was_taken_away_is_a_change(bench: Bench, tmp_path: Path) 
     forge(store, key)
     outcome = verified(bench, plugins, "verify", "--full")
     assert outcome.code == 4
-    assert f"WRONG  {key}: cannot be judged again: 'label'" in outcome.out
+    assert f"WRONG  {key}: cannot be scored again: 'label'" in outcome.out

@@ -184,7 +184,7 @@ def test_evaluations_of_a_training_that_was_done_again_stand_only_if_its_weights
     assert ("mixed weights" in first.out) == other
     checked = bench("verify", "--sample", 0)
     assert checked.code == (4 if other else 0)
-    assert checked.out.count("it judged other weights than its training has now") == (3 if other else 0)
+    assert checked.out.count("it used other weights than its training has now") == (3 if other else 0)
     before = written(found.root)
     second = bench(*more)
     assert ("3 jobs run, 2 already done" if other else "0 jobs run, 5 already done") in second.err + second.out
@@ -252,7 +252,7 @@ def test_shards_and_audits_of_other_weights_are_not_put_together(fresh_catalog: 
 
     names(found, two.key, "other")
     assert work(found.root, whole.key, ROOT) == "error"
-    assert "the shards judged different weights" in found.record(whole.key).error.message
+    assert "the shards used different weights" in found.record(whole.key).error.message
     assert found.record(whole.key).weights_sha256 is None
     names(found, two.key, None)  # older than the field: nothing is known of it, nor of the whole
     assert work(found.root, whole.key, ROOT) == "done"
@@ -261,7 +261,7 @@ def test_shards_and_audits_of_other_weights_are_not_put_together(fresh_catalog: 
     assert work(found.root, audit.key, ROOT) == "done"
     names(found, whole.key, "other")  # the audit judges its images with the present weights
     assert work(found.root, audit.key, ROOT) == "error"
-    assert f"other weights were judged by {whole.key}" in found.record(audit.key).error.message
+    assert f"other weights were used by {whole.key}" in found.record(audit.key).error.message
     names(found, two.key, "other")
     assert [job.key for job in todo(jobs[:4] + [audit], found)] == [two.key, whole.key, audit.key]
 
@@ -286,7 +286,7 @@ def test_a_row_of_several_weights_has_no_worst_case(store: Store) -> None:
         range(2), row.accuracy.worst.absent[0][1]
     )
     assert row.accuracy.worst.absent[1][1].startswith(
-        f"{clean[1]} judged weights seed 1, {steep[1]} judged seed 0; `bench run` does"
+        f"{clean[1]} used weights seed 1, {steep[1]} used seed 0; `bench run` repeats"
     )
     assert row.accuracy.attacks["steep"].mean == 0.5  # each is what it was
     text = markdown(store)

@@ -18,7 +18,8 @@ from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.stochastic import Randomized
 from bench.data.images import Data, load
-from bench.jobs.evaluate import BlockCache, evaluate
+from bench.jobs.block_cache import BlockCache
+from bench.jobs.evaluate import evaluate
 from bench.jobs.worker import work
 from bench.planning.job import EvaluateJob
 from bench.records.record import JobError, Record

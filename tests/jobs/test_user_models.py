@@ -522,8 +522,8 @@ def test_a_model_file_that_is_not_here_is_no_change_of_the_records(
     attack = ("--attack", "fgsm", "--n", 20, "--checks", "off", "--device", "cpu")
     assert bench("eval", f"{file}:build", *attack).code == 0
     judged = bench("verify", "--full")
-    assert (judged.code, "not judged again" in judged.out) == (0, False), judged.out
+    assert (judged.code, "not scored again" in judged.out) == (0, False), judged.out
     monkeypatch.delenv("BENCH_MODEL_FILE")
     outcome = bench("verify", "--full")
     assert (outcome.code, "WRONG" in outcome.out) == (0, False), outcome.out
-    assert "not judged again: the model file my.py is not here" in outcome.out
+    assert "not scored again: the model file my.py is not here" in outcome.out

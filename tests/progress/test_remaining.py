@@ -147,7 +147,7 @@ def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monk
 
 def test_the_time_in_checkpoints_is_subtracted(store: Store) -> None:
     torch = pytest.importorskip("torch")
-    from bench.jobs.evaluate import BlockCache as KeptBlocks
+    from bench.jobs.block_cache import BlockCache as KeptBlocks
     from bench.training.resume import PLACE
     from bench.training.resume import Checkpointer as KeptTraining
 
@@ -180,7 +180,7 @@ def test_the_plan_shows_the_running_jobs(store: Store) -> None:
 
 def test_a_stopped_job_is_not_running_and_its_checkpoints_count(store: Store) -> None:
     torch = pytest.importorskip("torch")
-    from bench.jobs.evaluate import BlockCache
+    from bench.jobs.block_cache import BlockCache
 
     lease = claim(store, NEW.key)
     assert lease is not None
@@ -252,9 +252,9 @@ def test_the_range_is_that_of_the_records(store: Store) -> None:
 
 def test_progress_holds_the_seconds_of_earlier_attempts(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from bench.jobs.worker import Progress
+    from bench.jobs.progress_file import ProgressFile
 
-    progress = Progress(tmp_path / "progress.json", "cuda")
+    progress = ProgressFile(tmp_path / "progress.json", "cuda")
     told_at = []
     for values in ({"share": 0.0}, {"share": 0.5, "earlier": 30.0}, {"share": 0.6}):
         progress.last = -1.0  # as if half a second went by
@@ -275,7 +275,7 @@ def test_a_resumed_evaluation_reports_earlier_seconds(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from bench.core.classifier import Classifier
     from bench.data.images import load
-    from bench.jobs.evaluate import BlockCache
+    from bench.jobs.block_cache import BlockCache
     from bench.jobs.evaluate import evaluate as run
 
     data = load("digits", root=tmp_path, device=torch.device("cpu"), test=60)

@@ -47,10 +47,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluated(store, train, "curve", [0, 0, 1, 1], budgets, columns=labels | {"broken_at": np.array([0.05, 0.1, 9, 9])})
     losses = {f"{part}_{name}": np.array([1.0, 2.0]) for part in ("clean", "adversarial") for name in ("loss", "rise")}
     losses |= {f"{part}_loss_0.5": np.array([[2.0, 3.0]] * 2) for part in ("clean", "adversarial")}
-    evaluated(store, train, "flatness", [1, 1], columns=losses, metrics={"measures": "adversarial_rise"})
+    evaluated(store, train, "flatness", [1, 1], columns=losses, metrics={"metric": "adversarial_rise"})
     plane = {"loss": np.arange(18.0).reshape(2, 3, 3), "clean_loss": np.array([4.0, 13.0]), "off_gradient": np.ones(2)}
     plane |= {"nonlinearity": np.array([0.5, 0.25])}
-    evaluated(store, train, "surface", [1, 1], columns=plane, metrics={"measures": "nonlinearity"})
+    evaluated(store, train, "surface", [1, 1], columns=plane, metrics={"metric": "nonlinearity"})
     elsewhere = trained(store, "abroad", data={"name": "other"})
     evaluated(store, elsewhere, "clean", [1, 0])
     smoothed = trained(store, "hazy_too", deploys="smoothed")

@@ -103,7 +103,7 @@ def flat(store: Store, train: Job, rise: float, spread: tuple[float, float]) -> 
         "clean_rise": np.array([0.25, 0.75]),
         "adversarial_rise": np.array([rise, rise]),
     }
-    return evaluated(store, train, "flatness", [1, 1], columns=columns, metrics={"measures": "adversarial_rise"})
+    return evaluated(store, train, "flatness", [1, 1], columns=columns, metrics={"metric": "adversarial_rise"})
 
 
 def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(store: Store) -> None:

@@ -48,7 +48,7 @@ def around(store: Store, train: Job, bends: list[float], *, loss: Any = None, **
     }
     columns |= other.pop("columns", {})
     attack = other.pop("attack", "surface")
-    about = {"columns": columns, "metrics": {"measures": "nonlinearity"}}
+    about = {"columns": columns, "metrics": {"metric": "nonlinearity"}}
     return evaluated(store, train, attack, [1] * len(bends), **about, **other)
 
 
@@ -332,7 +332,7 @@ def test_surfaces_in_shards_are_put_together(ran: Store) -> None:
         ran.put(shard, replace(record, files={"samples.npz": file_hash(path)}))
         shards.append(shard.key)
     columns, _, metrics = assemble(ran, replace(whole, parts=tuple(shards)))
-    assert metrics["measures"] == "nonlinearity"
+    assert metrics.metric == "nonlinearity"
     assert all(np.array_equal(columns[name], values) for name, values in samples.items())
 
 

@@ -19,7 +19,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import Data, batches, load, to_float
-from bench.jobs.worker import load_model
+from bench.jobs.model_files import load_model
 from bench.planning import catalog
 from bench.planning.job import TrainJob
 from bench.planning.job_fields import PluginChoice

@@ -1,0 +1,43 @@
+"""progress.json of a job folder: how far a worker is, for the live view and `bench status`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.records.store import SHARED
+
+
+class ProgressFile:
+    """Writes the reports of a job at most twice a second, by rename. `device`: cpu or cuda, where it runs.
+
+    A report may hold `earlier`: the seconds of work that previous attempts spent on the reported share. The last value
+    given is repeated in later reports.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
+        self.began, self.last, self.earlier = time.monotonic(), -math.inf, 0.0
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        self.earlier = values.get("earlier", self.earlier)
+        spent, now = time.monotonic() - self.began, time.time()  # the wall clock may be set back
+        if spent - self.last > 0.5:
+            self.last = spent
+            about = {"earlier": self.earlier, "began": now - spent, "now": now, "pid": os.getpid()}
+            text = json.dumps({**values, **about, "device": self.device})
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")  # without fsync: a lost report costs nothing
+            temporary.replace(self.path)
+
+
+def jobs_on_device(folder: Path) -> int:
+    """The most jobs that shared the device of this one at a time, as counted by the driver; 1 without a count."""
+    try:
+        return int((folder / SHARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 1
