@@ -16,8 +16,9 @@ from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding
 from bench.tables.columns import columns as column_texts
 from bench.tables.columns import natural, provisional_letters
-from bench.tables.leaderboard import SECTIONS, footnotes, sections
-from bench.tables.ranking import GRAVE, ranked, reasons
+from bench.tables.leaderboard import footnotes
+from bench.tables.ranking import GRAVE, reasons
+from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import percent
 
 
@@ -92,24 +93,21 @@ class Board:
 
 def boards(rows: list[Row]) -> list[Board]:
     """The sections of leaderboard.md, in their order and with their columns."""
-    return [
-        _board(dataset, threat, SECTIONS[kind], members)
-        for (dataset, threat), kinds in sections(rows).items()
-        for kind, members in kinds.items()
-        if members
-    ]
+    return [_board(section) for section in sections(rows)]
 
 
-def _board(dataset: str, threat: str, kind: str, members: list[Row]) -> Board:
-    letters = provisional_letters(members)
+def _board(section: Section) -> Board:
+    members, letters = section.rows, provisional_letters(section.rows)
     columns = column_texts(members, letters)
     lines = [
         BoardLine(row, rank, [show(row) for show in columns.values()], [keys_behind(row, name) for name in columns])
-        for rank, row in ranked(members)
+        for rank, row in section.ranked
     ]
     notes = [*reasons(members), *failures(members)]
     by_letter = {letter: reason for reason, letter in letters.items()}
-    return Board(dataset, threat, kind, ["Rank", *columns], lines, by_letter, footnotes(members), notes)
+    header = ["Rank", *columns]
+    table = section.dataset, section.threat, KINDS[section.kind]
+    return Board(*table, header, lines, by_letter, footnotes(members), notes)
 
 
 def _result(entry: Evaluation) -> str:

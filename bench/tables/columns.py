@@ -48,7 +48,7 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         "AA eval. potentially unreliable": unreliable,
         "Extra data": lambda row: "unknown" if row.recipe == IMPORTED else "✗",
         "Architecture": lambda row: row.model,
-        "Venue": lambda row: venue(row.defense),
+        "Venue": _venue,
         "Verdict": lambda row: row.verdict,
         "Flags": flags,
         "95 % interval": _interval_text,
@@ -84,12 +84,17 @@ def _recipe(row: Row) -> str:
     return row.recipe if row.recipe == IMPORTED else f"{row.recipe}, {row.epochs} epochs"
 
 
-def venue(defense: str) -> str:
-    """The paper a defense comes from: what its file says before the first colon."""
+def paper(defense: str) -> str | None:
+    """The paper a defense comes from; empty where its file names none, None where there is no such file anymore."""
     try:
-        return catalog.get("defenses", defense).source.partition(":")[0][:LONGEST_VENUE] or "–"
-    except (LookupError, ValueError):  # records outlive plug-ins
-        return "unknown"
+        return catalog.get("defenses", defense).source.partition(":")[0]
+    except (LookupError, ValueError):
+        return None
+
+
+def _venue(row: Row) -> str:
+    found = paper(row.defense)
+    return "unknown" if found is None else found[:LONGEST_VENUE] or "–"
 
 
 def cell_text(row: Row, cell: SeedValues | None, show: Callable[[float], str] = percent) -> str:

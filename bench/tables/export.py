@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import re
 
-from bench.planning import catalog
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
+from bench.tables.columns import paper
 from bench.tables.pareto import KINDS, fronts
-from bench.tables.ranking import FLAG, ranked, unreliable
+from bench.tables.ranking import FLAG, unreliable
+from bench.tables.sections import Section
 from bench.tables.text import json_text, percent
 from bench.terminal import printable
-
-Sections = dict[tuple[str, str], dict[str, list[Row]]]  # as `bench.tables.leaderboard.sections` gives them
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -45,18 +44,17 @@ def latex_text(text: str) -> str:
     return "".join(shown).strip()
 
 
-def latex(sections: Sections) -> str:
+def latex(sections: list[Section]) -> str:
     """One tabular a section, for `\\input` in a document that loads booktabs; accuracies in percent."""
     parts = ["% Written by `bench leaderboard`; needs \\usepackage{booktabs} and, for names, UTF-8.", ""]
-    for (dataset, threat), kinds in sections.items():
-        for kind, members in kinds.items():
-            if members:
-                parts += [f"% {printable(dataset)}, {printable(threat)}, {kind}", *_tabular(members), ""]
+    for section in sections:
+        about = f"% {printable(section.dataset)}, {printable(section.threat)}, {section.kind}"
+        parts += [about, *_tabular(section), ""]
     return "\n".join(parts)
 
 
-def _tabular(members: list[Row]) -> list[str]:
-    lines = [[latex_text(cell) for cell in _cells(rank, row)] for rank, row in ranked(members)]
+def _tabular(section: Section) -> list[str]:
+    lines = [[latex_text(cell) for cell in _cells(rank, row)] for rank, row in section.ranked]
     body = [f"{' & '.join(line)} \\\\" for line in lines]
     head = [r"\begin{tabular}{llllrrrrrl}", r"\toprule", f"{' & '.join(_HEADER)} \\\\", r"\midrule"]
     # a [ at the start of a row would be an argument of the \\ before it
@@ -83,25 +81,20 @@ def _shown(row: Row, cell: SeedValues) -> str:
     return percent(cell.mean) + (f" (n={cell.n})" if cell.n != row.accuracy.worst.n else "")
 
 
-def robustbench(sections: Sections) -> str:
+def robustbench(sections: list[Section]) -> str:
     """A JSON list, one entry a row in the order of the leaderboard.
 
     RobustBench's keys, numbers as text in percent, null where a thing is unknown; `reported`, a paper's own number, is
     never known here. `autoattack_acc` is AutoAttack standard alone; `external` the worst case where some attack is
     stronger. What has no key there stands under `bench`. An UNSOUND or INVALID row is `unreliable`.
     """
-    on = fronts(row for kinds in sections.values() for members in kinds.values() for row in members)
-    found = [
-        _entry(dataset, kind, rank, row, on.get(id(row), {}))
-        for (dataset, _), kinds in sections.items()
-        for kind, members in kinds.items()
-        for rank, row in ranked(members)
-    ]
+    on = fronts(row for section in sections for row in section.rows)
+    found = [_entry(each.kind, rank, row, on.get(id(row), {})) for each in sections for rank, row in each.ranked]
     return json_text(found) + "\n"
 
 
-def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
-    accuracy, worst, source = row.accuracy, row.accuracy.worst, _source(row.defense)
+def _entry(kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
+    accuracy, worst, source = row.accuracy, row.accuracy.worst, paper(row.defense) or ""
     arxiv, authors = _ARXIV.search(source), _AUTHORS.search(source)
     standard = accuracy.autoattack.values and row.deploys == "deterministic"
     stronger = worst.values and not (standard and worst.mean >= accuracy.autoattack.mean)
@@ -111,7 +104,7 @@ def _entry(dataset: str, kind: str, rank: str, row: Row, on: dict[str, bool]) ->
         "authors": authors[1] if authors else None,
         "additional_data": None if row.recipe == IMPORTED else False,
         "number_forward_passes": "1" if row.deploys == "deterministic" else None,
-        "dataset": dataset,
+        "dataset": row.dataset,
         "venue": source or None,
         "architecture": row.model,
         "eps": row.eps,
@@ -137,10 +130,3 @@ def _percent(cell: SeedValues) -> str | None:
 
 def _interval(row: Row) -> list[str] | None:
     return [percent(end) for end in row.accuracy.worst.interval()] if row.accuracy.worst.values else None
-
-
-def _source(defense: str) -> str:
-    try:
-        return catalog.get("defenses", defense).source.partition(":")[0]
-    except (LookupError, ValueError):  # records outlive plug-ins
-        return ""

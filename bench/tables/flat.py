@@ -9,27 +9,26 @@ from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import flags, unreliable
+from bench.tables.sections import Section
 
-Ranked = list[tuple[str, str, str, Row]]  # data set, section, rank, row: in the order of the leaderboard
 
-
-def lines(found: Ranked) -> list[dict[str, object]]:
+def lines(sections: list[Section]) -> list[dict[str, object]]:
     """Rows for leaderboard.csv: shares in [0,1], or the state as text.
 
     `seed_values` are worst cases by seed; `others_mean`, `others_std` are without the collapsed seeds, of which
     `collapsed` is the number; `pareto_...`: is the row on that front, empty where there was nothing to compare.
     """
-    on = fronts(row for _, _, _, row in found)
-    return [_line(dataset, section, rank, row, on.get(id(row), {})) for dataset, section, rank, row in found]
+    on = fronts(row for section in sections for row in section.rows)
+    return [_line(each.kind, rank, row, on.get(id(row), {})) for each in sections for rank, row in each.ranked]
 
 
-def _line(dataset: str, section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
+def _line(section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
     accuracy, cost, provenance, worst = row.accuracy, row.cost, row.provenance, row.accuracy.worst
     low, high = worst.interval()
     seeds = " ".join(f"{seed}:{value}" for seed, value in sorted(worst.values.items()))
     others = worst.without(accuracy.collapsed) if accuracy.collapsed else SeedValues()
     line = {
-        "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "rank": rank,
+        "dataset": row.dataset, "norm": row.norm, "eps": row.eps, "section": section, "rank": rank,
         "method": row.method, "model": row.model, "clean": _value(accuracy.clean),
         "autoattack": _value(accuracy.autoattack), "worst_case": _value(worst),
         "single_draw": accuracy.single.mean, "low": low, "high": high,
@@ -51,14 +50,14 @@ def _line(dataset: str, section: str, rank: str, row: Row, on: dict[str, bool]) 
     return {**line, **attacks, **radii, **acr}
 
 
-def cells(found: Ranked) -> list[dict[str, object]]:
+def cells(sections: list[Section]) -> list[dict[str, object]]:
     """Lines of cells.csv, one a cell and seed: its value in [0,1] or its state and reason, and the keys of the
     evaluations that it is made of."""
-    return [line for dataset, section, _, row in found for line in _cells(dataset, section, row)]
+    return [line for section in sections for _, row in section.ranked for line in _cells(section.kind, row)]
 
 
-def _cells(dataset: str, section: str, row: Row) -> Iterator[dict[str, object]]:
-    about = {"dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "method": row.method}
+def _cells(section: str, row: Row) -> Iterator[dict[str, object]]:
+    about = {"dataset": row.dataset, "norm": row.norm, "eps": row.eps, "section": section, "method": row.method}
     about |= {"config": row.config}
     for column, cell in _columns(row):
         for seed in row.seeds:
@@ -104,3 +103,18 @@ def _trained(row: Row, seed: int) -> str | None:
 
 def _value(cell: SeedValues) -> float | str:
     return cell.mean if cell.values else cell.state()
+
+
+def checks(sections: list[Section]) -> list[dict[str, object]]:
+    """Lines of checks.csv: every finding of every row, "not checked" ones too."""
+    return [
+        {
+            "dataset": row.dataset, "norm": row.norm, "eps": row.eps, "section": section.kind, "method": row.method,
+            "model": row.model, "config": row.config, "verdict": row.verdict, "code": finding.code,
+            "level": finding.level, "value": finding.value, "threshold": finding.threshold,
+            "attack": finding.attack, "note": finding.note,
+        }
+        for section in sections
+        for row in section.rows
+        for finding in row.findings
+    ]  # fmt: skip

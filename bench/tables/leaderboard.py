@@ -14,9 +14,10 @@ from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
 from bench.tables import export, flat, measures, timing
-from bench.tables.columns import columns, natural, provisional_letters
+from bench.tables.columns import columns, provisional_letters
 from bench.tables.markdown import escape, item, replace_block, table
-from bench.tables.ranking import checks_lines, hide_invalid, legend, ranked, reasons
+from bench.tables.ranking import hide_invalid, legend, reasons
+from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import csv_text
 
 INTRO = (
@@ -28,21 +29,6 @@ INTRO = (
     "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
     "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
 )
-SECTIONS = {"deterministic": "Deterministic", "randomised": "Randomized at test time", "smoothed": "Certified"}
-
-
-def sections(rows: list[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
-    """Rows by (dataset, threat), in natural order, and by kind of predictor."""
-
-    def order(row: Row) -> tuple[list[tuple[int, int, str]], str, float]:
-        return natural(row.dataset), row.norm or "", row.budget
-
-    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for row in sorted(rows, key=order):
-        threat = f"{row.norm} eps = {row.eps}" if row.norm else "no attack"
-        kinds = found.setdefault((row.dataset, threat), {kind: [] for kind in SECTIONS})
-        kinds[row.deploys if row.deploys in kinds else "deterministic"].append(row)
-    return found
 
 
 def markdown(store: Store) -> str:
@@ -75,26 +61,22 @@ def write_leaderboard(
     written = [_write(path, replace_block(path, _block(found, known)))]
     if csv_dir is not None:
         texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, known, found).items()}
-        placed = sections(found)
-        texts |= {"leaderboard.tex": export.latex(placed), "leaderboard.json": export.robustbench(placed)}
+        tables = sections(found)
+        texts |= {"leaderboard.tex": export.latex(tables), "leaderboard.json": export.robustbench(tables)}
         written += [_write(csv_dir / name, text) for name, text in texts.items()]
     return written
 
 
-def _tables(store: Store, known: Evaluations, found: list[Row]) -> dict[str, list[dict[str, object]]]:
+def _tables(store: Store, known: Evaluations, rows: list[Row]) -> dict[str, list[dict[str, object]]]:
     """Lines of each CSV file by its name."""
-    every = known.lines()
-    hide_invalid(every, found)
-    tables = [(d, kind, members) for (d, _), kinds in sections(found).items() for kind, members in kinds.items()]
-    placed = [(d, kind, row) for d, kind, members in tables for row in members]
-    in_order = [(d, kind, rank, row) for d, kind, members in tables for rank, row in ranked(members)]
+    tables = sections(rows)
     return {
-        "evaluations": every,
-        "leaderboard": flat.lines(in_order),
-        "cells": flat.cells(in_order),
-        "checks": checks_lines(placed),
-        "timing": timing.lines(timing.trainings(found)),
-        "timing_attacks": timing.lines(timing.attacks(found)),
+        "evaluations": hide_invalid(known, rows).lines(),
+        "leaderboard": flat.lines(tables),
+        "cells": flat.cells(tables),
+        "checks": flat.checks(tables),
+        "timing": timing.lines(timing.trainings(rows)),
+        "timing_attacks": timing.lines(timing.attacks(rows)),
         **measures.by_attack(store, known),
     }
 
@@ -103,30 +85,29 @@ def _block(rows: list[Row], known: Evaluations) -> str:
     parts = [INTRO, ""]
     if not rows:
         parts += ["No evaluations yet.", ""]
-    for (dataset, threat), kinds in sections(rows).items():
-        parts += [f"## {escape(dataset)}, {escape(threat)}", ""]
-        for kind, members in kinds.items():
-            if members:
-                parts += [f"### {SECTIONS[kind]}", "", *_subsection(members)]
+    heading = ""
+    for section in sections(rows):
+        above, heading = heading, f"## {escape(section.dataset)}, {escape(section.threat)}"
+        parts += [heading, ""] if heading != above else []
+        parts += [f"### {KINDS[section.kind]}", "", *_table(section)]
     if known.unreadable:
         keys = ", ".join(e.key for e in known.unreadable)
         parts += [f"Job folders that cannot be read and are in no table: {keys}.", ""]
     return "\n".join(parts)
 
 
-def _subsection(rows: list[Row]) -> list[str]:
-    letters = provisional_letters(rows)
+def _table(section: Section) -> list[str]:
+    rows, letters = section.rows, provisional_letters(section.rows)
     shown = columns(rows, letters)
-    lines = [[rank, *(show(row) for show in shown.values())] for rank, row in ranked(rows)]
+    lines = [[rank, *(show(row) for show in shown.values())] for rank, row in section.ranked]
     parts = [table(["Rank", *shown], lines)]
     if letters:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
     for note in footnotes(rows):
         parts += [note, ""]
-    asked = [item(line) for line in legend(rows)]
-    if asked:
+    if failed := [item(line) for line in legend(rows)]:
         parts += ["Checks that flagged rows do not pass, and what they ask for (`bench explain CODE` says more):", ""]
-        parts += [*asked, ""]
+        parts += [*failed, ""]
     notes = [*reasons(rows), *failures(rows)]
     return [*parts, *(item(line) for line in notes), ""] if notes else parts
 

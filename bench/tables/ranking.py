@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 
+from bench.results.evaluations import Evaluation, Evaluations
 from bench.results.rows import Row
 from bench.results.significance import places
 from bench.soundness.catalog import CHECKS
@@ -104,28 +107,15 @@ def _named(code: str) -> str:
     return f"{code} ({CHECKS[code].title})" if code in CHECKS else code
 
 
-def checks_lines(placed: Iterable[tuple[str, str, Row]]) -> list[dict[str, object]]:
-    """Lines of checks.csv from (data set, section, row): every finding of every row, "not checked" ones too."""
-    return [
-        {
-            "dataset": dataset, "norm": row.norm, "eps": row.eps, "section": section, "method": row.method,
-            "model": row.model, "config": row.config, "verdict": row.verdict, "code": finding.code,
-            "level": finding.level, "value": finding.value, "threshold": finding.threshold,
-            "attack": finding.attack, "note": finding.note,
-        }
-        for dataset, section, row in placed
-        for finding in row.findings
-    ]  # fmt: skip
+def hide_invalid(known: Evaluations, rows: list[Row]) -> Evaluations:
+    """Without the accuracies of evaluations that belong to INVALID rows only (clean belongs to the row of each eps)."""
+    budgets = [(row, budget) for row in rows for budget in ((row.norm, row.eps), (None, None))]
+    valid = {(row.config, *budget) for row, budget in budgets if row.verdict != "INVALID"}
+    hidden = {(row.config, *budget) for row, budget in budgets if row.verdict == "INVALID"} - valid
 
+    def shown(e: Evaluation) -> Evaluation:
+        if (e.config, e.norm, e.eps) not in hidden:
+            return e
+        return replace(e, state="invalid", accuracy=math.nan, low=math.nan, high=math.nan)
 
-def hide_invalid(evaluations: list[dict[str, object]], rows: list[Row]) -> None:
-    """Take the accuracies out of evaluations that stand in INVALID rows only (clean stands in the row of each eps)."""
-    valid = {(row.config, budget) for row in rows if row.verdict != "INVALID" for budget in _budgets(row)}
-    invalid = {(row.config, budget) for row in rows if row.verdict == "INVALID" for budget in _budgets(row)}
-    for entry in evaluations:
-        if (entry["config"], (entry["norm"], entry["eps"])) in invalid - valid:
-            entry |= {"state": "invalid", "accuracy": None, "low": None, "high": None}
-
-
-def _budgets(row: Row) -> list[tuple[str | None, str | None]]:
-    return [(row.norm, row.eps), (None, None)]
+    return known._replace(readable=[shown(e) for e in known.readable])

@@ -10,7 +10,8 @@ from factories import STANDARD, all_rows, evaluated, full, golden_store, trained
 
 from bench.records.store import Store
 from bench.tables.export import latex, latex_text, robustbench
-from bench.tables.leaderboard import sections, write_leaderboard
+from bench.tables.leaderboard import write_leaderboard
+from bench.tables.sections import sections
 
 KEYS = {
     "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
