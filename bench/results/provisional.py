@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.data import datasets
+from bench.soundness.catalog import CHECKS
 
 if TYPE_CHECKING:
     from bench.results.rows import Row
 
-RANKED_N = 1000
 PROTOCOL = ("eot", "closed_form", "transfer")  # what a claim about a stochastic model needs (evaluation protocol)
+
+
+def images_to_rank(dataset: str) -> int:
+    """Images over which a ranked row has its worst case: the limit of check C22, or the whole test set."""
+    facts, limit = datasets.KNOWN.get(dataset), int(CHECKS["C22"].limits["I"])
+    return min(limit, facts.test) if facts else limit
 
 
 def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
     """Why this row has no rank; empty where it has one. `draws`: of the noise in each step, by attack."""
-    facts = datasets.KNOWN.get(row.dataset)
-    needed = min(RANKED_N, facts.test) if facts else RANKED_N
+    needed = images_to_rank(row.dataset)
     reasons = [] if row.accuracy.worst.values else ["no worst case"]
     if row.accuracy.worst.values and row.accuracy.worst.n < needed:
         reasons.append(f"worst case over {row.accuracy.worst.n} images, ranking needs {needed}")

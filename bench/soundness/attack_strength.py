@@ -16,12 +16,11 @@ from bench.core.epsilon import Epsilon
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.soundness.audit import ATTACKS, BLOCK, LOSSES, Audit, Run, accuracy, scaled, whole_box
-from bench.soundness.catalog import DRAWS, LAST_STEPS, STILL_RISING
+from bench.soundness.catalog import BUDGET_FACTORS, DRAWS, LAST_STEPS, STILL_RISING
 from bench.soundness.checks import Check, Finding, NotMeasured
 
 ITERATIVE = ATTACKS[1:]
 EACH = 100  # draws between two updates of the images that are still correct
-BUDGET_FACTORS = tuple(Fraction(share) for share in ("1/8", "1/4", "1/2", "1", "2", "4"))  # of 8/255: 1 to 32 over 255
 
 
 def worst(audit: Audit, threat: Threat, attacks: Sequence[str] = ATTACKS) -> Tensor:
@@ -106,7 +105,7 @@ def silent_success(check: Check, audit: Audit) -> Iterator[Finding]:
 def monotone(check: Check, audit: Audit) -> Iterator[Finding]:
     """C8: attacked anew, accuracy does not rise with eps; adversarial points of a smaller eps stay such."""
     audit.require_deterministic()
-    budgets = list(dict.fromkeys(scaled(audit.largest, share) for share in BUDGET_FACTORS))
+    budgets = list(dict.fromkeys(scaled(audit.largest, Fraction(factor)) for factor in BUDGET_FACTORS))
     forgotten, curves = 0, []
     for loss in LOSSES:
         runs = []
@@ -156,6 +155,6 @@ def no_trace(check: Check, audit: Audit) -> Iterator[Finding]:
         correct = audit.correct_on(audit.run("pgd at eps 0", attack).x_adv)
         if changed := int((correct != audit.clean).sum()):
             notes.append(f"eps 0 changes {changed} predictions")
-    notes += dict.fromkeys(audit.left)
+    notes += dict.fromkeys(audit.changes)
     more = f" and {len(notes) - 3} more" if len(notes) > 3 else ""
     yield check.finding(float(len(notes)), "; ".join(notes[:3]) + more)

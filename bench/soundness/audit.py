@@ -24,7 +24,7 @@ from bench.soundness.instrumented_pgd import InstrumentedPGD
 BLOCK = 256  # images that pass through the model together
 LOSSES: tuple[AttackLoss, ...] = ("ce", "cw")
 ATTACKS = ("fgsm", *(f"pgd-{loss}" for loss in LOSSES))  # run at each budget
-Level = Literal["quick", "full"]
+Effort = Literal["quick", "full"]
 
 
 class Snapshot:
@@ -91,13 +91,13 @@ class Audit:
     x: Tensor
     y: Tensor
     threats: list[Threat]
-    level: Level
+    level: Effort
     seed: int
     claimed: float | None
 
     def __post_init__(self) -> None:
-        self.trace = Snapshot(self.model)
-        self.left: list[str] = []  # what attacks left behind
+        self.before = Snapshot(self.model)
+        self.changes: list[str] = []  # of the model, by attacks
         self.failed: dict[str, str] = {}  # attacks that raised, and their message
         self.drawn: dict[str, Tensor] = {}  # images robust to the random search, by budget
         self._runs: dict[str, Run] = {}
@@ -169,7 +169,7 @@ class Audit:
             except (RuntimeError, ValueError, TypeError) as error:
                 self.failed[name] = first_line(error)
                 raise NotMeasured(f"{name} failed: {self.failed[name]}") from None
-        self.left += [f"{change} by {name}" for change in self.trace.changes()]
+        self.changes += [f"{change} by {name}" for change in self.before.changes()]
         found.correct[rows] = self.correct_on(found.x_adv[rows], rows)
         return found
 

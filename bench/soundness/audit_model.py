@@ -15,7 +15,7 @@ from bench.core.rng import scope
 from bench.core.rng import seed as named_seed
 from bench.core.threat import Threat
 from bench.soundness import attack_strength, forward_checks, gradient_checks
-from bench.soundness.audit import Audit, Level
+from bench.soundness.audit import Audit, Effort
 from bench.soundness.binarization_test import finds_known_points
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Finding
@@ -47,7 +47,7 @@ def audit(
     x: Tensor,
     y: Tensor,
     threats: list[Threat],
-    level: Level,
+    level: Effort,
     *,
     seed: int,
     claimed: float | None,
@@ -72,4 +72,4 @@ def audit(
             report(len(MEASURES), len(MEASURES), "")
             return found, state.columns()
         finally:
-            state.trace.restore()
+            state.before.restore()

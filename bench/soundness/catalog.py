@@ -11,6 +11,7 @@ PASSES = 5  # C1: over the same batch
 IN_BATCH = 1e-3  # C1: limit of the logit gap between batches, where sums have another order
 SOFTMAX_SUM = 1e-5  # C2
 LAYER_RUNS = 3  # C6
+BUDGET_FACTORS = ("1/8", "1/4", "1/2", "1", "2", "4")  # C8: of the largest budget, for 8/255 1 to 32 over 255
 LAST_STEPS, STILL_RISING = 10, 0.05  # C10: share of the loss's range, and limit of the share of images
 DRAWS = {"quick": 1_000, "full": 10_000}  # C12
 LOWER_THAN_CLAIMED, BETTER_SCALE = 0.01, 0.1  # C18
@@ -95,8 +96,8 @@ _CHECKS = {
     "C8": Check(
         "Accuracy falls as eps grows",
         {"U": 0.01},
-        "accuracy under PGD at 0, 1/8, 1/4, 1/2, 1, 2 and 4 times the largest budget, and whether adversarial images "
-        "of a smaller budget remain misclassified",
+        f"accuracy under PGD at 0, {', '.join(BUDGET_FACTORS)} times the largest budget; adversarial images of a "
+        "smaller budget that are classified correctly when evaluated again",
         "no rise of more than {U:pp}; no adversarial image is lost",
         "A larger ball contains the smaller one, so accuracy in it cannot be higher. Where the measured one rises, "
         "the attack and not the model determines the number (Carlini et al. 2019, arXiv 1902.06705).",

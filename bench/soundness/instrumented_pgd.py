@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from attacks.pgd import PGD
 from bench.core.attack import Columns, Context
 from bench.core.classifier import Counted
-
-LAST = 10  # final steps, over which the loss of a converged attack hardly rises
+from bench.soundness.catalog import LAST_STEPS
 
 
 class _Recorder(Counted):
@@ -35,7 +34,7 @@ class _Recorder(Counted):
 @dataclass
 class InstrumentedPGD(PGD):
     """PGD of one restart with the columns `met` (some point on the path was misclassified) and `moved` (share of the
-    loss's range on the path that its best value gained in the last 10 steps; Pintor et al. 2022, arXiv 2106.09947)."""
+    loss's range on the path that its best value gained in the last steps; Pintor et al. 2022, arXiv 2106.09947)."""
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The images and columns of PGD, with both columns added."""
@@ -45,6 +44,6 @@ class InstrumentedPGD(PGD):
         found, columns = super().perturb(watch, x, y, ctx)
         losses = torch.stack(watch.losses)  # steps + 1, b
         best = losses.cummax(0).values
-        gained = best[-1] - best[max(len(best) - 1 - LAST, 0)]
+        gained = best[-1] - best[max(len(best) - 1 - LAST_STEPS, 0)]
         span = (losses.amax(0) - losses.amin(0)).clamp_min(1e-12)
         return found, {**columns, "met": watch.met, "moved": gained / span}

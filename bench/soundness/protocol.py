@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.job import ImportJob
 from bench.results.facts import draws_of
+from bench.results.provisional import images_to_rank
 from bench.soundness.checks import Check, Finding, NotApplicable, NotMeasured
 from bench.soundness.evidence import Attacked, Evidence
 
@@ -48,9 +48,9 @@ def enough_data(check: Check, e: Evidence) -> Iterator[Finding]:
     """C22: the headline is measured on enough images, or on the whole test set."""
     if not e.row.accuracy.worst.values:
         raise NotApplicable("no worst case")
-    facts, n = datasets.KNOWN.get(e.row.dataset), e.row.accuracy.worst.n
-    needed = min(check.limits["I"], facts.test) if facts else check.limits["I"]
-    yield replace(check, limits={"I": needed}).finding(n, failure=f"quick: {n} images")
+    n = e.row.accuracy.worst.n
+    enough = replace(check, limits={"I": images_to_rank(e.row.dataset)})
+    yield enough.finding(n, failure=f"quick: {n} images")
 
 
 def several_seeds(check: Check, e: Evidence) -> Iterator[Finding]:

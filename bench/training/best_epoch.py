@@ -10,10 +10,11 @@ from bench.core.pgd import ascend, attack_loss
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import Images, to_channels_last, to_float
+from bench.soundness.catalog import CHECKS
 from bench.training import sigterm
 
 STEPS, REL_STEP_SIZE, BLOCK = 10, 0.25, 500
-DROP = 0.2  # drop below the best accuracy that is reported as catastrophic overfitting
+DROP = CHECKS["C26"].limits["F"]  # below the best accuracy, reported as catastrophic overfitting
 
 
 def validation_accuracy(model: Classifier, images: Images, threat: Threat | None, run_seed: int) -> float:
@@ -68,7 +69,7 @@ class BestEpoch:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, Any]:
-        """Metrics for the record; `sudden_drop_epoch` is the first epoch 20 points below the best, or None."""
+        """Metrics for the record; `sudden_drop_epoch` is the first epoch that far below the best, or None."""
         return {
             "best_epoch": self.best_epoch,
             "best_validation": self.best,
