@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,12 +41,12 @@ class Optimization:
     on_update: Callable[[], None] | None = None
     steps: int = 0
     skipped: int = 0
-    _clipped: Tensor | None = field(default=None, repr=False)
     _pending: bool = False
 
     def __post_init__(self) -> None:
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._clipped = torch.zeros((), dtype=torch.int64, device=self._parameters[0].device)
         self._tick()
 
     def descend(self, terms: Losses) -> None:
@@ -80,7 +80,7 @@ class Optimization:
     @property
     def clipped(self) -> int:
         """Number of steps whose gradient was clipped. Synchronizes the device: do not call it at every step."""
-        return 0 if self._clipped is None else int(self._clipped)
+        return int(self._clipped)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a step changes; learning rates follow from the number of steps."""
@@ -100,8 +100,7 @@ class Optimization:
     def _clip(self) -> None:
         if self.clip:
             norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
-            active = (norm > self.clip) & norm.isfinite()
-            self._clipped = active.long() if self._clipped is None else self._clipped + active
+            self._clipped += (norm > self.clip) & norm.isfinite()
 
     def _tick(self) -> None:
         share = self.factor(min(self.steps / self.total, 1.0))
@@ -134,17 +133,16 @@ def build_updater(defense: Defense, net: nn.Module, recipe: Recipe, steps_per_ep
 def _groups(defense: Defense, net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The defense's groups with rate and decay. `weight_decay_on: weights` excludes biases and scales of normalization
     layers from the recipe's decay, but not from a decay of the group's own."""
-    undecayed = _biases_and_norms(net) if recipe.weight_decay_on == "weights" else set()
     groups = []
     for group in defense.param_groups(net):
         own = {name: value for name, value in group.items() if name != "lr_scale"}
         full = {"weight_decay": recipe.weight_decay, **own, "lr": recipe.lr * group.get("lr_scale", 1)}
-        spared = [p for p in full["params"] if id(p) in undecayed] if "weight_decay" not in group else []
-        if spared:
-            decayed = [p for p in full["params"] if id(p) not in undecayed]
-            groups += [{**full, "params": decayed}] if decayed else []
-            full = {**full, "params": spared, "weight_decay": 0.0}
-        groups.append(full)
+        selective = recipe.weight_decay_on == "weights" and "weight_decay" not in group
+        undecayed = _biases_and_norms(net) if selective else set()
+        for decay, found in ((full["weight_decay"], False), (0.0, True)):
+            params = [p for p in full["params"] if (id(p) in undecayed) == found]
+            if params:
+                groups.append({**full, "params": params, "weight_decay": decay})
     return groups
 
 
