@@ -1,4 +1,4 @@
-"""What the architectures share: inputs, normalization, and residual nets with activation before or after the sum."""
+"""Parts shared by architectures: inputs, normalization, and residual nets with activation before or after the sum."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Inputs(NamedTuple):
-    """What a net is built for: images `channels x size x size` in [0,1], number of `classes`, and per-channel
+    """The data a net is built for: images `channels x size x size` in [0,1], number of `classes`, and per-channel
     `mean` and `std` (in units of [0,1]) that the net normalizes with."""
 
     channels: int

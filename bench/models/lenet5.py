@@ -2,8 +2,8 @@
 
 LeCun, Bottou, Bengio and Haffner 1998 (doi 10.1109/5.726791)
 
-Pooling stands before ReLU. The two commute, so the function is the usual one, but noise that is Gaussian before the
-activation then meets the pool while it is still Gaussian.
+Pooling precedes ReLU. The two commute, so that the function is the usual one, but noise that is Gaussian before the
+activation is still Gaussian at the pool.
 """
 
 import torch.nn.functional as F

@@ -5,8 +5,8 @@ Sandler, Howard, Zhu, Zhmoginov and Chen 2018 (arXiv:1801.04381)
 Differs from the paper, whose net is for 224x224, as in the form usual for CIFAR-10: the stem and the stage of 24
 channels have stride 1 instead of 2, so 32x32 ends at 4x4 (the stages of 32, 64 and 160 channels halve the side); a
 block of stride 1 whose channels change has a 1x1 convolution with BatchNorm as shortcut, where the paper has none; the
-first block keeps its 1x1 convolution before the depthwise one, though it expands nothing; no dropout. That form often
-has ReLU; this one has the paper's ReLU6. `width` multiplies the channels, which are rounded to multiples of 8; the last
+first block has a 1x1 convolution before the depthwise one, though it expands nothing; no dropout. That form often has
+ReLU; this one has the paper's ReLU6. `width` multiplies the channels, which are rounded to multiples of 8; the last
 convolution keeps 1280 for a width below 1, as in the paper.
 
 A block ends without activation, so in training the next BatchNorm removes its bias: those biases hardly learn.

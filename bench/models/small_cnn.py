@@ -3,7 +3,7 @@
 Carlini and Wagner 2017 (arXiv:1608.04644); used for MNIST by Zhang et al. 2019 (TRADES, arXiv:1901.08573)
 
 Differs from both: convolutions are padded, so that it works from 8x8 upwards, one hidden layer of 128 units instead of
-two of 200, no dropout. Pooling stands before ReLU, with which it commutes (see lenet5).
+two of 200, no dropout. Pooling precedes ReLU, with which it commutes (see lenet5).
 """
 
 import torch.nn.functional as F

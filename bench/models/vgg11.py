@@ -4,8 +4,8 @@ Simonyan and Zisserman 2015 (arXiv:1409.1556, configuration A)
 
 Differs from the paper, whose net is for 224x224: BatchNorm (Ioffe and Szegedy 2015, arXiv:1502.03167) after each
 convolution, one linear layer instead of three, no dropout, as usual for 32x32. Convolutions have no bias, which
-BatchNorm would remove; the usual form keeps these 2 752 parameters. An image below 32 pixels is down to one before the
-last pools, which are left out; from 64 pixels on, what the last pool gives is averaged. Pooling stands before ReLU,
+BatchNorm would remove; the usual form has these 2 752 parameters. Pools of a single pixel, at the end of the net for
+images below 32 pixels, are left out; from 64 pixels on, the output of the last pool is averaged. Pooling precedes ReLU,
 with which it commutes (see lenet5). `width` is the number of channels of the first convolution.
 """
 
