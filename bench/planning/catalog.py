@@ -16,7 +16,7 @@ from bench.planning.plugin_source import REQUIRED, ROOT, Kind, PluginSource, kin
 if TYPE_CHECKING:  # many commands read what plug-ins declare, few check settings
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["KINDS", "ROOT", "Kind", "Plugin", "built_in", "describe", "get", "names", "plugin_file", "suggest"]
+__all__ = ["KINDS", "ROOT", "Kind", "Plugin", "built_in", "describe", "find", "get", "names", "plugin_file", "suggest"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PACKAGES = {"defenses": "defenses", "attacks": "attacks", "models": "bench.models"}
 NORMS = ("Linf", "L2", "L1")
@@ -183,6 +183,14 @@ def get(kind: Kind, name: str) -> Plugin:
         known = sorted(files)
         raise LookupError(f"no {kind[:-1]} '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
     return Plugin.read(kind, files[name])
+
+
+def find(kind: Kind, name: str) -> Plugin | None:
+    """The plug-in of this name; None if its file is missing or broken, since records outlive plug-ins."""
+    try:
+        return get(kind, name)
+    except (LookupError, ValueError):
+        return None
 
 
 def built_in(kind: Kind) -> Path:

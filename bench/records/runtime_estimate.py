@@ -185,10 +185,8 @@ def _kind_of_device(record: Record) -> str | None:
 
 
 def _deploys(defense: str) -> str:
-    try:
-        return catalog.get("defenses", defense).predictor
-    except (LookupError, ValueError):  # records outlive plug-ins
-        return "unknown"
+    plugin = catalog.find("defenses", defense)
+    return plugin.predictor if plugin else "unknown"
 
 
 def clock(seconds: float) -> str:

@@ -92,10 +92,8 @@ def number(value: float | None) -> float:
 
 def _constant(kind: str, name: str, constant: str, default: Any) -> Any:
     """A class constant of a plug-in; the default where the plug-in is gone."""
-    try:
-        return catalog.get(kind, name).constant(constant, default)  # type: ignore[arg-type]
-    except (LookupError, ValueError):
-        return default
+    plugin = catalog.find(kind, name)  # type: ignore[arg-type]
+    return plugin.constant(constant, default) if plugin else default
 
 
 def draws_of(attack: str, settings: dict[str, Any]) -> int:

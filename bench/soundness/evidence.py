@@ -136,9 +136,8 @@ def access(name: str, settings: dict[str, Any]) -> str:
     """What an attack uses of the model: class constants `access` and `needs_images` of its plug-in."""
     if name == "torchattacks":
         return "scores" if settings.get("method") in _SCORES_ONLY else "gradients"
-    try:
-        plugin = catalog.get("attacks", name)
-    except (LookupError, ValueError):  # records outlive plug-ins
+    plugin = catalog.find("attacks", name)
+    if plugin is None:
         return "gradients"
     return "images" if plugin.needs_images else str(plugin.constant("access", "gradients"))
 

@@ -102,10 +102,10 @@ def adaptive_attack(check: Check, e: Evidence) -> Iterator[Finding]:
     base = defense.settings.get("base")
     notes: list[str] = []
     for name in [defense.name, *([base["name"]] if isinstance(base, dict) else [])]:
-        try:
-            named = str(catalog.get("defenses", name).constant("adaptive_attacks", ""))
-        except (LookupError, ValueError):  # the plug-in is gone
-            raise NotMeasured(f"the file of defense {name} is missing") from None
+        plugin = catalog.find("defenses", name)
+        if plugin is None:
+            raise NotMeasured(f"the file of defense {name} is missing")
+        named = str(plugin.constant("adaptive_attacks", ""))
         run = [a.label for a in e.attacks if a.name in named.split(", ")]
         if not named:
             yield check.failed(f"missing: defense {name} names no adaptive attack and no reason")

@@ -86,10 +86,8 @@ def _recipe(row: Row) -> str:
 
 def paper(defense: str) -> str | None:
     """The paper a defense comes from; empty where its file names none, None where there is no such file anymore."""
-    try:
-        return catalog.get("defenses", defense).source.partition(":")[0]
-    except (LookupError, ValueError):
-        return None
+    plugin = catalog.find("defenses", defense)
+    return plugin.source.partition(":")[0] if plugin else None
 
 
 def _venue(row: Row) -> str:

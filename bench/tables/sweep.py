@@ -93,9 +93,8 @@ def value(job: ModelJob, setting: str) -> float | None:
 
 def _defaults(defense: str, young: bool = True) -> dict[str, Any]:
     """Of the settings that are younger than the first records, which are at their default there; or of all."""
-    try:
-        plugin = catalog.get("defenses", defense)
-    except (LookupError, ValueError):  # records outlive plug-ins
+    plugin = catalog.find("defenses", defense)
+    if plugin is None:
         return {}
     added = plugin.constant("settings_added_later", ())
     known = {field.name: field.default for field in plugin.fields} | plugin.constant("retired_settings", {})
@@ -136,11 +135,8 @@ def sweep(
 
 
 def _settings(defense: str, asked: str) -> str:
-    try:
-        known = [field.name for field in catalog.get("defenses", defense).fields]
-    except (LookupError, ValueError):
-        known = []
-    known += [TRAINED, BUDGET]
+    plugin = catalog.find("defenses", defense)
+    known = [*(field.name for field in (plugin.fields if plugin else ())), TRAINED, BUDGET]
     return catalog.suggest(asked, known) or f" Known: {', '.join(known)}."
 
 
