@@ -1,14 +1,14 @@
-"""The closed-form attack beside EOT-PGD at equal passes, on trained models whose weights lie in a results folder.
+"""The closed-form attack against EOT-PGD at equal numbers of passes, on trained models of a results folder.
 
 python benchmarks/closed_form_vs_eot.py [--results DIR] [--data DIR] [--defenses smoothing rse pni noisy] [--n 200]
-[--eps 0.1 0.2] [--forms STRUCTURE-LOSS-RIVALS ...] [--json FILE] prints one line a model, budget and attack.
+[--eps 0.1 0.2] [--forms STRUCTURE-LOSS-RIVALS ...] [--json FILE] prints one line per model, budget and attack.
 
-Each closed form is followed by EOT-PGD (the gradient of the mean loss over S fresh draws, last iterate) on both losses
-with the least S that makes at least as many passes in as many steps, and EOT with 32 draws ends the list. Images are
-judged on draws that no attack saw: `share` is the mean accuracy of 100 single draws, `rule` that of the deployed
-prediction, `minus eot` the paired difference of the shares from the stronger EOT of equal passes, with its standard
-error over images. `noisy`, which is deterministic, is attacked through the noise of its training, beside PGD on the
-same number of passes.
+Each closed form is followed by EOT-PGD (the gradient of the mean loss over S fresh draws, last iterate) on both losses,
+with the smallest S that makes at least as many passes in the same number of steps; EOT with 32 draws is last. Images
+are evaluated on draws that no attack used: `share` is the mean accuracy of 100 single draws, `rule` that of the
+deployed prediction, `minus eot` the paired difference of the shares from the stronger EOT of equal passes, with its
+standard error over images. `noisy`, which is deterministic, is attacked through its training noise, next to PGD with
+the same number of passes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class EOT(Attack):
 
 
 def line(model: Classifier, attack: Attack, x: Tensor, y: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """What an attack of all images cost and left standing, and the share of fresh draws that are right for each."""
+    """Passes and robust accuracy of an attack on all images, and for each image the share of correct fresh draws."""
     with frozen(model), scope(seed("closed_form_vs_eot", "attack")):
         counted, started = Counted(model.surrogate()), time.process_time()
         x_adv, _ = attack.perturb(counted, x, y, Context(0))

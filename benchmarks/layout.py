@@ -1,6 +1,7 @@
-"""What channels_last is worth on lenet5 in one process: a training step of each defense, process time, A-B-B-A.
+"""The effect of channels_last on lenet5 in one process: a training step of each defense, process time, A-B-B-A.
 
-python benchmarks/layout.py prints one JSON line a defense: median of paired ratios (contiguous / channels_last), range.
+python benchmarks/layout.py prints one JSON line per defense: median and range of the paired ratios
+contiguous / channels_last.
 """
 
 from __future__ import annotations

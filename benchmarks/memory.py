@@ -1,4 +1,4 @@
-"""Activation memory of a training step, counted and not estimated, on any device."""
+"""Activation memory of a training step, counted on any device."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class Activations(NamedTuple):
-    """Bytes at the worst moment of a step: `saved` for backward passes (each storage once; no weights, no images of the
-    batch), and `peak` of all that the step made, gradients and temporaries of operators included."""
+    """Maxima in bytes: `saved` of what is stored for backward passes (each storage once; without weights and images of
+    the batch), `peak` of all that the step allocates, including gradients and temporaries of operators."""
 
     saved: int
     peak: int

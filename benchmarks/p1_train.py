@@ -1,13 +1,13 @@
 """A training step: of each defense against standard training, and of five defenses against plain reference loops.
 
 python benchmarks/p1_train.py               measures (90 s on one core), writes benchmarks/results/p1_train.json, docs
-python benchmarks/p1_train.py --write-docs  only writes docs/performance.md again, from the stored records
+python benchmarks/p1_train.py --write-docs  writes docs/performance.md again from the stored records
 python benchmarks/p1_train.py --device cuda --arch preact_resnet18 --batch 512 --steps 60 --output p1_train_cuda.json
 
 Pairs of steps in the order A-B-B-A in one process, one thread, CPU time (on a GPU: wall clock between two
-synchronizations); median of the paired ratios with their range. The gate comes first: from the same weights and the
-same random draws both loss curves must agree to 1 % over all steps, every adversarial image must lie in the ball, and
-ours may make no more forward passes. A pair that fails it has no ratio.
+synchronizations); median and range of the paired ratios. A gate comes first: from the same weights and the same random
+draws both loss curves must agree to 1 % over all steps, every adversarial image must lie in the ball, and ours may not
+make more forward passes. A pair that fails the gate has no ratio.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PAIRS: dict[str, tuple[str, dict[str, Any], Any, float]] = {
     ),
     "RAT as released": ("rat_release", {}, plain_loops.RATRelease, 0.25),
 }
-# rows of the first table beside the defaults of every defense
+# rows of the second table besides the defaults of every defense
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "awp": [{"warmup": 0.0}],
     "noisy": [

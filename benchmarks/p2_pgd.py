@@ -1,18 +1,18 @@
 """PGD-20 as an evaluation: ours against `torchattacks.PGD(steps=20)` on the same weights, images, eps and step size.
 
 BENCH_DATA=FOLDER python benchmarks/p2_pgd.py    trains, measures (some minutes on one core), stores, writes the page
-python benchmarks/p2_pgd.py --write-docs         only writes docs/performance.md again, from the stored records
+python benchmarks/p2_pgd.py --write-docs         writes docs/performance.md again from the stored records
 
 lenet5 is trained in the run: 2-step adversarial training at eps 0.15 on the first 8500 images of MNIST. small_cnn is
-trained as shortly on made images of ten classes, 3 x 32 x 32, at 4/255. The gate comes first and is judged image by
-image: the peer runs from three seeds, and ours may disagree with the peer's first run on no more images than two of
-its runs disagree among themselves (1 image at least), and leave no more images standing than its worst run does.
-Then both sides are timed on the whole set, A-B-B-A, one thread, CPU time (on a GPU: wall clock between
-two synchronizations). Each side ends with a verdict for every image: the peer's the usual way (attack the batch, then
-predict), ours by `PGD.evaluate`, which also predicts the clean images, leaves out those that are wrong already, keeps
-the strongest iterate and checks ball and box. Nets are laid out as each side does it: ours channels_last, as the
-engine; one row more gives the peer that layout too. Training happens in processes of their own; a last row is taken
-after this process has trained as well, when the peer's large buffers no longer cost page faults.
+trained as briefly on synthetic images of ten classes, 3 x 32 x 32, at 4/255. A gate comes first, per image: the peer
+runs from three seeds; ours may disagree with the peer's first run on no more images than two of its runs disagree on
+(at least 1 image), and may leave no more images robust than its weakest run. Then both sides are timed on the whole
+set, A-B-B-A, one thread, CPU time (on a GPU: wall clock between two synchronizations). Each side ends with a verdict
+for every image: the peer's in the usual way (attack the batch, then predict), ours by `PGD.evaluate`, which also
+predicts the clean images, skips those that are misclassified already, returns the strongest iterate and checks ball and
+box. Each side uses its own memory layout, ours channels_last as the engine does; a further row gives the peer that
+layout too. Training happens in separate processes; the last row is measured after this process has trained as well,
+when the peer's large buffers no longer cost page faults.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ADAM = {
     **{"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant"},
     **{"epochs": 1, "batch_size": BATCH, "augment": False},
 }
-MADE, HELD, STRENGTH = 1024, 64, 0.5  # made images to train on and to attack, and how far their pattern stands out
+MADE, HELD, STRENGTH = 1024, 64, 0.5  # synthetic images to train on and to attack, and the strength of their pattern
 MADE_INPUTS = Inputs(3, 32, 10, (0.0,) * 3, (1.0,) * 3)
 BAR, DEFAULT = 1.5, ("contiguous", "evaluates")
 
@@ -126,7 +126,7 @@ def case_of(arch: str, what: str, eps: str, inputs: Inputs, weights: dict[str, T
 
 
 def sides(case: Case, peer_layout: torch.memory_format) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """The peer (of a seed) and ours, each giving a verdict for every image: right on the adversarial one."""
+    """The peer (from a seed) and ours: for every image whether its adversarial one is classified correctly."""
     import torchattacks
 
     threat = Threat("Linf", Epsilon(case.eps))
@@ -153,10 +153,10 @@ def gate(peer: Callable[..., Tensor], ours: Callable[..., Tensor]) -> Record:
     """Verdicts of ours against the peer's own noise."""
     theirs, mine = [peer(seed) for seed in SEEDS], ours()
     noise = max(int((a != b).sum()) for a in theirs for b in theirs)
-    off, standing = int((mine != theirs[0]).sum()), int(mine.sum())
+    off, robust = int((mine != theirs[0]).sum()), int(mine.sum())
     worst = max(int(one.sum()) for one in theirs)
-    passed = off <= max(noise, 1) and standing <= worst
-    return {"disagree": off, "peer_seeds_disagree": noise, "robust": standing,
+    passed = off <= max(noise, 1) and robust <= worst
+    return {"disagree": off, "peer_seeds_disagree": noise, "robust": robust,
             "peer_robust": [int(one.sum()) for one in theirs], "passed": passed}  # fmt: skip
 
 

@@ -1,14 +1,14 @@
-"""AutoAttack: our loop over its attacks against `pyautoattack` as it is, on the same weights, images, eps and batch.
+"""AutoAttack: our loop over its attacks against `pyautoattack` itself, on the same weights, images, eps and batch.
 
 BENCH_DATA=FOLDER python benchmarks/p3_autoattack.py    trains, measures (about ten minutes of one core), stores, writes
-python benchmarks/p3_autoattack.py --write-docs         only writes docs/performance.md again, from the stored records
+python benchmarks/p3_autoattack.py --write-docs         writes docs/performance.md again from the stored records
 
-lenet5 is trained in the run (2-step adversarial training at eps 0.15 on the first 8500 images of MNIST). The gate comes
-first: the package runs from three seeds, and ours may disagree with its first run on no more images than two of its
-runs disagree among themselves (1 image at least), and leave no more images standing than its worst run does. Then both
-sides run the standard suite, A-B-B-A, one thread, CPU time (on a GPU: wall clock between two synchronizations). Ours
-runs through `AutoAttack.evaluate`: clean prediction, checks of ball and box, scoring, and its state kept on disk after
-each batch of each attack.
+lenet5 is trained in the run (2-step adversarial training at eps 0.15 on the first 8500 images of MNIST). A gate comes
+first: the package runs from three seeds; ours may disagree with its first run on no more images than two of its runs
+disagree on (at least 1 image), and may leave no more images robust than its weakest run. Then both sides run the
+standard suite, A-B-B-A, one thread, CPU time (on a GPU: wall clock between two synchronizations). Ours runs through
+`AutoAttack.evaluate`: clean prediction, checks of ball and box, scoring, and its state stored on disk after each batch
+of each attack.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SEEDS, BAR, EPS, IMAGES, BATCH, PAIRS = (0, 1, 2), 0.98, "0.15", 48, 128, 2
 
 
 def theirs(case: Case, layout: torch.memory_format, seed: int = 0) -> Tensor:
-    """The package's own run: for each image whether it stands, judged by the net after the last attack."""
+    """The package's own run: for each image whether it is robust, by the net's prediction after the last attack."""
     from pyautoattack import AutoAttack as Suite
 
     net, x = laid_out(case, layout)
@@ -51,7 +51,7 @@ def theirs(case: Case, layout: torch.memory_format, seed: int = 0) -> Tensor:
 
 
 def ours(case: Case, folder: Path, layout: torch.memory_format) -> Tensor:
-    """The evaluation as a worker runs it, its state kept on disk."""
+    """The evaluation as a worker runs it, with its state on disk."""
     net, x = laid_out(case, layout)
     attack = AutoAttack(Threat("Linf", Epsilon(case.eps)), batch_size=BATCH)
     context = Context(0, save=lambda tensors: checkpoint.write(folder / "state.safetensors", tensors, {}))
@@ -67,10 +67,10 @@ def laid_out(case: Case, layout: torch.memory_format) -> tuple[Any, Tensor]:
 def gate(peer: list[Tensor], mine: Tensor) -> Record:
     """Verdicts of ours against the package's own noise."""
     noise = max(int((a != b).sum()) for a in peer for b in peer)
-    off, standing = int((mine != peer[0]).sum()), int(mine.sum())
+    off, robust_count = int((mine != peer[0]).sum()), int(mine.sum())
     robust = [int(one.sum()) for one in peer]
-    return {"disagree": off, "peer_seeds_disagree": noise, "robust": standing, "peer_robust": robust,
-            "passed": off <= max(noise, 1) and standing <= max(robust)}  # fmt: skip
+    return {"disagree": off, "peer_seeds_disagree": noise, "robust": robust_count, "peer_robust": robust,
+            "passed": off <= max(noise, 1) and robust_count <= max(robust)}  # fmt: skip
 
 
 def measure(args: argparse.Namespace) -> Record:

@@ -1,14 +1,14 @@
 """Certification: our stream of draws against a loop over images as it is commonly written.
 
 python benchmarks/p4_certify.py               measures (a minute on one core), writes benchmarks/results/p4_certify.json
-python benchmarks/p4_certify.py --write-docs  only writes docs/performance.md again, from the stored records
+python benchmarks/p4_certify.py --write-docs  writes docs/performance.md again from the stored records
 python benchmarks/p4_certify.py --device cuda --output p4_certify_cuda.json
 
-The loop is written from the paper's pseudocode (Cohen et al. 2019, arXiv 1902.02918): one image after another, its
-copies in batches of 1000, fresh noise for each, predictions read back and counted in Python. Same net, same weights,
-images and numbers of draws, fp32 on both sides. The gate comes first: for every image the same class leads, the counts
-of ours lie in the 99.9 % band around the loop's (both are random; the band is of all counts together), and identical
-counts give the identical bound. The votes must be split, so that this says something. A case that fails has no ratio.
+The loop follows the paper's pseudocode (Cohen et al. 2019, arXiv 1902.02918): image by image, copies of it in batches
+of 1000, fresh noise for each, predictions read back and counted in Python. Same weights, images and numbers of draws,
+fp32 on both sides. A gate comes first: for every image the same class has the most votes, our counts lie in the 99.9 %
+band around the loop's (both are random; the band is of all counts together), and identical counts give the identical
+bound. The votes must be split, as unanimous votes would test nothing. A case that fails the gate has no ratio.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def sample(net: nn.Module, image: Tensor, n: int) -> list[int]:
 
 
 def trained(arch: str, device: torch.device, count: int) -> tuple[nn.Module, Tensor]:
-    """A net that tells ten random patterns apart under the noise, and images with some of another pattern in them, so
+    """A net that classifies ten random patterns under the noise, and images with some of another pattern in them, so
     that the votes are split: where all draws agree, equal counts prove nothing."""
     grey = arch == "lenet5"
     facts = Inputs(1, 28, CLASSES, (0.0,), (1.0,)) if grey else Inputs(3, 32, CLASSES, (0.0,) * 3, (1.0,) * 3)

@@ -1,12 +1,12 @@
-"""P5: how near the scheduler comes to the shortest possible run, and what it costs.
+"""P5: how close the scheduler comes to the shortest possible run, and what it costs.
 
     python benchmarks/p5_schedule.py               # measure, store, write docs/performance.md
-    python benchmarks/p5_schedule.py --write-docs  # write the page again, measuring nothing
+    python benchmarks/p5_schedule.py --write-docs  # write the page again without measuring
 
-Simulated: 2000 draws of lognormal jobs (sigma 1) for each number of lanes, by the code that schedules real jobs; the
-makespan over the lower bound max(longest chain, all work / lanes), beside that of the order in which jobs stand in the
-spec, with estimates that are off by 30 %, and for trainings that evaluations wait for. Real: 16 jobs, half of which
-sleep and half compute, on two CPU workers of the local executor. Cost: CPU time of the driver over 300 empty jobs.
+Simulated: 2000 draws of lognormal jobs (sigma 1) for each number of lanes, with the code that schedules real jobs; the
+makespan over the lower bound max(longest chain, all work / lanes), compared with the order of the spec, with estimates
+that are off by 30 %, and with trainings that evaluations wait for. Real: 16 jobs, half of which sleep and half compute,
+on two CPU workers of the local executor. Cost: CPU time of the driver over 300 empty jobs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def job(number: int, images: int, defense: str = "sleeps") -> Job:
 
 
 def work(results: Path, key: str, root: Path, device: str, workers: int, before: Sequence[Retry]) -> str:
-    """Body of a worker: sleep or compute as long as the job says, and note when."""
+    """Body of a worker: sleep or compute for the duration of the job, and note when."""
     store, began = Store(results), time.time()
     job = store.model_job(key)
     seconds, until = job.data.train * RATE, time.process_time() + job.data.train * RATE

@@ -1,10 +1,10 @@
-"""P6: what a command costs before it does anything, against importing torch.
+"""P6: the start of a command, compared with importing torch.
 
     python benchmarks/p6_startup.py                 # pass the gate, measure, store, write docs/performance.md
-    python benchmarks/p6_startup.py --write-docs    # write the page again, measuring nothing
+    python benchmarks/p6_startup.py --write-docs    # write the page again without measuring
 
-CPU time (user and system) of whole processes, from start to end: commands in turns with `python -c "import torch"` and
-with an interpreter that does nothing, ten times each, medians. Gate: no command imports torch, NumPy, SciPy or pandas.
+CPU time (user and system) of whole processes: commands alternate with `python -c "import torch"` and with an empty
+interpreter, ten times each, medians. Gate: no command imports torch, NumPy, SciPy or pandas.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""P7: what the harness costs beside the work: a whole job of a worker against the same work in a plain loop.
+"""P7: the overhead of the harness: a whole job of a worker against the same work in a plain loop.
 
 BENCH_DATA=FOLDER python benchmarks/p7_overhead.py   passes the gate, measures (some minutes), stores, writes the page
-BENCH_DATA=FOLDER python benchmarks/p7_overhead.py --direct   takes the direct measurement alone, into the stored record
-python benchmarks/p7_overhead.py --write-docs        only writes docs/performance.md again, from the stored record
+BENCH_DATA=FOLDER python benchmarks/p7_overhead.py --direct   repeats the direct measurement only, in the stored record
+python benchmarks/p7_overhead.py --write-docs        writes docs/performance.md again from the stored record
 
 Training: PGD-10 on lenet5, three epochs of 50 steps of 128 MNIST images. Evaluation: PGD-20 on 1000 test images, in
-blocks. Ours is `bench.jobs.worker.work`: log, train.jsonl, the state that is kept for a resume, the guards, the
-counted step, weights, samples, adversarial images, checksums and the record. The plain loop loads the same data, builds
-the same net and calls the same step, or the same attack on the same blocks, and keeps what comes out in memory. The
-gate comes first: final weights and verdicts must be equal bit for bit. Then A-B-B-A, one thread, CPU time of the
-process; the overhead is the median over pairs of ours / plain, less one, so it may come out below 0.
+blocks. Ours is `bench.jobs.worker.work`: log, train.jsonl, the checkpoint for a resume, the guards, the profiled step,
+weights, samples, adversarial images, checksums and the record. The plain loop loads the same data, builds the same net,
+calls the same step, or the same attack on the same blocks, and holds the results in memory. A gate comes first: final
+weights and verdicts must be equal bit for bit. Then A-B-B-A, one thread, CPU time of the process; the overhead is the
+median over pairs of ours / plain - 1, so it may be below 0.
 
-On a busy machine the steps themselves vary by more than what is looked for. So the training is also measured directly:
-the CPU time outside of the defense's steps, and that by which the counted step exceeds the median one, ours less plain,
-over a plain training of the full length. What is kept for a resume comes on top; the record tells its share.
+On a busy machine the steps themselves vary by more than the overhead. So the training is also measured directly: the
+CPU time outside the defense's steps, plus the excess of the profiled step over the median step, ours minus plain, over
+a plain training of the full length. Checkpoints for a resume come on top; the record has their share.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ SHORT, MOST, KEEP = 10, 0.02, 0.01
 
 
 class Case(NamedTuple):
-    """One kind of job and its two sides; `equal` says whether their outcomes are. `first`: what ours once left."""
+    """One kind of job and its two sides. `equal`: whether their outcomes are; `first`: results folder of our first
+    run."""
 
     name: str
     first: Path
@@ -179,7 +180,7 @@ def measure(root: Path, pairs: int) -> Record:
 
 
 def beside(results: Path) -> Record:
-    """What the record of a training says of the time spent on keeping it and on looking at it."""
+    """Time spent on checkpoints and on measurements, from the record of a training."""
     kept = Store(results)
     found = [record.metrics for job, record in kept.records() if job.kind == "train"]
     return {"keep_share": found[0].checkpoint_seconds / found[0].train_seconds} if found else {}

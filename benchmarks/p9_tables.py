@@ -2,11 +2,10 @@
 
     python benchmarks/p9_tables.py                  # make the folder, measure, store, write docs/performance.md
     python benchmarks/p9_tables.py --folder FOLDER  # measure a folder that benchmarks/synthetic.py wrote
-    python benchmarks/p9_tables.py --write-docs     # write the page again, measuring nothing
+    python benchmarks/p9_tables.py --write-docs     # write the page again without measuring
 
-`bench leaderboard` twice and `bench report` once, each a process of its own from start to end: wall time, CPU time
-(user and system) and peak resident memory as the system counts them. Gate: both leaderboards are the same bytes and
-hold every configuration.
+`bench leaderboard` twice and `bench report` once, each as a separate process: wall time, CPU time (user and system) and
+peak resident memory of the whole process. Gate: both leaderboards are the same bytes and hold every configuration.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the benchmarks share: times in the order A-B-B-A, the stored record, its part of docs/performance.md.
+"""Shared by the benchmarks: times in the order A-B-B-A, the stored record, its part of docs/performance.md.
 
-A benchmark first runs its gate; only then does it time the two sides, `alternate(peer, ours)`, which gives the median
-of the paired ratios peer / ours with their range. `store` writes one JSON file below benchmarks/results, and
-`write_docs` the tables of all stored records between the markers `<!-- ID: written by benchmarks/ID.py -->` and
-`<!-- ID: end -->`, which stand in the page beside prose written by hand.
+A benchmark first runs its gate; then `alternate(peer, ours)` times the two sides and gives the median and range of the
+paired ratios peer / ours. `store` writes one JSON file below benchmarks/results, and `write_docs` the tables of all
+stored records between the markers `<!-- ID: written by benchmarks/ID.py -->` and `<!-- ID: end -->`; the prose around
+them is written by hand.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Adversarial training the way it is commonly written, one class a method: what `p1_train.py` measures against.
+"""Adversarial training as it is commonly written, one class per method: the reference of `p1_train`.
 
-Written from the papers' formulas in the loop structure of the released scripts (clean logits recomputed at every attack
-step, `.backward()` where the gradient of one tensor is wanted, a copy of the net for each perturbation of weights).
-Each has `step(x, y)`, one update on a batch, which returns the loss (a tensor) and the adversarial images.
+Written from the papers' formulas with the loop structure of the released scripts (clean logits recomputed at every
+attack step, `.backward()` to get the gradient of one tensor, a copy of the net for each perturbation of weights). Each
+has `step(x, y)`, one update on a batch, which returns the loss (a tensor) and the adversarial images.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A matrix run again: killed on its way, on Slurm, on Ray, against the records of an uninterrupted local run.
+"""A matrix run again, with kills, on Slurm or on Ray, compared with the records of an uninterrupted local run.
 
     python benchmarks/repeated_matrix.py specs/mnist.yaml --seeds 0 --kills 5 --mean-seconds 120
     python benchmarks/repeated_matrix.py specs/mnist.yaml --seeds 0 --executor slurm
     python benchmarks/repeated_matrix.py specs/mnist.yaml --seeds 0 --executor ray
 
-Runs `bench run SPEC`, 2 jobs at a time, into a folder of its own. With --kills each round ends the driver by SIGKILL
-after a random time, starts it again, and kills one worker by SIGKILL. Slurm is the one that answers here, or else one
-of one node, started for this run. At the end every job is compared with the committed records: its samples, which hold
-the verdict of each image, the weights of each training, and the tables of both folders without their times. The outcome
-is added to those in benchmarks/results and written into docs/reliability.md between its markers.
+Runs `bench run SPEC`, 2 jobs at a time, into a new folder. With --kills, each round ends the driver by SIGKILL after a
+random time, starts it again, and kills one worker by SIGKILL. It uses the Slurm of this machine, or else starts one
+with one node. At the end every job is compared with the committed records: its samples, which hold the verdict of each
+image, the weights of each training, and the tables of both folders without their times. The outcome is added to those
+in benchmarks/results and written into docs/reliability.md between its markers.
 """
 
 from __future__ import annotations

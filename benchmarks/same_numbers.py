@@ -2,7 +2,7 @@
 
 Runs leaderboard, timing, compare and report of REVISION and of this checkout, each on a copy of its own committed
 records, and compares the numbers of every output: words may differ, numbers may not. Of CSV files and of the figures'
-data each cell is compared, of other files the numbers in their order. Prints a line a file; exit code 1 where any
+data each cell is compared, of other files the numbers in their order. Prints one line per file; exit code 1 if any
 number differs.
 """
 

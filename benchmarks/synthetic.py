@@ -1,9 +1,8 @@
-"""A results folder of made-up evaluations, written by the real store: what `p9_tables` reads.
+"""A results folder of synthetic evaluations, written by the real store: the input of `p9_tables.py`.
 
 `python benchmarks/synthetic.py FOLDER [EVALUATIONS] [IMAGES]`. Half of MNIST, half of CIFAR-10; four models, five
-seeds, one configuration in ten draws at test time; of each training clean accuracy and three attacks at three budgets,
-and a model's audit. Per-sample columns have the types that evaluations write; outcomes are drawn, so no number means
-anything.
+seeds, one configuration in ten stochastic; for each training clean accuracy, three attacks at three budgets and an
+audit. Per-sample columns have the types that evaluations write; outcomes are random, so the numbers have no meaning.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ WHERE = Provenance(commit="0" * 12, dirty=False, device="CPU x", workers=1, vers
 
 
 def trainings(count: int) -> Iterator[Job]:
-    """Configurations by seed: one defense with many values of a setting, one in ten draws at test time."""
+    """Configurations by seed: one defense with many values of a setting, one in ten stochastic."""
     for number in range(count):
         config, seed = divmod(number, SEEDS)
         name, place = ("mnist", "cifar10")[config % 2], config // 2

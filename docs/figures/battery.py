@@ -1,4 +1,4 @@
-"""What the full battery says of seven models on MNIST, from the records alone.
+"""The results of the full battery on seven models on MNIST, from the records.
 
 python docs/figures/battery.py [RESULTS] writes docs/findings/battery.md and draws docs/findings/battery.png.
 """
@@ -27,10 +27,10 @@ from bench.tables.ranking import flags
 HEAD = """# The full battery on MNIST, lenet5
 
 Written by `python docs/figures/battery.py` from the records in `results/`
-(`bench run specs/mnist_battery.yaml`), never by hand. Accuracies in percent under the model's own prediction rule; one
-training seed. AutoAttack of a model that draws at test time is its suite `rand`. Worst case: for a deterministic model
-the minimum of each image over all attacks; for one that draws, the attack that breaks the image in most of one set of
-draws, judged on another set. What it means stands in [the findings](README.md).
+(`bench run specs/mnist_battery.yaml`). Accuracies in percent under the model's own prediction rule; one training seed.
+AutoAttack of a stochastic model is its suite `rand`. Worst case: for a deterministic model the minimum of each image
+over all attacks; for a stochastic one, the attack that fools the model in most of one set of draws, evaluated on
+another set. [The findings](README.md) discuss the results.
 
 ![worst case and single attacks](battery.png)
 """
@@ -43,7 +43,7 @@ COLUMNS = {
 
 
 class Shown(NamedTuple):
-    """Mean share of right single draws on the first images, one value an image, and passes an image took."""
+    """Share of correct single draws of each of the first images, and the passes per image."""
 
     share: np.ndarray
     passes: float
@@ -100,13 +100,13 @@ def shown(store: Store, row: Row, label: str, n: int) -> Shown | None:
     if entry is None or entry.state != "done":
         return None
     samples = store.samples(entry.key)
-    right = samples["share"] if "share" in samples else samples["correct"].astype(float)
-    return Shown(right[:n], float(samples["forwards"].mean() + samples["backwards"].mean()))
+    correct = samples["share"] if "share" in samples else samples["correct"].astype(float)
+    return Shown(correct[:n], float(samples["forwards"].mean() + samples["backwards"].mean()))
 
 
 def adaptive(store: Store, found: Iterable[Row]) -> str:
-    """The closed form against averages over draws, and against PGD on the margin where nothing is drawn."""
-    header = ["defense", "eps", "attack", "right in % of single draws", "passes an image", "minus closed form [95 %]"]
+    """The closed form against EOT, and for deterministic models against PGD on the margin."""
+    header = ["defense", "eps", "attack", "correct single draws, %", "passes per image", "minus closed form [95 %]"]
     lines = []
     for row in found:
         own = shown(store, row, "closed_form", 500)
@@ -126,9 +126,9 @@ def adaptive(store: Store, found: Iterable[Row]) -> str:
             value = f"{100 * other.share[:n].mean():.1f}"
             lines.append([name(row), str(row.eps), title, value, f"{other.passes:.0f}", versus])
     return (
-        "\n## Closed form against EOT\n\nSingle draws on the same images, none of them seen by the attack; for a "
-        "deterministic model, accuracy. A positive difference: the closed form is the stronger attack. Passes are "
-        "forward and backward ones through the model, as counted.\n\n" + table(header, lines)
+        "\n## Closed form against EOT\n\nSingle draws on the same images, none of them used by the attack; for a "
+        "deterministic model, accuracy. If the difference is positive, the closed form is the stronger attack. Passes "
+        "are forward and backward passes through the model, as counted.\n\n" + table(header, lines)
     )
 
 
@@ -147,7 +147,7 @@ def certificates(found: Iterable[Row]) -> str:
 
 
 def flatness(known, keys: set[str]) -> str:  # type: ignore[no-untyped-def]
-    """How fast the adversarial loss rises around the weights."""
+    """The rise of the adversarial loss around the weights."""
     mine = known[known["key"].isin(keys) & known["measures"].notna() & (known["state"] == "done")]
     if mine.empty:
         return ""

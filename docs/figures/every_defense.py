@@ -1,4 +1,4 @@
-"""Every defense once on MNIST: the figures behind the findings, from the records alone.
+"""Every defense once on MNIST: the numbers of the findings, from the records.
 
 python docs/figures/every_defense.py [RESULTS] writes docs/findings/defenses.md and draws
 docs/findings/defenses.png from the runs of specs/mnist_defenses.yaml.
@@ -17,12 +17,12 @@ from bench.tables.markdown import table
 HEAD = """# Every defense once on MNIST
 
 Written by `python docs/figures/every_defense.py` from the records in `results/` (`bench run
-specs/mnist_defenses.yaml`), never by hand. lenet5, 4 epochs, seed 0, one shared recipe; defenses that take a budget
+specs/mnist_defenses.yaml`). lenet5, 4 epochs, seed 0, one shared recipe; defenses that take a budget
 train at Linf eps 0.2, with a warm-up over the first quarter. Accuracy in percent with its 95 % Wilson interval. One
-seed and 100 images under AutoAttack: differences of a few points mean nothing here. Randomized models (`pni`, `rse`,
+seed and 100 images under AutoAttack: differences of a few points are not significant. Stochastic models (`pni`, `rse`,
 `smoothing`) were attacked by AutoAttack's randomized version and are scored by their own vote; the protocol for them
-was not run, so their numbers are upper bounds. Seconds were taken with other jobs on the machine;
-`docs/performance.md` has times measured apart.
+was not run, so their numbers are upper bounds. Seconds were measured with other jobs on the machine;
+`docs/performance.md` has times of an idle one.
 
 ![AutoAttack accuracy of every defense](defenses.png)
 """
@@ -64,12 +64,12 @@ def differences(store: Store, found: dict[str, Training]) -> str:
         rows.append(cells)
     text = "\n## Differences on the same images\n\n"
     text += "PGD-40 margin, 1000 images, one net each: first minus second in points, with Newcombe's 95 % interval for "
-    text += "paired shares. It holds for these two nets; another seed makes others.\n\n"
+    text += "paired shares. The interval is that of these two nets and does not cover other seeds.\n\n"
     return text + table(["first", "second", *(f"eps {eps}" for eps in BUDGETS)], rows)
 
 
 def terms(found: list[Training]) -> str:
-    """What each Taylor term of rat weighs in its loss, mean of the last epoch."""
+    """Each Taylor term in the loss of rat, mean of the last epoch."""
     rows = [
         [
             short(t.name),
@@ -87,7 +87,7 @@ def seconds(t: Training) -> str:
 
 
 def draw(found: list[Training], path: Path) -> None:
-    """A line a defense: clean, and AutoAttack at both budgets with its interval."""
+    """One line per defense: clean, and AutoAttack at both budgets with its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,7 +119,7 @@ def draw(found: list[Training], path: Path) -> None:
 
 
 def short(name: str) -> str:
-    """Without the budget that all of them share."""
+    """The name without the budget that all of them share."""
     return name.replace(", train_eps=0.2", "").replace(" (train_eps=0.2)", "")
 
 

@@ -1,4 +1,4 @@
-"""The figures of docs/findings/README.md on MNIST, from the records alone.
+"""The numbers of docs/findings/README.md on MNIST, from the records.
 
 python docs/figures/mnist.py [RESULTS] writes docs/findings/mnist.md and draws docs/findings/mnist_autoattack.png.
 """
@@ -20,12 +20,12 @@ from bench.tables.markdown import table
 CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoattack"
 
 
-HEAD = """# MNIST, lenet5: the figures behind the findings
+HEAD = """# MNIST, lenet5: the numbers behind the findings
 
-Written by `python docs/figures/mnist.py` from the records in `results/` (`bench run specs/mnist.yaml`), never
-by hand. Robust accuracy in percent, mean over seeds with the smallest and the largest. AutoAttack and the worst case
-are of seed 0 on the first 100 test images. Differences are in points, on the same images and with the net of the same
-seed, with Newcombe's 95 % interval for paired shares. Training times were taken with two jobs on the machine.
+Written by `python docs/figures/mnist.py` from the records in `results/` (`bench run specs/mnist.yaml`).
+Robust accuracy in percent, mean over seeds with the smallest and the largest. AutoAttack and the worst case are of seed
+0 on the first 100 test images. Differences are in points, on the same images and with the net of the same
+seed, with Newcombe's 95 % interval for paired shares. Training times were measured with two jobs on the machine.
 
 ![worst case against eps](mnist_autoattack.png)
 """
@@ -76,7 +76,7 @@ def line(store: Store, known, row: Row, standard: Row) -> list[str]:
 
 
 def seeds(cell) -> str:
-    """Mean over seeds and their spread, in percent, and the n it stands on."""
+    """Mean over seeds and their range, in percent, and n."""
     values = [100 * v for v in cell.values.values()]
     spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
     return f"{100 * cell.mean:.1f}{spread}, n={cell.n}"
@@ -101,14 +101,14 @@ def by_seed(store: Store, known, row: Row, standard: Row) -> str:
 
 
 def gap(store: Store, known, row: Row) -> str:
-    """How much PGD-CE flatters a row: its accuracy minus AutoAttack's, first seed, on the images both attacked."""
+    """Accuracy under PGD-CE minus that under AutoAttack, first seed, on the images that both attacked."""
     mine = known[(known["train_key"] == row.provenance.train_key) & (known["eps"] == row.eps)]
     keys = dict(zip(mine["attack_label"], mine["key"], strict=True))
     return difference(store, (keys[CE],), (keys[AUTOATTACK],))
 
 
 def draw(found: list[Row], path: Path) -> None:
-    """Worst case over all attacks against eps, one line a defense, with 95 % Wilson bars."""
+    """Worst case over all attacks against eps, one line per defense, with 95 % Wilson intervals."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What sigma does to closed-form noise, and which form of it is best, from the records alone.
+"""The effect of sigma on closed-form noise, and a search for its best form, from the records.
 
 python docs/figures/noisy.py [RESULTS] writes docs/findings/noisy.md and draws docs/findings/noisy_sigma.png from the
 runs of specs/noisy_sigma.yaml, noisy_search.yaml, noisy_search_recipe.yaml, noisy_search_batch.yaml,
@@ -20,9 +20,9 @@ EPS = "0.1"
 ATTACKS = {"clean": "clean", "ce": "PGD-20 CE", "cw": "PGD-40 margin", "autoattack": "AutoAttack"}
 HEAD = """# Closed-form noise on MNIST: sigma, and the best form
 
-Written by `python docs/figures/noisy.py` from the records in `results/`, never by hand. lenet5, seed 0, Linf eps
-0.1; accuracy in percent with its 95 % Wilson interval. Work is that of one training step in forward passes F an image,
-as counted; times are not shown, since several jobs shared the machine (`docs/performance.md` has them, measured apart).
+Written by `python docs/figures/noisy.py` from the records in `results/`. lenet5, seed 0, Linf eps 0.1; accuracy in
+percent with its 95 % Wilson interval. Work is that of one training step in forward passes F per image, as counted;
+times are not shown, since several jobs shared the machine (`docs/performance.md` has times of an idle one).
 
 ![accuracy against sigma, and learned sigma over training](noisy_sigma.png)
 """
@@ -33,27 +33,27 @@ def number(value: Any) -> str:
 
 
 def sweep(found: list[Training]) -> str:
-    """Accuracies against a fixed or learned sigma, what pulls it, and how near the closed form is to draws."""
+    """Accuracy by fixed or learned sigma, the derivatives by sigma, and the error of the closed form."""
     rows = [[t.name, number(t.logged.get("sigma")), *(t.cell(*at(kind)) for kind in ATTACKS), t.work] for t in found]
     text = "\n## Sigma at the first layer, fixed and learned\n\n"
     text += table(["defense", "sigma at the end", *ATTACKS.values(), "work, F"], rows)
     noisy = [t for t in found if t.defense == "noisy"]
     pulls = [f"d{term}_dsigma_{side}" for term in ("mse", "prob") for side in ("correct", "wrong")]
     text += (
-        "\nDerivative of the loss by sigma on 64 training images at the end of training, by term and by images that "
-        "are right or wrong: positive pulls sigma down, negative up.\n\n"
+        "\nDerivative of the loss by sigma on 64 training images at the end of training, by term, for correct and for "
+        "wrong images: a positive one decreases sigma, a negative one increases it.\n\n"
     )
-    header = ["defense", "squared error, right", "squared error, wrong", "probability, right", "probability, wrong"]
+    header = ["defense", "squared error, correct", "squared error, wrong", "probability, correct", "probability, wrong"]
     rows = [[t.name, *(number(t.logged.get(p)) for p in pulls), *scales(t)] for t in noisy]
     text += table([*header, "signal / noise", "norm of W1", "pairs at the floor"], rows)
     checks = ["mc_mean_shift", "mc_trace_ratio", "mc_win", "mc_win_genz", "mc_win_product", "mc_win_min"]
     text += (
-        "\nThe closed form beside 256 draws of the noise on 64 training images in the last epoch: relative distance of "
-        "the noise-free logits from the mean of the noisy ones, ratio of the traces, and the share of draws that the "
-        "true class wins beside what the closed form says (Genz's integral of its Gaussian, the product of pairs that "
-        "is trained, the least pair).\n\n"
+        "\nThe closed form against 256 draws of the noise on 64 training images in the last epoch: relative distance "
+        "of the noise-free logits from the mean of the noisy ones, ratio of the traces, and the share of draws that "
+        "the true class wins, compared with the closed form's (Genz's integral of its Gaussian, the product of pairs "
+        "that is trained, the smallest pair).\n\n"
     )
-    header = ["defense", "shift of the mean", "trace / draws'", "wins, draws", "Genz", "product", "least pair"]
+    header = ["defense", "shift of the mean", "trace / draws'", "wins, draws", "Genz", "product", "smallest pair"]
     return text + table(header, [[t.name, *(number(t.logged.get(c)) for c in checks)] for t in noisy])
 
 
@@ -71,7 +71,7 @@ def search(found: list[Training], title: str, note: str) -> str:
         [t.name, *(t.cell(*at(kind)) for kind in kinds), t.work, str(t.train["epochs"]), f"{t.total:.0f}"]
         for t in found
     ]
-    header = ["defense", *(ATTACKS[kind] for kind in kinds), "work, F a step", "epochs", "F in all"]
+    header = ["defense", *(ATTACKS[kind] for kind in kinds), "work, F per step", "epochs", "F in total"]
     return f"\n## {title}\n\n{note}\n\n" + table(header, rows)
 
 
@@ -128,14 +128,13 @@ def main() -> None:
     text += search(
         trainings(store, "noisy_search"),
         "The search: forms, on validation images",
-        "4 epochs of Adam at a constant rate, as everything in `specs/mnist.yaml`; judged on 5000 images held out of "
-        "training (AutoAttack on 200 of them), never on test images. The source's setting is `noisy`.",
+        "4 epochs of Adam at a constant rate, as everything in `specs/mnist.yaml`; evaluated on 5000 images held out "
+        "of training (AutoAttack on 200 of them), not on test images. The source's setting is `noisy`.",
     )
     text += search(
         trainings(store, "noisy_search_recipe"),
         "The search: recipe, on validation images",
-        "The best form with a rate that rises to 4e-3 and falls again, and 7 epochs: still less work than 4 epochs of "
-        "PGD-AT.",
+        "The best form with a rate that rises to 4e-3 and falls again, and 7 epochs: less work than 4 of PGD-AT.",
     )
     text += search(
         trainings(store, "noisy_search_batch"),
@@ -145,12 +144,12 @@ def main() -> None:
     text += search(
         trainings(store, "noisy_best"),
         "The preset, on test images",
-        "`noisy` with `preset=input` beside the source's setting and PGD-AT, under the recipe of the second search.",
+        "`noisy` with `preset=input`, the source's setting and PGD-AT, under the recipe of the second search.",
     )
     text += search(
         trainings(store, "noisy_best_batch"),
         "The preset with half the batch, on test images",
-        "As the third search has it.",
+        "The recipe of the third search.",
     )
     FINDINGS.mkdir(exist_ok=True)
     (FINDINGS / "noisy.md").write_text(text)

@@ -1,4 +1,4 @@
-"""The finished trainings of a spec with their evaluations, read from the records: what pages in docs/ are made of."""
+"""The finished trainings of a spec with their evaluations, read from the records, for pages in docs/."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Training:
 
 def trainings(store: Store, spec: str) -> list[Training]:
     """The finished trainings of a spec on a data set that the project knows, in its order."""
-    # the planner needs to know of such a data set only how many images it has
+    # of these data sets the planner needs the number of images only, which is built in
     jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), Path("no-data-needed"))
     planned = [job for job in jobs if isinstance(job, TrainJob)]
     stored = [store.job(key) for key in store.keys()]
@@ -95,8 +95,8 @@ def trainings(store: Store, spec: str) -> list[Training]:
 
 
 def _has_retired_settings(job: TrainJob, planned: list[TrainJob]) -> bool:
-    """Is it a training that the spec once held: as a planned one but for settings that its plug-in no longer has?"""
-    if _but_for_settings(job) not in [_but_for_settings(other) for other in planned]:
+    """Was it a training of the spec: equal to a planned one except for settings that its plug-in no longer has?"""
+    if job in planned or _but_for_settings(job) not in [_but_for_settings(other) for other in planned]:
         return False
     try:
         plugin = catalog.get("defenses", job.defense.name)

@@ -1,4 +1,4 @@
-"""Which budget of adversarial training each sigma of closed-form noise is comparable with, from the records alone.
+"""The budget of adversarial training that each sigma of closed-form noise is comparable with, from the records.
 
 python docs/figures/sigma_eps.py [RESULTS] writes docs/findings/sigma_eps.md and draws
 docs/findings/sigma_eps.png from the runs of specs/noisy_sigma.yaml and specs/mnist.yaml: what
@@ -23,19 +23,19 @@ from bench.terminal import plain
 
 HEAD = """# Sigma and eps on MNIST
 
-Written by `python docs/figures/sigma_eps.py` from the records in `results/`, never by hand: what
+Written by `python docs/figures/sigma_eps.py` from the records in `results/`: the output of
 
 ```
 bench sweep noisy sigma --against pgd_at --dataset mnist --eps 0.1
 ```
 
-says of the first layer's noise at a fixed sigma. `pgd_at train_eps` is the least budget of PGD adversarial training
-at which that is as accurate, by a monotone fit through the budgets that were trained, with `standard` at 0; `below 0`
-means no better than without a defense (of clean accuracy: no worse). noise / std(z) is sigma over the spread of the
-first layer's output z, noise / |W| sigma over the Frobenius norm of its weights; both from the training's log.
+for noise at the first layer with a fixed sigma. `pgd_at train_eps` is the smallest budget of PGD adversarial training
+with the same accuracy, by a monotone fit through the trained budgets, with `standard` at 0; `below 0` means no better
+than without a defense (for clean accuracy: no worse). noise / std(z) is sigma over the standard deviation of the first
+layer's output z, noise / |W| sigma over the Frobenius norm of its weights; both from the training log.
 
-What can be said: one training seed, and no adversarial training between 0 and 0.1, so that budgets between are read
-off a straight line. Under AutoAttack, on 100 images, the intervals of all values of sigma from 0.4 on overlap.
+Limits: one training seed, and no adversarial training between 0 and 0.1, so that budgets in between are interpolated
+linearly. Under AutoAttack, on 100 images, the intervals of all values of sigma from 0.4 on overlap.
 
 ![sigma and the budget of equal accuracy](sigma_eps.png)
 """
