@@ -61,7 +61,7 @@ def test_the_speed_of_this_attempt_leaves_out_earlier_attempts(store: Store) -> 
     assert left(store, NEW, Estimator(store)).seconds == pytest.approx(99, abs=1)  # too early: as others did
 
 
-def test_a_job_that_outlasts_all_others_is_unknown_and_not_nothing(store: Store) -> None:
+def test_a_job_longer_than_its_estimate_has_an_unknown_time_left(store: Store) -> None:
     says(store, NEW, share=0.01, began=time.time() - 500)
     assert left(store, NEW, Estimator(store)).seconds is None
     assert together(store, [NEW], Estimator(store), 2) == TimeLeft(0.0, 0.0, 0.0, 0, 0, 1)
@@ -100,7 +100,7 @@ def test_the_view_knows_the_evaluations_of_a_running_training(store: Store, caps
     assert view._left() == "about 1 min 30 s (1 min 12 s to 1 min 52 s), estimated from 2 past records"
 
 
-def test_the_view_asks_the_records_of_its_device(store: Store) -> None:
+def test_the_view_uses_records_of_its_device(store: Store) -> None:
     from rich.console import Console
 
     record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
@@ -113,7 +113,7 @@ def test_the_view_asks_the_records_of_its_device(store: Store) -> None:
     ]
 
 
-def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) -> None:
+def test_status_uses_records_of_the_device_of_the_running_jobs(store: Store) -> None:
     record(store, train(5, defense="trades"), device="GPU y", train_seconds=1.0)
     record(store, train(6, defense="trades"), device="CPU x", train_seconds=600.0)
     like = train(5, defense="trades")
@@ -129,7 +129,7 @@ def test_status_asks_the_records_of_the_device_that_jobs_run_on(store: Store) ->
     assert seconds == [pytest.approx(1200, abs=1), pytest.approx(2, abs=1)]
 
 
-def test_a_run_asks_the_records_of_its_device(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_records_of_its_device(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     plugins = write_plugins(tmp_path)
     assert bench(*tiny(*plugins, attack="clean")).code == 0
@@ -342,7 +342,7 @@ def test_a_resumed_training_reports_earlier_seconds(tmp_path: Path) -> None:
     assert resumed[0]["earlier"] >= sum(line["seconds"] for line in lines[:2]) > 0
 
 
-def test_a_half_finished_run_is_planned_with_what_is_left(bench: Bench, tmp_path: Path) -> None:
+def test_the_plan_of_a_half_finished_run_counts_the_remaining_jobs(bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     plugins = write_plugins(tmp_path)
     (tmp_path / "wobble.todo").write_text("raise")

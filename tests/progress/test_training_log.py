@@ -1,4 +1,4 @@
-"""What a training says of itself while it runs: its log read back, the live view, and the tracker."""
+"""The log of a running training: read back, in the live view, and in the tracker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def logged(store: Store, key: str, *lines: object) -> Path:
     return path
 
 
-def test_a_log_is_read_up_to_what_is_half_written(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_a_log_is_ignored(tmp_path: Path) -> None:
     key = "0" * 12
     path = tmp_path / key / curves.LOG
     assert curves.read(Store(tmp_path), key) == []
@@ -38,7 +38,7 @@ def test_a_log_is_read_up_to_what_is_half_written(tmp_path: Path) -> None:
     assert curves.read(Store(tmp_path), key) == [{"epoch": 1.0, "ce": 0.5}, {"epoch": 2.0}]
 
 
-def test_the_loss_is_the_sum_of_the_terms_and_never_of_some() -> None:
+def test_the_loss_is_the_sum_of_all_terms_or_nan() -> None:
     line = {"epoch": 1.0, "ce": 0.5, "kl": 0.25, "sigma": 9.0}
     assert curves.total(line, ("ce", "kl")) == 0.75
     assert curves.total({**line, "total": 3.0}, ("ce", "kl")) == 3.0
@@ -54,7 +54,7 @@ def test_bars_go_from_the_lowest_to_the_highest() -> None:
     assert curves.sparkline([9, *range(12)]) == curves.sparkline(list(range(12)))
 
 
-def test_the_live_view_shows_the_epochs_that_are_over(store: Store) -> None:
+def test_the_live_view_shows_the_finished_epochs(store: Store) -> None:
     job, other = train_job("guard", 0), train_job("slow", 1)
     for one in (job, other):
         store.add(one)
@@ -81,7 +81,7 @@ def test_a_training_writes_the_sum_of_its_terms(bench: Bench, tmp_path: Path) ->
     assert curves.total({k: v for k, v in line.items() if k != "total"}, terms) == pytest.approx(line["total"])
 
 
-def test_an_unknown_tracker_and_an_absent_one_are_one_line_each(
+def test_an_unknown_or_missing_tracker_is_an_error_of_one_line(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugins = write_plugins(tmp_path)
@@ -111,7 +111,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.slow  # with the tests that `make test-full` runs, after CI has installed the extra
-def test_tensorboard_is_told_what_the_log_says_and_no_key_knows_of_it(bench: Bench, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_numbers_of_the_log_and_keys_do_not_depend_on_it(bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="no tensorboard on this machine")
     plugins = write_plugins(tmp_path)
     plain = [*tiny(*plugins, attack="clean"), "--epochs", 3]
@@ -139,7 +139,7 @@ def test_tensorboard_is_told_what_the_log_says_and_no_key_knows_of_it(bench: Ben
 
 
 @pytest.mark.slow
-def test_a_training_that_begins_again_is_told_from_the_start(store: Store) -> None:
+def test_the_scalars_of_a_restarted_training_are_written_again(store: Store) -> None:
     pytest.importorskip("tensorboard", reason="no tensorboard on this machine")
     job = trained(store, "Guard <b>/../x")
     logged(store, job.key, {"epoch": 1, "total": 4.0})

@@ -1,4 +1,4 @@
-"""The page is a function of the records, needs nothing but itself and shows every name literally."""
+"""The page: a function of the records, self-contained, with every name escaped."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_equal_records_give_equal_bytes(store: Store) -> None:
     assert html(store) == html(Store(store.root))
 
 
-def test_an_empty_folder_is_a_page_that_says_so(store: Store) -> None:
+def test_the_page_of_an_empty_folder_states_it(store: Store) -> None:
     assert "No evaluations yet." in html(store)
 
 
-def test_nothing_is_fetched_and_nothing_but_the_packages_own_script_may_run(store: Store) -> None:
+def test_the_content_policy_allows_only_the_packages_style_and_script(store: Store) -> None:
     matrix(store)
     text = html(store)
     page = Page(text)
@@ -92,14 +92,14 @@ def test_names_are_shown_literally(store: Store, name: str) -> None:
     assert not [attrs for _, attrs in hostile.tags if {"onerror", "onload"} & set(attrs)]
 
 
-def test_invisible_characters_and_changes_of_direction_are_blanks(store: Store) -> None:
+def test_invisible_and_direction_changing_characters_become_blanks(store: Store) -> None:
     matrix(store, "gu\u202eard\x00\x1b[31m\u2028")
     text = html(store)
     assert not set("\u202e\x00\x1b\u2028") & set(text)
     assert "gu ard" in text
 
 
-def test_every_number_leads_to_its_record(store: Store) -> None:
+def test_every_evaluation_links_to_its_record(store: Store) -> None:
     matrix(store)
     page = Page(html(store))
     places = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
@@ -116,7 +116,7 @@ def test_every_number_leads_to_its_record(store: Store) -> None:
     assert keys <= targets
 
 
-def test_a_board_says_what_the_leaderboard_says(store: Store) -> None:
+def test_a_board_equals_the_leaderboard(store: Store) -> None:
     matrix(store)
     first, second, third = boards(all_judged(store))
     assert [(b.threat, b.kind) for b in (first, second, third)] == [
@@ -147,7 +147,7 @@ def test_an_invalid_row_shows_no_number(store: Store) -> None:
     assert [f.note for f in board.lines[0].findings] == ["why"]
 
 
-def test_signs_of_a_table_are_explained_below_it_as_in_the_leaderboard(store: Store) -> None:
+def test_symbols_are_explained_below_the_table_as_in_the_leaderboard(store: Store) -> None:
     full(store, trained(store, "alone"), 500)
     page = " ".join(Page(html(store)).text)
     assert not re.search("‡|≤:|Median:", page)
@@ -204,7 +204,7 @@ def unfinished(store: Store, name: str = "guard", steep: tuple[int, ...] = (1, 1
     return keys[1]
 
 
-def test_captions_name_the_seeds_and_sizes_that_are_in_the_numbers(store: Store) -> None:
+def test_captions_have_the_seeds_and_sizes_of_the_numbers(store: Store) -> None:
     key = unfinished(store)
     unfinished(store, "other")
     rows = all_judged(store)
@@ -220,7 +220,7 @@ def test_captions_name_the_seeds_and_sizes_that_are_in_the_numbers(store: Store)
     assert curve.behind[0] == {2: [key]}
 
 
-def test_captions_of_sweeps_and_maps_name_their_seeds(store: Store) -> None:
+def test_captions_of_sweeps_and_maps_have_their_seeds(store: Store) -> None:
     for sigma, steep in ((1.0, (1, 1, 0, 0)), (2.0, (1, 1, 1, 0))):
         unfinished(store, sigma=sigma)
         unfinished(store, "rival", steep, level=sigma)
@@ -232,12 +232,12 @@ def test_captions_of_sweeps_and_maps_name_their_seeds(store: Store) -> None:
     assert "n 4; eps Linf 0.1; seeds 1; device" in plot.caption
 
 
-def test_the_pareto_line_joins_what_nothing_beats() -> None:
+def test_the_pareto_front_holds_the_points_that_no_other_dominates() -> None:
     assert pareto([(1, 5), (2, 4), (2, 3), (0, 5), (3, 1), (3, 1)]) == [0, 1, 4, 5]
     assert pareto([]) == []
 
 
-def test_scatters_tell_who_is_on_the_line_and_never_mix_devices(store: Store) -> None:
+def test_scatters_mark_the_front_and_separate_devices(store: Store) -> None:
     models = (("a", 500, 9.0, "x"), ("b", 400, 3.0, "x"), ("c", 300, 5.0, "x"), ("d", 100, 99.0, "y"))
     for name, hits, seconds, device in models:
         full(store, trained(store, name, seconds=seconds, device=device), hits)
@@ -258,8 +258,8 @@ def scored(store: Store, name: str, clean: float, robust: float, n: int = 1000, 
         evaluated(store, train, attack, [1] * hits + [0] * (n - hits), settings)
 
 
-def test_lines_of_scatters_are_the_fronts_of_the_table(store: Store) -> None:
-    """Three classes, of which each would beat the one before, and an unsound row that would beat all."""
+def test_fronts_of_scatters_are_those_of_the_table(store: Store) -> None:
+    """Three classes, each better than the one before, and an unsound row better than all."""
     scored(store, "a", 0.9, 0.3)
     scored(store, "b", 0.6, 0.5)
     scored(store, "c", 0.6, 0.4)
@@ -287,7 +287,7 @@ def test_lines_of_scatters_are_the_fronts_of_the_table(store: Store) -> None:
     assert len(set(among.values())) == 3
 
 
-def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certified(store: Store) -> None:
+def test_certified_curves_decrease_and_misclassified_images_are_not_certified(store: Store) -> None:
     train = trained(store, deploys="smoothed")
     evaluated(store, train, "clean", [1, 1, 1, 0])
     radius = np.array([0.1, 0.6, 1.2, 5.0], dtype=np.float64)
@@ -299,7 +299,7 @@ def test_certified_curves_fall_with_the_radius_and_a_wrong_image_is_never_certif
     assert max(shares) == 1.2
 
 
-def test_a_certified_curve_of_an_unsound_row_says_so(store: Store) -> None:
+def test_a_certified_curve_of_an_unsound_row_is_labeled(store: Store) -> None:
     train = trained(store, eps="1", deploys="smoothed")
     evaluated(store, train, "certify", [1, 1], columns={"radius": np.array([0.1, 0.6])})
     audited(store, train, Finding("C9", "U", 0.4, 0.1))
@@ -338,7 +338,7 @@ def test_figures_are_written_as_svg_png_and_csv(store: Store, tmp_path: Path, be
     assert before == {path.name: path.read_bytes() for path in target.iterdir()}
 
 
-def test_classes_are_judged_by_the_worst_case_in_the_order_of_the_test_set(store: Store) -> None:
+def test_accuracy_by_class_is_the_worst_case_matched_by_image_index(store: Store) -> None:
     train = trained(store)
     backwards = {"index": np.array([3, 2, 1, 0]), "label": np.array([7, 7, 0, 0])}
     forwards = {"index": np.arange(4), "label": np.array([0, 0, 7, 7])}

@@ -1,4 +1,4 @@
-"""The page in a real browser, by mouse and keyboard, light and dark, on a desk and on a phone; and axe-core's rules."""
+"""The page in a browser: mouse and keyboard, light and dark, desktop and phone; and the rules of axe-core."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fetch(wanted: list[Wanted]) -> Fetched:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with everything that a report can show, under names that are up to no good."""
+    """A report with every section, under names that attempt markup injection."""
     folder = tmp_path_factory.mktemp("page")
     store = Store(folder / "results")
     store.prepare()
@@ -69,7 +69,7 @@ def running() -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(running: Browser, page: Path) -> Iterator[Browser]:
-    """The page opened afresh; whatever a test does there, no error and no request is left behind."""
+    """The page, newly opened; after each test there must be no error and no request."""
     running.open(page)
     running.js("localStorage.clear()")
     running.open(page)
@@ -153,7 +153,7 @@ def test_filtering_by_click_and_by_keyboard(browser: Browser) -> None:
     browser.until(f"{COUNT} === '{every}'")
 
 
-def test_the_theme_follows_the_system_until_it_is_chosen_and_is_kept(browser: Browser, page: Path) -> None:
+def test_the_theme_follows_the_system_until_one_is_chosen_and_stored(browser: Browser, page: Path) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     assert browser.js(ground) == "rgb(255, 255, 255)"
     browser.open(page, dark=True)
@@ -180,7 +180,7 @@ def dialog(browser: Browser) -> list[list[str]] | None:
     return found
 
 
-def test_a_number_tells_its_records_by_click(browser: Browser) -> None:
+def test_a_click_on_a_number_shows_its_records(browser: Browser) -> None:
     number = place(browser, "Standard accuracy")
     browser.click(f"{BOARD}.tBodies[0].rows[0].cells[{number}].querySelector('button')")
     told = dialog(browser)
@@ -193,7 +193,7 @@ def test_a_number_tells_its_records_by_click(browser: Browser) -> None:
     browser.until(f"document.activeElement.id === 'k-{told[0][0]}'")
 
 
-def test_a_number_tells_its_records_by_keyboard(browser: Browser) -> None:
+def test_the_keyboard_shows_the_records_of_a_number(browser: Browser) -> None:
     first = place(browser, "Standard accuracy")
     rows = f"{BOARD}.tBodies[0].rows"
     assert browser.js(f"{rows}[0].querySelectorAll('button.n[tabindex=\"0\"]').length") == 1  # Tab stops once a row
@@ -218,7 +218,7 @@ def test_a_number_tells_its_records_by_keyboard(browser: Browser) -> None:
     assert dialog(browser) is None
 
 
-def test_numbers_of_figures_tell_their_records_too(browser: Browser) -> None:
+def test_numbers_of_figures_show_their_records_too(browser: Browser) -> None:
     line = "[...document.querySelectorAll('#heat tbody tr')].find(r => r.cells[0].textContent === 'guard')"
     browser.click(f"{line}.closest('details').querySelector('summary')")
     browser.click(f"{line}.querySelector('td[data-k] button')")
@@ -230,7 +230,7 @@ def test_numbers_of_figures_tell_their_records_too(browser: Browser) -> None:
     browser.press("Escape")
 
 
-def test_everything_is_reached_by_tab_and_in_the_order_of_the_page(browser: Browser) -> None:
+def test_tab_reaches_everything_in_the_order_of_the_page(browser: Browser) -> None:
     browser.js("document.body.focus()")
     seen: list[str] = []
     for _ in range(14):
@@ -248,7 +248,7 @@ def test_everything_is_reached_by_tab_and_in_the_order_of_the_page(browser: Brow
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_it_without_scrolling_sideways(browser: Browser, page: Path, dark: bool) -> None:
+def test_a_phone_needs_no_horizontal_scrolling(browser: Browser, page: Path, dark: bool) -> None:
     browser.open(page, width=360, height=740, dark=dark, phone=True)
     assert browser.js("document.documentElement.scrollWidth") <= 360
     wide = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && "
@@ -263,7 +263,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser: Browser, page: Pat
     browser.press("Escape")
 
 
-def test_without_script_everything_is_still_there(running: Browser, page: Path, tmp_path: Path) -> None:
+def test_the_page_is_complete_without_script(running: Browser, page: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.html"
     text = page.read_text()
     bare.write_text(re.sub(r"script-src &#39;[^&]+", "script-src &#39;none", text))  # the browser refuses it
@@ -284,7 +284,7 @@ RULES = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [{}, {"dark": True}, {"width": 390, "height": 844, "phone": True}])
-def test_axe_core_finds_nothing(browser: Browser, page: Path, window: dict[str, Any]) -> None:
+def test_axe_core_finds_no_violation(browser: Browser, page: Path, window: dict[str, Any]) -> None:
     if not AXE.is_file():
         pytest.skip("no axe-core here: `make axe`, or name axe.min.js in BENCH_AXE")
     browser.open(page, **window)
@@ -309,7 +309,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1])
-def test_every_text_colour_stands_out_on_every_ground(theme: int) -> None:
+def test_every_text_color_has_enough_contrast_on_every_background(theme: int) -> None:
     text = (ROOT / "bench" / "report" / "page.css").read_text()
     colours = {name: pair for name, *pair in re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", text)}
     assert {"ink", "soft", "link", "ok", "flag", "bad", "page", "panel"} <= set(colours)

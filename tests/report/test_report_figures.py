@@ -1,5 +1,5 @@
-"""Figures that rest on more than the tables: logs of trainings, security curves, the loss around the weights, images;
-and where every number comes from."""
+"""Figures that need more than the tables: training logs, security curves, the loss around the weights, images; and the
+provenance of every number."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def texts(svg: str) -> str:
     return "\n".join(Page(svg).text)
 
 
-def test_training_curves_are_the_sum_of_the_terms_whatever_became_of_the_training(store: Store) -> None:
+def test_training_curves_are_the_sum_of_the_terms_for_every_state(store: Store) -> None:
     metrics = {"final_terms": {"ce": 0.5, "kl": 0.25}}
     first, second = (trained(store, "guard", seed, metrics=metrics) for seed in (0, 1))
     log(store, first, {"ce": 2.0, "kl": 1.0, "sigma": 9.0}, {"ce": 0.5, "kl": 0.25, "sigma": 9.0, "validation": 0.875})
@@ -64,7 +64,7 @@ def test_training_curves_are_the_sum_of_the_terms_whatever_became_of_the_trainin
     assert "guard (train_eps=0.1)" in texts(plot.svg())
 
 
-def test_the_panels_are_those_of_the_best_rows_and_of_standard(store: Store) -> None:
+def test_panels_show_the_best_rows_and_standard(store: Store) -> None:
     for k in range(24):
         job = trained(store, f"m{k:02d}", metrics={"final_terms": {"ce": 1.0}})
         log(store, job, {"ce": 1.0})
@@ -79,7 +79,7 @@ def test_the_panels_are_those_of_the_best_rows_and_of_standard(store: Store) -> 
     assert "Shown: the best 20 of 25" in plot.caption
 
 
-def test_security_curves_are_of_that_attack_alone(store: Store) -> None:
+def test_security_curves_use_only_the_attack_curve(store: Store) -> None:
     train = trained(store)
     clean = evaluated(store, train, "clean", [1, 1, 1, 1])
     broken = np.array([0.05, 0.1, math.inf, math.inf])
@@ -122,7 +122,7 @@ def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(stor
     assert plot.threat == "Linf eps = 0.1"  # as the tables call it: the filter compares them
 
 
-def test_a_loss_that_is_not_finite_is_said_and_comes_last(store: Store) -> None:
+def test_models_with_a_loss_that_is_not_finite_come_last_and_are_labeled(store: Store) -> None:
     flat(store, trained(store), math.nan, (math.inf, 1.0))
     flat(store, trained(store, "other"), 9.0, (5.0, 5.0))
     (plot,) = flatness_curves(store, evaluations(store).readable)
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_is_said_and_comes_last(store: Store) -> None:
     assert plot.svg().startswith("<svg")
 
 
-def test_every_cell_leads_to_the_records_that_it_rests_on(store: Store) -> None:
+def test_every_cell_has_the_keys_of_its_records(store: Store) -> None:
     matrix(store)
     known = origins(store)
     board = boards(all_judged(store))[0]
@@ -161,7 +161,7 @@ def test_every_cell_leads_to_the_records_that_it_rests_on(store: Store) -> None:
     assert not [k for found in re.findall(r'data-k="([^"]*)"', text) for k in found.split() if int(k) >= len(order)]
 
 
-def test_versions_are_told_once(store: Store) -> None:
+def test_equal_versions_are_listed_once(store: Store) -> None:
     for seed in (0, 1, 2):
         job = trained(store, seed=seed)
         record = store.record(job.key)
@@ -175,7 +175,7 @@ def test_versions_are_told_once(store: Store) -> None:
     ]  # fmt: skip
 
 
-def test_svg_loses_nothing_but_what_says_nothing() -> None:
+def test_inlined_svg_loses_only_what_has_no_effect() -> None:
     source = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 72 72">'
         '<metadata>m</metadata><defs><style>*{}</style></defs>\n <g id="a"><g>\n<path d="M 1.25 2.04  L 30.0 4 " '
@@ -198,7 +198,7 @@ def test_svg_loses_nothing_but_what_says_nothing() -> None:
     )
 
 
-def test_the_strongest_attack_that_kept_its_images_is_shown_for_each_model(store: Store) -> None:
+def test_each_model_shows_its_strongest_attack_with_stored_images(store: Store) -> None:
     train = trained(store, HOSTILE)
     evaluated(store, train, "clean", [1] * 4)
     with_images(store, train, "onestep", 3)
@@ -225,7 +225,7 @@ def test_the_strongest_attack_that_kept_its_images_is_shown_for_each_model(store
     assert "n 4; eps Linf 0.1; seeds 0; device CPU x" in plot.caption
 
 
-def test_images_leave_the_page_room(store: Store) -> None:
+def test_images_are_left_out_where_the_page_would_be_too_large(store: Store) -> None:
     for name in ("a", "b"):
         train = trained(store, name)
         evaluated(store, train, "clean", [1] * 4)
@@ -241,7 +241,7 @@ def test_images_leave_the_page_room(store: Store) -> None:
     assert "left out" in note
 
 
-def test_a_page_without_stored_images_says_so(store: Store) -> None:
+def test_a_page_without_stored_images_gives_the_reason(store: Store) -> None:
     matrix(store)
     assert "No images are shown: no evaluation has" in html(store)
 
@@ -265,7 +265,7 @@ def strips(store: Store, root: Path) -> Fetched:
     return found[0]
 
 
-def test_pictures_are_the_images_judged_and_what_the_model_says_of_them(attacked: Store, tmp_path: Path) -> None:
+def test_pictures_are_the_evaluated_images_with_the_models_predictions(attacked: Store, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     fetched = strips(attacked, tmp_path)
@@ -290,7 +290,7 @@ def test_pictures_are_the_images_judged_and_what_the_model_says_of_them(attacked
     assert fooled == sorted(fooled, reverse=True)
 
 
-def test_fooled_images_come_first_then_one_that_held_and_none_that_was_wrong_before() -> None:
+def test_fooled_images_come_first_then_a_robust_one_and_no_misclassified_one() -> None:
     right, clean = np.array([1, 0, 0, 1, 0, 0], bool), np.array([1, 0, 1, 1, 1, 1])
     assert _choose(right, clean) == [2, 4, 0]
     assert _choose(right, None) == [1, 2, 0]
@@ -299,7 +299,7 @@ def test_fooled_images_come_first_then_one_that_held_and_none_that_was_wrong_bef
     assert _choose(np.zeros(2, bool), None) == [0, 1]
 
 
-def test_what_lies_not_here_or_is_damaged_is_said(attacked: Store, tmp_path: Path) -> None:
+def test_missing_or_damaged_files_are_reported(attacked: Store, tmp_path: Path) -> None:
     for weights in attacked.root.glob("*/weights-last.safetensors"):
         weights.unlink()
     ((key, pictures),) = strips(attacked, tmp_path).strips.items()
@@ -319,7 +319,7 @@ def test_what_lies_not_here_or_is_damaged_is_said(attacked: Store, tmp_path: Pat
     assert str(tmp_path) not in note
 
 
-def test_other_test_images_are_not_shown_beside_the_records(attacked: Store, tmp_path: Path) -> None:
+def test_images_of_another_test_set_are_not_shown(attacked: Store, tmp_path: Path) -> None:
     for job, record in list(attacked.records()):
         if job.kind == "evaluate":
             attacked.put(job, replace(record, metrics=replace(record.metrics, test_hash="0" * 16)))

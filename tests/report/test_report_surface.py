@@ -1,5 +1,5 @@
-"""The figure of the loss around images: which are drawn, what stands where, and that it stays small; and a real
-measurement on its way through records, shards, tables and page."""
+"""The figure of the loss around images: its panels, labels and size; and a real measurement in records, shards, tables
+and page."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_panels_are_the_mean_the_median_and_the_largest(store: Store) -> None:
     assert drawn(store, train, odd)[0][1:] == ["median: image 0", "largest: image 1"]
 
 
-def test_of_several_seeds_the_first_is_drawn_and_of_one_seed_the_most_images(store: Store) -> None:
+def test_panels_show_the_first_seed_and_its_evaluation_of_most_images(store: Store) -> None:
     for seed in (2, 10, 1):
         around(store, trained(store, seed=seed), [float(seed)] * 2, first=100 * seed)
     around(store, trained(store, seed=1), [1.0] * 3, first=500)
@@ -111,7 +111,7 @@ def test_of_several_seeds_the_first_is_drawn_and_of_one_seed_the_most_images(sto
     assert plot.lines[0][1] == f"{(1 + 2 + 3 + 1 + 2 + 1 + 2) / 7:.4g}"
 
 
-def test_what_is_not_finite_is_said_left_out_of_panels_and_comes_last(store: Store) -> None:
+def test_values_that_are_not_finite_are_labeled_left_out_of_panels_and_last(store: Store) -> None:
     bad = np.stack([RISING, RISING, 2 * RISING, 3 * RISING])
     bad[0, 2, 2] = math.inf
     train = trained(store)
@@ -128,13 +128,13 @@ def test_what_is_not_finite_is_said_left_out_of_panels_and_comes_last(store: Sto
     assert "\n".join(Page(plot.svg()).text).count("not finite") == 3 + 1
 
 
-def test_an_evaluation_of_that_name_without_surfaces_is_passed_over(store: Store) -> None:
+def test_an_evaluation_named_surface_without_surfaces_is_ignored(store: Store) -> None:
     evaluated(store, trained(store), "surface", [1, 1], columns={"nonlinearity": np.ones(2)})
     around(store, trained(store, "flat"), [1.0] * 2, columns={"loss": np.ones(2)})
     assert surfaces(store, evaluations(store).readable) == []
 
 
-def test_models_of_several_architectures_are_told_apart(store: Store) -> None:
+def test_labels_name_the_architecture_where_several_are_shown(store: Store) -> None:
     for k, net in enumerate(("tiny", "broad")):
         around(store, trained(store, model={"name": net, "set": {}, "revision": 1}), [float(k)])
     (plot,) = surfaces(store, evaluations(store).readable)
@@ -142,7 +142,7 @@ def test_models_of_several_architectures_are_told_apart(store: Store) -> None:
 
 
 def panels(store: Store, linf: bool = True, reach: float = 1.0) -> list[Any]:
-    """The axes of one model, those of its name first."""
+    """The axes of one model; the first holds its name."""
     train = trained(store)
     key = around(store, train, [3.0, 9.0, 1.0])
     entries = [entry for entry in evaluations(store).readable if entry.key == key]
@@ -180,7 +180,7 @@ def test_reach_is_that_of_the_job(store: Store) -> None:
 
 
 @pytest.mark.parametrize("rough", [False, True])
-def test_a_figure_of_eight_models_is_small_and_says_that_it_leaves_some_out(store: Store, rough: bool) -> None:
+def test_a_figure_of_eight_models_is_small_and_states_how_many_it_shows(store: Store, rough: bool) -> None:
     generator, at = np.random.default_rng(0), np.linspace(-1, 1, 15)
     for k in range(9):
         shape = np.exp(2 * at)[:, None] * (1 + k / 9) + np.sin(3 * at)[None, :] + at[:, None] * at[None, :]
@@ -199,7 +199,7 @@ def test_a_figure_of_eight_models_is_small_and_says_that_it_leaves_some_out(stor
     assert f'aria-label="{plot.alt}"' in svg
 
 
-def test_names_of_records_stay_text(store: Store) -> None:
+def test_names_of_records_are_escaped(store: Store) -> None:
     around(store, trained(store, '<script>alert(1)</script> & "$x_1$"'), [1.0])
     (plot,) = surfaces(store, evaluations(store).readable)
     assert "<script" not in plot.svg()
@@ -226,7 +226,7 @@ def test_contours_rise_from_dark_to_bright() -> None:
     )
 
 
-def test_what_varies_by_rounding_is_one_colour_and_what_is_rough_gets_fewer() -> None:
+def test_rounding_noise_is_one_color_and_a_rough_surface_gets_fewer_levels() -> None:
     flat = np.full((5, 5), 3.0)
     flat[2, 2] += 1e-7
     assert len(filled(flat).collections) == 0
@@ -262,7 +262,7 @@ def cache() -> dict[str, Path]:
 
 @pytest.fixture
 def ran(bench: Bench, cache: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One defense judged by `clean` and measured by `surface` at two seeds; a copy."""
+    """One defense evaluated by `clean` and `surface` at two seeds; a copy."""
     if "results" not in cache:
         folder = tmp_path_factory.mktemp("measured") / "results"
         words = tiny("--eps", "0.1", "--seeds", "0,1", defense="standard", attack="clean,surface")
@@ -279,7 +279,7 @@ def keys(store: Store) -> list[str]:
     return sorted(found, key=lambda key: found[key].seed)
 
 
-def test_surfaces_pass_through_records_tables_and_notebooks(bench: Bench, ran: Store) -> None:
+def test_surfaces_are_stored_exported_and_readable_in_notebooks(bench: Bench, ran: Store) -> None:
     first, _ = keys(ran)
     samples = ran.samples(first)
     assert (samples["loss"].shape, samples["loss"].dtype) == ((16, 5, 5), np.dtype("float32"))
@@ -301,7 +301,7 @@ def test_surfaces_pass_through_records_tables_and_notebooks(bench: Bench, ran: S
     assert markdown(Store(Path("results"))) == board  # it judges no robustness
 
 
-def test_surfaces_are_merged_and_another_one_is_a_conflict(bench: Bench, ran: Store) -> None:
+def test_equal_surfaces_merge_and_different_ones_conflict(bench: Bench, ran: Store) -> None:
     key = keys(ran)[0]
     shutil.copytree("results", "other")
     assert bench("merge", "other", "--results-dir", "fresh").code == 0
@@ -319,7 +319,7 @@ def test_surfaces_are_merged_and_another_one_is_a_conflict(bench: Bench, ran: St
     assert f"{key} in results and other: other samples.npz" in outcome.out
 
 
-def test_surfaces_in_shards_are_put_together(ran: Store) -> None:
+def test_surfaces_of_shards_are_assembled(ran: Store) -> None:
     key = keys(ran)[0]
     whole, samples, record = ran.job(key), ran.samples(key), ran.record(key)
     assert record is not None
