@@ -1,4 +1,4 @@
-"""Files that are whole or not there: temp file, fsync, rename, fsync of the folder. Logs, which only grow."""
+"""Atomic writes: temporary file, fsync, rename, fsync of the folder. Logs that are appended to."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
-GONE = (errno.ENOENT, errno.ESTALE)  # the second from NFS, where another machine removed a file while it was read
+GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: another machine removed a file on NFS while it was read
 
 
 @contextlib.contextmanager
 def unless_gone() -> Iterator[None]:
-    """Inside, a file may be read that goes away meanwhile: then the rest of the block is left out."""
+    """Context that ends without an error if a file that it reads is removed meanwhile."""
     try:
         yield
     except OSError as error:
@@ -36,9 +35,9 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Temp file, fsync, rename, fsync of the folder: a reader sees the old file or the whole new one.
+    """Replace a file atomically: a reader sees the old content or the whole new one.
 
-    Raises OSError that names path, need and free space where the disk is full.
+    Raises OSError that names the path, the bytes needed and the free space if the disk is full.
     """
     try:
         _write_atomic(path, write)
@@ -55,7 +54,7 @@ def write_hashed(path: Path, data: bytes) -> str:
 
 
 def no_room(path: Path, error: OSError, need: int | None = None) -> OSError:
-    """What to tell of a full disk, in one line. `need`: bytes that were to be written, where that is known."""
+    """The error for a full disk. `need`: bytes to write, if known."""
     free = shutil.disk_usage(path.parent).free / 2**20
     size = f"{need} bytes" if (need or 0) < 2**20 else f"{(need or 0) / 2**20:.0f} MB"
     wanted = "" if need is None else f"{size} are needed, "
@@ -64,7 +63,7 @@ def no_room(path: Path, error: OSError, need: int | None = None) -> OSError:
 
 
 class _Counter(io.RawIOBase):
-    """Takes everything, keeps nothing, and knows how much it was."""
+    """Counts the bytes written to it."""
 
     total = 0
 
@@ -77,7 +76,7 @@ class _Counter(io.RawIOBase):
 
 
 def _size(write: Callable[[IO[bytes]], object]) -> int | None:
-    """Bytes that `write` writes; None where that cannot be said now."""
+    """Bytes that `write` writes; None if it raises."""
     counter = _Counter()
     with contextlib.suppress(Exception):
         write(counter)  # type: ignore[arg-type]
@@ -86,7 +85,7 @@ def _size(write: Callable[[IO[bytes]], object]) -> int | None:
 
 
 def appending(path: Path) -> IO[str]:
-    """A log, opened to add lines to it. A last line that a kill tore gets its end first: it swallows no other one."""
+    """A log, opened for appending. If a kill left its last line incomplete, a line break is added first."""
     torn = False
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         if file.seek(0, os.SEEK_END):
@@ -118,7 +117,7 @@ def _write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none."""
+    """SHA-256 of a file, None if there is none."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,5 @@
-"""Run one job under its lease, which is taken, kept alive and released here: `bench worker KEY`, and so each task of
-Slurm and Ray. Under the executors local and debug the driver holds the lease.
-
-Free of torch until a job begins.
+"""Runs one job under its lease: `bench worker KEY`, and each task of Slurm and Ray. With the executors local and debug
+the driver holds the lease. Does not import torch before a job begins.
 """
 
 from __future__ import annotations
@@ -58,7 +56,7 @@ def tried(store: Store, key: str) -> list[Retry]:
 def next_attempt(
     store: Store, job: Job, fault: retries.Fault, allowed: Container[retries.Step], shared: bool = False
 ) -> retries.Step | None:
-    """How a failed job is tried again, None where it is given up. A retry is saved, and the failed record removed.
+    """How a failed job is retried, None if it is given up. A retry is stored, and the failed record removed.
 
     `allowed`: the steps that the caller can take; `shared`: other jobs ran on the same device.
     """

@@ -1,4 +1,4 @@
-"""Weights of a foreign checkpoint, strictly: what does not fit is named, never skipped, and nothing in it is run."""
+"""Loads a checkpoint of the user's strictly: what does not fit is an error, and no code in the file is executed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _refuse_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError):
-        return  # damaged: torch.load says so
+        return  # damaged, which torch.load reports
     held = sum(entry.file_size for entry in entries)
     if held > path.stat().st_size:
         raise _not_weights_only(path, f"{path.stat().st_size} bytes that would unfold to {held}")
@@ -93,7 +93,7 @@ def _by_name(value: Any) -> bool:
 
 
 def _ordinary(value: Tensor) -> bool:
-    """Dense, with values of its own, and no codes that stand for others."""
+    """Dense, with values, and not quantized."""
     return value.layout == torch.strided and not value.is_quantized and not value.is_meta and not value.is_nested
 
 
@@ -122,7 +122,7 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
 
 
 def unprefixed(state: State, wanted: set[str]) -> State:
-    """The state with prefixes that all its names share taken away, as far as that makes more names fit."""
+    """The state without prefixes that all its names share, as far as more names fit without them."""
     best = state
     while True:
         shared = [prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in state)]

@@ -1,8 +1,7 @@
-"""Smaller passes for an evaluation that ran out of memory: fewer images at a time through the net, the same verdicts.
+"""Smaller passes for an evaluation that ran out of memory: fewer images at a time, the same outcomes.
 
-Blocks, seeds and the attack see no difference: a pass over a block is cut into parts, and with gradients each part is
-computed again on the way back instead of being kept. Where the model draws at test time, a smaller pass would draw
-other noise; it is refused.
+Blocks, seeds and attack do not change: a pass over a block is split into parts, whose activations are recomputed in the
+backward pass. A stochastic model would draw other noise in smaller passes, so it is rejected.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from bench.planning.job import EvaluationJob, Job
 
 
 class FixedBatch(MemoryError):
-    """The passes of this model cannot be made smaller without another outcome."""
+    """Smaller passes of this model would change the outcome."""
 
 
 def rows(job: Job, halvings: int) -> int | None:
-    """Images in one pass after so many halvings of the block; None where passes are not cut."""
+    """Images in one pass after so many halvings of the block; None if passes are not split."""
     if not halvings or not isinstance(job, EvaluationJob):
         return None
     own = job.attack.settings.get("block_size")
@@ -35,9 +34,9 @@ def rows(job: Job, halvings: int) -> int | None:
 
 
 def limit(model: Classifier, most: int) -> None:
-    """Let no pass hold more than `most` images. Raises FixedBatch for a model that draws."""
+    """Limit every pass to `most` images. Raises FixedBatch for a stochastic model."""
     if model.stochastic:
-        raise FixedBatch("out of memory; the model draws at test time, so smaller passes would change its draws")
+        raise FixedBatch("out of memory; the model is stochastic, and smaller passes would change its noise draws")
     inner = model.surrogate
 
     def surrogate(self: Classifier) -> nn.Module:
@@ -49,7 +48,7 @@ def limit(model: Classifier, most: int) -> None:
 
 def _cut(module: nn.Module, most: int) -> nn.Module:
     if "forward" not in vars(module):
-        # bound to the module, so that a copy of it runs its own weights
+        # bound to the module, so that a copy uses its own weights
         vars(module)["forward"] = types.MethodType(functools.partial(_forward, most), module)
     return module
 

@@ -1,4 +1,4 @@
-"""What can be known before the first training: is there a model, a defense or an attack here that cannot work?"""
+"""Checks before the first training: models, defenses and attacks that cannot work."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bench.planning.labels import label
 
 
 def problems(jobs: list[Job], root: Path) -> list[str]:
-    """One line for each thing that makes some of these jobs impossible; none where all can begin. `root`: data folder.
+    """One line per problem that makes some of these jobs impossible. `root`: data folder.
 
-    What jobs have in common is built once, on the CPU, and no image is loaded. Random generators stay as they were.
-    Raises only what the data folder raises.
+    Parts that jobs share are built once, on the CPU, and no image is loaded. Random generators are not changed. Raises
+    only what the data folder raises.
     """
     architectures: dict[str, dict[str, TrainJob]] = {}
     attacks: dict[str, EvaluateJob] = {}
@@ -34,7 +34,7 @@ def problems(jobs: list[Job], root: Path) -> list[str]:
             architectures.setdefault(place, {})[repr((job.defense, job.threat))] = job
         elif isinstance(job, EvaluateJob):
             attacks[repr((job.attack, job.threat))] = job
-    found: dict[str, None] = {}  # a defense that no architecture can help is told once
+    found: dict[str, None] = {}  # a problem of a defense with every architecture is listed once
     with scope(0), torch.no_grad():
         for trainings in architectures.values():
             found.update(dict.fromkeys(_of_trainings(list(trainings.values()), root)))
@@ -73,7 +73,7 @@ def _of_trainings(jobs: list[TrainJob], root: Path) -> Iterator[str]:
 
 
 def _of_attack(job: EvaluateJob) -> Iterator[str]:
-    """An evaluation that cannot be made. Whether it supports a model is told in the cell, and no mistake."""
+    """Problems of an evaluation. An attack that does not apply to a model is not one: the table shows the reason."""
     name = job.attack.name
     try:
         judge: Evaluation = plugins.make("attacks", job.attack, job.threat)
@@ -85,7 +85,7 @@ def _of_attack(job: EvaluateJob) -> Iterator[str]:
 
 
 def _line(error: Exception, name: str) -> str:
-    """What the plug-in said, in one line, without its own name before it and what pydantic puts around it."""
+    """Message of an error in one line, without the plug-in's name and without pydantic's additions."""
     while isinstance(error, ValidationError):
         inner = error.errors()[0].get("ctx", {}).get("error")
         if not isinstance(inner, Exception):

@@ -1,4 +1,4 @@
-"""What a record says of where it comes from: commit, versions, hardware, memory. No user, host or path names."""
+"""Provenance of a record: commit, versions, hardware, memory. No names of users, hosts or paths."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ HERE = Path(__file__).resolve().parents[2]  # the checkout, or where packages ar
 
 @functools.cache
 def git(here: Path = HERE) -> tuple[str | None, bool | None]:
-    """Commit of the code and whether it was changed since; None where it is no checkout of its own, such as where it is
-    installed below somebody's repository."""
+    """Commit of the code and whether the code differs from it; None if the code is not in its own checkout, for example
+    installed inside another repository."""
 
     def ask(*words: str) -> str | None:
         try:
@@ -62,7 +62,7 @@ def git(here: Path = HERE) -> tuple[str | None, bool | None]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what is loaded here; asking takes longer than all else in a record."""
+    """Versions of Python and of packages; reading them takes longer than anything else in a record."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
@@ -73,11 +73,11 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """The hardware's own name: timings are compared only where it is the same."""
+    """Name of the hardware. Timings are compared only on equal hardware."""
     if device.startswith("cuda"):
         try:
             return torch.cuda.get_device_name(torch.device(device))
-        except (RuntimeError, AssertionError):  # a lost device still owes its job a record
+        except (RuntimeError, AssertionError):  # the record is written even if the device was lost
             return "GPU that could not be asked"
     return cpu_name()
 
@@ -94,4 +94,4 @@ def peak_memory(device: str) -> PeakMemory:
     return PeakMemory(round(rss, 1), None if cuda is None else round(cuda, 1))
 
 
-versions()  # the fork server asks once, and every worker that comes from it finds the answer
+versions()  # once in the fork server, for all workers that it starts

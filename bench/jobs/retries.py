@@ -1,4 +1,4 @@
-"""Why a worker failed, and whether its job runs again. Pure decisions, without processes and files.
+"""Why a worker failed, and whether its job runs again: decisions only, without processes and files.
 
 | what happened | what is done |
 |---|---|
@@ -54,7 +54,7 @@ DEVICE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a worker left no result. `peak`: the most MB that it held, where known."""
+    """Why a worker left no result. `peak`: its peak memory, if known."""
 
     kind: Kind
     name: str
@@ -63,7 +63,7 @@ class Fault:
 
 
 def classify(name: str, message: str) -> Kind:
-    """Kind of an exception, by the name of its type and its text; the worker and the driver agree on it."""
+    """Kind of an exception from type name and message; used by worker and driver alike."""
     if name in OUT_OF_MEMORY or any(text in message for text in NO_MEMORY):
         return "oom"
     return "device" if any(text in message for text in DEVICE) else "raised"
@@ -74,8 +74,8 @@ def fault(
 ) -> Fault | None:
     """The fault of a job, None if it has a result.
 
-    `code`: exit code of the worker; `late`: the limit it was killed at; `kernel`: did the kernel kill for memory
-    meanwhile; `peak`: resident MB seen last.
+    `code`: exit code of the worker; `late`: the time limit at which it was killed; `kernel`: whether the kernel killed
+    a process for lack of memory meanwhile; `peak`: resident MB measured last.
     """
     if record is not None:
         if record.state not in ("error", "oom"):

@@ -1,4 +1,4 @@
-"""A checkpoint or a model file of the user's -> a net with its weights -> a deployed model, and its clean accuracy."""
+"""Builds a user's model from a checkpoint or a model file, deploys it and measures its clean accuracy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bench.training.cost import inference_ms
 
 
 def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module:
-    """The net of an import job before its weights. `state`: a checkpoint, whose own normalization is taken.
+    """The net of an import job before its weights. `state`: a checkpoint, whose own normalization is used.
 
     Raises ValueError in one line.
     """
@@ -119,7 +119,7 @@ def _module(path: Path, sha256: str) -> ModuleType:
 
 
 def imported(job: ImportJob, facts: Facts, source: Path | None, name: str) -> nn.Module:
-    """The net with its weights. `source`: the checkpoint, `name`: what to call it. Raises ValueError in one line."""
+    """The net with its weights. `source`: the checkpoint, `name`: its name in errors. Raises ValueError in one line."""
     if source is None:
         return build(job, facts)
     if file_hash(source) != job.checkpoint:
@@ -145,7 +145,7 @@ def reloaded(job: ImportJob, state: State, data: Data) -> Classifier:
 
 
 def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
-    """Load on the CPU and try two blank images; gives what was chosen, in words. Raises ValueError in one line."""
+    """Load on the CPU and try two blank images. Returns the normalization in words. Raises ValueError in one line."""
     name = source.name if source else job.model.name
     model = deployed(job, imported(job, facts, source, name), torch.device("cpu"))
     x = torch.zeros(2, facts.channels, facts.size, facts.size)
@@ -210,7 +210,7 @@ def chosen(model: nn.Module) -> str:
 
 
 def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module, TrainMetrics]:
-    """The loaded net and what its record says: clean accuracy on the test images of `data`, size, time a prediction."""
+    """The loaded net and its metrics: clean accuracy on the test images of `data`, size, time per prediction."""
     net = imported(job, data.facts, source, "the checkpoint")
     model = deployed(job, net, data.test.x.device)
     right, n = 0, len(data.test.x)

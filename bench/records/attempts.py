@@ -1,7 +1,7 @@
-"""What was tried of a job before it ended: attempts.json counts the ends that were failures, retries.json lists the
-retries of the attempt that goes on. Both become part of the record (its fields `retries` and `attempts`).
+"""Failures of a job before its record: attempts.json counts the runs that failed, retries.json lists the retries of the
+present run. Both become part of the record.
 
-Working folders of older versions hold each under the other's name: a count is an object, a list is a list.
+Older versions used each name for the other file; an object is the count, a list the retries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ATTEMPTS, RETRIES = "attempts.json", "retries.json"
 
 
 def failures(folder: Path) -> int:
-    """How often the job ended in failure before; 0 where nothing is saved."""
+    """How often the job has failed; 0 if nothing is stored."""
     for name in (ATTEMPTS, RETRIES):
         try:
             return int(_saved(folder / name)["count"])
@@ -28,7 +28,7 @@ def failures(folder: Path) -> int:
 
 
 def count_failure(folder: Path) -> None:
-    """The job failed once more."""
+    """Count one more failure of the job."""
     _save(folder, failures(folder) + 1, retries(folder))
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a job are read: in its folder results/<key>/, else in a pack results/<name>.zip."""
+"""Reads the files of a job from its folder results/<key>/, or else from a pack results/<name>.zip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JobFiles:
 
     @cached_property
     def packs(self) -> Packs:
-        """The published records in this folder, by key. Raises PackError where a pack is damaged."""
+        """The published records in this folder, by key. Raises PackError if a pack is damaged."""
         return Packs(self.root)
 
     def folder(self, key: str) -> Path:
@@ -50,7 +50,7 @@ class JobFiles:
         return not ((folder / JOB).exists() or (folder / RECORD).exists())
 
     def read(self, key: str, name: str) -> bytes | None:
-        """The content of a file of a job, from its folder or its pack; None where there is none."""
+        """The content of a file of a job, from its folder or its pack; None if there is none."""
         if name in NAMES and self.packed(key):
             return self.packs[key].read(key, name)
         try:
@@ -59,7 +59,7 @@ class JobFiles:
             return None
 
     def open(self, key: str, name: str) -> IO[bytes]:
-        """A file of a job, opened for reading. Raises FileNotFoundError where there is none."""
+        """A file of a job, opened for reading. Raises FileNotFoundError if there is none."""
         data = self.read(key, name) if name in NAMES and self.packed(key) else None
         return (self.folder(key) / name).open("rb") if data is None else io.BytesIO(data)
 
@@ -70,13 +70,13 @@ class JobFiles:
         return sorted({path.name for path in paths if path.is_file()} | packed)
 
     def has(self, key: str, name: str) -> bool:
-        """Does a file of a job exist, in its folder or its pack?"""
+        """Has a job this file, in its folder or its pack?"""
         if name in NAMES and self.packed(key):
             return name in self.packs[key].members[key]
         return (self.folder(key) / name).is_file()
 
     def size_of(self, key: str, name: str) -> int | None:
-        """Bytes of a file of a job, None where there is none."""
+        """Bytes of a file of a job, None if there is none."""
         if name in NAMES and self.packed(key):
             member = self.packs[key].members[key].get(name)
             return None if member is None else member.file_size
@@ -86,13 +86,13 @@ class JobFiles:
             return None
 
     def hash_of(self, key: str, name: str) -> str | None:
-        """SHA-256 of a file of a job, None where there is none."""
+        """SHA-256 of a file of a job, None if there is none."""
         if name in NAMES and self.packed(key):
             data = self.packs[key].read(key, name)
             return None if data is None else hashlib.sha256(data).hexdigest()
         return file_hash(self.folder(key) / name)
 
     def damaged(self, key: str, record: Record) -> list[str]:
-        """Names of the files of a record that exist with another content than it names."""
+        """Names of the files of a record that exist with another hash."""
         found = {name: self.hash_of(key, name) for name in record.files}
         return sorted(name for name, actual in found.items() if actual not in (None, record.files[name]))

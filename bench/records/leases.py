@@ -1,7 +1,8 @@
-"""Who does a job: a lease file in its folder, created exclusively and kept alive by a heartbeat. No file locks (NFS).
+"""Leases: which process runs a job. Works without file locks, which NFS does not have.
 
-A claim creates the next results/<key>/lease-<generation>.json; the loser never overwrites. A lease is dead when its
-process is gone (asked on the same machine) or silent for STALE seconds by the file system's clock: no two must agree.
+A claim creates the file results/<key>/lease-<generation>.json with the next generation; creation is exclusive, so that
+one of several claims succeeds. A lease is dead if its process has ended (known on the same machine only) or if its last
+heartbeat is older than STALE seconds by the clock of the file system; clocks of machines need not agree.
 """
 
 from __future__ import annotations
@@ -29,36 +30,36 @@ Took = Literal["run", "over", "held"]
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease file says. `age`: seconds since its last heartbeat; `token` is empty where it cannot be read."""
+    """Content of a lease file. `age`: seconds since its last heartbeat; `token` is empty if it cannot be read."""
 
     path: Path
     age: float
     token: str = ""
     machine: str = ""
     pid: int = 0
-    began: str = ""  # when the process began, since process ids come again
+    began: str = ""  # start of the process, as process ids are reused
 
     @property
     def alive(self) -> bool:
-        """May its job be going on? On the same machine its process is asked, elsewhere only the heartbeat."""
+        """May its process still run the job? On another machine only the heartbeat is known."""
         gone = self.token and self.machine == this_machine() and not _runs(self.pid, self.began)
         return self.age < STALE and not gone
 
     @property
     def generation(self) -> int:
-        """The number in its name; the next claim takes the next one."""
+        """The number in its file name; the next claim takes the next one."""
         return int("0" + "".join(filter(str.isdecimal, self.path.stem)))
 
 
 class Lease:
-    """A claim that was won. A thread of this process beats it until it is released."""
+    """A successful claim. A thread of this process sends heartbeats until it is released."""
 
     def __init__(self, path: Path, token: str) -> None:
         self.path, self.token = path, token
         self.held, self._last = True, time.monotonic()
 
     def beat(self) -> bool:
-        """Say that the job goes on. False once it was taken away: then stop, another process does it."""
+        """Send a heartbeat. Returns False if another process took the job over; then stop."""
         try:
             if _read(self.path, 0.0).token != self.token:
                 raise FileNotFoundError(self.path)
@@ -66,12 +67,12 @@ class Lease:
             self._last = time.monotonic()
         except FileNotFoundError:
             self.held = False
-        except OSError:  # a file server that is away for a moment costs no job; one that stays away does
+        except OSError:  # a file server may be away for a moment
             self.held = self.held and time.monotonic() - self._last < STALE - BEAT
         return self.held
 
     def release(self) -> None:
-        """Let others have the job. Does nothing where it was taken away."""
+        """Give the job free. Does nothing if another process took it over."""
         _beating.discard(self)
         with contextlib.suppress(OSError):
             if _read(self.path, 0.0).token == self.token:
@@ -80,7 +81,7 @@ class Lease:
 
 
 class Claims:
-    """The leases of one driver. Make it before asking what there is to do: what ends later was done by others."""
+    """The leases of one driver. Made before the driver lists pending jobs: a record written later is by another one."""
 
     def __init__(self, store: Store, keys: list[str]) -> None:
         self.store = store
@@ -88,12 +89,12 @@ class Claims:
         self._leases: dict[str, Lease] = {}
 
     def take(self, key: str) -> Took:
-        """run: this driver does it now. over: another one did it meanwhile. held: another one is at it; ask later."""
-        if key in self._leases and self._leases[key].held:  # it is tried again
+        """run: this driver has the job; over: another one finished it meanwhile; held: another one runs it."""
+        if key in self._leases and self._leases[key].held:  # a retry
             return "run"
         if (lease := claim(self.store, key)) is None:
             return "held"
-        self._leases[key] = lease  # given back by `release` also where what follows fails
+        self._leases[key] = lease  # `release` drops it also if the next lines raise
         if self._stamp(key) != self._before.get(key) and self.store.record(key) is not None:
             self.release(key)
             return "over"
@@ -101,16 +102,16 @@ class Claims:
         return "run"
 
     def lost(self, key: str) -> bool:
-        """Was a job of this driver taken over by another one (after a minute without a sign of life)?"""
+        """Did another driver take over a job of this one (after a minute without a heartbeat)?"""
         return not self._leases[key].held
 
     def release(self, key: str) -> None:
-        """The job is over, or given up. Does nothing where it was never taken."""
+        """Release the lease of a job that has ended or is given up, if there is one."""
         if key in self._leases:
             self._leases.pop(key).release()
 
     def close(self) -> None:
-        """Give up whatever is left."""
+        """Release all leases."""
         while self._leases:
             self._leases.popitem()[1].release()
 
@@ -121,15 +122,15 @@ class Claims:
 
 
 def claim(store: Store, key: str) -> Lease | None:
-    """The lease of a job, or None while another process holds it or won the race for it."""
+    """The lease of a job; None if another process holds it or claimed it at the same time."""
     folder, token = store.folder(key), secrets.token_hex(8)
     draft = folder / f".lease.{token}"
     if store.packed(key):
         folder.mkdir(exist_ok=True)
-    says = {"token": token, "machine": this_machine(), "pid": os.getpid(), "began": _facts(os.getpid())[1]}
+    content = {"token": token, "machine": this_machine(), "pid": os.getpid(), "began": _facts(os.getpid())[1]}
     try:
-        draft.write_text(json.dumps(says), encoding="utf-8")
-        now = draft.stat().st_mtime  # the file system's clock, which made the times of the others too
+        draft.write_text(json.dumps(content), encoding="utf-8")
+        now = draft.stat().st_mtime  # by the clock of the file system, like the times of other leases
         found = holders(folder, now)
         if any(holder.alive for holder in found):
             return None
@@ -139,7 +140,7 @@ def claim(store: Store, key: str) -> Lease | None:
     finally:
         draft.unlink(missing_ok=True)
     lease = Lease(path, token)
-    # a lower number may have come up again meanwhile, if all were released: the second one to look gives way
+    # if all leases were released meanwhile, a lower generation may be new: the process that looks last gives way
     if any(holder.alive for holder in holders(folder, now) if holder.path != path):
         lease.release()
         return None
@@ -150,12 +151,12 @@ def claim(store: Store, key: str) -> Lease | None:
 
 
 def holder_of(store: Store, key: str) -> Holder | None:
-    """Who does a job now, by this machine's clock: writes nothing."""
+    """The process that runs a job now, by this machine's clock; None if there is none."""
     return next((holder for holder in holders(store.folder(key), time.time()) if holder.alive), None)
 
 
 def holders(folder: Path, now: float) -> list[Holder]:
-    """All leases in a job folder, dead ones too."""
+    """All leases in a job folder, including dead ones."""
     found = list[Holder]()
     for path in sorted(folder.glob("lease-*.json")):
         with unless_gone():  # released meanwhile
@@ -164,15 +165,15 @@ def holders(folder: Path, now: float) -> list[Holder]:
 
 
 def _create(draft: Path, path: Path) -> bool:
-    """Exclusively, and with its content at once. False where another process was first."""
+    """Create a lease exclusively and with its content. Returns False if another process was first."""
     try:
         os.link(draft, path)
     except FileExistsError:
-        return draft.stat().st_nlink == 2  # NFS may lose the answer to a link that was made
+        return draft.stat().st_nlink == 2  # NFS may report failure for a link that it made
     except OSError as error:
         if error.errno in FULL:
             raise
-        try:  # no hard links here; a file torn by a kill counts as a lease until it is STALE
+        try:  # no hard links; a file that a kill left incomplete counts as a lease until it is STALE
             with path.open("x", encoding="utf-8") as file:
                 file.write(draft.read_text(encoding="utf-8"))
         except FileExistsError:
@@ -183,15 +184,16 @@ def _create(draft: Path, path: Path) -> bool:
 def _read(path: Path, now: float) -> Holder:
     age = max(now - path.stat().st_mtime, 0.0)
     try:
-        says = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(path, age, str(says["token"]), str(says["machine"]), int(says["pid"]), str(says["began"]))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        token, machine, began = (str(content[name]) for name in ("token", "machine", "began"))
+        return Holder(path, age, token, machine, int(content["pid"]), began)
     except (ValueError, KeyError, TypeError):
         return Holder(path, age)
 
 
 @functools.cache
 def this_machine() -> str:
-    """Host, boot and PID namespace, hashed: the same where a process id means the same process."""
+    """Hash of host, boot and PID namespace: equal for processes that share process ids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         place = f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -203,7 +205,7 @@ def this_machine() -> str:
 
 
 def _facts(pid: int) -> tuple[str, str]:
-    """State letter of a process and when it began, in ticks since the boot; empty where the system does not say so."""
+    """State letter of a process and its start in ticks since the boot; empty if the system has no /proc."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return words[0], words[19]
@@ -212,17 +214,17 @@ def _facts(pid: int) -> tuple[str, str]:
 
 
 def _runs(pid: int, began: str) -> bool:
-    """Is this very process alive? A zombie is not: it waits for its parent to notice."""
+    """Does this process still run? A zombie does not."""
     try:
         os.kill(pid, 0)
     except OSError as error:
-        if error.errno != errno.EPERM:  # another user's
+        if error.errno != errno.EPERM:  # it exists, and belongs to another user
             return False
     return _facts(pid)[0] not in ("Z", "X") and _facts(pid)[1] == began
 
 
 class _Beating:
-    """One thread that beats all leases of this process."""
+    """One thread that sends the heartbeats of all leases of this process."""
 
     def __init__(self) -> None:
         self._leases: set[Lease] = set()
@@ -232,7 +234,7 @@ class _Beating:
     def add(self, lease: Lease) -> None:
         with self._lock:
             self._leases.add(lease)
-            if self._thread is None or not self._thread.is_alive():  # a fork takes no threads along
+            if self._thread is None or not self._thread.is_alive():  # threads do not survive a fork
                 self._thread = threading.Thread(target=self._run, daemon=True, name="leases")
                 self._thread.start()
 

@@ -1,4 +1,4 @@
-"""Looking after a results folder: logs, retry, gc. Records are never touched but by retry, which says so."""
+"""`bench logs`, `bench retry` and `bench gc`: care of a results folder. Only `retry` removes records."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bench.records.leases import claim, holder_of, holders
 from bench.records.store import FINISHED, IMAGES, SAMPLES, Store
 
 POLL = 0.5  # seconds between looks at a log
-FRESH = 3600.0  # seconds for which a temporary file may be somebody's
+FRESH = 3600.0  # seconds for which a temporary file may be in use
 LEFT_OVER = re.compile(r"\.((record|job|retries|attempts)\.json|samples\.npz|lease|.*\.safetensors)\..+|progress\.tmp")
 
 
 def resolve(store: Store, prefix: str) -> str:
-    """The key that begins so. Raises LookupError where there is none, or more than one."""
+    """The key with this prefix. Raises LookupError if there is none, or more than one."""
     found = [key for key in store.keys() if prefix and key.startswith(prefix)]
     if not found:
         raise LookupError(f"no job {prefix or 'without a key'} in {store.root}; `bench status` names them")
@@ -28,16 +28,16 @@ def resolve(store: Store, prefix: str) -> str:
 
 
 def logs(store: Store, prefix: str, follow: bool) -> None:
-    """Print the log of a job; with `follow` go on until its job has ended."""
+    """Print the log of a job; with `follow` until the job has ended."""
     key = resolve(store, prefix)
-    path, place = store.folder(key) / "log.txt", 0
+    path, position = store.folder(key) / "log.txt", 0
     while True:
         over = not follow or (store.record(key) is not None and holder_of(store, key) is None)
         if path.exists():
             with path.open(encoding="utf-8", errors="replace") as file:
-                file.seek(place)
+                file.seek(position)
                 shutil.copyfileobj(file, sys.stdout)
-                place = file.tell()
+                position = file.tell()
             sys.stdout.flush()
         elif over:
             print(f"no log of {key}: it was not run here")
@@ -47,7 +47,7 @@ def logs(store: Store, prefix: str, follow: bool) -> None:
 
 
 def retry(store: Store, prefixes: list[str], failed: bool) -> int:
-    """Take the records of failed jobs away, so that the same run does them again; gives the exit code.
+    """Remove the records of failed jobs, so that the same `bench run` repeats them. Returns the exit code.
 
     Raises ValueError for a job that did not fail, before anything is changed.
     """
@@ -74,39 +74,39 @@ def retry(store: Store, prefixes: list[str], failed: bool) -> int:
 
 
 def gc(store: Store, dry_run: bool) -> None:
-    """Remove what no job reads any more, and say how many bytes that is."""
+    """Remove files that no job reads any more, and print their size."""
     total = count = 0
     whole = _assembled(store)
     for key in store.keys():
         found = [(path, why, _size(path)) for path, why in orphans(store, key, key in whole)]
         lease = claim(store, key) if found and not dry_run else None
         if found and not dry_run and lease is None:
-            continue  # somebody began it meanwhile
+            continue  # another process began to run it
         for path, why, size in found:
             print(f"{'would remove' if dry_run else 'removed'} {path} ({size} bytes): {why}")
             total, count = total + size, count + 1
             if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # a claim ends dead leases
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # the claim removed dead leases
         if lease is not None:
             lease.release()
     print(f"{count} files or folders, {total} bytes {'would be' if dry_run else 'were'} freed; no record was touched")
 
 
 def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:
-    """Files of a job that nothing reads, with the reason. `whole`: a shard whose evaluation is put together."""
+    """Files of a job that nothing reads, with the reason. `whole`: the job is a shard of a combined evaluation."""
     folder, record, now = store.folder(key), store.record(key), time.time()
     if any(holder.alive for holder in holders(folder, now)):
         return []
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith("lease-"):
-            found.append((path, "of a process that is gone"))
+            found.append((path, "of a process that has ended"))
         if LEFT_OVER.fullmatch(path.name) and now - path.stat().st_mtime > FRESH:
             found.append((path, "left by a write that was killed"))
         if record is None or record.state not in FINISHED:
             continue
         if path.name == "blocks":
-            found.append((path, "work in progress of a job that is over"))
+            found.append((path, "partial work of a job that has ended"))
         elif path.name.endswith(".safetensors") and path.name[0] != "." and path.name not in record.files:
             found.append((path, "no record names it"))
         elif whole and path.name == IMAGES:
@@ -115,7 +115,7 @@ def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:
 
 
 def _assembled(store: Store) -> set[str]:
-    """Shards whose whole evaluation is done, with its samples, and its images where they have any."""
+    """Shards whose combined evaluation is done, with its samples, and with images if the shards have any."""
     found: set[str] = set()
     for job, record in store.records():
         images = IMAGES not in record.files or (store.folder(job.key) / IMAGES).exists()

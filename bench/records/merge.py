@@ -1,6 +1,6 @@
-"""`bench merge`: the results of several machines in one folder. All or nothing: a conflict is named, never resolved.
+"""`bench merge`: combines the results of several machines in one folder. If records conflict, nothing is copied.
 
-Where equal records lie in both, files that only the target lacks (git brings records without weights) are copied still.
+If both folders hold an equal record, the files that the target lacks are copied (records from git have no weights).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last,
 
 @dataclass
 class Plan:
-    """What a merge would do. `take`: key -> the store it comes from; `fill`: equal records, of which a store has files
-    that are absent; `problems`: why nothing may be done."""
+    """What a merge would do. `take`: source of each record to copy, by key. `fill`: equal records, with a source that
+    has files which the target lacks. `problems`: conflicts and damaged records, if any."""
 
     take: dict[str, Store] = field(default_factory=dict)
     fill: list[tuple[str, Store]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Plan:
 
 
 def merge(sources: list[Path], target: Path) -> int:
-    """Copy what is not there yet; gives the exit code: 1 where something is in the way, and then nothing was copied."""
+    """Copy the records that the target lacks. Returns the exit code: 1 for conflicts (then nothing is copied)."""
     for folder in sources:
         if not folder.is_dir():
             raise FileNotFoundError(f"no results folder {folder}")
@@ -59,7 +59,7 @@ def merge(sources: list[Path], target: Path) -> int:
 
 
 def planned(sources: list[Store], target: Store) -> Plan:
-    """Compare everything with everything before anything is written."""
+    """Compare all records before anything is written."""
     plan = Plan()
     for source in sources:
         for key in source.keys():
@@ -86,7 +86,7 @@ def planned(sources: list[Store], target: Store) -> Plan:
 
 
 def _wrong(source: Store, key: str, record: Record) -> str:
-    """What is damaged in a job that is to be copied; empty where all is well. Weights and images may be absent."""
+    """What is damaged in a job to be copied; empty if nothing is. Weights and images may be missing."""
     try:
         source.job(key)
     except (LookupError, ValueError) as error:
@@ -98,7 +98,7 @@ def _wrong(source: Store, key: str, record: Record) -> str:
 
 
 def _conflict(known: Store, source: Store, key: str) -> str:
-    """How two records of one job contradict each other; times, machines and images of equal verdicts may differ."""
+    """How two records of a job conflict. Times, machines, and images with equal outcomes may differ."""
     ours, theirs = known.record(key), source.record(key)
     where = f"{key} in {known.root} and {source.root}"
     if ours is None or theirs is None:
@@ -112,7 +112,7 @@ def _conflict(known: Store, source: Store, key: str) -> str:
 
 
 def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
-    """Equal columns may be compressed to other bytes by another version of zlib."""
+    """Do two files hold equal columns? Other versions of zlib compress them to other bytes."""
     if name != SAMPLES:
         return False
     import numpy as np
@@ -128,7 +128,7 @@ def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
 
 
 def _lacking(known: Store, source: Store, key: str) -> dict[str, str]:
-    """Files, with their hashes, that a record of `known` names, that are absent there and lie in the source."""
+    """Name and hash of each file of a record that `known` lacks and the source has."""
     record = known.record(key)
     ours = record.files if record is not None else {}
     absent = {name: expected for name, expected in ours.items() if not known.has(key, name)}
@@ -136,7 +136,7 @@ def _lacking(known: Store, source: Store, key: str) -> dict[str, str]:
 
 
 def _fill(source: Store, target: Store, key: str) -> int | None:
-    """Copy what a standing record of the target lacks; gives how many files, None where the job is being done there."""
+    """Copy the files that a record of the target lacks. Returns their number; None if a process runs the job there."""
     if not target.packed(key):
         refuse_links(target.folder(key))
     lease = claim(target, key)
@@ -156,7 +156,7 @@ def _fill(source: Store, target: Store, key: str) -> int | None:
 
 
 def _copy(source: Store, target: Store, key: str) -> bool:
-    """One job, its record last. False where it is being done in the target, or was done there meanwhile."""
+    """Copy a job, its record last. Returns False if a process runs it in the target, or has finished it there."""
     job: Job = source.job(key)
     target.add(job)
     lease = claim(target, key)
@@ -169,9 +169,9 @@ def _copy(source: Store, target: Store, key: str) -> bool:
             if name not in NOT_COPIED and not name.startswith((".", "lease-")):
                 _copy_file(source, key, name, target.folder(key) / name)
         record = source.record(key)
-        torn = target.damaged(key, record) if record is not None else [RECORD]
-        if torn:
-            raise OSError(f"{torn[0]} of {key} changed while it was copied; nothing of {key} counts, merge again")
+        changed = target.damaged(key, record) if record is not None else [RECORD]
+        if changed:
+            raise OSError(f"{changed[0]} of {key} changed while it was copied; nothing of {key} counts, merge again")
         _copy_file(source, key, RECORD, target.folder(key) / RECORD)
     finally:
         lease.release()

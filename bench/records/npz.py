@@ -1,7 +1,7 @@
-"""samples.npz -> NumPy arrays, for tables over thousands of evaluations: equal columns are unpacked once.
+"""Reads samples.npz for tables over thousands of evaluations.
 
-Evaluations of one test set store the same `index` and `label`. Equal packed bytes become one read-only array here;
-`numpy.load` would unpack them each time and parse each header by compiling it.
+Evaluations of one test set store equal columns `index` and `label`: equal compressed bytes are unpacked once, to one
+read-only array. `numpy.load` would unpack them for each file, and parse each header with Python's parser.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 SHARED = ("index", "label")
 MOST_BYTES = 2**30  # of the unpacked columns of one file
-# what tables ask for again and again
+# columns that tables read
 _WANTED = frozenset(
-    (
+    [
         "index",
         "label",
         "correct",
@@ -36,16 +36,14 @@ _WANTED = frozenset(
         "stage",
         "radius",
         "distance",
-    )
+    ]
 )
 _MOST = 400_000_000  # bytes of columns in memory at a time
-
-
-_Held = tuple[dict[str, "Array"], frozenset[str]]  # columns, and the names of those that are in the file alone
+_Held = tuple[dict[str, "Array"], frozenset[str]]  # columns, and names of the columns that were not read
 
 
 class Reader:
-    """Reads columns; those that evaluations share are unpacked once."""
+    """Reads columns. Shared columns are unpacked once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Array] = {}
@@ -53,7 +51,7 @@ class Reader:
     def unpack(self, data: bytes, only: Container[str] | None) -> tuple[dict[str, Array], frozenset[str]]:
         """The columns of a file's content named in `only` (None: all), read-only, and the names of its others.
 
-        Raises ValueError where the content is no such file.
+        Raises ValueError if the content is not an .npz file.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -65,13 +63,13 @@ class Reader:
                     if only is None or name in only
                 }
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as problem:
-            raise ValueError(f"no .npz file: {problem}") from None
+            raise ValueError(f"not an .npz file: {problem}") from None
         return wanted, frozenset(members) - wanted.keys()
 
     def _column(self, name: str, member: zipfile.ZipInfo, file: zipfile.ZipFile, data: bytes) -> Array:
         if name not in SHARED:
             return _array(file.read(member))
-        # the header before the member itself repeats the name, and may have other extras
+        # the local header repeats the name and may have other extra fields
         start = member.header_offset + 30 + sum(struct.unpack_from("<HH", data, member.header_offset + 26))
         packed = data[start : start + member.compress_size]
         if packed not in self._known:
@@ -80,7 +78,7 @@ class Reader:
 
 
 class ColumnCache:
-    """The columns of many files, each file read once; the least recently used leave beyond 400 MB."""
+    """Caches the columns of many files; beyond 400 MB the least recently used are dropped."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, _Held] = OrderedDict()
@@ -111,7 +109,7 @@ def _size(held: _Held) -> int:
 
 
 def refuse_large(members: list[zipfile.ZipInfo]) -> None:
-    """Raises ValueError where the columns of a file would unpack to more than 1 GiB, which no evaluation writes."""
+    """Raises ValueError if the columns would unpack to more than 1 GiB, which no evaluation writes."""
     size = sum(member.file_size for member in members)
     if size > MOST_BYTES:
         raise ValueError(f"its columns would unpack to {size} bytes; expected at most {MOST_BYTES}")
@@ -121,7 +119,7 @@ def _array(raw: bytes) -> Array:
     import numpy as np
 
     if len(raw) < 10 or raw[:6] != b"\x93NUMPY":
-        raise ValueError("a column is no NumPy array")
+        raise ValueError("a column is not a NumPy array")
     size = 10 + int.from_bytes(raw[8:10], "little") if raw[6] == 1 else 12 + int.from_bytes(raw[8:12], "little")
     shape, fortran, kind = _header(raw[:size])
     found = np.frombuffer(raw, dtype=kind, offset=size)

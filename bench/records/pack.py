@@ -14,10 +14,9 @@ OTHER = "other"  # the pack of records that no other pack holds
 
 
 def pack_records(store: Store, name: str, keys: Iterable[str] | None) -> str:
-    """Write the records of jobs to the pack `name` (default: those of every job that no pack holds yet, and those of
-    the pack itself); returns a line about it.
+    """Write the records of jobs to the pack `name` (default: of every job that no other pack holds). Returns a summary.
 
-    Raises LookupError where none of the jobs has a record, ValueError where a record or its samples are damaged.
+    Raises LookupError if none of the jobs has a record, ValueError if a record or its samples are damaged.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"'{name}' cannot name a pack; expected letters, digits, '.', '_' and '-'")
@@ -35,7 +34,7 @@ def pack_records(store: Store, name: str, keys: Iterable[str] | None) -> str:
 
 
 def unpack_records(store: Store, packs: list[Path] | None) -> str:
-    """Write the jobs of packs (default: all of the store) as folders, each record last; returns a line about it."""
+    """Write the jobs of packs (default: all of the store) as folders, each record last. Returns a summary."""
     sources = {key: pack for path in packs or () for pack in [Pack(path)] for key in pack.members} or store.packs
     if packs is None and not sources:
         raise LookupError(f"no pack in {store.root}; `bench pack` writes one")
@@ -53,7 +52,7 @@ def unpack_records(store: Store, packs: list[Path] | None) -> str:
 
 
 def _published(store: Store, key: str) -> dict[str, bytes]:
-    """The files of one job that are published, by name. Raises ValueError where one is damaged."""
+    """The files of one job that are published, by name. Raises ValueError if one is damaged."""
     store.job(key)
     record = store.record(key)
     if record is None:

@@ -1,4 +1,4 @@
-"""results/<name>.zip: the published records of a matrix in one file, read in place, with nothing unpacked.
+"""Packs: results/<name>.zip holds the published records of a matrix and is read without unpacking.
 
 Members are <key>/{job.json, record.json, samples.npz, train.jsonl}, sorted by name, uncompressed (git compresses them),
 with a fixed time: equal records give equal bytes with every version of zlib, and no member is larger than its file. A
@@ -22,11 +22,11 @@ _MEMBER = re.compile(rf"([0-9a-f]{{12}})/({'|'.join(map(re.escape, NAMES))})")
 
 
 class PackError(Exception):
-    """A pack cannot be used, in one line. Not a ValueError: readers that tolerate one damaged job must not go on."""
+    """A pack cannot be used. Not a ValueError, which readers that tolerate a damaged job catch."""
 
 
 class Pack:
-    """One pack, opened for reading. Raises PackError unless its table of contents is that of a pack."""
+    """One pack, opened for reading. Raises PackError if its table of contents is not that of a pack."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,7 +48,7 @@ class Pack:
         return PackError(f"{self.path} is not a usable pack of records: {reason}. Restore it or move it elsewhere")
 
     def read(self, key: str, name: str) -> bytes | None:
-        """The content of a file of a job, None where the pack has none. Raises PackError where it is damaged."""
+        """The content of a file of a job, None if the pack has none. Raises PackError if it is damaged."""
         member = self.members.get(key, {}).get(name)
         if member is None:
             return None

@@ -1,4 +1,4 @@
-"""How long a job will take: from the records of jobs like it, else from a cost model."""
+"""Estimates how long a job takes: from records of similar jobs, or else from a cost model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bench.records.store import Store
 
 
 class Past(NamedTuple):
-    """What one job took: seconds of work that grow with its size, the size, and the seconds beside that work (loading,
-    saving), None where a job was begun by one process and ended by another, which knows only its own."""
+    """Time of one job: seconds of work, which grow with its size; the size; and the seconds besides that work (loading,
+    saving), None if the job was resumed, since a process knows only its own."""
 
     seconds: float
     size: float
-    beside: float | None
+    overhead: float | None
 
 
 class Estimate(NamedTuple):
-    """Expected seconds of a job and their range. `likeness` and `records`: the class of past jobs that it comes from
-    and how many those are; () and 0 where it comes from the cost model."""
+    """Expected seconds of a job and their range. `likeness` and `records`: the class of past jobs that it comes
+    from and their number; () and 0 if it comes from the cost model."""
 
     seconds: float
     low: float
@@ -35,11 +35,11 @@ class Estimate(NamedTuple):
 
 
 CostModel = Callable[[Job, ModelJob], Estimate | None]  # a job and the training whose model it uses
-WIDER = 1.25  # the range of past records is widened by this factor: few records show little of the variation
+WIDER = 1.25  # the range of past records is widened by this factor: few records underestimate the variation
 
 
 class Estimator:
-    """Seconds a job took before: the same method on the same model, per epoch (training) or per image (evaluation).
+    """Estimates from past jobs of the same method on the same model, in proportion to the size of a job.
 
     `device`: only records of this kind of device (cpu or cuda) are used; default all. `cost_model`: estimates jobs
     that no record resembles (see bench.progress.cost_model); without one they are unknown.
@@ -58,15 +58,15 @@ class Estimator:
                 self.learn(job, record)
 
     def know(self, jobs: Iterable[Job]) -> None:
-        """Jobs without a record: an evaluation is judged by what its training is, also before that was ever run."""
+        """Add jobs without a record: the class of an evaluation depends on its training."""
         self.jobs.update((job.key, job) for job in jobs)
 
     def learn(self, job: Job, record: Record) -> None:
-        """Remember what a finished job took."""
+        """Add a finished job."""
         self.jobs[job.key] = job
         past = _past(job, record)
         if job.parts or (self.device and _kind_of_device(record) not in (self.device, None)):
-            return  # shards that were put together took what they took, and are records of their own
+            return  # the shards of an evaluation have records of their own
         for likeness in self.likeness(job):
             if past is not None:
                 self.rates.setdefault(likeness, []).append(past)
@@ -75,12 +75,12 @@ class Estimator:
                 held[where] = max(held.get(where, 0.0), peak or 0.0)
 
     def seconds(self, job: Job) -> float | None:
-        """Expected seconds, None where they are unknown."""
+        """Expected seconds, None if they are unknown."""
         found = self.estimate(job)
         return None if found is None else found.seconds
 
     def estimate(self, job: Job) -> Estimate | None:
-        """Seconds with their range, from past records where there are any, else from the cost model."""
+        """Seconds with their range, from past records if there are any, or else from the cost model."""
         self.jobs[job.key] = job
         if job.parts:
             return Estimate(0.0, 0.0, 0.0, (), 0)
@@ -92,7 +92,7 @@ class Estimator:
         return self.cost_model(job, model) if self.cost_model is not None and isinstance(model, ModelJob) else None
 
     def memory(self, job: Job, where: str) -> float | None:
-        """Peak MB that jobs like it held (`rss`, or `cuda` on the device), None where none was measured."""
+        """Peak MB of similar jobs (`rss`, or `cuda` on the device), None if none was measured."""
         for likeness in self.likeness(job):
             peak = self.peaks.get(likeness, {}).get(where)
             if peak:
@@ -100,7 +100,7 @@ class Estimator:
         return None
 
     def disk(self, jobs: list[Job]) -> tuple[int, int]:
-        """Bytes that jobs like these would leave on disk, and the number of jobs nothing is known about."""
+        """Bytes that these jobs will store, and the number of jobs without an estimate."""
         if not self.bytes:
             for job, record in self.store.records():
                 sizes = [self.store.size_of(job.key, name) for name in record.files]
@@ -113,7 +113,7 @@ class Estimator:
         return round(sum(known)), len(jobs) - len(known)
 
     def likeness(self, job: Job) -> list[tuple[str, ...]]:
-        """From the most to the least alike: method with settings and model, then method and model."""
+        """Classes of similar jobs, most similar first: method with settings and model, then method and model."""
         model = job if isinstance(job, ModelJob) else self.jobs.get(job.model_key)
         if isinstance(job, ImportJob) or not isinstance(model, ModelJob):
             return []
@@ -124,19 +124,19 @@ class Estimator:
         else:
             name, settings = job.attack.name, job.attack.settings
         if job is not model:
-            name += "/" + _deploys(model.defense.name)  # a vote of many draws takes as many passes
+            name += "/" + _deploys(model.defense.name)  # a majority vote takes one pass per draw
         kind = "evaluate" if isinstance(job, ShardJob) else job.kind
         where = (kind, model.data.name, model.model.name, name)
         return [(*where, str(sorted(settings.items()))), where]
 
 
 def _extent(job: Job) -> float:
-    """What the files of a job grow with: its images, where it has columns and images of its own."""
+    """What the size of the files of a job is in proportion to: images for an evaluation, else constant."""
     return job.size if isinstance(job, EvaluationJob) else 1.0
 
 
 def _rate(held: list[tuple[int, float]]) -> float:
-    """The most bytes per extent; of a few images the headers are the most, so that these say nothing of many."""
+    """The largest bytes per extent of the large jobs; files of few images consist mostly of headers."""
     most = max(extent for _, extent in held)
     return max(count / max(extent, 1.0) for count, extent in held if 4 * extent >= most)
 
@@ -158,20 +158,20 @@ def _from_records(past: list[Past], likeness: tuple[str, ...], extent: float) ->
     as the longest one."""
     long = [one for one in past if 4 * one.size >= max(other.size for other in past)]
     rates = [one.seconds / max(one.size, 1.0) for one in long]
-    beside = _expected(past, 0.0)
-    low, high = min(rates) * extent + beside, max(rates) * extent + beside
+    overhead = _expected(past, 0.0)
+    low, high = min(rates) * extent + overhead, max(rates) * extent + overhead
     return Estimate(_expected(past, extent), low / WIDER, high * WIDER, likeness, len(past))
 
 
 def _expected(past: list[Past], size: float) -> float:
-    """Long jobs say more of the rate than short ones, which are mostly warm-up."""
+    """Seconds for a size, by the mean rate; long jobs weigh more, as short ones are mostly warm-up."""
     rate = sum(one.seconds for one in past) / max(sum(one.size for one in past), 1.0)
-    beside = [one.beside for one in past if one.beside is not None]
-    return rate * size + (sum(beside) / len(beside) if beside else 0.0)
+    overhead = [one.overhead for one in past if one.overhead is not None]
+    return rate * size + (sum(overhead) / len(overhead) if overhead else 0.0)
 
 
 def cpu_name() -> str:
-    """The processor's own name."""
+    """Name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

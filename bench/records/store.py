@@ -1,10 +1,10 @@
-"""results/ on disk <-> records. One folder a job; record.json is written last, by rename: a partial job is not done.
+"""Reads and writes results/: one folder per job. record.json is written last, by a rename, so that no job is half done.
 
 results/<key>/{job.json, log.txt, train.jsonl, progress.json, weights-{last,best}.safetensors,
-adversarial.safetensors, samples.npz, record.json}. The record carries checksums of the files beside it. What is damaged
-is moved to results/quarantine/ with the reason when its job is done again, never deleted and never used. Published
-records lie beside the folders in packs, results/<name>.zip (bench.records.packs), and are read in place; where a job
-has a folder with job.json or record.json, the folder alone counts.
+adversarial.safetensors, samples.npz, record.json}. The record holds the SHA-256 of the other files. When a job
+runs again, its damaged files are moved to results/quarantine/ with the reason; they are not deleted and not used.
+Published records are read from packs, results/<name>.zip (bench.records.packs), unless the job has a folder with
+job.json or record.json.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = [
     "refuse_links", "weights_file",
 ]  # fmt: skip
 IMAGES, QUARANTINE = "adversarial.safetensors", "quarantine"
-SHARED = "shared"  # while a job runs: the most jobs that were on its device at a time
+SHARED = "shared"  # while a job runs: the most jobs that shared its device at a time
 
 
 class Store(JobFiles):
-    """A results folder. Readers need nothing but read access; every write is atomic.
+    """A results folder. Reading needs read access only; every write is atomic.
 
-    `read_only`: nothing may be written, and every job, record and column is read once and shared by all callers, who
-    must not change them; a new store shows what a run added since.
+    `read_only`: nothing may be written. Jobs, records and columns are read once and shared by all callers, who must not
+    change them; records that are written later appear in a new store.
     """
 
     def __init__(self, root: Path, read_only: bool = False) -> None:
@@ -53,13 +53,13 @@ class Store(JobFiles):
         self._columns = ColumnCache()
 
     def snapshot(self) -> Store:
-        """This folder as it is now, read-only; itself where it is that already."""
+        """A read-only store of this folder; itself if it is one."""
         return self if self.read_only else Store(self.root, read_only=True)
 
     def prepare(self) -> None:
-        """Create the folder and prove that it can be written. Raises OSError in one line.
+        """Create the folder and check that it can be written. Raises OSError in one line.
 
-        Raises NewerSchemaError, before anything is written, where a newer version wrote any of it.
+        Raises NewerSchemaError, before anything is written, if a newer version wrote any file.
         """
         self._refuse_read_only()
         for key in self.keys():
@@ -77,7 +77,7 @@ class Store(JobFiles):
             raise ValueError(f"{self.root} was opened read-only; nothing may be written to it")
 
     def add(self, job: Job) -> None:
-        """Write job.json once (again where it is damaged or names other shards); a packed job needs none."""
+        """Write job.json, if it is missing, damaged or names other shards; a packed job needs none."""
         self._refuse_read_only()
         folder = self.folder(job.key)
         if self.packed(job.key) and self._known(job.key) == job:
@@ -97,7 +97,7 @@ class Store(JobFiles):
             return None
 
     def job(self, key: str) -> Job:
-        """The job of a key. Raises LookupError where there is none, ValueError where job.json is damaged."""
+        """The job of a key. Raises LookupError if there is none, ValueError if job.json is damaged."""
         if key in self._jobs:
             return self._jobs[key]
         path, data = self.folder(key) / JOB, self.read(key, JOB)
@@ -133,7 +133,7 @@ class Store(JobFiles):
         return job
 
     def record(self, key: str) -> Record | None:
-        """The record of a job that ended, whatever its state; None while there is none or it is damaged."""
+        """The record of a job, in whatever state; None if there is none or it is damaged."""
         if key in self._records:
             return self._records[key]
         record, damage = self._parsed(key)
@@ -144,7 +144,7 @@ class Store(JobFiles):
         return record
 
     def damage(self, key: str) -> str | None:
-        """What is wrong with the record.json of a job, in a sentence that names it; None where nothing is."""
+        """What is wrong with the record.json of a job, which the text names; None if nothing is."""
         _, damage = self._parsed(key)
         return damage and f"{key}/{RECORD} is damaged: {damage}"
 
@@ -161,21 +161,21 @@ class Store(JobFiles):
             raise self.packs[key].error(f"{key}/{name} is damaged: {damage}")
 
     def done(self, key: str) -> bool:
-        """Is there a complete record that stands (errors do not: they are stored for reading and tried again)?"""
+        """Has the job a record of a final state? After errors the same command tries it again."""
         record = self.record(key)
         return record is not None and record.state in FINISHED
 
     def intact(self, key: str) -> bool:
-        """Does a record stand whose samples lie there undamaged? (Weights and images may be left out of a copy.)"""
+        """Has the job a record of a final state, with undamaged samples? Copies may lack weights and images."""
         record = self.record(key)
         if record is None or record.state not in FINISHED:
             return False
         return SAMPLES not in record.files or record.files[SAMPLES] == self.hash_of(key, SAMPLES)
 
     def reopen(self, key: str) -> None:
-        """Before a job is done again: set aside damaged files, count a failure, remove the record.
+        """Prepare another run of a job: quarantine damaged files, count a failure, remove the record.
 
-        A packed job gets a folder with its job.json, which counts from then on; the pack stays as it is.
+        A packed job gets a folder with its job.json, which is read from then on; the pack is not changed.
         """
         self._refuse_read_only()
         path, record = self.folder(key) / RECORD, self.record(key)
@@ -193,7 +193,7 @@ class Store(JobFiles):
         path.unlink(missing_ok=True)
 
     def set_aside(self, key: str, name: str, reason: str) -> None:
-        """Move a damaged file of a job to a place of its own in results/quarantine/."""
+        """Move a damaged file of a job to a new folder in results/quarantine/."""
         if (self.root / QUARANTINE).is_symlink():
             raise ValueError(f"{self.root / QUARANTINE} is a link; results hold real files only")
         place = self.root / QUARANTINE / f"{key}-{secrets.token_hex(4)}"
@@ -203,7 +203,7 @@ class Store(JobFiles):
             (self.folder(key) / name).replace(place / name)
 
     def quarantined(self) -> list[dict[str, str]]:
-        """What was set aside: key, file and reason of each."""
+        """Key, file and reason of each quarantined file."""
         found = []
         for path in sorted((self.root / QUARANTINE).glob("*/reason.json")):
             with contextlib.suppress(OSError, ValueError):
@@ -211,14 +211,14 @@ class Store(JobFiles):
         return found
 
     def put(self, job: Job, record: Record) -> None:
-        """Write record.json, last and by rename: from here on the job is over."""
+        """Write record.json, with which the job has ended."""
         self._refuse_read_only()
         record = replace(record, failures=attempts.failures(self.folder(job.key)))
         values = {"schema": SCHEMA, "key": job.key, "kind": job.kind, **to_json(record)}
         write_json(self.folder(job.key) / RECORD, {**values, "checksum": checksum(values)})
 
     def jobs(self) -> dict[str, Job]:
-        """Every readable job by key: a damaged job.json hurts only itself."""
+        """Every readable job by key; jobs with a damaged job.json are left out."""
         found: dict[str, Job] = {}
         for key in self.keys():
             job = self._known(key)
@@ -227,14 +227,14 @@ class Store(JobFiles):
         return found
 
     def records(self) -> Iterator[tuple[Job, Record]]:
-        """Every job that ended, with its record, by key. Damaged ones have not ended: a run does them again."""
+        """Every job with its record, ordered by key. Damaged records are left out: the next run repeats their jobs."""
         for key, job in self.jobs().items():
             record = self.record(key)
             if record is not None:
                 yield job, record
 
     def progress(self, key: str) -> dict[str, Any]:
-        """The last progress report of the worker; empty before its first."""
+        """The last progress report of the worker; empty before the first."""
         path = self.folder(key) / "progress.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -267,7 +267,7 @@ class Store(JobFiles):
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises ValueError where a job folder holds a link: a job would write to wherever it leads."""
+    """Raises ValueError if a job folder holds a link: a job would write to its target."""
     for path in (*folder.iterdir(), *(folder / "blocks").glob("*")):
         if path.is_symlink():
             raise ValueError(f"{path} is a link; results hold real files only. Remove it")

@@ -1,4 +1,4 @@
-"""train.jsonl -> numbers by epoch: what the live view, the report and trackers show of a training."""
+"""Reads train.jsonl: numbers of each epoch, for the live view, the report and trackers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from bench.records.packs import LOG
 from bench.records.store import Store
 
-TOTAL = "total"  # the sum of a line's terms; lines older than it name the terms only
+TOTAL = "total"  # the sum of the terms; older lines hold the terms only
 VALIDATION = "validation"
 ABOUT = ("epoch", "seconds")
 _BARS = "▁▂▃▄▅▆▇█"
@@ -18,7 +18,7 @@ Line = dict[str, float]
 
 
 def read(store: Store, key: str) -> list[Line]:
-    """The finite numbers of each epoch that is over, in order; empty where the training has no log.
+    """The finite numbers of each finished epoch, in order; empty if the training has no log.
 
     Ignores lines that are not JSON objects: the last one may be incomplete.
     """
@@ -36,7 +36,7 @@ def read(store: Store, key: str) -> list[Line]:
 
 
 def total(line: Line, terms: Iterable[str] = ()) -> float:
-    """The loss of an epoch: the sum that it names, else that of these terms; NaN where one of them is missing."""
+    """The loss of an epoch: its stored sum, or else the sum of these terms; NaN if one of them is missing."""
     if TOTAL in line:
         return line[TOTAL]
     names = list(terms)
@@ -44,7 +44,7 @@ def total(line: Line, terms: Iterable[str] = ()) -> float:
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The last values as bars from their lowest to their highest; a blank stands for one that is not finite."""
+    """The last values as bars, scaled from their minimum to their maximum; blank if not finite."""
     shown = list(values)[-width:]
     finite = [value for value in shown if math.isfinite(value)]
     if not finite:

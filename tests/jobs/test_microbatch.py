@@ -110,5 +110,5 @@ def test_less_is_held_for_the_way_back(model: Classifier) -> None:
 
 def test_a_model_that_draws_is_refused(model: Classifier) -> None:
     model.stochastic = True
-    with pytest.raises(passes.FixedBatch, match="smaller passes would change its draws"):
+    with pytest.raises(passes.FixedBatch, match="smaller passes would change its noise draws"):
         passes.limit(model, 8)
