@@ -91,7 +91,7 @@ class Evaluations(NamedTuple):
     def of_split(self, split: str | None) -> list[Evaluation]:
         """The readable evaluations on "test" or "validation" images; None gives both.
 
-        Ranks rest on test images only, since settings may have been chosen on validation images.
+        Ranks use test images only, since settings may have been chosen on validation images.
         """
         return [e for e in self.readable if split in (None, e.split)]
 
@@ -101,7 +101,7 @@ class Evaluations(NamedTuple):
         return [e for e in self.readable if e.measures is not None]
 
     def lines(self) -> list[dict[str, object]]:
-        """One dictionary by column an evaluation, unreadable ones first: None where there is no value."""
+        """One dictionary per evaluation, unreadable ones first: None where there is no value."""
         nothing: dict[str, object] = dict.fromkeys(COLUMNS)
         return [nothing | vars(e) for e in self.unreadable] + [dict(vars(e)) for e in self.readable]
 
@@ -120,7 +120,7 @@ def evaluations(store: Store, keys: Iterable[str] | None = None) -> Evaluations:
     facts = TrainingFacts(store)
     for key in wanted:
         if keys is None and not store.has(key, JOB):
-            continue  # an empty folder: no job is known to be missing
+            continue  # an empty folder
         try:
             readable += _evaluations(store, facts, key)
         except (LookupError, ValueError) as problem:
@@ -221,7 +221,7 @@ def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps:
 
 
 def _with_result(store: Store, e: Evaluation) -> Evaluation:
-    """With the accuracy or the measured mean; unreadable where the samples are damaged, which is never a number."""
+    """With the accuracy or the measured mean; unreadable where the samples are damaged, which never count as a number."""
     try:
         if e.measures:
             return replace(e, measured=float(store.samples(e.key)[e.measures].mean()))

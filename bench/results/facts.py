@@ -28,36 +28,36 @@ class TrainingFacts:
         self._constant = functools.cache(_constant)
 
     def label(self, kind: str, name: str, settings: dict[str, Any]) -> str:
-        """The name of a plug-in with the settings that differ from its defaults; `budgets` stand in a column."""
-        asked = repr((kind, name, settings))
-        found = self._labels.get(asked)
+        """The name of a plug-in with the settings that differ from its defaults; `budgets` have a column."""
+        settings_key = repr((kind, name, settings))
+        found = self._labels.get(settings_key)
         if found is None:
             shown = {k: v for k, v in settings.items() if k != "budgets"}
-            found = self._labels[asked] = label(kind, name, shown)  # type: ignore[arg-type]
+            found = self._labels[settings_key] = label(kind, name, shown)  # type: ignore[arg-type]
         return found
 
     def measures(self, attack: str, record: Record | None) -> str | None:
-        """What an evaluation measures instead of robustness; a record knows it where the plug-in is gone."""
+        """What an evaluation measures instead of robustness; read from the record if there is one."""
         if record and record.state == "done":
             return evaluation_metrics(record).metric
         return self._constant("attacks", attack, "metric", "") or None
 
-    def of_training(self, key: str, judged: list[str]) -> dict[str, Any]:
-        """Columns that every evaluation of these weights has. `judged`: which weights, and a split that is no test set.
+    def of_training(self, key: str, weights: list[str]) -> dict[str, Any]:
+        """Columns that every evaluation of these weights has. `weights`: last, best, ..., and the split if not test.
 
         Raises LookupError or ValueError where the job of the training cannot be read.
         """
-        asked = (key, *judged)
-        if asked not in self._trainings:
-            self._trainings[asked] = self._training(key, judged)
-        return self._trainings[asked]
+        cached = (key, *weights)
+        if cached not in self._trainings:
+            self._trainings[cached] = self._training(key, weights)
+        return self._trainings[cached]
 
-    def _training(self, key: str, judged: list[str]) -> dict[str, Any]:
+    def _training(self, key: str, weights: list[str]) -> dict[str, Any]:
         job, record = self.store.model_job(key), self.store.record(key)
         metrics, origin = train_metrics(record), record.provenance if record else Provenance()
         memory = record.peak_memory_mb if record else PeakMemory()
-        config = json.dumps([job.without_seed(), *judged], sort_keys=True)
-        # a model that was never trained deploys as its plug-in says
+        config = json.dumps([job.without_seed(), *weights], sort_keys=True)
+        # the plug-in's declaration holds for a model that is not trained yet
         deploys = metrics.predictor or self._constant("defenses", job.defense.name, "predictor", "deterministic")
         return {
             "train_key": key,
@@ -66,7 +66,7 @@ class TrainingFacts:
             "model": self.label("models", job.model.name, job.model.settings),
             "defense": job.defense.name,
             "defense_label": self.label("defenses", job.defense.name, job.defense.settings)
-            + ("" if judged[0] == "last" else f" [{judged[0]} {BY_VALIDATION}"),
+            + ("" if weights[0] == "last" else f" [{weights[0]} {BY_VALIDATION}"),
             "train_norm": job.threat.norm if job.threat else None,
             "train_eps": job.threat.eps if job.threat else None,
             "train_images": job.data.train,

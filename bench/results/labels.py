@@ -1,4 +1,4 @@
-"""What rows are called where they would read alike, and why cells have no number."""
+"""Names of rows that would otherwise be equal, and the reasons why numbers are absent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SHORT = {"threat.eps": "train_eps", "threat.norm": "train_norm"}
 
 
 def disambiguate(store: Store, found: list[Row]) -> list[Row]:
-    """Rows that would read alike get the settings in which they differ behind their name."""
+    """Rows with equal names get the settings in which they differ appended to the name."""
     alike = grouped(found, lambda row: (row.dataset, row.norm, row.eps, row.method, row.model))
     names = {}
-    young = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
+    defaults = {f"train.{name}": TrainSpec.model_fields[name].default for name in TrainSpec.settings_added_later}
     for group in alike.values():
-        # a young setting stands in a job only away from its default
-        flat = [{**young, **flattened(store.job(row.provenance.train_key).without_seed())} for row in group]
+        # a job leaves out settings that were added later while they have their default
+        flat = [{**defaults, **flattened(store.job(row.provenance.train_key).without_seed())} for row in group]
         differ = sorted(k for k in set().union(*flat) if len({str(f.get(k)) for f in flat}) > 1)
         for row, facts in zip(group, flat, strict=True):
             if differ:
@@ -37,8 +37,12 @@ def _short(setting: str) -> str:
 
 
 def lowest_single_attack(row: Row) -> tuple[float, int, str] | None:
-    """Where one evaluation on more images than the worst case has leaves less of the same seeds: share, images, name.
-    The few images were easy ones then."""
+    """The lowest accuracy under one attack on more images than the worst case, if it is below the worst case.
+
+    Returns:
+        Share, number of images and name of the attack, for the seeds of the worst case. None if no such attack is below
+        it; otherwise the images of the worst case were easy ones.
+    """
     seeds = row.accuracy.worst.values
     found = [
         (cell.only(seeds).mean, cell.n, name)
@@ -50,7 +54,7 @@ def lowest_single_attack(row: Row) -> tuple[float, int, str] | None:
 
 
 def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
-    """A line for each row whose worst case over few images is above one attack over many."""
+    """One line per row whose worst case over few images is above the accuracy under one attack over more images."""
     lines = []
     for row in found:
         if below := lowest_single_attack(row):
@@ -64,7 +68,7 @@ def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
 
 
 def failures(found: Iterable[Row]) -> list[str]:
-    """Why cells have no number, a line for each method, seed and reason. Missing records need no explanation."""
+    """Why numbers are absent, one line per method, seed and reason. Missing records need no explanation."""
     lines: dict[tuple[str, int, str], dict[str, None]] = {}
     for row in found:
         cells = [("clean", row.accuracy.clean), *row.accuracy.attacks.items()]
@@ -72,7 +76,7 @@ def failures(found: Iterable[Row]) -> list[str]:
         cells += [] if row.accuracy.worst.values else [("worst case", row.accuracy.worst)]
         for name, cell in cells:
             for seed, (state, reason) in cell.absent.items():
-                # what an incomplete worst case lacks has said why itself, unless it was never planned
+                # the evaluations that an incomplete worst case lacks have their own lines, unless they were never planned
                 if reason and (state != "incomplete" or "not planned" in reason):
                     short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
                     lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None

@@ -1,4 +1,4 @@
-"""Why a row has no rank: too few images, or not the attacks that a claim needs."""
+"""Why a row is not ranked: too few images, or attacks that the protocol requires were not run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.soundness.catalog import CHECKS
 if TYPE_CHECKING:
     from bench.results.rows import Row
 
-PROTOCOL = ("eot", "closed_form", "transfer")  # what a claim about a stochastic model needs (evaluation protocol)
+PROTOCOL = ("eot", "closed_form", "transfer")  # required of a stochastic model (evaluation protocol)
 
 
 def images_to_rank(dataset: str) -> int:
@@ -20,7 +20,7 @@ def images_to_rank(dataset: str) -> int:
 
 
 def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
-    """Why this row has no rank; empty where it has one. `draws`: of the noise in each step, by attack."""
+    """Why this row is not ranked; empty if it is. `draws`: noise draws per step, by attack."""
     needed = images_to_rank(row.dataset)
     reasons = [] if row.accuracy.worst.values else ["no worst case"]
     if row.accuracy.worst.values and row.accuracy.worst.n < needed:
@@ -34,7 +34,7 @@ def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
 
 
 def _has(row: Row, attack: str, draws: dict[str, int]) -> bool:
-    """Is an attack of this name in the row, done or found not to apply? An average over one draw is none."""
+    """Is an attack of this name in the row, done or unsupported? EOT over one draw does not count."""
     named = [name for name in row.accuracy.attacks if name.split(" ")[0] == attack]
     cells = [row.accuracy.attacks[name] for name in named if attack != "eot" or draws.get(name, 0) > 1]
     return any(cell.values or cell.state() == "unsupported" for cell in cells)

@@ -75,7 +75,7 @@ class Provenance:
 class Row:
     """One trained configuration (all seeds together) under one budget.
 
-    `method`: the defense with the settings that tell it from other rows. `config`: as in `frame`. `provisional`: why
+    `method`: the defense with the settings in which it differs from other rows. `config`: as in `frame`. `provisional`: why
     the row is not ranked. `findings` and `verdict` are filled in by `bench.soundness.verdicts`: the most severe finding
     of each check over the seeds.
     """

@@ -1,4 +1,4 @@
-"""Which rows of a table differ beyond chance: paired differences on shared images, and ranks that share a place."""
+"""Which rows differ beyond chance: paired differences on shared images, and shared ranks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from bench.results.rows import Row
 
 LEVEL = 0.05
-Outcomes = dict[int, "np.ndarray[Any, Any]"]  # seed -> what becomes of each image: bool, or a share of draws
+Outcomes = dict[int, "np.ndarray[Any, Any]"]  # seed -> outcome of each image: bool, or a share of noise draws
 
 
 class Difference(NamedTuple):
     """Mean of `a` minus mean of `b` on the same n images, with its 95 % interval; shares in [0,1].
 
-    `p` is McNemar's and `only_a`, `only_b` count the images that one alone gets right: both for one seed a side only
-    and where an image is right or wrong, else None. `seeds`: how many a side.
+    `p`: of McNemar's test; `only_a`, `only_b`: how many images only one side classifies correctly; all None for several
+    seeds per side or shares of draws. `seeds`: how many per side.
     """
 
     difference: float
@@ -39,11 +39,14 @@ class Difference(NamedTuple):
 
 
 def difference(a: Outcomes, b: Outcomes) -> Difference | None:
-    """Paired over the images that both saw, the first ones of the test set; None where there are none.
+    """Paired difference over the images that both sides share, the first ones of the test set.
 
-    Seeds that both sides have are compared, all of each where they share none. Of one seed a side: Newcombe's interval
-    and the exact McNemar test. Of several, and of shares of draws: means of each image over the seeds, and a bootstrap
-    over images. How much another training seed would change is in neither.
+    Seeds that both sides have are compared; if they share none, all. One seed per side: Newcombe's interval and the
+    exact McNemar test. Several seeds, or shares of draws: means of each image over the seeds, and a bootstrap over
+    images. Neither includes the variation between training seeds.
+
+    Returns:
+        The difference, or None if the sides share no images.
     """
     import numpy as np
 
@@ -62,11 +65,11 @@ def difference(a: Outcomes, b: Outcomes) -> Difference | None:
 
 
 def places(rows: Sequence[Row]) -> list[int]:
-    """The place of each of these rows, best first: rows that tie share one, and the next place counts them all.
+    """The rank of each of these rows, best first: 1, 1, 3.
 
-    The best row leads the first group; each next row joins while the leader is not significantly better on the images
-    that both saw, and otherwise leads the next group: 1, 1, 3. So rows of one place are not told apart from its leader,
-    and the last of a group may well tie with the first of the next. No correction is made for many comparisons.
+    The best row leads the first group; each next row joins it unless the leader is significantly better on the images
+    that both share, and otherwise leads the next group. Rows of one rank do not differ significantly from their leader;
+    the last of a group may tie with the first of the next. No correction is made for multiple comparisons.
     """
     found: list[int] = []
     leader = 0
@@ -78,7 +81,7 @@ def places(rows: Sequence[Row]) -> list[int]:
 
 
 def better(leader: Row, row: Row) -> bool:
-    """Is the leader's worst case higher beyond chance? Of rows that saw other images: do their intervals not touch?"""
+    """Is the leader's worst case significantly higher? Rows on different images are compared by their intervals."""
     found = difference(leader.accuracy.robust, row.accuracy.robust) if same_images(leader, row) else None
     if found is None:
         return leader.accuracy.worst.interval()[0] > row.accuracy.worst.interval()[1]
@@ -86,7 +89,7 @@ def better(leader: Row, row: Row) -> bool:
 
 
 def same_images(a: Row, b: Row) -> bool:
-    """Did evaluations of equally many images see the same ones? (Subsets of other sizes hash apart.)"""
+    """Did evaluations of equally many images see the same ones? (Hashes of subsets of other sizes differ.)"""
     seen: dict[int, str | None] = {}
     evaluations = [*a.in_worst_case, *b.in_worst_case]
     return all(seen.setdefault(e.n, e.test_hash) == e.test_hash for e in evaluations)

@@ -1,4 +1,4 @@
-"""Rows -> the text of each cell of the leaderboard, with all that qualifies a number."""
+"""Columns of the leaderboard as text: each number with its qualifications."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_VENUE = 120
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """Sort key by which `cifar10` stands before `cifar100`, and 2 before 10."""
+    """Sort key for natural order: `cifar10` before `cifar100`, 2 before 10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", text)
     return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p.lower()) for p in parts]
 
@@ -53,7 +53,7 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         "Flags": flags,
         "95 % interval": _interval_text,
     }
-    # the AutoAttack column has shown its cells already
+    # except AutoAttack, which has its own column
     own = {name for row in rows for name, cell in row.accuracy.attacks.items() if cell is not row.accuracy.autoattack}
     for name in sorted(own, key=natural):
         shown[name] = lambda row, name=name: cell_text(row, row.accuracy.attacks.get(name))  # type: ignore[misc]
@@ -96,10 +96,10 @@ def _venue(row: Row) -> str:
 
 
 def cell_text(row: Row, cell: SeedValues | None, show: Callable[[float], str] = percent) -> str:
-    """The number with all that qualifies it, or why there is none."""
+    """The number with its qualifications, or the reason why it is absent."""
     if cell is None or not cell.values:
         return cell.state() if cell else "not run"
-    # against noise AutoAttack runs its suite `rand`, whatever was asked for
+    # AutoAttack always runs its suite `rand` on a stochastic model
     notes = ["rand"] if cell is row.accuracy.autoattack and row.deploys != "deterministic" else []
     notes += [cell.median()] if cell.distance else []
     notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
@@ -119,8 +119,7 @@ def _interval_text(row: Row) -> str:
 
 
 def _seeds_text(row: Row) -> str:
-    """done/planned, the worst case of each seed where there are several, which seeds collapsed, and the mean without
-    them: that of the row is over all."""
+    """Seeds done/planned, the worst case of each of several, the collapsed seeds and the mean without them."""
     if row.verdict == "INVALID":
         return "–"
     text = f"{len(row.accuracy.worst.values)}/{len(row.seeds)}"

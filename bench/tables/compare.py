@@ -75,7 +75,7 @@ def _of(by_seed: dict[int, Value], seed: int | None) -> dict[int, Value]:
 
 def _compared(what: str, a: Outcomes, b: Outcomes, same: bool) -> Comparison:
     if not same:
-        return Comparison(what, why="judged on other images")
+        return Comparison(what, why="evaluated on other images")
     found = difference(a, b)
     if found is None:
         return Comparison(what, why="not run for this seed" if not a or not b else "no shared images")

@@ -1,4 +1,4 @@
-"""Which value of one setting is worth which of another: sigma of a defense against the budget of adversarial training.
+"""Values of two settings with equal accuracy: sigma of a defense and the budget of adversarial training.
 
 For each column that both sides have, the least b at which side B is as robust (or as inaccurate on clean images) as
 side A is at a. B's accuracies are made monotone first, by the least-squares fit that never turns (isotonic regression):
@@ -31,9 +31,9 @@ DRAWS = 2000
 class Match:
     """At `a` side A has this accuracy in `column`, over n images; B reaches it at `b`, 95 % interval `low` to `high`.
 
-    b is -inf where B is past it at its smallest value already, inf where no value of B reaches it. The interval is a
-    percentile bootstrap over images, drawn for both sides at once; what another training seed would change is not in
-    it. `seeds` and `verdict`: of A's point; where that is UNSOUND, so may be what it is said to be worth.
+    b is -inf if B is beyond it at its smallest value, inf if no value of B reaches it. The interval is a percentile
+    bootstrap over images, drawn for both sides at once; it does not include the variation between training seeds.
+    `seeds` and `verdict`: of A's point; the match of an UNSOUND point may be wrong too.
     """
 
     column: str
@@ -93,7 +93,7 @@ def _column(store: Store, a: Series, b: Series, name: str, members: list[str]) -
     sign = -1.0 if name == "clean" else 1.0
     means = sign * np.concatenate([right.mean(axis=1)[None], _resampled(right)])
     fit = rising(means[:, len(ours) :])
-    if fit[0, 0] == fit[0, -1]:  # it runs the other way, or nowhere: no value of B can be read off it
+    if fit[0, 0] == fit[0, -1]:  # constant or falling: the fit has no inverse
         return []
     x = [b.points[k - len(a.points)].x for k in theirs]
     found = []

@@ -45,7 +45,7 @@ def latex_text(text: str) -> str:
 
 
 def latex(sections: list[Section]) -> str:
-    """One tabular a section, for `\\input` in a document that loads booktabs; accuracies in percent."""
+    """One tabular per section, for `\\input` in a document that loads booktabs; accuracies in percent."""
     parts = ["% Written by `bench leaderboard`; needs \\usepackage{booktabs} and, for names, UTF-8.", ""]
     for section in sections:
         about = f"% {printable(section.dataset)}, {printable(section.threat)}, {section.kind}"
@@ -82,7 +82,7 @@ def _shown(row: Row, cell: SeedValues) -> str:
 
 
 def robustbench(sections: list[Section]) -> str:
-    """A JSON list, one entry a row in the order of the leaderboard.
+    """A JSON list, one entry per row in the order of the leaderboard.
 
     RobustBench's keys, numbers as text in percent, null where a thing is unknown; `reported`, a paper's own number, is
     never known here. `autoattack_acc` is AutoAttack standard alone; `external` the worst case where some attack is

@@ -1,4 +1,4 @@
-"""Rows as lines of CSV: one a row, and one a cell and seed with the keys of the evaluations behind it."""
+"""Rows as lines of CSV: one per row; one per number and seed, with the keys of its evaluations; one per finding."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def _line(section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, o
 
 
 def cells(sections: list[Section]) -> list[dict[str, object]]:
-    """Lines of cells.csv, one a cell and seed: its value in [0,1] or its state and reason, and the keys of the
-    evaluations that it is made of."""
+    """Lines of cells.csv, one per number and seed: its value in [0,1] or its state and reason, and the keys of its
+    evaluations."""
     return [line for section in sections for _, row in section.ranked for line in _cells(section.kind, row)]
 
 

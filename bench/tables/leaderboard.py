@@ -1,4 +1,4 @@
-"""Rows -> Markdown and CSV. Text is generated only: equal records give equal bytes, and no time stamps get in."""
+"""Writes the leaderboard as Markdown, CSV, LaTeX and JSON: equal records give equal bytes."""
 
 from __future__ import annotations
 
@@ -46,12 +46,20 @@ def board(store: Store) -> list[Row]:
 def write_leaderboard(
     store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
 ) -> list[Path]:
-    """Rewrite the marked part of `path`, evaluations.csv, leaderboard.csv, cells.csv, checks.csv, what things cost, a
-    table of each evaluation that measures something else than robustness, and leaderboard.tex and .json; gives what was
-    written.
+    """Write the leaderboard.
 
-    `radii`: L2 radii of the columns of certified accuracy.
-    Raises ValueError where the file's markers are not one pair.
+    Args:
+        store: The records.
+        path: The Markdown file, of which the text between the markers is replaced.
+        csv_dir: Folder of the other files: CSV of evaluations, rows, numbers, checks, times and of each evaluation that
+            measures something other than robustness; LaTeX and JSON of the rows. None: not written.
+        radii: L2 radii of the columns of certified accuracy.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: The markers of the file are not one pair, or `csv_dir` is a link.
     """
     if csv_dir is not None and csv_dir.is_symlink():
         raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
@@ -113,7 +121,7 @@ def _table(section: Section) -> list[str]:
 
 
 def footnotes(rows: list[Row]) -> list[str]:
-    """What signs and words in the cells of these rows mean, apart from the letters of provisional ones."""
+    """What signs and words in these rows mean, except for the letters of provisional ones."""
     found = []
     if any(lowest_single_attack(row) for row in rows):
         found.append("≤: what one attack leaves on more images than all attacks share, where that is less.")
@@ -125,7 +133,7 @@ def footnotes(rows: list[Row]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write atomically, making the folder; gives the path."""
+    """Write atomically, creating the folder; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(text.encode()))
     return path

@@ -1,4 +1,4 @@
-"""Evaluations that do not measure robustness (flatness): a table of their own, a line at the end of a run."""
+"""Evaluations that do not measure robustness (flatness): their own table, and lines at the end of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def by_attack(store: Store, known: Evaluations) -> dict[str, list[dict[str, obje
 
 
 def notes(known: Evaluations) -> list[str]:
-    """One line for each configuration, evaluation and budget: mean over seeds, or why there is none."""
+    """One line per configuration, evaluation and budget: mean over seeds, or why it is absent."""
     ordered = sorted(known.measuring, key=lambda e: (e.defense_label, e.attack_label, e.eps_value))
     lines = []
     for entries in grouped(ordered, lambda e: (e.config, e.attack_label, e.norm, e.eps)).values():

@@ -1,9 +1,9 @@
 """Pareto fronts: rows that no comparable row beats in robust accuracy and in clean accuracy, seconds or work at once.
 
 Rows are compared within a data set, model, threat, kind of predictor and set of images only; ranked rows with ranked
-ones, provisional ones among themselves, since a weaker attack set flatters. Seconds need the same device, number of
-training images and load too. UNSOUND and INVALID rows are on no front and beat nobody. Means decide: how sure a place
-is, the intervals and `bench compare` say.
+ones, provisional ones among themselves, since a weaker set of attacks overestimates robustness. Seconds need the same
+device, number of training images and load too. UNSOUND and INVALID rows are left out. Fronts are by means; for
+significance see the intervals and `bench compare`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Fronts = dict[int, dict[str, bool]]  # id of a row -> kind -> on the front?
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other beats: `x` no worse and `y` no worse, one of them better; larger is better."""
+    """Indices of the points (x, y) that no other dominates; larger is better."""
     order = sorted(range(len(points)), key=lambda k: (-points[k][0], -points[k][1]))
     found, best, at = [], -math.inf, math.nan
     for k in order:

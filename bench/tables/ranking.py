@@ -1,4 +1,4 @@
-"""How findings and verdicts read in the tables: flags, legend, reasons, order of rows."""
+"""Findings and verdicts as text, and the order of rows in a table."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from bench.soundness.verdicts import required
 
 GRAVE = ("F", "U", "X")
 FLAG = "⚑"
-FEW = 3  # answers that lack are named; more of them mean that there was no audit
+FEW = 3  # up to so many open checks are named; more mean that there was no audit
 UNRANKED = {"UNSOUND": "unsound", "INVALID": "invalid"}
-# what RobustBench calls a potentially unreliable evaluation by AutoAttack; the first four need an audit
+# AutoAttack's own warnings (RobustBench: potentially unreliable evaluation); the first four need an audit
 _AUTOATTACK, _AUDITED = ("C1", "C2", "C4", "C6", "C13"), ("C1", "C2", "C4", "C6")
 
 
 def grave(row: Row) -> list[Finding]:
-    """Findings that are flagged or worse, in the order of their codes, the gravest of each code first."""
+    """Findings that are flagged or worse, by code, the most severe of each code first."""
     found = [finding for finding in row.findings if finding.level in GRAVE]
     return sorted(found, key=lambda f: (int(f.code[1:]), -GRAVE.index(f.level), f.attack or ""))
 
 
 def flags(row: Row) -> str:
-    """`C8 F, C13 U`: each code once, with its gravest level, and `C16 not checked` where only a few answers lack; else
-    "none", or "not checked" where most do."""
+    """`C8 F, C13 U`: each code once with its most severe level, and `C16 not checked` if only a few checks are open;
+    otherwise "none", or "not checked" if most are open."""
     found: dict[str, str] = {}
     for finding in grave(row):
         found.setdefault(finding.code, f"{finding.code} {finding.level}")
@@ -54,10 +54,10 @@ def order(row: Row) -> tuple[int, bool, float, str, str]:
 
 
 def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
-    """Rows in order with what stands in the place of their rank; rows that tie share one (bench.results.significance).
+    """Rows in order with their rank or the word in its place; rows that tie share a rank (bench.results.significance).
 
-    Provisional rows count by themselves, after the others; unsound and invalid ones have none, nor do those without a
-    worst case.
+    Provisional rows are ranked separately, after the others; unsound and invalid rows, and those without a worst case,
+    have no rank.
     """
     found = sorted(rows, key=order)
     counted = [row for row in found if row.verdict not in UNRANKED and row.accuracy.worst.values]
@@ -70,7 +70,7 @@ def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
 
 
 def unreliable(row: Row) -> str:
-    """RobustBench's column: yes where AutoAttack's own warnings, or worse, were found; no, or not checked."""
+    """RobustBench's column: yes if AutoAttack's own warnings, or worse, were found; no, or not checked."""
     about = [finding for finding in row.findings if finding.code in _AUTOATTACK and finding.attack is None]
     if row.verdict in UNRANKED or any(finding.level in GRAVE for finding in about):
         return "yes"
@@ -79,7 +79,7 @@ def unreliable(row: Row) -> str:
 
 
 def legend(rows: Iterable[Row]) -> list[str]:
-    """A line for each code among the flags of these rows: `C15: Losses agree: 5 pp`."""
+    """One line per code among the flags of these rows: `C15: Losses agree: 5 pp`."""
     codes = {finding.code for row in rows for finding in grave(row)}
     return [f"{code}: {check.title}: {check.threshold}" for code, check in CHECKS.items() if code in codes]
 
@@ -92,7 +92,7 @@ def titles(rows: Iterable[Row]) -> list[str]:
 
 
 def reasons(rows: Iterable[Row]) -> list[str]:
-    """A line for each row that is unsound or invalid: which checks it fails, and by what."""
+    """One line per unsound or invalid row: which checks it fails, and why."""
     lines = []
     for _, row in ranked(rows):
         if row.verdict in UNRANKED:

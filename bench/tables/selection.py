@@ -1,4 +1,4 @@
-"""What a user means by the name of a defense: rows by method, by defense or by training key, or one line that helps."""
+"""Rows by the name of a method, of a defense, or by training key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.tables.pareto import fronts
 
 @dataclass(frozen=True)
 class RowFilter:
-    """What narrows the rows down; None leaves it open."""
+    """Restricts rows; None does not restrict."""
 
     dataset: str | None = None
     norm: str | None = None
@@ -24,7 +24,7 @@ class RowFilter:
     seed: int | None = None
 
     def takes(self, row: Row) -> bool:
-        """Is this row asked for?"""
+        """Does the row match?"""
         budget = self.eps is None or (row.eps is not None and Epsilon(row.eps) == Epsilon(self.eps))
         norm = self.norm is None or (row.norm or "").lower() == self.norm.lower()
         return budget and norm and self.dataset in (None, row.dataset)
@@ -36,8 +36,7 @@ class RowFilter:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows under one budget, the seed asked of each (None: all), and on which Pareto fronts among all rows each
-    is (`bench.tables.pareto`)."""
+    """Two rows under one budget, the seed of each (None: all), and their Pareto fronts (`bench.tables.pareto`)."""
 
     rows: tuple[Row, Row]
     seeds: tuple[int | None, int | None]
@@ -50,10 +49,10 @@ class Pair:
 
 
 def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair]:
-    """Every budget that both have been attacked at, in one data set.
+    """Both rows at every budget that they share, in one data set.
 
     A name is a method as the leaderboard shows it, the name of a defense, or a training key (then that seed alone).
-    Raises LookupError where a name means nothing or several trainings, or the two share nothing.
+    Raises LookupError for an unknown or ambiguous name, or if the two share no budget.
     """
     store = store.snapshot()
     known = evaluations(store)
@@ -80,7 +79,7 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
 
 
 def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> list[Row]:
-    """The rows that a name stands for: the most exact reading that has any."""
+    """The rows with this training key, else with this method, else of this defense."""
     if name in trained:
         side = [row for row in found if row.config == trained[name][0]]
     else:

@@ -1,4 +1,4 @@
-"""Rows -> the table at the end of a run. `bench.tables.leaderboard` writes the files."""
+"""The table at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Accuracy against a swept setting: rows of one defense that differ in it alone, on the attacks that all of them had.
+"""Accuracy against a setting: rows of one defense that differ in this setting only, under the attacks that all share.
 
 A series holds everything else fixed: data, model, recipe, the other settings. Its worst case is over the attacks that
-each of its points was given, since one that met more attacks would look worse for that alone.
+each of its points was given, since more attacks alone lower a worst case.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points in order of `setting`, under one budget. `fixed` tells it from the other series of the same defense;
-    `seeds` are those that every point has (all, if there is none): means are over these, since another seed at one
-    value would bend the curve; `left_out` are attacks that only some points had, `standard` the row without a defense.
+    """Points in order of `setting`, under one budget.
+
+    - `fixed`: how the series differs from the other series of the same defense.
+    - `seeds`: those that every point has (all, if there is none); means are over these, since seeds differ.
+    - `left_out`: attacks that only some points had.
+    - `standard`: the undefended baseline.
     """
 
     defense: str

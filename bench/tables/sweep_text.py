@@ -30,7 +30,7 @@ def map_title(a: Series, name: str) -> str:
 
 
 def table(series: Series) -> list[str]:
-    """The terminal's table of one series, with what must be known to read it."""
+    """The table of one series with notes, for a terminal."""
     names = series.columns
     header = [series.setting, *names, "seeds", "verdict"]
     found = [[f"{point.x:g}", *_cells(series, point)] for point in series.points]
@@ -68,7 +68,7 @@ def _shown(series: Series, cell: SeedValues | None) -> str:
 
 
 def lines(series: Series) -> list[dict[str, object]]:
-    """Lines of CSV, one a value and column: shares in [0,1], or the state.
+    """Lines of CSV, one per value and column: shares in [0,1], or the state.
 
     `mean` and its interval `low` to `high` are over the seeds `mean_over`, all else over every seed there is.
     """
@@ -101,7 +101,7 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def map_table(store: Store, found: Map) -> list[str]:
-    """The terminal's table of a map: what each value of A is worth, with what B was fitted to."""
+    """The table of a map with notes: the value of B for each value of A, for a terminal."""
     a, b, matches = found
     ends = f"{b.points[0].x:g} and {b.points[-1].x:g}"
     name = f"{b.defense} {b.setting}"

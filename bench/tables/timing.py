@@ -1,4 +1,4 @@
-"""What trainings and attacks cost, grouped so that times of different hardware never stand in one table."""
+"""Cost of trainings and attacks, one table per device."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ def test_where_there_is_no_difference_it_is_said_why(store: Store) -> None:
     evaluated(store, second, "onestep", state="error", n=3)
     found = compared(store)
     assert {what: line.why for what, line in found.items()} == {
-        "worst case": "mixed test sets, incomplete", "steep": "judged on other images", "onestep": "other_guard: error",
+        "worst case": "mixed test sets, incomplete", "steep": "evaluated on other images",
+        "onestep": "other_guard: error",
     }  # fmt: skip
     assert all(line.found is line.a is line.b is None for line in found.values())
 
