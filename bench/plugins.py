@@ -1,7 +1,7 @@
-"""File name -> class. The only place that imports plug-in files; the planner reads them by `ast`, in its catalog.
+"""Imports plug-in files and makes their objects. Nothing else imports them; planning reads their source by `ast`.
 
-On import it binds the packages `attacks` and `defenses` to the folders beside bench: a folder of that name in the
-working folder, beside a user's model or on PYTHONPATH comes behind them, never before.
+On import it binds the packages `attacks` and `defenses` to the folders beside bench. A folder of that name in the
+working folder, beside a user's model or on PYTHONPATH is searched after them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.job_fields import JobThreat, PluginChoice
 
-# what a method that ignores the threat gets in its place
+# the threat of a method that uses none
 NO_THREAT = Threat("Linf", Epsilon(0))
 
 
@@ -47,7 +47,7 @@ class PackagePath:
 
 
 def bind(kind: catalog.Kind) -> None:
-    """Let `import attacks`, say, mean the folder beside bench in this process, whatever had that name before."""
+    """Make `import attacks` (or `defenses`) mean the folder beside bench, even if another one was imported before."""
     name, own = catalog.PACKAGES[kind], catalog.built_in(kind)
     held = sys.modules.get(name)
     if held is None or Path(held.__file__ or "").parent != own:
@@ -71,7 +71,7 @@ def module(kind: catalog.Kind, name: str) -> ModuleType:
         return importlib.import_module(f"{package}.{name}")
     full = f"bench_plugin_{name}"
     held = sys.modules.get(full)
-    if held is None or held.__file__ != str(path):  # another file of that name may have been read before
+    if held is None or held.__file__ != str(path):  # another file of that name may have been loaded before
         spec = importlib.util.spec_from_file_location(full, path)
         assert spec is not None
         assert spec.loader is not None
@@ -80,13 +80,13 @@ def module(kind: catalog.Kind, name: str) -> ModuleType:
         try:
             spec.loader.exec_module(loaded)
         except BaseException:
-            del sys.modules[full]  # as Python does, or the next to ask would get half a module
+            del sys.modules[full]  # as Python does; otherwise the next import would give half a module
             raise
     return sys.modules[full]
 
 
 def load(kind: catalog.Kind, name: str) -> type[Any]:
-    """The one Defense or Evaluation class of a plug-in file. Raises ValueError where there is not exactly one."""
+    """The one Defense or Evaluation class of a plug-in file. Raises ValueError for none or several."""
     base = Defense if kind == "defenses" else Evaluation
     loaded = module(kind, name)
     found = [

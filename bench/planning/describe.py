@@ -14,14 +14,14 @@ _PREDICTORS = {
     "randomised": "the net draws noise at prediction",
     "smoothed": "a vote of noisy predictions, with a certificate",
 }
-_BESIDE = {"needs_smoothed": "--defense smoothing", "needs_draws": "--defense rse"}
+_NEEDED_DEFENSE = {"needs_smoothed": "--defense smoothing", "needs_draws": "--defense rse"}
 _ONLY_FOR = {
     "needs_smoothed": "smoothed models",
     "needs_draws": "stochastic models",
     "needs_images": "models of a matrix: it shows them the images made against other rows",
 }
 _NO_THREAT = "norm and eps play no part in it"
-_SPENT = "of a training step, in forward passes F an image; a backward pass is 2F, to the image alone F"
+_COST_UNIT = "of a training step, in forward passes F an image; a backward pass is 2F, to the image alone F"
 
 
 def default(value: Any) -> str:
@@ -86,7 +86,7 @@ def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
     return {
         "trains at a budget": f"yes, in {', '.join(plugin.norms)}" if plugin.uses_threat else f"no: {_NO_THREAT}",
         "deploys": f"{plugin.predictor} ({_PREDICTORS[plugin.predictor]})",
-        "cost": f"{plugin.constant('cost', '') or 'not said'} ({_SPENT})",
+        "cost": f"{plugin.constant('cost', '') or 'not said'} ({_COST_UNIT})",
         "adaptive attack": plugin.constant("adaptive_attacks", "") or "none named, so its rows are flagged (check C28)",
         "recipe settings it follows": ", ".join(plugin.constant("supports_recipe", ()))
         or "none of label_smoothing, bf16, fp16",
@@ -97,7 +97,7 @@ def _of_defense(plugin: catalog.Plugin) -> dict[str, str]:
 def _of_attack(plugin: catalog.Plugin) -> dict[str, str]:
     metric = plugin.constant("metric", "")
     found = {"budget": f"norm and eps, in {', '.join(plugin.norms)}" if plugin.uses_threat else f"none: {_NO_THREAT}"}
-    found["judges"] = f"no robustness; its table shows {metric}" if metric else "accuracy, image by image"
+    found["measures"] = f"{metric}, which is not robustness" if metric else "accuracy, image by image"
     if plugin.uses_threat and not plugin.needs_images:
         scores = plugin.constant("access", "gradients") == "scores"
         found["sees"] = "scores only" if scores else "gradients of the model's surrogate"
@@ -113,5 +113,5 @@ def example(plugin: catalog.Plugin) -> str:
     norm = "" if "Linf" in plugin.norms else f" --norm {plugin.norms[0]}"
     if plugin.needs_images:  # its images come from another attack of the run
         return f"bench run {option} pgd,{plugin.name}{setting}"
-    beside = [words for name, words in _BESIDE.items() if plugin.constant(name, False)]
-    return " ".join(["bench run", *beside, option, plugin.name]) + norm + setting
+    needed = [words for name, words in _NEEDED_DEFENSE.items() if plugin.constant(name, False)]
+    return " ".join(["bench run", *needed, option, plugin.name]) + norm + setting

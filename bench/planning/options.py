@@ -94,7 +94,7 @@ def _fill_defaults(values: dict[str, Any], options: Options, root: Path) -> list
         notes.append(f"defenses {', '.join(defenses)}")
     if options.baseline and defenses and "standard" not in defenses:
         defenses = ["standard", *defenses]
-        notes.append("defense standard beside them, the baseline of every ratio (--no-baseline leaves it out)")
+        notes.append("defense standard in addition, the baseline of every ratio (--no-baseline leaves it out)")
     values["defenses"] = defenses
     norm = norm_named(options.norm or "Linf")
     if not options.eps:

@@ -91,8 +91,8 @@ def test_facts_of_an_attack_name_what_it_needs() -> None:
     assert "sees" not in facts("clean")
     assert facts("eot")["only for"] == "stochastic models"
     assert facts("certify")["only for"] == "smoothed models"
-    assert facts("flatness")["judges"] == "no robustness; its table shows adversarial_rise"
-    assert facts("surface")["judges"] == "no robustness; its table shows nonlinearity"
+    assert facts("flatness")["measures"] == "adversarial_rise, which is not robustness"
+    assert facts("surface")["measures"] == "nonlinearity, which is not robustness"
     assert "sees" not in facts("transfer")
 
 
