@@ -74,7 +74,7 @@ def test_f02_a_killed_worker_costs_its_own_job_alone(store: Store, tmp_path: Pat
     assert [kinds(events, job)[-1] for job in jobs] == ["error"] * hopeless + ["ok"] * (len(jobs) - hopeless)
     told = [len(starts(tmp_path, job)) for job in jobs]
     assert told == [3] * hopeless + [2] * (kills - hopeless) + [1] * (len(jobs) - kills)
-    assert all("attempts" not in record(store, job) for job in jobs[kills:])
+    assert all(record(store, job).retries == () for job in jobs[kills:])
     assert sum(event.kind == "retried" for event in events) == kills + hopeless
 
 
