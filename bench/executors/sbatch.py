@@ -170,12 +170,12 @@ def parse_queue(answer: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
-def ending(task: str) -> str:
-    """Slurm's description of a task that has ended; empty once Slurm has forgotten it."""
+def ending(task: str) -> dict[str, str]:
+    """JobState, Reason and ExitCode of a task that has ended; empty once Slurm has forgotten it."""
     try:
-        return command("scontrol", "--oneliner", "show", "job", task)
+        return fields(command("scontrol", "--oneliner", "show", "job", task))
     except SlurmError:
-        return ""
+        return {}
 
 
 def fields(answer: str) -> dict[str, str]:
@@ -183,25 +183,18 @@ def fields(answer: str) -> dict[str, str]:
     return dict(re.findall(r"(?<!\S)(JobState|Reason|ExitCode)=(\S+)", answer))
 
 
-def parse_job(answer: str) -> str:
-    """A description of how a task ended. `answer`: from `ending`."""
-    if not answer:
+def describe_ending(found: Mapping[str, str]) -> str:
+    """A description of how a task ended. `found`: from `ending`."""
+    if not found:
         return "it left Slurm's queue"
-    found = fields(answer)
     state, reason = found.get("JobState", "unknown"), found.get("Reason", "None")
     code, _, number = found.get("ExitCode", "0:0").partition(":")
-    parts = [f"Slurm says {state}"]
+    parts = [f"Slurm reports {state}"]
     if reason not in ("None", "(null)", state):
         parts.append(reason)
-    if number not in ("", "0"):
-        parts.append(_signal(int(number)))
+    if number not in ("", "0"):  # above the known signals are numbers of Slurm's for failures of its daemons
+        known = {str(each.value): each.name for each in signal.Signals}
+        parts.append(known.get(number, f"signal {number}"))
     elif code != "0":
         parts.append(f"exit code {code}")
     return ", ".join(parts)
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a number of Slurm's for failures of its daemons
-        return f"signal {number}"

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from bench.atomic import write_atomic
 from bench.executors.base import Backend, Exit, Handle, todo
-from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, ending, fields, parse_job, queue, script
+from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, describe_ending, ending, queue, script
 from bench.jobs import retries
 from bench.jobs.attempt import HELD
 from bench.planning.job import Job
@@ -182,8 +182,7 @@ class Slurm(Backend):
         An evaluation that Slurm killed for memory is submitted again with half the batch in each pass; after anything
         else the user decides: the same command tries it again.
         """
-        answer = ending(task.number)
-        found = fields(answer)
+        found = ending(task.number)
         dropped = found.get("Reason") == "DependencyNeverSatisfied"  # a job that it depends on did not end there
         cancelled = found.get("JobState") == "CANCELLED" and not task.mine
         if dropped or cancelled or found.get("ExitCode") == f"{HELD}:0" or holder_of(self.store, task.job.key):
@@ -192,7 +191,7 @@ class Slurm(Backend):
         if time.monotonic() - task.lost < GRACE:
             return None
         kind = KINDS.get(found.get("JobState", ""), "died")
-        message = f"the worker ended without a record: {parse_job(answer)} (job {task.number})"
+        message = f"the worker ended without a record: {describe_ending(found)} (job {task.number})"
         return Exit(task, fault=retries.Fault(kind, NAMES[kind], message))
 
     def cancel(self, handle: Handle) -> None:

@@ -19,8 +19,9 @@ from bench.executors.sbatch import (
     batches,
     check,
     command,
+    describe_ending,
+    fields,
     name,
-    parse_job,
     parse_queue,
     script,
 )
@@ -157,15 +158,14 @@ def test_each_results_folder_has_a_name_of_its_own_in_the_queue(bare: Path) -> N
 def test_answers_are_read() -> None:
     assert parse_queue("12_0|RUNNING\n  12_1|PENDING\n\nslurm is slow\n") == {"12_0": "RUNNING", "12_1": "PENDING"}
     text = "JobId=3 JobName=JobState=no JobState={} Reason={} Dependency=(null) ExitCode={} DerivedExitCode=9:9 End=x"
-    assert parse_job(text.format("OUT_OF_MEMORY", "OutOfMemory", "0:125")) == (
-        "Slurm says OUT_OF_MEMORY, OutOfMemory, signal 125"
-    )
-    assert parse_job(text.format("TIMEOUT", "TimeLimit", "0:15")) == "Slurm says TIMEOUT, TimeLimit, SIGTERM"
-    assert parse_job(text.format("FAILED", "NonZeroExitCode", "2:0")) == (
-        "Slurm says FAILED, NonZeroExitCode, exit code 2"
-    )
-    assert parse_job(text.format("NODE_FAIL", "None", "0:0")) == "Slurm says NODE_FAIL"
-    assert parse_job("nothing") == "Slurm says unknown"
+    for answer, description in (
+        (("OUT_OF_MEMORY", "OutOfMemory", "0:125"), "Slurm reports OUT_OF_MEMORY, OutOfMemory, signal 125"),
+        (("TIMEOUT", "TimeLimit", "0:15"), "Slurm reports TIMEOUT, TimeLimit, SIGTERM"),
+        (("FAILED", "NonZeroExitCode", "2:0"), "Slurm reports FAILED, NonZeroExitCode, exit code 2"),
+        (("NODE_FAIL", "None", "0:0"), "Slurm reports NODE_FAIL"),
+    ):
+        assert describe_ending(fields(text.format(*answer))) == description
+    assert describe_ending(fields("nothing")) == "it left Slurm's queue"
 
 
 def test_slurm_s_own_words_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

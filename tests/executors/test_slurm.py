@@ -71,7 +71,7 @@ def test_a_job_that_vanished_is_an_error_with_slurm_s_reason(
     done = bench(*tiny(*plugins, *ON, attack="wobble"))
     assert done.code == 1
     assert states(Path("results")) == {"plain": "done", "plain/wobble": "error"}
-    assert "Slurm says FAILED" in done.out
+    assert "Slurm reports FAILED" in done.out
     (record,) = (record for _, record in Store(Path("results")).records() if record.state == "error")
     assert "FAILED" in record.error.message
     assert record.error.type == "WorkerDied"
