@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # a GPU of which others use more memory or time is busy
-MOST = 8  # jobs packed on a GPU
+MOST_PACKED = 8  # jobs packed on a GPU
 BENCH_AFTER = 2  # different jobs that failed because of a device, with no success on it in between
-NAMED = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA accepts as a device
-ANSWER = 20.0  # seconds that nvidia-smi may take
-ASKED = "index,uuid,name,memory.total,memory.used,utilization.gpu"
+DEVICE_NAME = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA accepts as a device
+SMI_SECONDS = 20.0  # seconds that nvidia-smi may take
+SMI_FIELDS = "index,uuid,name,memory.total,memory.used,utilization.gpu"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Gpu:
 class Slot:
     """A place for one job: the device, and the environment variables that show the worker only that device.
 
-    `memory`: MB that all jobs on the device share, where they are packed by what they need; None: it is not asked.
+    `memory`: MB that all jobs on the device share, if they are packed by their measured memory; None if they are not.
     """
 
     device: str
@@ -65,7 +65,7 @@ class NoAnswer(ValueError):
 
 def query() -> list[Gpu]:
     """The GPUs that nvidia-smi lists, without MIG parts; none where it is absent. Raises NoAnswer."""
-    lines, apps = _smi(f"--query-gpu={ASKED}"), Counter[str]()
+    lines, apps = _smi(f"--query-gpu={SMI_FIELDS}"), Counter[str]()
     with contextlib.suppress(NoAnswer):  # the processes are useful but not required
         apps.update(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid"))
     return [
@@ -80,12 +80,12 @@ def _smi(what: str) -> list[list[str]]:
     command = ["nvidia-smi", what, "--format=csv,noheader,nounits"]
     try:
         tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        answer, _ = tool.communicate(timeout=ANSWER)
+        answer, _ = tool.communicate(timeout=SMI_SECONDS)
     except OSError as error:
         raise NoAnswer(f"nvidia-smi cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         tool.kill()  # without waiting: a process stuck in the driver cannot be killed
-        raise NoAnswer(f"nvidia-smi did not answer within {ANSWER:g} s") from None
+        raise NoAnswer(f"nvidia-smi did not answer within {SMI_SECONDS:g} s") from None
     if tool.returncode and "no devices were found" not in answer.lower():
         raise NoAnswer(
             f"nvidia-smi failed with exit code {tool.returncode} ({' '.join(answer.split()) or 'no message'})"
@@ -108,7 +108,7 @@ def gpus(ask: Callable[[], list[Gpu]] = query, believe: bool = False) -> list[Gp
     at the first word that names none: -1, `none`, or the `NoDevFiles` of a Slurm job without a GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = None if visible is None else list(takewhile(NAMED.fullmatch, map(str.strip, visible.split(","))))
+    wanted = None if visible is None else list(takewhile(DEVICE_NAME.fullmatch, map(str.strip, visible.split(","))))
     if wanted == []:
         return []
     try:
@@ -147,7 +147,7 @@ def slots(
     if not found:
         return [Slot("cpu")] * (workers or cores)
     chosen = _chosen(found, named)
-    most = jobs_per_gpu or max(min(MOST, cores // len(chosen)), 1)
+    most = jobs_per_gpu or max(min(MOST_PACKED, cores // len(chosen)), 1)
     places = []
     for turn in range(most):  # spread over the GPUs before any is shared
         for gpu in chosen:

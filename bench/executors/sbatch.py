@@ -79,10 +79,10 @@ def name(results: Path) -> str:
     return f"bench-{hashlib.sha256(os.fsencode(results.absolute())).hexdigest()[:8]}"
 
 
-def script(asked: Iterable[str], results: Path, root: Path, device: str, todo: list[Batch]) -> str:
-    """The batch script. `asked`: options of sbatch without dashes; `todo`: the arrays that it submits without keys."""
+def script(given: Iterable[str], results: Path, root: Path, device: str, todo: list[Batch]) -> str:
+    """The batch script. `given`: options of sbatch without dashes; `todo`: the arrays that it submits without keys."""
     results = results.absolute()
-    header = [f"--job-name={name(results)}", "--output=/dev/null", "--requeue", *(f"--{option}" for option in asked)]
+    header = [f"--job-name={name(results)}", "--output=/dev/null", "--requeue", *(f"--{option}" for option in given)]
     command = [sys.executable, "-m", "bench", "worker"]
     options = ["--data-dir", str(root.absolute()), "--device", device, "--over-is-done"]
     lines = [

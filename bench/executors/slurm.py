@@ -43,14 +43,14 @@ class Task(Handle):
 
 @dataclass
 class Slurm(Backend):
-    """Backend of Slurm. `root`: the data folder; `asked`: options of sbatch, such as `partition=gpu`; `max_jobs`: most
+    """Backend of Slurm. `root`: the data folder; `given`: options of sbatch, such as `partition=gpu`; `max_jobs`: most
     jobs in the queue at a time; `detach`: submit everything and leave."""
 
     worker_claims: ClassVar[bool] = True
     chains: ClassVar[bool] = True
     retries: ClassVar[frozenset[retries.Step]] = frozenset({"halve"})
     root: Path
-    asked: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     kind: str = "cpu"
     max_jobs: int | None = None
     detach: bool = False
@@ -153,7 +153,7 @@ class Slurm(Backend):
     def _sbatch(self, batch: Batch, live: dict[str, str]) -> None:
         folder = self.store.root / "slurm"
         folder.mkdir(exist_ok=True)
-        text = script(self.asked, self.store.root, self.root, self.kind, [])
+        text = script(self.given, self.store.root, self.root, self.kind, [])
         write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch makes a copy of its own
         keys = [job.key for job in batch.jobs]
         answer = command("sbatch", *batch.options(live), str((folder / "job.sh").absolute()), *keys)
@@ -213,7 +213,7 @@ class Slurm(Backend):
         for job in waiting:  # a valid record whose files are missing would stop the worker
             if store.done(job.key) and claims.take(job.key) == "run":
                 claims.release(job.key)
-        return script(self.asked, store.root, self.root, self.kind, batches(waiting))
+        return script(self.given, store.root, self.root, self.kind, batches(waiting))
 
 
 def _cancel(tasks: list[str]) -> None:

@@ -169,7 +169,7 @@ def test_a_tool_that_fails_is_not_taken_for_no_gpu(
     head: str,
     found: str,
 ) -> None:
-    monkeypatch.setattr(devices, "ANSWER", 0.5)
+    monkeypatch.setattr(devices, "SMI_SECONDS", 0.5)
     tool(script, head)
     for device in ("auto", "cuda"):
         with pytest.raises(ValueError, match=rf"^{found}; repair the driver, or use --device cpu, or [^\n]*$"):
