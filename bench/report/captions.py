@@ -28,6 +28,11 @@ def number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
+def finite(value: float) -> str:
+    """Four significant digits, or `not finite`."""
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
+
+
 def joined(values: Iterable[object]) -> str:
     """Distinct non-empty texts in order of appearance."""
     found = dict.fromkeys(str(value) for value in values if value is not None and value == value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from bench.planning.job import EvaluationJob, Job
+from bench.records.record import Record
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
 from bench.results.rows import Row
@@ -15,18 +17,12 @@ WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "See
 TRAINING = ("Training s (× standard)", "Commit")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """One record: its job and where that ran. `versions`: index into `Origins.versions`, None if unknown."""
+class Origin(NamedTuple):
+    """A record and its job. `versions`: index into `Origins.versions`, None if unknown."""
 
-    key: str
-    kind: str
-    what: str
-    seed: object
-    of: str
-    state: str
-    device: str
-    commit: str
+    job: Job
+    record: Record
+    description: str
     versions: int | None
 
 
@@ -43,7 +39,7 @@ class Origins:
 
     @cached_property
     def _position(self) -> dict[str, int]:
-        return {line.key: k for k, line in enumerate(self.lines)}
+        return {line.job.key: k for k, line in enumerate(self.lines)}
 
 
 def origins(store: Store) -> Origins:
@@ -51,13 +47,9 @@ def origins(store: Store) -> Origins:
     versions: dict[str, int] = {}
     lines = []
     for job, record in store.records():
-        origin = record.provenance
-        commit = str(origin.commit or "–") + (" (dirty)" if origin.dirty else "")
-        text = ", ".join(f"{name} {v}" for name, v in sorted((origin.versions or {}).items()))
-        lines.append(Origin(
-            job.key, job.kind, _description(job), job.seed, job.needs[0] if job.needs else "", record.state,
-            origin.device or "–", commit, versions.setdefault(text, len(versions)) if text else None,
-        ))  # fmt: skip
+        text = ", ".join(f"{name} {v}" for name, v in sorted((record.provenance.versions or {}).items()))
+        known = versions.setdefault(text, len(versions)) if text else None
+        lines.append(Origin(job, record, _description(job), known))
     return Origins(lines, list(versions))
 
 

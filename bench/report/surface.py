@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, Polygon
 
 from bench.records.store import Store
 from bench.report.canvas import Plot, page_style, slug
-from bench.report.captions import by_setting, joined, measured_on, model_label, short
+from bench.report.captions import by_setting, finite, joined, measured_on, model_label, short
 from bench.report.contours import fill
 from bench.report.svg import INK
 from bench.results.evaluations import Evaluation
@@ -124,7 +124,7 @@ def _numbers(values: dict[str, Array]) -> list[str]:
     """The cells of a model's line, over the images of all its seeds."""
     clean, bend, off = (values[name] for name in MEASURES)
     asked = ((clean, np.mean), (bend, np.mean), (bend, np.median), (bend, np.max), (off, np.mean))
-    known = [f"{float(pick(of)):.4g}" if np.isfinite(of).all() else "not finite" for of, pick in asked]
+    known = [finite(float(pick(of)) if np.isfinite(of).all() else math.nan) for of, pick in asked]
     return [*known, f"{100 * float((off > 0).mean()):.1f}"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from bench.core.stats import mean_std
 from bench.records.store import Store
 from bench.report.canvas import MAX_LINES, Plot, curve, legend, line_style, panels, slug
-from bench.report.captions import by_setting, measured_on, model_label, short
+from bench.report.captions import by_setting, finite, measured_on, model_label, short
 from bench.results.evaluations import Evaluation
 
 PARTS = ("clean", "adversarial")
@@ -86,7 +86,7 @@ def _figure(place: tuple[str, str, str], models: list[Around]) -> Plot:
         ["defense", "distance", "clean loss", "adversarial loss", "clean rise at worst weights",
          "adversarial rise at worst weights"],
         [
-            [m.name, f"{at:g}", *(_loss(m.losses[part][at][0]) for part in PARTS), *map(_loss, m.rises.values())]
+            [m.name, f"{at:g}", *(finite(m.losses[part][at][0]) for part in PARTS), *map(finite, m.rises.values())]
             for m, at in lines
         ],
         figure,
@@ -99,7 +99,3 @@ def _figure(place: tuple[str, str, str], models: list[Around]) -> Plot:
 def _flattest(model: Around) -> tuple[float, str]:
     rise = model.rises["adversarial"]
     return rise if math.isfinite(rise) else math.inf, model.name
-
-
-def _loss(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "not finite"

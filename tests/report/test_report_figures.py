@@ -154,7 +154,7 @@ def test_every_cell_has_the_keys_of_its_records(store: Store) -> None:
     assert {jobs[key].threat.eps for key in behind["steep (steps=40)"]} == {"0.1"}
     text = html(store)
     order = re.findall(r'<tr id="k-(\w+)"', text)
-    assert order == [one.key for one in known.lines] == store.keys()
+    assert order == [one.job.key for one in known.lines] == store.keys()
     places = known.positions(behind["Standard accuracy"])
     assert [order[int(place)] for place in places.split()] == behind["Standard accuracy"]
     assert f'data-k="{places}">100.00' in text
