@@ -5,9 +5,11 @@ apgd-ce, apgd-t, fab-t, square; `plus` has more attacks and restarts; `rand` is 
 
 Attacks, settings, order and seeds are those of the package, and its results are reproduced bit for bit. The loop over
 attacks is ours, because the package's leaves a hook and a counter behind and writes a state file that cannot be
-reloaded. With fewer than 10 classes the targets are all other classes. A stochastic model is attacked by `rand`
-whatever `version` is, with one correction: the package accepts a single misclassified noise draw as success; here every
-image goes through all attacks, and of all candidates we keep the one that is misclassified in most of further draws.
+reloaded. With fewer than 10 classes the targets are all other classes. Targeted DLR divides by the fourth largest logit
+and DLR by the third: with 3 classes DLR takes the place of targeted DLR, with 2 both are left out. A stochastic model
+is attacked by `rand` whatever `version` is, with one correction: the package accepts a single misclassified noise draw
+as success; here every image goes through all attacks, and of all candidates we keep the one that is misclassified in
+most of further draws.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class AutoAttack(Attack):
     cost: ClassVar[str] = "1000F to 9000F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ("block_size",)
+    needed_classes: ClassVar[dict[str, int]] = {"apgd-t": 4, "apgd-dlr": 3}
     test_settings: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}
 
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
@@ -81,8 +84,8 @@ class AutoAttack(Attack):
         }
 
     def _suite(self, model: nn.Module, x: Tensor, classes: int, seed: int, stochastic: bool) -> Any:
-        """The package's ensemble without its log messages, for this number of classes. Raises ValueError if an attack
-        needs more classes."""
+        """The package's ensemble without its log messages, for this number of classes: None in place of an attack that
+        needs more of them. Raises ValueError if version custom names such an attack."""
         from pyautoattack import AutoAttack as Suite
 
         version = "rand" if stochastic and self.version != "custom" else self.version
@@ -95,12 +98,7 @@ class AutoAttack(Attack):
             seed=seed,
             version=version,
         )
-        for name, needed in (("apgd-t", 4), ("fab-t", 4), ("apgd-dlr", 3)):
-            if name in suite.attacks_to_run and classes < needed:
-                raise ValueError(
-                    f"AutoAttack's {name} needs at least {needed} classes, this model has {classes}; "
-                    "use version=custom with attacks_to_run=[apgd-ce, fab, square]"
-                )
+        suite.attacks_to_run = [self._fitting(name, classes) for name in suite.attacks_to_run]
         for attack in (suite.apgd_targeted, suite.fab):
             attack.n_target_classes = min(attack.n_target_classes, classes - 1)
         if stochastic or self.version == "rand":
@@ -110,10 +108,20 @@ class AutoAttack(Attack):
         suite.apgd.logger = suite.apgd_targeted.logger = silent
         return suite
 
+    def _fitting(self, name: str, classes: int) -> str | None:
+        """The attack itself, or what takes its place with fewer classes than it needs."""
+        if classes >= self.needed_classes.get(name, 2):
+            return name
+        if self.version == "custom":
+            raise ValueError(f"AutoAttack's {name} needs {self.needed_classes[name]} classes, this model has {classes}")
+        return "apgd-dlr" if name == "apgd-t" and classes == 3 else None
+
     def _attack_in_turn(self, suite: Any, model: nn.Module, x: Tensor, y: Tensor, ctx: Context, state: Columns) -> None:
         """Each attack on the images that are still robust. The state is saved after every batch."""
         attacks, x_adv, stage = suite.attacks_to_run, state["x_adv"], state["stage"]
         for number, name in enumerate(attacks, start=1):
+            if name is None:
+                continue
             robust = ((stage < 0) | (stage >= number)).nonzero().squeeze(1)  # before this attack, also after a restart
             if len(robust) == 0:
                 break
@@ -136,6 +144,8 @@ class AutoAttack(Attack):
         in most fresh draws, of equal ones that with the larger mean margin."""
         attacks, x_adv, best = suite.attacks_to_run, state["x_adv"], state["best"]
         for number, name in enumerate(attacks, start=1):
+            if name is None:
+                continue
             for batch, rows in enumerate(torch.arange(len(x), device=x.device).split(self.batch_size)):
                 if [number, batch] < state["next"].tolist():
                     continue  # done before a restart

@@ -41,6 +41,7 @@ class Curve(Evaluation):
     uses_budgets: ClassVar[bool] = True
     cost: ClassVar[str] = "(2 steps + 1) (restarts + 1) budgets F"
     revision: ClassVar[int] = 1
+    needed_classes: ClassVar[dict[str, int]] = {"dlr": 3}
     test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 
     budgets: list[Epsilon] = field(default_factory=list)

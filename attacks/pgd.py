@@ -36,6 +36,7 @@ class PGD(Attack):
     cost: ClassVar[str] = "(2 steps eot restarts + 2) F = 42F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ("sparsity", "eot")
+    needed_classes: ClassVar[dict[str, int]] = {"dlr": 3}
     test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
 
     steps: Annotated[int, Gt(0)] = 20

@@ -35,6 +35,7 @@ class TorchAttacks(Attack):
 
     cost: ClassVar[str] = "4F to 200F"
     revision: ClassVar[int] = 2
+    needed_classes: ClassVar[dict[str, int]] = {"APGDT": 4, "dlr": 3}
     test_settings: ClassVar[dict[str, Any]] = {"method": "MIFGSM", "kwargs": {"steps": 2}}
 
     method: str = "MIFGSM"

@@ -74,6 +74,7 @@ class Evaluation(Method):
       not replace it.
     - `block`: images evaluated together, the unit of seeds, checkpoints and shards; a setting `block_size` overrides
       it.
+    - `needed_classes`: by a value of a setting (such as a loss), how many classes it needs if more than two.
     - `metric`: for an evaluation that does not measure robustness, the column whose mean is reported. It then has no
       column `correct`, and is no part of accuracies, worst case or rank.
     """
@@ -87,6 +88,7 @@ class Evaluation(Method):
     uses_budgets: ClassVar[bool] = False
     uses_noise_model: ClassVar[bool] = False
     block: ClassVar[int] = 500
+    needed_classes: ClassVar[dict[str, int]] = {}
     metric: ClassVar[str] = ""
 
     def unsupported_reason(self, model: Classifier) -> str | None:

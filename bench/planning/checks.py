@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from bench.data import datasets
 from bench.planning import catalog
@@ -27,7 +28,10 @@ def check_spec(spec: Spec, facts: datasets.Facts) -> None:
 
 
 def check_counts(spec: Spec, facts: datasets.Facts) -> None:
-    """Raise ValueError, in one line, where the spec asks for more images than there are."""
+    """Raise ValueError, in one line, where the spec asks for more images or classes than there are."""
+    for attack in spec.attacks:
+        for settings in attack.combinations():
+            _check_classes(attack.name, settings, facts)
     data = spec.data
     if data.test is not None and data.test > facts.test:
         raise ValueError(f"data.test is {data.test}, but the test set of {facts.name} has {facts.test} images")
@@ -46,6 +50,20 @@ def check_counts(spec: Spec, facts: datasets.Facts) -> None:
         raise ValueError(f"data.train is {train}, but {facts.name} has {facts.train} training images")
     if data.validation >= train:
         raise ValueError(f"data.validation is {data.validation}; expected less than the {train} training images")
+
+
+def _check_classes(name: str, settings: dict[str, Any], facts: datasets.Facts) -> None:
+    needed = catalog.get("attacks", name).constant("needed_classes", {})
+    for setting, value in settings.items():
+        if isinstance(value, dict) and "name" in value:  # an attack inside an attack
+            _check_classes(value["name"], value.get("set", {}), facts)
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        for part in (each for each in inside if isinstance(each, str)):
+            if needed.get(part, 0) > facts.classes:
+                raise ValueError(
+                    f"attack {name} with {setting} {part} needs {needed[part]} classes, {facts.name} has "
+                    f"{facts.classes}; leave it out"
+                )
 
 
 def inapplicable(spec: Spec) -> dict[str, tuple[str, list[str]]]:

@@ -112,12 +112,16 @@ def _fill_defaults(values: dict[str, Any], options: Options, root: Path) -> list
         attacks.append(CERTIFY)
     if len(_split(options.eps)) > 1:
         attacks.append({"name": "curve"})
-    available = datasets.facts(data["name"], root, data.get("size")).test
+    facts = datasets.facts(data["name"], root, data.get("size"))
+    available = facts.test
     # --n is for every attack; without it, the slow ones get few images
     values["attacks"] = [
         {**entry, "n": options.n or min(entry["n"], available)} if "n" in entry else dict(entry) for entry in attacks
     ]
-    return [*notes, "attacks " + ", ".join(_describe_attack(entry) for entry in values["attacks"])]
+    chosen = ", ".join(_describe_attack(entry) for entry in values["attacks"])
+    fewer = {2: "without the DLR loss", 3: "with the untargeted DLR loss"}.get(facts.classes)
+    suite = f" (AutoAttack for {facts.classes} classes: {fewer})" if fewer and "autoattack" in chosen else ""
+    return [*notes, f"attacks {chosen}{suite}"]
 
 
 def _describe_attack(entry: dict[str, Any]) -> str:

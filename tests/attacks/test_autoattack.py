@@ -107,16 +107,32 @@ def test_standard_runs_the_four_attacks_of_the_paper() -> None:
     assert (rand.attacks_to_run, rand.apgd.eot_iter) == (["apgd-ce", "apgd-dlr"], 20)
 
 
-def test_few_classes_are_refused_with_a_way_out() -> None:
+@pytest.mark.parametrize(
+    ("classes", "version", "attacks"),
+    [
+        (3, "standard", ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
+        (2, "standard", ["apgd-ce", None, "fab-t", "square"]),
+        (3, "plus", ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-dlr", "fab-t"]),
+        (2, "plus", ["apgd-ce", None, "fab", "square", None, "fab-t"]),
+        (2, "rand", ["apgd-ce", None]),
+    ],
+)
+def test_few_classes_have_the_suite_that_is_defined_for_them(classes: int, version: Any, attacks: list[str]) -> None:
+    model, x, y = _model(classes)
+    attack = _Quick(Threat("Linf", Epsilon("2/255")), version=version, eot=2)
+    suite = attack._suite(model, x, classes, 0, stochastic=False)
+    assert suite.attacks_to_run == attacks
+    assert suite.fab.n_target_classes == classes - 1
+    found, columns = _perturb(attack, model, x, y)
+    assert (columns["stage"] > 0).float().mean() > 0
+    assert torch.equal(columns["stage"] > 0, model.predict(found) != y)
+
+
+def test_a_custom_suite_with_a_loss_of_more_classes_is_refused() -> None:
     model, x, y = _model(classes=3)
     threat = Threat("Linf", Epsilon("2/255"))
-    with pytest.raises(ValueError, match="apgd-t needs at least 4 classes, this model has 3"):
-        AutoAttack(threat).evaluate(model, x, y, Context(0))
-    two, x, y = _model(classes=2)
-    attack = _Quick(threat, version="custom", attacks_to_run=["apgd-ce", "fab"])
-    assert attack.evaluate(two, x, y, Context(0)).columns["correct"].float().mean() < 1
-    with pytest.raises(ValueError, match="apgd-dlr needs at least 3"):
-        AutoAttack(threat, version="custom", attacks_to_run=["apgd-dlr"]).evaluate(two, x, y, Context(0))
+    with pytest.raises(ValueError, match="AutoAttack's apgd-t needs 4 classes, this model has 3"):
+        AutoAttack(threat, version="custom", attacks_to_run=["apgd-t"]).evaluate(model, x, y, Context(0))
     with pytest.raises(ValueError, match="version=custom needs attacks_to_run"):
         AutoAttack(threat, version="custom")
     with pytest.raises(ValueError, match="attacks_to_run goes with"):

@@ -7,10 +7,11 @@ from typing import Any
 
 import paths
 import pytest
+from PIL import Image
 
-from bench.planning.options import to_spec
+from bench.planning.options import place, to_spec
 from bench.planning.plan import plan
-from bench.planning.spec import Spec
+from bench.planning.spec import Spec, build
 from bench.planning.typed import Options
 
 ROOT = Path("no-data-here")
@@ -251,3 +252,42 @@ def test_errors_suggest_what_was_meant(
     with pytest.raises(kind, match=says) as error:
         made(**options)
     assert "\n" not in str(error.value)
+
+
+def two_classes(root: Path, classes: int = 2) -> None:
+    """A data set of four grey images a class."""
+    for part in ("train", "test"):
+        for label in "abc"[:classes]:
+            (root / part / label).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), 20 * number).save(root / part / label / f"{number}.png")
+
+
+@pytest.mark.parametrize(("classes", "said"), [(2, "without the DLR loss"), (3, "with the untargeted DLR loss")])
+def test_the_suite_for_few_classes_is_a_choice_that_is_said(tmp_path: Path, classes: int, said: str) -> None:
+    two_classes(tmp_path / "few", classes)
+    _, _, notes = to_spec(Options(dataset=f"folder:{tmp_path / 'few'}", defense=["standard"]), ROOT)
+    assert notes[-1].endswith(f" (AutoAttack for {classes} classes: {said})")
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"name": "pgd", "set": {"loss": "dlr"}}, "attack pgd with loss dlr needs 3 classes, folder:few has 2"),
+        (
+            {"name": "eot", "set": {"base": {"name": "pgd", "set": {"loss": "dlr"}}}},
+            "attack pgd with loss dlr needs 3 classes",
+        ),
+        (
+            {"name": "autoattack", "set": {"version": "custom", "attacks_to_run": ["apgd-ce", "apgd-t"]}},
+            "attack autoattack with attacks_to_run apgd-t needs 4 classes",
+        ),
+        ({"name": "torchattacks", "set": {"method": "APGDT"}}, "attack torchattacks with method APGDT needs 4 classes"),
+    ],
+)
+def test_a_loss_of_more_classes_is_refused_in_the_plan(tmp_path: Path, attack: dict[str, Any], said: str) -> None:
+    two_classes(tmp_path / "few")
+    name, root = place(f"folder:{tmp_path / 'few'}", ROOT)
+    values = {"data": {"name": name}, "threat": {"eps": ["0.1"]}, "defenses": ["standard"], "attacks": [attack]}
+    with pytest.raises(ValueError, match=said):
+        plan(build(values), root)
