@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluation at one budget; its fields are the columns of `frame`, where each is explained.
 
@@ -46,27 +46,27 @@ class Evaluation:
     n: int
     state: str
     reason: str | None
-    accuracy: float
-    low: float
-    high: float
-    median_distance: float
+    accuracy: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    median_distance: float = math.nan
     measures: str | None
-    measured: float
-    test_hash: str | None
-    attack_seconds: float
-    forwards: float
-    backwards: float
+    measured: float = math.nan
+    test_hash: str | None = None
+    attack_seconds: float = math.nan
+    forwards: float = math.nan
+    backwards: float = math.nan
     train_seconds: float
     seconds_per_epoch: float
     work_per_image_f: float
     inference_ms: float
     peak_memory_mb: float
-    device: str | None
+    device: str | None = None
     train_device: str | None
-    commit: str | None
-    dirty: bool | None
+    commit: str | None = None
+    dirty: bool | None = None
     workers: int | None
-    attack_workers: int | None
+    attack_workers: int | None = None
     recipe: str
     epochs: int
     deploys: str
@@ -106,7 +106,6 @@ class Evaluations(NamedTuple):
         return [nothing | vars(e) for e in self.unreadable] + [dict(vars(e)) for e in self.readable]
 
 
-_FLOAT = {f.name for f in fields(Evaluation) if f.type == "float"}
 _DTYPES = {"float": "float64", "int": "Int64", "int | None": "Int64", "bool | None": "boolean"}
 # the columns of `frame`: object ones hold None where there is no value, float64 ones NaN
 COLUMNS: dict[str, str] = {f.name: _DTYPES.get(str(f.type), "object") for f in fields(Evaluation)}
@@ -200,24 +199,22 @@ def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str |
 
 def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps: str | None) -> Evaluation:
     """What is known before an evaluation has run, with its state and reason."""
-    attack, split = job.attack, job.split
-    nothing: dict[str, Any] = {c: math.nan if c in _FLOAT else None for c in COLUMNS}
-    own = {
-        "key": job.key,
-        "split": split,
-        "attack": attack.name,
-        "attack_label": facts.label("attacks", attack.name, attack.settings),
-        "attack_version": f"{job.engine}.{attack.revision}",
-        "norm": job.threat.norm if job.threat else None,
-        "eps": eps,
-        "eps_value": facts.value(eps) if eps is not None else math.nan,
-        "n": job.n,
-        "measures": facts.measures(attack.name, record),
-        "state": record.state if record else "missing",
-        "reason": record.problem if record else None,
-    }
-    weights = [job.weights, *([split] if split != "test" else [])]
-    return Evaluation(**nothing | facts.of_training(job.model_key, weights) | own)
+    weights = (job.weights, *([job.split] if job.split != "test" else []))
+    return Evaluation(
+        **facts.of_training(job.model_key, *weights),
+        key=job.key,
+        split=job.split,
+        attack=job.attack.name,
+        attack_label=facts.label("attacks", job.attack.name, job.attack.settings),
+        attack_version=f"{job.engine}.{job.attack.revision}",
+        norm=job.threat.norm if job.threat else None,
+        eps=eps,
+        eps_value=facts.value(eps) if eps is not None else math.nan,
+        n=job.n,
+        measures=facts.measures(job.attack.name, record),
+        state=record.state if record else "missing",
+        reason=record.problem if record else None,
+    )
 
 
 def _with_result(store: Store, e: Evaluation) -> Evaluation:

@@ -22,7 +22,7 @@ class TrainingFacts:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._trainings: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.of_training = functools.cache(self._of_training)
         self._labels: dict[str, str] = {}
         self.value = functools.cache(lambda eps: float(Epsilon(eps)))
         self._constant = functools.cache(_constant)
@@ -42,17 +42,11 @@ class TrainingFacts:
             return evaluation_metrics(record).metric
         return self._constant("attacks", attack, "metric", "") or None
 
-    def of_training(self, key: str, weights: list[str]) -> dict[str, Any]:
+    def _of_training(self, key: str, *weights: str) -> dict[str, Any]:
         """Columns that every evaluation of these weights has. `weights`: last, best, ..., and the split if not test.
 
         Raises LookupError or ValueError where the job of the training cannot be read.
         """
-        cached = (key, *weights)
-        if cached not in self._trainings:
-            self._trainings[cached] = self._training(key, weights)
-        return self._trainings[cached]
-
-    def _training(self, key: str, weights: list[str]) -> dict[str, Any]:
         job, record = self.store.model_job(key), self.store.record(key)
         metrics, origin = train_metrics(record), record.provenance if record else Provenance()
         memory = record.peak_memory_mb if record else PeakMemory()
