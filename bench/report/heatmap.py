@@ -19,6 +19,7 @@ from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.results.worst_case import minima
 from bench.tables.columns import natural
+from bench.tables.text import decimals, percent
 
 MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
 
@@ -72,7 +73,7 @@ def _class_map(store: Store, board: Board) -> Plot | None:
     classes = sorted({label for _, found in by_row for label in found})
     table = [[found.get(label, (math.nan, 0)) for label in classes] for _, found in by_row]
     shares = [[share for share, _ in line] for line in table]
-    texts = [["–" if math.isnan(share) else f"{100 * share:.0f}" for share in line] for line in shares]
+    texts = [[decimals(100 * share, 0) for share in line] for line in shares]
     figure = _heat_map((2.6 + 0.6 * len(classes), 1.2 + 0.27 * len(rows)), rows, shares, texts)
     figure.axes[0].set_xticks(range(len(classes)), [str(label) for label in classes], fontsize=8)
     figure.axes[0].set_xlabel("class")
@@ -136,4 +137,4 @@ def _sizes(cells: tuple[SeedValues | None, ...]) -> str:
 
 
 def _cell_text(cell: SeedValues | None) -> str:
-    return f"{100 * cell.mean:.1f}" if cell is not None and cell.values else cell.state() if cell else "–"
+    return percent(cell.mean, 1) if cell is not None and cell.values else cell.state() if cell else "–"

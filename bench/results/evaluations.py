@@ -12,7 +12,7 @@ from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import EvaluateJob
 from bench.records.record import Record, evaluation_metrics
 from bench.records.store import JOB, Store
-from bench.results.facts import TrainingFacts, number
+from bench.results.facts import TrainingFacts, float_or_nan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,9 +186,9 @@ def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str |
     ran = replace(
         planned,
         test_hash=metrics.test_hash,
-        attack_seconds=number(metrics.attack_seconds),
-        forwards=number(metrics.forwards_per_image),
-        backwards=number(metrics.backwards_per_image),
+        attack_seconds=float_or_nan(metrics.attack_seconds),
+        forwards=float_or_nan(metrics.forwards_per_image),
+        backwards=float_or_nan(metrics.backwards_per_image),
         device=origin.device,
         commit=origin.commit,
         dirty=origin.dirty,

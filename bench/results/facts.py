@@ -71,15 +71,15 @@ class TrainingFacts:
             "train_state": record.state if record else "missing",
             "train_device": origin.device,
             "workers": origin.workers,
-            "train_seconds": number(metrics.train_seconds),
-            "seconds_per_epoch": number(metrics.seconds_per_epoch),
-            "work_per_image_f": number(metrics.work_per_image_f),
-            "inference_ms": number(metrics.inference_ms_per_image),
-            "peak_memory_mb": number(memory.cuda or memory.rss),
+            "train_seconds": float_or_nan(metrics.train_seconds),
+            "seconds_per_epoch": float_or_nan(metrics.seconds_per_epoch),
+            "work_per_image_f": float_or_nan(metrics.work_per_image_f),
+            "inference_ms": float_or_nan(metrics.inference_ms_per_image),
+            "peak_memory_mb": float_or_nan(memory.cuda or memory.rss),
         }
 
 
-def number(value: float | None) -> float:
+def float_or_nan(value: float | None) -> float:
     """A stored number as a float; NaN where none was stored."""
     return math.nan if value is None else float(value)
 
