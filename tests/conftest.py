@@ -27,6 +27,14 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 
 @pytest.fixture
+def seeded() -> None:
+    """torch's generator at seed 0, for a module whose tests draw."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def mnist_root() -> Path:
     """The folder with real MNIST, where BENCH_DATA names one."""
     root = Path(os.environ.get("BENCH_DATA", ""))

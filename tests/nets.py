@@ -19,6 +19,17 @@ from bench.plugins import build_model
 FACTS = datasets.KNOWN["digits"]
 
 
+class NoisyInput(nn.Module):
+    """A net under Gaussian noise on its input."""
+
+    def __init__(self, net: nn.Module, sigma: float = 0.2) -> None:
+        super().__init__()
+        self.net, self.sigma = net, sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + self.sigma * torch.randn_like(x))
+
+
 @functools.cache
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and labels, then the first 200 test images and labels."""

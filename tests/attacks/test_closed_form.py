@@ -30,10 +30,7 @@ NONE = Threat("Linf", Epsilon(0))
 EPS = Threat("Linf", Epsilon("0.1"))
 KINDS = ["smoothing", "rse", "pni", "noisy"]
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Net(nn.Module):

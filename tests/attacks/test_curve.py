@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import NoisyInput
 from torch import Tensor, nn
 
 from attacks.curve import Curve
@@ -123,7 +124,7 @@ def test_every_image_lies_in_the_ball_that_broke_it(trained: nn.Module) -> None:
 def test_budget_0_is_clean_accuracy(trained: nn.Module, stochastic: bool) -> None:
     x, y = blobs(60)
     y = torch.where(torch.arange(60) < 7, (y + 1) % 5, y)
-    model = Randomized(_Noisy(trained, 0.3), draws=5) if stochastic else Classifier(trained)
+    model = Randomized(NoisyInput(trained, 0.3), draws=5) if stochastic else Classifier(trained)
     only, x_adv = judged(curve(["0"]), model, x, y)
     assert torch.equal(x_adv, x)
     columns = judged(curve(BUDGETS), model, x, y)[0].columns
@@ -214,15 +215,6 @@ def test_the_curve_lies_below_separate_attacks(trained: nn.Module) -> None:
         assert (at > float(Epsilon(eps))).sum() <= alone.sum()
 
 
-class _Noisy(nn.Module):
-    def __init__(self, net: nn.Module, sigma: float) -> None:
-        super().__init__()
-        self.net, self.sigma = net, sigma
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + self.sigma * torch.randn_like(x))
-
-
 class _Coin(nn.Module):
     """Guesses between two classes, whatever the image; a gradient reaches the image all the same."""
 
@@ -243,7 +235,7 @@ def test_a_guess_is_half_right_at_every_budget(draws: int) -> None:
 
 def test_a_noisy_model_is_judged_by_its_own_rule(trained: nn.Module) -> None:
     x, y = blobs(100)
-    model = Randomized(_Noisy(trained, 0.2), draws=20)
+    model = Randomized(NoisyInput(trained, 0.2), draws=20)
     found, x_adv = judged(curve(["0", "0.05", "0.1", "0.2"]), model, x, y)
     held = found.columns["correct"].float().mean()
     torch.manual_seed(9)

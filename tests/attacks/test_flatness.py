@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import NoisyInput
 from torch import Tensor, nn
 
 from attacks.flatness import Flatness, filter_direction
@@ -192,18 +193,9 @@ def test_the_net_is_left_bit_for_bit_even_where_a_loss_overflows() -> None:
     assert torch.equal(weight, torch.ones(2))
 
 
-class _Noisy(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + 0.2 * torch.randn_like(x))
-
-
 def test_a_stochastic_model_has_the_same_noise_at_every_point() -> None:
     x, y = images()
-    found = flat(Randomized(_Noisy(Net()), 4), x, y, distances=[1e-12], gamma=1e-12)
+    found = flat(Randomized(NoisyInput(Net()), 4), x, y, distances=[1e-12], gamma=1e-12)
     for name in ("clean", "adversarial"):
         spread = found[f"{name}_loss_1e-12"] - found[f"{name}_loss"][:, None]
         assert spread.abs().max() < 1e-9

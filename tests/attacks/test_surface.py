@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import Bench
+from nets import NoisyInput
 from torch import Tensor, nn
 
 from attacks.surface import Surface, across
@@ -352,24 +353,15 @@ def test_eps_and_reach_scale_the_plane(norm: Norm) -> None:
     assert torch.equal(nothing["loss"], nothing["clean_loss"].float()[:, None, None].expand(6, 5, 5))
 
 
-class _Noisy(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + 0.2 * torch.randn_like(x))
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_stochastic_model_has_the_same_noise_everywhere(norm: Norm) -> None:
     x, y = at_the_edge()
-    found = measured(Randomized(_Noisy(Net()), 4), x, y, norm, points=5)
-    same(found, by_hand(_Noisy(Net()), x, y, norm, 0.1, 5, 1.0, noise=seed(PLACE, "loss")))
+    found = measured(Randomized(NoisyInput(Net()), 4), x, y, norm, points=5)
+    same(found, by_hand(NoisyInput(Net()), x, y, norm, 0.1, 5, 1.0, noise=seed(PLACE, "loss")))
     assert torch.equal(found["loss"][:, 2, 2], found["clean_loss"].float())
     quiet = measured(Net(), x, y, norm, points=5)["clean_loss"]
     assert (found["clean_loss"] - quiet).abs().max() > 1e-2
-    still = measured(Randomized(_Noisy(Net()), 4), x, y, norm, "1e-5", points=5)
+    still = measured(Randomized(NoisyInput(Net()), 4), x, y, norm, "1e-5", points=5)
     assert still["nonlinearity"].max() < 1e-5  # with another draw's gradient it would be of the order of eps
 
 

@@ -39,10 +39,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"structure": "ungated"},
 ]
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Small(nn.Module):

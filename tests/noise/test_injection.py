@@ -17,10 +17,7 @@ from bench.noise.propagation import SiteVariance
 SITES: list[InjectionSite] = ["first", "input"]
 STRUCTURES = ["jacobian", "diag", "adjoint", "ungated"]
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Norm(nn.Module):

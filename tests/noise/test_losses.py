@@ -13,10 +13,7 @@ from bench.noise import losses as ex
 
 DRAWS = 100_000
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def logits(n: int = 6, k: int = 5) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,10 +24,7 @@ from bench.noise.layer_moments import Moments
 
 DRAWS = 200_000
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def gaussian(shape: tuple[int, ...], spread: float = 1.0) -> Moments:

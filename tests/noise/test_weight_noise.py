@@ -27,10 +27,7 @@ from defenses.rse import RSE
 NONE = Threat("Linf", Epsilon(0))
 DRAWS = 10_000  # a variance is known to 1.4 % then
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Net(nn.Module):
