@@ -55,14 +55,19 @@ def _gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm(dim=1).nan_to_num(0.0).max())
 
 
+def last_function(logits: Tensor) -> str:
+    """ "softmax" or "log_softmax" if all rows (b k) are outputs of it, otherwise empty."""
+    z = logits.double()
+    if bool((((z.sum(1) - 1).abs() <= SOFTMAX_SUM) & (z.amin(1) >= 0)).all()):
+        return "softmax"
+    return "log_softmax" if bool((z.logsumexp(1).abs() <= SOFTMAX_SUM).all()) else ""
+
+
 def gives_logits(check: Check, audit: Audit) -> Iterator[Finding]:
     """C2: neither probabilities nor their logarithms."""
-    z = audit.logits.double()
-    softmax = ((z.sum(1) - 1).abs() <= SOFTMAX_SUM) & (z.amin(1) >= 0)
-    log_softmax = z.logsumexp(1).abs() <= SOFTMAX_SUM
-    found = [name for name, rows in (("softmax", softmax), ("log_softmax", log_softmax)) if bool(rows.all())]
-    note = f"the rows are {found[0]} outputs: leave it out of forward, predictions do not change" if found else ""
-    yield check.finding(float(bool(found)), note)
+    name = last_function(audit.logits)
+    failure = f"the rows are {name} outputs: leave it out of forward, predictions do not change"
+    yield check.finding(float(bool(name)), failure=failure)
 
 
 def pixel_space(check: Check, audit: Audit) -> Iterator[Finding]:

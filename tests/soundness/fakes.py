@@ -1,4 +1,4 @@
-"""False defenses: each looks robust to somebody, or is judged wrongly, for one reason that a check has to name.
+"""False defenses: each looks robust, or is evaluated wrongly, for one reason that a check has to name.
 
 All are built on honest nets for digits. The first column of pixels is black in every digit, so it tells a net whether,
 and by how much, an image was changed: some of the nastier fakes react to that.

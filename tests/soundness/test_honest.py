@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_audit_and_nothing_else_changes(
 
 
 @pytest.mark.parametrize(("gap", "level"), [(0.0, "ok"), (-0.1, "ok"), (0.03, "ok"), (0.06, "X")])
-def test_the_claimed_accuracy_is_held_to_what_is_measured(
+def test_the_claimed_accuracy_is_compared_with_the_measured_one(
     gap: float, level: str, nets: dict[str, nn.Module], digits: tuple[Split, Split]
 ) -> None:
     from bench.soundness.audit import Audit, accuracy
@@ -116,7 +116,7 @@ def test_the_claimed_accuracy_is_held_to_what_is_measured(
     assert found.value == pytest.approx(gap, abs=1e-6)
 
 
-def test_a_budget_divided_by_255_twice_is_named(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
+def test_a_budget_divided_by_255_twice_is_reported(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
     findings, _ = _audit(Classifier(nets["standard"]), Split(*(t[:32] for t in digits[1])), "8/65025", "8/255")
     (flag,) = [f for f in findings if f.code == "C18" and f.level == "F"]
     assert "8/65025" in flag.note

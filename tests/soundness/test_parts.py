@@ -1,4 +1,4 @@
-"""The parts of an audit by themselves: counters, watches, planted heads, snapshots, and the catalog."""
+"""The parts of an audit one by one: counters, instrumented PGD, binarization heads, snapshots, and the catalog."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _ways() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("way", _ways())
-def test_every_way_to_a_derivative_is_counted_and_put_back(way: str) -> None:
+def test_every_derivative_is_counted_and_functions_are_restored(way: str) -> None:
     before = torch.autograd.grad, torch.autograd.backward, torch.autograd._engine_run_backward
     with torch.enable_grad(), autograd_calls() as calls:
         _ways()[way]()  # type: ignore[operator]
@@ -78,19 +78,21 @@ def test_layers_are_counted_once_a_run(nets: dict[str, nn.Module], digits: tuple
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_a_watched_attack_is_pgd_and_says_what_it_met(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
+def test_an_instrumented_attack_is_pgd_and_records_misclassified_points(
+    nets: dict[str, nn.Module], digits: tuple[Split, Split]
+) -> None:
     model, (x, y), threat = Classifier(nets["standard"]), digits[1], Threat("Linf", EPS)
     plain = PGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
-    watched = InstrumentedPGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
-    assert torch.equal(plain.x_adv, watched.x_adv)  # type: ignore[arg-type]
-    met, clean = watched.columns["met"], watched.columns["clean"]
-    assert torch.equal(met & clean, clean & ~watched.columns["correct"])
+    instrumented = InstrumentedPGD(threat, steps=20, rel_step_size=0.1).evaluate(model, x, y, Context(1))
+    assert torch.equal(plain.x_adv, instrumented.x_adv)  # type: ignore[arg-type]
+    met, clean = instrumented.columns["met"], instrumented.columns["clean"]
+    assert torch.equal(met & clean, clean & ~instrumented.columns["correct"])
     assert 0 < int((met & clean).sum()) < int(clean.sum())
     with pytest.raises(ValueError, match="one restart"):
         InstrumentedPGD(threat, restarts=2).evaluate(model, x, y, Context(1))
 
 
-def test_the_loss_that_still_moves_is_told_from_the_one_that_stands(
+def test_a_rising_loss_is_distinguished_from_a_converged_one(
     nets: dict[str, nn.Module], digits: tuple[Split, Split]
 ) -> None:
     model, (x, y), threat = Classifier(nets["adversarial"]), digits[1], Threat("Linf", EPS)
@@ -104,7 +106,7 @@ def test_the_loss_that_still_moves_is_told_from_the_one_that_stands(
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_the_planted_point_is_adversarial_and_no_other_is(
+def test_the_known_point_is_adversarial_and_no_other_is(
     norm: Norm, nets: dict[str, nn.Module], digits: tuple[Split, Split]
 ) -> None:
     x, net = digits[1].x, nets["adversarial"]
@@ -114,14 +116,14 @@ def test_the_planted_point_is_adversarial_and_no_other_is(
     head = _Head(net, layer)
     torch.manual_seed(0)
     points = [threat.project_to_image(x, x + threat.sample(x)) for _ in range(32)]
-    planted = border(x, threat)
-    threat.check(x, planted)
-    assert float((threat.norm_of(planted - x) / threat.radius).median()) > 0.5
+    known_point = border(x, threat)
+    threat.check(x, known_point)
+    assert float((threat.norm_of(known_point - x) / threat.radius).median()) > 0.5
     torch.manual_seed(0)  # fit draws the same points
     holds = head.fit(x, threat)
     assert float(holds.float().mean()) > 0.9
     with torch.no_grad():
-        assert bool((head(planted).argmax(1) == 1)[holds].all())
+        assert bool((head(known_point).argmax(1) == 1)[holds].all())
         for point in (x, *points):
             assert bool((head(point).argmax(1) == 0)[holds].all())
 
@@ -154,7 +156,7 @@ def test_budgets_scale_exactly_and_the_box_fits_the_ball() -> None:
     assert whole_box(Threat("L1", Epsilon("2")), x).eps == 192
 
 
-def test_a_snapshot_names_what_changed_and_puts_it_back() -> None:
+def test_a_snapshot_names_what_changed_and_restores_it() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     snapshot = Snapshot(net)
@@ -202,20 +204,20 @@ def _state(net: nn.Module, data: Split) -> Audit:
     return Audit(Classifier(net), data.x, data.y, [Threat("Linf", EPS)], "quick", 0, None)
 
 
-def _crafted(**right: range) -> Audit:
-    """An audit of 100 images whose attacks are over: `right` by attack, as ranges of image numbers."""
+def _crafted(**correct: range) -> Audit:
+    """An audit of 100 images whose attacks are done: `correct` by attack, as ranges of image numbers."""
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), torch.rand(100, 1, 8, 8)
     with torch.no_grad():
         state = Audit(Classifier(net), x, net(x).argmax(1), [Threat("Linf", EPS)], "quick", 0, None)
-    for name, images in right.items():
+    for name, images in correct.items():
         mask = torch.zeros(100, dtype=torch.bool)
         mask[list(images)] = True
         if name == "noise":
             state.drawn["noise@0.1"] = mask
         else:
             met = torch.zeros(100, dtype=torch.bool)
-            met[mask.nonzero()[-2:]] = name == "pgd_ce"  # the last two that are right were broken on the way
+            met[mask.nonzero()[-2:]] = name == "pgd_ce"  # the last two correct ones were misclassified on the path
             state._runs[f"{name.replace('_', '-')}@0.1"] = Run(mask, x, {"met": met})
     return state
 
@@ -225,7 +227,7 @@ def _levels(code: str, state: Audit) -> dict[str | None, tuple[str, float | None
     return {f.attack: (f.level, None if f.value is None else round(f.value, 4)) for f in found}
 
 
-def test_one_fooled_attack_flags_and_a_fooled_set_is_unsound() -> None:
+def test_one_failed_attack_is_flagged_and_a_failed_set_is_unsound() -> None:
     one = _crafted(fgsm=range(50), pgd_ce=range(60), pgd_cw=range(51), noise=range(49))
     assert _levels("C7", one) == {"pgd-ce": ("F", 0.1), "pgd-cw": ("ok", 0.01), None: ("ok", 0.01)}
     assert _levels("C12", one) == {"pgd-ce": ("F", 0.11), "pgd-cw": ("F", 0.02), None: ("ok", 0.01)}
@@ -237,7 +239,7 @@ def test_one_fooled_attack_flags_and_a_fooled_set_is_unsound() -> None:
     assert _levels("C12", apart)[None] == ("U", 0.02)
 
 
-def test_a_point_met_and_not_returned_counts_for_the_set_where_no_attack_returned_one() -> None:
+def test_a_lost_adversarial_point_counts_for_the_set_if_no_attack_returned_one() -> None:
     lost = _crafted(fgsm=range(100), pgd_ce=range(60), pgd_cw=range(70))
     assert _levels("C11", lost) == {"pgd-ce": ("F", 2), "pgd-cw": ("ok", 0), None: ("F", 2)}
     found = _crafted(fgsm=range(100), pgd_ce=range(60), pgd_cw=range(59))
