@@ -42,8 +42,8 @@ def attempt(results: Path, key: str, root: Path, device: str = "cpu", workers: i
         if store.intact(key):
             return "over"
         store.reopen(key)
-        with _watched(lease):
-            return _do(store, job, root, device, max(workers, _beside(device)))
+        with _exit_if_taken_over(lease):
+            return _run(store, job, root, device, max(workers, _jobs_per_node(device)))
     finally:
         lease.release()
 
@@ -70,11 +70,11 @@ def next_attempt(
 
 
 def forget(store: Store, key: str) -> None:
-    """The job has ended and its record lists the retries: remove the saved list."""
+    """Remove the stored list of retries of a job that has ended; its record holds them."""
     attempts.save_retries(store.folder(key), [])
 
 
-def _do(store: Store, job: Job, root: Path, device: str, workers: int) -> str:
+def _run(store: Store, job: Job, root: Path, device: str, workers: int) -> str:
     from bench.jobs.worker import work
 
     while True:
@@ -86,7 +86,7 @@ def _do(store: Store, job: Job, root: Path, device: str, workers: int) -> str:
         _free()
 
 
-def _beside(device: str) -> int:
+def _jobs_per_node(device: str) -> int:
     """How many jobs of this size fit on a node that Slurm shares among jobs; Slurm does not share GPUs."""
     mine = int(os.environ.get("SLURM_CPUS_ON_NODE") or 0)
     return max((os.cpu_count() or 1) // mine, 1) if mine and device == "cpu" else 1
@@ -120,14 +120,14 @@ def _lease(store: Store, key: str) -> Lease | None:
 
 
 @contextlib.contextmanager
-def _watched(lease: Lease) -> Iterator[None]:
-    """Within the block, this process ends at once if another one takes its job over: the folder belongs to that one."""
+def _exit_if_taken_over(lease: Lease) -> Iterator[None]:
+    """Context in which this process exits if another one takes its job over, since both would write to the folder."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(POLL):
             if not lease.held:
-                os.write(2, b"another process took this job over after a minute without a sign of life\n")
+                os.write(2, b"another process took this job over after a minute without a heartbeat\n")
                 os._exit(HELD)
 
     threading.Thread(target=watch, daemon=True, name="lease").start()

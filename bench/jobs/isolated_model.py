@@ -1,4 +1,4 @@
-"""A user's net behind a wall: whatever its forward pass does to the process, the attack around it does not notice."""
+"""Isolates a user's net: side effects of its forward pass on the process do not reach the attack."""
 
 from __future__ import annotations
 

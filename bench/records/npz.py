@@ -23,21 +23,9 @@ if TYPE_CHECKING:
 SHARED = ("index", "label")
 MOST_BYTES = 2**30  # of the unpacked columns of one file
 # columns that tables read
-_WANTED = frozenset(
-    [
-        "index",
-        "label",
-        "correct",
-        "broken_at",
-        "select",
-        "share",
-        "select_at",
-        "share_at",
-        "stage",
-        "radius",
-        "distance",
-    ]
-)
+_WANTED = (
+    "index", "label", "correct", "broken_at", "select", "share", "select_at", "share_at", "stage", "radius", "distance",
+)  # fmt: skip
 _MOST = 400_000_000  # bytes of columns in memory at a time
 _Held = tuple[dict[str, "Array"], frozenset[str]]  # columns, and names of the columns that were not read
 

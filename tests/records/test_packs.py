@@ -13,11 +13,9 @@ from fake_store import matrix, run
 from harness import Bench
 
 import bench as notebook
-from bench.records.attempts import count_failure, failures, retries, save_retries
 from bench.records.merge import merge
 from bench.records.pack import pack_records, unpack_records
 from bench.records.packs import Pack, PackError
-from bench.records.record import Retry
 from bench.records.store import Store
 from bench.report.page import render
 from bench.tables.leaderboard import markdown, write_leaderboard
@@ -162,17 +160,3 @@ def test_packs_share_equal_records_and_refuse_different_ones(pack: Path) -> None
     rewritten(Path(copy), {f"{KEY}/train.jsonl": DATA})
     with pytest.raises(PackError, match=rf"a\.zip and packed/toy\.zip hold different records of job {KEY}"):
         markdown(Store(PACKED))
-
-
-HALVED = Retry("halve", "MemoryError", "none left")
-
-
-def test_counts_and_lists_of_older_folders_are_read_under_their_old_names(tmp_path: Path) -> None:
-    (tmp_path / "retries.json").write_text('{"count": 2}')
-    (tmp_path / "attempts.json").write_text('[{"step": "halve", "type": "MemoryError", "message": "none left"}]')
-    assert (failures(tmp_path), retries(tmp_path)) == (2, [HALVED])
-    count_failure(tmp_path)
-    assert (failures(tmp_path), retries(tmp_path)) == (3, [HALVED])
-    save_retries(tmp_path, [])
-    assert [path.name for path in tmp_path.iterdir()] == ["attempts.json"]
-    assert failures(tmp_path) == 3
