@@ -16,7 +16,7 @@ from rich.text import Text
 from bench.executors.base import Event
 from bench.planning.job import Job, ModelJob, TrainJob
 from bench.progress.remaining import TimeLeft, together
-from bench.records import training_log as curves
+from bench.records import training_log
 from bench.records.runtime_estimate import CostModel, Estimator, clock
 from bench.records.store import Store
 from bench.terminal import plain as printable
@@ -145,11 +145,11 @@ class View:
 
     def _epochs(self, key: str) -> str:
         """Loss and validation accuracy (if measured) of the finished epochs of a training: bars and the last value."""
-        log = curves.read(self.store, key) if isinstance(self.jobs[key], TrainJob) else []
-        losses = [curves.total(line) for line in log]
-        validation = [line[curves.VALIDATION] for line in log if curves.VALIDATION in line]
-        parts = [f"loss {curves.sparkline(losses)} {losses[-1]:.3g}"] if curves.sparkline(losses) else []
-        parts += [f"val {curves.sparkline(validation)} {validation[-1]:.1%}"] if validation else []
+        log = training_log.read(self.store, key) if isinstance(self.jobs[key], TrainJob) else []
+        losses = [training_log.total(line) for line in log]
+        validation = [line[training_log.VALIDATION] for line in log if training_log.VALIDATION in line]
+        parts = [f"loss {training_log.sparkline(losses)} {losses[-1]:.3g}"] if training_log.sparkline(losses) else []
+        parts += [f"val {training_log.sparkline(validation)} {validation[-1]:.1%}"] if validation else []
         return "\n".join(parts)
 
 

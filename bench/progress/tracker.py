@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.executors.base import Event, MissingDependency
 from bench.planning.job import TrainJob
-from bench.records import training_log as curves
+from bench.records import training_log
 from bench.records.store import Store
 
 NAMES = ("tensorboard",)
@@ -91,9 +91,9 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         writer, done = self._open[key]
-        log = curves.read(self.store, key)
+        log = training_log.read(self.store, key)
         for line in log[done:]:
-            named = {_LOSS if name == curves.TOTAL else name: v for name, v in line.items() if name != "epoch"}
+            named = {_LOSS if name == training_log.TOTAL else name: v for name, v in line.items() if name != "epoch"}
             values = [Summary.Value(tag=name, simple_value=v) for name, v in named.items() if math.isfinite(v)]
             writer.add_event(Record(wall_time=time.time(), step=int(line["epoch"]), summary=Summary(value=values)))
         if log[done:]:

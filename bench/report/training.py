@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.planning.job import TrainJob
-from bench.records import training_log as logs
+from bench.records import training_log
 from bench.records.record import Record, train_metrics
 from bench.records.store import Store
 from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
@@ -31,18 +31,18 @@ class LoggedTraining:
     job: TrainJob
     state: str
     device: str
-    log: list[logs.Line]
+    log: list[training_log.Line]
     terms: tuple[str, ...]
 
     @cached_property
     def loss(self) -> list[float]:
         """Loss by epoch."""
-        return [logs.total(line, self.terms) for line in self.log]
+        return [training_log.total(line, self.terms) for line in self.log]
 
     @cached_property
     def validation(self) -> list[float]:
         """Validation accuracy in percent by epoch; NaN where it was not measured."""
-        return [100 * line.get(logs.VALIDATION, math.nan) for line in self.log]
+        return [100 * line.get(training_log.VALIDATION, math.nan) for line in self.log]
 
     @property
     def about(self) -> dict[str, object]:
@@ -69,9 +69,9 @@ def _best_first(row: Row) -> tuple[bool, float]:
 
 
 def _logged(store: Store) -> list[LoggedTraining]:
-    found: list[tuple[TrainJob, Record | None, list[logs.Line]]] = []
+    found: list[tuple[TrainJob, Record | None, list[training_log.Line]]] = []
     for key, job in store.jobs().items():
-        if isinstance(job, TrainJob) and (log := logs.read(store, key)):
+        if isinstance(job, TrainJob) and (log := training_log.read(store, key)):
             found.append((job, store.record(key), log))
     # a training that was stopped before it stored the names of its terms has those of its defense
     terms = {job.defense.name: own for job, record, _ in found if (own := _terms(record))}
@@ -165,6 +165,6 @@ def _epochs(training: LoggedTraining) -> list[dict[str, object]]:
     about = {**training.about, "key": training.job.key}
     found: list[dict[str, object]] = []
     for line, loss in zip(training.log, training.loss, strict=True):
-        own = {name: value for name, value in line.items() if name not in ("epoch", logs.TOTAL)}
+        own = {name: value for name, value in line.items() if name not in ("epoch", training_log.TOTAL)}
         found.append({**about, "epoch": int(line["epoch"]), "loss": loss, **own})
     return found

@@ -97,10 +97,7 @@ def test_a_killed_worker_costs_one_job_and_a_rerun_repairs_it(bench: Bench, plug
     assert outcome.code == 1
     assert "3 jobs failed or were blocked; see `bench status --results-dir results`" in outcome.err
     assert states(RESULTS) == {"fragile": "error", "plain": "done", "plain/clean": "done", "plain/wobble": "done"}
-    assert error_of(RESULTS, "fragile") == {
-        "type": "WorkerDied",
-        "message": "the worker died (SIGKILL) without a record",
-    }
+    assert error_of(RESULTS, "fragile") == JobError("WorkerDied", "the worker died (SIGKILL) without a record")
     status = bench("status", "--results-dir", RESULTS)
     assert status.out.startswith("6 jobs in results: 3 done, 1 error, 2 waiting\n")
     assert "\nerror     train fragile seed 0 (" in status.out
