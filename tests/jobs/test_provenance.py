@@ -33,13 +33,13 @@ def checkout(tmp_path: Path) -> Path:
 def test_a_checkout_says_its_commit_and_whether_it_was_changed(checkout: Path) -> None:
     words = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     commit = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-    assert git(checkout) == {"commit": commit[:12], "dirty": False}
+    assert git(checkout) == (commit[:12], False)
     (checkout / "bench" / "code.py").write_text("one = 2\n")
     git.cache_clear()
-    assert git(checkout) == {"commit": commit[:12], "dirty": True}
+    assert git(checkout) == (commit[:12], True)
     git.cache_clear()
 
 
 def test_what_is_installed_below_a_repository_has_no_commit(checkout: Path, tmp_path: Path) -> None:
     for folder in (checkout / "venv" / "site-packages", checkout / "bench", tmp_path):
-        assert git(folder.resolve()) == {"commit": None, "dirty": None}
+        assert git(folder.resolve()) == (None, None)
