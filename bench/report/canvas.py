@@ -140,4 +140,8 @@ def _saved(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:
     with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         warnings.simplefilter("ignore")  # a character that its font lacks: the browser has others
         figure.savefig(file, format=kind, metadata=metadata, **options)
-    return file.getvalue()
+    content = file.getvalue()
+    if kind == "svg":  # matplotlib's ids of clip paths are hashes of unrounded coordinates, which differ between runs
+        for k, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', content)):
+            content = content.replace(name, b"clip%d" % k)
+    return content

@@ -36,7 +36,7 @@ def _draw(axes: Axes, at: Array, values: Array, levels: Array) -> int:
     for level, color in zip(levels[1:-1], colors[1:], strict=True):
         region = axes.contourf(at, at, values.T, levels=[level, levels[-1]], colors=[color])
         region.set_paths([simplified(path, TOLERANCE * float(at[-1] - at[0])) for path in region.get_paths()])
-        # a clip path would get another id in each run
+        # one box for all levels is shorter than a clip path for each
         region.set_clip_path(None)
         region.set_clip_box(axes.bbox)
         points += sum(len(np.asarray(path.vertices)) for path in region.get_paths())

@@ -344,6 +344,8 @@ def test_the_command_draws_them(bench: Bench, ran: Store) -> None:
     assert "Loss surface around the images" in page
     (picture,) = Path("figures").glob("surface-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    clips = re.findall(r'<clipPath id="(\w+)"', picture.with_suffix(".svg").read_text())
+    assert clips == [f"clip{k}" for k in range(3)]  # a box for each panel, named alike in every run
     (line,) = csv.DictReader(picture.with_suffix(".csv").open())
     bends = np.concatenate([ran.samples(key)["nonlinearity"] for key in keys(ran)])
     assert float(line["nonlinearity, mean"]) == pytest.approx(bends.mean(), rel=1e-3)
