@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from factories import FLOOR, STANDARD, attacked, audited, draws, evaluated, right, sound, trained
 
-from bench.planning import catalog
 from bench.planning.job import Job
 from bench.records.record import JobError, Record
 from bench.records.store import Store
 from bench.soundness.checks import Finding
 from bench.tables import compare, timing
-from bench.tables.columns import venue
+from bench.tables.columns import LONGEST_VENUE, paper
 from bench.tables.leaderboard import board, write_leaderboard
 from bench.tables.markdown import escape
 from bench.tables.selection import RowFilter
@@ -97,8 +96,8 @@ def outputs(store: Store, folder: Path) -> dict[str, str]:
     rows = board(store)
     found["timing.txt"] = timing.show(rows, False) + "\n"
     found["sweep.txt"] = text(store, sweep(store, rows, "swept", "beta", RowFilter()), []) + "\n"
-    source = catalog.get("defenses", "standard").source.partition(":")[0]
-    for own in {escape(venue("standard")), json.dumps(source)[1:-1]} - {"", "–"}:
+    source = paper("standard") or ""
+    for own in {escape(source[:LONGEST_VENUE]), json.dumps(source)[1:-1]} - {""}:
         found = {name: content.replace(own, "VENUE") for name, content in found.items()}
     return found
 
