@@ -216,7 +216,15 @@ def direct(root: Path, repeats: int = 3) -> Record:
                 length = EPOCHS * STEPS * median + plain
                 found.append({"ours_s": ours, "plain_s": plain, "overhead": (ours - plain) / length})
     over = [one["overhead"] for one in found]
-    return {**git(), "repeats": found, "overhead": statistics.median(over), "low": min(over), "high": max(over)}
+    commit, dirty = git()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "repeats": found,
+        "overhead": statistics.median(over),
+        "low": min(over),
+        "high": max(over),
+    }
 
 
 def bars(record: Record) -> list[Record]:

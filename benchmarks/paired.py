@@ -80,7 +80,7 @@ def conditions(name: str, device: str = "cpu") -> Record:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "versions": versions(),
-        **git(),
+        **dict(zip(("commit", "dirty"), git(), strict=True)),
     }
 
 
