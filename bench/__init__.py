@@ -53,11 +53,11 @@ def samples(key: str, results: str | os.PathLike[str] = "results") -> pd.DataFra
 def worst(
     train_key: str, eps: str | float, results: str | os.PathLike[str] = "results", *, weights: str = "last"
 ) -> pd.DataFrame:
-    """One row a test image: does this training's model stand under clean and every attack at this budget?
+    """One row per test image: is this training's model correct without an attack and under every attack at this budget?
 
-    Columns: `right` (bool), by the deployed rule; of a model that draws also `share`, of single draws that are right,
-    where the attack that counts was chosen by other draws. Their means are the worst case of the leaderboard. `eps`
-    as in the column of `bench.load`, or a number; `weights`: last, or best, ema, swa where they were judged.
+    Columns: `right` (bool), correct by the deployed rule; for a stochastic model also `share`, of single draws that are
+    correct, where the attack was chosen by other draws. Their means are the worst case of the leaderboard. `eps`: as in
+    the column of `bench.load`, or a number; `weights`: `last`, or `best` where it was evaluated.
     Raises LookupError where there is no such worst case, with the reason.
     """
     import pandas as pd

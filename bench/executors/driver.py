@@ -1,8 +1,8 @@
 """The loop that every run goes through: claim a job, submit it to a backend, and read its record when it has ended.
 
-The driver alone takes leases (bench.records.leases), decides on retries (bench.jobs.retries), gives up the dependents
-of failed jobs and yields events. Where the jobs run is the backend's business (debug, local, slurm, ray). The records
-are the truth: whatever ends the driver early, the same command continues from them.
+The driver takes leases (bench.records.leases; on a cluster the workers do), decides on retries (bench.jobs.retries),
+gives up the dependents of failed jobs and yields events. Where the jobs run is the backend's business (debug, local,
+slurm, ray). The records are the truth: whatever ends the driver early, the same command continues from them.
 """
 
 from __future__ import annotations

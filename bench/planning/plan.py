@@ -1,4 +1,4 @@
-"""Turns a spec into jobs, as a pure function: equal content gives equal keys, so specs share work and a resumed run
+"""Turns a spec into jobs and runs nothing: equal content gives equal keys, so specs share work and a resumed run
 skips every job that has a record.
 
 Each defense of the spec is trained, each training is attacked, and each trained model is audited; all of this for every

@@ -1,8 +1,8 @@
 """Reads and writes results/: one folder per job. record.json is written last, by a rename, so that no job is half done.
 
 results/<key>/{job.json, log.txt, train.jsonl, progress.json, weights-{last,best}.safetensors,
-adversarial.safetensors, samples.npz, record.json}. The record holds the SHA-256 of the other files. When a job
-runs again, its damaged files are moved to results/quarantine/ with the reason; they are not deleted and not used.
+adversarial.safetensors, samples.npz, record.json}. The record holds the SHA-256 of weights, samples and images. When a
+job runs again, its damaged files are moved to results/quarantine/ with the reason; they are not deleted and not used.
 Published records are read from packs, results/<name>.zip (bench.records.packs), unless the job has a folder with
 job.json or record.json.
 """

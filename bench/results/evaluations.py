@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluation at one budget; its fields are the columns of `frame`, where each is explained.
@@ -138,7 +139,8 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     asked for; seed; state: done, error, timeout, oom, diverged, unsupported, missing (no record), blocked (its
     training failed), stale (a stochastic model, evaluated by an older rule) or unreadable (damaged job or samples), and
     its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance:
-    over the images that are correct without an attack, to what a minimal-norm attack found; inf if it found nothing for half of them;
+    over the images that are correct without an attack, to what a minimal-norm attack found; inf if it found nothing
+    for half of them;
     measures, measured: for an evaluation that does not measure robustness, the measured column and its mean, which
     appear in no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds,
     seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image;
@@ -218,7 +220,7 @@ def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps:
 
 
 def _with_result(store: Store, e: Evaluation) -> Evaluation:
-    """With the accuracy or the measured mean; unreadable where the samples are damaged, which never count as a number."""
+    """With the accuracy or the measured mean; unreadable where the samples are damaged."""
     try:
         if e.measures:
             return replace(e, measured=float(store.samples(e.key)[e.measures].mean()))
@@ -226,7 +228,9 @@ def _with_result(store: Store, e: Evaluation) -> Evaluation:
         correct = correct_at(samples, 0.0 if math.isnan(e.eps_value) else e.eps_value)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)
-        return replace(e, accuracy=hits / n, low=low, high=high, median_distance=_median_distance(store, e.key, samples))
+        return replace(
+            e, accuracy=hits / n, low=low, high=high, median_distance=_median_distance(store, e.key, samples)
+        )
     except (LookupError, OSError, ValueError) as problem:
         return replace(e, state="unreadable", reason=str(problem))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.planning.spec import TrainSpec
 from bench.records.store import Store
@@ -76,7 +76,7 @@ def failures(found: Iterable[Row]) -> list[str]:
         cells += [] if row.accuracy.worst.values else [("worst case", row.accuracy.worst)]
         for name, cell in cells:
             for seed, (state, reason) in cell.absent.items():
-                # the evaluations that an incomplete worst case lacks have their own lines, unless they were never planned
+                # what an incomplete worst case lacks has lines of its own, unless it was never planned
                 if reason and (state != "incomplete" or "not planned" in reason):
                     short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
                     lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None

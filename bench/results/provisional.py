@@ -1,4 +1,4 @@
-"""Why a row is not ranked: too few images, or attacks that the protocol requires were not run."""
+"""Why a row is provisional, ranked with a dagger behind the others: too few images, or too few attacks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PROTOCOL = ("eot", "closed_form", "transfer")  # required of a stochastic model 
 
 
 def images_to_rank(dataset: str) -> int:
-    """Images over which a ranked row has its worst case: the limit of check C22, or the whole test set."""
+    """Images that the worst case of a row needs, else it is provisional: the limit of C22, or the whole test set."""
     facts, limit = datasets.KNOWN.get(dataset), int(CHECKS["C22"].limits["I"])
     return min(limit, facts.test) if facts else limit
 
 
 def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
-    """Why this row is not ranked; empty if it is. `draws`: noise draws per step, by attack."""
+    """Why this row is provisional; empty if it is not. `draws`: noise draws per step, by attack."""
     needed = images_to_rank(row.dataset)
     reasons = [] if row.accuracy.worst.values else ["no worst case"]
     if row.accuracy.worst.values and row.accuracy.worst.n < needed:

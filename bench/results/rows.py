@@ -75,9 +75,10 @@ class Provenance:
 class Row:
     """One trained configuration (all seeds together) under one budget.
 
-    `method`: the defense with the settings in which it differs from other rows. `config`: as in `frame`. `provisional`: why
-    the row is not ranked. `findings` and `verdict` are filled in by `bench.soundness.verdicts`: the most severe finding
-    of each check over the seeds.
+    `method`: the defense with the settings in which it differs from other rows. `config`: hash of the training job
+    without its seed, of the attacked weights and of the split. `provisional`: why the row is ranked behind the others,
+    with a dagger. `findings` and `verdict` are filled in by `bench.soundness.verdicts`: the most severe finding of each
+    check over the seeds.
     """
 
     dataset: str

@@ -92,7 +92,9 @@ def mixed_images(evaluations: Iterable[tuple[int, str | None, str]]) -> str | No
     return None
 
 
-def collapsed_seeds(dataset: str, clean: SeedValues, columns: list[SeedValues], seeds: Iterable[int]) -> tuple[int, ...]:
+def collapsed_seeds(
+    dataset: str, clean: SeedValues, columns: list[SeedValues], seeds: Iterable[int]
+) -> tuple[int, ...]:
     """Seeds whose training collapsed.
 
     Args:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.records.evaluated_weights import conflicting_weights
-from bench.records.record import evaluation_metrics
 from bench.records.store import Store
 from bench.results.evaluations import Evaluation
 from bench.results.per_image import PerImage, on_shared_prefix
@@ -41,7 +40,7 @@ class WorstCase:
     """
 
     accuracy: SeedValues
-    single: SeedValues = SeedValues()
+    single: SeedValues = field(default_factory=SeedValues)
     keys: dict[int, tuple[str, ...]] = field(default_factory=dict)
     robust: dict[int, Array] = field(default_factory=dict)
     share: dict[int, Array] = field(default_factory=dict)

@@ -266,7 +266,7 @@ _CHECKS = {
         {"F": float(FLOOR_STEPS * FLOOR_RESTARTS)},
         "gradient steps of each attack on each image, by its settings or as counted",
         f"at least those of PGD with {FLOOR_STEPS} steps and {FLOOR_RESTARTS} restarts, or AutoAttack standard; "
-        "below, the row is not ranked",
+        "below, the row is provisional",
         "A weak attack gives a high number. Accuracy under PGD-10 is compared with accuracy under AutoAttack every "
         "year (Carlini et al. 2019, arXiv 1902.06705; AttackBench, arXiv 2404.19460, compares at equal cost).",
         f"Add `autoattack`, or PGD with steps={FLOOR_STEPS} restarts={FLOOR_RESTARTS}.",

@@ -25,7 +25,7 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def provisional_letters(rows: list[Row]) -> dict[str, str]:
-    """A letter for each reason why a row of this table has no rank."""
+    """A letter for each reason why a row of this table is provisional."""
     letters: dict[str, str] = {}
     for row in rows:
         for reason in row.provisional:

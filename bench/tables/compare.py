@@ -165,7 +165,7 @@ def _text(store: Store, pair: Pair) -> str:
 
 
 def _about(row: Row, on: dict[str, bool]) -> str:
-    why = f"; not ranked: {'; '.join(row.provisional)}" if row.provisional else ""
+    why = f"; provisional: {'; '.join(row.provisional)}" if row.provisional else ""
     trained = f"{row.model}, train eps {row.train_eps}, {row.epochs} epochs ({row.provenance.train_key})"
     lost = f"; collapsed seeds: {', '.join(map(str, row.accuracy.collapsed))}" if row.accuracy.collapsed else ""
     kinds = ", ".join(kind for kind, there in on.items() if there) or "none"

@@ -1,8 +1,6 @@
 """An evaluation that measures something else than robustness: in a table of its own, and in no accuracy."""
 
 from __future__ import annotations
-from bench.planning.evaluations import shard_of
-from dataclasses import replace
 
 import csv
 import shutil
@@ -11,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import toy_job
 from harness import Bench, tiny
 
 from bench.atomic import file_hash
 from bench.jobs.evaluation_job import assemble
 from bench.planning import catalog
+from bench.planning.evaluations import shard_of
 from bench.records.record import JobError, Record
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
