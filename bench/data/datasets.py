@@ -67,11 +67,10 @@ ARCHIVES: dict[str, tuple[str, ...]] = {
     "cifar10": ("cifar-10-python.tar.gz",),
     "cifar100": ("cifar-100-python.tar.gz",),
 }
-_GRAY_MODES, _COLOR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 
 def facts(name: str, root: Path, size: int | None = None) -> Facts:
-    """The facts of data set `name`; for `folder:PATH` counted from the directories and one image's header.
+    """The facts of data set `name`; for `folder:PATH` counted from the directories and the headers of images.
 
     `size` (pixels) is the side a folder's images are resized to; without it the first image must be square.
     Raises LookupError for an unknown name, FileNotFoundError or ValueError for a folder that is not as expected.
@@ -144,11 +143,6 @@ def check_files(name: str, root: Path) -> None:
             raise ValueError(f"{path} is not {name.upper()}: {found} bytes, expected {n} images in {expected} bytes")
 
 
-def mode_channels(mode: str) -> int | None:
-    """1 for a gray PIL image mode, 3 for a colored one, None for one that is not supported (16-bit, float)."""
-    return 1 if mode in _GRAY_MODES else 3 if mode in _COLOR_MODES else None
-
-
 def _known(name: str) -> Facts:
     if name in KNOWN:
         return KNOWN[name]
@@ -166,17 +160,16 @@ def _folder_facts(name: str, images: Folder, size: int | None) -> Facts:
             (width, height), mode = image.size, image.mode
     except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"cannot read image {first}: {error}") from None
-    channels = mode_channels(mode)
-    if channels is None:
+    if folders.mode_channels(mode) is None:
         raise ValueError(f"image {first} has mode {mode}; expected 8-bit gray or color")
     if size is None and width != height:
         raise ValueError(f"image {first} is {width} x {height}; expected a square, or give data.size to resize all")
-    side = size or width
+    content, colored = folders.scan(images)
+    side, channels = size or width, 3 if colored else 1
     if channels == 3:
         model = _NET if side >= 8 else "mlp"
     else:
         model = "lenet5" if side >= 14 and side % 2 == 0 else "mlp"
     counts = (len(images.classes), len(images.train), len(images.test))
     mean, std = _GRAY if channels == 1 else _PHOTOGRAPHS
-    title, content = f"images of {images.path}", folders.content(images)
-    return Facts(name, channels, side, *counts, channels == 3, mean, std, model, title, content)
+    return Facts(name, channels, side, *counts, colored, mean, std, model, f"images of {images.path}", content)

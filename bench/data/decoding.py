@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import warnings
 import zipfile
 import zlib
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.atomic import write_atomic
-from bench.data import datasets, folders
+from bench.data import folders
 from bench.data.datasets import Facts
 from bench.data.folders import Folder
 from bench.data.vision import Bytes, Raw
@@ -21,7 +22,7 @@ def decoded(images: Folder, facts: Facts, resize: bool, report: Callable[[str], 
     """Decoded images of a folder, from the cache unless the name, size or modification time of a file differs."""
     files = [*images.train, *images.test]
     content = hashlib.sha256(f"{facts.channels} {facts.size} {folders.stamp(images)}".encode()).hexdigest()
-    place = hashlib.sha256(f"{images.path.resolve()}\0{facts.size}".encode()).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(f"{images.path.resolve()}\0{facts.size}\0{resize}")).hexdigest()[:12]
     cached = folders.cache() / f"folder-{place}-{content[:20]}.npz"
     x = _cached(cached, (len(files), facts.channels, facts.size, facts.size))
     if x is None:
@@ -52,10 +53,10 @@ def _write(path: Path, x: Bytes, older: str) -> None:
 
 
 def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
-    """Images n c h w. Raises ValueError, naming the file, for one that is unreadable or unlike the first."""
+    """Images n c h w. Raises ValueError, naming the file, for one that is unreadable or of another size or mode."""
     from PIL import Image
 
-    side, gray = facts.size, facts.channels == 1
+    side, mode = facts.size, "L" if facts.channels == 1 else "RGB"
     x = np.empty((len(paths), side, side, facts.channels), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,13 +64,11 @@ def _decode(paths: list[Path], facts: Facts, resize: bool) -> Bytes:
         for i, path in enumerate(paths):
             try:
                 with Image.open(path) as file:
-                    channels = datasets.mode_channels(file.mode)
-                    image: Image.Image = file.convert("L" if gray else "RGB")
+                    image: Image.Image = file.convert(mode)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
                 raise ValueError(f"cannot read image {path}: {error}") from None
-            if channels is None or (gray and channels == 3):
-                wanted = "gray as the first image" if gray else "gray or color"
-                raise ValueError(f"image {path} has mode {file.mode}; expected 8-bit {wanted}")
+            if folders.mode_channels(file.mode) is None:
+                raise ValueError(f"image {path} has mode {file.mode}; expected 8-bit gray or color")
             if image.size != (side, side) and not resize:
                 raise ValueError(f"image {path} has size {image.size}; expected {side} x {side}, or give data.size")
             if image.size != (side, side):

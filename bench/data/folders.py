@@ -2,29 +2,44 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.atomic import write_json
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
+_GRAY_MODES, _COLOR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """An image folder: `train` and `test` list (path relative to `path`, class index), sorted."""
+    """An image folder: `train` and `test` list (path relative to `path`, class index), in the order of torchvision's
+    ImageFolder. `passed_over`: number of files without the suffix of an image, or outside the class folders."""
 
     path: Path
     classes: tuple[str, ...]
     train: tuple[tuple[str, int], ...]
     test: tuple[tuple[str, int], ...]
+    passed_over: int = 0
+
+
+class Scan(NamedTuple):
+    """`content`: 16 hex digits of SHA-256 over the bytes, the labels and the order of all images; part of the keys of
+    jobs. `colored`: whether any image is colored."""
+
+    content: str
+    colored: bool
 
 
 def find(name: str, root: Path) -> Folder:
-    """List `folder:PATH`, that is PATH/train/<class>/* and PATH/test/<class>/*, without hidden files.
+    """List `folder:PATH`, that is PATH/train/<class>/* and PATH/test/<class>/* with their subfolders.
 
+    Hidden files are left out, as are files that are no images, which are counted.
     A relative PATH is relative to `root` or, if it does not exist there, to the current folder. Raises
     FileNotFoundError or ValueError in one line.
     """
@@ -40,35 +55,34 @@ def find(name: str, root: Path) -> Folder:
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise FileNotFoundError(f"no folder {path / part}; expected {layout.format(path)}")
-    classes = _names(path / "train", folders=True)
+    classes = _classes(path / "train")
     if len(classes) < 2:
         raise ValueError(f"{path / 'train'} has {len(classes)} class folders; expected at least 2")
-    different = sorted(set(classes) ^ set(_names(path / "test", folders=True)))
+    different = sorted(set(classes) ^ set(_classes(path / "test")))
     if different:
         raise ValueError(f"train and test of {path} differ in classes ({', '.join(different[:5])}); expected the same")
-    return Folder(path, classes, _images(path, "train", classes), _images(path, "test", classes))
+    (train, others), (test, more) = (_images(path, part, classes) for part in ("train", "test"))
+    return Folder(path, classes, train, test, others + more)
 
 
-def content(images: Folder) -> str:
-    """16 hex digits of SHA-256 over the bytes, the labels and the order of all images; part of the keys of jobs.
-
-    Read from the user's cache unless the name, size or modification time of a file differs.
-    """
-    path_hash = hashlib.sha256(str(images.path.resolve()).encode()).hexdigest()[:12]
+def scan(images: Folder) -> Scan:
+    """Read all images once: from the user's cache unless the name, size or modification time of a file differs."""
+    path_hash = hashlib.sha256(os.fsencode(images.path.resolve())).hexdigest()[:12]
     cached, now = cache() / f"folder-{path_hash}.json", stamp(images)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(cached.read_text(encoding="utf-8"))
         if found["stamp"] == now:
-            return str(found["content"])
-    digest = hashlib.sha256()
+            return Scan(str(found["content"]), bool(found["colored"]))
+    digest, colored = hashlib.sha256(), False
     for part, listed in (("train", images.train), ("test", images.test)):
         for relative, label in listed:
             data = (images.path / relative).read_bytes()
             digest.update(f"{part} {label} {len(data)}\n".encode() + data)
-    found = digest.hexdigest()[:16]
+            colored = colored or _is_colored(data)
+    found = Scan(digest.hexdigest()[:16], colored)
     with contextlib.suppress(OSError):  # without a cache the next start is slower
         cached.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cached, {"stamp": now, "content": found})
+        write_json(cached, {"stamp": now, **found._asdict()})
     return found
 
 
@@ -77,7 +91,7 @@ def stamp(images: Folder) -> str:
     digest = hashlib.sha256()
     for relative, _ in (*images.train, *images.test):
         stat = (images.path / relative).stat()
-        digest.update(f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
     return digest.hexdigest()[:20]
 
 
@@ -88,18 +102,50 @@ def cache() -> Path:
     return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("defense-bench")).expanduser()
 
 
-def _names(path: Path, *, folders: bool) -> tuple[str, ...]:
+def mode_channels(mode: str) -> int | None:
+    """1 for a gray PIL image mode, 3 for a colored one, None for one that is not supported (16-bit, float)."""
+    return 1 if mode in _GRAY_MODES else 3 if mode in _COLOR_MODES else None
+
+
+def _is_colored(data: bytes) -> bool:
+    """Whether an image is colored by its header; False for one that cannot be read, which is an error when decoded."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return mode_channels(image.mode) == 3
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return False
+
+
+def _classes(path: Path) -> tuple[str, ...]:
     with os.scandir(path) as entries:
-        found = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() if folders else e.is_file())]
-    return tuple(sorted(found))
+        return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()))
 
 
-def _images(path: Path, part: str, classes: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    found: list[tuple[str, int]] = []
-    for label, name in enumerate(classes):
-        place = path / part / name
-        files = [file for file in _names(place, folders=False) if file.lower().endswith(_SUFFIXES)]
-        if not files:
-            raise ValueError(f"no images in {place}; expected {', '.join(_SUFFIXES)}")
-        found += [(f"{part}/{name}/{file}", label) for file in files]
-    return tuple(found)
+def _images(path: Path, part: str, classes: tuple[str, ...]) -> tuple[tuple[tuple[str, int], ...], int]:
+    """The images of a part with their labels, and the number of other files in it."""
+    files = _files(path, part)
+    images: dict[str, list[str]] = {name: [] for name in classes}
+    for file in files:
+        name = file.split("/")[1]
+        if name in images and file.lower().endswith(_SUFFIXES) and (path / file).is_file():
+            images[name].append(file)
+    empty = [name for name in classes if not images[name]]
+    if empty:
+        raise ValueError(f"no images in {path / part / empty[0]}; expected {', '.join(_SUFFIXES)}")
+    found = [(file, label) for label, name in enumerate(classes) for file in sorted(images[name], key=os.path.split)]
+    return tuple(found), len(files) - len(found)
+
+
+def _files(path: Path, folder: str) -> list[str]:
+    """Paths relative to `path` of all files below `folder` that are not hidden."""
+    found: list[str] = []
+    with os.scandir(path / folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                relative = f"{folder}/{entry.name}"
+                found += _files(path, relative) if entry.is_dir() else [relative]
+    return found

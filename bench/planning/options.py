@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
-from bench.data import datasets
+from bench.data import datasets, folders
 from bench.planning import catalog
 from bench.planning.spec import Spec, build, norm_named
 from bench.planning.strict_yaml import read
@@ -46,7 +47,7 @@ def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
     if "name" in data:
         data["name"], root = place(str(data["name"]), root)
     if options.spec is None:
-        notes = _fill_defaults(values, options, root)
+        notes += _fill_defaults(values, options, root)
     for section, typed in (("models", options.model), ("defenses", options.defense), ("attacks", options.attack)):
         if typed and (options.spec is not None or section == "models"):
             values[section] = _split(typed)
@@ -66,7 +67,8 @@ def to_spec(options: Options, root: Path) -> tuple[Spec, Path, list[str]]:
             if options.epochs is not None and assignment.startswith("train.epochs="):
                 raise ValueError(f"--epochs {options.epochs} and --{target} {assignment}; give one of them")
             _assign(values, target, assignment)
-    return build(values), root, notes  # no file in messages: it is valid, so the mistake is on the command line
+    spec = build(values)  # no file in messages: it is valid, so the mistake is on the command line
+    return spec, root, [*notes, *_passed_over(spec.data.name, root)]
 
 
 def _check_exists(path: Path) -> None:
@@ -130,11 +132,29 @@ def _describe_attack(entry: dict[str, Any]) -> str:
 
 
 def place(name: str, root: Path) -> tuple[str, Path]:
-    """Name and data root of a data set: `folder:PATH` becomes `folder:NAME`, so that records hold no path."""
-    folder = Path(name.removeprefix("folder:")).expanduser()
-    if name.startswith("folder:") and folder.is_dir():
-        return f"folder:{folder.resolve().name}", folder.resolve().parent
-    return name, root
+    """Name and data root of a data set: `folder:PATH` becomes `folder:NAME`, so that records hold no path.
+
+    A relative PATH in `root` precedes one in the current folder. Raises ValueError for a NAME that is not UTF-8.
+    """
+    if not name.startswith("folder:"):
+        return name, root
+    written = Path(name.removeprefix("folder:").strip()).expanduser()
+    folder = next((path.resolve() for path in (root / written, written) if path.is_dir()), None)
+    if folder is None or written == Path():
+        return name, root
+    if not _is_utf8(folder.name):
+        raise ValueError(f"the name of the image folder {str(folder)!a} is not UTF-8; rename it")
+    return f"folder:{folder.name}", folder.parent
+
+
+def _is_utf8(name: str) -> bool:
+    return os.fsencode(name).decode(errors="replace") == name
+
+
+def _passed_over(name: str, root: Path) -> list[str]:
+    """A note on the files of an image folder that are not read."""
+    count = folders.find(name, root).passed_over if name.startswith("folder:") else 0
+    return [f"{count} files of {name} passed over: without an image's suffix, or in no class folder"] if count else []
 
 
 def _update(values: dict[str, Any], section: str, **given: Any) -> None:

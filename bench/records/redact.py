@@ -13,7 +13,11 @@ _FOLDERS = re.compile(r"(?<![\w.])(?:/[^\s/'\":,()]+)+/")
 
 
 def redacted(text: str) -> str:
-    """The text with absolute paths shortened to their last name, and with `~` for the home folder."""
+    """The text with absolute paths shortened to their last name, and with `~` for the home folder.
+
+    A byte of a file name that is not UTF-8 is written as an escape sequence: JSON cannot hold it.
+    """
+    text = text.encode(errors="backslashreplace").decode()
     home, user = _home_and_user()
     text = _FOLDERS.sub(".../", text.replace(home, "/~") if home else text).replace("/~", "~")
     return user.sub(".../~", text) if user else text

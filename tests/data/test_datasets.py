@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench.data import datasets, folders
+from bench.data import datasets, folders, images, vision
+from bench.planning.options import place
 
 
 def idx_files(root, folder="MNIST"):
@@ -152,8 +154,45 @@ def test_folder_listing(tmp_path):
     assert listed.classes == ("cat", "dog")
     assert listed.train == (("train/cat/0.JPG", 0), ("train/cat/1.png", 0), ("train/dog/1.png", 1))
     assert listed.test == (("test/cat/1.png", 0), ("test/dog/1.png", 1))
+    assert listed.passed_over == 1  # not the hidden folder
     assert folders.find(f"folder:{path}", tmp_path / "elsewhere") == listed
     datasets.check("folder:pets", tmp_path, explicit=True)
+    (path / "test" / "1.png").write_bytes(b"in no class folder")
+    (path / "test" / "cat" / "2.png").symlink_to("absent")
+    assert folders.find("folder:pets", tmp_path).passed_over == 3
+
+
+def test_nested_folders_are_listed_as_torchvision_does(tmp_path):
+    path = image_folder(tmp_path / "pets", classes=("cat", "cat-2", "dog"))
+    for part in ("train", "test"):
+        for name in ("b.png", "a/z.png", "a/b/c.png", "a-b/y.png", "B/x.png"):
+            (path / part / "cat" / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / part / "cat" / name).write_bytes(b"")
+    listed = folders.find("folder:pets", tmp_path)
+    for part, found in (("train", listed.train), ("test", listed.test)):
+        reference = vision.torchvision_datasets().ImageFolder(path / part)
+        assert listed.classes == tuple(reference.classes)
+        assert [(str(path / file), label) for file, label in found] == reference.samples
+
+
+def test_names_that_are_not_utf8(tmp_path, monkeypatch):
+    """Of the folder's parent, of a class, and of a file."""
+    from PIL import Image
+
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    latin = os.fsdecode("caf\xe9".encode("latin-1"))
+    path = tmp_path / latin / "pets"
+    for part in ("train", "test"):
+        for name in (latin, "dog"):
+            (path / part / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(path / part / name / f"{latin}.png")
+    name, root = place(f"folder:{path}", tmp_path)
+    for _ in range(2):  # decoded, then from the cache
+        loaded = images.load(name, root=root, device=torch.device("cpu"))
+        assert (len(loaded.train.x), loaded.class_names) == (2, (latin, "dog") if latin < "dog" else ("dog", latin))
+    path.rename(path.with_name(latin))
+    with pytest.raises(ValueError, match=r"the name of the image folder .*udce9' is not UTF-8; rename it"):
+        place(f"folder:{path.with_name(latin)}", tmp_path)
 
 
 def test_relative_folder_from_the_current_one(tmp_path, monkeypatch):
@@ -169,10 +208,10 @@ def test_the_content_of_a_folder_depends_on_its_images_only(tmp_path, monkeypatc
         file.write_bytes(bytes([number, 7]))
 
     def content(name="pets"):
-        return folders.content(folders.find(f"folder:{name}", tmp_path))
+        return folders.scan(folders.find(f"folder:{name}", tmp_path))
 
     first = content()
-    assert len(first) == 16
+    assert len(first.content) == 16
     shutil.copytree(path, tmp_path / "copy", copy_function=shutil.copyfile)  # elsewhere, and of another time
     assert content("copy") == first
     (path / "train" / "cat" / "1.png").rename(path / "train" / "cat" / "2.png")
@@ -198,17 +237,17 @@ def test_the_content_of_a_folder_depends_on_its_images_only(tmp_path, monkeypatc
 
 def test_the_content_is_read_again_only_after_a_change(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    images = folders.find("folder:pets", image_folder(tmp_path / "pets").parent)
-    first = folders.content(images)
+    listed = folders.find("folder:pets", image_folder(tmp_path / "pets").parent)
+    first = folders.scan(listed)
     (cached,) = (tmp_path / "cache").iterdir()
-    cached.write_text(cached.read_text().replace(first, "0" * 16))
-    assert folders.content(images) == "0" * 16
+    cached.write_text(cached.read_text().replace(first.content, "0" * 16))
+    assert folders.scan(listed).content == "0" * 16
     for damaged in ("", "[]", "{}", '{"stamp": 3}', cached.read_text()[:20]):
         cached.write_text(damaged)
-        assert folders.content(images) == first
+        assert folders.scan(listed) == first
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file" / "below"))
-    assert folders.content(images) == first
+    assert folders.scan(listed) == first
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ from scipy.stats import binomtest, chisquare
 
 from bench.data import checksums, datasets, vision
 from bench.data import images as data
+from bench.jobs.worker import work
+from bench.planning.plan import plan
+from bench.planning.spec import build
+from bench.records.store import Store
 
 CPU = torch.device("cpu")
 needs_mnist = pytest.mark.skipif(not os.environ.get("BENCH_DATA"), reason="BENCH_DATA names no folder with MNIST")
@@ -281,26 +285,34 @@ def test_folder_without_a_writable_cache(pets, tmp_path, monkeypatch):
     assert len(load_pets(pets).train.x) == 12
 
 
-def test_a_job_fails_if_its_images_have_changed(pets, tmp_path):
-    from bench.jobs.worker import work
-    from bench.planning.plan import plan
-    from bench.planning.spec import build
-    from bench.records.store import Store
-
+def planned_training(pets, tmp_path):
+    """A results folder, and the key of the training in it."""
     asked = {"data": {"name": "folder:pets"}, "defenses": ["standard"], "train": {"epochs": 1, "batch_size": 4}}
     asked |= {"models": ["mlp"], "threat": {"norm": "Linf", "eps": "0.1"}, "attacks": ["clean"]}
     store, (job, *_) = Store(tmp_path / "results"), plan(build(asked), pets)
     store.prepare()
     store.add(job)
+    return store, job.key
+
+
+def test_a_job_fails_if_its_images_have_changed(pets, tmp_path):
+    store, key = planned_training(pets, tmp_path)
     path = pets / "pets" / "train" / "cat" / "0.png"
     before = path.read_bytes()
     Image.new("RGB", (10, 10)).save(path)
-    assert work(store.root, job.key, pets) == "error"
-    said = store.record(job.key).error.message
+    assert work(store.root, key, pets) == "error"
+    said = store.record(key).error.message
     assert said.startswith("the images of folder:pets have content ")
-    assert f"this job was planned for {job.data.content}" in said
+    assert f"this job was planned for {store.job(key).data.content}" in said
     path.write_bytes(before)
-    assert work(store.root, job.key, pets) == "done"
+    assert work(store.root, key, pets) == "done"
+
+
+def test_the_error_of_an_image_whose_name_is_not_utf8_is_recorded(pets, tmp_path):
+    (pets / "pets" / "train" / "cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    store, key = planned_training(pets, tmp_path)
+    assert work(store.root, key, pets) == "error"
+    assert store.record(key).error.message.startswith("cannot read image .../caf\\udce9.png: ")
 
 
 def test_a_gray_folder_has_one_channel(pets):
@@ -308,19 +320,36 @@ def test_a_gray_folder_has_one_channel(pets):
         Image.open(path).convert("L").save(path)
     held = load_pets(pets, size=5)
     assert held.train.x.shape == (12, 1, 5, 5)
-    Image.new("RGB", (10, 10)).save(pets / "pets" / "test" / "dog" / "3.png")
-    with pytest.raises(ValueError, match=r"test/dog/3\.png has mode RGB; expected 8-bit gray as the first image"):
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("place", ["train/cat/0", "test/dog/3"])
+def test_images_of_mixed_modes(pets, place, mode):
+    """One colored image makes a data set colored, wherever it is."""
+    kept = Image.new("RGB", (10, 10), (255, 255, 255)).convert(mode)
+    for path in (pets / "pets").glob("*/*/*.png"):
+        other = kept if str(path).endswith(f"{place}.png") else Image.open(path).convert("L")
+        other.save(path, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+    held = load_pets(pets)
+    channels = 1 if mode in ("1", "L", "LA") else 3
+    assert (held.facts.channels, held.train.x.shape[1]) == (channels, channels)
+    assert ((held.train.x if "train" in place else held.test.x).flatten(1) == 255).all(1).sum() == 1
+
+
+def test_a_gray_image_among_colored_ones_has_equal_channels(pets):
+    Image.new("L", (10, 10), 77).save(pets / "pets" / "train" / "cat" / "0.png")
+    assert (load_pets(pets).train.x[0] == 77).all()
+    Image.new("I;16", (10, 10)).save(pets / "pets" / "train" / "dog" / "5.png")
+    with pytest.raises(ValueError, match=r"dog/5\.png has mode I;16; expected 8-bit gray or color"):
         load_pets(pets)
-
-
-def test_gray_images_among_colored_ones(pets):
-    Image.new("L", (10, 10), 77).save(pets / "pets" / "train" / "dog" / "5.png")
-    assert (load_pets(pets).train.x[-1] == 77).all()
 
 
 def test_folder_of_unequal_sizes(pets):
     Image.new("RGB", (12, 9), (10, 20, 30)).save(pets / "pets" / "train" / "dog" / "5.png")
     with pytest.raises(ValueError, match=r"dog/5\.png has size \(12, 9\); expected 10 x 10, or give data\.size"):
+        load_pets(pets)
+    assert load_pets(pets, size=10).facts.size == 10
+    with pytest.raises(ValueError, match="or give data"):  # though images of this size are in the cache
         load_pets(pets)
     held = load_pets(pets, size=7)
     assert held.facts.size == 7

@@ -263,6 +263,28 @@ def two_classes(root: Path, classes: int = 2) -> None:
                 Image.new("L", (8, 8), 20 * number).save(root / part / label / f"{number}.png")
 
 
+def test_files_passed_over_are_a_note_of_the_plan(tmp_path: Path, file: Path) -> None:
+    two_classes(tmp_path / "few")
+    dataset = f"folder:{tmp_path / 'few'}"
+    assert "passed over" not in notes(dataset=dataset)
+    for name in ("0.gif", "1"):
+        (tmp_path / "few" / "train" / "a" / name).write_bytes(b"")
+    told = "2 files of folder:few passed over: without an image's suffix, or in no class folder"
+    assert notes(dataset=dataset).endswith(told)
+    assert notes(dataset=dataset, spec=file, n=2) == told
+
+
+def test_a_folder_in_the_data_folder_precedes_one_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_classes(tmp_path / "here" / "few")
+    two_classes(tmp_path / "data" / "few", 3)
+    monkeypatch.chdir(tmp_path / "here")
+    assert place("folder:few", tmp_path / "data") == ("folder:few", tmp_path / "data")
+    assert place("folder:few", tmp_path / "empty") == ("folder:few", tmp_path / "here")
+    assert place(f"folder:{tmp_path / 'here' / 'few'}", tmp_path / "data") == ("folder:few", tmp_path / "here")
+
+
 @pytest.mark.parametrize(("classes", "said"), [(2, "without the DLR loss"), (3, "with the untargeted DLR loss")])
 def test_the_suite_for_few_classes_is_a_choice_that_is_said(tmp_path: Path, classes: int, said: str) -> None:
     two_classes(tmp_path / "few", classes)
