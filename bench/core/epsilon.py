@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import core_schema
 
 _PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_FLOAT32 = Fraction(2) ** -126, Fraction(2) ** 127  # attacks compute in this range
 _LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognized in a float
 
 
@@ -63,16 +64,20 @@ def _parse(value: Any) -> Fraction:
     exact = Fraction(top.strip()) / (Fraction(bottom.strip()) if slash else 1)
     if exact < 0:
         raise ValueError(f"'{text}' is negative; expected a number >= 0 such as 8/255")
-    try:
-        value = float(exact)
-    except OverflowError:
-        raise ValueError(_message(text)) from None
+    if exact and not _FLOAT32[0] <= exact <= _FLOAT32[1]:
+        raise ValueError(f"'{text}' is {'infinite' if exact > 1 else 'zero'} as a 32-bit float; expected such as 8/255")
     near = exact.limit_denominator(_LARGEST_DENOMINATOR)
-    return near if float(near) == value else exact
+    return near if float(near) == float(exact) else exact
 
 
 def _message(text: str) -> str:
     return f"'{text}' is not a number; expected one such as 8/255, 0.03 or 8e-3"
+
+
+def underflows(text: str) -> bool:
+    """Whether the text is a number other than zero that is zero as a float, such as 1e-400."""
+    digits = re.fullmatch(r"[+-]?([\d.]*\d[\d.]*)[eE]-\d+", text)
+    return digits is not None and digits[1].strip("0.") != "" and float(text) == 0
 
 
 def parse_eps(value: Any, norm: str) -> Epsilon:

@@ -6,15 +6,16 @@ import difflib
 import functools
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bench import models
-from bench.core.epsilon import Epsilon
+from bench.core.epsilon import Epsilon, underflows
 from bench.planning.plugin_source import REQUIRED, ROOT, Kind, PluginSource, kind_of
 
 if TYPE_CHECKING:  # many commands read what plug-ins declare, few check settings
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import BaseModel, TypeAdapter, ValidationError, ValidationInfo
 
 __all__ = ["KINDS", "ROOT", "Kind", "Plugin", "built_in", "describe", "find", "get", "names", "plugin_file", "suggest"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -147,11 +148,25 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def _model(plugin: Plugin) -> TypeAdapter[Any]:
-    from pydantic import ConfigDict, TypeAdapter, create_model
+    from pydantic import ConfigDict, TypeAdapter, create_model, field_validator
 
     fields: dict[str, Any] = {f.name: (f.type, ... if f.default is REQUIRED else f.default) for f in plugin.fields}
     config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
-    return TypeAdapter(create_model(plugin.name, __config__=config, **fields))
+    checks: dict[str, Any] = {"check_numbers": field_validator("*", mode="before")(classmethod(check_numbers))}
+    return TypeAdapter(create_model(plugin.name, __config__=config, __validators__=checks, **fields))
+
+
+def check_numbers(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """A value, or a list of values, of a field as it is. Raises ValueError for what pydantic reads as another number:
+    true as 1, and 1e-400 as 0."""
+    expected = str(cls.model_fields[str(info.field_name)].annotation)
+    if re.search(r"\b(int|float)\b", expected) and "bool" not in expected:
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, bool):
+                raise ValueError("expected a number, not true or false")
+            if isinstance(each, str) and underflows(each.strip()):
+                raise ValueError("too small: it is zero as a float")
+    return value
 
 
 def describe(error: ValidationError, owner: str) -> str:

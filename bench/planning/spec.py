@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from bench.core.epsilon import Epsilon, parse_eps
-from bench.planning.catalog import suggest
+from bench.planning.catalog import check_numbers, suggest
 from bench.planning.strict_yaml import read
 
 Name = Annotated[str, Len(1, 200)]
@@ -26,6 +26,8 @@ def norm_named(value: Any) -> Any:
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    _numbers = field_validator("*", mode="before")(classmethod(check_numbers))
 
 
 class _Entry(_Strict):

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from bench.core.epsilon import underflows
+
 MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 
 
@@ -58,6 +60,11 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader in which only true and false are booleans, 1e-3 is a number and 010 is not eight."""
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float | str:
+    """A float, or the text of a number too small for one, which the checks of the spec refuse by its key."""
+    return str(node.value) if underflows(node.value) else float(node.value)
+
+
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in rules if tag.endswith(":null")]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -67,6 +74,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"), list("-+.0123456789")
 )
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def _find_lines(node: yaml.Node, path: tuple[Any, ...], lines: dict[tuple[Any, ...], int], file: Path) -> None:

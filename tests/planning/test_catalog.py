@@ -269,6 +269,22 @@ def test_an_invalid_value_is_an_error_of_one_line(sigma: Any) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "settings", "message"),
+    [
+        ("defenses", "noisy", {"sigma": True}, r"noisy\.sigma: expected a number, not true or false, got True"),
+        ("attacks", "eot", {"draws": [1, True]}, r"eot\.draws: expected a number, not true or false"),
+        ("models", "mlp", {"width": True}, r"mlp\.width: expected a number, not true or false"),
+        ("defenses", "trades", {"beta": "1e-400"}, r"trades\.beta: too small: it is zero as a float, got '1e-400'"),
+    ],
+)
+def test_a_value_that_would_be_read_as_another_number(
+    kind: catalog.Kind, name: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        catalog.get(kind, name).resolve(settings)
+
+
 def test_the_word_true_can_be_a_choice() -> None:
     # YAML and the command line make a boolean of it
     mixture = catalog.get("defenses", "at_mixture")
