@@ -62,7 +62,8 @@ def random_search(audit: Audit, threat: Threat) -> Tensor:
         correct = audit.clean.clone()
         with frozen(audit.model), scope(seed(audit.seed, name)):
             for _ in range(DRAWS[audit.level] // EACH):
-                for part in correct.nonzero().squeeze(1).split(BLOCK):
+                rows = correct.nonzero().squeeze(1)
+                for part in rows.split(BLOCK) if len(rows) else ():
                     x, y = audit.x[part], audit.y[part]
                     held = torch.ones_like(y, dtype=torch.bool)
                     for _ in range(EACH):

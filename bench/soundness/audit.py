@@ -170,7 +170,8 @@ class Audit:
                 self.failed[name] = first_line(error)
                 raise NotMeasured(f"{name} failed: {self.failed[name]}") from None
         self.changes += [f"{change} by {name}" for change in self.before.changes()]
-        found.correct[rows] = self.correct_on(found.x_adv[rows], rows)
+        if len(rows):
+            found.correct[rows] = self.correct_on(found.x_adv[rows], rows)
         return found
 
     def columns(self) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from bench.core.threat import Norm, Threat
 from bench.soundness import gradient_checks as gradients
 from bench.soundness.attack_strength import _rise
 from bench.soundness.audit import Audit, Run, Snapshot, scaled, whole_box
-from bench.soundness.audit_model import MEASURES
+from bench.soundness.audit_model import MEASURES, audit
 from bench.soundness.binarization_test import _Head, border, last_linear
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, NotMeasured
@@ -220,6 +220,32 @@ def _crafted(**correct: range) -> Audit:
             met[mask.nonzero()[-2:]] = name == "pgd_ce"  # the last two correct ones were misclassified on the path
             state._runs[f"{name.replace('_', '-')}@0.1"] = Run(mask, x, {"met": met})
     return state
+
+
+class OneByOne(nn.Module):
+    """Runs a net on each image by itself, which fails for an empty batch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(one[None]) for one in x])
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_no_check_gives_the_model_an_empty_batch(wrong: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(3, 1, 4, 4)
+    y = (net(x).argmax(1) + wrong) % 3
+    budget = [Threat("Linf", Epsilon(1))]  # under which the attacks misclassify every image
+    found, columns = audit(
+        Classifier(OneByOne(net)), x, y, budget, "quick", seed=0, claimed=None, report=lambda *progress: None
+    )
+    assert int(columns["clean"].sum()) == (0 if wrong else 3)
+    assert not columns["pgd-cw@1"].any()
+    assert not [finding for finding in found if "failed" in finding.note]
 
 
 def _levels(code: str, state: Audit) -> dict[str | None, tuple[str, float | None]]:
