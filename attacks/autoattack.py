@@ -23,6 +23,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
+from bench.core.classifier import predicted
 from bench.core.pgd import margin
 from bench.core.rng import scope, seed
 
@@ -129,7 +130,7 @@ class AutoAttack(Attack):
                 if [number, batch] < state["next"].tolist():
                     continue  # done before a restart
                 candidates = _run(suite, name, x[rows], y[rows])
-                broken = model(candidates).argmax(1) != y[rows]
+                broken = predicted(model(candidates)) != y[rows]
                 x_adv[rows[broken]] = candidates[broken].to(x)
                 stage[rows[broken]] = number
                 ctx.save({**state, "next": torch.tensor([number, batch + 1])})
@@ -160,9 +161,9 @@ class AutoAttack(Attack):
             ctx.report(number, len(attacks), f"{name}: misclassified in {float(best[:, 0].mean()):.0%} of draws")
 
     def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
-        """Share of fresh draws in which an image is misclassified, and mean margin, shape b 2."""
+        """Share of fresh draws in which an image is misclassified (NaN is), and mean margin, shape b 2."""
         margins = torch.stack([margin(model(x_adv), y) for _ in range(self.eot)])
-        return torch.stack([(margins > 0).float().mean(0), margins.mean(0).float()], dim=1)
+        return torch.stack([(~(margins <= 0)).float().mean(0), margins.mean(0).float()], dim=1)
 
 
 def _run(suite: Any, name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
-from bench.core.classifier import Classifier, Counted
+from bench.core.classifier import Classifier, Counted, predicted
 from bench.core.pgd import Best, Start, check_reach, start_delta
 from bench.noise import losses as expected
 from bench.noise.gaussian_noise import NoiseFreeDeployment, known_noise
@@ -107,7 +107,7 @@ class ClosedForm(Attack):
             point = x_adv.detach()
             if not model.stochastic:
                 with torch.no_grad():
-                    wrong = model(point).argmax(1) != y
+                    wrong = predicted(model(point)) != y
             best.update(point, loss.detach(), wrong, rows)
             if not last:
                 (grad,) = torch.autograd.grad(loss.sum(), x_adv)

@@ -26,6 +26,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
+from bench.core.classifier import predicted
 from bench.core.pgd import AttackLoss, Best, Start, attack_loss, check_reach, start_delta
 
 
@@ -117,7 +118,7 @@ class PGD(Attack):
                     grads += torch.autograd.grad(loss.sum(), x_adv)
             point = x_adv.detach()
             if last or not last_only:
-                best.update(point, loss.detach(), logits.detach().argmax(1) != y, rows)
+                best.update(point, loss.detach(), predicted(logits.detach()) != y, rows)
             if not last:
                 grad = grads[0] if draws == 1 else torch.stack(grads).mean(0)
                 x_adv = threat.project_to_image(x, point + step_size * self._direction(grad, point))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from attacks._torchattacks import BOUNDED, L0, MINIMAL, POSITIVE, REFUSED, THREE, ModelAdapter, build, check, modes_kept
 from bench.core.attack import Attack, Columns, Context
-from bench.core.classifier import Classifier
+from bench.core.classifier import Classifier, predicted
 
 
 @dataclass
@@ -72,7 +72,7 @@ class TorchAttacks(Attack):
             if self.method not in MINIMAL:
                 return found, {}
             with torch.no_grad():
-                broken = model(found).argmax(1) != y
+                broken = predicted(model(found)) != y
         size = self.threat.norm_of(found - x)
         broken &= size.isfinite()
         inside = broken & (size <= self.threat.radius)

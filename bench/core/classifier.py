@@ -12,6 +12,12 @@ from torch import Tensor, nn
 BatchNormMode = Literal["eval", "train", "train_frozen_stats"]
 
 
+def predicted(logits: Tensor) -> Tensor:
+    """The class of the largest logit (b k), shape b; -1, which is always an error, where a logit is NaN: `argmax` takes
+    NaN for the largest."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
+
+
 class Classifier(nn.Module):
     """A deployed model. Images `x` are `b c h w` in [0,1]; `net` contains the normalization.
 
@@ -32,8 +38,8 @@ class Classifier(nn.Module):
         return logits
 
     def predict(self, x: Tensor) -> Tensor:
-        """Predicted labels, shape b; -1 means that the model abstains, which counts as an error."""
-        return self(x).argmax(1)
+        """Predicted labels, shape b; -1 means that the model abstains or gives NaN, which counts as an error."""
+        return predicted(self(x))
 
     def surrogate(self) -> nn.Module:
         """The differentiable model that gradient attacks use; one noise draw per pass at most (EOT averages over them).

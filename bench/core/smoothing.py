@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.classifier import Classifier
+from bench.core.classifier import Classifier, predicted
 from bench.core.stats import clopper_pearson_lower
 from bench.core.stochastic import InputNoise, class_counts
 
@@ -101,7 +101,7 @@ class Vote(Classifier):
     def counts(
         self, x: Tensor, n0: int, n: int, batch_size: int, report: Callable[[int], None] = lambda done: None
     ) -> Tensor:
-        """How many of the first `n0` and of `n` further draws gave each class, int64 of shape b 2 k.
+        """How many of the first `n0` and of `n` further draws gave each class, int64 of shape b 2 k; NaN is no class.
 
         The draws of all images are one stream, image after image, cut into passes of at most `batch_size` draws, so
         the counts do not depend on the cut wherever the generator's numbers do not (on a CPU, for images of a multiple
@@ -118,8 +118,9 @@ class Vote(Classifier):
             logits = draw(x[image])
             if not first:
                 counts = torch.zeros(len(x), 2, logits.shape[1], dtype=torch.int64, device=x.device)
-            entry = (2 * image + (position % each >= n0)) * logits.shape[1] + logits.argmax(1)
-            counts.view(-1).scatter_add_(0, entry, torch.ones_like(entry))  # bincount would synchronize a GPU
+            label = predicted(logits)
+            entry = (2 * image + (position % each >= n0)) * logits.shape[1] + label.clamp_min(0)
+            counts.view(-1).scatter_add_(0, entry, (label >= 0).long())  # bincount would synchronize a GPU
             for done in range(first // each, last // each):
                 report(done + 1)
         return counts

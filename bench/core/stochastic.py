@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.core.classifier import Classifier
+from bench.core.classifier import Classifier, predicted
 from bench.core.rng import normal_like, scope, seed
 
 DRAWS = 100  # noise draws that score an image; as many others select between attacks
@@ -130,14 +130,14 @@ class Randomized(Classifier):
         total = self(x).softmax(1)
         for _ in range(self.draws - 1):
             total += self(x).softmax(1)
-        return total.argmax(1)
+        return predicted(total)
 
 
 @torch.no_grad()
 def class_counts(model: nn.Module, x: Tensor, draws: int) -> Tensor:
-    """How many of `draws` forward passes predict each class, int64 `b k`."""
+    """How many of `draws` forward passes predict each class, int64 `b k`; a pass that gives NaN predicts none."""
     passes = (model(x) for _ in range(draws))
-    return torch.stack([F.one_hot(logits.argmax(1), logits.shape[1]) for logits in passes]).sum(0)
+    return torch.stack([F.one_hot(predicted(logits) + 1, logits.shape[1] + 1)[:, 1:] for logits in passes]).sum(0)
 
 
 def wrong_draws(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
@@ -160,6 +160,6 @@ def draw_columns(model: nn.Module, x: Tensor, y: Tensor, seed_: int) -> dict[str
     return {
         "select": select.gather(1, y[:, None]).squeeze(1).float() / DRAWS,
         "share": hits.float() / DRAWS,
-        "vote": counts.argmax(1) == y,
+        "vote": (counts.argmax(1) == y) & (hits > 0),
         "always": hits == DRAWS,
     }

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.core.classifier import predicted
 from bench.core.rng import scope, seed
 from bench.core.stats import paired_difference
 from bench.data.datasets import Facts
@@ -104,9 +105,9 @@ def _mode(model: nn.Module) -> Line:
 
 
 def _gap(a: Tensor, b: Tensor) -> tuple[float, int]:
-    """Largest difference of two sets of logits, as a share of the largest logit, and how many labels change."""
+    """Largest difference of two sets of logits as a share of the largest logit, inf for NaN; how many labels change."""
     scale = max(float(a.abs().max()), 1e-12)
-    return float((a - b).abs().max()) / scale, int((a.argmax(1) != b.argmax(1)).sum())
+    return float((a - b).abs().nan_to_num(float("inf")).max()) / scale, int((predicted(a) != predicted(b)).sum())
 
 
 def _randomness(gap: float, flips: int, n: int, declared: bool) -> Line:
@@ -160,7 +161,7 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
             (grad,) = torch.autograd.grad(loss, images)
     except RuntimeError as error:
         return Line("gradient", "FAIL", f"none: {' '.join(str(error).split())}", todo)
-    correct = (logits[:BATCH].argmax(1) == y[:BATCH].cpu()).to(grad.device)
+    correct = (predicted(logits[:BATCH]) == y[:BATCH].cpu()).to(grad.device)
     chosen = grad[correct] if bool(correct.any()) else grad
     share = float((chosen.flatten(1).abs().amax(1) == 0).double().mean())
     limits = CHECKS["C4"].limits
@@ -171,11 +172,11 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
 def _accuracy(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, facts: Facts) -> Iterator[Line]:
     """Input range and normalization, class order, and accuracy under the best of them."""
     labels, best, meaning = y.cpu(), "x", ""
-    guesses = {"x": logits.argmax(1)}
+    guesses = {"x": predicted(logits)}
     share = {"x": _share(guesses["x"], labels)}
     for name, (images, explanation) in other_inputs(x, facts).items():
         with scope(seed("doctor", 0)):
-            guesses[name] = all_logits(model, images).nan_to_num().argmax(1)
+            guesses[name] = predicted(all_logits(model, images))
         share[name] = _share(guesses[name], labels)
         if share[name] > share[best]:
             best, meaning = name, explanation
@@ -234,17 +235,18 @@ def other_inputs(x: Tensor, facts: Facts) -> dict[str, tuple[Tensor, str]]:
 def rename_classes(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Predictions renamed by the best one-to-one map of classes, found on the other half of the images.
 
-    Kuhn's Hungarian method on the confusion matrix; evaluated on other images, since n images always have a map.
+    Kuhn's Hungarian method on the confusion matrix; evaluated on other images, since n images always have a map. A
+    prediction of -1 (NaN) is no class and keeps its name.
     """
     from scipy.optimize import linear_sum_assignment
 
-    renamed = torch.empty_like(guess)
+    renamed, known = guess.clone(), guess >= 0
     halves = torch.arange(len(labels)) % 2 == 0
-    for half in (halves, ~halves):
+    for half, other in ((halves & known, ~halves & known), (~halves & known, halves & known)):
         counts = torch.zeros(classes, classes, dtype=torch.float64)
         counts.index_put_((guess[half], labels[half]), torch.ones(int(half.sum()), dtype=torch.float64), True)
         rows, columns = linear_sum_assignment(counts + 1e-3 * torch.eye(classes), maximize=True)
         named = torch.empty(classes, dtype=torch.int64)
         named[torch.from_numpy(rows)] = torch.from_numpy(columns)
-        renamed[~half] = named[guess[~half]]
+        renamed[other] = named[guess[other]]
     return renamed

@@ -83,7 +83,7 @@ def converged(check: Check, audit: Audit) -> Iterator[Finding]:
         run = audit.run(f"pgd-cw twice the {what}@{eps}", attack, only=left)
         yield check.finding(accuracy(left & ~run.correct), f"accuracy lost to twice the {what}", eps=eps)
     moved = audit.attacked("pgd-ce", threat).columns.get("moved")
-    share = accuracy(moved[left] > STILL_RISING) if moved is not None and bool(left.any()) else 0.0
+    share = accuracy(~(moved[left] <= STILL_RISING)) if moved is not None and bool(left.any()) else 0.0
     note = f"share of robust images whose best loss still rose in the last {LAST_STEPS} steps"
     yield Finding(check.code, "F" if share > STILL_RISING else "ok", share, STILL_RISING, note, eps)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,7 @@ class Audit:
         self.failed: dict[str, str] = {}  # attacks that raised, and their message
         self.drawn: dict[str, Tensor] = {}  # images robust to the random search, by budget
         self._runs: dict[str, Run] = {}
+        self.not_finite = torch.zeros((), dtype=torch.int64, device=self.x.device)  # passes inside `watch`
         self.logits = self.forward(self.x)
         self.clean = self.correct_on(self.x)
 
@@ -125,6 +127,21 @@ class Audit:
         """Raise NotApplicable for a stochastic model."""
         if self.model.stochastic:
             raise NotApplicable("single passes of a stochastic model differ; EOT and fresh draws evaluate it")
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Context in which `not_finite` counts the images in [0,1] whose largest logit is NaN or Inf, in all passes."""
+
+        def check(model: nn.Module, given: tuple[Any, ...], logits: Tensor) -> None:
+            images = given[0].detach().flatten(1)
+            inside = ((images >= 0) & (images <= 1)).all(1)
+            self.not_finite += (inside & ~logits.detach().amax(1).isfinite()).sum()
+
+        handle = self.model.register_forward_hook(check)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -193,6 +210,12 @@ class Audit:
         for column, values in columns.items():
             found.columns.setdefault(column, torch.zeros(len(self.x), dtype=values.dtype, device=values.device))
             found.columns[column][rows] = values
+
+
+def require_numbers(*values: Tensor) -> None:
+    """Raise NotMeasured where a value is NaN, of which every comparison is false."""
+    if any(bool(each.isnan().any()) for each in values):
+        raise NotMeasured("the model gives NaN (C3)")
 
 
 def accuracy(correct: Tensor) -> float:

@@ -21,7 +21,7 @@ from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Finding
 from bench.soundness.test_time_optimization import no_test_time_optimization
 
-# in this order: what stops attacks comes before the attacks, and what they left behind comes last
+# in this order: what stops attacks comes before the attacks; what they left behind, and NaN in any pass, come last
 MEASURES: dict[str, Callable[[Check, Audit], Iterator[Finding]]] = {
     "C1": forward_checks.deterministic,
     "C2": forward_checks.gives_logits,
@@ -29,7 +29,6 @@ MEASURES: dict[str, Callable[[Check, Audit], Iterator[Finding]]] = {
     "C6": no_test_time_optimization,
     "C5": gradient_checks.differentiable,
     "C4": gradient_checks.zero_gradients,
-    "C3": gradient_checks.finite,
     "C7": attack_strength.one_step,
     "C8": attack_strength.monotone,
     "C9": attack_strength.unbounded,
@@ -39,6 +38,7 @@ MEASURES: dict[str, Callable[[Check, Audit], Iterator[Finding]]] = {
     "C19": finds_known_points,
     "C29": gradient_checks.rough,
     "C17": attack_strength.no_trace,
+    "C3": gradient_checks.finite,
 }
 
 
@@ -66,9 +66,10 @@ def audit(
         state = Audit(model, x, y, threats, level, seed, claimed)
         try:
             found = list[Finding]()
-            for done, (code, measure) in enumerate(MEASURES.items()):
-                report(done, len(MEASURES), code)
-                found += CHECKS[code].findings(measure, state)
+            with state.watch():
+                for done, (code, measure) in enumerate(MEASURES.items()):
+                    report(done, len(MEASURES), code)
+                    found += CHECKS[code].findings(measure, state)
             report(len(MEASURES), len(MEASURES), "")
             return found, state.columns()
         finally:

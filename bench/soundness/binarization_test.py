@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attacks.pgd import PGD
 from bench.core.attack import Context
-from bench.core.classifier import frozen
+from bench.core.classifier import frozen, predicted
 from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.soundness.audit import BLOCK, LOSSES, Audit, first_line
@@ -92,7 +92,7 @@ def _broken(audit: Audit, head: _Head, x: Tensor, threat: Threat) -> Tensor:
         except (RuntimeError, ValueError) as error:
             raise NotMeasured(f"the attack failed: {first_line(error)}") from None
         with torch.no_grad():
-            broken |= head(found).argmax(1) != y
+            broken |= predicted(head(found)) != y
     return broken
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.core.classifier import keep_buffers
+from bench.core.classifier import keep_buffers, predicted
 from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
-from bench.soundness.audit import BLOCK, Audit, accuracy
+from bench.soundness.audit import BLOCK, Audit, accuracy, require_numbers
 from bench.soundness.catalog import BETTER_SCALE, HALF_GRAY_LEVEL, IN_BATCH, LOWER_THAN_CLAIMED, PASSES, SOFTMAX_SUM
 from bench.soundness.checks import Check, Finding
 
@@ -27,7 +27,8 @@ def deterministic(check: Check, audit: Audit) -> Iterator[Finding]:
         first, *later = [audit.model(x) for _ in range(PASSES)]
         reversed_batch = audit.model(x.flip(0)).flip(0)
         alone = [_alone(audit, x[i : i + 1]) for i in range(min(ALONE, len(x)))]
-    flips = int(torch.stack([logits.argmax(1) != first.argmax(1) for logits in later]).any(0).sum())
+    require_numbers(first, *later, reversed_batch, *(one for one in alone if one is not None))
+    flips = int(torch.stack([predicted(logits) != predicted(first) for logits in later]).any(0).sum())
     gap = max(_gap(logits, first) for logits in later)
     gaps_alone = [_gap(one, first[i : i + 1]) if one is not None else 2.0 for i, one in enumerate(alone)]
     batch, mode = max(*gaps_alone, _gap(reversed_batch, first)), _gap(audit.logits[:BLOCK], first)
@@ -52,7 +53,7 @@ def _alone(audit: Audit, image: Tensor) -> Tensor | None:
 def _gap(a: Tensor, b: Tensor) -> float:
     """The largest distance between rows of logits, each divided by its L2 norm."""
     a, b = a / (a.norm(dim=1, keepdim=True) + 1e-10), b / (b.norm(dim=1, keepdim=True) + 1e-10)
-    return float((a - b).norm(dim=1).nan_to_num(0.0).max())
+    return float((a - b).norm(dim=1).max())
 
 
 def last_function(logits: Tensor) -> str:
@@ -65,6 +66,7 @@ def last_function(logits: Tensor) -> str:
 
 def gives_logits(check: Check, audit: Audit) -> Iterator[Finding]:
     """C2: neither probabilities nor their logarithms."""
+    require_numbers(audit.logits)
     name = last_function(audit.logits)
     failure = f"the rows are {name} outputs: leave it out of forward, predictions do not change"
     yield check.finding(float(bool(name)), failure=failure)

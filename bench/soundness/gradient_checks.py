@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.core.classifier import frozen
 from bench.core.pgd import AttackLoss, attack_loss, margin
 from bench.core.rng import scope, seed
-from bench.soundness.audit import BLOCK, Audit, accuracy, first_line
+from bench.soundness.audit import BLOCK, Audit, accuracy, first_line, require_numbers
 from bench.soundness.catalog import MOVE_SIZE, MOVES
 from bench.soundness.checks import Check, Finding, NotMeasured
 
@@ -52,7 +52,7 @@ def input_gradients(audit: Audit, loss: AttackLoss) -> Gradients:
 
 
 def finite(check: Check, audit: Audit) -> Iterator[Finding]:
-    """C3: no NaN and no Inf in logits, loss, gradient and adversarial images."""
+    """C3: no NaN and no Inf in logits, loss, gradient and adversarial images, nor in the passes of all other checks."""
     bad = {
         "logits": int((~audit.logits.isfinite()).any(1).sum()),
         "loss": int((~F.cross_entropy(audit.logits, audit.y, reduction="none").isfinite()).sum()),
@@ -66,7 +66,11 @@ def finite(check: Check, audit: Audit) -> Iterator[Finding]:
         pass  # C5 reports a missing path; a failed attack is reported below
     attacks = [f"adversarial images ({name})" for name, text in audit.failed.items() if "NaN" in text]
     found = [f"{what} of {count} images" for what, count in bad.items() if count] + attacks
-    yield check.finding(float(max(*bad.values(), len(attacks))), "not finite: " * bool(found) + ", ".join(found))
+    passes = int(audit.not_finite)
+    found += [f"the largest logit in {passes} passes of an image in [0,1]"] if passes else []
+    yield check.finding(
+        float(max(*bad.values(), len(attacks), passes)), "not finite: " * bool(found) + ", ".join(found)
+    )
 
 
 def zero_gradients(check: Check, audit: Audit) -> Iterator[Finding]:
@@ -74,7 +78,10 @@ def zero_gradients(check: Check, audit: Audit) -> Iterator[Finding]:
     correct = audit.clean
     if not bool(correct.any()):
         raise NotMeasured("no image is classified correctly")
-    shares = {loss: accuracy(input_gradients(audit, loss).zero[correct]) for loss in losses(audit)}
+    gradients = {loss: input_gradients(audit, loss) for loss in losses(audit)}
+    if not all(bool(found.finite[correct].all()) for found in gradients.values()):
+        raise NotMeasured("some gradients are NaN or Inf (C3)")
+    shares = {loss: accuracy(found.zero[correct]) for loss, found in gradients.items()}
     least = min(shares.values())  # the loss with the fewest zero gradients decides
     yield check.finding(least, failure=f"{least:.1%} of the gradients are exactly 0 for every loss")
     for loss, share in shares.items():
@@ -114,4 +121,5 @@ def rough(check: Check, audit: Audit) -> Iterator[Finding]:
                 after = margin(audit.model(threat.project_to_image(x, x + threat.sample(x))), y)
                 change = (after - before).abs() / before.abs().clamp_min(1e-12)
                 total[part] += change.clamp_max(1.0)
+    require_numbers(total)
     yield check.finding(float(total.mean()) / MOVES)

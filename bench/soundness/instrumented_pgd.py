@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.pgd import PGD
 from bench.core.attack import Columns, Context
-from bench.core.classifier import Counted
+from bench.core.classifier import Counted, predicted
 from bench.soundness.catalog import LAST_STEPS
 
 
@@ -27,7 +27,7 @@ class _Recorder(Counted):
         logits = super().forward(x)
         seen = logits.detach()
         self.losses.append(F.cross_entropy(seen, self.y, reduction="none"))
-        self.met |= seen.argmax(1) != self.y
+        self.met |= predicted(seen) != self.y
         return logits
 
 

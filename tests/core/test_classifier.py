@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
-from bench.core.classifier import BatchNormMode, Classifier, Counted, frozen, keep_buffers
+from bench.core.classifier import BatchNormMode, Classifier, Counted, frozen, keep_buffers, predicted
 from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
+from bench.core.stochastic import Randomized, class_counts, draw_columns
 from bench.core.threat import Threat
 
 
@@ -93,3 +94,26 @@ def test_the_draws_of_an_attack_are_those_of_its_seed() -> None:
     found = [attack.evaluate(model, x, model.predict(x), Context(seed)).x_adv for seed in (1, 1, 2)]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_nan_is_a_prediction_of_no_class() -> None:
+    class Broken(nn.Module):
+        """Images of which the first pixel is 1 get NaN."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.tensor([[2.0, 1.0, float("-inf")]]).repeat(len(x), 1)
+            return logits.masked_fill(x[:, :1] == 1, float("nan"))
+
+    x, y, net = torch.eye(2), torch.zeros(2, dtype=torch.int64), Broken()
+    assert predicted(net(x)).tolist() == [-1, 0]
+    assert predicted(torch.tensor([[1.0, float("nan"), 3.0]])).tolist() == [-1]
+    assert Classifier(net).predict(x).tolist() == [-1, 0]
+    assert Randomized(net, draws=2).predict(x).tolist() == [-1, 0]
+    assert class_counts(net, x, 4).tolist() == [[0, 0, 0], [4, 0, 0]]
+    columns = draw_columns(net, x, y, 0)
+    assert {name: values.tolist() for name, values in columns.items()} == {
+        "select": [0, 1], "share": [0, 1], "vote": [False, True], "always": [False, True]
+    }  # fmt: skip
+    smoothed = Smoothed(net, sigma=1e-30, n_vote=20)
+    assert smoothed.predict(x).tolist() == [-1, 0]
+    assert smoothed.counts(x, 5, 7, batch_size=4).tolist() == [[[0, 0, 0], [0, 0, 0]], [[5, 0, 0], [7, 0, 0]]]

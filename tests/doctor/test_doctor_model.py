@@ -15,7 +15,7 @@ from harness import Bench
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.doctor.diagnosis import Line, examine, rename_classes
+from bench.doctor.diagnosis import Line, _gap, examine, rename_classes
 
 
 class Around(nn.Module):
@@ -295,3 +295,13 @@ def test_without_a_model_the_doctor_looks_at_the_machine(bench: Bench) -> None:
     lost = bench("doctor", "--dataset", "digits")
     assert lost.code == 2
     assert "go with a MODEL" in lost.err
+
+
+def test_nan_is_no_class_and_no_small_gap() -> None:
+    logits = torch.eye(3)
+    assert _gap(logits, logits) == (0.0, 0)
+    assert _gap(logits, logits.masked_fill(logits == 1, float("nan"))) == (float("inf"), 3)
+    labels = torch.tensor([0, 1, 2]).repeat(8)
+    guess = labels.clone()
+    guess[::5] = -1
+    assert rename_classes(guess, labels, 3).tolist() == guess.tolist()

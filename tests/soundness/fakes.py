@@ -83,6 +83,11 @@ def nan_gradient(net: nn.Module, x: Tensor) -> Tensor:
     return net(moved)
 
 
+def nan_off_the_data(net: nn.Module, x: Tensor) -> Tensor:
+    """NaN for every image whose black column was lifted, without a trace in the gradient."""
+    return net(x).masked_fill(tall(tripwire(x) > 0), float("nan"))
+
+
 def cut(net: nn.Module, x: Tensor) -> Tensor:
     return net(x).detach()
 
@@ -236,6 +241,7 @@ FAKES: dict[str, tuple[Callable[[Nets, Split], Classifier], dict[str, str]]] = {
     "log-softmax": (rule(log_softmax), {"C2": "F"}),
     "NaN logits": (rule(nan_logits), {"C3": "X"}),
     "NaN gradient": (rule(nan_gradient), {"C3": "X"}),
+    "NaN off the data": (rule(nan_off_the_data), {"C3": "X", "C29": "not checked"}),
     "cut graph": (rule(cut), {"C5": "U"}),
     "through NumPy": (rule(through_numpy), {"C5": "U"}),
     "purified": (rule(purified), {"C6": "U"}),
