@@ -31,7 +31,8 @@ def decoded(images: Folder, facts: Facts, resize: bool, report: Callable[[str], 
         with contextlib.suppress(OSError):  # without a cache the next start is slower
             _write(cached, x, f"folder-{place}-*.npz")
     n, labels = len(images.train), np.array([label for _, label in files], dtype=np.int64)
-    return Raw(images.classes, x[:n], labels[:n], x[n:], labels[n:])
+    classes = tuple(name.encode(errors="backslashreplace").decode() for name in images.classes)  # for the report
+    return Raw(classes, x[:n], labels[:n], x[n:], labels[n:])
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> Bytes | None:

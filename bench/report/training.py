@@ -18,6 +18,7 @@ from bench.records.store import Store
 from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
 from bench.report.captions import joined, setup, short
 from bench.report.svg import INK
+from bench.results.facts import DatasetNames
 from bench.results.rows import Row
 
 MAX_PANELS, ACROSS = 20, 4
@@ -53,9 +54,10 @@ class LoggedTraining:
 def training_curves(store: Store, rows: list[Row]) -> list[Plot]:
     """One figure for each data set with a training whose log lies in the results folder."""
     groups: dict[str, dict[str, list[LoggedTraining]]] = {}
+    names = DatasetNames(store)
     for training in _logged(store):
         config = json.dumps(training.job.without_seed(), sort_keys=True)
-        groups.setdefault(training.job.data.name, {}).setdefault(config, []).append(training)
+        groups.setdefault(names.name(training.job.data), {}).setdefault(config, []).append(training)
     rank = {row.provenance.train_key: k for k, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
     found = []
     for dataset, by_config in sorted(groups.items()):

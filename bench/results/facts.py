@@ -10,11 +10,36 @@ from typing import Any
 
 from bench.core.epsilon import Epsilon
 from bench.planning import catalog
+from bench.planning.job import ModelJob
+from bench.planning.job_fields import DataChoice
 from bench.planning.labels import label
 from bench.records.record import PeakMemory, Provenance, Record, evaluation_metrics, train_metrics
 from bench.records.store import Store
 
 BY_VALIDATION = "epoch by validation]"  # ends the name of a row whose weights were chosen
+
+
+class DatasetNames:
+    """Names of the data sets of a results folder, in which no two image folders share a table.
+
+    `folder:NAME`, with the image size or the first digits of the content hash where those of that name differ in it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @functools.cached_property
+    def _choices(self) -> list[DataChoice]:
+        return [job.data for job in self._store.jobs().values() if isinstance(job, ModelJob)]
+
+    def name(self, data: DataChoice) -> str:
+        """The name of this data set in tables and figures."""
+        if not data.name.startswith("folder:"):
+            return data.name
+        alike = [choice for choice in self._choices if choice.name == data.name]
+        sizes, contents = ({getattr(choice, what) for choice in alike} for what in ("size", "content"))
+        size = f" {data.size} px" if len(sizes) > 1 else ""
+        return data.name + size + (f" {(data.content or 'unknown')[:8]}" if len(contents) > 1 else "")
 
 
 class TrainingFacts:
@@ -24,6 +49,7 @@ class TrainingFacts:
         self.store = store
         self.of_training = functools.cache(self._of_training)
         self._labels: dict[str, str] = {}
+        self._dataset_name = functools.cache(DatasetNames(store).name)
         self.value = functools.cache(lambda eps: float(Epsilon(eps)))
         self._constant = functools.cache(_constant)
 
@@ -56,7 +82,7 @@ class TrainingFacts:
         return {
             "train_key": key,
             "config": hashlib.sha256(config.encode()).hexdigest()[:12],
-            "dataset": job.data.name,
+            "dataset": self._dataset_name(job.data),
             "model": self.label("models", job.model.name, job.model.settings),
             "defense": job.defense.name,
             "defense_label": self.label("defenses", job.defense.name, job.defense.settings)

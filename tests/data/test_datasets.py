@@ -189,7 +189,7 @@ def test_names_that_are_not_utf8(tmp_path, monkeypatch):
     name, root = place(f"folder:{path}", tmp_path)
     for _ in range(2):  # decoded, then from the cache
         loaded = images.load(name, root=root, device=torch.device("cpu"))
-        assert (len(loaded.train.x), loaded.class_names) == (2, (latin, "dog") if latin < "dog" else ("dog", latin))
+        assert (len(loaded.train.x), loaded.class_names) == (2, ("caf\\udce9", "dog"))
     path.rename(path.with_name(latin))
     with pytest.raises(ValueError, match=r"the name of the image folder .*udce9' is not UTF-8; rename it"):
         place(f"folder:{path.with_name(latin)}", tmp_path)

@@ -9,17 +9,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from factories import STANDARD, STEPS, all_rows, draws, evaluated, full, golden_store, only, trained
 from harness import Bench
 from paths import TESTS
+from report_page import log
 
 from bench.core.stats import paired_difference, wilson
 from bench.data import datasets
 from bench.planning.labels import label
 from bench.records.store import Store
+from bench.report.training import training_curves
 from bench.results.evaluations import COLUMNS, frame
 from bench.results.significance import Difference, difference
 from bench.results.worst_case import minima
@@ -343,6 +346,30 @@ def test_seeds_with_other_test_images_are_not_averaged(store: Store) -> None:
         evaluated(store, trained(store, seed=seed), "steep", [1, 0], test_hash=f"seed{seed}")
     row = only(store)
     assert row.accuracy.attacks["steep"].state() == row.accuracy.worst.state() == "mixed test sets"
+
+
+@pytest.mark.parametrize(
+    ("second", "names"),
+    [
+        ({"content": "b" * 16}, {"folder:pets aaaaaaaa", "folder:pets bbbbbbbb"}),
+        ({"content": None}, {"folder:pets aaaaaaaa", "folder:pets unknown"}),
+        ({"content": "a" * 16, "size": 16}, {"folder:pets 8 px", "folder:pets 16 px"}),
+        ({"content": "a" * 16}, {"folder:pets"}),
+    ],
+)
+def test_image_folders_of_one_name_have_tables_of_their_own(
+    store: Store, second: dict[str, Any], names: set[str]
+) -> None:
+    first = {"name": "folder:pets", "size": 8, "content": "a" * 16}
+    for data in (first, {**first, **second}):
+        train = trained(store, seed=len(store.keys()), data=data)  # otherwise two seeds of one row
+        full(store, train, 500)
+        log(store, train, {"epoch": 1, "loss": 1.0})
+    assert {row.dataset for row in all_rows(store)} == names
+    assert len(all_rows(store)) == len(names)
+    assert set(frame(store).dataset) == names
+    assert set(re.findall(r"^## (.*), Linf", markdown(store), re.M)) == names
+    assert {plot.dataset for plot in training_curves(store, all_rows(store))} == names
 
 
 def test_a_larger_run_and_a_newer_revision_replace_a_smaller_and_an_older_one(store: Store) -> None:
