@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -13,34 +17,43 @@ from bench.data.images import test_block, to_channels_last
 from bench.doctor import diagnosis
 from bench.jobs import user_model
 from bench.planning import user_models
+from bench.planning.job_fields import Normalization
 from bench.planning.options import place
 from bench.planning.typed import ModelOptions
 
 
 def diagnose(options: ModelOptions, dataset: str, size: int | None, data_dir: Path | None, as_json: bool) -> int:
-    """Load the model, examine it, print; returns the exit code, 4 after a FAIL. Raises if it cannot be loaded."""
+    """Load the model, examine it, print; returns the exit code, 4 after a FAIL. Raises if it cannot be loaded.
+
+    What the model itself prints goes to stderr.
+    """
     name, root = place(dataset, datasets.data_root(data_dir))
     datasets.check(name, root, explicit=data_dir is not None)
     facts = datasets.facts(name, root, size)
-    job, checkpoint = user_models.import_job(options, facts)
+    # no row is written, so the name of the file may be that of a defense
+    job, checkpoint = user_models.import_job(replace(options, name="model"), facts)
+    applied = job.normalization
+    if applied is None and job.model.sha256 is None:
+        applied = Normalization(facts.mean, facts.std)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     title = checkpoint.name if checkpoint else job.model.name
-    deployed = user_model.deployed(job, user_model.imported(job, facts, checkpoint, title), device)
-    n = min(diagnosis.IMAGES, facts.test)
-    data = load_data(name, root=root, device=device, size=size, train=1, test=n)
-    x, y = test_block(data, 0, n)
-    failed = False
-    _show(diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(deployed)}"), as_json)
-    for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, job.randomized):
-        failed |= line.state == "FAIL"
-        _show(line, as_json)
+    out, failed = sys.stdout, False
+    with redirect_stdout(sys.stderr):
+        deployed = user_model.deployed(job, user_model.imported(job, facts, checkpoint, title), device)
+        n = min(diagnosis.IMAGES, facts.test)
+        data = load_data(name, root=root, device=device, size=size, train=1, test=n)
+        x, y = test_block(data, 0, n)
+        _show(diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(deployed)}"), as_json, out)
+        for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, job.randomized, applied):
+            failed |= line.state == "FAIL"
+            _show(line, as_json, out)
     return 4 if failed else 0
 
 
-def _show(line: diagnosis.Line, as_json: bool) -> None:
+def _show(line: diagnosis.Line, as_json: bool, out: TextIO) -> None:
     if as_json:
-        print(json.dumps(line._asdict()), flush=True)
+        print(json.dumps(line._asdict()), file=out, flush=True)
         return
-    print(f"{line.state:4}  {line.check}: {line.value}", flush=True)
+    print(f"{line.state:4}  {line.check}: {line.value}", file=out, flush=True)
     if line.todo:
-        print(f"      {line.todo}", flush=True)
+        print(f"      {line.todo}", file=out, flush=True)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from bench.core.classifier import predicted
 from bench.core.rng import scope, seed
-from bench.core.stats import paired_difference
+from bench.core.stats import paired_difference, wilson
 from bench.data.datasets import Facts
+from bench.planning.job_fields import Normalization
 from bench.soundness.catalog import CHECKS
 from bench.soundness.forward_checks import last_function
 
@@ -26,6 +27,13 @@ BATCH = 64
 ALONE = 32  # images that are also classified in a batch of one
 GAP = CHECKS["C1"].limits["U"]  # of the largest logit, between two passes; another order of the same sums costs more
 GAIN_WARN, GAIN_FAIL = 0.02, 0.05  # share of images by which another input or class order is better, beyond chance
+LOSS_RATIO = 2.0  # cross-entropy at x over that at another input of about the same accuracy, above which it is a WARN
+TEMPERED_RATIO = 1.05  # the same at the best temperature, at which nets that are only too unsure do not differ
+SURPLUS = 0.2  # of all images: those given a class beyond those labeled with it; one logit may have an offset
+STANDARD = {  # mean and deviation that published nets use where bench leaves images in [0,1]
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+}
 
 
 class Line(NamedTuple):
@@ -44,10 +52,13 @@ def _line(check: str, state: State | bool, value: str, todo: str) -> Line:
     return Line(check, state, value, "" if state == "OK" else todo)
 
 
-def examine(model: nn.Module, x: Tensor, y: Tensor, facts: Facts, randomised: bool) -> Iterator[Line]:
+def examine(
+    model: nn.Module, x: Tensor, y: Tensor, facts: Facts, randomised: bool, applied: Normalization | None = None
+) -> Iterator[Line]:
     """All checks of a model in eval mode on images `x` (b c h w in [0,1]) with labels `y`, each as soon as it is known.
 
-    `randomised`: the user declares the model stochastic. Ends early where later checks make no sense.
+    `randomised`: the user declares the model stochastic. `applied`: the normalization that bench puts before the model.
+    Ends early where later checks make no sense.
     """
     try:
         with scope(seed("doctor", 0)), torch.no_grad():
@@ -76,7 +87,8 @@ def examine(model: nn.Module, x: Tensor, y: Tensor, facts: Facts, randomised: bo
     yield _batches(model, x, logits, noisy=gap > GAP or flips > 0)
     yield _probabilities(logits)
     yield _gradient(model, x, y, logits)
-    yield from _accuracy(model, x, y, logits, facts)
+    yield _predictions(predicted(logits), y.cpu(), facts.classes)
+    yield from _accuracy(model, x, y, logits, facts, applied)
 
 
 def all_logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -148,6 +160,9 @@ def _probabilities(logits: Tensor) -> Line:
     if name == "log_softmax":
         todo = "return the logits before log_softmax, as every other row does"
         return Line("logits", "WARN", "log-probabilities: their exponentials sum to 1", todo)
+    if float(logits.min()) >= 0 and float(logits.max()) <= 1:
+        todo = "if they are outputs of a sigmoid, return what it is given: where it saturates, attacks have no gradient"
+        return Line("logits", "WARN", "all in [0,1], rows do not sum to 1", todo)
     return Line("logits", "OK", f"from {float(logits.min()):.3g} to {float(logits.max()):.3g}")
 
 
@@ -161,6 +176,10 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
             (grad,) = torch.autograd.grad(loss, images)
     except RuntimeError as error:
         return Line("gradient", "FAIL", f"none: {' '.join(str(error).split())}", todo)
+    bad = int((~torch.isfinite(grad)).flatten(1).any(1).sum())
+    if bad:
+        todo = "attacks cannot follow NaN or infinity: look for a root, a norm or a logarithm at zero"
+        return Line("gradient", "FAIL", f"not finite at {bad} of {len(grad)} images", todo)
     correct = (predicted(logits[:BATCH]) == y[:BATCH].cpu()).to(grad.device)
     chosen = grad[correct] if bool(correct.any()) else grad
     share = float((chosen.flatten(1).abs().amax(1) == 0).double().mean())
@@ -169,33 +188,93 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
     return _line("gradient", state, f"exactly zero at {share:.1%} of {len(chosen)} images", todo)
 
 
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, facts: Facts) -> Iterator[Line]:
+def _predictions(guess: Tensor, labels: Tensor, classes: int) -> Line:
+    """Is one class predicted for far more images than are labeled with it?"""
+    given, labeled = guess.bincount(minlength=classes), labels.bincount(minlength=classes)
+    surplus, index = (given - labeled).max(0)
+    value = (
+        f"class {int(index)} is predicted for {given[index]} of {len(guess)} images and the label of {labeled[index]}"
+    )
+    todo = "look for an offset of this class's logit, or for another input or class order (lines below)"
+    return _line("predictions", "WARN" if surplus >= SURPLUS * len(guess) else "OK", value, todo)
+
+
+def _accuracy(
+    model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, facts: Facts, applied: Normalization | None
+) -> Iterator[Line]:
     """Input range and normalization, class order, and accuracy under the best of them."""
-    labels, best, meaning = y.cpu(), "x", ""
-    guesses = {"x": predicted(logits)}
-    share = {"x": _share(guesses["x"], labels)}
-    for name, (images, explanation) in other_inputs(x, facts).items():
+    labels, outputs, meanings = y.cpu(), {"x": logits}, {}
+    for name, (images, meanings[name]) in other_inputs(x, facts, applied).items():
         with scope(seed("doctor", 0)):
-            guesses[name] = predicted(all_logits(model, images))
-        share[name] = _share(guesses[name], labels)
-        if share[name] > share[best]:
-            best, meaning = name, explanation
+            outputs[name] = all_logits(model, images)
+    guesses = {name: predicted(each) for name, each in outputs.items()}
+    share = {name: _share(guess, labels) for name, guess in guesses.items()}
+    best = max(share, key=lambda name: share[name])
     value = "accuracy " + ", ".join(f"{each:.3f} at {name}" for name, each in share.items())
-    known = 3 / facts.classes  # an untrained net has a best input too
-    state = _better(guesses[best] == labels, guesses["x"] == labels) if share[best] > known else "OK"
-    certain = state == "FAIL"
-    todo = f"{best} is correct and x is not; {meaning}" if certain else f"{best} does better than x; perhaps {meaning}"
-    yield _line("input", state, value, todo)
+    state: State = "OK"
+    renamed = rename_classes(guesses["x"], labels, facts.classes)
+    # with two classes another order of them looks like inverted images
+    if _knows(guesses[best], labels, facts.classes) and share[best] > _share(renamed, labels):
+        state = _better(guesses[best] == labels, guesses["x"] == labels)
+    todo = f"{best} is correct and x is not; " if state == "FAIL" else f"{best} does better than x; perhaps "
+    lower = None
+    if state == "OK" and _knows(guesses["x"], labels, facts.classes):
+        lower = _lower_loss(outputs, share, labels)
+    if lower is not None:
+        state, best = "WARN", lower
+        losses = [f"{float(F.cross_entropy(outputs[name], labels)):.3g} at {name}" for name in ("x", lower)]
+        todo = f"cross-entropy is {' and '.join(losses)}; perhaps "
+    yield _line("input", state, value, todo + meanings.get(best, ""))
     guess = guesses["x" if state == "OK" else best]
     renamed = rename_classes(guess, labels, facts.classes)
     before, after = _share(guess, labels), _share(renamed, labels)
     value = f"accuracy {before:.3f}, {after:.3f} under the best renaming of classes"
-    state = _better(renamed == labels, guess == labels) if after > known else "OK"
+    state = "OK"
+    if _knows(renamed, labels, facts.classes):
+        state = _better(renamed == labels, guess == labels)
     todo = "the model numbers its classes in another order: reorder its outputs (alphabetical folders are a cause)"
     yield _line("class order", state, value, todo)
-    low = before <= 1.5 / facts.classes and state == "OK"
+    low = state == "OK" and wilson(int((guess == labels).sum()), len(y))[0] <= _chance(guess, labels, facts.classes)
     todo = "no better than chance under every input and class order tried: other weights, another task, or not trained"
     yield _line("accuracy", not low, f"{before:.3f} on {len(y)} images", todo)
+
+
+def _chance(guess: Tensor, labels: Tensor, classes: int) -> float:
+    """Accuracy of the same predictions in random order, as in Cohen's kappa (1960); a prediction of -1 is no class.
+
+    For a model that always predicts one class it is the share of that class.
+    """
+    shares = [each[each >= 0].bincount(minlength=classes).double() / len(each) for each in (guess, labels)]
+    return float(shares[0] @ shares[1])
+
+
+def _knows(guess: Tensor, labels: Tensor, classes: int) -> bool:
+    """Is the accuracy far above chance? An untrained net has a best input and a best class order too."""
+    chance = _chance(guess, labels, classes)
+    known = min(3 * chance, chance + 2 / 9 * (1 - chance))  # 0.3 for 10 equal classes, 0.61 for 2
+    return _share(guess, labels) > known and wilson(int((guess == labels).sum()), len(labels))[0] > chance
+
+
+def _lower_loss(outputs: dict[str, Tensor], share: dict[str, float], labels: Tensor) -> str | None:
+    """The input of lowest cross-entropy, if it is far below that of `x` at no less accuracy; None if there is none.
+
+    An input of higher contrast lowers the loss of every net that is too unsure; so it must also be lower after each
+    set of logits is divided by its best temperature (Guo et al. 2017).
+    """
+
+    def tempered(logits: Tensor) -> float:
+        return min(float(F.cross_entropy(logits / t, labels)) for t in torch.logspace(-3, 4, 57))
+
+    raw = {name: F.cross_entropy(logits, labels, reduction="none") for name, logits in outputs.items()}
+    fair = [name for name in outputs if share[name] > share["x"] - GAIN_WARN and bool(raw[name].isfinite().all())]
+    best = min(fair, key=lambda name: float(raw[name].mean()))
+    gain = raw["x"] - raw[best]
+    by_few_images = gain.mean() <= 3 * gain.std() / len(gain) ** 0.5
+    if raw["x"].mean() <= LOSS_RATIO * raw[best].mean() or by_few_images:
+        return None
+    # where every image is correct, the best temperature takes both to zero
+    lower = tempered(outputs["x"]) > TEMPERED_RATIO * tempered(outputs[best]) + 1e-3
+    return best if lower else None
 
 
 def _share(guess: Tensor, labels: Tensor) -> float:
@@ -210,26 +289,47 @@ def _better(a: Tensor, b: Tensor) -> State:
     return "FAIL" if gain > GAIN_FAIL else "WARN"
 
 
-def other_inputs(x: Tensor, facts: Facts) -> dict[str, tuple[Tensor, str]]:
-    """Inputs that a model may have been trained on, by formula, and what it means if one of them is correct."""
-    if all(m == 0 for m in facts.mean) and all(s == 1 for s in facts.std):
+def other_inputs(x: Tensor, facts: Facts, applied: Normalization | None = None) -> dict[str, tuple[Tensor, str]]:
+    """Inputs that a model may have been trained on, by formula, and what it means if one of them is correct.
+
+    The explanation of an input `x * scale + shift` ends with the option that gives it, after the normalization
+    `applied` that bench puts before the model.
+    """
+    if facts.name in STANDARD:
+        mean, std = map(x.new_tensor, STANDARD[facts.name])
+    elif all(m == 0 for m in facts.mean) and all(s == 1 for s in facts.std):
         mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))  # bench does not normalize these images; others do
     else:
         mean, std = x.new_tensor(facts.mean), x.new_tensor(facts.std)
-    mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-    text = "/".join(",".join(f"{v:.4g}" for v in part.flatten().tolist()) for part in (mean, std))
-    fix = "do it inside the model or with --normalise {}"
-    found = {
-        "x * 255": (x * 255, "the model expects pixels from 0 to 255: " + fix.format("0/" + repr(1 / 255)[:12])),
-        "2 x - 1": (2 * x - 1, "the model expects pixels from -1 to 1: " + fix.format("0.5/0.5")),
-        "(x - mean) / std": ((x - mean) / std, "normalization is missing: " + fix.format(text)),
-        "x * std + mean": (x * std + mean, "images are normalized twice: leave one out, such as by --normalise none"),
-        "(x + 1) / 2": ((x + 1) / 2, "pixels are taken to [-1,1] twice: leave one out"),
-        "1 - x": (1 - x, "the model expects inverted images"),
+    one = torch.ones_like(mean)
+    inside = "do it inside the model or with"
+    affine = {
+        "x * 255": (255 * one, 0 * one, f"the model expects pixels from 0 to 255: {inside}"),
+        "x / 255": (one / 255, 0 * one, "the model is given pixels 255 times too bright: leave that out or use"),
+        "2 x - 1": (2 * one, -one, f"the model expects pixels from -1 to 1: {inside}"),
+        "(x - mean) / std": (1 / std, -mean / std, f"normalization is missing: {inside}"),
+        "x * std + mean": (std, mean, "images are normalized twice: leave one out, such as by"),
+        "(x + 1) / 2": (one / 2, one / 2, "pixels are taken to [-1,1] twice: leave one out, such as by"),
     }
+    found = {}
+    for name, (scale, shift, meaning) in affine.items():
+        images = x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+        found[name] = (images, f"{meaning} --normalise {_option(scale, shift, applied)}")
+    found["1 - x"] = (1 - x, "the model expects inverted images")
     if facts.channels == 3:
         found["BGR"] = (x.flip(1), "the model expects its channels in the order blue, green, red")
     return found
+
+
+def _option(scale: Tensor, shift: Tensor, applied: Normalization | None) -> str:
+    """The value of --normalise that gives a model what `x * scale + shift` gives after the normalization `applied`."""
+    mean, std = torch.zeros_like(shift), torch.ones_like(scale)
+    if applied is not None:
+        mean, std = scale.new_tensor(applied.mean), scale.new_tensor(applied.std)
+    mean, std = (mean - shift) / scale, std / scale
+    if torch.allclose(mean, 0 * mean, atol=1e-5) and torch.allclose(std, torch.ones_like(std), rtol=1e-3):
+        return "none"
+    return "/".join(",".join(f"{v:.4g}" for v in part.tolist()) for part in (mean + 0.0, std))
 
 
 def rename_classes(guess: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -15,7 +15,8 @@ from harness import Bench
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.doctor.diagnosis import Line, _gap, examine, rename_classes
+from bench.doctor.diagnosis import Line, _gap, examine, other_inputs, rename_classes
+from bench.planning.job_fields import Normalization
 
 
 class Around(nn.Module):
@@ -71,6 +72,25 @@ def coloured(x: Tensor) -> Tensor:
     return (x - 0.5) / 0.25
 
 
+def mnist(x: Tensor) -> Tensor:
+    """As many published nets normalize MNIST."""
+    return (x - 0.1307) / 0.3081
+
+
+def one_class(z: Tensor) -> Tensor:
+    """The first class is always predicted."""
+    return torch.cat([z.amax(1, keepdim=True) + 1, z[:, 1:]], 1)
+
+
+def few_classes(classes: int, net: Callable[[nn.Module], nn.Module], name: str = "digits") -> dict[str, Line]:
+    """Lines of a net on the digits below `classes`; it is trained on all, and its other outputs are left out."""
+    _, _, x, y = nets.digits()
+    facts = dataclasses.replace(nets.FACTS, name=name, classes=classes)
+    model = net(trained(mnist) if name == "mnist" else trained())
+    cut = Around(model, after=lambda z: z[:, :classes]).eval()
+    return {line.check: line for line in examine(cut, x[y < classes], y[y < classes], facts, False)}
+
+
 ORDER = torch.tensor([3, 5, 4, 1, 7, 9, 2, 6, 0, 8])  # no two are swapped: the inverse is correct for no class
 
 FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
@@ -103,6 +123,14 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "(x - mean) / std is correct and x is not; normalization is missing: do it inside the model or with "
         "--normalise 0.2965/0.3726",
     ),
+    "255 times too bright": (
+        lambda: Around(trained(), lambda x: (x * 255).clamp(0, 1)),
+        "input",
+        "FAIL",
+        "at x / 255",
+        "x / 255 is correct and x is not; the model is given pixels 255 times too bright: leave that out or use "
+        "--normalise 0/255",
+    ),
     "inverted": (lambda: trained(lambda x: 1 - x), "input", "FAIL", "at 1 - x", "the model expects inverted images"),
     "softmax": (
         lambda: Around(trained(), after=lambda z: z.softmax(1)),
@@ -117,6 +145,13 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "WARN",
         "log-probabilities",
         "return the logits before log_softmax",
+    ),
+    "sigmoid": (
+        lambda: Around(trained(), after=torch.sigmoid),
+        "logits",
+        "WARN",
+        "all in [0,1], rows do not sum to 1",
+        "if they are outputs of a sigmoid",
     ),
     "no eval mode": (
         lambda: nets.fit(Stuck(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))),
@@ -180,6 +215,20 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "FAIL",
         "exactly zero at 100.0% of",
         "let every operation be differentiable",
+    ),
+    "gradient not finite": (
+        lambda: Around(trained(), lambda x: x + 0 * (x - x.detach()).square().sum().sqrt()),
+        "gradient",
+        "FAIL",
+        "not finite at 64 of 64 images",
+        "attacks cannot follow NaN or infinity",
+    ),
+    "one class always": (
+        lambda: Around(trained(), after=one_class),
+        "accuracy",
+        "FAIL",
+        "on 200 images",
+        "no better than chance",
     ),
     "not trained": (
         lambda: nets.mlp(),
@@ -249,6 +298,61 @@ def test_a_renaming_of_classes_is_found_on_images_it_is_not_judged_on() -> None:
     assert torch.equal(rename_classes(ORDER[labels % 10], labels % 10, 10), labels % 10)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        (lambda classes, net: net, []),
+        (lambda classes, net: Around(net, after=lambda z: z[:, :classes].flip(1)), ["class order"]),
+        (lambda classes, _: Around(trained(lambda x: x - 0.5), lambda x: x / 255 - 0.5), ["input"]),
+        (lambda classes, net: Around(net, after=lambda z: one_class(z[:, :classes])), ["accuracy"]),
+    ],
+    ids=["honest", "another order", "0 to 255", "one class always"],
+)
+def test_a_fault_is_found_with_few_classes(
+    classes: int, change: Callable[[int, nn.Module], nn.Module], failing: list[str]
+) -> None:
+    found = few_classes(classes, lambda net: change(classes, net))
+    assert [name for name, line in found.items() if line.state == "FAIL"] == failing
+    assert failing or {line.state for line in found.values()} == {"OK"}
+
+
+def test_an_offset_of_a_logit_is_a_warning() -> None:
+    found = few_classes(2, lambda net: Around(net, after=lambda z: z[:, :2] + torch.tensor([9.0, 0.0])))
+    assert found["predictions"].state == "WARN"
+    assert "class 0 is predicted for" in found["predictions"].value
+    assert "an offset of this class's logit" in found["predictions"].todo
+
+
+def test_chance_is_the_share_of_the_class_that_is_always_predicted() -> None:
+    _, _, x, y = nets.digits()
+    chosen = torch.cat([(y == 0).nonzero()[:18, 0], (y == 1).nonzero()[:2, 0]])
+    facts = dataclasses.replace(nets.FACTS, classes=2)
+    model = Around(trained(), after=lambda z: one_class(z[:, :2])).eval()
+    found = {line.check: line for line in examine(model, x[chosen], y[chosen], facts, False)}["accuracy"]
+    assert (found.state, found.value) == ("FAIL", "0.900 on 20 images")
+
+
+def test_missing_normalization_shows_in_the_loss_where_accuracy_hardly_moves() -> None:
+    found = few_classes(4, lambda net: net, "mnist")["input"]
+    assert found.state == "WARN"
+    assert found.todo.startswith("cross-entropy is ")
+    assert found.todo.endswith("normalization is missing: do it inside the model or with --normalise 0.1307/0.3081")
+    # one image decides the loss of this one
+    assert few_classes(2, lambda net: Around(net, mnist), "mnist")["input"].state == "OK"
+    assert few_classes(4, lambda net: Around(net, mnist), "mnist")["input"].state == "OK"
+    unsure = few_classes(4, lambda net: Around(net, after=lambda z: z / 20))["input"]
+    assert unsure.state == "OK"
+
+
+def test_the_option_to_paste_takes_the_place_of_the_one_given() -> None:
+    _, _, x, _ = nets.digits()
+    bright = Normalization((0.0,), (1 / 255,))
+    assert other_inputs(x, nets.FACTS, bright)["x / 255"][1].endswith("use --normalise none")
+    assert other_inputs(x, nets.FACTS, bright)["2 x - 1"][1].endswith("with --normalise 0.5/0.001961")
+    assert other_inputs(x, nets.FACTS)["x * 255"][1].endswith("with --normalise 0/0.003922")
+
+
 def test_batch_norm_in_train_mode_is_named_wherever_it_shows() -> None:
     found = lines(nets.fit(Stuck(*normed())))
     assert found["eval mode"].state == found["batch"].state == "FAIL"
@@ -276,7 +380,7 @@ def test_the_command_prints_each_line_and_fails_with_4(bench: Bench) -> None:
     chosen = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")
     good = bench("doctor", "net.safetensors", *chosen)
     assert (good.code, good.err) == (0, "")
-    assert [line[:4] for line in good.out.splitlines()] == ["OK  "] * 11
+    assert [line[:4] for line in good.out.splitlines()] == ["OK  "] * 12
     Path("soft.py").write_text(
         "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))\n"
     )
@@ -286,6 +390,19 @@ def test_the_command_prints_each_line_and_fails_with_4(bench: Bench) -> None:
     assert found["logits"]["state"] == "FAIL"
     assert found["output shape"] == {"check": "output shape", "state": "OK", "value": "(64, 10)", "todo": ""}
     assert not Path("results").exists()
+
+
+def test_what_a_model_prints_goes_to_stderr_and_its_file_may_be_named_like_a_defense(bench: Bench) -> None:
+    Path("trades.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def forward(self, x):\n        print('forward')\n        return super().forward(x)\n"
+        "def build():\n    print('built')\n    return Net(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    outcome = bench("doctor", "trades.py:build", "--json")
+    assert outcome.code == 4  # it is not trained
+    assert {"loading", "accuracy"} < {json.loads(line)["check"] for line in outcome.out.splitlines()}
+    assert set(outcome.err.splitlines()) == {"built", "forward"}
 
 
 def test_without_a_model_the_doctor_looks_at_the_machine(bench: Bench) -> None:
