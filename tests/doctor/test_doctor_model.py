@@ -345,6 +345,12 @@ def test_missing_normalization_shows_in_the_loss_where_accuracy_hardly_moves() -
     assert unsure.state == "OK"
 
 
+def test_another_input_that_gives_nan_explains_nothing() -> None:
+    found = lines(Around(trained(), lambda x: torch.where(x > 2, torch.nan, x)))
+    assert {line.state for line in found.values()} == {"OK"}
+    assert "0.000 at x * 255" in found["input"].value
+
+
 def test_the_option_to_paste_takes_the_place_of_the_one_given() -> None:
     _, _, x, _ = nets.digits()
     bright = Normalization((0.0,), (1 / 255,))
