@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from harness import Bench, states, tiny, write_plugins
 
+from bench.planning.job import EvaluateJob, Job, TrainJob
 from bench.records.record import PeakMemory, Provenance, Record, Time, evaluation_metrics, train_metrics
 from bench.records.store import Store
 from bench.results.rows import Row
@@ -127,11 +128,12 @@ def never_shown(method: str, attack: str) -> None:
     assert row.accuracy.clean.values == {} or 0.0 < row.accuracy.clean.mean < 1.0
 
 
-def reason(kind: str) -> dict[str, Any]:
-    """The record of the job of this kind that diverged."""
+def diverged(kind: type[Job]) -> tuple[str, Record, str]:
+    """Key and record of the job of this kind that diverged, and the type and message of its error."""
     found = [(job, record) for job, record in Store(RESULTS).records() if record.state == "diverged"]
-    (record,) = [record for job, record in found if job.kind == kind]
-    return record
+    ((key, record),) = [(job.key, record) for job, record in found if isinstance(job, kind)]
+    assert record.error is not None
+    return key, record, f"{record.error.type}: {record.error.message}"
 
 
 @pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=pytest.mark.fault)])
@@ -147,8 +149,8 @@ def test_f16_a_training_whose_numbers_are_none_is_stopped_at_the_end_of_its_epoc
         "standard/clean": "done",
         "standard/fgsm": "done",
     }
-    key = reason("train")["key"]
-    assert " epoch 2 of 4: " in reason("train").error.message
+    key, _, message = diverged(TrainJob)
+    assert " epoch 2 of 4: " in message
     assert len((RESULTS / key / "train.jsonl").read_text().splitlines()) == 2
     assert list((RESULTS / key).glob("*.safetensors")) == []
     never_shown("sick", "")
@@ -164,13 +166,11 @@ def test_f16_an_evaluation_of_a_model_whose_answers_are_none_stops_in_its_block(
     asked = attack if where == "logits" else f"clean,{attack}"
     assert bench(*tiny(*sick, *words, defense="sick", attack=asked)).code == 1
     assert states(RESULTS)[f"sick/{attack}"] == "diverged"
-    found = reason("evaluate")
-    assert found["error"]["type"] == "Diverged"
-    assert found["error"]["message"].startswith(
-        "some answers of the model to images 0 to 15, or to those made of them,"
-    )
-    assert found["files"] == {}
-    assert not (RESULTS / found["key"] / "blocks").exists()
+    key, found, message = diverged(EvaluateJob)
+    assert message.startswith("Diverged: some ")
+    assert " images 0 to 15, or " in message
+    assert found.files == {}
+    assert not (RESULTS / key / "blocks").exists()
     never_shown("sick", attack)
     again = bench(*tiny(*sick, *words, defense="sick", attack=asked))
     assert "0 jobs run" in again.out  # it would end so again
@@ -186,7 +186,7 @@ def test_f16_images_of_an_attack_that_are_none_judge_nothing(bench: Bench, sick:
         "standard/fgsm": "done",
         "standard/sickly": "diverged",
     }
-    assert reason("evaluate").error.message == "adversarial images hold NaN or Inf"
+    assert diverged(EvaluateJob)[2].endswith(": adversarial images hold NaN or Inf")
     never_shown("standard", "sickly")
 
 

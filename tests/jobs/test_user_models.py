@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.data import datasets
 from bench.jobs.load_checkpoint import fill, read
-from bench.records.record import Record
+from bench.records.record import Record, TrainMetrics
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import rows
@@ -392,7 +392,7 @@ def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
         (100, 0.8, 0.868, False),
         (100, 0.8, 0.71, False),
     ):
-        said = _clean(what, {"clean_accuracy": accuracy, "clean_n": n}, claim, Console(quiet=True), "quiet")
+        said = _clean(what, TrainMetrics(clean_accuracy=accuracy, clean_n=n), claim, Console(quiet=True), "quiet")
         assert (said is None) == fits, (n, claim, said)
 
 
