@@ -32,11 +32,12 @@ def _above(
     check: Check, audit: Audit, threat: Threat, weaker: Tensor, attacks: Sequence[str], what: str
 ) -> Iterator[Finding]:
     """Accuracy under each PGD and under all of `attacks` together, minus that under an attack known to be weaker."""
-    reference, eps = accuracy(weaker), str(threat.eps)
+    reference, eps = weaker.tolist(), str(threat.eps)
     for name in ITERATIVE:
-        yield check.finding(accuracy(audit.attacked(name, threat).correct) - reference, eps=eps, attack=name)
-    gap = accuracy(worst(audit, threat, attacks)) - reference
-    yield check.finding(gap, failure=f"accuracy {gap:+.1%} under {what}", eps=eps)
+        yield check.difference(audit.attacked(name, threat).correct.tolist(), reference, eps=eps, attack=name)
+    whole = worst(audit, threat, attacks)
+    failure = f"accuracy {accuracy(whole) - accuracy(weaker):+.1%} under {what}"
+    yield check.difference(whole.tolist(), reference, failure=failure, eps=eps)
 
 
 def one_step(check: Check, audit: Audit) -> Iterator[Finding]:
@@ -81,7 +82,8 @@ def converged(check: Check, audit: Audit) -> Iterator[Finding]:
     for what, steps in (("steps", 2 * audit.steps), ("restarts", audit.steps)):
         attack = PGD(threat, steps=steps, rel_step_size=0.1, loss="cw")
         run = audit.run(f"pgd-cw twice the {what}@{eps}", attack, only=left)
-        yield check.finding(accuracy(left & ~run.correct), f"accuracy lost to twice the {what}", eps=eps)
+        note = f"accuracy lost to twice the {what}"
+        yield check.difference(left.tolist(), (left & run.correct).tolist(), note, eps=eps)
     moved = audit.attacked("pgd-ce", threat).columns.get("moved")
     share = accuracy(~(moved[left] <= STILL_RISING)) if moved is not None and bool(left.any()) else 0.0
     note = f"share of robust images whose best loss still rose in the last {LAST_STEPS} steps"
@@ -115,21 +117,22 @@ def monotone(check: Check, audit: Audit) -> Iterator[Finding]:
             runs.append(audit.run(f"curve-{loss}@{threat.eps}", attack))
         curves.append([audit.clean, *(run.correct for run in runs)])
         forgotten += sum(_forgotten(audit, run) for run in runs)
-        yield check.finding(_rise(curves[-1])[0], attack=f"pgd-{loss}")
-    rise, place = _rise([torch.stack(rung).all(0) for rung in zip(*curves, strict=True)])
-    found = check.finding(rise, failure=f"accuracy {rise:+.1%} up to eps {budgets[place - 1].eps}")
+        yield _rise(check, curves[-1], budgets, attack=f"pgd-{loss}")
+    found = _rise(check, [torch.stack(rung).all(0) for rung in zip(*curves, strict=True)], budgets)
     if forgotten and found.level == "ok":
         note = f"{forgotten} images misclassified at a smaller eps are correct when evaluated again"
         found = replace(found, level="F", note=note)
     yield found
 
 
-def _rise(curve: list[Tensor]) -> tuple[float, int]:
-    """The largest rise of accuracy above that of a smaller budget along the curve, and its position."""
+def _rise(check: Check, curve: list[Tensor], budgets: list[Threat], attack: str | None = None) -> Finding:
+    """The largest rise of accuracy above that of a smaller budget along the curve, which begins at eps 0."""
     values = [accuracy(correct) for correct in curve]
-    rises = [value - min(values[: i + 1]) for i, value in enumerate(values)]
-    place = max(range(len(rises)), key=rises.__getitem__)
-    return rises[place], place
+    lowest = [min(range(i + 1), key=values.__getitem__) for i in range(len(values))]
+    place = max(range(len(values)), key=lambda i: values[i] - values[lowest[i]])
+    rise = values[place] - values[lowest[place]]
+    failure = f"accuracy {rise:+.1%} up to eps {budgets[place - 1].eps}"
+    return check.difference(curve[place].tolist(), curve[lowest[place]].tolist(), failure=failure, attack=attack)
 
 
 def _forgotten(audit: Audit, run: Run) -> int:

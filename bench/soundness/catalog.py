@@ -19,6 +19,7 @@ HALF_GRAY_LEVEL = "1/510"  # C18
 MOVES, MOVE_SIZE = 100, 0.05  # C29: the size as a share of eps
 WITHSTANDS_ONE_STEP = 0.8  # C26: share of clean accuracy
 FLOOR_STEPS, FLOOR_RESTARTS = 50, 5  # C24
+_PAIRED = "; by the lower end of the 95 % interval of the paired difference"  # Check.difference
 
 _CHECKS = {
     "C1": Check(
@@ -88,7 +89,7 @@ _CHECKS = {
         "Iterative attacks beat one step",
         {"U": 0.01},
         "accuracy under PGD against accuracy under FGSM at the same eps",
-        "PGD at most {U:pp} above FGSM; above in the worst case of all PGD losses: U",
+        "PGD at most {U:pp} above FGSM; above in the worst case of all PGD losses: U" + _PAIRED,
         "PGD can take the very step of FGSM. Where it does worse its gradients mislead it: the loss surface is "
         "shattered or masked around the image (Carlini et al. 2019, arXiv 1902.06705; Athalye et al. 2018).",
         "Add restarts and steps, the losses cw and dlr, and `square`; look at the loss along the attack's path.",
@@ -98,7 +99,7 @@ _CHECKS = {
         {"U": 0.01},
         f"accuracy under PGD at 0, {', '.join(BUDGET_FACTORS)} times the largest budget; adversarial images of a "
         "smaller budget that are classified correctly when evaluated again",
-        "no rise of more than {U:pp}; no adversarial image is lost",
+        "no rise of more than {U:pp}; no adversarial image is lost" + _PAIRED,
         "A larger ball contains the smaller one, so accuracy in it cannot be higher. Where the measured one rises, "
         "the attack and not the model determines the number (Carlini et al. 2019, arXiv 1902.06705).",
         "Plot accuracy against eps. A rise at small eps means masked gradients there: add losses, restarts and "
@@ -119,7 +120,7 @@ _CHECKS = {
         {"F": 0.005},
         "PGD with twice the steps and with twice the restarts; share of robust images whose best loss gained more "
         f"than {100 * STILL_RISING:g} % of its range in the last {LAST_STEPS} steps",
-        f"at most {{F:pp}} lower each; at most {100 * STILL_RISING:g} % of the robust images",
+        f"at most {{F:pp}} lower each; at most {100 * STILL_RISING:g} % of the robust images{_PAIRED}",
         "Where twice the effort succeeds on more images, the printed accuracy is that of an attack stopped half-way "
         "(Carlini et al. 2019, arXiv 1902.06705; incomplete optimization in Pintor et al. 2022, arXiv 2106.09947).",
         "Raise steps and restarts until accuracy no longer changes, or rank by AutoAttack.",
@@ -139,7 +140,7 @@ _CHECKS = {
         {"U": 0.01},
         f"gradient attacks against the best of {DRAWS['quick']} random draws from the ball ({DRAWS['full']} with "
         "--checks full)",
-        "noise at most {U:pp} lower",
+        "noise at most {U:pp} lower" + _PAIRED,
         "Random search is the weakest attack there is. Where it succeeds more often, gradients mislead (Carlini et "
         "al. 2019, arXiv 1902.06705; Athalye et al. 2018, arXiv 1802.00420).",
         "Disregard every gradient attack on this model; use `square`, transfer and a surrogate.",
@@ -148,7 +149,7 @@ _CHECKS = {
         "Gradients beat black-box attacks",
         {"F": 0.002, "U": 0.02},
         "how much Square, which sees scores only, lowers the worst case of the white-box attacks",
-        "more than {F:pp} (AutoAttack's value): F; more than {U:pp}: U",
+        "more than {F:pp} (AutoAttack's value): F; more than {U:pp}: U" + _PAIRED,
         "An attack that may read gradients can do all that a black-box attack can. Where the latter succeeds more "
         "often, gradients are masked (AutoAttack's flags; Carlini et al. 2019, arXiv 1902.06705).",
         "Look at C4, C9 and C19 for the cause; provide a surrogate and attack again. The worst case includes Square "
@@ -159,7 +160,7 @@ _CHECKS = {
         "Gradients beat transfer attacks",
         {"F": 0.005},
         "how much images of the undefended baseline and of every other defense lower the white-box worst case",
-        "more than {F:pp}",
+        "more than {F:pp}" + _PAIRED,
         "Images made on another model do not use this one. Where they succeed more often than attacks with its own "
         "gradients, those gradients mislead (Athalye et al. 2018, arXiv 1802.00420).",
         "Add `transfer` to the attacks: its images join the worst case. Then look for the cause with C4 and C19.",
@@ -169,7 +170,7 @@ _CHECKS = {
         "Losses agree",
         {"F": 0.05},
         "difference between the accuracies under cross-entropy and under a margin loss (cw or dlr), same attack",
-        "at most {F:pp}",
+        "at most {F:pp}" + _PAIRED,
         "Cross-entropy saturates for large logits and the margin does not; a difference means that one of the two "
         "attacks is stuck (Croce and Hein 2020, arXiv 2003.01690).",
         "Report the worst case of both; scale logits down, or rank by AutoAttack, which uses several losses.",
@@ -289,7 +290,7 @@ _CHECKS = {
         {"F": 0.2},
         f"accuracy under one-step attacks, where it is at least {100 * WITHSTANDS_ONE_STEP:g} % of clean accuracy, "
         "minus accuracy under iterative ones; validation accuracy under PGD during training",
-        "a difference or a sudden fall of more than {F:pp}",
+        "a difference or a sudden fall of more than {F:pp}" + _PAIRED,
         "One-step adversarial training can learn to fool the one step: accuracy near 100 % under FGSM, 0 % under PGD "
         "(Wong et al. 2020, arXiv 2001.03994; Andriushchenko and Flammarion 2020, arXiv 2007.02617).",
         "Take the checkpoint that validation chose, train with more steps, a smaller step or a regularizer.",

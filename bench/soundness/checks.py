@@ -7,9 +7,11 @@ records (bench.soundness.verdicts).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
+
+from bench.core.stats import paired_difference
 
 Level = Literal["ok", "I", "F", "U", "X", "n/a", "not checked"]
 Verdict = Literal["OK", "FLAG", "UNSOUND", "INVALID", "NOT CHECKED"]
@@ -91,21 +93,51 @@ class Check:
         return list(self.limits)[-1]
 
     def finding(
-        self, value: float, note: str = "", *, failure: str = "", eps: str | None = None, attack: str | None = None
+        self,
+        value: float,
+        note: str = "",
+        *,
+        failure: str = "",
+        eps: str | None = None,
+        attack: str | None = None,
+        certain: float | None = None,
     ) -> Finding:
-        """The measured value with its level; "not checked" for NaN, which is a comparison without images.
+        """The measured value with its level; "not checked" for NaN.
 
-        `failure`: a note in place of `note` where the check fails.
+        `failure`: a note in place of `note` where the check fails. `certain`: the lower end of the 95 % interval of the
+        value, which is compared with the limits in its place.
         """
         if value != value:
-            return self.not_checked("no image in common")
+            return self.not_checked("the measured value is NaN")
+        compared = value if certain is None else certain
         limits = list(self.limits.items())
         sign = -1 if self.at_least else 1
-        passed = [(level, limit) for level, limit in limits if sign * (value - limit) > ROUNDING]
+        passed = [(level, limit) for level, limit in limits if sign * (compared - limit) > ROUNDING]
         level, limit = passed[-1] if passed else ("ok", limits[0][1])
         if attack and passed:  # an attack that fails says little about the model: another one may succeed
             level, limit = "F", limits[0][1]
         return Finding(self.code, level, value, limit, (passed and failure) or note, eps, attack)
+
+    def difference(
+        self,
+        a: Sequence[bool],
+        b: Sequence[bool],
+        note: str = "",
+        *,
+        failure: str = "",
+        eps: str | None = None,
+        attack: str | None = None,
+    ) -> Finding:
+        """The share of True in `a` minus that in `b`, outcomes on the same images, as a finding.
+
+        It exceeds a limit only where the lower end of its 95 % interval does: one image of 32 is 3.1 pp.
+        """
+        if not len(a):
+            return self.not_checked("no image in common")
+        value, low, _ = paired_difference(a, b)
+        if low <= min(self.limits.values()) < value - ROUNDING:
+            note = f"{note}; not beyond the limit by the 95 % interval of the difference".lstrip("; ")
+        return self.finding(value, note, failure=failure, eps=eps, attack=attack, certain=low)
 
     def failed(self, note: str) -> Finding:
         """A failure without a measured value, of the most severe level."""

@@ -64,10 +64,10 @@ def on_shared(*columns: Column) -> list[Column]:
     return [column.at(np.searchsorted(column.images, shared)) for column in columns]
 
 
-def difference(a: Column, b: Column) -> float:
-    """Accuracy under `a` minus that under `b` on the images that both have; NaN without any."""
+def pairs(a: Column, b: Column) -> tuple[list[bool], list[bool]]:
+    """Outcomes of both on the images that both have."""
     a, b = on_shared(a, b)
-    return a.share - b.share
+    return a.correct.tolist(), b.correct.tolist()
 
 
 def worst_of(*columns: Column) -> Column:

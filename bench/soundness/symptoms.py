@@ -11,7 +11,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
 from bench.soundness.catalog import WITHSTANDS_ONE_STEP
 from bench.soundness.checks import Check, Finding, NotApplicable, NotMeasured
-from bench.soundness.evidence import Attacked, Column, Evidence, difference, on_shared, worst_of
+from bench.soundness.evidence import Attacked, Column, Evidence, on_shared, pairs, worst_of
 
 
 def iterative_beats_one_step(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -19,10 +19,10 @@ def iterative_beats_one_step(check: Check, e: Evidence) -> Iterator[Finding]:
     once, worst = _one_step(e), e.white_box(iterative=True)
     if once is None or worst is None:
         raise NotMeasured("needs a one-step and an iterative gradient attack")
-    yield check.finding(difference(worst, once), _percent("one step {}, iterative {}", once, worst))
+    yield check.difference(*pairs(worst, once), _percent("one step {}, iterative {}", once, worst))
     for attack in e.attacks:
         if attack.name == "pgd" and not attack.one_step:
-            own = check.finding(difference(attack.correct, once), "weaker than one step", attack=attack.label)
+            own = check.difference(*pairs(attack.correct, once), "weaker than one step", attack=attack.label)
             if own.level == "F":
                 yield own
 
@@ -33,19 +33,19 @@ def success_grows(check: Check, e: Evidence) -> Iterator[Finding]:
         raise NotMeasured("one budget, or none smaller than this one")
     whole_sets = []
     for other in e.smaller:
-        pairs = [(a, b) for a in e.attacks for b in other.attacks if a.label == b.label]
-        for attack, before in pairs:
+        matching = [(a, b) for a in e.attacks for b in other.attacks if a.label == b.label]
+        for attack, before in matching:
             note = f"above its own accuracy at eps {other.row.eps}"
-            own = check.finding(difference(attack.correct, before.correct), note, attack=attack.label)
+            own = check.difference(*pairs(attack.correct, before.correct), note, attack=attack.label)
             if own.level == "F":
                 yield own
         here, there = e.worst(), other.worst()
         # only equal attack sets: with fewer attacks the accuracy at a smaller budget may be higher
-        if pairs and len(pairs) == len(e.attacks) == len(other.attacks) and here and there:
+        if matching and len(matching) == len(e.attacks) == len(other.attacks) and here and there:
             note = _percent(f"worst case {{}} here, {{}} at eps {other.row.eps}", here, there)
-            whole_sets.append(check.finding(difference(here, there), note))
+            whole_sets.append(check.difference(*pairs(here, there), note))
     absent = check.not_checked("no smaller budget has the same attacks")
-    yield max(whole_sets, key=lambda finding: finding.value or 0.0, default=absent)
+    yield max(whole_sets, key=lambda finding: (finding.level != "ok", finding.value or 0.0), default=absent)
 
 
 def black_box_does_not_win(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -64,9 +64,8 @@ def _add_nothing(check: Check, e: Evidence, others: list[Column], name: str, nee
     if white is None or not others:
         raise NotMeasured(f"needs a gradient attack, and {needed}")
     both = worst_of(white, *others)
-    yield check.finding(
-        difference(white, both), _percent(f"gradient attacks leave {{}}, with {name} {{}}", white, both)
-    )
+    note = _percent(f"gradient attacks leave {{}}, with {name} {{}}", white, both)
+    yield check.difference(*pairs(white, both), note)
 
 
 def losses_agree(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -75,8 +74,8 @@ def losses_agree(check: Check, e: Evidence) -> Iterator[Finding]:
     Preferred are two evaluations with equal settings, then the audit's two, then the two most alike.
     """
     pgd = [a for a in e.attacks if a.name == "pgd"]
-    pairs = [(a, b) for a in pgd for b in pgd if _loss(a) == "ce" and _loss(b) in ("cw", "dlr")]
-    pair = min(pairs, key=lambda pair: (_differences(*pair), pair[0].label, pair[1].label), default=None)
+    found = [(a, b) for a in pgd for b in pgd if _loss(a) == "ce" and _loss(b) in ("cw", "dlr")]
+    pair = min(found, key=lambda pair: (_differences(*pair), pair[0].label, pair[1].label), default=None)
     audited = {f"PGD of the audit on {loss}": e.audited.get(f"pgd-{loss}@{e.row.eps}") for loss in ("ce", "cw")}
     compared = {name: column for name, column in audited.items() if column is not None}
     unequal = ""
@@ -86,7 +85,8 @@ def losses_agree(check: Check, e: Evidence) -> Iterator[Finding]:
     if len(compared) < 2:
         raise NotMeasured("needs pgd with loss=ce and with loss=cw")
     note = f"{', '.join(compared)}{unequal}: {_percent('{}, {}', *compared.values())}"
-    yield check.finding(abs(difference(*compared.values())), note)
+    first, second = pairs(*compared.values())
+    yield check.difference(max(first, second, key=sum), min(second, first, key=sum), note)
 
 
 def certificate_holds(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def no_sudden_overfitting(check: Check, e: Evidence) -> Iterator[Finding]:
         raise NotMeasured("needs clean, fgsm and an iterative gradient attack")
     worst, single, clean = on_shared(whole, once, e.clean)
     note = _percent("one step {}, iterative {}, clean {}", single, worst, clean)
-    found = check.finding(single.share - worst.share, note)
+    found = check.difference(*pairs(single, worst), note)
     withstands = single.share >= WITHSTANDS_ONE_STEP * clean.share
     yield found if withstands else Finding(check.code, "ok", found.value, found.threshold, note)
 

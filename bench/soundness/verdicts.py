@@ -19,7 +19,7 @@ from bench.results.rows import rows as rows_of
 from bench.results.seed_values import MIXED, SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding, Level, Verdict, verdict
-from bench.soundness.evidence import Evidence, difference, on_shared
+from bench.soundness.evidence import Evidence, on_shared, pairs
 from bench.soundness.protocol import PROTOCOL
 from bench.soundness.stored_audits import StoredAudits
 from bench.soundness.symptoms import SYMPTOMS
@@ -136,7 +136,7 @@ def _noise(e: Evidence, finding: Finding) -> Finding:
         return finding
     whole, drawn = on_shared(worst, noise)
     note = f"uniform noise leaves {100 * drawn.share:.1f} %, all attacks {100 * whole.share:.1f} %"
-    found = replace(CHECKS["C12"].finding(difference(worst, noise), note), eps=finding.eps)
+    found = replace(CHECKS["C12"].difference(*pairs(worst, noise), note), eps=finding.eps)
     if found.level == "U":
         return found
     return replace(found, level="F") if finding.level == "U" else finding

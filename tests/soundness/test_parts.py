@@ -140,10 +140,14 @@ def test_features_are_the_input_of_the_last_linear_layer(
 
 def test_a_rise_is_measured_from_the_lowest_point_before_it() -> None:
     curve = [torch.arange(100) < hits for hits in (90, 60, 50, 53, 55, 20)]
-    rise, place = _rise(curve)
-    assert rise == pytest.approx(0.05)
-    assert place == 4
-    assert _rise([torch.arange(100) < hits for hits in (90, 60, 60, 20)])[0] == 0
+    budgets = [Threat("Linf", Epsilon(f"{i}/8")) for i in range(1, 6)]
+    found = _rise(CHECKS["C8"], curve, budgets)
+    assert (found.value, found.level) == (pytest.approx(0.05), "ok")  # 5 of 100 images may be chance
+    found = _rise(CHECKS["C8"], [correct.repeat(10) for correct in curve], budgets)
+    assert (found.value, found.level) == (pytest.approx(0.05), "U")
+    assert found.note == "accuracy +5.0% up to eps 0.5"
+    falling = [torch.arange(100) < hits for hits in (90, 60, 60, 20)]
+    assert (_rise(CHECKS["C8"], falling, budgets).value, _rise(CHECKS["C8"], falling, budgets).level) == (0, "ok")
 
 
 def test_budgets_scale_exactly_and_the_box_fits_the_ball() -> None:
@@ -256,13 +260,13 @@ def _levels(code: str, state: Audit) -> dict[str | None, tuple[str, float | None
 def test_one_failed_attack_is_flagged_and_a_failed_set_is_unsound() -> None:
     one = _crafted(fgsm=range(50), pgd_ce=range(60), pgd_cw=range(51), noise=range(49))
     assert _levels("C7", one) == {"pgd-ce": ("F", 0.1), "pgd-cw": ("ok", 0.01), None: ("ok", 0.01)}
-    assert _levels("C12", one) == {"pgd-ce": ("F", 0.11), "pgd-cw": ("F", 0.02), None: ("ok", 0.01)}
-    both = _crafted(fgsm=range(50, 100), pgd_ce=range(60), pgd_cw=range(52), noise=range(48))
-    assert _levels("C7", both)[None] == ("U", 0.02)
-    assert _levels("C12", both)[None] == ("ok", -0.46)  # FGSM is in the set, and sees through the two others
-    apart = _crafted(fgsm=range(30), pgd_ce=range(40), pgd_cw=range(20, 60), noise=range(8))
+    assert _levels("C12", one) == {"pgd-ce": ("F", 0.11), "pgd-cw": ("ok", 0.02), None: ("ok", 0.01)}
+    both = _crafted(fgsm=range(50, 100), pgd_ce=range(70), pgd_cw=range(70), noise=range(48))
+    assert _levels("C7", both)[None] == ("U", 0.2)
+    assert _levels("C12", both)[None] == ("ok", -0.28)  # FGSM is in the set, and sees through the two others
+    apart = _crafted(fgsm=range(30), pgd_ce=range(40), pgd_cw=range(20, 60), noise=range(1))
     assert _levels("C7", apart)[None] == ("ok", -0.1)
-    assert _levels("C12", apart)[None] == ("U", 0.02)
+    assert _levels("C12", apart)[None] == ("U", 0.09)
 
 
 def test_a_lost_adversarial_point_counts_for_the_set_if_no_attack_returned_one() -> None:
@@ -285,6 +289,23 @@ def test_the_catalogue_is_complete_and_free_of_torch() -> None:
 def test_the_text_of_a_check_states_its_limits(check: Check) -> None:
     for limit in check.limits.values() if check.code != "C24" else ():  # steps times restarts
         assert not limit or f"{limit:g}" in check.threshold or f"{100 * limit:g} " in check.threshold
+
+
+@pytest.mark.parametrize(
+    ("n", "first", "second", "level"),
+    [(32, 20, 19, "ok"), (200, 100, 99, "ok"), (1000, 500, 490, "F"), (1000, 500, 460, "U"), (0, 0, 0, "not checked")],
+)
+def test_a_difference_exceeds_a_limit_only_beyond_its_interval(n: int, first: int, second: int, level: str) -> None:
+    a, b = ([i < hits for i in range(n)] for hits in (first, second))
+    found = CHECKS["C13"].difference(a, b)
+    assert found.level == level
+    assert found.value == (pytest.approx((first - second) / n) if n else None)
+    assert ("not beyond" in found.note) == (level == "ok")
+
+
+@pytest.mark.parametrize("code", ["C7", "C8", "C10", "C12", "C13", "C14", "C15", "C26"])
+def test_the_text_of_a_difference_names_its_interval(code: str) -> None:
+    assert "95 % interval" in CHECKS[code].threshold
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def noise_wins(store: Store) -> None:
     sound(store, Finding("C12", "ok", 0.0, 0.01, eps="0.1"), columns=columns)
 
 
-def search_wins(store: Store, share: float = 0.03) -> None:
+def search_wins(store: Store, share: float = 0.04) -> None:
     """Square, the last stage of AutoAttack, breaks `share` of all images, which no gradient attack does."""
     stage = np.array([-1] * 500 + [1] * 500)
     stage[500 - round(share * N) : 500] = 4
@@ -177,17 +177,20 @@ LEVELS: dict[str, tuple[str, tuple[Finding, ...], dict[str, Any], str, float | N
     "FGSM of the audit": ("C7", (), {"attacks": {"fgsm": None}, "columns": {"fgsm@0.1": right(0.4)}}, "U", 0.1),
     "C7 of the audit only": ("C7", (Finding("C7", "U", 0.1, 0.01, eps="0.1"),), {}, "F", 0.1),
     "noise 1 pp below": ("C12", (), {"columns": {"noise@0.1": right(0.49)}}, "ok", None),
-    "noise 1.1 pp below": ("C12", (), {"columns": {"noise@0.1": right(0.489)}}, "U", 0.011),
+    "noise 1.1 pp below": ("C12", (), {"columns": {"noise@0.1": right(0.489)}}, "ok", None),
+    "noise 2.1 pp below": ("C12", (), {"columns": {"noise@0.1": right(0.479)}}, "U", 0.021),
     "C12 of the audit only": (
         "C12", (Finding("C12", "U", 0.1, 0.01, eps="0.1"),), {"columns": {"noise@0.1": right(0.6)}}, "F", -0.1,
     ),
     "zero gradients and a search": ("C4", (Finding("C4", "U", 0.5, 0.1, eps="0.1"),), {}, "F", 0.5),
     "zero gradients": ("C4", (Finding("C4", "U", 0.5, 0.1, eps="0.1"),), {"attacks": {"autoattack": None}}, "U", 0.5),
     "losses differ by 5 pp": ("C15", (), {"attacks": pgd(0.565, loss="ce")}, "ok", 0.05),
-    "losses differ by 5.1 pp": ("C15", (), {"attacks": pgd(0.566, loss="ce")}, "F", 0.051),
+    "losses differ by 5.1 pp": ("C15", (), {"attacks": pgd(0.566, loss="ce")}, "ok", 0.051),
+    "losses differ by 7 pp": ("C15", (), {"attacks": pgd(0.585, loss="ce")}, "F", 0.07),
     "the margin is weaker": ("C15", (), {"attacks": {"cw": ("pgd", {**FLOOR, **CW}, right(0.6))}}, "F", 0.08),
     "one step 20 pp above": ("C26", (), {"name": "fast_at", "clean": 0.88, "attacks": one_step(0.7)}, "ok", 0.2),
-    "one step 21 pp above": ("C26", (), {"name": "fast_at", "clean": 0.88, "attacks": one_step(0.71)}, "F", 0.21),
+    "one step 21 pp above": ("C26", (), {"name": "fast_at", "clean": 0.88, "attacks": one_step(0.71)}, "ok", 0.21),
+    "one step 24 pp above": ("C26", (), {"name": "fast_at", "clean": 0.88, "attacks": one_step(0.74)}, "F", 0.24),
     "one step as clean": ("C26", (), {"name": "fast_at", "clean": 0.88, "attacks": one_step(0.88)}, "F", 0.38),
     "weak under both": ("C26", (), {"name": "fast_at", "attacks": {**WEAK, **one_step(0.7)}}, "ok", 0.4),
 }  # fmt: skip
@@ -203,8 +206,8 @@ def test_outcomes_of_a_row_give_the_level(store: Store, case: str) -> None:
     assert level != "F" or only(store).verdict == "FLAG"
 
 
-@pytest.mark.parametrize(("broken", "level"), [(2, "ok"), (3, "F"), (20, "F"), (21, "U")], ids=str)
-def test_square_may_add_two_images_of_a_thousand(store: Store, broken: int, level: str) -> None:
+@pytest.mark.parametrize(("broken", "level"), [(3, "ok"), (10, "F"), (21, "F"), (40, "U")], ids=str)
+def test_square_may_add_few_images_of_a_thousand(store: Store, broken: int, level: str) -> None:
     search_wins(store, broken / N)
     found = finding(only(store), "C13")
     assert (found.level, found.value) == (level, pytest.approx(broken / N))
@@ -216,7 +219,7 @@ def test_a_suite_that_continues_after_square_does_not_separate_gradient_attacks(
     assert finding(only(store), "C13").level == "not checked"
 
 
-@pytest.mark.parametrize(("more", "level"), [(10, "ok"), (11, "U")])
+@pytest.mark.parametrize(("more", "level"), [(10, "ok"), (11, "ok"), (21, "U")])
 def test_iterative_attacks_may_leave_one_point_more_than_one_step(store: Store, more: int, level: str) -> None:
     sound(store, attacks={"fgsm": ("fgsm", {}, right((500 - more) / N))})
     row = only(store)
@@ -292,7 +295,7 @@ def test_another_model_at_a_smaller_budget_is_no_comparison(store: Store) -> Non
     assert (row.method, row.verdict, finding(row, "C8").level) == ("trades", "OK", "ok")  # of the audit
 
 
-@pytest.mark.parametrize(("share", "level"), [(0.495, "ok"), (0.494, "F")])
+@pytest.mark.parametrize(("share", "level"), [(0.495, "ok"), (0.494, "ok"), (0.486, "F")])
 def test_transferred_images_may_add_half_a_point(
     store: Store, fresh_catalog: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share: float, level: str
 ) -> None:
