@@ -125,10 +125,10 @@ def _gap(a: Tensor, b: Tensor) -> tuple[float, int]:
 def _randomness(gap: float, flips: int, n: int, declared: bool) -> Line:
     value = f"two passes differ by {gap:.1e} of the largest logit, {flips} of {n} labels change"
     if gap > GAP or flips:
-        todo = "switch dropout and noise off, or declare a stochastic model with --randomised"
+        todo = "switch dropout and noise off, or declare a stochastic model with --randomized"
         return _line("randomness", declared, value + (", as declared" if declared else ""), todo)
     return _line(
-        "randomness", "WARN" if declared else "OK", value, "leave --randomised out: the model is deterministic"
+        "randomness", "WARN" if declared else "OK", value, "leave --randomized out: the model is deterministic"
     )
 
 
@@ -314,7 +314,7 @@ def other_inputs(x: Tensor, facts: Facts, applied: Normalization | None = None) 
     found = {}
     for name, (scale, shift, meaning) in affine.items():
         images = x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
-        found[name] = (images, f"{meaning} --normalise {_option(scale, shift, applied)}")
+        found[name] = (images, f"{meaning} --normalize {_option(scale, shift, applied)}")
     found["1 - x"] = (1 - x, "the model expects inverted images")
     if facts.channels == 3:
         found["BGR"] = (x.flip(1), "the model expects its channels in the order blue, green, red")
@@ -322,7 +322,7 @@ def other_inputs(x: Tensor, facts: Facts, applied: Normalization | None = None) 
 
 
 def _option(scale: Tensor, shift: Tensor, applied: Normalization | None) -> str:
-    """The value of --normalise that gives a model what `x * scale + shift` gives after the normalization `applied`."""
+    """The value of --normalize that gives a model what `x * scale + shift` gives after the normalization `applied`."""
     mean, std = torch.zeros_like(shift), torch.ones_like(scale)
     if applied is not None:
         mean, std = scale.new_tensor(applied.mean), scale.new_tensor(applied.std)

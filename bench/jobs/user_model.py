@@ -40,7 +40,7 @@ def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module
             return net if typed is None else nn.Sequential(Normalize(_inputs(facts, typed)), net)
         held = _held(state or {}, facts)
         if typed is not None and held is not None and not _agree(typed, held):
-            raise ValueError(f"the checkpoint holds its own normalization ({_described(held)}); leave --normalise out")
+            raise ValueError(f"the checkpoint holds its own normalization ({_described(held)}); leave --normalize out")
         inputs = _inputs(facts, typed or held)
         return plugins.build_model(job.model.name, job.model.settings, inputs)
 
@@ -163,7 +163,7 @@ def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
     stochastic = _differ(model, model, facts, seeds=(2, 3))
     if stochastic and not job.randomized:
         raise ValueError(
-            f"{name} gives two answers to one image; declare a stochastic model with --randomised, or "
+            f"{name} gives two answers to one image; declare a stochastic model with --randomized, or "
             "switch its noise or dropout off"
         )
     again = deployed(job, imported(job, facts, source, name), torch.device("cpu"))
@@ -174,7 +174,7 @@ def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
     if job.randomized and not stochastic:
         raise ValueError(
             f"{name} gives the same answer to an image twice: it draws no noise, or sets a seed in forward; "
-            "leave --randomised out, or let it draw"
+            "leave --randomized out, or let it draw"
         )
     odd = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
@@ -204,7 +204,7 @@ def chosen(model: nn.Module) -> str:
     """The normalization that bench put into a model, in words."""
     inside = [module for module in model.modules() if isinstance(module, Normalize)]
     if not inside:
-        return "normalization whatever the model file does (--normalise puts one before it)"
+        return "normalization whatever the model file does (--normalize puts one before it)"
     means = Normalization(tuple(inside[0].mean.flatten().tolist()), tuple(inside[0].std.flatten().tolist()))
     return "normalization none, images stay in [0,1]" if inside[0].identity else f"normalization {_described(means)}"
 

@@ -63,10 +63,16 @@ class ModelOptions:
         str | None, typer.Option(help="FILE.py:FUNCTION; the function returns a net from [0,1] images to logits.")
     ] = None
     normalise: Annotated[
-        str | None, typer.Option(help="none, dataset or MEAN/STD (default: the checkpoint's, else the data set's).")
+        str | None,
+        typer.Option(
+            "--normalize",
+            "--normalise",
+            help="none, dataset or MEAN/STD (default: the checkpoint's, else the data set's).",
+        ),
     ] = None
     randomised: Annotated[
-        bool, typer.Option("--randomised", help="The model is stochastic: it draws noise at test time.")
+        bool,
+        typer.Option("--randomized", "--randomised", help="The model is stochastic: it draws noise at test time."),
     ] = False
     name: str | None = None
 

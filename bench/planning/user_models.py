@@ -133,7 +133,7 @@ def normalization(text: str | None, facts: datasets.Facts) -> Normalization | No
         return Normalization((0.0,) * facts.channels, (1.0,) * facts.channels)
     if text == "dataset":
         return Normalization(tuple(facts.mean), tuple(facts.std))
-    hint = f"--normalise is '{text}'; expected none, dataset or MEAN/STD such as 0.5/0.25 or 0.5,0.5,0.5/0.2,0.2,0.2"
+    hint = f"--normalize is '{text}'; expected none, dataset or MEAN/STD such as 0.5/0.25 or 0.5,0.5,0.5/0.2,0.2,0.2"
     parts = text.split("/")
     try:
         mean, std = ([float(number) for number in part.split(",")] for part in parts)

@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "FAIL",
         "at (x - mean) / std",
         "(x - mean) / std is correct and x is not; normalization is missing: do it inside the model or with "
-        "--normalise 0.2965/0.3726",
+        "--normalize 0.2965/0.3726",
     ),
     "255 times too bright": (
         lambda: Around(trained(), lambda x: (x * 255).clamp(0, 1)),
@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "FAIL",
         "at x / 255",
         "x / 255 is correct and x is not; the model is given pixels 255 times too bright: leave that out or use "
-        "--normalise 0/255",
+        "--normalize 0/255",
     ),
     "inverted": (lambda: trained(lambda x: 1 - x), "input", "FAIL", "at 1 - x", "the model expects inverted images"),
     "softmax": (
@@ -165,7 +165,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         "randomness",
         "FAIL",
         "two passes differ by",
-        "--randomised",
+        "--randomized",
     ),
     "labels in another order": (
         lambda: Around(trained(), after=lambda z: z[:, ORDER]),
@@ -274,7 +274,7 @@ def test_an_honest_net_has_nothing_to_do(net: Callable[[], nn.Module]) -> None:
         (
             lambda x: x,
             "(x - mean) / std",
-            "normalization is missing: do it inside the model or with --normalise 0.5/0.25",
+            "normalization is missing: do it inside the model or with --normalize 0.5/0.25",
         ),
         (lambda x: coloured(coloured(x)), "x * std + mean", "images are normalized twice: leave one out"),
     ],
@@ -337,7 +337,7 @@ def test_missing_normalization_shows_in_the_loss_where_accuracy_hardly_moves() -
     found = few_classes(4, lambda net: net, "mnist")["input"]
     assert found.state == "WARN"
     assert found.todo.startswith("cross-entropy is ")
-    assert found.todo.endswith("normalization is missing: do it inside the model or with --normalise 0.1307/0.3081")
+    assert found.todo.endswith("normalization is missing: do it inside the model or with --normalize 0.1307/0.3081")
     # one image decides the loss of this one
     assert few_classes(2, lambda net: Around(net, mnist), "mnist")["input"].state == "OK"
     assert few_classes(4, lambda net: Around(net, mnist), "mnist")["input"].state == "OK"
@@ -354,9 +354,9 @@ def test_another_input_that_gives_nan_explains_nothing() -> None:
 def test_the_option_to_paste_takes_the_place_of_the_one_given() -> None:
     _, _, x, _ = nets.digits()
     bright = Normalization((0.0,), (1 / 255,))
-    assert other_inputs(x, nets.FACTS, bright)["x / 255"][1].endswith("use --normalise none")
-    assert other_inputs(x, nets.FACTS, bright)["2 x - 1"][1].endswith("with --normalise 0.5/0.001961")
-    assert other_inputs(x, nets.FACTS)["x * 255"][1].endswith("with --normalise 0/0.003922")
+    assert other_inputs(x, nets.FACTS, bright)["x / 255"][1].endswith("use --normalize none")
+    assert other_inputs(x, nets.FACTS, bright)["2 x - 1"][1].endswith("with --normalize 0.5/0.001961")
+    assert other_inputs(x, nets.FACTS)["x * 255"][1].endswith("with --normalize 0/0.003922")
 
 
 def test_batch_norm_in_train_mode_is_named_wherever_it_shows() -> None:

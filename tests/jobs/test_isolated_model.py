@@ -215,8 +215,8 @@ def test_models_that_disturb_have_the_verdicts_of_one_that_does_not(bench: Bench
     ("name", "options", "said"),
     [
         ("other", (), "is another model each time it is built"),
-        ("reseeds_and_draws", ("--randomised",), "gives the same answer to an image twice"),
-        ("plain", ("--randomised",), "gives the same answer to an image twice"),
+        ("reseeds_and_draws", ("--randomized",), "gives the same answer to an image twice"),
+        ("plain", ("--randomized",), "gives the same answer to an image twice"),
     ],
 )
 def test_a_model_that_cannot_be_scored_is_refused(bench: Bench, name: str, options: tuple[str, ...], said: str) -> None:

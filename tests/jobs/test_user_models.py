@@ -236,8 +236,8 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     ),
     "two normalizations": (
         lambda: _save(nets.weights()),
-        "bad.pt ARCH --normalise 0.3/0.4",
-        "the checkpoint holds its own normalization (mean 0, std 1); leave --normalise out",
+        "bad.pt ARCH --normalize 0.3/0.4",
+        "the checkpoint holds its own normalization (mean 0, std 1); leave --normalize out",
     ),
     "no architecture": (
         lambda: _save(nets.weights()),
@@ -293,9 +293,9 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "bad.py:build",
         "bad.py: SyntaxError: invalid syntax",
     ),
-    "normalise": (lambda: None, "my.py:build --normalise 0.5", "--normalise is '0.5'; expected none, dataset or MEAN"),
-    "channels": (lambda: None, "my.py:build --normalise 0,0/1,1", "digits has 1 channels"),
-    "std": (lambda: None, "my.py:build --normalise 0/0", "finite numbers, STD above 0"),
+    "normalise": (lambda: None, "my.py:build --normalize 0.5", "--normalize is '0.5'; expected none, dataset or MEAN"),
+    "channels": (lambda: None, "my.py:build --normalize 0,0/1,1", "digits has 1 channels"),
+    "std": (lambda: None, "my.py:build --normalize 0/0", "finite numbers, STD above 0"),
 }
 ONLY_EVAL: dict[str, tuple[str, str]] = {
     "name": ("my.py:build --name pgd_at", "--name is 'pgd_at', which is a defense of bench; choose another"),
@@ -456,17 +456,27 @@ def test_a_checkpoint_goes_into_a_model_file(bench: Bench) -> None:
     Path("my.py").write_text(MINE)
     state = {"module.1.weight": torch.randn(10, 64), "module.1.bias": torch.randn(10)}
     torch.save(state, "linear.pt")
-    assert evaluate(bench, "my.py:build", "--checkpoint", "linear.pt", "--normalise", "0.3/0.4").code == 0
+    assert evaluate(bench, "my.py:build", "--checkpoint", "linear.pt", "--normalize", "0.3/0.4").code == 0
     key, _ = imported()
     stored = load_file(Path("results") / key / "weights-last.safetensors")
     assert torch.equal(stored["1.1.weight"], state["module.1.weight"])
     assert stored["0.mean"].flatten().tolist() == pytest.approx([0.3])
 
 
+def test_the_british_spelling_of_options_names_the_same_job(bench: Bench) -> None:
+    Path("my.py").write_text(MINE)
+    plans = [bench("eval", "my.py:build", option, "0.3/0.4", *FAST, "--dry-run") for option in SPELLINGS]
+    assert [plan.code for plan in plans] == [0, 0]
+    assert plans[0].out == plans[1].out
+
+
+SPELLINGS = ("--normalize", "--normalise")
+
+
 def test_normalisation_is_the_one_typed_the_checkpoints_or_the_data_sets(bench: Bench) -> None:
     scaled = nets.fit(nets.mlp(), lambda x: (x - 0.7) / 0.1).state_dict()
     save_file(ours(scaled), "scaled.safetensors")
-    chosen = (*ARCH, "--normalise", "0.7/0.1")
+    chosen = (*ARCH, "--normalize", "0.7/0.1")
     outcome = evaluate(bench, "scaled.safetensors", *chosen, "--results-dir", "typed")
     assert "normalization mean 0.7, std 0.1" in outcome.out
     assert evaluate(bench, "scaled.safetensors", *ARCH, "--results-dir", "default").code == 0
@@ -494,8 +504,8 @@ def test_a_declared_random_model_is_judged_as_one(bench: Bench) -> None:
     Path("my.py").write_text(noisy.replace("def build", noise + "def build", 1))
     undeclared = evaluate(bench, "my.py:build")
     assert undeclared.code == 2
-    assert "gives two answers to one image; declare a stochastic model with --randomised" in undeclared.err
-    assert evaluate(bench, "my.py:build", "--randomised").code == 0
+    assert "gives two answers to one image; declare a stochastic model with --randomized" in undeclared.err
+    assert evaluate(bench, "my.py:build", "--randomized").code == 0
     store = Store(Path("results"))
     (row,) = rows(store, evaluations(store).readable)
     assert row.deploys == "randomised"
