@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from pathlib import Path
@@ -204,7 +205,8 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
 
 
 def value(text: str) -> Any:
-    """true and false are booleans, null is None, [a,b] a list; numbers stay text and are read by the setting's type."""
+    """true and false are booleans, null is None, [a,b] a list, {a: b} a mapping, whose numbers are read here; other
+    numbers stay text and are read by the setting's type."""
     text = text.strip()
     if text in ("true", "false"):
         return text == "true"
@@ -213,4 +215,16 @@ def value(text: str) -> Any:
     if text.startswith("[") and text.endswith("]"):
         # --grid has commas between its values, so that a list there needs another separator
         return [value(part) for part in text[1:-1].split(";" if ";" in text else ",") if part.strip()]
+    if text.startswith("{") and text.endswith("}"):
+        pairs = [part.partition(":") for part in text[1:-1].split(",") if part.strip()]
+        if all(colon for _, colon, _ in pairs):
+            return {name.strip(): _number(found) for name, _, found in pairs}
     return text
+
+
+def _number(text: str) -> Any:
+    """A value of a mapping, whose settings declare no type for each name."""
+    for read_as in (int, float):
+        with contextlib.suppress(ValueError):
+            return read_as(text)
+    return value(text)

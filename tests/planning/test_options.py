@@ -9,6 +9,7 @@ import paths
 import pytest
 from PIL import Image
 
+from bench.planning.job import EvaluateJob
 from bench.planning.options import place, to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import Spec, build
@@ -313,3 +314,19 @@ def test_a_loss_of_more_classes_is_refused_in_the_plan(tmp_path: Path, attack: d
     values = {"data": {"name": name}, "threat": {"eps": ["0.1"]}, "defenses": ["standard"], "attacks": [attack]}
     with pytest.raises(ValueError, match=said):
         plan(build(values), root)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("{steps: 40}", {"steps": 40}),
+        ("{steps: 40, alpha: 0.01, random_start: false}", {"steps": 40, "alpha": 0.01, "random_start": False}),
+        ("{}", {}),
+    ],
+)
+def test_a_mapping_can_be_typed(typed: str, read: dict[str, Any]) -> None:
+    chosen = Options(attack=["torchattacks"], set=["torchattacks.method=PGD", f"torchattacks.kwargs={typed}"])
+    spec, _, _ = to_spec(chosen, ROOT)
+    assert spec.attacks[0].set == {"method": "PGD", "kwargs": read}
+    (attack,) = {job.attack.name: job.attack for job in plan(spec, ROOT) if isinstance(job, EvaluateJob)}.values()
+    assert attack.settings["kwargs"] == read
