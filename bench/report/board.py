@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bench.report.canvas import Plot, slug
 from bench.report.provenance import keys_behind
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.labels import failures
 from bench.results.rows import Row
 from bench.soundness.catalog import CHECKS
@@ -43,7 +43,7 @@ class BoardLine:
         return [code for code in dict.fromkeys(codes) if code in CHECKS]
 
     @property
-    def evidence(self) -> list[tuple[Evaluation, str]]:
+    def evidence(self) -> list[tuple[EvaluationResult, str]]:
         """Every evaluation of the row by attack and seed, with its result; an INVALID row shows no numbers."""
         by_attack = sorted(self.row.provenance.entries.items(), key=lambda pair: natural(pair[0]))
         found = [entry for _, by_seed in by_attack for _, entry in sorted(by_seed.items())]
@@ -110,7 +110,7 @@ def _board(section: Section) -> Board:
     return Board(*table, header, lines, by_letter, footnotes(members), notes)
 
 
-def _result(entry: Evaluation) -> str:
+def _result(entry: EvaluationResult) -> str:
     if entry.state != "done":
         return entry.state
     return f"{percent(entry.accuracy)} [{percent(entry.low)}, {percent(entry.high)}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.ranking import FLAG
@@ -44,7 +44,7 @@ def setup(n: Iterable[object], eps: Iterable[object], seeds: Iterable[object], d
     return f"n {joined(n)}; eps {joined(eps)}; seeds {joined(seeds)}; device {joined(device)}."
 
 
-def measured_on(entries: list[Evaluation]) -> str:
+def measured_on(entries: list[EvaluationResult]) -> str:
     """The setup of evaluations."""
     budgets = (f"{entry.norm} {entry.eps}" for entry in entries)
     return setup((e.n for e in entries), budgets, (e.seed for e in entries), (e.device for e in entries))
@@ -73,17 +73,19 @@ def row_label(row: Row) -> str:
     return f"{row.method}{budget}{mark}"
 
 
-def model_label(entry: Evaluation, with_architecture: bool = False) -> str:
+def model_label(entry: EvaluationResult, with_architecture: bool = False) -> str:
     """The name of an evaluated model in a figure that is not made of rows."""
     architecture = f", {entry.model}" if with_architecture else ""
     budget = f" trained at {entry.train_eps}" if entry.train_eps is not None else ""
     return f"{entry.defense_label}{architecture}{budget}"
 
 
-def by_setting(entries: Iterable[Evaluation], attack: str) -> list[tuple[tuple[str, str, str], list[list[Evaluation]]]]:
+def by_setting(
+    entries: Iterable[EvaluationResult], attack: str
+) -> list[tuple[tuple[str, str, str], list[list[EvaluationResult]]]]:
     """Finished evaluations by this attack on test images, grouped by configuration, under the data set, the threat and
     the attack's settings that one figure shows."""
-    groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[EvaluationResult]]] = {}
     for entry in (e for e in entries if (e.attack, e.state, e.split) == (attack, "done", "test")):
         place = (entry.dataset, f"{entry.norm} eps = {entry.eps}", entry.attack_label)
         groups.setdefault(place, {}).setdefault(entry.config, []).append(entry)

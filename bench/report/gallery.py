@@ -14,7 +14,7 @@ from bench.report.scatter import clean_against_robust, cost_against_robust
 from bench.report.surface import surfaces
 from bench.report.training import training_curves
 from bench.report.weights import flatness_curves
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.rows import Row
 
 
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
 
 def groups(
-    store: Store, boards: list[Board], rows: list[Row], evaluations: list[Evaluation], fetch: Fetch
+    store: Store, boards: list[Board], rows: list[Row], evaluations: list[EvaluationResult], fetch: Fetch
 ) -> list[Group]:
     """Sections with at least one figure, or with a sentence that says why there is none."""
     grids, note = image_grids(store, boards, fetch)

@@ -19,7 +19,7 @@ from bench.report.board import Board
 from bench.report.canvas import GRID, Plot, page_style
 from bench.report.captions import best, measured_on, row_label, short
 from bench.report.svg import INK
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 
 MAX_MODELS, PER_MODEL, GAIN = 6, 3, 10
 MAX_PIXELS = 200_000  # pixel values of all images of a page: some 400 kB of it
@@ -34,7 +34,7 @@ class Wanted:
     """Images to be fetched: of an evaluation that stored them in the results folder. `name`: of its row."""
 
     name: str
-    entry: Evaluation
+    entry: EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def image_grids(store: Store, boards: list[Board], fetch: Fetch) -> tuple[list[P
 
 def _wanted(store: Store, board: Board) -> list[Wanted]:
     """For each of the best models of a table (and `standard`) the strongest attack that stored its images."""
-    strongest: dict[int, Evaluation] = {}
+    strongest: dict[int, EvaluationResult] = {}
     for row in board.rows:
         entries = [
             entry for by_seed in row.provenance.entries.values() for entry in by_seed.values() if _stored(store, entry)
@@ -111,7 +111,7 @@ def _wanted(store: Store, board: Board) -> list[Wanted]:
     return [Wanted(row_label(row), strongest[id(row)]) for row in shown]
 
 
-def _stored(store: Store, entry: Evaluation) -> bool:
+def _stored(store: Store, entry: EvaluationResult) -> bool:
     """Has it images within the budget of the row? Those of a minimal-norm attack may lie outside, and those of a curve
     are of its largest budget."""
     if not entry.norm or entry.state != "done" or not math.isnan(entry.median_distance):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bench.planning.job import EvaluationJob, Job
 from bench.records.record import Record
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.rows import Row
 
 WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "Seeds")
@@ -104,5 +104,5 @@ def of_training(row: Row) -> list[str]:
     return list(dict.fromkeys(e.train_key for e in _entries(row)))
 
 
-def _entries(row: Row) -> list[Evaluation]:
+def _entries(row: Row) -> list[EvaluationResult]:
     return [e for _, by_seed in sorted(row.provenance.entries.items()) for _, e in sorted(by_seed.items())]

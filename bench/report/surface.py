@@ -18,7 +18,7 @@ from bench.report.canvas import Plot, page_style, slug
 from bench.report.captions import by_setting, finite, joined, measured_on, model_label, short
 from bench.report.contours import fill
 from bench.report.svg import INK
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +39,7 @@ class Measured:
     """One model: its evaluations by seed, the numbers of all their images, and the panels of the first seed."""
 
     name: str
-    entries: list[Evaluation]
+    entries: list[EvaluationResult]
     values: dict[str, Array]
     panels: list[Panel]
 
@@ -50,7 +50,7 @@ class Measured:
         return float(found.mean()) if np.isfinite(found).all() else math.inf
 
 
-def surfaces(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
+def surfaces(store: Store, evaluations: Iterable[EvaluationResult]) -> list[Plot]:
     """One figure for each data set, budget and setting of `surface` that is done, on test images."""
     found = []
     for place, by_config in by_setting(evaluations, "surface"):
@@ -62,7 +62,7 @@ def surfaces(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
     return found
 
 
-def _measured(store: Store, entries: list[Evaluation], with_architecture: bool) -> Measured | None:
+def _measured(store: Store, entries: list[EvaluationResult], with_architecture: bool) -> Measured | None:
     """None where the samples hold no surface (an evaluation of that name from elsewhere)."""
     # of one seed the evaluation of most images
     longest = {entry.seed: entry for entry in sorted(entries, key=lambda entry: entry.n)}

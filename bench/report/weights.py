@@ -14,7 +14,7 @@ from bench.core.stats import mean_std
 from bench.records.store import Store
 from bench.report.canvas import MAX_LINES, Plot, curve, legend, line_style, panels, slug
 from bench.report.captions import by_setting, finite, measured_on, model_label, short
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 
 PARTS = ("clean", "adversarial")
 _AT = re.compile(r"clean_loss_(-?[\d.e+-]+)")
@@ -29,12 +29,12 @@ class Around:
     """
 
     name: str
-    entries: list[Evaluation]
+    entries: list[EvaluationResult]
     losses: dict[str, dict[float, tuple[float, float, float]]]
     rises: dict[str, float]
 
 
-def flatness_curves(store: Store, evaluations: Iterable[Evaluation]) -> list[Plot]:
+def flatness_curves(store: Store, evaluations: Iterable[EvaluationResult]) -> list[Plot]:
     """One figure for each data set, budget and setting of `flatness` that is done, on test images."""
     found = []
     for place, models in by_setting(evaluations, "flatness"):
@@ -44,7 +44,7 @@ def flatness_curves(store: Store, evaluations: Iterable[Evaluation]) -> list[Plo
     return found
 
 
-def _around(store: Store, entries: list[Evaluation]) -> Around | None:
+def _around(store: Store, entries: list[EvaluationResult]) -> Around | None:
     """None where the samples hold no distance (an evaluation of that name from elsewhere)."""
     held: list[dict[str, Any]] = [store.samples(entry.key) for entry in entries]
     steps = [{float(m[1]) for name in samples if (m := _AT.fullmatch(name))} for samples in held]

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.seed_values import SeedValues, seed_accuracies
 
 RADII = (0.0, 0.25, 0.5, 1.0)  # of the tables, in pixel units
 
 
 def certificates(
-    store: Store, found: list[dict[int, Evaluation]], radii: Iterable[float]
+    store: Store, found: list[dict[int, EvaluationResult]], radii: Iterable[float]
 ) -> tuple[dict[float, SeedValues], SeedValues]:
     """Certified accuracy of a row.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.grouping import grouped
 from bench.results.worst_case import ByAttack
 
@@ -32,26 +32,26 @@ class Cost:
     shared: bool = False
 
 
-def time_class(entry: Evaluation) -> tuple[Any, ...]:
+def time_class(entry: EvaluationResult) -> tuple[Any, ...]:
     """Training times are compared within one of these only; papers' own recipes differ in epochs by intent."""
     data = entry.dataset, entry.train_images
     epochs = entry.epochs if entry.recipe == "shared" else None
     return *data, entry.model, entry.train_device, entry.recipe, epochs, busy(entry)
 
 
-def busy(entry: Evaluation) -> bool:
+def busy(entry: EvaluationResult) -> bool:
     """Did the machine do other jobs during the training?"""
     return isinstance(entry.workers, int) and entry.workers > 1
 
 
-def standard_times(entries: list[Evaluation]) -> dict[tuple[Any, ...], float]:
+def standard_times(entries: list[EvaluationResult]) -> dict[tuple[Any, ...], float]:
     """Mean training seconds of `standard` in each class."""
     trainings = {e.train_key: e for e in entries if e.defense == "standard" and not math.isnan(e.train_seconds)}
     classes = grouped(trainings.values(), time_class)
     return {kind: fmean(e.train_seconds for e in members) for kind, members in classes.items()}
 
 
-def cost_of(entries: list[Evaluation], picked: ByAttack, times: dict[tuple[Any, ...], float]) -> Cost:
+def cost_of(entries: list[EvaluationResult], picked: ByAttack, times: dict[tuple[Any, ...], float]) -> Cost:
     """The cost of a row.
 
     Args:
@@ -61,7 +61,7 @@ def cost_of(entries: list[Evaluation], picked: ByAttack, times: dict[tuple[Any, 
     """
     trainings = {e.train_key: e for e in entries}.values()
 
-    def mean(value: Callable[[Evaluation], float]) -> float:
+    def mean(value: Callable[[EvaluationResult], float]) -> float:
         return mean_known(value(e) for e in trainings)
 
     return Cost(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationResult:
     """One evaluation at one budget; its fields are the columns of `frame`, where each is explained.
 
     Text is None where it is unknown or does not apply, and so are counts; a float is then NaN.
@@ -86,10 +86,10 @@ class Unreadable:
 class Evaluations(NamedTuple):
     """What `evaluations` found, each part ordered by data set, defense, seed and key."""
 
-    readable: list[Evaluation]
+    readable: list[EvaluationResult]
     unreadable: list[Unreadable]
 
-    def of_split(self, split: str | None) -> list[Evaluation]:
+    def of_split(self, split: str | None) -> list[EvaluationResult]:
         """The readable evaluations on "test" or "validation" images; None gives both.
 
         Ranks use test images only, since settings may have been chosen on validation images.
@@ -97,7 +97,7 @@ class Evaluations(NamedTuple):
         return [e for e in self.readable if split in (None, e.split)]
 
     @property
-    def measuring(self) -> list[Evaluation]:
+    def measuring(self) -> list[EvaluationResult]:
         """Those that measure something other than robustness, of every split."""
         return [e for e in self.readable if e.measures is not None]
 
@@ -109,13 +109,13 @@ class Evaluations(NamedTuple):
 
 _DTYPES = {"float": "float64", "int": "Int64", "int | None": "Int64", "bool | None": "boolean"}
 # the columns of `frame`: object ones hold None where there is no value, float64 ones NaN
-COLUMNS: dict[str, str] = {f.name: _DTYPES.get(str(f.type), "object") for f in fields(Evaluation)}
+COLUMNS: dict[str, str] = {f.name: _DTYPES.get(str(f.type), "object") for f in fields(EvaluationResult)}
 
 
 def evaluations(store: Store, keys: Iterable[str] | None = None) -> Evaluations:
     """The evaluations among `keys` (default: all of the store), done or not; seeds are never averaged here."""
     wanted = store.keys() if keys is None else dict.fromkeys(keys)
-    readable: list[Evaluation] = []
+    readable: list[EvaluationResult] = []
     unreadable: list[Unreadable] = []
     facts = TrainingFacts(store)
     for key in wanted:
@@ -154,7 +154,7 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame({c: pd.Series([line[c] for line in lines], dtype=d) for c, d in COLUMNS.items()})  # type: ignore[call-overload]
 
 
-def _evaluations(store: Store, facts: TrainingFacts, key: str) -> list[Evaluation]:
+def _evaluations(store: Store, facts: TrainingFacts, key: str) -> list[EvaluationResult]:
     """The evaluation of this key: one for each budget of a security curve, none if the job is not an evaluation."""
     job = store.job(key)
     if not isinstance(job, EvaluateJob):
@@ -171,7 +171,7 @@ def correct_at(samples: dict[str, Any], eps: float) -> np.ndarray[Any, Any]:
     return samples["correct"].astype(bool)  # type: ignore[no-any-return]
 
 
-def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str | None) -> Evaluation:
+def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str | None) -> EvaluationResult:
     record = store.record(job.key)
     planned = _planned(facts, job, record, eps)
     if planned.state in ("missing", "error") and planned.train_state not in ("done", "missing"):
@@ -199,10 +199,10 @@ def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str |
     return ran if ran.state != "done" else _with_result(store, ran)
 
 
-def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps: str | None) -> Evaluation:
+def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps: str | None) -> EvaluationResult:
     """What is known before an evaluation has run, with its state and reason."""
     weights = (job.weights, *([job.split] if job.split != "test" else []))
-    return Evaluation(
+    return EvaluationResult(
         **facts.of_training(job.model_key, *weights),
         key=job.key,
         split=job.split,
@@ -219,7 +219,7 @@ def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps:
     )
 
 
-def _with_result(store: Store, e: Evaluation) -> Evaluation:
+def _with_result(store: Store, e: EvaluationResult) -> EvaluationResult:
     """With the accuracy or the measured mean; unreadable where the samples are damaged."""
     try:
         if e.measures:

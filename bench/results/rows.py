@@ -11,7 +11,7 @@ from bench.planning.job import IMPORTED
 from bench.records.store import Store
 from bench.results.certificates import RADII, certificates
 from bench.results.cost import Cost, cost_of, standard_times
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.facts import BY_VALIDATION, draws_of
 from bench.results.grouping import grouped
 from bench.results.labels import disambiguate
@@ -102,12 +102,12 @@ class Row:
     verdict: Verdict = "NOT CHECKED"
 
     @property
-    def evaluations(self) -> list[Evaluation]:
+    def evaluations(self) -> list[EvaluationResult]:
         """The evaluations that count, of every attack and seed."""
         return [entry for by_seed in self.provenance.entries.values() for entry in by_seed.values()]
 
     @property
-    def in_worst_case(self) -> list[Evaluation]:
+    def in_worst_case(self) -> list[EvaluationResult]:
         """Those of the evaluations that the worst case is the minimum of."""
         counted = {key for keys in self.provenance.keys.values() for key in keys}
         return [entry for entry in self.evaluations if entry.key in counted]
@@ -118,7 +118,7 @@ class Row:
         return self.eps_value if self.norm else 0.0
 
 
-def rows(store: Store, known: Iterable[Evaluation], radii: Iterable[float] = RADII) -> list[Row]:
+def rows(store: Store, known: Iterable[EvaluationResult], radii: Iterable[float] = RADII) -> list[Row]:
     """One Row for each trained configuration and budget, ordered by method.
 
     Args:
@@ -143,7 +143,7 @@ def rows(store: Store, known: Iterable[Evaluation], radii: Iterable[float] = RAD
     return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
 
 
-def _row(store: Store, entries: list[Evaluation], times: dict[Any, float], radii: Iterable[float]) -> Row:
+def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float], radii: Iterable[float]) -> Row:
     picked = _pick(entries)
     first = min(entries, key=lambda e: (e.norm is None, e.seed, e.key))
     seeds = tuple(sorted({e.seed for e in entries}))
@@ -191,10 +191,10 @@ def _row(store: Store, entries: list[Evaluation], times: dict[Any, float], radii
     return replace(row, provisional=why_provisional(row, draws))
 
 
-def _pick(entries: list[Evaluation]) -> ByAttack:
+def _pick(entries: list[EvaluationResult]) -> ByAttack:
     """The evaluation that counts for each attack and seed: newest revision, then done, then most images."""
 
-    def order(entry: Evaluation) -> tuple[list[int], bool, int, str]:
+    def order(entry: EvaluationResult) -> tuple[list[int], bool, int, str]:
         version = [int(part) for part in entry.attack_version.split(".")]
         return version, entry.state == "done", entry.n, entry.key
 
@@ -204,18 +204,18 @@ def _pick(entries: list[Evaluation]) -> ByAttack:
     return picked
 
 
-def _is_autoattack(entry: Evaluation, settings: dict[str, Any]) -> bool:
+def _is_autoattack(entry: EvaluationResult, settings: dict[str, Any]) -> bool:
     """The suite of its authors in full; `rand` and custom suites have their own column only."""
     return entry.attack == "autoattack" and settings.get("version", "standard") in ("standard", "plus")
 
 
-def _selected(entry: Evaluation) -> str:
+def _selected(entry: EvaluationResult) -> str:
     if entry.recipe == IMPORTED:
         return "unknown"
     return "validation" if entry.defense_label.endswith(BY_VALIDATION) else "last epoch"
 
 
-def _train_eps(entry: Evaluation) -> str:
+def _train_eps(entry: EvaluationResult) -> str:
     if entry.train_eps is None:
         return "–"
     same = entry.train_norm == entry.norm or entry.norm is None

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from bench.core.stats import mean_std, wilson
 from bench.data import datasets
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 
 MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
 MIXED = ("mixed test sets", "mixed weights")  # states of what cannot be compared image by image
@@ -59,7 +59,7 @@ class SeedValues:
         return ", ".join(sorted({state for state, _ in self.absent.values()})) or "not run"
 
 
-def seed_accuracies(found: dict[int, Evaluation]) -> SeedValues:
+def seed_accuracies(found: dict[int, EvaluationResult]) -> SeedValues:
     """The accuracy under one attack.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.records.evaluated_weights import conflicting_weights
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.per_image import PerImage, on_shared_prefix
 from bench.results.seed_values import MIXED, SeedValues
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-ByAttack = dict[str, dict[int, Evaluation]]  # attack label -> seed -> the evaluation that counts
+ByAttack = dict[str, dict[int, EvaluationResult]]  # attack label -> seed -> the evaluation that counts
 
 
 class Minimum(NamedTuple):

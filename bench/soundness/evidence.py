@@ -11,7 +11,7 @@ from bench.planning import catalog
 from bench.planning.job import ModelJob
 from bench.records.record import train_metrics
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation, correct_at
+from bench.results.evaluations import EvaluationResult, correct_at
 from bench.results.per_image import draw_shares, in_order
 from bench.results.rows import Row
 from bench.soundness.stored_audits import StoredAudits
@@ -102,7 +102,7 @@ class Attacked:
     label: str
     name: str
     settings: dict[str, Any]
-    entry: Evaluation
+    entry: EvaluationResult
     access: str
     correct: Column
     white: Column | None
@@ -170,7 +170,7 @@ class Evidence:
             self._add(store, entry)
         self.audited = self._columns(store, self.audit.job.key, done) if self.audit else {}
 
-    def _add(self, store: Store, entry: Evaluation) -> None:
+    def _add(self, store: Store, entry: EvaluationResult) -> None:
         samples, eps = in_order(store.samples(entry.key, _COLUMNS)), self.row.eps_value if self.row.norm else 0.0
         select, share = (draw_shares(store, entry.key, samples, name, eps) for name in ("select", "share"))
         deployed = Column(samples["index"], correct_at(samples, eps), select)
@@ -187,7 +187,7 @@ class Evidence:
             about = (entry.attack_label, name, settings, entry, access(name, settings))
             self.attacks.append(Attacked(*about, correct, white, deployed, voted, suite))
 
-    def _columns(self, store: Store, key: str, done: list[Evaluation]) -> dict[str, Column]:
+    def _columns(self, store: Store, key: str, done: list[EvaluationResult]) -> dict[str, Column]:
         """Outcomes of the audit by name; none where an evaluation has other labels at the same index."""
         try:
             samples = in_order(store.samples(key))

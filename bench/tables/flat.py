@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.pareto import KINDS, fronts
@@ -93,7 +93,7 @@ def _keys(row: Row, column: str, seed: int) -> list[str]:
     return [by[seed].key for by in found if seed in by]
 
 
-def _attack(by: dict[int, Evaluation]) -> str:
+def _attack(by: dict[int, EvaluationResult]) -> str:
     return str(next(iter(by.values())).attack)
 
 

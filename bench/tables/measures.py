@@ -6,7 +6,7 @@ import math
 
 from bench.core.stats import mean_std
 from bench.records.store import Store
-from bench.results.evaluations import Evaluation, Evaluations
+from bench.results.evaluations import EvaluationResult, Evaluations
 from bench.results.grouping import grouped
 
 ABOUT = ("dataset", "split", "model", "defense_label", "train_norm", "train_eps", "seed", "attack_label", "norm", "eps")
@@ -40,7 +40,7 @@ def notes(known: Evaluations) -> list[str]:
     return lines
 
 
-def _why(entry: Evaluation) -> str:
+def _why(entry: EvaluationResult) -> str:
     """Why there is no number."""
     if entry.state == "done":
         return f"{entry.measures} is not finite"

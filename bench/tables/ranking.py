@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from bench.results.evaluations import Evaluation, Evaluations
+from bench.results.evaluations import EvaluationResult, Evaluations
 from bench.results.rows import Row
 from bench.results.significance import places
 from bench.soundness.catalog import CHECKS
@@ -113,7 +113,7 @@ def hide_invalid(known: Evaluations, rows: list[Row]) -> Evaluations:
     valid = {(row.config, *budget) for row, budget in budgets if row.verdict != "INVALID"}
     hidden = {(row.config, *budget) for row, budget in budgets if row.verdict == "INVALID"} - valid
 
-    def shown(e: Evaluation) -> Evaluation:
+    def shown(e: EvaluationResult) -> EvaluationResult:
         if (e.config, e.norm, e.eps) not in hidden:
             return e
         return replace(e, state="invalid", accuracy=math.nan, low=math.nan, high=math.nan)

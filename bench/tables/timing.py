@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.results.cost import busy, mean_known, standard_times, time_class
-from bench.results.evaluations import Evaluation
+from bench.results.evaluations import EvaluationResult
 from bench.results.grouping import grouped
 from bench.results.rows import Row
 from bench.tables.ranking import UNRANKED
@@ -88,7 +88,7 @@ def trainings(rows: Iterable[Row]) -> list[Training]:
     return sorted(found, key=lambda t: (t.dataset, t.model, t.images, t.device, t.shared, t.method, t.config))
 
 
-def _training(row: Row, seeds: list[Evaluation], standard: float) -> Training:
+def _training(row: Row, seeds: list[EvaluationResult], standard: float) -> Training:
     seconds, worst = mean_known(entry.train_seconds for entry in seeds), row.accuracy.worst
     evaluated = bool(worst.values) and row.verdict != "INVALID"
     robust = worst.mean if evaluated else math.nan
@@ -130,7 +130,7 @@ def attacks(rows: Iterable[Row]) -> list[Attack]:
     return found
 
 
-def _attacked(row: Row, entry: Evaluation) -> tuple[str, str, str, str, str, bool]:
+def _attacked(row: Row, entry: EvaluationResult) -> tuple[str, str, str, str, str, bool]:
     shared = (entry.attack_workers or 1) > 1
     return row.dataset, row.model, entry.device or "unknown", row.deploys, entry.attack_label, shared
 
