@@ -65,7 +65,8 @@ def _parse(value: Any) -> Fraction:
     if exact < 0:
         raise ValueError(f"'{text}' is negative; expected a number >= 0 such as 8/255")
     if exact and not _FLOAT32[0] <= exact <= _FLOAT32[1]:
-        raise ValueError(f"'{text}' is {'infinite' if exact > 1 else 'zero'} as a 32-bit float; expected such as 8/255")
+        kind = "infinite" if exact > 1 else "zero"
+        raise ValueError(f"'{text}' is {kind} as a 32-bit float; expected a number such as 8/255")
     near = exact.limit_denominator(_LARGEST_DENOMINATOR)
     return near if float(near) == float(exact) else exact
 
