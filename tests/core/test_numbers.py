@@ -45,7 +45,7 @@ def test_round_trip(top: int, bottom: int) -> None:
     assert repr(number) == f"Epsilon('{number}')"
 
 
-@given(st.just(0.0) | st.floats(2.0**-126, 1e6))
+@given(st.just(0.0) | st.floats(1e-37, 1e6))
 def test_every_float_of_a_32_bit_range_survives(value: float) -> None:
     assert float(Epsilon(value)) == value
 
