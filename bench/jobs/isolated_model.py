@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -52,15 +52,13 @@ class IsolatedModel(Classifier):
         return not torch.equal(given, x)
 
     def _isolated(self, x: Tensor) -> Tensor:
-        dtype, weights = torch.get_default_dtype(), list(self.net.parameters())
-        frozen = [p for p in weights if not p.requires_grad and p.is_floating_point()]
-        without = [p for p in weights if p.grad is None]
+        dtype, without = torch.get_default_dtype(), [p for p in self.net.parameters() if p.grad is None]
         fresh = int(torch.randint(2**32, ())) if self.stochastic else None
         try:
             with (
                 self._restored_generators(fresh),
                 torch.set_grad_enabled(torch.is_grad_enabled()),
-                _requiring_gradients(frozen if self._needs_weight_gradients else []),
+                _requiring_gradients(self.net) if self._needs_weight_gradients else nullcontext(),
             ):
                 logits: Tensor = self.net(x.clone(memory_format=torch.contiguous_format))
         finally:
@@ -72,11 +70,13 @@ class IsolatedModel(Classifier):
     @contextmanager
     def _restored_generators(self, fresh: int | None) -> Iterator[None]:
         """Generators restored afterwards; inside they are seeded with `fresh`, if given."""
-        with restored() if self._uses_numpy_or_random is not False else restored_torch():
+        torch_alone = self._uses_numpy_or_random is False
+        with restored_torch() if torch_alone else restored():
             if fresh is not None:
                 torch.default_generator.manual_seed(fresh)
                 if torch.cuda.is_initialized():
                     torch.cuda.manual_seed_all(fresh)
+            if fresh is not None and not torch_alone:
                 random.seed(fresh)
                 np.random.seed(fresh)
             if self._uses_numpy_or_random is None:
@@ -93,11 +93,13 @@ def _numpy_and_random() -> tuple[object, ...]:
 
 
 @contextmanager
-def _requiring_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _requiring_gradients(net: nn.Module) -> Iterator[None]:
+    """Inside, all weights of the net have gradients; the flags are restored afterwards."""
+    frozen = [p for p in net.parameters() if not p.requires_grad and p.is_floating_point()]
     try:
-        for parameter in parameters:
+        for parameter in frozen:
             parameter.requires_grad_(True)
         yield
     finally:
-        for parameter in parameters:
+        for parameter in frozen:
             parameter.requires_grad_(False)

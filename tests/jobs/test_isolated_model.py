@@ -94,6 +94,16 @@ def test_seeds_that_a_net_sets_do_not_reach_the_attack() -> None:
     assert drawn[0] == drawn[1] == drawn[2]
 
 
+def test_a_stochastic_net_leaves_the_generators_that_it_does_not_use() -> None:
+    net, x, drawn = model(lambda net, x: net(x + torch.randn_like(x)), stochastic=True), images(), []
+    for passes in (0, 1, 3):
+        with scope(5):
+            for _ in range(passes):
+                net(x)
+            drawn.append((np.random.rand(3).tolist(), random.random()))
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
 def test_a_stochastic_net_draws_anew_in_each_pass_and_the_same_for_one_seed() -> None:
     noisy = model(
         lambda net, x: net(x + torch.randn_like(x) + torch.from_numpy(np.random.randn(*x.shape)).float()), True
