@@ -13,11 +13,11 @@ from bench.results.evaluations import EvaluationResult
 from bench.results.labels import failures
 from bench.results.rows import Row
 from bench.soundness.catalog import CHECKS
-from bench.soundness.checks import Finding
+from bench.soundness.checks import GRAVE, Finding
 from bench.tables.columns import columns as column_texts
 from bench.tables.columns import natural, provisional_letters
 from bench.tables.leaderboard import footnotes
-from bench.tables.ranking import GRAVE, reasons
+from bench.tables.ranking import reasons
 from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import percent
 

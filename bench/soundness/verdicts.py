@@ -18,13 +18,12 @@ from bench.results.rows import Accuracy, Row
 from bench.results.rows import rows as rows_of
 from bench.results.seed_values import MIXED, SeedValues
 from bench.soundness.catalog import CHECKS
-from bench.soundness.checks import Finding, Level, Verdict, verdict
+from bench.soundness.checks import GRAVE, Finding, Level, Verdict, verdict
 from bench.soundness.evidence import Evidence, on_shared, pairs
 from bench.soundness.protocol import PROTOCOL
 from bench.soundness.stored_audits import StoredAudits
 from bench.soundness.symptoms import SYMPTOMS
 
-GRAVE: tuple[Level, ...] = ("F", "U", "X")
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
 # measured at each budget; what an audit measures at one budget only (C9, C10, C19) holds for the model at all of them
 _OF_A_BUDGET = frozenset({"C7", "C11", "C12", "C18"})

@@ -10,10 +10,9 @@ from bench.results.evaluations import EvaluationResult, Evaluations
 from bench.results.rows import Row
 from bench.results.significance import places
 from bench.soundness.catalog import CHECKS
-from bench.soundness.checks import Finding
+from bench.soundness.checks import GRAVE, Finding
 from bench.soundness.verdicts import required
 
-GRAVE = ("F", "U", "X")
 FLAG = "⚑"
 FEW = 3  # up to so many open checks are named; more mean that there was no audit
 UNRANKED = {"UNSOUND": "unsound", "INVALID": "invalid"}
