@@ -155,7 +155,8 @@ def _is_utf8(name: str) -> bool:
 def _passed_over(name: str, root: Path) -> list[str]:
     """A note on the files of an image folder that are not read."""
     count = folders.find(name, root).passed_over if name.startswith("folder:") else 0
-    return [f"{count} files of {name} passed over: without an image's suffix, or in no class folder"] if count else []
+    text = f"{count} file{'s' * (count > 1)} of {name} passed over: without an image's suffix, or in no class folder"
+    return [text] if count else []
 
 
 def _update(values: dict[str, Any], section: str, **given: Any) -> None:
