@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -46,10 +48,22 @@ def _shown(found: re.Match[str]) -> str:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Both streams of this process are screens while this holds."""
+    """Both streams of this process are screens while this holds.
+
+    Characters that the encoding of a stream lacks are replaced, so that a command which has done its work does not end
+    with an error. A stream that was closed before the start takes everything and shows nothing.
+    """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Screen(stream) for stream in streams)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = streams
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        try:
+            sys.stdout, sys.stderr = (Screen(_lenient(stream or nowhere)) for stream in streams)  # type: ignore[assignment]
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams
+
+
+def _lenient(stream: TextIO) -> TextIO:
+    """The stream, whose handler of encoding errors no longer raises."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
+    return stream
