@@ -116,8 +116,9 @@ def evaluated(
     weights: str = "last",
     columns: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
+    files: dict[str, str] | None = None,
 ) -> str:
-    """Write one evaluation; gives its key. `clean` and `certify` have no threat."""
+    """Write one evaluation; gives its key. `clean` and `certify` have no threat. `files`: more names in the record."""
     what = {
         "engine": RANDOMISED_REVISION,
         "attack": {"name": attack, "set": settings or {}, "revision": revision},
@@ -136,7 +137,8 @@ def evaluated(
         write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         own = {"n": what["n"], "test_hash": test_hash or f"hash{what['n']}", "attack_seconds": 2.0}
         measured = EvaluationMetrics(**own | (metrics or {}))
-        store.put(job, Record("done", measured, files={"samples.npz": file_hash(path)}, provenance=provenance))
+        hashes = {"samples.npz": file_hash(path), **(files or {})}
+        store.put(job, Record("done", measured, files=hashes, provenance=provenance))
     elif state == "unsupported":
         store.put(job, Record(state, reason="needs gradients", provenance=provenance))
     elif state != "missing":

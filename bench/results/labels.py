@@ -67,6 +67,17 @@ def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
     return lines
 
 
+def collapses(found: Iterable[Row]) -> list[str]:
+    """One line per row of which a seed learned nothing, or fell far below the other seeds."""
+    lines = []
+    for row in found:
+        told = [f"seed {seed} did not learn: {shown}" for seed, shown in row.accuracy.unlearned.items()]
+        lost = [seed for seed in row.accuracy.collapsed if seed not in row.accuracy.unlearned]
+        told += [f"seed {seed} collapsed, far below the other seeds" for seed in lost]
+        lines += [f"{row.method}: {'; '.join(told)}"] if told else []
+    return list(dict.fromkeys(lines))
+
+
 def failures(found: Iterable[Row]) -> list[str]:
     """Why numbers are absent, one line per method, seed and reason. Missing records need no explanation."""
     lines: dict[tuple[str, int, str], dict[str, None]] = {}

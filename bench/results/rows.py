@@ -15,8 +15,9 @@ from bench.results.evaluations import EvaluationResult
 from bench.results.facts import BY_VALIDATION, draws_of
 from bench.results.grouping import grouped
 from bench.results.labels import disambiguate
+from bench.results.learning import collapsed_seeds, unlearned_seeds
 from bench.results.provisional import why_provisional
-from bench.results.seed_values import SeedValues, collapsed_seeds, seed_accuracies
+from bench.results.seed_values import SeedValues, seed_accuracies
 from bench.results.worst_case import ByAttack, worst_case
 from bench.soundness.checks import Finding, Verdict
 
@@ -34,7 +35,8 @@ class Accuracy:
       `single`: the same of a stochastic model by single noise draws in place of the deployed rule.
     - `certified`: by L2 radius, of the `certify` with most seeds done; `acr`: its average certified radius in pixel
       units, in which a wrong image counts as 0.
-    - `collapsed`: seeds near chance. They are part of every mean; tables count them and show the mean of the others.
+    - `collapsed`: seeds far below the others, and those in `unlearned`. They are part of every mean; tables count them
+      and show the mean of the others. `unlearned`: seeds that are no better than a guess, with what shows it.
     - `robust`: for each seed in `worst` which images are robust (bool); `share`: of a stochastic model, the share of
       draws with the correct class.
     """
@@ -47,6 +49,7 @@ class Accuracy:
     certified: dict[float, SeedValues]
     acr: SeedValues
     collapsed: tuple[int, ...]
+    unlearned: dict[int, str]
     robust: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
     share: dict[int, np.ndarray[Any, Any]] = field(compare=False, repr=False)
 
@@ -149,13 +152,15 @@ def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float],
     seeds = tuple(sorted({e.seed for e in entries}))
     one = {name: next(iter(found.values())) for name, found in picked.items()}  # for what its seeds have in common
     attacks = {name: seed_accuracies(found) for name, found in picked.items() if one[name].norm}
-    clean = seed_accuracies(next((found for name, found in picked.items() if one[name].attack == "clean"), {}))
+    evaluated_clean = next((found for name, found in picked.items() if one[name].attack == "clean"), {})
+    clean, unlearned = seed_accuracies(evaluated_clean), unlearned_seeds(store, evaluated_clean)
     certify = [by for name, by in sorted(picked.items()) if not one[name].norm and one[name].attack != "clean"]
     certified, acr = certificates(store, certify, {*radii, *([first.eps_value] if first.norm == "L2" else [])})
     worst = worst_case(store, picked, seeds, first.eps_value if first.norm else 0.0)
     settings = {name: store.evaluation(one[name].key).attack.settings for name in attacks}
     suites = [values for name, values in attacks.items() if _is_autoattack(one[name], settings[name])]
     draws = {name: draws_of(one[name].attack, settings[name]) for name in attacks}
+    lost = collapsed_seeds([clean, *attacks.values(), worst.accuracy])
     accuracy = Accuracy(
         clean=clean,
         autoattack=next((values for values in suites if values.values), suites[0] if suites else SeedValues()),
@@ -164,7 +169,8 @@ def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float],
         single=worst.single,
         certified=certified,
         acr=acr,
-        collapsed=collapsed_seeds(first.dataset, clean, [clean, *attacks.values(), worst.accuracy], seeds),
+        collapsed=tuple(sorted({*unlearned, *lost})),
+        unlearned=unlearned,
         robust=worst.robust,
         share=worst.share,
     )

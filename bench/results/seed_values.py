@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from bench.core.stats import mean_std, wilson
-from bench.data import datasets
 from bench.results.evaluations import EvaluationResult
 
 MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
@@ -90,23 +89,3 @@ def mixed_images(evaluations: Iterable[tuple[int, str | None, str]]) -> str | No
         if other != test_hash:
             return f"{first} saw test images {other}, {key} saw {test_hash}"
     return None
-
-
-def collapsed_seeds(
-    dataset: str, clean: SeedValues, columns: list[SeedValues], seeds: Iterable[int]
-) -> tuple[int, ...]:
-    """Seeds whose training collapsed.
-
-    Args:
-        clean: Clean accuracies: a seed collapsed if its own is at most 1.5 times that of a random guess.
-        columns: Other accuracies: a seed collapsed if one of its own, with its 95 % interval, is below a tenth of the
-            mean of the other seeds.
-    """
-    facts = datasets.KNOWN.get(dataset)
-    found = {seed for seed, value in clean.values.items() if facts and value <= 1.5 / facts.classes}
-    for column in columns:
-        for seed, value in column.values.items():
-            others = column.without([seed]).mean
-            if value < others / 10 and wilson(round(value * column.n), column.n)[1] < others:
-                found.add(seed)
-    return tuple(seed for seed in seeds if seed in found)

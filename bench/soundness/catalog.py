@@ -180,7 +180,8 @@ _CHECKS = {
         "Stored images are in the ball",
         {"X": 0},
         "the stored adversarial images, measured again in a separate process and in float64: norm, pixel range, "
-        "shape, labels, and the accuracy computed from them",
+        "shape, labels, and the accuracy computed from them; where the images are not kept, as in a clone, the norms "
+        "that were measured in float64 and stored when they were made",
         "norm at most eps + 1e-6, inside [0,1], every image; equal accuracy",
         "An image outside ball or box is no adversarial example, and one clipped afterwards is not the image that was "
         "scored. A number that cannot be reproduced is no result (DEEPSEC, its issues).",

@@ -15,7 +15,7 @@ from bench.core.stats import paired_difference
 
 Level = Literal["ok", "I", "F", "U", "X", "n/a", "not checked"]
 GRAVE: tuple[Level, ...] = ("F", "U", "X")  # levels that a verdict names
-Verdict = Literal["OK", "FLAG", "UNSOUND", "INVALID", "NOT CHECKED"]
+Verdict = Literal["OK", "FLAG", "DID NOT LEARN", "UNSOUND", "INVALID", "NOT CHECKED"]
 Source = Literal["model", "images", "records", "harness"]
 Subject = TypeVar("Subject")
 

@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.core.epsilon import Epsilon
 from bench.planning import catalog
 from bench.planning.job import ModelJob
 from bench.records.record import train_metrics
-from bench.records.store import Store
+from bench.records.store import IMAGES, Store
 from bench.results.evaluations import EvaluationResult, correct_at
 from bench.results.per_image import draw_shares, in_order
 from bench.results.rows import Row
@@ -152,7 +153,7 @@ class Evidence:
     """
 
     def __init__(self, store: Store, row: Row, seed: int, audits: StoredAudits) -> None:
-        self.row, self.seed, self.images = row, seed, audits.images
+        self.row, self.seed, self.images, self._store = row, seed, audits.images, store
         self.smaller: list[Evidence] = []
         found = [by[seed] for by in row.provenance.entries.values() if seed in by]
         evaluation = store.evaluation(found[0].key)
@@ -201,6 +202,17 @@ class Evidence:
                 if not bool((own.correct == audited.correct).all()):
                     return {}
         return {name: Column(samples["index"], v) for name, v in samples.items() if v.dtype == bool}
+
+    def sizes_of_absent_images(self, attack: Attacked) -> tuple[float, float] | None:
+        """Of adversarial images that were made and are not in the folder, as in a clone: the largest size (norm of the
+        perturbation, by the attack's own check in float64) and the eps of the evaluation. None where the images are
+        there, or were never stored, or no size is."""
+        key, record = attack.entry.key, self._store.record(attack.entry.key)
+        threat = self._store.evaluation(key).threat
+        if record is None or IMAGES not in record.files or self._store.has(key, IMAGES) or threat is None:
+            return None
+        sizes = self._store.samples(key, ("size",)).get("size", ())
+        return (float(sizes.max()), float(Epsilon(threat.eps))) if len(sizes) else None
 
     def of_kind(self, kind: str) -> list[Attacked]:
         """Attacks with this access to the model."""

@@ -27,7 +27,8 @@ from bench.soundness.symptoms import SYMPTOMS
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
 # measured at each budget; what an audit measures at one budget only (C9, C10, C19) holds for the model at all of them
 _OF_A_BUDGET = frozenset({"C7", "C11", "C12", "C18"})
-VERDICTS: tuple[Verdict, ...] = ("OK", "FLAG", "NOT CHECKED", "UNSOUND", "INVALID")
+VERDICTS: tuple[Verdict, ...] = ("OK", "FLAG", "NOT CHECKED", "DID NOT LEARN", "UNSOUND", "INVALID")
+NOT_KEPT = "images not kept"
 
 
 def judged_rows(
@@ -142,30 +143,64 @@ def _noise(e: Evidence, finding: Finding) -> Finding:
 
 
 def _of_images(e: Evidence) -> list[Finding]:
-    """C16: the re-checks of the stored images; "not checked" unless there is one of every attack's images."""
-    checked = [attack for attack in e.attacks if attack.entry.key in e.images]
-    found = [replace(f, attack=attack.label) for attack in checked for f in e.images[attack.entry.key]]
+    """C16: the re-checks of the stored images; "not checked" unless there is one of every attack's images.
+
+    Images that are no longer there were measured when they were made: their sizes are in the records.
+    """
+    found, unknown, absent = list[Finding](), list[str](), 0
+    for attack in e.attacks:
+        own = [replace(f, attack=attack.label) for f in e.images.get(attack.entry.key, ())]
+        if own and any(finding.level != "not checked" for finding in own):
+            found += own
+        elif sizes := e.sizes_of_absent_images(attack):
+            found.append(_of_sizes(attack.label, *sizes))
+            absent += 1
+        else:
+            unknown.append(": ".join([attack.label, *(finding.note for finding in own)]))
     failed = [finding for finding in found if finding.level in GRAVE]
     if failed:
         return failed
-    unknown = [attack.label for attack in e.attacks if attack not in checked]
-    unknown += [f"{finding.attack}: {finding.note}" for finding in found if finding.level == "not checked"]
     if unknown:
         return [CHECKS["C16"].not_checked(f"images not checked again: {', '.join(unknown)}")]
     if not found:
         return [CHECKS["C16"].not_checked("no images")]
-    return [Finding("C16", "ok", 0.0, note=f"images of {len(checked)} attacks checked again")]
+    again = f"images of {len(e.attacks) - absent} attacks checked again" if absent < len(e.attacks) else ""
+    past = f"{NOT_KEPT} of {absent} attacks, whose sizes were measured when they were made" if absent else ""
+    return [Finding("C16", "ok", 0.0, note="; ".join(filter(None, (again, past))))]
+
+
+def _of_sizes(attack: str, largest: float, eps: float) -> Finding:
+    """C16 by the largest stored size of a perturbation; nothing is wrong up to the tolerance of `Threat.check`."""
+    inside = largest <= eps * (1 + 1e-6) + 1e-6
+    note = f"images not kept; largest stored size {largest:.6g}, eps {eps:.6g}"
+    return Finding("C16", "ok" if inside else "X", float(not inside), 0.0, note, attack=attack)
 
 
 def _with_verdict(row: Row, by_seed: dict[int, list[Finding]]) -> Row:
-    """The most severe verdict over the seeds; a seed outside the headline need not have been audited."""
-    needed = required(row)
+    """The most severe verdict over the seeds; a seed outside the headline need not have been audited.
+
+    A seed that learned nothing shows no false robustness, whatever its checks find: such a row did not learn, or is
+    flagged where other seeds learned.
+    """
+    needed, unlearned = required(row), row.accuracy.unlearned
     counted = row.provenance.keys or dict.fromkeys(by_seed)
-    verdicts = [verdict(found, needed if seed in counted else frozenset()) for seed, found in by_seed.items()]
-    done = replace(row, findings=_most_severe(by_seed), verdict=max(verdicts, key=VERDICTS.index))
+    by_seed = {seed: _excused(found) if seed in unlearned else found for seed, found in by_seed.items()}
+    verdicts: dict[int, Verdict] = {}
+    for seed, found in by_seed.items():
+        own = verdict(found, needed if seed in counted else frozenset())
+        partly: Verdict = "FLAG" if by_seed.keys() - unlearned.keys() else "DID NOT LEARN"
+        verdicts[seed] = partly if seed in unlearned and own != "INVALID" else own
+    done = replace(row, findings=_most_severe(by_seed), verdict=max(verdicts.values(), key=VERDICTS.index))
     if any(finding.code == "C24" and finding.level in GRAVE for finding in done.findings):
         done = replace(done, provisional=(*done.provisional, "too little attack (C24)"))
     return _without_numbers(done) if done.verdict == "INVALID" else done
+
+
+def _excused(found: list[Finding]) -> list[Finding]:
+    """The findings of a model that predicts by chance, in which what looks like false robustness says nothing."""
+    note = "the seed did not learn"
+    grave = ("F", "U")
+    return [replace(f, level="I", note=f"{f.note}; {note}".lstrip("; ")) if f.level in grave else f for f in found]
 
 
 def _most_severe(by_seed: dict[int, list[Finding]]) -> tuple[Finding, ...]:
@@ -199,6 +234,7 @@ def _without_numbers(row: Row) -> Row:
         certified=dict.fromkeys(accuracy.certified, nothing),
         acr=nothing,
         collapsed=(),
+        unlearned={},
         robust=accuracy.robust,
         share=accuracy.share,
     )

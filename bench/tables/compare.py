@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from bench.records.store import Store
 from bench.results.cost import busy, mean_known
+from bench.results.labels import collapses
 from bench.results.rows import Row
 from bench.results.significance import Difference, Outcomes, difference, same_images
 from bench.results.worst_case import minima
@@ -167,7 +168,7 @@ def _text(store: Store, pair: Pair) -> str:
 def _about(row: Row, on: dict[str, bool]) -> str:
     why = f"; provisional: {'; '.join(row.provisional)}" if row.provisional else ""
     trained = f"{row.model}, train eps {row.train_eps}, {row.epochs} epochs ({row.provenance.train_key})"
-    lost = f"; collapsed seeds: {', '.join(map(str, row.accuracy.collapsed))}" if row.accuracy.collapsed else ""
+    lost = "".join(f"; {line.removeprefix(f'{row.method}: ')}" for line in collapses([row]))
     kinds = ", ".join(kind for kind, there in on.items() if there) or "none"
     return f"{row.method}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")
 

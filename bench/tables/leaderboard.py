@@ -9,7 +9,7 @@ from bench.atomic import write_atomic
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.labels import failures, lowest_single_attack
+from bench.results.labels import collapses, failures, lowest_single_attack
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
@@ -26,8 +26,9 @@ INTRO = (
     "Rows share a rank unless the best row of that rank is significantly better on the same images (exact McNemar test "
     "at 5 %; with several seeds, a bootstrap over images). "
     "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
-    "robustness, never a proof; FLAG is ranked with ⚑; UNSOUND stands last without a rank; INVALID holds no number; "
-    "NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every finding of every row."
+    "robustness, never a proof; FLAG is ranked with ⚑; DID NOT LEARN and UNSOUND come last; INVALID "
+    "holds no number; NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every "
+    "finding of every row."
 )
 
 
@@ -116,7 +117,7 @@ def _table(section: Section) -> list[str]:
     if failed := [item(line) for line in legend(rows)]:
         parts += ["Checks that flagged rows do not pass, and what they ask for (`bench explain CODE` says more):", ""]
         parts += [*failed, ""]
-    notes = [*reasons(rows), *failures(rows)]
+    notes = [*reasons(rows), *collapses(rows), *failures(rows)]
     return [*parts, *(item(line) for line in notes), ""] if notes else parts
 
 

@@ -11,11 +11,11 @@ from bench.results.rows import Row
 from bench.results.significance import places
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import GRAVE, Finding
-from bench.soundness.verdicts import required
+from bench.soundness.verdicts import NOT_KEPT, required
 
 FLAG = "⚑"
 FEW = 3  # up to so many open checks are named; more mean that there was no audit
-UNRANKED = {"UNSOUND": "unsound", "INVALID": "invalid"}
+UNRANKED = {"DID NOT LEARN": "did not learn", "UNSOUND": "unsound", "INVALID": "invalid"}
 # AutoAttack's own warnings (RobustBench: potentially unreliable evaluation); the first four need an audit
 _AUTOATTACK, _AUDITED = ("C1", "C2", "C4", "C6", "C13"), ("C1", "C2", "C4", "C6")
 
@@ -40,14 +40,18 @@ def flags(row: Row) -> str:
 
 
 def verdict_text(row: Row) -> str:
-    """Verdict and codes in one cell: `FLAG (C15, C24)`."""
-    codes = list(dict.fromkeys(finding.code for finding in grave(row)))
-    return row.verdict + (f" ({', '.join(codes)})" if codes else "")
+    """Verdict and what it rests on in one cell: `FLAG (C15, C24)`, `OK (images not kept)`."""
+    about = list(dict.fromkeys(finding.code for finding in grave(row)))
+    if row.verdict == "OK" and any(f.code == "C16" and NOT_KEPT in f.note for f in row.findings):
+        about = [NOT_KEPT]
+    if row.verdict == "FLAG" and row.accuracy.unlearned:
+        about.append(f"seed {', '.join(map(str, row.accuracy.unlearned))} did not learn")
+    return row.verdict + (f" ({', '.join(about)})" if about else "")
 
 
 def order(row: Row) -> tuple[int, bool, float, str, str]:
-    """Sort key within a section: ranked rows, provisional ones, unsound, invalid; then best worst case first."""
-    group = {"UNSOUND": 2, "INVALID": 3}.get(row.verdict, 1 if row.provisional else 0)
+    """Sort key within a section: ranked rows, provisional ones, unlearned, unsound, invalid; then best worst case."""
+    group = {"DID NOT LEARN": 2, "UNSOUND": 3, "INVALID": 4}.get(row.verdict, 1 if row.provisional else 0)
     none = not row.accuracy.worst.values
     return group, none, 0.0 if none else -row.accuracy.worst.mean, row.method, row.config
 
@@ -55,8 +59,8 @@ def order(row: Row) -> tuple[int, bool, float, str, str]:
 def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
     """Rows in order with their rank or the word in its place; rows that tie share a rank (bench.results.significance).
 
-    Provisional rows are ranked separately, after the others; unsound and invalid rows, and those without a worst case,
-    have no rank.
+    Provisional rows are ranked separately, after the others; unsound, invalid and unlearned rows, and those without a
+    worst case, have no rank.
     """
     found = sorted(rows, key=order)
     counted = [row for row in found if row.verdict not in UNRANKED and row.accuracy.worst.values]
@@ -71,7 +75,7 @@ def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
 def unreliable(row: Row) -> str:
     """RobustBench's column: yes if AutoAttack's own warnings, or worse, were found; no, or not checked."""
     about = [finding for finding in row.findings if finding.code in _AUTOATTACK and finding.attack is None]
-    if row.verdict in UNRANKED or any(finding.level in GRAVE for finding in about):
+    if row.verdict in ("UNSOUND", "INVALID") or any(finding.level in GRAVE for finding in about):
         return "yes"
     answered = {finding.code for finding in about if finding.level != "not checked"}
     return "no" if set(_AUDITED) <= answered and row.accuracy.autoattack.values else "not checked"
@@ -94,7 +98,7 @@ def reasons(rows: Iterable[Row]) -> list[str]:
     """One line per unsound or invalid row: which checks it fails, and why."""
     lines = []
     for _, row in ranked(rows):
-        if row.verdict in UNRANKED:
+        if row.verdict in ("UNSOUND", "INVALID"):
             level = "U" if row.verdict == "UNSOUND" else "X"
             failed = [f"{_named(f.code)}: {f.note or 'no details'}" for f in grave(row) if f.level == level]
             place = f" at {row.norm} eps {row.eps}" if row.norm else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
-from bench.results.labels import failures, optimistic_worst_cases
+from bench.results.labels import collapses, failures, optimistic_worst_cases
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
@@ -91,11 +91,7 @@ def _matrix_notes(found: list[Row]) -> list[str]:
         if any(r.cost.shared and r.cost.train_seconds > 0 for r in found)
         else []
     )
-    notes += [
-        f"{row.method}: seeds {', '.join(map(str, row.accuracy.collapsed))} collapsed"
-        for row in found
-        if row.accuracy.collapsed
-    ]
+    notes += collapses(found)
     notes += [MEDIAN] if any(cell.distance for row in found for cell in row.accuracy.attacks.values()) else []
     lacking: dict[str, list[str]] = {}
     for row in found:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from bench.records.record import train_metrics
 from bench.records.store import Store
-from bench.results.labels import failures
+from bench.results.labels import collapses, failures
 from bench.results.seed_values import SeedValues
 from bench.tables.equivalence import Match
 from bench.tables.ranking import verdict_text
@@ -37,11 +37,7 @@ def table(series: Series) -> list[str]:
     if series.standard is not None and any(point.row.defense != "standard" for point in series.points):
         found.append(["standard", *_cells(series, series.standard)])
     rows = [point.row for point in series.points]
-    notes = [
-        f"{row.method}: seeds {', '.join(map(str, row.accuracy.collapsed))} collapsed"
-        for row in rows
-        if row.accuracy.collapsed
-    ]
+    notes = collapses(rows)
     if any({*row.seeds} - {*series.seeds} for row in rows):
         seeds = ", ".join(map(str, series.seeds))
         notes.append(f"means are over seed {seeds}, which every value has; brackets hold all seeds")

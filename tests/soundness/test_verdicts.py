@@ -31,7 +31,7 @@ from harness import Bench
 
 from bench.planning import catalog
 from bench.planning.labels import label
-from bench.records.store import Store
+from bench.records.store import IMAGES, Store
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.soundness.catalog import CHECKS
@@ -39,7 +39,7 @@ from bench.soundness.checks import Check, Finding
 from bench.soundness.evidence import Column, on_shared, worst_of
 from bench.soundness.verdicts import judged_rows
 from bench.tables.leaderboard import markdown, write_leaderboard
-from bench.tables.ranking import flags, unreliable
+from bench.tables.ranking import flags, unreliable, verdict_text
 from bench.tables.summary import matrix
 
 
@@ -492,6 +492,60 @@ def test_an_audit_without_images_leaves_earlier_findings(store: Store) -> None:
     assert finding(only(store), "C16").note == "images of 4 attacks checked again"
     audited(store, train, Finding("C16", "X", 0.2, attack=keys[0]), evaluations=keys[:2])
     assert only(store).verdict == "INVALID"
+
+
+@pytest.mark.parametrize(("largest", "verdict"), [(0.1, "OK"), (0.1 + 1e-5, "INVALID"), (float("nan"), "INVALID")])
+def test_images_that_are_not_kept_were_measured_when_they_were_made(store: Store, largest: float, verdict: str) -> None:
+    train = trained(store, "pgd_at")
+    evaluated(store, train, "clean", right(0.9))
+    audited(store, train)
+    size = np.full(N, 0.05, dtype=np.float32)
+    keys = []
+    for name, settings, correct in ATTACKS.values():
+        columns = {"size": size.copy(), "stage": np.array([-hit or 1 for hit in correct], dtype=np.int8)}
+        keys.append(evaluated(store, train, name, correct, settings, columns=columns, files={IMAGES: "0" * 64}))
+        size[7] = largest  # of every attack but the first
+    row = only(store)
+    assert row.verdict == verdict
+    assert verdict == "INVALID" or verdict_text(row) == "OK (images not kept)"
+    assert "images not kept" in next(f.note for f in row.findings if f.code == "C16")
+    (store.folder(keys[0]) / IMAGES).write_bytes(b"there, and so they must be scored again")
+    assert only(store).verdict == ("INVALID" if verdict == "INVALID" else "NOT CHECKED")
+
+
+def test_images_of_an_evaluation_without_stored_sizes_are_not_checked(store: Store) -> None:
+    train, _ = sound(store)
+    evaluated(store, train, "square", right(0.55), files={IMAGES: "0" * 64})
+    assert only(store).verdict == "NOT CHECKED"
+    assert "square" in finding(only(store), "C16").note
+
+
+def unlearned(store: Store, seed: int) -> None:
+    """A model of one class: robust at chance, also in a ball that holds every image."""
+    chance = {kind: (*given[:2], right(0.1)) for kind, given in ATTACKS.items()}
+    data, metrics = {"name": "digits"}, {"final_terms": {"ce": 2.303}}
+    threats = Finding("C9", "U", 0.1, 0.01, "10.0 % correct at eps 1"), Finding("C10", "F", 0.1, 0.005)
+    sound(store, *threats, clean=0.1, attacks=chance, seed=seed, data=data, metrics=metrics)
+
+
+def test_a_model_that_did_not_learn_has_a_verdict_of_its_own(store: Store) -> None:
+    unlearned(store, 0)
+    row = only(store)
+    assert (row.verdict, codes(row, "FUX")) == ("DID NOT LEARN", set())
+    assert [f.note for f in row.findings if f.code == "C9"] == ["10.0 % correct at eps 1; the seed did not learn"]
+    assert "| did not learn | pgd\\_at |" in markdown(store)
+    assert "- pgd\\_at: seed 0 did not learn: clean 10.0 %, loss 2.30 = ln 10\n" in markdown(store)
+    header, (line,), notes = matrix(store, store.keys())
+    assert line[header.index("verdict")] == "DID NOT LEARN"
+    assert "pgd_at: seed 0 did not learn: clean 10.0 %, loss 2.30 = ln 10" in notes
+
+
+def test_one_seed_of_several_that_did_not_learn_is_a_flag(store: Store) -> None:
+    unlearned(store, 0)
+    sound(store, seed=1, data={"name": "digits"})
+    row = only(store)
+    assert verdict_text(row) == "FLAG (seed 0 did not learn)"
+    assert row.accuracy.worst.mean == pytest.approx((0.1 + 0.5) / 2)
 
 
 @pytest.mark.parametrize(
