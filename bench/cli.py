@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import signal
 import sys
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from typer.core import TyperGroup
 from bench import terminal
 from bench.commands.arguments import message_of, refuse_plugins
 from bench.records.packs import PackError
-from bench.training import sigterm
+from bench.training import stop_signals
 
 COMMANDS = {
     "run": "Train and evaluate a matrix.",
@@ -90,7 +89,7 @@ def all_commands(
 def main() -> None:
     """Entry point: a user's error prints one line and exits with code 2; --debug shows the traceback."""
     sys.argv = [word for word in sys.argv if word != "--debug"]
-    signal.signal(signal.SIGTERM, sigterm.handle)
+    stop_signals.listen()
     with terminal.guarded():
         try:
             app()

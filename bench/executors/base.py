@@ -63,12 +63,14 @@ class Backend(abc.ABC):
     - `slots`: the places for jobs on this machine; none where jobs run on a cluster.
     - `worker_claims`: the worker takes the lease of its job itself, since it may outlive the driver.
     - `chains`: jobs can be submitted before the jobs that they depend on have ended (Slurm's dependencies).
+    - `in_process`: jobs run in the driver's process, which they occupy.
     - `detach`: the driver leaves after everything was submitted once.
     - `retries`: the steps of bench.jobs.retries that the driver may take here after a fault.
     """
 
     worker_claims: ClassVar[bool] = False
     chains: ClassVar[bool] = False
+    in_process: ClassVar[bool] = False
     retries: ClassVar[frozenset[Step]] = frozenset()
     root: Path
     kind: str

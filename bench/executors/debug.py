@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from bench.executors.base import Backend, Exit, Handle, todo
 from bench.executors.devices import Slot
@@ -20,6 +21,7 @@ CPU = Slot("cpu")
 class Debug(Backend):
     """Backend within this process. `root`: the data folder; `work` runs a job (default: bench.jobs.worker.work)."""
 
+    in_process: ClassVar[bool] = True
     root: Path
     slot: Slot = CPU
     work: Callable[..., str] | None = None

@@ -7,6 +7,7 @@ slurm, ray). The records are the truth: whatever ends the driver early, the same
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from bench.planning.job import Job
 from bench.records.leases import Claims
 from bench.records.record import Retry
 from bench.records.store import Store
+from bench.training import stop_signals
 
 TICK = 0.5  # seconds that one round waits at most
 
@@ -54,26 +56,31 @@ class Driver:
     def events(self) -> Iterator[Event]:
         """The loop. However it ends, the workers end before their leases are released."""
         try:
-            while self.queue.pending:
-                try:
-                    yield from self._block()
-                    yield from self._submit()
-                    self.exits += self.backend.poll(TICK)
-                    yield from self._start()
-                    yield from self._end()
-                    self.last_good = time.monotonic()
-                except OSError:  # a file server that is away for a moment must not cost a week of cluster time
-                    if time.monotonic() - self.last_good >= self.backend.patience:
-                        raise
-                    time.sleep(TICK)
-                yield Event("tick")
-                if self.backend.detach:
-                    return
+            with contextlib.nullcontext() if self.backend.in_process else stop_signals.rounds():
+                yield from self._rounds()
         finally:
             try:
                 self.backend.close()
             finally:
                 self.claims.close()
+
+    def _rounds(self) -> Iterator[Event]:
+        while self.queue.pending:
+            stop_signals.point()
+            try:
+                yield from self._block()
+                yield from self._submit()
+                self.exits += self.backend.poll(TICK)
+                yield from self._start()
+                yield from self._end()
+                self.last_good = time.monotonic()
+            except OSError:  # a file server that is away for a moment must not cost a week of cluster time
+                if time.monotonic() - self.last_good >= self.backend.patience:
+                    raise
+                time.sleep(TICK)
+            yield Event("tick")
+            if self.backend.detach:
+                return
 
     def _block(self) -> Iterator[Event]:
         """Give up jobs that can never start. A job is looked at when the run begins and when a job that it waits for
@@ -91,6 +98,7 @@ class Driver:
     def _submit(self) -> Iterator[Event]:
         """Submit the jobs that can start, the most urgent first."""
         for job in self.queue.waiting() if self.backend.chains else self.queue.ready():
+            stop_signals.point()
             if self.backend.unusable:
                 yield self._over(job, Event("blocked", job, self.backend.unusable))
             elif self._reachable(job) and self.backend.room(job, self._tried(job)):

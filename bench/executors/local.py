@@ -24,6 +24,7 @@ from bench.planning.job import Job
 from bench.records.record import Record, Retry
 from bench.records.runtime_estimate import Estimator
 from bench.records.store import SHARED, Store
+from bench.training import stop_signals
 
 POLITE = 10.0  # seconds that jobs have to save their state when a run is stopped
 MARGIN, CONTEXT = 1.25, 600.0  # factor on the measured memory for fragmentation; MB that CUDA takes in each process
@@ -116,12 +117,11 @@ class Local(Backend):
                 other.shared = beside
                 (self.store.folder(other.job.key) / SHARED).write_text(str(beside), encoding="utf-8")
         task = processes.Task(self.store.root, job.key, self.root, placement.slot, beside, list(attempts))
-        with processes.undisturbed():
-            process = processes.start(task, self.work)
-            handle = Running(
-                job, True, process=process, placement=placement, began=time.monotonic(), shared=placement.neighbors
-            )
-            self.running[job.key] = handle
+        process = processes.start(task, self.work)
+        handle = Running(
+            job, True, process=process, placement=placement, began=time.monotonic(), shared=placement.neighbors
+        )
+        self.running[job.key] = handle
         return handle
 
     def poll(self, seconds: float) -> list[Exit]:
@@ -164,8 +164,9 @@ class Local(Backend):
 
     def close(self) -> None:
         """Ask all workers to save and stop, and kill those that are left after `polite` seconds."""
-        if self.running and self.polite:
-            line = f"stopping: {len(self.running)} jobs may save for {self.polite:g} s; again to kill them"
+        polite = 0.0 if stop_signals.insisted() else self.polite
+        if self.running and polite:
+            line = f"stopping: {len(self.running)} jobs may save for {polite:g} s; again to kill them"
             print(line, file=sys.stderr, flush=True)
-        processes.stop([each.process for each in self.running.values()], self.polite)
+        processes.stop([each.process for each in self.running.values()], polite)
         self.running = {}

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from bench.executors.devices import Slot
 from bench.planning.job import Job, TrainJob
 from bench.records.record import Retry
-from bench.training import sigterm
+from bench.training import stop_signals
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # variables that name files of the user
 MISTAKES = (ValueError, LookupError, OSError)  # exceptions that a mistake of the user's causes, shown in one line
@@ -77,8 +77,7 @@ def ask(module: str, function: str, *arguments: Any, jobs: Sequence[Job] = ()) -
     preload(jobs)
     receiver, sender = context().Pipe(duplex=False)
     process = context().Process(target=_answer, args=(sender, module, function, arguments, str(Path.cwd()), carried()))
-    with undisturbed():
-        process.start()
+    process.start()
     sender.close()
     try:
         good, found = receiver.recv()
@@ -115,27 +114,6 @@ def preflight(jobs: list[Job], root: Path) -> list[str]:
         return []
 
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Delay SIGINT and SIGTERM until the end of the block: an interrupted request ends the fork server, and without it
-    the driver cannot tell whether its workers, which have state to save, are alive."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are handled in the main thread
-        return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for waited in came[:1]:
-            signal.raise_signal(waited)
-
-
 def start(task: Task, work: Work | None) -> ForkServerProcess:
     """Start a worker. `work` runs the job (default: bench.jobs.worker.work)."""
     process = context().Process(target=_child, args=(task, work, carried()))
@@ -156,9 +134,9 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
 
 
 def _stopped(number: int, frame: object) -> None:
-    """Handler of SIGTERM: no record is written; a training saves its state first (see bench.training.sigterm)."""
+    """Handler of SIGTERM: no record is written; a training saves its state first (see bench.training.stop_signals)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one request is enough
-    sigterm.handle(number, frame)
+    stop_signals.handle(number, frame)
 
 
 def leave_the_driver(files: dict[str, str]) -> None:

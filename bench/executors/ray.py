@@ -24,7 +24,7 @@ from bench.planning.job import Job
 from bench.records.record import Retry
 from bench.records.redact import redacted
 from bench.records.store import Store
-from bench.training import sigterm
+from bench.training import stop_signals
 
 RETRIES = 2  # by Ray, of a job whose process or node was lost; finished blocks do not run again
 
@@ -33,7 +33,7 @@ def do(results: str, key: str, root: str, device: str, workers: int) -> str:
     """Run one job in a process of Ray's; returns the state of its record, "held" or "over"."""
     from bench.jobs.attempt import attempt
 
-    signal.signal(signal.SIGTERM, sigterm.handle)
+    signal.signal(signal.SIGTERM, stop_signals.handle)
     return attempt(Path(results), key, Path(root), device, workers)
 
 

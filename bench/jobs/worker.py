@@ -29,13 +29,13 @@ from bench.records.evaluated_weights import weights_for_record
 from bench.records.record import JobError, Record, Retry, State, Time, TrainRecord
 from bench.records.redact import RedactedLog, redacted
 from bench.records.store import Store
-from bench.training import sigterm
+from bench.training import stop_signals
 from bench.training.divergence import Diverged
 from bench.training.resume import PLACE, Checkpointer, origin_of
 from bench.training.train import train
 
 
-@sigterm.job()
+@stop_signals.job()
 def work(
     results: Path,
     key: str,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.core.classifier import frozen, keep_buffers
-from bench.training import sigterm
+from bench.training import stop_signals
 
 Kind = Literal["none", "ema", "swa"]
 EMA_COPY = 0.025  # initial fraction of training in which the moving average is a copy of the weights
@@ -104,7 +104,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
             layer.reset_running_stats()
             layer.train()
         for x in batches:
-            sigterm.point()
+            stop_signals.point()
             if seen and len(x) == 1:
                 continue
             for layer in layers:

@@ -11,7 +11,7 @@ from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.data.images import Images, to_channels_last, to_float
 from bench.soundness.catalog import CHECKS
-from bench.training import sigterm
+from bench.training import stop_signals
 
 STEPS, REL_STEP_SIZE, BLOCK = 10, 0.25, 500
 DROP = CHECKS["C26"].limits["F"]  # below the best accuracy, reported as catastrophic overfitting
@@ -28,7 +28,7 @@ def validation_accuracy(model: Classifier, images: Images, threat: Threat | None
     surrogate = model.surrogate()
     with frozen(model):
         for start in range(0, len(images.x), BLOCK):
-            sigterm.point()
+            stop_signals.point()
             x, y = to_channels_last(to_float(images.x[start : start + BLOCK])), images.y[start : start + BLOCK]
             with scope(seed(run_seed, "validation", start)):
                 if threat is not None:

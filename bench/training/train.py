@@ -16,7 +16,7 @@ from bench.data.images import Data, content_hash, to_channels_last, to_float
 from bench.models.common import Inputs
 from bench.planning.job import TrainJob
 from bench.records.record import TrainMetrics
-from bench.training import sigterm
+from bench.training import stop_signals
 from bench.training.best_epoch import validation_accuracy
 from bench.training.cost import inference_ms, profile_step
 from bench.training.divergence import MIN_STEPS, not_finite
@@ -49,7 +49,7 @@ def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Ch
     with scope(seed(job.seed, "inner")):
         if run.resume():
             report({**run.position(), "earlier": run.clock.now()})
-        sigterm.defer()
+        stop_signals.defer()
         for epoch in range(run.epochs_done, run.recipe.epochs):
             for batch in run.batches(epoch):
                 if run.progress.step % 50 == 0:

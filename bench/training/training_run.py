@@ -16,7 +16,7 @@ from bench.core.rng import scope, seed
 from bench.data.images import Data, batches, to_channels_last, to_float
 from bench.planning.job import TrainJob
 from bench.records.training_log import TOTAL
-from bench.training import sigterm
+from bench.training import stop_signals
 from bench.training.averaging import Average, recalibrate
 from bench.training.best_epoch import BestEpoch
 from bench.training.cost import synchronize
@@ -54,7 +54,7 @@ class TrainingRun:
     """Defense, network, optimizer, average, checks and counters of one training.
 
     With a checkpointer it resumes from the last checkpoint, and writes one at intervals and before it exits on SIGTERM
-    (see bench.training.sigterm).
+    (see bench.training.stop_signals).
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class TrainingRun:
     def checkpoint(self) -> None:
         """Write a checkpoint if one is due; after SIGTERM write one and exit. Its time does not count as work."""
         with self.saved_on_sigterm():
-            sigterm.point()
+            stop_signals.point()
         if self.checkpointer is not None and self.checkpointer.due(epoch_over=self.progress.step == 0):
             self._save(self.checkpointer)
 

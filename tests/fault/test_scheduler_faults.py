@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from signal import SIGINT, SIGTERM, Signals
+from signal import SIGHUP, SIGINT, SIGTERM, Signals
 from typing import Any
 
 import driver_of_jobs
@@ -28,7 +27,6 @@ from bench.executors.base import Event
 from bench.executors.devices import Gpu, Slot, slots
 from bench.executors.driver import drive
 from bench.executors.local import Local
-from bench.executors.processes import undisturbed
 from bench.planning.job import Job
 from bench.records.record import Record
 from bench.records.store import Store
@@ -150,7 +148,7 @@ def _stamps(root: Path) -> dict[str, float]:
 
 
 @FAST
-@pytest.mark.parametrize(("number", "code", "limit"), [(SIGINT, 130, 10.0), (SIGTERM, 143, 25.0)])
+@pytest.mark.parametrize(("number", "code", "limit"), [(SIGINT, 130, 10.0), (SIGTERM, 143, 25.0), (SIGHUP, 129, 25.0)])
 def test_f05_f06_one_signal_saves_says_how_to_resume_and_leaves_nothing(
     begin: Callable[..., Started],
     tmp_path: Path,
@@ -178,32 +176,6 @@ def test_f05_f06_one_signal_saves_says_how_to_resume_and_leaves_nothing(
         safe(root, before, capsys)
     assert slowest < limit
     print(f"{number.name}: at most {slowest:.1f} s over {trials} trials")
-
-
-@pytest.mark.parametrize(("number", "error"), [(SIGINT, KeyboardInterrupt), (SIGTERM, SystemExit)])
-def test_f05_a_signal_waits_while_a_worker_is_asked_for(number: Signals, error: type[BaseException]) -> None:
-    """Half a request would end the fork server, and with it the time that running jobs have to save."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt if number == SIGINT else SystemExit(128 + number)
-
-    def disturb() -> None:
-        with undisturbed():
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-            done.append("the worker is known")
-
-    before = {each: signal.signal(each, stop) for each in (SIGINT, SIGTERM)}
-    done: list[str] = []
-    try:
-        with pytest.raises(error):
-            disturb()
-        assert done == ["the worker is known"]
-        assert [signal.getsignal(each) for each in (SIGINT, SIGTERM)] == [stop, stop]
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @FAST
@@ -308,7 +280,6 @@ import fake_jobs
 from bench.executors.devices import Slot
 from bench.executors.driver import drive
 from bench.executors.local import Local
-from bench.executors.processes import undisturbed
 from bench.records.store import Store
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
 import time
+import weakref
 from pathlib import Path
+from signal import SIGINT, Signals
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from bench.data.images import load
 from bench.planning.plan import plan
 from bench.planning.spec import build
 from bench.records.store import Store
-from bench.training import sigterm as stopping
+from bench.training import stop_signals as stopping
 from bench.training.best_epoch import validation_accuracy
 from bench.training.resume import PLACE, Checkpointer
 from bench.training.train import train
@@ -208,6 +211,57 @@ def test_an_interrupted_validation_leaves_the_collapse_detector_unchanged(
     assert len(state["progress"]["lines"]) == 4
     assert state["progress"]["step"] == STEPS
     assert state["detector"]["constant"] == 2
+
+
+@pytest.mark.parametrize("number", stopping.STOPS)
+def test_a_signal_is_not_lost_in_a_weak_references_callback(number: Signals) -> None:
+    """Where Python drops exceptions. It takes effect once the round of the driver's loop is over; a second at once."""
+
+    class Object:
+        pass
+
+    def disturb() -> None:
+        thing = Object()
+        reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), number))
+        del thing
+        assert reference() is None
+        reached.append("the end of the round")
+        stopping.point()
+
+    def disturb_twice() -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        reached.append("after the second")
+
+    before = {each: signal.getsignal(each) for each in stopping.STOPS}
+    reached: list[str] = []
+    error = KeyboardInterrupt if number == SIGINT else SystemExit
+    try:
+        for each in stopping.STOPS:
+            signal.signal(each, signal.default_int_handler)
+        stopping.listen()
+        with pytest.raises(error), stopping.rounds():
+            disturb()
+        assert not stopping.insisted()
+        with pytest.raises(error), stopping.rounds():
+            disturb_twice()
+        assert stopping.insisted()
+        assert reached == ["the end of the round"]
+        stopping.point()  # nothing is left over
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_a_process_that_was_started_deaf_to_a_signal_stays_so() -> None:
+    before = {each: signal.getsignal(each) for each in stopping.STOPS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stopping.listen()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_outside_of_a_job_sigterm_takes_effect_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
