@@ -1,4 +1,4 @@
-"""What commands print, made harmless: no text of a record, a spec or a plug-in steers the terminal that shows it."""
+"""What commands print: harmless, as no text of a record, a spec or a plug-in steers the terminal; wrapped; in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -21,6 +23,40 @@ def printable(text: str) -> str:
 def plain(text: str) -> str:
     """One printable line for a terminal."""
     return printable(text).rstrip()
+
+
+def counted(count: float, noun: str) -> str:
+    """`1 job`, `2 jobs`, `0 past records`, `2 passes`, `3 queries`."""
+    if count != 1:
+        es = noun.endswith(("s", "x", "tch", "sh"))
+        noun = re.sub(r"(?<=[^aeiou])y$", "ie", noun) + ("es" if es else "s")
+    return f"{count:.10g} {noun}"
+
+
+def columns() -> int | None:
+    """Width of the terminal; None where stdout is none, whose lines stay whole."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(line: str, width: int | None) -> str:
+    """The line broken between words at `width` columns, unless that is None.
+
+    The further lines are indented as far as what follows the first gap (`data      digits`), or else by 2 more.
+    """
+    if width is None or len(line) <= width:
+        return line
+    first = re.match(r" *\S+(?: \S+)? {2,}", line) or re.match(r" *", line)
+    assert first is not None
+    hang = first.end() if first[0].strip() and first.end() <= width // 2 else len(line) - len(line.lstrip()) + 2
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False, drop_whitespace=True,
+    )  # fmt: skip
+
+
+def say(line: str) -> None:
+    """Print a line for a person, wrapped on a terminal."""
+    print("\n".join(wrapped(part, columns()) for part in line.split("\n")), flush=True)
 
 
 class Screen:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bench.commands.arguments import DataDir, Plugin, Results, plugins
 from bench.commands.matrix import Matrix, check_options
@@ -33,6 +32,7 @@ from bench.planning.typed import ModelOptions, Options
 from bench.progress import live
 from bench.records.record import TrainMetrics, train_metrics
 from bench.records.store import Store
+from bench.terminal import counted, say
 
 TOLERANCE = 0.01  # deviation from the claimed accuracy that is accepted even outside the interval of the measurement
 
@@ -106,11 +106,10 @@ def evaluate(
         copy = store.folder(job.key) / user_models.SOURCE
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(checkpoint, copy)
-    console = console_of(mode)
-    announce(matrix, backend, console, mode)
+    announce(matrix, backend, mode)
     needed: list[Job] = [each for each in todo(matrix.jobs, store) if each.key == job.key]
     try:
-        live.View(console, store, needed, mode, 1).follow(drive(backend, needed, store))
+        live.View(console_of(mode), store, needed, mode, 1).follow(drive(backend, needed, store))
     except (KeyboardInterrupt, SystemExit) as stop:
         stopped(stop, "stopped; resume with:")
     record = store.record(job.key)
@@ -118,7 +117,7 @@ def evaluate(
         if mode in ("quiet", "json"):
             print(f"error: {record.problem if record else 'the import has no record'}", file=sys.stderr)
         return 1
-    problem = _clean(job, train_metrics(record), expected, console, mode)
+    problem = _clean(job, train_metrics(record), expected, mode)
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 4
@@ -132,7 +131,7 @@ def _loaded(job: ImportJob, checkpoint: Path | None, root: Path) -> str:
     return str(processes.ask("bench.jobs.user_model", "check", job, facts, checkpoint))
 
 
-def _clean(job: ImportJob, metrics: TrainMetrics, expected: float | None, console: Console, mode: str) -> str | None:
+def _clean(job: ImportJob, metrics: TrainMetrics, expected: float | None, mode: str) -> str | None:
     """Print the clean accuracy. Returns the error message if it is not the expected one."""
     found, n = metrics.clean_accuracy or 0.0, metrics.clean_n or 0
     low, high = wilson(round(found * n), n)
@@ -141,8 +140,9 @@ def _clean(job: ImportJob, metrics: TrainMetrics, expected: float | None, consol
         line = {"event": "clean", "key": job.key, "accuracy": found, "n": n, "expected": expected, "fits": fits}
         print(json.dumps(line), flush=True)
     elif mode != "quiet":
-        text = f"clean accuracy {found:.4f} on the first {n} test images (95 % interval {low:.4f} to {high:.4f})"
-        console.print(live.safe(text), soft_wrap=True)
+        where = f"on the first {counted(n, 'test image')} (95 % interval {low:.4f} to {high:.4f})"
+        text = f"clean accuracy {found:.4f} {where}"
+        say(text)
     if expected is None or fits:
         return None
     known = datasets.KNOWN.get(job.data.name)
@@ -151,8 +151,8 @@ def _clean(job: ImportJob, metrics: TrainMetrics, expected: float | None, consol
     if found > expected:
         likely = "other weights or other test images than claimed"
     return (
-        f"clean accuracy is {found:.4f} on {n} images, expected {expected:g} (tolerance {TOLERANCE:g} or the interval "
-        f"{low:.4f} to {high:.4f}); likely {likely}: the same MODEL options with `bench doctor` say which"
+        f"clean accuracy is {found:.4f} on {counted(n, 'image')}, expected {expected:g} (tolerance {TOLERANCE:g} or "
+        f"the interval {low:.4f} to {high:.4f}); likely {likely}: the same MODEL options with `bench doctor` say which"
     )
 
 

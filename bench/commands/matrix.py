@@ -14,6 +14,7 @@ from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.spec import Spec, TrainSpec
 from bench.planning.typed import Options
+from bench.terminal import counted
 
 
 @dataclass
@@ -61,8 +62,9 @@ def describe(matrix: Matrix) -> list[str]:
         threat,
         f"defenses  {'; '.join(dict.fromkeys(job.label() for job in trains))}",
         attacks,
-        f"training  {spec.recipe} recipe: {recipe['epochs']} epochs, {recipe['optimizer']} lr {recipe['lr']:g} "
-        f"{recipe['schedule']}, batch {recipe['batch_size']}, {trains[0].data.train} images"
+        f"training  {spec.recipe} recipe: {counted(recipe['epochs'], 'epoch')}, {recipe['optimizer']} "
+        f"lr {recipe['lr']:g} {recipe['schedule']}, batch {recipe['batch_size']}, "
+        f"{counted(trains[0].data.train, 'image')}"
         + (f" less {spec.data.validation} for validation" if spec.data.validation else "")
         + "".join(f", {name} {recipe[name]}" for name in TrainSpec.settings_added_later if name in recipe),
     ]

@@ -4,24 +4,65 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
+from rich.table import Table
 
 from bench.commands.matrix import Matrix, describe
 from bench.executors.base import Backend
 from bench.progress import live
 from bench.records.store import Store
+from bench.terminal import columns, say, wrapped
+
+if TYPE_CHECKING:
+    from bench.tables.summary import Summary
 
 MOST_PROBLEMS = 5  # errors printed at a time
+VERDICTS = {"OK": "green", "FLAG": "yellow", "UNSOUND": "red", "INVALID": "red", "NOT CHECKED": "magenta"}
 
 
 def print_table(store: Store, keys: list[str], console: Console) -> None:
     """Print the defense x attack table of these jobs."""
     from bench.tables.summary import matrix  # with it comes NumPy, which a run that only starts jobs does not need
 
-    live.plain(matrix(store, keys), console.print, console.width)
+    show_table(matrix(store, keys), console)
+
+
+def show_table(table: Summary, console: Console) -> None:
+    """Print a table with its notes below. Best values are bold, verdicts colored where the terminal has colors.
+
+    Nothing is cut off: headers wrap, and columns that do not fit beside the first two go into further tables.
+    """
+    header, rows, notes, best = table
+    cells = [max((len(row[k]) for row in rows), default=0) for k in range(len(header))]
+    wide = [max(cell, *map(len, name.split())) for cell, name in zip(cells, header, strict=True)]
+    names = [textwrap.fill(name, size, break_long_words=False) for name, size in zip(header, wide, strict=True)]
+    fixed, groups, used = list(range(min(2, len(header)))), [list[int]()], 0
+    for k in range(len(fixed), len(header)):
+        used += wide[k] + 3
+        if groups[-1] and sum(wide[f] + 3 for f in fixed) + used + 1 > console.width:
+            groups.append([])
+            used = wide[k] + 3
+        groups[-1].append(k)
+    for group in groups:
+        shown = Table(header_style="bold")
+        for k in fixed + group:
+            text = header[k] in ("defense", "verdict")
+            shown.add_column(live.safe(names[k]), justify="left" if text else "right", overflow="fold", no_wrap=k > 0)
+        for place, row in enumerate(rows):
+            values = [live.safe(row[k]) for k in fixed + group]
+            for k, value in zip(fixed + group, values, strict=True):
+                if (place, k) in best:
+                    value.stylize("bold")
+                elif header[k] == "verdict":
+                    value.stylize(VERDICTS.get(row[k].partition(" (")[0], ""))
+            shown.add_row(*values)
+        console.print(shown)
+    for note in notes:
+        console.print(live.safe(wrapped(note, columns())), soft_wrap=True)
 
 
 def gated(store: Store, keys: list[str]) -> bool:
@@ -40,11 +81,11 @@ def console_of(mode: str) -> Console:
     return Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
-def announce(matrix: Matrix, backend: Backend, console: Console, mode: str) -> None:
+def announce(matrix: Matrix, backend: Backend, mode: str) -> None:
     """Describe the matrix and the devices, unless the mode is "quiet" or "json"."""
     if mode in ("live", "plain"):
         for line in (*describe(matrix), f"devices   {backend.devices()}"):
-            console.print(live.safe(line), soft_wrap=True)
+            say(line)
 
 
 def stopped(stop: KeyboardInterrupt | SystemExit, message: str) -> NoReturn:

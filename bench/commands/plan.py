@@ -18,14 +18,9 @@ from bench.executors.local import Local
 from bench.planning.typed import Options
 from bench.progress import forecast
 from bench.records.store import Store
+from bench.terminal import counted
 
-PLURALS = {
-    "train": "trainings",
-    "import": "imports",
-    "evaluate": "evaluations",
-    "shard": "shards",
-    "audit": "audits",
-}  # by the kind of a job
+NOUNS = {"train": "training", "import": "import", "evaluate": "evaluation", "shard": "shard", "audit": "audit"}
 
 
 @takes_groups
@@ -54,9 +49,9 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine) -> i
     store = Store(results, read_only=True)
     left = todo(matrix.jobs, store)
     kinds = Counter(job.kind for job in matrix.jobs)
-    counted = ", ".join(f"{kinds[kind]} {name}" for kind, name in PLURALS.items() if kinds[kind])
+    each = ", ".join(counted(kinds[kind], noun) for kind, noun in NOUNS.items() if kinds[kind])
     done = len(matrix.jobs) - len(left)
-    print(f"jobs      {len(matrix.jobs)}: {counted}; {done} done, {len(left)} to do", flush=True)
+    print(f"jobs      {len(matrix.jobs)}: {each}; {done} done, {len(left)} to do", flush=True)
     problems = check and refused(backend.problems(matrix.jobs, store))
     if left:
         forecast.show(left, matrix.jobs, store, matrix.root, backend.slots)

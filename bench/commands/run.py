@@ -24,8 +24,9 @@ from bench.progress.cost_model import CostModel
 from bench.progress.tracker import tracker as tracker_of
 from bench.records.runtime_estimate import clock
 from bench.records.store import Store
+from bench.terminal import counted, say
 
-COUNTED = {"ok": "jobs run", "skipped": "already done", "error": "failed", "blocked": "blocked"}
+OTHERS = {"skipped": "already done", "error": "failed", "blocked": "blocked"}
 
 
 @takes_groups
@@ -84,15 +85,13 @@ def run_matrix(
     store.prepare()
     console = console_of(mode)
     if not announced:
-        announce(matrix, backend, console, mode)
-    # the nodes of a cluster are not timed from here
-    cost_model = CostModel(matrix.root, backend.slots[0]) if backend.slots and mode in ("live", "plain") else None
-    view = live.View(console, store, matrix.jobs, mode, backend.lanes, backend.kind, cost_model)
+        announce(matrix, backend, mode)
+    view = live.View(console, store, matrix.jobs, mode, backend.lanes, backend.kind)
     events = drive(backend, matrix.jobs, store)
     if follower is not None:
         events = follower.follow(events)
     try:
-        if check and refused(backend.problems(matrix.jobs, store)):
+        if not _ready(matrix, backend, view, check):
             for folder in missing:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -101,18 +100,40 @@ def run_matrix(
     except (KeyboardInterrupt, SystemExit) as stop:
         with contextlib.suppress(Exception):
             events.close()  # type: ignore[attr-defined]
-        counts = ", ".join(f"{view.counts[kind]} {words}" for kind, words in COUNTED.items())
-        stopped(stop, f"{counts}, {len(view.left)} left\nstopped; nothing finished is lost. Resume with:")
+        counts = ", ".join(f"{view.counts[kind]} {words}" for kind, words in OTHERS.items())
+        lines = [*view.kept(), f"{counted(view.counts['ok'], 'job')} run, {counts}, {len(view.left)} left"]
+        stopped(stop, "\n".join([*lines, "stopped; nothing finished is lost. Resume with:"]))
     if backend.detach and view.left:
-        note = f"{len(view.left)} jobs are in Slurm's queue; the same command without --detach follows them"
+        note = f"{counted(len(view.left), 'job')} in Slurm's queue; the same command without --detach follows"
         print(note, file=sys.stderr)
         return 0
     keys = [job.key for job in matrix.jobs]
     if mode != "json":
         print_table(store, keys, console)
-        done = f"{view.counts['ok']} jobs run, {view.counts['skipped']} already done"
-        console.print(live.safe(f"{done} in {clock(time.monotonic() - began)}; records in {results}/"), soft_wrap=True)
+        done = f"{counted(view.counts['ok'], 'job')} run, {view.counts['skipped']} already done"
+        say(f"{done} in {clock(time.monotonic() - began)}; records in {results}/")
     if failed := view.counts["error"] + view.counts["blocked"]:
-        print(f"{failed} jobs failed or were blocked; see `bench status --results-dir {results}`", file=sys.stderr)
+        print(
+            f"{counted(failed, 'job')} failed or blocked; see `bench status --results-dir {results}`", file=sys.stderr
+        )
         return 1
     return 4 if gate and gated(store, keys) else 0
+
+
+def _ready(matrix: Matrix, backend: Backend, view: live.View, check: bool) -> bool:
+    """Print the estimated time, and with `check` the problems that make jobs impossible; False if there are any.
+
+    The estimate comes first if it needs no model to be timed. The nodes of a cluster are not timed from here.
+    """
+    model = CostModel(matrix.root, backend.slots[0], measure=False) if backend.slots else None
+    lines = view.estimate(model)
+    for line in lines or ():
+        say(line)
+    todo, later = ["checking models, defenses and attacks"] * check + ["timing a forward pass"] * (lines is None), None
+    with live.waiting(view.console, view.mode if todo else "quiet", ", then ".join(todo)):
+        problems = backend.problems(matrix.jobs, view.store) if check else []
+        if lines is None and not problems:
+            later = view.estimate(CostModel(matrix.root, backend.slots[0]))
+    for line in later or ():
+        say(line)
+    return not refused(problems)

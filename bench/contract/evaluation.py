@@ -7,6 +7,7 @@ import torch
 from bench.contract.toy import copy, images, modes, same, threat, toy_model
 from bench.core.attack import Context, Evaluation, Outcome
 from bench.core.threat import Norm
+from bench.terminal import counted
 
 
 class EvaluationChecks:
@@ -52,7 +53,7 @@ class EvaluationChecks:
             return "a bool column 'correct' is missing"
         for name, values in columns.items():
             if values.shape[:1] != (len(self.x),):
-                return f"column '{name}' has shape {tuple(values.shape)} for {len(self.x)} images"
+                return f"column '{name}' has shape {tuple(values.shape)} for {counted(len(self.x), 'image')}"
         # a stochastic model may misclassify a clean image by chance
         deterministic = "clean" in columns and "share" not in columns
         if deterministic and bool((columns["correct"] & ~columns["clean"]).any()):

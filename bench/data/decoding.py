@@ -16,6 +16,7 @@ from bench.data import folders
 from bench.data.datasets import Facts
 from bench.data.folders import Folder
 from bench.data.vision import Bytes, Raw
+from bench.terminal import counted
 
 
 def decoded(images: Folder, facts: Facts, resize: bool, report: Callable[[str], None]) -> Raw:
@@ -26,7 +27,7 @@ def decoded(images: Folder, facts: Facts, resize: bool, report: Callable[[str], 
     cached = folders.cache() / f"folder-{place}-{content[:20]}.npz"
     x = _cached(cached, (len(files), facts.channels, facts.size, facts.size))
     if x is None:
-        report(f"decoding {len(files)} images of {images.path}")
+        report(f"decoding {counted(len(files), 'image')} of {images.path}")
         x = _decode([images.path / relative for relative, _ in files], facts, resize)
         with contextlib.suppress(OSError):  # without a cache the next start is slower
             _write(cached, x, f"folder-{place}-*.npz")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.atomic import write_json
+from bench.terminal import counted
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 _GRAY_MODES, _COLOR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
@@ -57,7 +58,7 @@ def find(name: str, root: Path) -> Folder:
             raise FileNotFoundError(f"no folder {path / part}; expected {layout.format(path)}")
     classes = _classes(path / "train")
     if len(classes) < 2:
-        raise ValueError(f"{path / 'train'} has {len(classes)} class folders; expected at least 2")
+        raise ValueError(f"{path / 'train'} has {counted(len(classes), 'class folder')}; expected at least 2")
     different = sorted(set(classes) ^ set(_classes(path / "test")))
     if different:
         raise ValueError(f"train and test of {path} differ in classes ({', '.join(different[:5])}); expected the same")

@@ -16,6 +16,7 @@ from bench.data import datasets, folders
 from bench.data.datasets import Facts
 from bench.data.decoding import decoded
 from bench.data.vision import Bytes, Labels, read
+from bench.terminal import counted
 
 
 class Images(NamedTuple):
@@ -109,7 +110,7 @@ def batches(
     """
     n = len(images.x)
     if batch_size < 1 or n == 0 or (drop_last and batch_size > n):
-        raise ValueError(f"batch size is {batch_size} for {n} images; expected 1 to {n}")
+        raise ValueError(f"batch size is {batch_size} for {counted(n, 'image')}; expected 1 to {n}")
     places = range(first * batch_size, n - n % batch_size if drop_last else n, batch_size)
     return _pass(images, places, shuffle_seed, augment)
 
@@ -117,7 +118,7 @@ def batches(
 def test_block(data: Data, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Test images `start` to `stop` (exclusive) as floats in [0,1], and their labels. Raises ValueError outside."""
     if not 0 <= start < stop <= len(data.test.x):
-        raise ValueError(f"test block {start}:{stop} is outside the {len(data.test.x)} test images")
+        raise ValueError(f"test block {start}:{stop} is outside the {counted(len(data.test.x), 'test image')}")
     return to_float(data.test.x[start:stop]), data.test.y[start:stop]
 
 
@@ -158,7 +159,9 @@ def _permutation(n: int, *parts: str | int) -> Labels:
 def _split(n: int, available: int, validation: int, seed: int) -> tuple[Labels, Labels]:
     """Indices of the training and of the validation images, both in ascending order where all are used."""
     if not 0 <= validation < n:
-        raise ValueError(f"validation is {validation}; expected 0 or more, and less than the {n} training images")
+        raise ValueError(
+            f"validation is {validation}; expected 0 or more, and less than the {counted(n, 'training image')}"
+        )
     chosen = np.arange(n) if n == available else _permutation(available, "train")[:n]
     mask = np.zeros(n, dtype=bool)
     mask[_permutation(n, "validation", seed)[:validation]] = True
@@ -167,5 +170,5 @@ def _split(n: int, available: int, validation: int, seed: int) -> tuple[Labels, 
 
 def _count(part: str, requested: int | None, available: int) -> int:
     if requested is not None and not 0 < requested <= available:
-        raise ValueError(f"{part} is {requested}, but the data set has {available} {part} images")
+        raise ValueError(f"{part} is {requested}, but the data set has {counted(available, f'{part} image')}")
     return requested or available

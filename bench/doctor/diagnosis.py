@@ -20,6 +20,7 @@ from bench.data.datasets import Facts
 from bench.planning.job_fields import Normalization
 from bench.soundness.catalog import CHECKS
 from bench.soundness.forward_checks import last_function
+from bench.terminal import counted
 
 State = Literal["OK", "WARN", "FAIL"]
 IMAGES = 200
@@ -108,11 +109,10 @@ def _mode(model: nn.Module) -> Line:
     batch_norm = nn.modules.batchnorm._BatchNorm
     norms = [name for name, module in modules if isinstance(module, batch_norm) and module.running_mean is None]
     if training:
-        value = f"{len(training)} modules in train mode after eval(), first {training[-1]}"
+        value = f"{counted(len(training), 'module')} in train mode after eval(), first {training[-1]}"
         return Line("eval mode", "FAIL", value, "let eval() reach every module, and call no train() in forward")
-    value = (
-        f"{len(norms)} BatchNorm layers without running statistics, first {norms[0]}" if norms else "eval everywhere"
-    )
+    count = counted(len(norms), "BatchNorm layer")
+    value = f"{count} without running statistics, first {norms[0]}" if norms else "eval everywhere"
     return _line("eval mode", not norms, value, "they normalize an image by its batch: track_running_stats=True")
 
 
@@ -147,7 +147,8 @@ def _batches(model: nn.Module, x: Tensor, logits: Tensor, noisy: bool) -> Line:
         return Line("batch", "FAIL", f"a batch of 1 raises {_message(error)}", todo)
     gaps = [_gap(logits, shuffled), _gap(logits[:ALONE], single)]
     gap, flips = max(g for g, _ in gaps), max(f for _, f in gaps)
-    value = f"batches of 1 and shuffled ones of {BATCH} differ by {gap:.1e} of the largest logit, {flips} labels change"
+    value = f"batches of 1 and shuffled ones of {BATCH} differ by {gap:.1e} of the largest logit"
+    value += f", {counted(flips, 'changed label')}"
     todo = "images must be classified independently: BatchNorm in eval mode, nothing computed over the batch"
     return _line("batch", gap <= 100 * GAP and not flips, value, todo)
 
@@ -236,7 +237,7 @@ def _accuracy(
     yield _line("class order", state, value, todo)
     low = state == "OK" and wilson(int((guess == labels).sum()), len(y))[0] <= _chance(guess, labels, facts.classes)
     todo = "no better than chance under every input and class order tried: other weights, another task, or not trained"
-    yield _line("accuracy", not low, f"{before:.3f} on {len(y)} images", todo)
+    yield _line("accuracy", not low, f"{before:.3f} on {counted(len(y), 'image')}", todo)
 
 
 def _chance(guess: Tensor, labels: Tensor, classes: int) -> float:

@@ -10,6 +10,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from pathlib import Path
 
 from bench.planning import catalog
+from bench.terminal import counted
 
 OLD_REQUESTS = (2, 32, 4)  # versions before it have published advisories
 Line = tuple[str, str]  # OK, WARN or FAIL, and a text
@@ -54,7 +55,7 @@ def robustbench() -> list[Line]:
     altered = _altered(own, "robustbench/")
     if not altered:
         return [("WARN", f"torchattacks has lost its files to robustbench {own.version}; bench needs neither of them")]
-    fault = f"robustbench {own.version} was overwritten by torchattacks ({altered} files differ)"
+    fault = f"robustbench {own.version} was overwritten by torchattacks ({counted(altered, 'differing file')})"
     todo = "use one environment for each, and pip install --force-reinstall --no-deps robustbench"
     return [("FAIL", f"{fault}; {todo}")]
 

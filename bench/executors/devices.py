@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from bench.terminal import counted
+
 BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # a GPU of which others use more memory or time is busy
 MOST_PACKED = 8  # jobs packed on a GPU
 BENCH_AFTER = 2  # different jobs that failed because of a device, with no success on it in between
@@ -36,7 +38,7 @@ class Gpu:
     @property
     def busy(self) -> str:
         """A description of how others use it; empty while it is free."""
-        parts = [f"{self.processes} processes"] if self.processes else []
+        parts = [counted(self.processes, "process")] if self.processes else []
         parts += [f"{self.used:.0f} MB in use"] if self.used > BUSY_MB else []
         parts += [f"{self.utilization:.0%} utilized"] if self.utilization > BUSY_SHARE else []
         return ", ".join(parts)

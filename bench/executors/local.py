@@ -24,6 +24,7 @@ from bench.planning.job import Job
 from bench.records.record import Record, Retry
 from bench.records.runtime_estimate import Estimator
 from bench.records.store import SHARED, Store
+from bench.terminal import counted
 from bench.training import stop_signals
 
 POLITE = 10.0  # seconds that jobs have to save their state when a run is stopped
@@ -166,7 +167,7 @@ class Local(Backend):
         """Ask all workers to save and stop, and kill those that are left after `polite` seconds."""
         polite = 0.0 if stop_signals.insisted() else self.polite
         if self.running and polite:
-            line = f"stopping: {len(self.running)} jobs may save for {polite:g} s; again to kill them"
+            line = f"stopping: {counted(len(self.running), 'job')} may save for {polite:g} s; again to kill them"
             print(line, file=sys.stderr, flush=True)
         processes.stop([each.process for each in self.running.values()], polite)
         self.running = {}

@@ -23,6 +23,7 @@ from bench.jobs.block_cache import BlockCache
 from bench.jobs.columns import join, mean_of
 from bench.planning.job import EvaluationJob
 from bench.records.record import EvaluationMetrics
+from bench.terminal import counted
 from bench.training.divergence import Diverged, watch_finite
 
 Report = Callable[[dict[str, Any]], None]
@@ -153,6 +154,6 @@ def _on_cpu(outcome: Outcome, y: Tensor) -> dict[str, Tensor]:
     columns = {name: values.detach().cpu() for name, values in outcome.columns.items()}
     for name, values in columns.items():
         if len(values) != len(y):
-            raise ValueError(f"column '{name}' has {len(values)} values for {len(y)} images")
+            raise ValueError(f"column '{name}' has {counted(len(values), 'value')} for {counted(len(y), 'image')}")
     images = {} if outcome.x_adv is None else {X_ADV: outcome.x_adv.detach().cpu()}
     return {"label": y.cpu(), **columns, **images}

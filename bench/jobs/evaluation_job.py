@@ -20,6 +20,7 @@ from bench.jobs.block_cache import BlockCache
 from bench.jobs.columns import join, mean_of
 from bench.jobs.evaluate import Report, evaluate
 from bench.jobs.model_files import evaluation_images, load_model
+from bench.jobs.progress_file import ProgressFile
 from bench.planning.job import AuditJob, EvaluationJob, TrainJob
 from bench.plugins import threat_of
 from bench.records.evaluated_weights import REPEATED, weights_of
@@ -33,6 +34,7 @@ from bench.records.record import (
     train_metrics,
 )
 from bench.records.store import IMAGES, SAMPLES, Store
+from bench.terminal import counted
 from bench.training import resume
 
 # all code that determines an outcome, by file or folder: that of the weights, of attacks and of their scoring
@@ -41,7 +43,12 @@ Measured = tuple[dict[str, Tensor], Tensor | None, EvaluationMetrics]  # columns
 
 
 def run_evaluation(
-    store: Store, job: EvaluationJob | AuditJob, root: Path, device: torch.device, report: Report, rows: int | None
+    store: Store,
+    job: EvaluationJob | AuditJob,
+    root: Path,
+    device: torch.device,
+    report: ProgressFile,
+    rows: int | None,
 ) -> Record:
     """The record of an evaluation or an audit, with its files written. `rows`: the most images in one pass."""
     if job.parts and not isinstance(job, AuditJob):
@@ -49,6 +56,7 @@ def run_evaluation(
     trained = store.model_job(job.model_key)
     data = evaluation_images(job, trained, root, device, report)
     model = load_model(store, trained, data, job.weights)
+    report.count(model)
     if rows is not None:
         microbatch.limit(model, rows)
     if isinstance(job, AuditJob):
@@ -60,7 +68,7 @@ def run_evaluation(
 def _evaluate(store: Store, job: EvaluationJob, model: Classifier, data: Data, report: Report) -> Measured:
     sources = [key for key in job.needs[1:] if images_of(store, key) is not None]
     if len(job.needs) > 1 and not sources:
-        raise ValueError(f"none of the {len(job.needs) - 1} evaluations this one takes images from has any")
+        raise ValueError(f"none of the {counted(len(job.needs) - 1, 'evaluation')} this one takes images from has any")
     others = {key: load_file(store.folder(key) / IMAGES)["x_adv"] for key in sources}
     cache = BlockCache(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
     columns, images, metrics = evaluate(job, model, data, report, cache, others)
@@ -101,7 +109,9 @@ def assemble(store: Store, job: EvaluationJob) -> Measured:
             images.append(load_file(store.folder(key) / IMAGES)["x_adv"])
     whole = join(columns)
     if whole["index"].tolist() != list(range(job.n)):
-        raise ValueError(f"the {len(columns)} shards hold {len(whole['index'])} images, not the first {job.n} in order")
+        raise ValueError(
+            f"the {len(columns)} shards hold {counted(len(whole['index']), 'image')}, not the first {job.n} in order"
+        )
     hashes = {part.test_hash for part in metrics}
     if len(hashes) > 1:
         raise ValueError(f"the shards used different test images: {', '.join(sorted(map(str, hashes)))}")

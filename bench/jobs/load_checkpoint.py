@@ -14,6 +14,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from bench.data.datasets import Facts
+from bench.terminal import counted
 
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where training code keeps the weights in a .pt
@@ -111,7 +112,7 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
             for what, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
-        raise ValueError(f"{name} does not fit this architecture: {', '.join(parts)} of {len(wanted)} keys")
+        raise ValueError(f"{name} does not fit this architecture: {', '.join(parts)} of {counted(len(wanted), 'key')}")
     for key, value in fitting.items():
         _same_shape(key, tuple(value.shape), tuple(wanted[key].shape), facts, name)
         if wanted[key].is_floating_point() and not value.is_floating_point():
@@ -137,5 +138,5 @@ def _same_shape(key: str, found: tuple[int, ...], wanted: tuple[int, ...], facts
     if found == wanted:
         return
     if found and wanted and wanted[0] == facts.classes != found[0] and found[1:] == wanted[1:]:
-        raise ValueError(f"{name} has {found[0]} classes at {key}, {facts.name} has {facts.classes}")
+        raise ValueError(f"{name} has {counted(found[0], 'class')} at {key}, {facts.name} has {facts.classes}")
     raise ValueError(f"{name} has shape {found} at {key}; this architecture has {wanted} there")

@@ -21,6 +21,7 @@ from bench.records.evaluated_weights import REPEATED, outdated
 from bench.records.record import evaluation_metrics
 from bench.records.store import IMAGES, Store
 from bench.soundness.checks import Finding
+from bench.terminal import counted
 from bench.training.train import build
 
 MIN_IMAGES = {"quick": 256, "full": 10**9}  # images that an audit scores again, rounded up to whole blocks
@@ -80,7 +81,8 @@ def score_again(store: Store, job: EvaluationJob, n: int, model: Classifier, dat
         if not model.stochastic:
             stored = torch.from_numpy(samples["correct"][start:stop]).to(y.device)
             wrong += int((_correct(model, x, x_adv[start:stop], y) != stored).sum())
-    note = "; ".join(dict.fromkeys(notes)) or (f"{wrong} verdicts differ" if wrong else f"{last} images")
+    count = counted(wrong, "differing verdict") if wrong else counted(last, "image")
+    note = "; ".join(dict.fromkeys(notes)) or count
     return finding("X" if wrong else "ok", float(wrong), 0.0, note)
 
 

@@ -12,6 +12,7 @@ from bench.planning.job import EvaluateJob, EvaluationJob, Job
 from bench.records.evaluated_weights import REPEATED, outdated
 from bench.records.record import Record, evaluation_metrics, weights_file
 from bench.records.store import IMAGES, SAMPLES, Store
+from bench.terminal import counted
 
 MAX_PRINTED = 20  # problems
 
@@ -33,9 +34,9 @@ def verify(store: Store, share: float, full: bool, root: Path) -> int:
         raise ValueError(f"--sample is {share}; expected a share between 0 and 1")
     found = checked(store)
     if found.problems:
-        print(f"{found.records} records, {found.files} files looked at")
+        print(f"{counted(found.records, 'record')}, {counted(found.files, 'file')} looked at")
     else:
-        print(f"{found.records} records and {found.files} files match their checksums")
+        print(f"{counted(found.records, 'record')} and {counted(found.files, 'file')} match their checksums")
     for name, count in sorted(found.missing.items()):
         print(f"{count} x {name} not in this copy: not checked")
     count = len(found.with_images) if full else math.ceil(share * len(found.with_images))
@@ -47,9 +48,9 @@ def verify(store: Store, share: float, full: bool, root: Path) -> int:
             wrong, note = verify_images(store, key, root)
             print(f"{key}: {note}")
             found.problems += [f"{key}: {note}"] * wrong
-        print(f"{len(chosen)} of {len(found.with_images)} evaluations with images and weights scored again")
+        print(f"{len(chosen)} of {counted(len(found.with_images), 'evaluation')} with images and weights scored again")
     elif found.records:
-        print(f"no images scored again: {len(found.with_images)} evaluations have images and weights here")
+        print(f"no images scored again of {counted(len(found.with_images), 'evaluation')} with images and weights here")
     for line in found.problems[:MAX_PRINTED]:
         print(f"WRONG  {line}")
     if len(found.problems) > MAX_PRINTED:
@@ -102,7 +103,7 @@ def contradictions(store: Store, job: Job, record: Record) -> list[str]:
     if "index" in columns and columns["index"].tolist() != list(range(first, last)):
         wrong.append(f"samples are not images {first} to {last - 1} in order")
     if any(len(values) != n for values in columns.values()) or metrics.n not in (None, n):
-        wrong.append(f"n is {metrics.n}, the job has {n} images")
+        wrong.append(f"n is {metrics.n}, the job has {counted(n, 'image')}")
     for name, stored in (("forwards", metrics.forwards_per_image), ("backwards", metrics.backwards_per_image)):
         if name in columns and stored is not None and not math.isclose(stored, columns[name].mean(), rel_tol=1e-5):
             wrong.append(f"{name}_per_image is {stored}, the mean of its samples is {columns[name].mean()}")

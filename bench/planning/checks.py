@@ -8,6 +8,7 @@ from typing import Any
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.spec import Spec
+from bench.terminal import counted
 
 
 def check_spec(spec: Spec, facts: datasets.Facts) -> None:
@@ -34,7 +35,9 @@ def check_counts(spec: Spec, facts: datasets.Facts) -> None:
             _check_classes(attack.name, settings, facts)
     data = spec.data
     if data.test is not None and data.test > facts.test:
-        raise ValueError(f"data.test is {data.test}, but the test set of {facts.name} has {facts.test} images")
+        raise ValueError(
+            f"data.test is {data.test}, but the test set of {facts.name} has {counted(facts.test, 'image')}"
+        )
     if data.split == "validation" and len(spec.seeds) > 1:
         raise ValueError(f"data.split is validation, whose images depend on the seed; expected one, got {spec.seeds}")
     if data.split == "validation" and data.validation == 0:
@@ -43,13 +46,16 @@ def check_counts(spec: Spec, facts: datasets.Facts) -> None:
     for attack in spec.attacks:
         if attack.n is not None and attack.n > available:
             raise ValueError(
-                f"attacks {attack.name} n is {attack.n}, but the {split} of {facts.name} has {available} images"
+                f"attacks {attack.name} n is {attack.n}, but the {split} of {facts.name} has "
+                f"{counted(available, 'image')}"
             )
     train = data.train or facts.train
     if train > facts.train:
-        raise ValueError(f"data.train is {train}, but {facts.name} has {facts.train} training images")
+        raise ValueError(f"data.train is {train}, but {facts.name} has {counted(facts.train, 'training image')}")
     if data.validation >= train:
-        raise ValueError(f"data.validation is {data.validation}; expected less than the {train} training images")
+        raise ValueError(
+            f"data.validation is {data.validation}; expected less than the {counted(train, 'training image')}"
+        )
 
 
 def _check_classes(name: str, settings: dict[str, Any], facts: datasets.Facts) -> None:

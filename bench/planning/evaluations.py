@@ -13,6 +13,7 @@ from bench.planning import catalog
 from bench.planning.job import AuditJob, EvaluateJob, ImportJob, Job, ModelJob, ShardJob
 from bench.planning.job_fields import JobThreat, PluginChoice
 from bench.planning.spec import AttackSpec, Spec
+from bench.terminal import counted
 
 # Raised when the engine's results may change. Stochastic models have a number of their own: since 2 the noise draws
 # that score an image are separate from those that choose between attacks.
@@ -117,8 +118,8 @@ class PlannedAttack:
         if shards > blocks:
             adjustable = any(field.name == "block_size" for field in self.plugin.fields)
             raise ValueError(
-                f"attacks {self.entry.name} shards is {shards}, but its {whole.n} images are {blocks} blocks of at "
-                f"most {block}, and a shard holds at least one"
+                f"attacks {self.entry.name} shards is {shards}, but its {counted(whole.n, 'image')} are in "
+                f"{counted(blocks, 'block')} of at most {block}, and a shard holds at least one"
                 + ("; a smaller block_size makes more of them" if adjustable else "")
             )
         edges = [min(whole.n, block * (blocks * k // shards)) for k in range(shards + 1)]

@@ -95,6 +95,10 @@ class TrainJob(_Job):
         """Images that the job works on, over all epochs: its time is in proportion to them."""
         return float(self.epochs * self.data.train)
 
+    def describe(self, model: str) -> str:
+        """The job in a few words; `model` names the model."""
+        return f"training {model}"
+
     def label(self) -> str:
         """The defense with its own settings and, where it trains against a threat, the radius."""
         return with_train_eps(label("defenses", self.defense.name, self.defense.settings), self.threat)

@@ -13,6 +13,7 @@ from bench.planning import catalog
 from bench.planning.spec import Spec, build, norm_named
 from bench.planning.strict_yaml import read
 from bench.planning.typed import Options
+from bench.terminal import counted
 
 DEFAULT_EPS = {"digits": "0.1", "mnist": "0.1", "fashion_mnist": "0.1"}
 DEFAULT_ATTACKS: tuple[dict[str, Any], ...] = (
@@ -155,7 +156,7 @@ def _is_utf8(name: str) -> bool:
 def _passed_over(name: str, root: Path) -> list[str]:
     """A note on the files of an image folder that are not read."""
     count = folders.find(name, root).passed_over if name.startswith("folder:") else 0
-    text = f"{count} file{'s' * (count > 1)} of {name} passed over: without an image's suffix, or in no class folder"
+    text = f"{counted(count, 'file')} of {name} passed over: without an image's suffix, or in no class folder"
     return [text] if count else []
 
 

@@ -24,6 +24,7 @@ from bench.planning.options import value
 from bench.planning.spec import Spec
 from bench.planning.trainings import images
 from bench.planning.typed import ModelOptions
+from bench.terminal import counted
 
 IMPORT_REVISION = 1
 MODEL_FILE = "BENCH_MODEL_FILE"  # the environment variable that names the model file to every worker
@@ -141,7 +142,7 @@ def normalization(text: str | None, facts: datasets.Facts) -> Normalization | No
         raise ValueError(hint) from None
     mean, std = (part * facts.channels if len(part) == 1 else part for part in (mean, std))
     if not len(mean) == len(std) == facts.channels:
-        raise ValueError(f"{hint}; {facts.name} has {facts.channels} channels")
+        raise ValueError(f"{hint}; {facts.name} has {counted(facts.channels, 'channel')}")
     if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
         raise ValueError(f"{hint}; finite numbers, STD above 0")
     return Normalization(tuple(mean), tuple(std))

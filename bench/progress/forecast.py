@@ -12,6 +12,7 @@ from bench.progress.cost_model import CostModel
 from bench.progress.remaining import Left
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
+from bench.terminal import counted, say
 
 
 def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: list[Slot]) -> None:
@@ -19,30 +20,31 @@ def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: lis
     model = CostModel(root, places[0])
     estimator = Estimator(store, kind(places), model)
     estimator.know(jobs)
-    for line in [*time(left, store, estimator, lanes(places)), *model.problems, *room(left, estimator, places)]:
-        print(line)
+    lines, _ = time(left, store, estimator, lanes(places))
+    for line in [*lines, *model.problems, *room(left, estimator, places)]:
+        say(line)
 
 
-def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> list[str]:
-    """How long the jobs take on this number of slots; jobs of unknown length are counted separately."""
+def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> tuple[list[str], int]:
+    """How long the jobs take on this number of slots, and the number of jobs of unknown length, which are not counted
+    in that."""
     found = [remaining.left(store, job, estimator) for job in jobs]
     total = remaining.together(store, jobs, estimator, count, simulate)
-    unknown = f"{total.unknown} jobs with neither a past record nor a declared cost" if total.unknown else ""
+    unknown = f"{counted(total.unknown, 'job')} with neither a past record nor a declared cost" if total.unknown else ""
     if total.unknown == len(jobs):
-        return [f"time      unknown: {unknown}", *_begun(found)]
-    ends = f"({clock(total.low)} to {clock(total.high)})"
-    guess = f"about {clock(total.seconds)} {ends} on {count} slots, {total.source()}"
-    return [f"time      {guess}{'; plus ' * bool(unknown)}{unknown}", *_begun(found)]
+        return [f"time      unknown: {unknown}", *_begun(found)], total.unknown
+    guess = f"{total.about()} on {counted(count, 'slot')}, {total.source()}"
+    return [f"time      {guess}{'; plus ' * bool(unknown)}{unknown}", *_begun(found)], total.unknown
 
 
 def _begun(found: list[Left]) -> list[str]:
     """Jobs that are running, and stopped jobs with a part of their work done."""
     running = sum(one.running for one in found)
     stopped = [one.done for one in found if one.done and not one.running]
-    lines = [f"running   {running} of these jobs are running now"] if running else []
+    lines = [f"running   {running} of these jobs now"] if running else []
     if stopped:
         saved = clock(sum(stopped))
-        lines.append(f"saved     {len(stopped)} jobs resume from checkpoints, which saves {saved} (not counted above)")
+        lines.append(f"saved     {saved} (not counted above) in the checkpoints of {counted(len(stopped), 'job')}")
     return lines
 
 
@@ -51,7 +53,7 @@ def room(jobs: list[Job], estimator: Estimator, places: list[Slot]) -> list[str]
     size, unknown = estimator.disk(jobs)
     count, lines = lanes(places), []
     if unknown < len(jobs):
-        more = f" + {unknown} jobs of unknown size" if unknown else ""
+        more = f" + {counted(unknown, 'job')} of unknown size" if unknown else ""
         lines.append(f"disk      about {size / 2**20:.0f} MB{more}")
     for where, name in (("rss", "memory"), ("cuda", "GPU memory")):
         peaks = sorted((peak for job in jobs if (peak := estimator.memory(job, where))), reverse=True)

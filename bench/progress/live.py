@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from bench.executors.base import Event
 from bench.planning.job import Job, ModelJob, TrainJob
+from bench.progress import forecast
+from bench.progress.cost_model import CostModel
 from bench.progress.remaining import TimeLeft, together
+from bench.progress.saved import kept
 from bench.records import training_log
-from bench.records.runtime_estimate import CostModel, Estimator, clock
+from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
+from bench.terminal import counted, say
 from bench.terminal import plain as printable
 
 
@@ -28,7 +32,7 @@ def safe(text: str) -> Text:
 
 
 ALWAYS_SHOWN = ("error", "blocked", "retried")
-LINE_EVERY = 30.0  # seconds between plain progress lines
+LINE_EVERY = (2.0, 30.0)  # seconds between plain progress lines: at first, and at most, as a log is read later
 ESTIMATE_EVERY = 2.0  # seconds between estimates of the time left
 
 
@@ -39,10 +43,29 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
     return job.describe(f"{trained.label()} seed {trained.seed}" if trained else f"training {job.model_key}")
 
 
+@contextmanager
+def waiting(console: Console, mode: str, what: str) -> Iterator[None]:
+    """Show what takes time before the first job can start: on a terminal with the seconds that it has taken."""
+    began = time.monotonic()
+    if mode == "live":
+        with _screen(console, lambda: safe(f"{what} ({clock(time.monotonic() - began)})")):
+            yield
+    else:
+        yield
+
+
+def _screen(console: Console, drawn: Callable[[], RenderableType]) -> Live:
+    """What is drawn anew four times a second, and removed at the end."""
+    # redirected, sys.stdout would be rich's proxy of our Screen, and rich's own escapes would pass the filter
+    return Live(
+        console=console, get_renderable=drawn, transient=True, redirect_stdout=False, redirect_stderr=False
+    )  # fmt: skip
+
+
 class View:
     """Shows the events of a run and counts them.
 
-    `mode`: "live", "plain", "json" or "quiet"; `workers`: number of slots; `device`, `cost_model`: see `Estimator`.
+    `mode`: "live", "plain", "json" or "quiet"; `workers`: number of slots; `device`: see `Estimator`.
     """
 
     def __init__(
@@ -53,17 +76,26 @@ class View:
         mode: str,
         workers: int,
         device: str | None = None,
-        cost_model: CostModel | None = None,
     ) -> None:
         self.console, self.store, self.mode, self.workers = console, store, mode, workers
         self.jobs = {job.key: job for job in jobs}
-        self.estimator = Estimator(store, device, cost_model)
+        self.estimator = Estimator(store, device)
         self.estimator.know(jobs)
         self.next_estimate, self.time_left = 0.0, TimeLeft(0.0, 0.0, 0.0, 0, 0, 0)
         self.running: dict[str, float] = {}
         self.left = set(self.jobs)
         self.counts = {"skipped": 0, "ok": 0, "error": 0, "blocked": 0}
-        self.last_line = time.monotonic()
+        self.last_line, self.pause = time.monotonic(), LINE_EVERY[0]
+
+    def estimate(self, cost_model: CostModel | None) -> list[str] | None:
+        """Estimate with this model from now on. Lines for the user about the time of the jobs without a record; None if
+        a forward pass has yet to be timed for that, which the model may not do."""
+        self.estimator.cost_model = cost_model
+        left = [job for job in self.jobs.values() if not self.store.done(job.key)]
+        if not left or self.mode not in ("live", "plain"):
+            return []
+        lines, unknown = forecast.time(left, self.store, self.estimator, self.workers)
+        return None if unknown and cost_model is not None and not cost_model.measure else lines
 
     def follow(self, events: Iterator[Event]) -> None:
         """Show all events as they come."""
@@ -71,18 +103,15 @@ class View:
             for event in events:
                 self._handle(event)
             return
-        # redirected, sys.stdout would be rich's proxy of our Screen, and rich's own escapes would pass the filter
-        with Live(
-            self._table(),
-            console=self.console,
-            refresh_per_second=4,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ) as live:
+        shown = self._table()
+        with _screen(self.console, lambda: shown):
             for event in events:
                 self._handle(event)
-                live.update(self._table())
+                shown = self._table()
+
+    def kept(self) -> list[str]:
+        """What each job that was running has kept, a line each: `train noisy seed 0: 12 of 200 epochs kept`."""
+        return [f"{title(self.jobs[key], self.jobs)}: {kept(self.store, self.jobs[key])}" for key in self.running]
 
     def _handle(self, event: Event) -> None:
         job = event.job
@@ -114,12 +143,13 @@ class View:
             self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
 
     def _heartbeat(self) -> None:
-        """Without a live table, print the running jobs, their progress and the time left every 30 s."""
-        if self.mode == "plain" and time.monotonic() - self.last_line > LINE_EVERY:
-            self.last_line = time.monotonic()
-            parts = [f"{title(self.jobs[key], self.jobs)} {self._share(key):.0%}" for key in self.running]
-            self.console.print(safe(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] {'; '.join(parts)}"))
-            self.console.print(safe(f"  time left: {self._left()}"))
+        """Without a live table, print the running jobs, their progress and the time left at growing intervals."""
+        if self.mode == "plain" and self.running and time.monotonic() - self.last_line > self.pause:
+            self.last_line, self.pause = time.monotonic(), min(2 * self.pause, LINE_EVERY[1])
+            for key in self.running:
+                detail = _detail(self.store.progress(key), self.jobs[key])
+                say(f"  {self._share(key):4.0%} {title(self.jobs[key], self.jobs)}{': ' * bool(detail)}{detail}")
+            say(f"[{len(self.jobs) - len(self.left)}/{len(self.jobs)}] time left {self._left()}")
 
     def _share(self, key: str) -> float:
         return float(self.store.progress(key).get("share", 0.0))
@@ -135,12 +165,15 @@ class View:
 
     def _table(self) -> Table:
         done = len(self.jobs) - len(self.left)
-        table = Table(title=f"{done}/{len(self.jobs)} jobs, left: {self._left()}", title_justify="left", box=None)
-        for name in ("job", "progress", "detail", "by epoch", "time"):
-            table.add_column(name, overflow="fold")
+        table = Table(title=f"{done} of {counted(len(self.jobs), 'job')} done, {self._left()}", box=None)
+        table.title_justify, table.title_style = "left", ""
+        for name in ("job", "progress", "time", "detail"):
+            table.add_column(name, overflow="fold", header_style="dim", justify="left" if name != "time" else "right")
         for key, began in self.running.items():
-            job, detail = safe(title(self.jobs[key], self.jobs)), safe(_detail(self.store.progress(key)))
-            table.add_row(job, f"{self._share(key):.0%}", detail, self._epochs(key), clock(time.monotonic() - began))
+            detail = _detail(self.store.progress(key), self.jobs[key])
+            lines = "\n".join(filter(None, (detail, self._epochs(key))))
+            job, share = safe(title(self.jobs[key], self.jobs)), f"{self._share(key):.0%}"
+            table.add_row(job, share, clock(time.monotonic() - began), safe(lines))
         return table
 
     def _epochs(self, key: str) -> str:
@@ -153,34 +186,12 @@ class View:
         return "\n".join(parts)
 
 
-def _detail(progress: dict[str, Any]) -> str:
-    parts = [f"epoch {progress['epoch']}/{progress['epochs']}"] if "epochs" in progress else []
-    parts += [f"{name} {progress[name]:.3f}" for name in ("loss", "accuracy") if name in progress]
-    return ", ".join(parts + ([str(progress["note"])] if progress.get("note") else []))
-
-
-def plain(table: tuple[list[str], list[list[str]], list[str]], echo: Callable[[Any], None], width: int) -> None:
-    """Print a (header, rows, notes) table with rich, notes below it.
-
-    Nothing is cut off: headers wrap, and columns that do not fit beside the first two go into further tables.
-    """
-    header, rows, notes = table
-    cells = [max((len(row[k]) for row in rows), default=0) for k in range(len(header))]
-    wide = [max(cell, *map(len, name.split())) for cell, name in zip(cells, header, strict=True)]
-    names = [textwrap.fill(name, size, break_long_words=False) for name, size in zip(header, wide, strict=True)]
-    fixed, groups, used = list(range(min(2, len(header)))), [list[int]()], 0
-    for k in range(len(fixed), len(header)):
-        used += wide[k] + 3
-        if groups[-1] and sum(wide[f] + 3 for f in fixed) + used + 1 > width:
-            groups.append([])
-            used = wide[k] + 3
-        groups[-1].append(k)
-    for group in groups:
-        shown = Table(header_style="bold")
-        for k in fixed + group:
-            shown.add_column(safe(names[k]), justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
-        for row in rows:
-            shown.add_row(*(safe(row[k]) for k in fixed + group))
-        echo(shown)
-    for note in notes:
-        echo(safe(note))
+def _detail(progress: dict[str, Any], job: Job) -> str:
+    """`epoch 12 of 200, step 40 of 390`; what an attack reports, and the forward passes that it has made an image."""
+    parts = [f"epoch {progress['epoch']} of {progress['epochs']}"] if "epochs" in progress else []
+    parts += [f"step {progress['step']} of {progress['steps']}"] if progress.get("step") else []
+    parts += [str(progress["note"])] if progress.get("note") else []
+    parts += [f"accuracy {progress['accuracy']:.3f}"] if "accuracy" in progress else []
+    passes = progress.get("passes", 0) / max(job.size, 1.0)
+    parts += [counted(int(passes), "pass") + " an image"] if passes >= 2 else []
+    return ", ".join(parts)

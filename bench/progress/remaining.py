@@ -6,19 +6,17 @@ torch-free.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
-
-from safetensors import SafetensorError, safe_open
 
 from bench.executors.schedule import bound
 from bench.planning.job import Job, TrainJob
+from bench.progress.saved import saved_seconds
 from bench.records.leases import holder_of
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
+from bench.terminal import counted
 
 RELIABLE = 0.05  # progress from which the speed of the job itself is used instead of that of past jobs
 
@@ -35,19 +33,23 @@ def left(store: Store, job: Job, estimator: Estimator) -> Left:
     """Seconds until an unfinished job is done, on a slot of its own."""
     progress, whole = store.progress(job.key), estimator.seconds(job)
     if not runs(store, job.key):
-        saved = saved_seconds(store.folder(job.key))
+        saved = saved_seconds(store, job)
         return Left(None if whole is None else max(whole - saved, 0.0), saved)
     now = time.time()
     share, began = float(progress.get("share", 0.0)), progress.get("began", now)
     at = progress["now"] if progress.get("now", 0.0) >= began else now  # when it last reported
     done = float(progress.get("earlier", 0.0)) + max(at - began, 0.0)
     silent = max(now - at, 0.0)
-    by_itself = done * (1 - share) / share if share > RELIABLE else None
-    by_others = whole - done if whole is not None and whole > done + silent else None
+    late = whole is not None and whole <= done + silent
+    by_itself = done * (1 - share) / share if share > (0 if late else RELIABLE) else None
+    by_others = None if whole is None or late else whole - done
     # a share of the images or steps of a training is one of its time; that of an attack's stages is not
     order = (by_itself, by_others) if isinstance(job, TrainJob) else (by_others, by_itself)
     found = next((seconds for seconds in order if seconds is not None), None)
-    return Left(None if found is None else max(found - silent, 0.0), done + silent, True)
+    if (found is None and late) or (found is not None and found <= silent):
+        # longer than expected: if nothing was reported, it is expected to take as long again
+        found = (done + silent) * ((1 - share) / share if share else 1.0) + silent
+    return Left(None if found is None else found - silent, done + silent, True)
 
 
 def runs(store: Store, key: str) -> bool:
@@ -68,13 +70,18 @@ class TimeLeft(NamedTuple):
 
     def describe(self) -> str:
         """`about 4 min 00 s (2 min 00 s to 8 min 00 s) + 2 jobs of unknown length`."""
-        more = f" + {self.unknown} jobs of unknown length" if self.unknown else ""
-        return f"about {clock(self.seconds)} ({clock(self.low)} to {clock(self.high)}){more}"
+        more = f"{counted(self.unknown, 'job')} of unknown length" if self.unknown else ""
+        return more if more and not self.seconds else " + ".join(filter(None, (self.about(), more)))
+
+    def about(self) -> str:
+        """`about 4 min 00 s (2 min 00 s to 8 min 00 s)`: the jobs of known length."""
+        low, high = clock(self.low), clock(self.high)
+        return f"about {clock(self.seconds)}" + (f" ({low} to {high})" if low != high else "")
 
     def source(self) -> str:
         """Where the estimate comes from: `estimated from 3 past records`, `estimated from the cost model`."""
-        names = [f"{self.records} past record{'s' * (self.records > 1)}"] if self.records else []
-        names += ["the cost model" + (f" ({self.modeled} jobs)" if names else "")] if self.modeled else []
+        names = [counted(self.records, "past record")] if self.records else []
+        names += ["the cost model" + (f" ({counted(self.modeled, 'job')})" if names else "")] if self.modeled else []
         return f"estimated from {' and '.join(names)}" if names else "estimated from the progress of the jobs"
 
 
@@ -105,18 +112,3 @@ def together(
         modeled += whole is not None and not whole.records and not job.parts
     mean, least, most = (schedule(list(known.values()), each, lanes) for each in (seconds, low, high))
     return TimeLeft(mean, least, most, sum(records.values()), modeled, unknown)
-
-
-def saved_seconds(folder: Path) -> float:
-    """Seconds of work in the checkpoints of a stopped job, which it does not repeat unless the code has changed."""
-    return sum((_seconds(path) for path in (folder / "blocks").glob("*.safetensors")), 0.0)
-
-
-def _seconds(path: Path) -> float:
-    """Seconds stored in the header of a checkpoint (bench.training.checkpoint) of a block of images or a training."""
-    try:
-        with safe_open(path, framework="np") as file:
-            facts = file.metadata() or {}
-        return float(facts["seconds"] if "seconds" in facts else json.loads(facts["state"])["now"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return 0.0

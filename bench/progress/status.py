@@ -13,8 +13,10 @@ from bench.planning.job import Job
 from bench.progress import live
 from bench.progress.cost_model import CostModel
 from bench.progress.remaining import left, runs, together
+from bench.progress.saved import kept, saved_seconds
 from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
+from bench.terminal import counted, say
 
 NOT_FAILED = ("done", "unsupported", "running", "waiting")
 
@@ -29,7 +31,7 @@ def status(results: Path, planned: list[Job], as_json: bool, root: Path) -> None
         print(json.dumps({"results": str(results), **found}, indent=1))
         return
     for line in lines(results, found):
-        print(line)
+        say(line)
 
 
 def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path
         "states": dict(sorted(total.items())),
         "kinds": {kind: dict(sorted(count.items())) for kind, count in sorted(kinds.items())},
         **_time_left(store, running, waiting, known, root),
+        "stopped": [{**_about(job, known), "kept": kept(store, job)} for job in waiting if saved_seconds(store, job)],
         "failed": sorted(failed, key=lambda one: str(one["state"])),
         "quarantined": store.quarantined(),
         "retried": retried,
@@ -62,24 +65,25 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path
 
 def lines(results: Path, found: dict[str, Any]) -> list[str]:
     """The same as lines of text."""
-    out = [f"{found['jobs']} jobs in {results}: {_counts(found['states'])}"]
+    out = [f"{counted(found['jobs'], 'job')} in {results}: {_counts(found['states'])}"]
     out += [f"  {kind:9} {_counts(states)}" for kind, states in found["kinds"].items() if len(found["kinds"]) > 1]
     if found["unreadable"]:
-        out.append(f"{found['unreadable']} folders have no readable job.json; `bench run` writes it again")
+        out.append(f"{counted(found['unreadable'], 'folder')} without a readable job.json; `bench run` writes it again")
     for one in found["running"]:
         rest = f", about {clock(one['seconds_left'])} left" if one["seconds_left"] is not None else ""
         out.append(f"running   {one['job']} ({one['key']}) {one['share']:.0%}{rest}")
     if found["time_left"]:
         out.append(f"time left {found['time_left']}")
+    out += [f"stopped   {one['job']} ({one['key']}): {one['kept']}" for one in found["stopped"]]
     out += [f"{one['state']:9} {one['job']} ({one['key']}): {one['reason']}" for one in found["failed"]]
     if found["failed"]:
         out.append("`bench logs KEY` shows a log; `bench retry --failed` marks them for re-running")
     if found["quarantined"]:
-        out.append(f"{len(found['quarantined'])} damaged files set aside in {results}/quarantine/")
+        out.append(f"{counted(len(found['quarantined']), 'damaged file')} set aside in {results}/quarantine/")
     if found["retried"]:
-        out.append(f"{found['retried']} records come from a job that had failed before")
+        out.append(f"{counted(found['retried'], 'record')} of jobs that had failed before")
     if found["dirty"]:
-        out.append(f"{found['dirty']} records were made with uncommitted changes in the code")
+        out.append(f"{counted(found['dirty'], 'record')} made with uncommitted changes in the code")
     return out
 
 
@@ -94,7 +98,7 @@ def _time_left(
         share = float(store.progress(job.key).get("share", 0.0))
         shown.append({**_about(job, known), "share": share, "seconds_left": left(store, job, estimator).seconds})
     total = together(store, [*running, *waiting], estimator, len(running))
-    text = f"{total.describe()} on {len(running)} slots, {total.source()}"
+    text = f"{total.describe()} on {counted(len(running), 'slot')}, {total.source()}"
     about = {"seconds_left": total.seconds, "time_left": text, "jobs_of_unknown_length": total.unknown}
     return {"running": shown, **about}
 

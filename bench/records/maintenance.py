@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.records.leases import claim, holder_of, holders
 from bench.records.store import FINISHED, IMAGES, SAMPLES, Store
+from bench.terminal import counted
 
 POLL = 0.5  # seconds between looks at a log
 FRESH = 3600.0  # seconds for which a temporary file may be in use
@@ -69,7 +70,7 @@ def retry(store: Store, prefixes: list[str], failed: bool) -> int:
         lease.release()
         print(f"{key} was {states[key]}; the same `bench run` does it again")
         count += 1
-    print(f"{count} records removed; their logs stay")
+    print(f"{counted(count, 'record')} removed; the logs stay")
     return 1 if left else 0
 
 
@@ -83,13 +84,14 @@ def gc(store: Store, dry_run: bool) -> None:
         if found and not dry_run and lease is None:
             continue  # another process began to run it
         for path, why, size in found:
-            print(f"{'would remove' if dry_run else 'removed'} {path} ({size} bytes): {why}")
+            print(f"{'would remove' if dry_run else 'removed'} {path} ({counted(size, 'byte')}): {why}")
             total, count = total + size, count + 1
             if not dry_run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # the claim removed dead leases
         if lease is not None:
             lease.release()
-    print(f"{count} files or folders, {total} bytes {'would be' if dry_run else 'were'} freed; no record was touched")
+    freed = f"{counted(count, 'path')}, {counted(total, 'byte')}"
+    print(f"{freed} {'would be' if dry_run else 'were'} freed; no record was touched")
 
 
 def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:

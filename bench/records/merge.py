@@ -14,6 +14,7 @@ from bench.planning.job import Job
 from bench.records.leases import claim
 from bench.records.record import Record, audit_findings
 from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, refuse_links
+from bench.terminal import counted
 
 NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
 
@@ -42,19 +43,20 @@ def merge(sources: list[Path], target: Path) -> int:
     for line in plan.problems:
         print(line)
     if plan.problems:
-        print(f"{len(plan.problems)} conflicts or damaged records; nothing was copied")
+        print(f"{counted(len(plan.problems), 'problem')}; nothing was copied")
         return 1
     store.prepare()
     busy = [key for key, source in plan.take.items() if not _copy(source, store, key)]
-    done = f"{len(plan.take) - len(busy)} records copied"
+    done = f"{counted(len(plan.take) - len(busy), 'record')} copied"
     filled = {(key, source.root): _fill(source, store, key) for key, source in plan.fill if key not in busy}
     busy += [key for (key, _), count in filled.items() if count is None]
     completed = {key for (key, _), count in filled.items() if count}
     if completed:
-        done += f", {len(completed)} equal ones completed by {sum(filter(None, filled.values()))} files"
+        files = counted(sum(filter(None, filled.values())), "file")
+        done += f", {counted(len(completed), 'equal one')} completed by {files}"
     for key in dict.fromkeys(busy):
         print(f"{key} is being done in {target}; left alone")
-    print(f"{done}, {plan.same} equal ones skipped, {plan.unfinished} unfinished jobs left out")
+    print(f"{done}, {counted(plan.same, 'equal one')} skipped, {counted(plan.unfinished, 'unfinished job')} left out")
     return 1 if busy else 0
 
 

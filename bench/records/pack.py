@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.atomic import write_atomic
 from bench.records.packs import JOB, NAMES, RECORD, SAMPLES, SUFFIX, Pack, write
 from bench.records.store import Store
+from bench.terminal import counted
 
 OTHER = "other"  # the pack of records that no other pack holds
 
@@ -30,7 +31,8 @@ def pack_records(store: Store, name: str, keys: Iterable[str] | None) -> str:
         raise LookupError(f"no job of {name} has a record in {store.root}; `bench run` makes them")
     write(path, jobs)
     missing = len(wanted) - len(jobs)
-    return f"{path}: {len(jobs)} records" + (f"; {missing} jobs have no record and are left out" if missing else "")
+    left_out = f"; {counted(missing, 'job')} without a record left out" if missing else ""
+    return f"{path}: {counted(len(jobs), 'record')}{left_out}"
 
 
 def unpack_records(store: Store, packs: list[Path] | None) -> str:
@@ -48,7 +50,8 @@ def unpack_records(store: Store, packs: list[Path] | None) -> str:
         for name in sorted(pack.members[key], key=lambda name: name == RECORD):
             data = pack.read(key, name) or b""
             write_atomic(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
-    return f"{len(sources) - left} jobs unpacked to {store.root}" + (f"; {left} have a folder already" if left else "")
+    there = f"; {counted(left, 'job')} had a folder already" if left else ""
+    return f"{counted(len(sources) - left, 'job')} unpacked to {store.root}{there}"
 
 
 def _published(store: Store, key: str) -> dict[str, bytes]:

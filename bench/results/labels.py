@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bench.planning.spec import TrainSpec
 from bench.records.store import Store
 from bench.results.grouping import flattened, grouped
+from bench.terminal import counted
 
 if TYPE_CHECKING:
     from bench.results.rows import Row
@@ -60,9 +61,9 @@ def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
         if below := lowest_single_attack(row):
             share, n, name = below
             lines.append(
-                f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on {n} images, the "
-                f"worst case {100 * row.accuracy.worst.mean:.1f} is over {row.accuracy.worst.n}; "
-                f"give all attacks as many (n in a spec, else --n {n})"
+                f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on "
+                f"{counted(n, 'image')}, the worst case {100 * row.accuracy.worst.mean:.1f} is over "
+                f"{row.accuracy.worst.n}; give all attacks as many (n in a spec, else --n {n})"
             )
     return lines
 

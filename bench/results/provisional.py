@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench.data import datasets
 from bench.soundness.catalog import CHECKS
+from bench.terminal import counted
 
 if TYPE_CHECKING:
     from bench.results.rows import Row
@@ -24,7 +25,7 @@ def why_provisional(row: Row, draws: dict[str, int]) -> tuple[str, ...]:
     needed = images_to_rank(row.dataset)
     reasons = [] if row.accuracy.worst.values else ["no worst case"]
     if row.accuracy.worst.values and row.accuracy.worst.n < needed:
-        reasons.append(f"worst case over {row.accuracy.worst.n} images, ranking needs {needed}")
+        reasons.append(f"worst case over {counted(row.accuracy.worst.n, 'image')}, ranking needs {needed}")
     if row.deploys != "deterministic":
         lacking = [name for name in PROTOCOL if not _has(row, name, draws)]
         reasons += [f"randomized protocol lacks {', '.join(lacking)}"] if lacking else []

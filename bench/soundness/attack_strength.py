@@ -18,6 +18,7 @@ from bench.core.threat import Threat
 from bench.soundness.audit import ATTACKS, BLOCK, LOSSES, Audit, Run, accuracy, scaled, whole_box
 from bench.soundness.catalog import BUDGET_FACTORS, DRAWS, LAST_STEPS, STILL_RISING
 from bench.soundness.checks import Check, Finding, NotMeasured
+from bench.terminal import counted
 
 ITERATIVE = ATTACKS[1:]
 EACH = 100  # draws between two updates of the images that are still correct
@@ -101,7 +102,7 @@ def silent_success(check: Check, audit: Audit) -> Iterator[Finding]:
             lost |= silent
             yield check.finding(float(silent.sum()), eps=eps, attack=name)
         count = float((lost & worst(audit, threat)).sum())
-        failure = f"{count:.0f} images were misclassified on the path, and at no returned point"
+        failure = f"{counted(count, 'image')} misclassified on the path, and at no returned point"
         yield check.finding(count, failure=failure, eps=eps)
 
 
@@ -120,7 +121,7 @@ def monotone(check: Check, audit: Audit) -> Iterator[Finding]:
         yield _rise(check, curves[-1], budgets, attack=f"pgd-{loss}")
     found = _rise(check, [torch.stack(rung).all(0) for rung in zip(*curves, strict=True)], budgets)
     if forgotten and found.level == "ok":
-        note = f"{forgotten} images misclassified at a smaller eps are correct when evaluated again"
+        note = f"{counted(forgotten, 'image')} misclassified at a smaller eps, correct when evaluated again"
         found = replace(found, level="F", note=note)
     yield found
 
@@ -158,7 +159,7 @@ def no_trace(check: Check, audit: Audit) -> Iterator[Finding]:
         attack = PGD(Threat(audit.threats[0].norm, Epsilon(0)), steps=10, rel_step_size=0.1)
         correct = audit.correct_on(audit.run("pgd at eps 0", attack).x_adv)
         if changed := int((correct != audit.clean).sum()):
-            notes.append(f"eps 0 changes {changed} predictions")
+            notes.append(f"eps 0 changes {counted(changed, 'prediction')}")
     notes += dict.fromkeys(audit.changes)
     more = f" and {len(notes) - 3} more" if len(notes) > 3 else ""
     yield check.finding(float(len(notes)), "; ".join(notes[:3]) + more)

@@ -22,6 +22,7 @@ from bench.core.rng import scope, seed
 from bench.core.threat import Threat
 from bench.soundness.audit import BLOCK, LOSSES, Audit, first_line
 from bench.soundness.checks import Check, Finding, NotMeasured
+from bench.terminal import counted
 
 INNER = 32  # random points in the ball that the head classifies as 0
 CLOSE = 0.9  # position of the threshold between the best random point (0) and the known one (1)
@@ -76,8 +77,8 @@ def finds_known_points(check: Check, audit: Audit) -> Iterator[Finding]:
             holds = head.fit(x, threat)
             hits, sure = hits + int((holds & _broken(audit, head, x, threat)).sum()), sure + int(holds.sum())
     if sure < min(limit, len(audit.x)) / 2:
-        raise NotMeasured(f"only {sure} images have a known point: the features hardly change in the ball")
-    yield check.finding(hits / sure, failure=f"{hits} of {sure} known points found", eps=str(threat.eps))
+        raise NotMeasured(f"only {counted(sure, 'image')} with a known point: the features hardly change in the ball")
+    yield check.finding(hits / sure, failure=f"{hits} of {counted(sure, 'known point')} found", eps=str(threat.eps))
 
 
 def _broken(audit: Audit, head: _Head, x: Tensor, threat: Threat) -> Tensor:

@@ -13,6 +13,7 @@ from bench.core.stats import wilson
 from bench.soundness.audit import BLOCK, Audit, accuracy, require_numbers
 from bench.soundness.catalog import BETTER_SCALE, HALF_GRAY_LEVEL, IN_BATCH, LOWER_THAN_CLAIMED, PASSES, SOFTMAX_SUM
 from bench.soundness.checks import Check, Finding
+from bench.terminal import counted
 
 ALONE = 4  # images that are also classified in a batch of one
 
@@ -84,7 +85,7 @@ def pixel_space(check: Check, audit: Audit) -> Iterator[Finding]:
     else:
         # an interval of 99.9 %: X on one row in a thousand by chance would be too many at 95 %
         lower = wilson(int(audit.clean.sum()), n, 3.29)[1] < audit.claimed - LOWER_THAN_CLAIMED
-        note = f"{measured:.1%} of {n} images correct, {audit.claimed:.1%} claimed"
+        note = f"{measured:.1%} of {counted(n, 'image')} correct, {audit.claimed:.1%} claimed"
         yield Finding(check.code, "X" if lower else "ok", audit.claimed - measured, LOWER_THAN_CLAIMED, note)
     for threat in audit.budgets:
         if threat.norm == "Linf" and threat.eps < half:

@@ -15,6 +15,7 @@ from bench.core.rng import scope, seed
 from bench.soundness.audit import BLOCK, Audit, accuracy, first_line, require_numbers
 from bench.soundness.catalog import MOVE_SIZE, MOVES
 from bench.soundness.checks import Check, Finding, NotMeasured
+from bench.terminal import counted
 
 DRAWS = 4  # of a stochastic model: its gradient counts as zero if that of each draw is
 
@@ -65,9 +66,9 @@ def finite(check: Check, audit: Audit) -> Iterator[Finding]:
     except NotMeasured:
         pass  # C5 reports a missing path; a failed attack is reported below
     attacks = [f"adversarial images ({name})" for name, text in audit.failed.items() if "NaN" in text]
-    found = [f"{what} of {count} images" for what, count in bad.items() if count] + attacks
+    found = [f"{what} of {counted(count, 'image')}" for what, count in bad.items() if count] + attacks
     passes = int(audit.not_finite)
-    found += [f"the largest logit in {passes} passes of an image in [0,1]"] if passes else []
+    found += [f"the largest logit in {counted(passes, 'pass')} of an image in [0,1]"] if passes else []
     yield check.finding(
         float(max(*bad.values(), len(attacks), passes)), "not finite: " * bool(found) + ", ".join(found)
     )

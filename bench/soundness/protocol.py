@@ -12,6 +12,7 @@ from bench.results.facts import draws_of
 from bench.results.provisional import images_to_rank
 from bench.soundness.checks import Check, Finding, NotApplicable, NotMeasured
 from bench.soundness.evidence import Attacked, Evidence
+from bench.terminal import counted
 
 CLOSED_FORM = "closed_form"  # it follows the gradient of the expectation itself
 _ATTACKS = re.compile(r"[a-z0-9_]+(, [a-z0-9_]+)*")
@@ -50,7 +51,7 @@ def enough_data(check: Check, e: Evidence) -> Iterator[Finding]:
         raise NotApplicable("no worst case")
     n = e.row.accuracy.worst.n
     enough = replace(check, limits={"I": images_to_rank(e.row.dataset)})
-    yield enough.finding(n, failure=f"quick: {n} images")
+    yield enough.finding(n, failure=f"quick: {counted(n, 'image')}")
 
 
 def several_seeds(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -69,7 +70,7 @@ def budget_floor(check: Check, e: Evidence) -> Iterator[Finding]:
         yield Finding(check.code, "ok", note=suites[0] if suites else "no image is robust")
         return
     most = max((_steps(a) for a in e.of_kind("gradients")), default=0.0)
-    yield check.finding(most, failure=f"at most {most:g} gradient steps an image, and no AutoAttack standard")
+    yield check.finding(most, failure=f"at most {counted(most, 'gradient step')} an image, and no AutoAttack standard")
 
 
 def _steps(attack: Attacked) -> float:

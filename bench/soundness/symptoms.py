@@ -12,6 +12,7 @@ from bench.core.stats import wilson
 from bench.soundness.catalog import WITHSTANDS_ONE_STEP
 from bench.soundness.checks import Check, Finding, NotApplicable, NotMeasured
 from bench.soundness.evidence import Attacked, Column, Evidence, on_shared, pairs, worst_of
+from bench.terminal import counted
 
 
 def iterative_beats_one_step(check: Check, e: Evidence) -> Iterator[Finding]:
@@ -101,7 +102,7 @@ def certificate_holds(check: Check, e: Evidence) -> Iterator[Finding]:
     if n == 0:
         raise NotMeasured("certificate and attack share no image")
     low, high = wilson(int(certified.correct.sum()), n)[0], wilson(int(attacked.correct.sum()), n)[1]
-    note = _percent(f"certified {{}}, attacked {{}} on {n} images", certified, attacked)
+    note = _percent(f"certified {{}}, attacked {{}} on {counted(n, 'image')}", certified, attacked)
     yield Finding(check.code, "X" if low > high else "ok", certified.share - attacked.share, high - low, note)
 
 

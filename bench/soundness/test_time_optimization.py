@@ -17,6 +17,7 @@ from bench.core.rng import scope, seed
 from bench.soundness.audit import Audit
 from bench.soundness.catalog import LAYER_RUNS
 from bench.soundness.checks import Check, Finding, Level
+from bench.terminal import counted
 
 IMAGES = 8
 # every reverse pass goes through the engine's entry, torch.func and Tensor.backward included; `make_dual` starts every
@@ -42,7 +43,7 @@ def no_test_time_optimization(check: Check, audit: Audit) -> Iterator[Finding]:
     ran = [count for count in runs.values() if count]
     typical, most = (statistics.median(ran), max(ran)) if ran else (0, 0)
     level: Level = "U" if typical > LAYER_RUNS else "F" if most > LAYER_RUNS else "ok"
-    note = f"layers run {typical:g} times in one prediction, the busiest {most} times"
+    note = f"layers run {counted(typical, 'time')} in one prediction, the busiest {counted(most, 'time')}"
     yield Finding(check.code, level, float(max(typical, most)), float(LAYER_RUNS), note)
 
 

@@ -23,6 +23,7 @@ from bench.soundness.evidence import Evidence, on_shared, pairs
 from bench.soundness.protocol import PROTOCOL
 from bench.soundness.stored_audits import StoredAudits
 from bench.soundness.symptoms import SYMPTOMS
+from bench.terminal import counted
 
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
 # measured at each budget; what an audit measures at one budget only (C9, C10, C19) holds for the model at all of them
@@ -164,8 +165,8 @@ def _of_images(e: Evidence) -> list[Finding]:
         return [CHECKS["C16"].not_checked(f"images not checked again: {', '.join(unknown)}")]
     if not found:
         return [CHECKS["C16"].not_checked("no images")]
-    again = f"images of {len(e.attacks) - absent} attacks checked again" if absent < len(e.attacks) else ""
-    past = f"{NOT_KEPT} of {absent} attacks, whose sizes were measured when they were made" if absent else ""
+    again = f"images of {counted(len(e.attacks) - absent, 'attack')} checked again" if absent < len(e.attacks) else ""
+    past = f"{NOT_KEPT} of {counted(absent, 'attack')}, whose sizes were measured when they were made" if absent else ""
     return [Finding("C16", "ok", 0.0, note="; ".join(filter(None, (again, past))))]
 
 

@@ -14,6 +14,7 @@ from bench.results.seed_values import SeedValues
 from bench.tables.pareto import describe_fronts, fronts
 from bench.tables.ranking import flags, unreliable
 from bench.tables.text import decimals, percent
+from bench.terminal import counted
 
 LONGEST_VENUE = 120
 
@@ -81,7 +82,7 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
 
 
 def _recipe(row: Row) -> str:
-    return row.recipe if row.recipe == IMPORTED else f"{row.recipe}, {row.epochs} epochs"
+    return row.recipe if row.recipe == IMPORTED else f"{row.recipe}, {counted(row.epochs, 'epoch')}"
 
 
 def paper(defense: str) -> str | None:

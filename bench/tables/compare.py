@@ -15,6 +15,7 @@ from bench.results.significance import Difference, Outcomes, difference, same_im
 from bench.results.worst_case import minima
 from bench.tables.selection import Pair, RowFilter, pairs
 from bench.tables.text import aligned, json_text, percent, printed
+from bench.terminal import counted
 
 COSTS = {
     "training work, F an image": "work_per_image_f",
@@ -167,7 +168,7 @@ def _text(store: Store, pair: Pair) -> str:
 
 def _about(row: Row, on: dict[str, bool]) -> str:
     why = f"; provisional: {'; '.join(row.provisional)}" if row.provisional else ""
-    trained = f"{row.model}, train eps {row.train_eps}, {row.epochs} epochs ({row.provenance.train_key})"
+    trained = f"{row.model}, train eps {row.train_eps}, {counted(row.epochs, 'epoch')} ({row.provenance.train_key})"
     lost = "".join(f"; {line.removeprefix(f'{row.method}: ')}" for line in collapses([row]))
     kinds = ", ".join(kind for kind, there in on.items() if there) or "none"
     return f"{row.method}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")

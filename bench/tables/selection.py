@@ -12,6 +12,7 @@ from bench.results.evaluations import evaluations
 from bench.results.rows import Row
 from bench.soundness.verdicts import judged_rows
 from bench.tables.pareto import fronts
+from bench.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _describe_side(side: Iterable[Row]) -> str:
     return _listed(
-        f"{row.provenance.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, {row.epochs} epochs)"
+        f"{row.provenance.train_key} ({row.method}, {row.model}, train eps {row.train_eps}, "
+        f"{counted(row.epochs, 'epoch')})"
         for row in side
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
@@ -11,14 +12,23 @@ from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables import measures
-from bench.tables.ranking import reasons, titles, verdict_text
+from bench.tables.ranking import UNRANKED, reasons, titles, verdict_text
 from bench.tables.text import decimals, percent
 
 MATRIX_RADII = (0.25, 0.5)
 
 
-def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]], list[str]]:
-    """The end-of-run table of these jobs, in their order: header, lines, notes. Percent with half a 95 % interval."""
+class Summary(NamedTuple):
+    """A table as text. `best`: the line and the column of each accuracy that no comparable line exceeds."""
+
+    header: list[str]
+    lines: list[list[str]]
+    notes: list[str]
+    best: frozenset[tuple[int, int]]
+
+
+def matrix(store: Store, keys: Iterable[str]) -> Summary:
+    """The end-of-run table of these jobs, in their order. Percent with half a 95 % interval."""
     store, asked = store.snapshot(), list(keys)
     known = evaluations(store, asked)
     place = {key: k for k, key in enumerate(asked)}
@@ -27,7 +37,8 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
     found = judged_rows(store, asked, split=None, known=known)
     found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
     attacks = [e.attack_label for e in readable if e.norm is not None and e.measures is None]
-    columns = _matrix_columns(found, list(dict.fromkeys(attacks)))
+    accuracies = _accuracies(found, list(dict.fromkeys(attacks)))
+    columns = _matrix_columns(found, accuracies)
     lines = [[show(row) for show in columns.values()] for row in found]
     held_out = any(e.split == "validation" for e in readable)
     notes = [
@@ -36,10 +47,36 @@ def matrix(store: Store, keys: Iterable[str]) -> tuple[list[str], list[list[str]
         *measures.notes(known),
         *(f"{e.key}: unreadable: {e.reason}" for e in known.unreadable),
     ]
-    return list(columns), lines, notes
+    best = {(line, list(columns).index(name)) for name, value in accuracies.items() for line in _best(found, value)}
+    return Summary(list(columns), lines, notes, frozenset(best))
 
 
-def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[[Row], str]]:
+def _accuracies(found: list[Row], attacks: list[str]) -> dict[str, Callable[[Row], SeedValues | None]]:
+    """The accuracies in the order of their columns."""
+    shown: dict[str, Callable[[Row], SeedValues | None]] = {"clean": lambda row: row.accuracy.clean}
+    shown["worst case"] = lambda row: row.accuracy.worst
+    for name in attacks:
+        shown[name] = lambda row, name=name: row.accuracy.attacks.get(name)  # type: ignore[misc]
+    for radius in MATRIX_RADII if any(row.accuracy.certified for row in found) else ():
+        shown[f"certified {radius:g}"] = lambda row, r=radius: row.accuracy.certified.get(r)  # type: ignore[misc]
+    return shown
+
+
+def _best(found: list[Row], value: Callable[[Row], SeedValues | None]) -> Iterator[int]:
+    """Places of the rows with the highest value among two or more under one budget; unsound rows do not compete."""
+    groups: dict[object, dict[int, str]] = {}
+    for place, row in enumerate(found):
+        cell = value(row)
+        if cell is not None and cell.values and row.verdict not in UNRANKED:
+            groups.setdefault((row.dataset, row.norm, row.eps), {})[place] = percent(cell.mean, 1)
+    for shown in groups.values():
+        highest = max(shown.values(), key=float)
+        yield from (place for place, text in shown.items() if text == highest and len(shown) > 1)
+
+
+def _matrix_columns(
+    found: list[Row], accuracies: dict[str, Callable[[Row], SeedValues | None]]
+) -> dict[str, Callable[[Row], str]]:
     columns: dict[str, Callable[[Row], str]] = {"defense": lambda row: row.method}
     for name in ("dataset", "model"):
         if len({getattr(row, name) for row in found}) > 1:
@@ -47,16 +84,19 @@ def _matrix_columns(found: list[Row], attacks: list[str]) -> dict[str, Callable[
     columns["eps"] = lambda row: f"{row.norm} {row.eps}" if row.norm else "–"
     if any(row.train_eps not in ("–", row.eps) for row in found):
         columns["train eps"] = lambda row: row.train_eps
-    columns["clean"] = lambda row: _short(row, row.accuracy.clean)
-    for name in attacks:
-        columns[name] = lambda row, name=name: _short(row, row.accuracy.attacks.get(name))  # type: ignore[misc]
-    columns["worst case"] = lambda row: _short(row, row.accuracy.worst) + ("†" if row.provisional else "")
-    columns["verdict"] = verdict_text
-    for radius in MATRIX_RADII if any(row.accuracy.certified for row in found) else ():
-        columns[f"certified {radius:g}"] = lambda row, r=radius: _certificate(row, r)  # type: ignore[misc]
+    for name, value in accuracies.items():
+        if name.startswith("certified"):
+            columns[name] = lambda row, value=value: _certificate(row, value(row))  # type: ignore[misc]
+        else:
+            columns[name] = lambda row, value=value: _short(row, value(row))  # type: ignore[misc]
+        if name == "worst case":  # what a reader looks for comes first
+            columns[name] = lambda row: _short(row, row.accuracy.worst) + ("†" if row.provisional else "")
+            columns["verdict"] = verdict_text
     if any(row.accuracy.certified for row in found):
         columns["ACR"] = lambda row: (
-            f"{row.accuracy.acr.mean:.3f}" if row.accuracy.acr.values else _certificate(row, MATRIX_RADII[0])
+            f"{row.accuracy.acr.mean:.3f}"
+            if row.accuracy.acr.values
+            else _certificate(row, row.accuracy.certified.get(MATRIX_RADII[0]))
         )
     seconds = {"train s": lambda row: decimals(row.cost.train_seconds, 1)}
     ratio = {"× standard": lambda row: decimals(row.cost.ratio, 2)}
@@ -103,8 +143,6 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     return [*notes, *optimistic_worst_cases(found), *titles(found), *reasons(found), *failures(found)]
 
 
-def _certificate(row: Row, radius: float) -> str:
+def _certificate(row: Row, cell: SeedValues | None) -> str:
     """Only smoothed models can certify; elsewhere there is nothing to run."""
-    return (
-        _short(row, row.accuracy.certified.get(radius)) if row.accuracy.certified or row.deploys == "smoothed" else "–"
-    )
+    return _short(row, cell) if row.accuracy.certified or row.deploys == "smoothed" else "–"

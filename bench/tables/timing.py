@@ -13,6 +13,7 @@ from bench.results.grouping import grouped
 from bench.results.rows import Row
 from bench.tables.ranking import UNRANKED
 from bench.tables.text import aligned, decimals, json_text, printed
+from bench.terminal import counted
 
 SHARED = "‡"
 
@@ -159,7 +160,7 @@ def show(rows: list[Row], as_json: bool) -> str:
 
 
 def _training_title(t: Training) -> str:
-    return f"{t.dataset}, {t.model}, {t.images} training images, {t.device}"
+    return f"{t.dataset}, {t.model}, {counted(t.images, 'training image')}, {t.device}"
 
 
 _TRAINING: dict[str, Callable[[Training], str]] = {

@@ -52,8 +52,7 @@ def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Ch
         stop_signals.defer()
         for epoch in range(run.epochs_done, run.recipe.epochs):
             for batch in run.batches(epoch):
-                if run.progress.step % 50 == 0:
-                    report(run.position())
+                report(run.position())
                 _step(run, batch)
                 run.checkpoint()
             loss = _end_epoch(run, epoch)

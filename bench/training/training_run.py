@@ -16,6 +16,7 @@ from bench.core.rng import scope, seed
 from bench.data.images import Data, batches, to_channels_last, to_float
 from bench.planning.job import TrainJob
 from bench.records.training_log import TOTAL
+from bench.terminal import counted
 from bench.training import stop_signals
 from bench.training.averaging import Average, recalibrate
 from bench.training.best_epoch import BestEpoch
@@ -83,10 +84,11 @@ class TrainingRun:
         return self.epochs_done + 1 == self.recipe.epochs and self.progress.step + 1 == self.steps_per_epoch
 
     def position(self) -> dict[str, float]:
-        """Number of the current epoch, from 1, number of epochs, and the fraction of the training that is done."""
+        """The current epoch and step, the numbers of epochs and of steps in one, and the share that is done."""
         epochs, done = self.recipe.epochs, self.epochs_done
         share = (done + self.progress.step / self.steps_per_epoch) / epochs
-        return {"epoch": min(done + 1, epochs), "epochs": epochs, "share": share}
+        steps = {"step": self.progress.step, "steps": self.steps_per_epoch}
+        return {"epoch": min(done + 1, epochs), "epochs": epochs, **steps, "share": share}
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The remaining batches of an epoch."""
@@ -204,4 +206,4 @@ class TrainingRun:
 
     def _print(self, verb: str) -> None:
         steps = self.epochs_done * self.steps_per_epoch + self.progress.step
-        print(f"{verb} after {steps} steps, {self.epochs_done} epochs over", flush=True)
+        print(f"{verb} after {counted(steps, 'step')}, {counted(self.epochs_done, 'epoch')} over", flush=True)

@@ -71,7 +71,7 @@ def test_the_same_command_again_does_nothing(finished: Path, bench: Bench, plugi
     assert "plain" in again.out  # the table stands there again
     assert written(finished) == before
     more = bench(*tiny(*plugins, attack="wobble,clean,fgsm"))
-    assert "1 jobs run, 3 already done" in more.out
+    assert "1 job run, 3 already done" in more.out
     assert {key: written(finished)[key] for key in before} == before
 
 
@@ -95,12 +95,12 @@ def test_a_killed_worker_costs_one_job_and_a_rerun_repairs_it(bench: Bench, plug
     Path("fragile.todo").write_text("kill")
     outcome = bench(*tiny(*plugins, defense="fragile,plain"))
     assert outcome.code == 1
-    assert "3 jobs failed or were blocked; see `bench status --results-dir results`" in outcome.err
+    assert "3 jobs failed or blocked; see `bench status --results-dir results`" in outcome.err
     assert states(RESULTS) == {"fragile": "error", "plain": "done", "plain/clean": "done", "plain/wobble": "done"}
     assert error_of(RESULTS, "fragile") == JobError("WorkerDied", "the worker died (SIGKILL) without a record")
     status = bench("status", "--results-dir", RESULTS)
     assert status.out.startswith("6 jobs in results: 3 done, 1 error, 2 waiting\n")
-    assert "\nerror     train fragile seed 0 (" in status.out
+    assert "\nerror     training fragile seed 0 (" in status.out
     before = written(RESULTS)
     Path("fragile.todo").unlink()
     again = bench(*tiny(*plugins, defense="fragile,plain"))
@@ -132,7 +132,7 @@ def test_an_attack_that_raises_costs_no_training(bench: Bench, plugins: list[obj
     Path("wobble.todo").unlink()
     again = bench(*tiny(*plugins))
     assert again.code == 0
-    assert "1 jobs run, 2 already done" in again.out
+    assert "1 job run, 2 already done" in again.out
     assert sum(before[key] == stat for key, stat in written(RESULTS).items()) == 2
     assert states(RESULTS)["plain/wobble"] == "done"
 
@@ -183,10 +183,10 @@ def test_damaged_records_are_made_again(finished: Path, bench: Bench, plugins: l
     key = next(key for key, job in Store(finished).jobs().items() if job.kind == "evaluate")
     (finished / key / "record.json").write_text("{")
     (finished / train_key(finished) / "job.json").write_text("{")
-    assert "1 folders have no readable job.json" in bench("status", "--results-dir", finished).out
+    assert "1 folder without a readable job.json" in bench("status", "--results-dir", finished).out
     outcome = bench(*tiny(*plugins))
     assert outcome.code == 0, outcome.err
-    assert "1 jobs run, 2 already done" in outcome.out
+    assert "1 job run, 2 already done" in outcome.out
     assert outcomes(finished) == expected
 
 
@@ -240,7 +240,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(finished: Path, bench: 
     before = sorted(Path().rglob("*"))
     outcome = bench(*tiny(*plugins, "--dry-run", attack="clean,wobble,fgsm"))
     assert outcome.code == 0
-    assert "jobs      4: 1 trainings, 3 evaluations; 3 done, 1 to do" in outcome.out
+    assert "jobs      4: 1 training, 3 evaluations; 3 done, 1 to do" in outcome.out
     assert "estimated from the cost model" in outcome.out  # fgsm declares its cost; no record has it
     other = bench(*tiny(*plugins, "--dry-run", "--seeds", "1"))
     assert "3 to do" in other.out

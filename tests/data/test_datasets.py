@@ -256,7 +256,7 @@ def test_the_content_is_read_again_only_after_a_change(tmp_path, monkeypatch):
         (lambda p: None, FileNotFoundError, "no image folder"),
         (lambda p: image_folder(p, parts=("train",)), FileNotFoundError, "no folder .*test; expected"),
         (lambda p: image_folder(p, parts=("test",)), FileNotFoundError, "no folder .*train; expected"),
-        (lambda p: image_folder(p, classes=("cat",)), ValueError, "1 class folders; expected at least 2"),
+        (lambda p: image_folder(p, classes=("cat",)), ValueError, "1 class folder; expected at least 2"),
         (lambda p: (image_folder(p) / "test" / "owl").mkdir(), ValueError, r"differ in classes \(owl\)"),
         (lambda p: (image_folder(p) / "test" / "dog" / "1.png").unlink(), ValueError, "no images in .*dog"),
     ],

@@ -178,7 +178,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, str, str]] = {
         lambda: Around(trained(), lambda x: x - x.mean(0) + nets.digits()[0].mean(0)),
         "batch",
         "FAIL",
-        "labels change",
+        "changed label",
         "images must be classified independently",
     ),
     "not finite": (

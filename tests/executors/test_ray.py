@@ -100,7 +100,7 @@ def test_a_job_that_somebody_does_by_hand_is_left_to_him(tmp_path: Path) -> None
             if process is not None:
                 process.kill()
     assert driver.returncode == 0, out
-    assert "1 jobs run, 1 already done" in out
+    assert "1 job run, 1 already done" in out
     assert (store.folder(key) / "log.txt").read_text().count(f"train {key}") == 2  # the one that raised, and by hand
 
 

@@ -120,7 +120,7 @@ def test_what_was_submitted_and_left_is_followed_and_not_submitted_twice(
     before = set(tasks())
     left = bench(*words, "--detach")
     assert left.code == 0
-    assert "2 jobs are in Slurm's queue" in left.err
+    assert "2 jobs in Slurm's queue" in left.err
     submitted = set(tasks()) - before
     assert len(submitted) == 2
     (tmp_path / "fragile.todo").unlink()

@@ -139,6 +139,6 @@ def test_a_job_that_somebody_does_by_hand_is_left_to_him(bench: Bench, tmp_path:
         worker.kill()
         driver.kill()
     assert driver.returncode == 0, out + err
-    assert "1 jobs run, 1 already done" in out
+    assert "1 job run, 1 already done" in out
     assert states(store.root) == {"fragile": "done", "fragile/clean": "done"}
     assert set(begun(store.root).values()) == {1}

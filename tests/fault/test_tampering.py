@@ -60,7 +60,7 @@ def test_s12_every_tampered_value_is_found(bench: Bench, tmp_path: Path) -> None
     verify = ("verify", "--full")
     outcome = verified(bench, plugins, *verify)
     assert outcome.code == 0, outcome.out
-    assert "1 of 1 evaluations with images and weights scored again" in outcome.out
+    assert "1 of 1 evaluation with images and weights scored again" in outcome.out
     for number in range(TAMPERED):
         what = tamper(store, key, number, draw)
         outcome = verified(bench, plugins, *verify)
@@ -84,7 +84,7 @@ def test_what_is_not_in_this_copy_is_said_and_no_failure(bench: Bench, tmp_path:
     outcome = verified(bench, plugins, "verify")
     assert outcome.code == 0
     assert f"1 x {IMAGES} not in this copy: not checked" in outcome.out
-    assert "no images scored again: 0 evaluations" in outcome.out
+    assert "no images scored again of 0 evaluations" in outcome.out
 
 
 def test_code_that_is_not_here_is_said_and_no_change(
@@ -93,7 +93,7 @@ def test_code_that_is_not_here_is_said_and_no_change(
     plugins = write_plugins(tmp_path)
     assert bench(*tiny(*plugins, "--executor", "debug", attack="wobble")).code == 0
     (key,) = (job.key for job in Store(RESULTS).jobs().values() if job.kind == "evaluate")
-    summary = "1 of 1 evaluations with images and weights scored again"
+    summary = "1 of 1 evaluation with images and weights scored again"
     for name, kind in (("wobble", "attack"), ("plain", "defense")):
         place = plugins.index(tmp_path / f"{name}.py")
         outcome = verified(bench, plugins[: place - 1] + plugins[place + 1 :], "verify", "--full")

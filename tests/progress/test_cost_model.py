@@ -144,8 +144,8 @@ def test_records_are_used_before_the_cost_model_and_both_are_named(cached: Path,
     jobs = jobs_of(defense=["pgd_at", "standard"], attack=["clean"])
     estimator = Estimator(store, None, CostModel(ROOT, Slot("cpu")))
     estimator.know(jobs)
-    line = time(jobs, store, estimator, 1)[0]
-    assert line.endswith(" on 1 slots, estimated from 1 past record and the cost model (3 jobs)")
+    line = time(jobs, store, estimator, 1)[0][0]
+    assert line.endswith(" on 1 slot, estimated from 1 past record and the cost model (3 jobs)")
     assert estimator.seconds(jobs[0]) == pytest.approx(100.0)
 
 
@@ -159,10 +159,11 @@ def test_status_and_the_live_view_give_the_same_estimate(cached: Path, tmp_path:
         store.add(job)
     assert claim(store, jobs[0].key) is not None
     write_json(store.folder(jobs[0].key) / "progress.json", {"share": 0.0, "device": "cpu"})
-    view = View(Console(), store, jobs, "quiet", 1, "cpu", CostModel(ROOT, Slot("cpu")))
+    view = View(Console(), store, jobs, "quiet", 1, "cpu")
+    view.estimate(CostModel(ROOT, Slot("cpu")))
     found = survey(store, store.jobs(), store.jobs(), ROOT)
     assert found["jobs_of_unknown_length"] == 0
-    assert found["time_left"].replace(" on 1 slots", "") == view._left()
+    assert found["time_left"].replace(" on 1 slot", "") == view._left()
     assert "estimated from the cost model" in view._left()
 
 

@@ -19,7 +19,8 @@ from bench.planning.job import Job, TrainJob
 from bench.progress import live
 from bench.progress.forecast import time as forecast
 from bench.progress.live import View
-from bench.progress.remaining import TimeLeft, left, saved_seconds, together
+from bench.progress.remaining import TimeLeft, left, together
+from bench.progress.saved import kept, saved_seconds
 from bench.progress.status import survey
 from bench.records.leases import claim
 from bench.records.record import EvaluationMetrics, Provenance, Record, Time, TrainMetrics
@@ -61,10 +62,19 @@ def test_the_speed_of_this_attempt_leaves_out_earlier_attempts(store: Store) -> 
     assert left(store, NEW, Estimator(store)).seconds == pytest.approx(99, abs=1)  # too early: as others did
 
 
-def test_a_job_longer_than_its_estimate_has_an_unknown_time_left(store: Store) -> None:
-    says(store, NEW, share=0.01, began=time.time() - 500)
-    assert left(store, NEW, Estimator(store)).seconds is None
-    assert together(store, [NEW], Estimator(store), 2) == TimeLeft(0.0, 0.0, 0.0, 0, 0, 1)
+def test_a_job_longer_than_its_estimate_is_never_about_to_end(store: Store) -> None:
+    estimator = Estimator(store)
+    says(store, NEW, share=0.02, began=time.time() - 500)  # 100 s were expected
+    assert left(store, NEW, estimator).seconds == pytest.approx(500 * 49, rel=0.01)
+    says(store, NEW, share=0.0, began=time.time() - 500)  # nothing reported: as long again
+    assert left(store, NEW, estimator).seconds == pytest.approx(500, abs=1)
+    store.add(OF_OLD)
+    now = time.time()  # half of its stages took 8 s, and it has not reported for half an hour
+    says(store, OF_OLD, share=0.5, began=now - 1808, now=now - 1800)
+    assert left(store, OF_OLD, estimator).seconds == pytest.approx(1808, abs=1)
+    says(store, OF_OLD, share=0.0, began=now - 9)  # neither an estimate nor a report
+    assert together(store, [OF_OLD], estimator, 2) == TimeLeft(0.0, 0.0, 0.0, 0, 0, 1)
+    assert together(store, [OF_OLD], estimator, 2).describe() == "1 job of unknown length"
 
 
 def test_the_share_of_an_attack_is_trusted_only_without_a_record(store: Store) -> None:
@@ -109,7 +119,7 @@ def test_the_view_uses_records_of_its_device(store: Store) -> None:
     told = [View(Console(), store, [asked], "quiet", 1, device)._left() for device in ("cpu", "cuda")]
     assert told == [
         "about 10 min 00 s (8 min 00 s to 12 min 30 s), estimated from 1 past record",
-        "about 1 s (1 s to 1 s), estimated from 1 past record",
+        "about 1 s, estimated from 1 past record",
     ]
 
 
@@ -138,9 +148,9 @@ def test_a_run_uses_records_of_its_device(bench: Bench, tmp_path: Path, monkeypa
     on_gpu = replace(trained, seed=7)
     record(results, on_gpu, device="GPU y", train_seconds=1e7)
     record(results, replace(judged, needs=(on_gpu.key,)), device="GPU y", attack_seconds=1e7)
-    monkeypatch.setattr(live, "LINE_EVERY", 0.0)  # plain lines at every tick
+    monkeypatch.setattr(live, "LINE_EVERY", (0.0, 0.0))  # plain lines at every tick
     shown = bench(*tiny(*plugins, "--seeds", "1", attack="clean")).out
-    lines = [line for line in shown.splitlines() if line.startswith("  time left: about ")]
+    lines = [line for line in shown.splitlines() if "] time left about " in line]
     assert lines
     assert not [line for line in lines if " h " in line]
 
@@ -152,29 +162,30 @@ def test_the_time_in_checkpoints_is_subtracted(store: Store) -> None:
     from bench.training.resume import Checkpointer as KeptTraining
 
     KeptTraining(store.folder(NEW.key) / PLACE, lambda: "this").write({"loop": {}, "now": 62.5, "lines": []})
-    assert saved_seconds(store.folder(NEW.key)) == 62.5
+    assert saved_seconds(store, NEW) == 62.5
     assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
     store.add(OF_OLD)
     blocks = KeptBlocks(store.folder(OF_OLD.key) / "blocks", "this")
     for number, seconds in enumerate((1.5, 2.25)):
         blocks.write(f"block-{number:06d}", {"correct": torch.zeros(3)}, seconds)
-    assert saved_seconds(store.folder(OF_OLD.key)) == 3.75
+    assert saved_seconds(store, OF_OLD) == 3.75
     (store.folder(OF_OLD.key) / "blocks" / "block-000000.safetensors").write_bytes(b"\xff" * 40)
-    assert saved_seconds(store.folder(OF_OLD.key)) == 2.25
-    lines = forecast([NEW], store, Estimator(store), 2)
+    assert saved_seconds(store, OF_OLD) == 2.25
+    assert kept(store, NEW) == "nothing kept"
+    lines = forecast([NEW], store, Estimator(store), 2)[0]
     assert lines == [
         "time      about 38 s (30 s to 47 s) on 2 slots, estimated from 1 past record",
-        "saved     1 jobs resume from checkpoints, which saves 1 min 02 s (not counted above)",
+        "saved     1 min 02 s (not counted above) in the checkpoints of 1 job",
     ]
 
 
 def test_the_plan_shows_the_running_jobs(store: Store) -> None:
     says(store, NEW, share=0.5, began=time.time() - 50)
-    lines = forecast([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)
+    lines = forecast([NEW, evaluate(NEW, attack="unheard")], store, Estimator(store), 2)[0]
     assert lines == [
-        "time      about 50 s (40 s to 1 min 02 s) on 2 slots, estimated from 1 past record; plus 1 jobs with "
+        "time      about 50 s (40 s to 1 min 02 s) on 2 slots, estimated from 1 past record; plus 1 job with "
         "neither a past record nor a declared cost",
-        "running   1 of these jobs are running now",
+        "running   1 of these jobs now",
     ]
 
 
@@ -189,9 +200,9 @@ def test_a_stopped_job_is_not_running_and_its_checkpoints_count(store: Store) ->
     assert left(store, NEW, Estimator(store)).running
     lease.release()  # as a stop does; what the worker said a moment ago stays
     assert left(store, NEW, Estimator(store)) == (37.5, 62.5, False)
-    spared = "saved     1 jobs resume from checkpoints, which saves 1 min 02 s (not counted above)"
-    assert forecast([NEW], store, Estimator(store), 1) == [
-        "time      about 38 s (30 s to 47 s) on 1 slots, estimated from 1 past record",
+    spared = "saved     1 min 02 s (not counted above) in the checkpoints of 1 job"
+    assert forecast([NEW], store, Estimator(store), 1)[0] == [
+        "time      about 38 s (30 s to 47 s) on 1 slot, estimated from 1 past record",
         spared,
     ]
 
@@ -246,8 +257,8 @@ def test_the_range_is_that_of_the_records(store: Store) -> None:
     found = estimator.estimate(train(7, 50))
     assert found is not None
     assert (found.low, found.high, found.records) == pytest.approx((50.0 / WIDER, 70.0 * WIDER, 3))
-    expected = "about 1 min 02 s (40 s to 1 min 28 s) on 1 slots, estimated from 3 past records"
-    assert forecast([train(7, 50)], store, estimator, 1) == [f"time      {expected}"]
+    expected = "about 1 min 02 s (40 s to 1 min 28 s) on 1 slot, estimated from 3 past records"
+    assert forecast([train(7, 50)], store, estimator, 1)[0] == [f"time      {expected}"]
 
 
 def test_progress_holds_the_seconds_of_earlier_attempts(tmp_path: Path) -> None:
@@ -349,4 +360,4 @@ def test_the_plan_of_a_half_finished_run_counts_the_remaining_jobs(bench: Bench,
     assert bench(*tiny(*plugins)).code == 1
     shown = bench(*tiny(*plugins, "--dry-run")).out
     assert "2 done, 1 to do" in shown
-    assert "time      unknown: 1 jobs with neither a past record nor a declared cost" in shown
+    assert "time      unknown: 1 job with neither a past record nor a declared cost" in shown

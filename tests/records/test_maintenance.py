@@ -62,11 +62,9 @@ def test_status_says_what_runs_and_what_failed(store: Store, bench: Bench) -> No
     assert "\n  evaluate  1 diverged, 3 done, 1 running, 1 waiting\n" in out
     assert f"running   clean on guard (train_eps=0.1) seed 0 ({CLEAN.key}) 25%, about 5 min " in out
     # the one that waits is the only other one of its kind
-    assert re.search(
-        r"\ntime left about 5 min \d\d s \(.*\) \+ 1 jobs of unknown length on 1 slots, estimated from", out
-    )
+    assert re.search(r"\ntime left about 5 min \d\d s \+ 1 job of unknown length on 1 slot, estimated from", out)
     assert f"diverged  steep Linf 0.1 on guard (train_eps=0.1) seed 0 ({STEEP.key}): RuntimeError: no luck" in out
-    assert "1 damaged files set aside in results/quarantine/" in out
+    assert "1 damaged file set aside in results/quarantine/" in out
     says = json.loads(bench("status", "--json").out)
     assert says["kinds"]["evaluate"] == {"diverged": 1, "done": 3, "running": 1, "waiting": 1}
     assert [one["key"] for one in says["running"]] == [CLEAN.key]
@@ -118,13 +116,13 @@ def test_retry_lets_the_same_run_do_failed_jobs_again(store: Store, bench: Bench
     assert run(RESULTS, JOBS)["ok"] == 1  # the error, and not what diverged
     outcome = bench("retry", STEEP.key[:6])
     assert outcome.code == 0
-    assert f"{STEEP.key} was diverged; the same `bench run` does it again\n1 records removed" in outcome.out
+    assert f"{STEEP.key} was diverged; the same `bench run` does it again\n1 record removed" in outcome.out
     assert run(RESULTS, JOBS)["ok"] == 1
     for job in (STEEP, CLEAN):
         record = store.record(job.key)
         assert record is not None
         assert (record.state, record.failures) == ("done", 1)
-    assert "2 records come from a job that had failed before" in bench("status").out
+    assert "2 records of jobs that had failed before" in bench("status").out
 
 
 def test_retry_of_all_that_failed_leaves_the_rest(store: Store, bench: Bench) -> None:
@@ -164,7 +162,7 @@ def test_merge_brings_machines_together(store: Store, halves: list[Path], bench:
     (halves[1] / "0123456789ab").mkdir()
     outcome = bench("merge", *halves, "--results-dir", "all")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out == "8 records copied, 2 equal ones skipped, 1 unfinished jobs left out\n"
+    assert outcome.out == "8 records copied, 2 equal ones skipped, 1 unfinished job left out\n"
     whole = {name: content for name, content in contents(RESULTS).items() if name != f"{STEEP.key}/{IMAGES}"}
     assert contents(Path("all")) == whole
     assert "0 records copied, 10 equal ones skipped" in bench("merge", *halves, "--results-dir", "all").out
@@ -199,7 +197,7 @@ def test_merge_completes_what_another_source_brought(store: Store, halves: list[
     weights = "weights-last.safetensors"
     (halves[0] / train.key / weights).unlink()
     outcome = bench("merge", *halves, "--results-dir", "all")
-    assert "8 records copied, 1 equal ones completed by 1 files, 1 equal ones skipped, " in outcome.out
+    assert "8 records copied, 1 equal one completed by 1 file, 1 equal one skipped, " in outcome.out
     assert contents(Path("all")) == contents(RESULTS)
 
 
@@ -302,9 +300,9 @@ def test_gc_removes_what_nobody_reads_and_no_record(store: Store, bench: Bench) 
     before = contents(RESULTS)
     dry = bench("gc", "--dry-run")
     assert contents(RESULTS) == before
-    assert "4 files or folders, 9 bytes would be freed" in dry.out
+    assert "4 paths, 9 bytes would be freed" in dry.out
     outcome = bench("gc")
-    assert "4 files or folders, 9 bytes were freed; no record was touched" in outcome.out
+    assert "4 paths, 9 bytes were freed; no record was touched" in outcome.out
     gone = {f"{CLEAN.key}/weights-best.safetensors", f"{CLEAN.key}/.record.json.abcd", f"{CLEAN.key}/lease-000003.json"}
     assert set(before) - set(contents(RESULTS)) == gone
     assert not (folder / "blocks").exists()
@@ -319,11 +317,11 @@ def test_gc_leaves_a_job_alone_that_runs_or_has_to(store: Store, bench: Bench) -
     folder = RESULTS / CLEAN.key
     (folder / "blocks").mkdir()
     lease = claim(store, CLEAN.key)
-    assert "0 files or folders" in bench("gc").out
+    assert "0 paths" in bench("gc").out
     assert lease is not None
     lease.release()
     fail(store, CLEAN)  # an error is tried again and goes on from its blocks
-    assert "0 files or folders" in bench("gc").out
+    assert "0 paths" in bench("gc").out
     assert (folder / "blocks").exists()
 
 

@@ -177,7 +177,7 @@ def test_doctor_detects_a_clobbered_robustbench(site: Path) -> None:
     install(site, "torchattacks", "3.5.1", STALE)
     ((state, text),) = installed.robustbench()
     assert state == "FAIL"
-    assert "robustbench 1.1.1 was overwritten by torchattacks (2 files differ)" in text
+    assert "robustbench 1.1.1 was overwritten by torchattacks (2 differing files)" in text
 
 
 def test_doctor_detects_one_that_an_uninstall_has_gutted(site: Path) -> None:
@@ -185,7 +185,7 @@ def test_doctor_detects_one_that_an_uninstall_has_gutted(site: Path) -> None:
     install(site, "torchattacks", "3.5.1", STALE)
     (site / "robustbench" / "__init__.py").write_text(TRUE["robustbench/__init__.py"])
     (site / "robustbench" / "utils.py").unlink()
-    assert "(1 files differ)" in installed.robustbench()[0][1]
+    assert "(1 differing file)" in installed.robustbench()[0][1]
 
 
 def test_doctor_tells_the_other_order_and_the_copy_alone(site: Path) -> None:

@@ -19,8 +19,8 @@ from harness import Bench
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from bench.commands.output import show_table
 from bench.planning.job import Job
-from bench.progress import live
 from bench.records.record import JobError, Provenance, Record
 from bench.records.store import Store
 from bench.report.page import write_report
@@ -341,7 +341,7 @@ def test_timing_and_the_final_table_show_each_string(outputs: Outputs, bench: Be
     safe_stream(outcome.out)
     drawn = Console(file=io.StringIO(), width=4000, emoji=False)
     keys = list(frame(outputs.store)["key"])
-    live.plain(matrix(outputs.store, keys), drawn.print, drawn.width)
+    show_table(matrix(outputs.store, keys), drawn)
     assert isinstance(drawn.file, io.StringIO)
     table = drawn.file.getvalue()
     safe_stream(table)

@@ -622,7 +622,7 @@ def test_an_invalid_row_shows_no_number_in_any_table(store: Store, tmp_path: Pat
         entries = list(csv.DictReader(file))
     assert {(e["state"], e["accuracy"]) for e in entries if e["defense"] == "pgd_at"} == {("invalid", "")}
     assert {e["state"] for e in entries if e["defense"] == "trades"} == {"done"}
-    header_, lines, notes = matrix(store, store.keys())
+    header_, lines, notes, _ = matrix(store, store.keys())
     (short,) = [line for line in lines if line[0] == "pgd_at"]
     assert short[header_.index("worst case")] == short[header_.index("clean")] == "invalid"
     assert short[header_.index("verdict")] == "INVALID (C3)"
@@ -681,9 +681,9 @@ def test_the_matrix_uses_the_audits_among_its_jobs_only(store: Store) -> None:
     train = trained(store, "pgd_at")
     keys = [evaluated(store, train, "clean", right(0.9)), *attacked(store, train)]
     audits = [audited(store, train), audited(store, train, evaluations=tuple(keys[1:]))]
-    header, (line,), _ = matrix(store, keys)
+    header, (line,), _, _ = matrix(store, keys)
     assert line[header.index("verdict")] == "NOT CHECKED"
-    header, (line,), _ = matrix(store, [*keys, *audits])
+    header, (line,), _, _ = matrix(store, [*keys, *audits])
     assert line[header.index("verdict")] == "OK"
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from bench.results.worst_case import minima
 from bench.tables.columns import paper
 from bench.tables.leaderboard import markdown, write_leaderboard
 from bench.tables.markdown import BEGIN, END, escape
-from bench.tables.summary import matrix
+from bench.tables.summary import _best, matrix
 
 GOLDEN = TESTS / "golden" / "leaderboard.md"
 # attacks without a file, so that no edit of a plug-in changes these tables: `steep` and `onestep`
@@ -245,7 +246,7 @@ def test_a_cell_without_a_number_says_so_and_is_never_zero_or_robust(store: Stor
     assert f"| {state} |" in markdown(store)
     reasons = {"error": "out of memory", "diverged": "out of memory", "unsupported": "needs gradients"}
     assert reasons.get(state, "missing") in markdown(store)
-    header, (line,), notes = matrix(store, list(table["key"]))
+    header, (line,), notes, _ = matrix(store, list(table["key"]))
     assert line[header.index("steep (steps=40)")] == state
     assert state == "missing" or f"guard, seed 0, steep (steps=40): {state}: " in " ".join(notes)
 
@@ -548,8 +549,8 @@ def test_matrix_has_a_line_for_each_defense_and_eps(store: Store) -> None:
         keys += [train.key, evaluated(store, train, "clean", [1] * 80 + [0] * 20)]
         for eps in ("0.1", "0.2"):
             keys.append(evaluated(store, train, "steep", [1] * 50 + [0] * 50, STEPS, eps=eps))
-    header, lines, notes = matrix(store, keys)
-    assert header == ["defense", "eps", "clean", "steep (steps=40)", "worst case", "verdict", "train s", "× standard"]
+    header, lines, notes, best = matrix(store, keys)
+    assert header == ["defense", "eps", "clean", "worst case", "verdict", "steep (steps=40)", "train s", "× standard"]
     low, high = wilson(80, 100)
     clean = f"80.0 ±{50 * (high - low):.1f}"
     assert clean == "80.0 ±7.8"
@@ -557,9 +558,22 @@ def test_matrix_has_a_line_for_each_defense_and_eps(store: Store) -> None:
         ["standard", "Linf 0.1", clean], ["standard", "Linf 0.2", clean],
         ["guard", "Linf 0.1", clean], ["guard", "Linf 0.2", clean],
     ]  # fmt: skip
-    assert all(line[-2:] == ["5.0", "1.00"] and line[4].endswith("†") for line in lines)
+    assert all(line[-2:] == ["5.0", "1.00"] and line[3].endswith("†") for line in lines)
+    assert best == {(line, k) for line in range(4) for k in (2, 3, 5)}  # all tie
     assert notes[0] == "percent ± half a 95 % interval; images: clean 100, steep (steps=40) 100, worst case 100"
     assert notes[1] == "† worst case over 100 images, ranking needs 1000 (all)"
+
+
+def test_the_best_value_under_each_budget_is_marked_and_an_unsound_row_has_none(store: Store) -> None:
+    for name, correct in (("standard", 40), ("guard", 60), ("mask", 80)):
+        train = trained(store, name)
+        evaluated(store, train, "clean", [1] * 90 + [0] * 10)
+        evaluated(store, train, "steep", [1] * correct + [0] * (100 - correct), STEPS)
+    rows = {row.defense: row for row in all_rows(store)}
+    found = [rows["standard"], rows["guard"], replace(rows["mask"], verdict="UNSOUND")]
+    assert list(_best(found, lambda row: row.accuracy.worst)) == [1]
+    assert list(_best(found, lambda row: row.accuracy.clean)) == [0, 1]  # a tie
+    assert list(_best(found[1:], lambda row: row.accuracy.worst)) == []  # no other row to compare with
 
 
 def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
@@ -568,7 +582,8 @@ def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
         train = trained(store, seed=seed, deploys="smoothed")
         keys.append(evaluated(store, train, "certify", [1, 1, 0, 0], columns={"radius": np.array([0.3, 0.6, 1, 1])}))
         keys.append(evaluated(store, train, "steep", [1, 1, 1, 0], state="done" if seed else "missing", n=4))
-    header, ((*_, worst, _, quarter, half, acr, _, _),), notes = matrix(store, keys)
+    header, ((_, _, _, worst, *_, quarter, half, acr, _, _),), notes, best = matrix(store, keys)
+    assert best == frozenset()  # nothing to compare with
     assert header[-5:-2] == ["certified 0.25", "certified 0.5", "ACR"]
     assert acr == "0.225"  # (0.3 + 0.6 + 0 + 0) / 4: a wrong image's radius is worth nothing
     assert any(note.startswith("ACR: average certified L2 radius in pixel units") for note in notes)
@@ -731,7 +746,7 @@ def test_a_minimal_norm_attack_shows_its_median_distance(store: Store) -> None:
     assert by[("torchattacks", 0)] == pytest.approx(0.3)
     assert by[("torchattacks", 1)] == pytest.approx(0.4)
     assert by[["pgd", "clean"]].isna().all()
-    header, (line,), notes = matrix(store, list(table["key"]))
+    header, (line,), notes, _ = matrix(store, list(table["key"]))
     shown = dict(zip(header, line, strict=True))
     (name,) = [name for name in header if name.startswith("torchattacks")]
     assert "(median 0.35)" in shown[name]
