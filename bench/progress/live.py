@@ -165,7 +165,7 @@ class View:
 
     def _table(self) -> Table:
         done = len(self.jobs) - len(self.left)
-        table = Table(title=f"{done} of {counted(len(self.jobs), 'job')} done, {self._left()}", box=None)
+        table = Table(title=f"{done} of {counted(len(self.jobs), 'job')} done; time left {self._left()}", box=None)
         table.title_justify, table.title_style = "left", ""
         for name in ("job", "progress", "time", "detail"):
             table.add_column(name, overflow="fold", header_style="dim", justify="left" if name != "time" else "right")
