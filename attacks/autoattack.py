@@ -40,6 +40,7 @@ class AutoAttack(Attack):
     cost: ClassVar[str] = "1000F to 9000F"
     revision: ClassVar[int] = 1
     settings_added_later: ClassVar[tuple[str, ...]] = ("block_size",)
+    unnamed_settings: ClassVar[tuple[str, ...]] = ("batch_size",)
     needed_classes: ClassVar[dict[str, int]] = {"apgd-t": 4, "apgd-dlr": 3}
     test_settings: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}
 

@@ -37,10 +37,8 @@ def test_the_demo_runs_once_and_resumes_to_nothing(tmp_path: Path) -> None:
     found = {row.defense: row for row in rows(store, evaluations(store).readable)}
     assert set(found) == {"standard", "noisy", "pgd_at", "trades", "smoothing"}
     for row in found.values():
-        assert row.accuracy.worst.n == 64
-        assert (
-            row.accuracy.worst.mean <= min(row.accuracy.autoattack.mean, row.accuracy.clean.mean) + 0.05
-        )  # the columns have more images
+        assert row.accuracy.worst.n == 100
+        assert row.accuracy.worst.mean <= min(row.accuracy.autoattack.mean, row.accuracy.clean.mean)
         assert row.provisional
     # what nobody doubts: adversarial training helps against a budget at which the plain net loses half its accuracy
     assert found["pgd_at"].accuracy.worst.mean > found["standard"].accuracy.worst.mean + 0.15

@@ -19,6 +19,7 @@ from bench.terminal import counted
 # that score an image are separate from those that choose between attacks.
 EVALUATE_REVISION, RANDOMISED_REVISION, AUDIT_REVISION = 1, 2, 1
 BASELINE = "standard"  # the undefended baseline, whose adversarial images every other row is evaluated on
+DEFAULT_N = 1000  # images of every attack, or the whole test set if it is smaller: as many as a rank needs
 AUDITED = {"quick": 256, "full": 1000}  # images of an audit of a model
 
 
@@ -101,7 +102,7 @@ class PlannedAttack:
             engine=EVALUATE_REVISION if predictor_of(train) == "deterministic" else RANDOMISED_REVISION,
             attack=PluginChoice(self.entry.name, settings, self.plugin.revision),
             threat=threat,
-            n=self.entry.n or min(data.test or available, available),
+            n=self.entry.n or min(data.test or DEFAULT_N, available),
             seed=train.seed,
             weights=weights,
             split=data.split,

@@ -11,17 +11,20 @@ if TYPE_CHECKING:
 
 
 def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
-    """`pgd (loss=cw, steps=40)`: the name and the settings that differ from the plug-in's defaults.
+    """`pgd (loss=cw, steps=40)`: the name and the settings that differ from the plug-in's defaults, but for those that
+    it calls `unnamed_settings`.
 
     All settings where the plug-in file is gone. A base is always named, with its own settings: `awp (base=trades)`.
     """
     from bench.planning import catalog  # here: commands that only read records need no plug-ins
 
     try:
-        defaults = catalog.get(kind, name).resolve({})
+        plugin = catalog.get(kind, name)
+        defaults, unnamed = plugin.resolve({}), plugin.constant("unnamed_settings", ())
     except (LookupError, ValueError):
-        defaults = {}
-    own = {k: v for k, v in settings.items() if k == "base" or k not in defaults or defaults[k] != v}
+        defaults, unnamed = {}, ()
+    named = {k: v for k, v in settings.items() if k not in unnamed}
+    own = {k: v for k, v in named.items() if k == "base" or k not in defaults or defaults[k] != v}
     text = ", ".join(f"{k}={_short(kind, v)}" for k, v in sorted(own.items()))
     return f"{name} ({text})" if text else name
 

@@ -52,8 +52,9 @@ class _Entry(_Strict):
 class DataSpec(_Strict):
     """`name`: see `bench list datasets`, or `folder:PATH`; `size` resizes a folder's images.
 
-    `test` and `train`: numbers of images (null: all). `validation`: images split off train by a fixed seed. `split`:
-    the images that are attacked. Settings should be chosen on the validation images, which are never ranked.
+    `test`: images that each attack gets (null: 1000, or all if there are fewer); `train`: training images (null: all).
+    `validation`: images split off train by a fixed seed. `split`: the images that are attacked. Settings should be
+    chosen on the validation images, which are never ranked.
     """
 
     name: Name = "digits"
@@ -156,8 +157,9 @@ class DefenseSpec(_Entry):
 
 
 class AttackSpec(_Entry):
-    """An attack or other evaluation. `n`: number of images (default: data.test). `seeds`: attack only the first so many
-    seeds of the run. `shards`: split the images into so many jobs; the result does not depend on it."""
+    """An attack or other evaluation. `n`: number of images (default: data.test, one number for all attacks,
+    since the worst case is over the images that all of them share). `seeds`: attack only the first so many seeds of the
+    run. `shards`: split the images into so many jobs; the result does not depend on it."""
 
     n: Annotated[int, Gt(0)] | None = None
     seeds: Annotated[int, Gt(0)] | None = None

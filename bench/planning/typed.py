@@ -30,7 +30,7 @@ class Options:
     train_eps: Annotated[str | None, typer.Option(help="Budget of the training (default: the largest --eps).")] = None
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training (default: the recipe's).")] = None
     seeds: Annotated[list[str], typer.Option(help="Such as 0,1,2.")] = field(default_factory=list)
-    n: Annotated[int | None, typer.Option(help="Test images (default: all).")] = None
+    n: Annotated[int | None, typer.Option(help="Test images of each attack (default: 1000, or all if fewer).")] = None
     train_n: Annotated[int | None, typer.Option(help="Training images (default: all).")] = None
     recipe: Annotated[str | None, typer.Option(help="shared (one for all) or paper (each defense's own).")] = None
     set: Annotated[list[str], typer.Option("--set", help="Such as noisy.sigma=0.6 or train.average=ema.")] = field(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.executors.devices import Slot, kind, lanes
 from bench.executors.schedule import simulate
-from bench.planning.job import Job
+from bench.planning import catalog
+from bench.planning.job import EvaluateJob, Job
 from bench.progress import remaining
 from bench.progress.cost_model import CostModel
 from bench.progress.remaining import Left
@@ -21,7 +23,7 @@ def show(left: list[Job], jobs: list[Job], store: Store, root: Path, places: lis
     estimator = Estimator(store, kind(places), model)
     estimator.know(jobs)
     lines, _ = time(left, store, estimator, lanes(places))
-    for line in [*lines, *model.problems, *room(left, estimator, places)]:
+    for line in [*equal_n(jobs, estimator, lanes(places)), *lines, *model.problems, *room(left, estimator, places)]:
         say(line)
 
 
@@ -35,6 +37,29 @@ def time(jobs: list[Job], store: Store, estimator: Estimator, count: int) -> tup
         return [f"time      unknown: {unknown}", *_begun(found)], total.unknown
     guess = f"{total.about()} on {counted(count, 'slot')}, {total.source()}"
     return [f"time      {guess}{'; plus ' * bool(unknown)}{unknown}", *_begun(found)], total.unknown
+
+
+def equal_n(jobs: list[Job], estimator: Estimator, count: int) -> list[str]:
+    """A warning, or none, where attacks of one worst case get different numbers of images, and the time on `count`
+    slots that it takes to give the largest number to all."""
+    attacks = [job for job in jobs if isinstance(job, EvaluateJob) and _in_worst_case(job)]
+    most = max((job.n for job in attacks), default=0)
+    fewer = {job.key: replace(job, parts=()) for job in attacks if job.n < most}
+    if not fewer:
+        return []
+    pairs = [(estimator.seconds(job), estimator.seconds(replace(job, n=most))) for job in fewer.values()]
+    known = [more - now for now, more in pairs if now is not None and more is not None]
+    took = f"about {clock(sum(known) / count)} more" if len(known) == len(pairs) else "an unknown time"
+    names = ", ".join(dict.fromkeys(f"{job.attack.name} {job.n}" for job in fewer.values()))
+    return [
+        f"warning   attacks get different numbers of images ({names}, others {most}); the worst case is over the "
+        f"fewest. {most} for all would take {took}: leave n out of these attacks"
+    ]
+
+
+def _in_worst_case(job: EvaluateJob) -> bool:
+    plugin = catalog.get("attacks", job.attack.name)
+    return job.attack.name == "clean" or (job.threat is not None and not plugin.constant("metric", ""))
 
 
 def _begun(found: list[Left]) -> list[str]:

@@ -95,7 +95,9 @@ class View:
         if not left or self.mode not in ("live", "plain"):
             return []
         lines, unknown = forecast.time(left, self.store, self.estimator, self.workers)
-        return None if unknown and cost_model is not None and not cost_model.measure else lines
+        if unknown and cost_model is not None and not cost_model.measure:
+            return None
+        return [*forecast.equal_n(list(self.jobs.values()), self.estimator, self.workers), *lines]
 
     def follow(self, events: Iterator[Event]) -> None:
         """Show all events as they come."""

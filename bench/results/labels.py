@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bench.results.rows import Row
 
 LONGEST_REASON = 200
+SHOWN = 3  # rows that a note names
 _SHORT = {"threat.eps": "train_eps", "threat.norm": "train_norm"}
 
 
@@ -54,18 +55,27 @@ def lowest_single_attack(row: Row) -> tuple[float, int, str] | None:
     return lowest if lowest and lowest[0] < row.accuracy.worst.mean else None
 
 
-def optimistic_worst_cases(found: Iterable[Row]) -> list[str]:
-    """One line per row whose worst case over few images is above the accuracy under one attack over more images."""
-    lines = []
+def different_n(found: Iterable[Row]) -> list[str]:
+    """A note, or none, for rows whose attacks saw different numbers of images: what one attack alone leaves on more of
+    them, where that is below the worst case; the largest differences first."""
+    differ, lower = 0, list[tuple[float, str]]()
     for row in found:
+        worst = row.accuracy.worst
+        cells = [cell for cell in (row.accuracy.clean, *row.accuracy.attacks.values()) if cell.values]
+        differ += bool(worst.values) and any(cell.n != worst.n for cell in cells)
         if below := lowest_single_attack(row):
-            share, n, name = below
-            lines.append(
-                f"{row.method} at {row.norm} eps {row.eps}: {name} alone leaves {100 * share:.1f} on "
-                f"{counted(n, 'image')}, the worst case {100 * row.accuracy.worst.mean:.1f} is over "
-                f"{row.accuracy.worst.n}; give all attacks as many (n in a spec, else --n {n})"
-            )
-    return lines
+            share, n, attack = below
+            text = f"{row.method} {100 * worst.mean:.2f} on {worst.n}, {100 * share:.2f} by {attack} alone on {n}"
+            lower.append((share - worst.mean, text))
+    if not differ:
+        return []
+    shown = "; ".join(text for _, text in sorted(lower)[:SHOWN])
+    left = len(lower) - SHOWN
+    more = f"; and {counted(left, 'more row')}" if left > 0 else ""
+    return [
+        "attacks saw different numbers of images, and the worst case is over those that all attacks of a row share"
+        + (f"; one attack on more images leaves less: {shown}{more}" if lower else "")
+    ]
 
 
 def collapses(found: Iterable[Row]) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from bench.planning import catalog
 from bench.planning.job import IMPORTED
-from bench.results.labels import lowest_single_attack
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.pareto import describe_fronts, fronts
@@ -106,8 +105,6 @@ def cell_text(row: Row, cell: SeedValues | None, show: Callable[[float], str] = 
     notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
     if cell.n != row.accuracy.worst.n or not row.accuracy.worst.values:
         notes.append(f"n={cell.n}")
-    if cell is row.accuracy.worst and (below := lowest_single_attack(row)):
-        notes.append(f"≤ {show(below[0])} on {below[1]}")
     if cell is not row.accuracy.worst and len(cell.values) < len(row.seeds):
         notes.append(f"{len(cell.values)}/{len(row.seeds)} seeds")
         notes += [cell.state()] if cell.absent else []

@@ -9,7 +9,7 @@ from bench.atomic import write_atomic
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.labels import collapses, failures, lowest_single_attack
+from bench.results.labels import collapses, different_n, failures
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
@@ -113,7 +113,7 @@ def _table(section: Section) -> list[str]:
     if letters:
         parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
     for note in footnotes(rows):
-        parts += [note, ""]
+        parts += [escape(note), ""]
     if failed := [item(line) for line in legend(rows)]:
         parts += ["Checks that flagged rows do not pass, and what they ask for (`bench explain CODE` says more):", ""]
         parts += [*failed, ""]
@@ -123,9 +123,7 @@ def _table(section: Section) -> list[str]:
 
 def footnotes(rows: list[Row]) -> list[str]:
     """What signs and words in these rows mean, except for the letters of provisional ones."""
-    found = []
-    if any(lowest_single_attack(row) for row in rows):
-        found.append("≤: what one attack leaves on more images than all attacks share, where that is less.")
+    found = [f"{note[0].upper()}{note[1:]}." for note in different_n(rows)]
     if any(row.cost.shared for row in rows):
         found.append("‡ trained while the machine did other jobs: not comparable with other times.")
     if any(cell.distance for row in rows for cell in row.accuracy.attacks.values()):

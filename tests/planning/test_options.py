@@ -66,14 +66,13 @@ def test_without_options_there_is_a_default_matrix_with_notes() -> None:
     spec = made()
     assert (spec.data.name, [str(eps) for eps in spec.threat.eps]) == ("digits", ["0.1"])
     assert [d.name for d in spec.defenses] == ["standard", "noisy", "pgd_at"]
-    assert [(a.name, a.n) for a in spec.attacks][-1] == ("autoattack", 100)
+    assert [a.name for a in spec.attacks][-1] == "autoattack"
     told = notes()
     for word in (
         "dataset digits",
         "defenses standard, noisy, pgd_at",
         "eps 0.1",
-        "autoattack (n=100)",
-        "pgd (loss=cw)",
+        "pgd (loss=cw), autoattack",  # its batch size is no part of its name
     ):
         assert word in told
 
@@ -109,7 +108,6 @@ def test_default_attacks_take_no_more_images_than_there_are(tmp_path: Path) -> N
             (tmp_path / "pets" / part / name).mkdir(parents=True)
             Image.new("L", (14, 14)).save(tmp_path / "pets" / part / name / "1.png")
     spec, root, _ = to_spec(Options(dataset=f"folder:{tmp_path}/pets"), ROOT)
-    assert {a.n for a in spec.attacks if a.n} == {2}
     assert (spec.data.name, root) == ("folder:pets", tmp_path)  # records hold no path of this machine
     assert {job.n for job in plan(spec, root) if job.kind == "evaluate"} == {2}
 
@@ -210,9 +208,25 @@ def test_the_default_budget_belongs_to_the_norm(norm: str | None, eps: str, tmp_
     assert f"eps {eps}" in notes
 
 
-def test_images_asked_for_are_for_every_default_attack() -> None:
-    assert {a.name: a.n for a in made(n=150, defense=["standard"]).attacks}["autoattack"] == 150
-    assert {a.name: a.n for a in made(defense=["standard"]).attacks}["autoattack"] == 100
+@pytest.mark.parametrize(
+    ("options", "n"),
+    [({"n": 150}, 150), ({}, 360), ({"dataset": "mnist"}, 1000), ({"dataset": "mnist", "n": 5000}, 5000)],
+)
+def test_every_attack_of_a_worst_case_gets_as_many_images(options: dict[str, Any], n: int) -> None:
+    for more in ({"defense": ["standard", "rse"]}, {"defense": ["pgd_at"], "attack": ["clean,pgd,autoattack"]}):
+        planned = plan(made(**options, **more), ROOT)
+        assert {job.n for job in planned if isinstance(job, EvaluateJob)} == {n}
+    assert ("n 1000 of 10000 test images" in notes(**options)) == (options == {"dataset": "mnist"})
+
+
+def test_a_spec_without_a_number_of_images_gives_each_attack_1000() -> None:
+    values = {"threat": {"eps": 0.1}, "defenses": ["standard"], "attacks": ["clean", "pgd"], "checks": "off"}
+    sizes = {}
+    for name in ("digits", "mnist"):
+        for test in (None, 50):
+            planned = plan(build({**values, "data": {"name": name, "test": test}}), ROOT)
+            sizes[name, test] = {job.n for job in planned if isinstance(job, EvaluateJob)}
+    assert sizes == {("digits", None): {360}, ("digits", 50): {50}, ("mnist", None): {1000}, ("mnist", 50): {50}}
 
 
 def test_default_attacks_fit_the_norm() -> None:

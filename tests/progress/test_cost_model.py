@@ -21,11 +21,11 @@ from bench.planning.options import to_spec
 from bench.planning.plan import plan
 from bench.planning.typed import Options
 from bench.progress.cost_model import SPREAD, START, CostModel, PassTime, declared
-from bench.progress.forecast import time
+from bench.progress.forecast import equal_n, time
 from bench.progress.live import View
 from bench.progress.status import survey
 from bench.records.leases import claim
-from bench.records.runtime_estimate import Estimator
+from bench.records.runtime_estimate import Estimator, clock
 from bench.records.store import Store
 
 ROOT = Path("no-data-here")
@@ -104,6 +104,26 @@ def test_a_training_takes_its_steps_and_an_evaluation_its_images(cached: Path) -
         assert (found.seconds, found.low, found.high) == pytest.approx(expected)
         assert (found.likeness, found.records) == ((), 0)
     assert not model.problems
+
+
+def test_the_plan_says_what_equal_numbers_of_images_would_cost(cached: Path, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        "data: {name: digits, test: 300}\nmodels: [mlp]\nthreat: {eps: 0.1}\ndefenses: [standard]\nchecks: off\n"
+        "attacks: [clean, {name: pgd, n: 100, set: {steps: 5}}, {name: flatness, n: 50}]\n"
+    )
+    store = Store(tmp_path / "results")
+    estimator = Estimator(store, None, CostModel(ROOT, Slot("cpu")))
+    spec, root, _ = to_spec(Options(spec=tmp_path / "spec.yaml"), ROOT)
+    jobs = plan(spec, root)
+    estimator.know(jobs)
+    (_, pgd, _) = (job for job in jobs if job.kind == "evaluate")
+    more = estimator.seconds(replace(pgd, n=300)) - estimator.seconds(pgd)  # type: ignore[arg-type, call-arg, operator]
+    assert equal_n(jobs, estimator, 2) == [
+        "warning   attacks get different numbers of images (pgd 100, others 300); the worst case is over the fewest. "
+        f"300 for all would take about {clock(more / 2)} more: leave n out of these attacks"
+    ]
+    assert equal_n([job for job in jobs if job is not pgd], estimator, 2) == []
+    assert "would take an unknown time:" in equal_n(jobs, Estimator(store), 2)[0]
 
 
 def test_a_pass_is_measured_once_and_found_in_the_cache(

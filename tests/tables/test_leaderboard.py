@@ -25,6 +25,7 @@ from bench.planning.labels import label
 from bench.records.store import Store
 from bench.report.training import training_curves
 from bench.results.evaluations import COLUMNS, frame
+from bench.results.labels import different_n
 from bench.results.significance import Difference, difference
 from bench.results.worst_case import minima
 from bench.tables.columns import paper
@@ -773,14 +774,32 @@ def test_a_worst_case_over_few_images_says_what_more_images_leave(store: Store) 
     other = trained(store, "other")
     evaluated(store, other, "steep", [1] * 190 + [0] * 10)
     evaluated(store, other, "autoattack", [1] * 90 + [0] * 10, STANDARD)
+    note = (  # of the row whose first images were easy, and not of the other
+        "ttacks saw different numbers of images, and the worst case is over those that all attacks of a row share; "
+        "one attack on more images leaves less: guard 90.00 on 100, 60.00 by steep alone on 200"
+    )
     written = markdown(store)
-    assert "| 90.00 (≤ 60.00 on 200) |" in written
-    assert written.count("≤") == 2  # the number and its legend, and not the row whose few images say enough
-    notes = matrix(store, store.keys())[2]
-    assert [note for note in notes if "alone leaves" in note] == [
-        "guard at Linf eps 0.1: steep alone leaves 60.0 on 200 images, the worst case 90.0 is over 100; "
-        "give all attacks as many (n in a spec, else --n 200)"
-    ]
+    assert f"\nA{note}.\n" in written
+    assert "| 90.00 |" in written
+    assert f"a{note}" in matrix(store, store.keys())[2]
+
+
+def test_rows_whose_attacks_saw_the_same_images_need_no_note(store: Store) -> None:
+    train = trained(store)
+    evaluated(store, train, "clean", [1] * 95 + [0] * 5)
+    evaluated(store, train, "autoattack", [1] * 90 + [0] * 10, STANDARD)
+    assert "different numbers" not in markdown(store) + str(matrix(store, store.keys())[2])
+
+
+def test_a_note_names_the_rows_whose_first_images_were_easiest(store: Store) -> None:
+    for name, hits in (("guard", 150), ("other", 120), ("third", 100), ("fourth", 170)):
+        train = trained(store, name)
+        evaluated(store, train, "steep", [1] * hits + [0] * (200 - hits))
+        evaluated(store, train, "autoattack", [1] * 100, STANDARD)
+    (note,) = different_n(all_rows(store))
+    named = note.partition("leaves less: ")[2].split("; ")
+    assert [words.split()[0] for words in named] == ["third", "other", "guard", "and"]
+    assert named[-1] == "and 1 more row"
 
 
 def test_what_more_images_leave_is_asked_of_the_same_seeds(store: Store) -> None:
@@ -790,4 +809,4 @@ def test_what_more_images_leave_is_asked_of_the_same_seeds(store: Store) -> None
         if seed == 0:
             evaluated(store, train, "autoattack", [1] * 80 + [0] * 20, STANDARD)
     assert list(only(store).accuracy.worst.values) == [0]
-    assert "≤" not in markdown(store)
+    assert "leaves less" not in markdown(store)
