@@ -16,6 +16,9 @@ AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 demo: $(VENV)/ready
 	$(BIN)/bench run specs/demo.yaml --results-dir demo-results
 	@$(BIN)/bench leaderboard --results-dir demo-results --output demo-results/leaderboard.md
+	@echo; echo "Next, two commands to type:"
+	@echo "  $(BIN)/bench report --results-dir demo-results --output demo-results/report.html"
+	@echo "  $(BIN)/bench run --defense noisy --eps 8/255"
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/pytest -n $(JOBS) -m "not slow and not fault" tests

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import textwrap
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from bench.planning import catalog
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Level
+from bench.terminal import columns, say, wrapped
 
 LEVELS: dict[Level, str] = {
     "X": "INVALID: no number is shown",
@@ -19,6 +19,7 @@ LEVELS: dict[Level, str] = {
     "I": "information",
     "ok": "information",
 }
+WIDE = 110  # columns; longer lines are hard to read
 SOURCES = {
     "model": "measured on the model by an audit",
     "images": "measured on the stored adversarial images by an audit",
@@ -34,9 +35,10 @@ def explain(
 ) -> None:
     """Explain a soundness check. What it measures, its threshold, why it matters, what to do."""
     if code is None:
+        longest = max(len(check.title) for check in CHECKS.values())
         for check in CHECKS.values():
-            print(f"{check.code:4} {check.title:44} {_worst(check)}")
-        print("\nbench explain CODE shows the details; a verdict without findings means only: no known symptom.")
+            say(f"{check.code:4} {check.title:{longest}} {_worst(check)}")
+        say("\nbench explain CODE shows the details; a verdict without findings means only: no known symptom.")
         return
     found = CHECKS.get(code.upper()) or CHECKS.get(f"C{code}")
     if found is None:
@@ -45,7 +47,7 @@ def explain(
     parts = {"measures": found.measures, "threshold": found.threshold, "severity": _worst(found)}
     parts |= {"source": SOURCES[found.source], "why": found.why, "to do": found.todo}
     for name, text in parts.items():
-        print(textwrap.fill(text, 110, initial_indent=f"  {name:10} ", subsequent_indent=" " * 13))
+        print(wrapped(f"  {name:10} {text}", min(columns() or WIDE, WIDE)))
 
 
 def _worst(check: Check) -> str:

@@ -9,6 +9,7 @@ import typer
 from bench.commands.arguments import Plugin, plugins
 from bench.data import datasets
 from bench.planning import catalog, describe
+from bench.terminal import say
 
 KINDS = ("defenses", "attacks", "datasets", "models")
 COLUMNS = {
@@ -35,10 +36,10 @@ def list_(
         return
     for place, each in enumerate(KINDS if kind == "all" else (kind,)):
         if kind == "all":
-            print(("\n" if place else "") + f"{each} ({COLUMNS[each]})")
+            say(("\n" if place else "") + f"{each} ({COLUMNS[each]})")
         _dataset_lines() if each == "datasets" else _plugin_lines(each)  # type: ignore[arg-type]
     if kind == "all":
-        print("\nbench list NAME shows one in detail: formula, source, settings")
+        say("\nbench list NAME shows one in detail: formula, source, settings")
 
 
 def _plugin_lines(kind: catalog.Kind) -> None:
@@ -46,9 +47,9 @@ def _plugin_lines(kind: catalog.Kind) -> None:
         try:
             plugin = catalog.get(kind, name)
         except ValueError as error:
-            print(f"  {name:16} broken: {error}")
+            say(f"  {name:16} broken: {error}")
             continue
-        print(_line(plugin))
+        say(_line(plugin))
 
 
 def _line(plugin: catalog.Plugin) -> str:
@@ -68,30 +69,30 @@ def _line(plugin: catalog.Plugin) -> str:
 def _dataset_lines() -> None:
     for facts in datasets.KNOWN.values():
         shape = f"{facts.channels}x{facts.size}x{facts.size}"
-        print(f"  {facts.name:16} {shape:14} {facts.title} ({facts.train} train, {facts.test} test)")
-    print(f"  {'folder:PATH':16} {'any':14} your images: PATH/train/<class>/*, PATH/test/<class>/*")
+        say(f"  {facts.name:16} {shape:14} {facts.title} ({facts.train} train, {facts.test} test)")
+    say(f"  {'folder:PATH':16} {'any':14} your images: PATH/train/<class>/*, PATH/test/<class>/*")
 
 
 def _one(kind: str, name: str) -> None:
     if kind == "datasets":
         facts = datasets.facts(name, datasets.data_root(None))
-        print(f"{facts.name}: {facts.title}")
-        print(f"  images {facts.channels} x {facts.size} x {facts.size}, {facts.classes} classes")
-        print(f"  {facts.train} training and {facts.test} test images; default model {facts.default_model}")
-        print(f"  normalization inside the model: mean {facts.mean}, std {facts.std}; augmentation {facts.augment}")
+        say(f"{facts.name}: {facts.title}")
+        say(f"  images {facts.channels} x {facts.size} x {facts.size}, {facts.classes} classes")
+        say(f"  {facts.train} training and {facts.test} test images; default model {facts.default_model}")
+        say(f"  normalization inside the model: mean {facts.mean}, std {facts.std}; augmentation {facts.augment}")
         return
     if kind == "all":
         kind = next((k for k in catalog.KINDS if name in catalog.names(k)), "defenses")
     plugin = catalog.get(kind, name)  # type: ignore[arg-type]
-    print(f"{plugin.name}\n  {plugin.formula}\n\n{plugin.source}")
+    say(f"{plugin.name}\n  {plugin.formula}\n\n{plugin.source}")
     if plugin.notes:
-        print(f"\n{plugin.notes}")
-    print("\nsettings (name = default  [what it takes])" if plugin.fields else "\nno settings")
+        say(f"\n{plugin.notes}")
+    say("\nsettings (name = default  [what it takes])" if plugin.fields else "\nno settings")
     for field in plugin.fields:
-        print(f"  {field.name} = {describe.default(field.default)}  [{describe.values(field)}]")
+        say(f"  {field.name} = {describe.default(field.default)}  [{describe.values(field)}]")
         if field.doc:
-            print(f"      {field.doc}")
+            say(f"      {field.doc}")
     for preset, values in describe.presets(plugin).items():
-        print(f"  preset={preset} stands for {values}")
+        say(f"  preset={preset} stands for {values}")
     lines = [f"{fact}: {words}" for fact, words in describe.facts(plugin).items()]
-    print("\n" + "\n".join([*lines, *([""] if lines else []), describe.example(plugin)]))
+    say("\n" + "\n".join([*lines, *([""] if lines else []), describe.example(plugin)]))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bench.tables.summary import Summary
 
 MOST_PROBLEMS = 5  # errors printed at a time
-VERDICTS = {"OK": "green", "FLAG": "yellow", "UNSOUND": "red", "INVALID": "red", "NOT CHECKED": "magenta"}
+VERDICTS = {"OK": "green", "FLAG": "yellow", "NOT CHECKED": "magenta"}  # others are red
 
 
 def print_table(store: Store, keys: list[str], console: Console) -> None:
@@ -58,7 +58,7 @@ def show_table(table: Summary, console: Console) -> None:
                 if (place, k) in best:
                     value.stylize("bold")
                 elif header[k] == "verdict":
-                    value.stylize(VERDICTS.get(row[k].partition(" (")[0], ""))
+                    value.stylize(VERDICTS.get(row[k].partition(" (")[0], "red"))
             shown.add_row(*values)
         console.print(shown)
     for note in notes:

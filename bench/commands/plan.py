@@ -18,7 +18,7 @@ from bench.executors.local import Local
 from bench.planning.typed import Options
 from bench.progress import forecast
 from bench.records.store import Store
-from bench.terminal import counted
+from bench.terminal import counted, say
 
 NOUNS = {"train": "training", "import": "import", "evaluate": "evaluation", "shard": "shard", "audit": "audit"}
 
@@ -45,13 +45,13 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine) -> i
     """
     backend = Local(matrix.root, machine.slots())
     for line in (*describe(matrix), f"devices   {backend.devices()}"):
-        print(line)
+        say(line)
     store = Store(results, read_only=True)
     left = todo(matrix.jobs, store)
     kinds = Counter(job.kind for job in matrix.jobs)
     each = ", ".join(counted(kinds[kind], noun) for kind, noun in NOUNS.items() if kinds[kind])
     done = len(matrix.jobs) - len(left)
-    print(f"jobs      {len(matrix.jobs)}: {each}; {done} done, {len(left)} to do", flush=True)
+    say(f"jobs      {len(matrix.jobs)}: {each}; {done} done, {len(left)} to do")
     problems = check and refused(backend.problems(matrix.jobs, store))
     if left:
         forecast.show(left, matrix.jobs, store, matrix.root, backend.slots)

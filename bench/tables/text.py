@@ -8,7 +8,7 @@ import json
 import math
 from typing import Any
 
-from bench.terminal import plain, printable
+from bench.terminal import columns, plain, printable, wrapped
 
 FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet may take for a formula at the start of a cell
 
@@ -23,21 +23,27 @@ def decimals(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def aligned(table: list[list[str]]) -> list[str]:
+def aligned(table: list[list[str]], width: int | None = None) -> list[str]:
     """Lines of equal columns: the first is text, the others are right-aligned. A line that ends early has no columns
-    after its first."""
-    full = [line for line in table if len(line) == len(table[0])]
-    widths = [max(len(line[k]) for line in full) for k in range(1, len(table[0]))]
-    first = max(len(line[0]) for line in table)
-    return [
-        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))])
-        for name, *cells in table
-    ]
+    after its first. Columns beyond `width` (default: that of the terminal) go into further tables below."""
+    width, full = width or columns() or 10**6, [line for line in table if len(line) == len(table[0])]
+    widths = [max(len(line[k]) for line in full) for k in range(len(table[0]))]
+    first, groups = max(len(line[0]) for line in table), [list[int]()]
+    for k in range(1, len(widths)):
+        if groups[-1] and first + sum(widths[j] + 2 for j in [*groups[-1], k]) > width:
+            groups.append([])
+        groups[-1].append(k)
+    lines = list[str]()
+    for place, group in enumerate(groups):
+        lines += [""] * (place > 0)
+        for line in table if place == 0 else full:
+            lines.append("  ".join([line[0].ljust(first), *(line[k].rjust(widths[k]) for k in group if k < len(line))]))
+    return lines
 
 
 def printed(lines: list[str]) -> str:
-    """Lines for a terminal, without characters that would steer it."""
-    return "\n".join(plain(line) for line in lines).rstrip()
+    """Lines for a terminal, wrapped there, without characters that would steer it."""
+    return "\n".join(wrapped(plain(line), columns()) for line in lines).rstrip()
 
 
 def json_text(values: Any) -> str:

@@ -172,6 +172,10 @@ def test_the_time_in_checkpoints_is_subtracted(store: Store) -> None:
     (store.folder(OF_OLD.key) / "blocks" / "block-000000.safetensors").write_bytes(b"\xff" * 40)
     assert saved_seconds(store, OF_OLD) == 2.25
     assert kept(store, NEW) == "nothing kept"
+    blocks.write("block-000001", {"label": torch.zeros(40), "correct": torch.zeros(40)}, 1.0)
+    assert kept(store, OF_OLD) == "40 of 100 images kept"
+    blocks.write("block-000040-state", {"x_adv": torch.zeros(3)}, 1.0)
+    assert kept(store, OF_OLD) == "40 of 100 images kept, and the attack on the next ones so far"
     lines = forecast([NEW], store, Estimator(store), 2)[0]
     assert lines == [
         "time      about 38 s (30 s to 47 s) on 2 slots, estimated from 1 past record",
@@ -346,6 +350,10 @@ def test_a_resumed_training_reports_earlier_seconds(tmp_path: Path) -> None:
     said = list[dict[str, Any]]()
     found = run(what, data, tmp_path / "train.jsonl", said.append, kept())
     assert found.metrics.resumed == 1
+    # each step is reported, not only each epoch
+    assert [(values["epoch"], values["step"], values["steps"]) for values in said if values["epoch"] == 3][:-1] == [
+        (3, step, 4) for step in (0, 0, 1, 2, 3)
+    ]
     resumed = [values for values in said if "earlier" in values]
     assert len(resumed) == 1
     assert resumed[0]["share"] == pytest.approx(2 / 3)
