@@ -10,9 +10,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,7 +27,9 @@ from bench.core.threat import Threat
 from bench.models.common import Inputs
 from bench.planning import catalog
 from bench.planning.job_fields import JobThreat, PluginChoice
+from bench.planning.plugin_source import MistakeError, place_of
 
+AUTHORS = ("bench_plugin_", "bench_model_", "defenses.", "attacks.")  # modules that hold code of an author
 # the threat of a method that uses none
 NO_THREAT = Threat("Linf", Epsilon(0))
 
@@ -86,7 +90,7 @@ def module(kind: catalog.Kind, name: str) -> ModuleType:
 
 
 def load(kind: catalog.Kind, name: str) -> type[Any]:
-    """The one Defense or Evaluation class of a plug-in file. Raises ValueError for none or several."""
+    """The one Defense or Evaluation class of a plug-in file. Raises MistakeError for none or several."""
     base = Defense if kind == "defenses" else Evaluation
     loaded = module(kind, name)
     found = [
@@ -98,7 +102,10 @@ def load(kind: catalog.Kind, name: str) -> type[Any]:
         and not value.__name__.startswith("_")
     ]
     if len(found) != 1:
-        raise ValueError(f"{kind}/{name}.py must define exactly one {base.__name__}, found {len(found)}")
+        line = inspect.getsourcelines(found[1])[1] if found else 1
+        raise MistakeError.at(
+            catalog.get(kind, name).path, line, f"expected exactly one {base.__name__} in the file, found {len(found)}"
+        )
     return found[0]
 
 
@@ -121,3 +128,47 @@ def build_model(name: str, settings: dict[str, Any], inputs: Inputs) -> nn.Modul
     """An untrained architecture for these inputs."""
     net: nn.Module = module("models", name).build(inputs, **settings)
     return net
+
+
+def line_of(error: BaseException) -> str:
+    """The line of an author's file from which an error came; empty if it came from none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return place_of(Path(error.filename), error.lineno or 1)
+    walked = traceback.walk_tb(error.__traceback__)
+    places = [place_of(Path(frame.f_code.co_filename), line) for frame, line in walked if _of_an_author(frame)]
+    return places[-1] if places else ""
+
+
+def line_after(fault: Callable[[FrameType, Any], bool], call: Callable[[], object]) -> str:
+    """The first line of an author's file after which `fault(frame, returned)` is true, found by repeating a call.
+
+    `returned` is what a function returns at its end, None before it. Empty if there is no such line.
+    """
+    found: list[str] = []
+
+    def trace(frame: FrameType, event: str, value: Any) -> Any:
+        if found or not _of_an_author(frame):
+            return None
+        done = frame.f_lineno  # the line that has run when the next event comes
+
+        def watch(frame: FrameType, event: str, value: Any) -> Any:
+            nonlocal done
+            if not found and event in ("line", "return") and fault(frame, value if event == "return" else None):
+                found.append(place_of(Path(frame.f_code.co_filename), done))
+            done = frame.f_lineno
+            return watch
+
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with suppress(Exception):
+            call()
+    finally:
+        sys.settrace(before)
+    return found[0] if found else ""
+
+
+def _of_an_author(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(AUTHORS)

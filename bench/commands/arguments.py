@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,22 @@ def plugins(named: list[str] | None) -> None:
         from bench.planning.catalog import plugin_file
 
         os.environ["BENCH_PLUGINS"] = os.pathsep.join(str(plugin_file(each)) for each in named)
+
+
+def command(verb: str, kind: str, path: Path) -> str:
+    """The `bench` command that checks or runs this plug-in of a kind, to be typed in the working folder.
+
+    `verb`: "check", or "run".
+    """
+    from bench.planning import catalog
+
+    built_in = path.resolve().parent == catalog.built_in("defenses" if kind == "defense" else "attacks")
+    here = path.resolve()
+    shown = shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
+    if verb == "check":
+        return f"bench check {path.stem if built_in else shown}"
+    chosen = f"--defense {path.stem}" if kind == "defense" else f"--attack clean,{path.stem}"
+    return f"bench run {chosen}{'' if built_in else f' --plugin {shown}'}"
 
 
 def require_values(**lists: list[str] | None) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bench.atomic import write_atomic
+from bench.commands.arguments import command
 from bench.planning import catalog
 
 DEFENSE = '''"""min E[ CE(f(x'), y) ],  x' = x + sigma N(0, I)  (replace this line by your objective).
@@ -78,12 +79,18 @@ class {title}(Attack):
 '''
 TEST = '''"""{name}: its contract with the harness; add tests of its own claims (limits, a hand-computed value)."""
 
-from bench import contract, plugins
+from pathlib import Path
+
+import pytest
+
+from bench import contract
+
+FILE = Path(__file__).resolve().parents[2] / "{kind}s" / "{name}.py"
 
 
-def test_{name}_keeps_the_contract() -> None:
-    failed = [(what, detail) for what, ok, detail in contract.check_{kind}(plugins.load("{kind}s", "{name}")) if not ok]
-    assert failed == []
+def test_{name}_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_PLUGINS", str(FILE))
+    assert [result for result in contract.check("{kind}s", "{name}") if not result.ok] == []
 '''
 
 
@@ -92,9 +99,11 @@ def new(
     name: Annotated[str, typer.Argument(help="Lower-case name; it becomes the file name.")],
     folder: Annotated[Path | None, typer.Option("--dir", help="Where (default: the checkout, or else here).")] = None,
 ) -> None:
-    """Write a new defense or attack and its test. Both work unchanged; `bench check NAME` verifies it."""
-    for path in write(kind, name, folder):
-        print(path)
+    """Write a new defense or attack and its test. Both work unchanged; `bench check FILE` verifies it."""
+    plugin, test = write(kind, name, folder)
+    print(f"{plugin}\n{test}")
+    method = "loss" if kind == "defense" else "perturb"
+    print(f"next: write your own `{method}` into {plugin.name}, then {command('check', kind, plugin)}")
 
 
 def write(kind: str, name: str, folder: Path | None) -> list[Path]:

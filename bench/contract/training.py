@@ -7,29 +7,11 @@ from torch import Tensor, nn
 
 from bench.contract.toy import CLASSES, Toy, copy, images, modes, same, threat
 from bench.core.classifier import Classifier
-from bench.core.defense import Batch, Defense, Losses
+from bench.core.defense import Batch, Defense, total_loss
 from bench.core.rng import scope
 from bench.core.threat import Norm
+from bench.training.first_step import Recorder, check_first_step
 from bench.training.optimizer import autocast_forward
-
-LEARNING_RATE = 1e-3  # losses on moments diverge at the usual 0.05
-
-
-class Recorder:
-    """An Updater by SGD that records the names of the parameters with a nonzero gradient."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
-        self.moved: set[str] = set()
-        self.terms: Losses = {}
-
-    def descend(self, terms: Losses) -> None:
-        self.optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        self.moved |= {n for n, p in self.net.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
-        self.terms = terms
-        self.optimizer.step()
 
 
 class TrainingChecks:
@@ -40,6 +22,7 @@ class TrainingChecks:
         norm: Norm = getattr(cls, "norms", ("Linf",))[0]
         self.threat = threat(norm)
         x, y = images()
+        self.steps = False  # true after a step that works
         self.batch = Batch(x, y, torch.arange(len(x)), epoch=1, progress=0.6)
 
     def fresh(self) -> tuple[Defense, nn.Module]:
@@ -55,10 +38,9 @@ class TrainingChecks:
         return defense, net, recorder
 
     def every_parameter_learns(self) -> str | None:
+        check_first_step(self.fresh, self.batch)
+        self.steps = True
         _, net, recorder = self.trained()
-        for name, value in recorder.terms.items():
-            if value.dim() != 0 or not bool(torch.isfinite(value)):
-                return f"term '{name}' must be a finite scalar, found {value.detach()}"
         idle = sorted({name for name, _ in net.named_parameters()} - recorder.moved)
         return f"no gradient reaches {', '.join(idle)}" if idle else None
 
@@ -132,7 +114,7 @@ class TrainingChecks:
             defense, net = self.fresh()
             with autocast_forward(net, precision):
                 terms = defense.step(net, Recorder(net), replace(self.batch, smoothing=smoothing))
-        return torch.stack(list(terms.values())).sum().detach()
+        return total_loss(terms).detach()
 
     def state_is_restored(self) -> str | None:
         defense, _, _ = self.trained()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier, Counted, frozen
-from bench.core.method import Method
+from bench.core.method import Method, described
 from bench.core.rng import scope, seed
 from bench.core.stochastic import draw_columns
 
@@ -137,8 +137,8 @@ class Attack(Evaluation):
             inner = _resumable(ctx, surrogate, todo)
             attacked = self.threat.radius > 0 and bool(todo.any())
             if attacked:
-                found, columns = self.perturb(surrogate, x[todo], y[todo], inner)
-                x_adv[todo] = found.detach()
+                perturbed = self.perturb(surrogate, x[todo], y[todo], inner)
+                x_adv[todo], columns = _checked(perturbed, x[todo])
                 extra = {name: _spread(values, todo) for name, values in columns.items()}
             size = self.threat.check(x, x_adv).float()
             correct = clean.clone()  # at eps 0 the clean accuracy, for a stochastic model too
@@ -150,6 +150,20 @@ class Attack(Evaluation):
                 extra |= draw_columns(model, x_adv, y, ctx.seed)
         columns = {"correct": correct, "clean": clean, "size": size, **surrogate.columns(x), **extra}
         return Outcome(columns, x_adv)
+
+
+def _checked(perturbed: tuple[Tensor, Columns], x: Tensor) -> tuple[Tensor, Columns]:
+    """What `perturb` returned for images `x`, detached. Raises TypeError or ValueError for anything else."""
+    pair = perturbed if isinstance(perturbed, tuple) and len(perturbed) == 2 else (perturbed, None)
+    if not isinstance(pair[0], Tensor) or not isinstance(pair[1], dict):
+        found = f"({', '.join(map(described, perturbed))})" if isinstance(perturbed, tuple) else described(perturbed)
+        raise TypeError(f"perturb must return (images, columns), such as `return x_adv, {{}}`, found {found}")
+    if pair[0].shape != x.shape:
+        raise ValueError(f"perturb returned images of shape {tuple(pair[0].shape)} for {tuple(x.shape)}")
+    for name, values in pair[1].items():
+        if not isinstance(values, Tensor) or values.shape[:1] != x.shape[:1]:
+            raise ValueError(f"column '{name}' of perturb is {described(values)} for {len(x)} images")
+    return pair[0].detach(), pair[1]
 
 
 def _resumable(ctx: Context, counted: Counted, todo: Tensor) -> Context:

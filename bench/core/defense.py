@@ -5,12 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bench.core.classifier import Classifier
-from bench.core.method import Method
+from bench.core.method import Method, described
 
 Losses = dict[str, Tensor]
+
+
+def total_loss(terms: Losses) -> Tensor:
+    """The sum of the terms, which a step minimizes.
+
+    Raises TypeError for what a `loss` must not return: anything but a dict of scalar tensors that depend on weights.
+    """
+    if not isinstance(terms, dict) or not terms:
+        found = "an empty dict" if isinstance(terms, dict) else described(terms)
+        raise TypeError(f'loss must return a dict of named scalars such as {{"ce": loss}}, found {found}')
+    for name, value in terms.items():
+        if not isinstance(value, Tensor) or value.dim():
+            raise TypeError(f"term '{name}' of the loss must be a scalar tensor, found {described(value)}")
+    summed = torch.stack(list(terms.values())).sum()
+    if torch.is_grad_enabled() and not summed.requires_grad:
+        raise TypeError("no term of the loss depends on the weights: they were computed under no_grad or detached")
+    return summed
 
 
 @dataclass(frozen=True)

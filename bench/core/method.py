@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from bench.core.threat import Threat
+
+
+def described(value: object) -> str:
+    """A value that a plug-in returned, in words for an error: the shape of a tensor, else the type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else type(value).__name__
 
 
 @dataclass

@@ -24,6 +24,7 @@ from bench.planning import catalog
 from bench.planning.job import ImportJob
 from bench.planning.job_fields import Normalization
 from bench.planning.user_models import MODEL_FILE
+from bench.plugins import line_of
 from bench.records.record import TrainMetrics
 from bench.training.cost import inference_ms
 
@@ -92,7 +93,9 @@ def _from_file(named: str, sha256: str) -> nn.Module:
         ) from error
     except Exception as error:
         text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
-        raise ValueError(f"{file}: {type(error).__name__}: {' '.join(text.split())}") from error
+        text = error.msg if isinstance(error, SyntaxError) else text
+        where = line_of(error).rpartition("/")[2] or file
+        raise ValueError(f"{where}: {type(error).__name__}: {' '.join(text.split())}") from error
     return net
 
 

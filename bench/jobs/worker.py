@@ -25,6 +25,7 @@ from bench.jobs.progress_file import ProgressFile, jobs_on_device
 from bench.jobs.provenance import peak_memory, provenance
 from bench.jobs.retries import classify, halvings
 from bench.planning.job import ImportJob, Job, TrainJob
+from bench.plugins import line_of
 from bench.records.evaluated_weights import weights_for_record
 from bench.records.record import JobError, Record, Retry, State, Time, TrainRecord
 from bench.records.redact import RedactedLog, redacted
@@ -123,5 +124,6 @@ def _failed(error: Exception) -> Record:
         state = "diverged"
     elif classify(type(error).__name__, str(error)) == "oom":
         state = "oom"
-    message, trace = redacted(str(error)), redacted(traceback.format_exc())
+    place = line_of(error) if state == "error" else ""
+    message, trace = redacted(f"{error}{place and f' ({place})'}"), redacted(traceback.format_exc())
     return Record(state, error=JobError(type(error).__name__, message, trace))

@@ -187,17 +187,17 @@ def suggest(name: str, known: list[str]) -> str:
 
 def names(kind: Kind) -> list[str]:
     """Every plug-in of a kind, by file name, sorted."""
-    return sorted(_files(kind))
+    return sorted(files(kind))
 
 
 @functools.cache
 def get(kind: Kind, name: str) -> Plugin:
     """The plug-in of this name. Raises LookupError with the nearest names, ValueError if its file is broken."""
-    files = _files(kind)
-    if name not in files:
-        known = sorted(files)
+    found = files(kind)
+    if name not in found:
+        known = sorted(found)
         raise LookupError(f"no {kind[:-1]} '{name}'.{suggest(name, known)} Known: {', '.join(known)}")
-    return Plugin.read(kind, files[name])
+    return Plugin.read(kind, found[name])
 
 
 def find(kind: Kind, name: str) -> Plugin | None:
@@ -214,7 +214,7 @@ def built_in(kind: Kind) -> Path:
     return ROOT.joinpath(*PACKAGES[kind].split("."))
 
 
-def _files(kind: Kind) -> dict[str, Path]:
+def files(kind: Kind) -> dict[str, Path]:
     """Every plug-in file of a kind by name: those of the built-in folder, then those named by BENCH_PLUGINS."""
     if kind == "models":  # `common` holds code that architectures share
         paths = [path for place in models.__path__ for path in Path(place).glob("*.py") if path.stem != "common"]

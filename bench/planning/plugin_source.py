@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -39,6 +40,20 @@ TYPES: dict[str, Any] = {
 }
 Fields = tuple["Field", ...]
 Constants = dict[str, Any]
+
+
+class MistakeError(ValueError):
+    """A mistake in a plug-in's file, as one line that begins with its place."""
+
+    @classmethod
+    def at(cls, path: Path, line: int, text: str) -> Self:
+        """The error of a mistake in this line of a file."""
+        return cls(f"{place_of(path, line)}: {text}")
+
+
+def place_of(path: Path, line: int) -> str:
+    """`defenses/mine.py:31`; a message holds no folder of the user's."""
+    return f"{path.parent.name}/{path.name}:{line}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class PluginSource:
             text = path.read_text(encoding="utf-8")
             tree = ast.parse(text, filename=str(path))
         except SyntaxError as error:
-            raise ValueError(f"{kind}/{path.name}, line {error.lineno}: {error.msg}") from None
+            raise MistakeError.at(path, error.lineno or 1, error.msg) from None
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read {kind}/{path.name}: {error}") from None
         paragraphs = [" ".join(p.split()) for p in (ast.get_docstring(tree) or "").split("\n\n")] + ["", ""]
@@ -95,12 +110,20 @@ class PluginSource:
             sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
 
+    def mistake(self, name: str, text: str) -> MistakeError:
+        """The error of a mistake at the first line that sets `name`, or at the docstring if that is empty."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if name else []
+        found = (number for number, line in enumerate(lines, 1) if re.match(rf"\s+{name}\b", line))
+        return MistakeError.at(self.path, next(found, 1), f"{text}")
+
 
 def kind_of(path: Path) -> Kind:
     """The kind of a plug-in outside the built-in folders, from its base class. Raises ValueError if it has none."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except SyntaxError as error:
+        raise MistakeError.at(path, error.lineno or 1, error.msg) from None
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read plug-in {path}: {error}") from None
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -114,8 +137,23 @@ def _plugin_class(tree: ast.Module, path: Path) -> ast.ClassDef:
     """The one public dataclass with a base class in a plug-in file."""
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.bases and not n.name.startswith("_")]
     found = [node for node in classes if _is_dataclass(node)]
+    if not found and len(classes) == 1:
+        raise MistakeError.at(path, classes[0].lineno, f"class {classes[0].name} needs the decorator @dataclass")
     if len(found) != 1:
-        raise ValueError(f"{path.parent.name}/{path.name} must hold one @dataclass plug-in, found {len(found)}")
+        line = found[1].lineno if found else 1
+        raise MistakeError.at(path, line, f"expected one @dataclass plug-in in the file, found {len(found)}")
+    for node in found[0].body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            advice = "declare settings as fields, and put what follows from them into __post_init__"
+            raise MistakeError.at(path, node.lineno, f"a plug-in is a dataclass without __init__; {advice}")
+        if isinstance(node, ast.Assign):
+            name = ast.unparse(node.targets[0])
+            raise MistakeError.at(
+                path,
+                node.lineno,
+                f"'{name}' has no type; write {name}: ClassVar[...] = ... for a constant, or "
+                f"{name}: float = ... for a setting",
+            )
     return found[0]
 
 
@@ -179,14 +217,12 @@ def _of_build_function(tree: ast.Module, path: Path) -> tuple[Fields, Constants]
 
 
 def _literal(node: ast.expr | None, path: Path) -> Any:
+    if node is None:
+        return None
     try:
-        return None if node is None else ast.literal_eval(node)
+        return ast.literal_eval(node)
     except (ValueError, TypeError):
-        raise ValueError(f"{_place(node, path)}: constants and defaults must be literals") from None
-
-
-def _place(node: ast.expr | None, path: Path) -> str:
-    return f"{path.parent.name}/{path.name}, line {getattr(node, 'lineno', '?')}"
+        raise MistakeError.at(path, node.lineno, "constants and defaults must be literals") from None
 
 
 def _default(node: ast.expr, path: Path) -> Any:
@@ -198,7 +234,11 @@ def _default(node: ast.expr, path: Path) -> Any:
         if ast.unparse(factory) in ("list", "dict"):
             return [] if ast.unparse(factory) == "list" else {}
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "Epsilon" and len(node.args) == 1:
-        return str(Epsilon(_literal(node.args[0], path)))
+        written = _literal(node.args[0], path)
+        try:
+            return str(Epsilon(written))
+        except ValueError as error:
+            raise MistakeError.at(path, node.lineno, str(error)) from None
     return _literal(node, path)
 
 
@@ -208,11 +248,11 @@ def _type(node: ast.expr | None, path: Path) -> Any:
     for part in ast.walk(node):
         bound = isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in _BOUNDS
         if not (bound or isinstance(part, _TYPE_SYNTAX)):
-            raise ValueError(f"{_place(node, path)}: cannot read the type '{ast.unparse(node)}'")
+            raise MistakeError.at(path, node.lineno, f"cannot read the type '{ast.unparse(node)}'")
         if isinstance(part, ast.Name) and part.id not in TYPES:
-            raise ValueError(f"{_place(node, path)}: unknown type '{part.id}'; use {', '.join(TYPES)}")
+            raise MistakeError.at(path, node.lineno, f"unknown type '{part.id}'; use {', '.join(TYPES)}")
     try:
         # safe: the loop above leaves only names of TYPES, subscripts, unions, literals and bounds
         return eval(compile(ast.Expression(node), str(path), "eval"), {"__builtins__": {}}, dict(TYPES))  # noqa: S307
     except TypeError as error:
-        raise ValueError(f"{_place(node, path)}: cannot read the type '{ast.unparse(node)}': {error}") from None
+        raise MistakeError.at(path, node.lineno, f"cannot read the type '{ast.unparse(node)}': {error}") from None

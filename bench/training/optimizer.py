@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bench.core.defense import Defense, Losses
+from bench.core.defense import Defense, Losses, total_loss
 from bench.training.recipe import Recipe
 
 # learning rate over its peak, from progress in [0,1]
@@ -54,14 +54,14 @@ class Optimization:
         must be unperturbed: the average reads them then."""
         self.flush_to_average()
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.stack(list(terms.values())).sum()
+        loss = total_loss(terms)
         if self.scaler is None:
-            total.backward()
+            loss.backward()
             self._clip()
             self.optimizer.step()
         else:
             before = self.scaler.get_scale()
-            self.scaler.scale(total).backward()
+            self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
             self._clip()
             self.scaler.step(self.optimizer)

@@ -75,7 +75,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "worker path": ("worker ../../../etc", "'../../../etc' is not a job key; expected 12 hexadecimal digits"),
     "worker key": ("worker 0123456789ab", "no job 0123456789ab in results"),
     "check": ("check nosy", "no defense or attack 'nosy'. Did you mean 'noisy'?"),
-    "check nothing": ("check", "bench check takes a NAME or --all"),
+    "check nothing": ("check", "bench check takes a NAME, a FILE or --all"),
     "new kind": ("new defence mine", "cannot make a new 'defence'; expected defense or attack"),
     "new name": ("new defense ../mine", "'../mine' is not a plug-in name; expected lower-case letters"),
 }

@@ -28,12 +28,15 @@ def forget_plugins() -> Iterator[None]:
 def test_what_is_written_passes_the_contract_as_it_is(bench: Bench, kind: str) -> None:
     made = bench("new", kind, "my_method", "--dir", ".")
     assert (made.code, made.err) == (0, "")
-    plugin, test = (Path(line) for line in made.out.splitlines())
+    plugin, test, step = (Path(line) for line in made.out.splitlines())
     assert plugin == Path("defenses" if kind == "defense" else "attacks", "my_method.py")
     assert test == Path("tests", plugin.parent, "test_my_method.py")
     assert ast.parse(test.read_text())
-    checked = bench("check", "my_method", "--plugin", plugin)
+    assert str(step).endswith(f"then bench check {plugin}")
+    checked = bench("check", plugin)
     assert checked.code == 0, checked.out
+    chosen = "--defense my_method" if kind == "defense" else "--attack clean,my_method"
+    assert checked.out.splitlines()[-1] == f"next: bench run {chosen} --plugin {plugin}"
     assert checked.out.startswith(f"ok   {plugin.parent}/my_method: ")
     shown = bench("list", plugin.parent, "my_method", "--plugin", plugin)
     assert "my_method (authors year, arXiv number)." in shown.out

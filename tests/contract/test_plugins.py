@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import contract, plugins
+from bench import contract
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Losses
@@ -29,14 +29,14 @@ def _failed(results: list[contract.Result]) -> list[str]:
 
 @pytest.mark.parametrize("name", _names("defenses"))
 def test_every_defense_fulfills_the_contract(name: str) -> None:
-    assert _failed(contract.check_defense(plugins.load("defenses", name))) == []
+    assert _failed(contract.check("defenses", name)) == []
 
 
 @pytest.mark.parametrize("name", _names("attacks"))
 def test_every_attack_fulfills_the_contract(name: str) -> None:
     if name == "torchattacks" and importlib.util.find_spec("torchattacks") is None:
         pytest.skip("torchattacks is not installed")
-    assert _failed(contract.check_attack(plugins.load("attacks", name))) == []
+    assert _failed(contract.check("attacks", name)) == []
 
 
 @pytest.mark.parametrize("kind", ["defenses", "attacks"])

@@ -279,7 +279,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "my.py:biuld",
         "my.py: LookupError: no function 'biuld'. Did you mean 'build'? Known: build, wide, broken, nothing, color",
     ),
-    "raises": (lambda: None, "my.py:broken", "my.py: RuntimeError: out of luck"),
+    "raises": (lambda: None, "my.py:broken", "my.py:12: RuntimeError: out of luck"),
     "no module": (lambda: None, "my.py:nothing", "my.py: TypeError: nothing() gave int; expected a torch.nn.Module"),
     "file classes": (
         lambda: None,
@@ -291,7 +291,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     "syntax": (
         lambda: Path("bad.py").write_text("def build(:\n"),
         "bad.py:build",
-        "bad.py: SyntaxError: invalid syntax",
+        "bad.py:1: SyntaxError: invalid syntax",
     ),
     "normalise": (lambda: None, "my.py:build --normalize 0.5", "--normalize is '0.5'; expected none, dataset or MEAN"),
     "channels": (lambda: None, "my.py:build --normalize 0,0/1,1", "digits has 1 channels"),

@@ -164,7 +164,7 @@ def test_a_filter_without_matching_rows_lists_the_existing_values(bench: Bench) 
         (("report", "--output", "."), "--output . is a folder; name a file in it"),
         (("report", "--figures", "leaderboard.md"), "leaderboard.md: File exists"),
         (("merge", "."), ". holds no job; expected a results folder"),
-        (("check", "elsewhere"), "no defense or attack 'elsewhere'. `bench list` names them; a file elsewhere needs"),
+        (("check", "elsewhere"), "no defense or attack 'elsewhere'. `bench list` names them; for your own file type"),
     ):
         Path("leaderboard.md").write_text("in the way")
         outcome = bench(*words)

@@ -254,7 +254,7 @@ def broken(wrap: str) -> list[object]:
 
 def test_any_exception_of_building_is_one_line(bench: Bench) -> None:
     words = broken(r'raise RuntimeError("no such\nlayer")')
-    refused(bench(*words), "defense broken with mlp on digits: RuntimeError: no such layer")
+    refused(bench(*words), "broken.py:16: RuntimeError: no such layer")
 
 
 def test_finished_jobs_are_not_checked_again_and_an_error_changes_no_record(bench: Bench) -> None:
