@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -37,14 +37,21 @@ def diagnose(options: ModelOptions, dataset: str, size: int | None, data_dir: Pa
         applied = Normalization(facts.mean, facts.std)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     title = checkpoint.name if checkpoint else job.model.name
-    out, failed = sys.stdout, False
+    out = sys.stdout
     with redirect_stdout(sys.stderr):
-        deployed = user_model.deployed(job, user_model.imported(job, facts, checkpoint, title), device)
+        state, which = user_model.checkpoint(job, checkpoint, title)
+        model = user_model.deployed(job, user_model.loaded(job, facts, state, title), torch.device("cpu"))
+        loading = diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(model)}")
+        with suppress(Exception):  # of the forward pass, which "output shape" names
+            reason = user_model.not_repeatable(job, facts, state, model, title)
+            value = reason.partition("; ") if reason else (f"{title}; {user_model.notes(model, facts, which)}", "", "")
+            loading = diagnosis.Line("loading", "FAIL" if reason else "OK", value[0], value[2])
+        failed = loading.state == "FAIL"
+        _show(loading, as_json, out)
         n = min(diagnosis.IMAGES, facts.test)
         data = load_data(name, root=root, device=device, size=size, train=1, test=n)
         x, y = test_block(data, 0, n)
-        _show(diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(deployed)}"), as_json, out)
-        for line in diagnosis.examine(deployed, to_channels_last(x), y, facts, job.randomized, applied):
+        for line in diagnosis.examine(model.to(device), to_channels_last(x), y, facts, job.randomized, applied):
             failed |= line.state == "FAIL"
             _show(line, as_json, out)
     return 4 if failed else 0

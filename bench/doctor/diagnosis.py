@@ -20,6 +20,7 @@ from bench.data.datasets import Facts
 from bench.planning.job_fields import Normalization
 from bench.soundness.catalog import CHECKS
 from bench.soundness.forward_checks import last_function
+from bench.soundness.test_time_optimization import autograd_calls
 from bench.terminal import counted
 
 State = Literal["OK", "WARN", "FAIL"]
@@ -30,6 +31,7 @@ GAP = CHECKS["C1"].limits["U"]  # of the largest logit, between two passes; anot
 GAIN_WARN, GAIN_FAIL = 0.02, 0.05  # share of images by which another input or class order is better, beyond chance
 LOSS_RATIO = 2.0  # cross-entropy at x over that at another input of about the same accuracy, above which it is a WARN
 TEMPERED_RATIO = 1.05  # the same at the best temperature, at which nets that are only too unsure do not differ
+FLAT = 0.1  # share of pixels without a gradient at 0 or 1 that have one inside
 SURPLUS = 0.2  # of all images: those given a class beyond those labeled with it; one logit may have an offset
 STANDARD = {  # mean and deviation that published nets use where bench leaves images in [0,1]
     "mnist": ((0.1307,), (0.3081,)),
@@ -62,7 +64,7 @@ def examine(
     Ends early where later checks make no sense.
     """
     try:
-        with scope(seed("doctor", 0)), torch.no_grad():
+        with scope(seed("doctor", 0)), torch.no_grad(), autograd_calls() as derivatives:
             logits = model(x[:BATCH])
     except Exception as error:
         todo = f"the model must take images of shape {tuple(x[:BATCH].shape)}"
@@ -82,6 +84,9 @@ def examine(
     if bad:
         return
     yield _mode(model)
+    value = f"{derivatives[0]} calls of automatic differentiation in one forward pass"
+    todo = "an evaluation marks it UNSOUND: attacks do not reach what is optimized (bench explain C6)"
+    yield _line("test-time optimization", "WARN" if derivatives[0] else "OK", value, todo)
     with scope(seed("doctor", 1)):
         gap, flips = _gap(logits, all_logits(model, x))
     yield _randomness(gap, flips, len(x), randomised)
@@ -111,6 +116,9 @@ def _mode(model: nn.Module) -> Line:
     if training:
         value = f"{counted(len(training), 'module')} in train mode after eval(), first {training[-1]}"
         return Line("eval mode", "FAIL", value, "let eval() reach every module, and call no train() in forward")
+    if any(isinstance(module, torch.jit.ScriptModule) for _, module in modules):
+        todo = "give the model as Python code: checks C6 and C19 are not made on TorchScript (bench explain C6)"
+        return Line("eval mode", "WARN", "TorchScript, which hides its layers", todo)
     count = counted(len(norms), "BatchNorm layer")
     value = f"{count} without running statistics, first {norms[0]}" if norms else "eval everywhere"
     return _line("eval mode", not norms, value, "they normalize an image by its batch: track_running_stats=True")
@@ -170,11 +178,15 @@ def _probabilities(logits: Tensor) -> Line:
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
     """Does the loss have a gradient at the images? Without one, gradient attacks prove nothing."""
     todo = "gradient attacks have nothing to follow; let every operation be differentiable, no detach, no no_grad"
-    images = x[:BATCH].clone().requires_grad_(True)
-    try:
+
+    def slope(images: Tensor) -> Tensor:
+        images = images.clone().requires_grad_(True)
         with torch.enable_grad(), scope(seed("doctor", 0)):
             loss = F.cross_entropy(model(images), y[:BATCH], reduction="sum")
-            (grad,) = torch.autograd.grad(loss, images)
+            return torch.autograd.grad(loss, images)[0]
+
+    try:
+        grad, inside = slope(x[:BATCH]), slope(x[:BATCH].clamp(1 / 255, 254 / 255))
     except RuntimeError as error:
         return Line("gradient", "FAIL", f"none: {' '.join(str(error).split())}", todo)
     bad = int((~torch.isfinite(grad)).flatten(1).any(1).sum())
@@ -186,7 +198,15 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Line:
     share = float((chosen.flatten(1).abs().amax(1) == 0).double().mean())
     limits = CHECKS["C4"].limits
     state: State = "FAIL" if share > limits["U"] else "WARN" if share > limits["F"] else "OK"
-    return _line("gradient", state, f"exactly zero at {share:.1%} of {len(chosen)} images", todo)
+    value = f"exactly zero at {share:.1%} of {len(chosen)} images"
+    flat = float(((grad == 0) & (inside != 0)).double().mean())
+    if state == "OK" and flat > FLAT:
+        state, value = (
+            "WARN",
+            f"exactly zero at {flat:.0%} of the pixels, which are 0 or 1, and not one gray level inside",
+        )
+        todo = "leave out the ReLU or clamp of the input, which stops attacks at black and white pixels"
+    return _line("gradient", state, value, todo)
 
 
 def _predictions(guess: Tensor, labels: Tensor, classes: int) -> Line:

@@ -78,12 +78,12 @@ def _from_file(named: str, sha256: str) -> nn.Module:
     if file_hash(path) != sha256:
         raise ValueError(f"the model file {file} was changed since this job was planned; run `bench eval` again")
     try:
-        loaded = _module(path, sha256)
-        if not callable(getattr(loaded, function, None)):
-            known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
+        module = _module(path, sha256)
+        if not callable(getattr(module, function, None)):
+            known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             hint = catalog.suggest(function, known)
             raise LookupError(f"no function '{function}'.{hint} Known: {', '.join(known) or 'none'}")
-        net = getattr(loaded, function)()
+        net = getattr(module, function)()
         if not isinstance(net, nn.Module):
             raise TypeError(f"{function}() gave {type(net).__name__}; expected a torch.nn.Module")
     except SystemExit as error:
@@ -96,6 +96,8 @@ def _from_file(named: str, sha256: str) -> nn.Module:
         text = error.msg if isinstance(error, SyntaxError) else text
         where = line_of(error).rpartition("/")[2] or file
         raise ValueError(f"{where}: {type(error).__name__}: {' '.join(text.split())}") from error
+    if "torch._dynamo" in sys.modules:  # a net that torch.compile made runs as it was written, where audits see layers
+        torch.compiler.set_stance("force_eager")
     return net
 
 
@@ -108,11 +110,11 @@ def _module(path: Path, sha256: str) -> ModuleType:
         folder = str(path.resolve().parent)
         if folder not in sys.path:
             sys.path.insert(0, folder)
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[name] = loaded
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
         words, sys.argv = sys.argv, [str(path)]  # a file that parses its arguments would read those of bench
         try:
-            spec.loader.exec_module(loaded)
+            spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
@@ -121,23 +123,37 @@ def _module(path: Path, sha256: str) -> ModuleType:
     return sys.modules[name]
 
 
-def imported(job: ImportJob, facts: Facts, source: Path | None, name: str) -> nn.Module:
-    """The net with its weights. `source`: the checkpoint, `name`: its name in errors. Raises ValueError in one line."""
+def checkpoint(job: ImportJob, source: Path | None, name: str) -> tuple[State | None, str]:
+    """The tensors of the checkpoint `source` and which of several sets of weights they are; None and "" without one.
+
+    `name`: its name in errors. Raises ValueError in one line.
+    """
     if source is None:
-        return build(job, facts)
+        return None, ""
     if file_hash(source) != job.checkpoint:
         expected = (job.checkpoint or "none")[:12]
         raise ValueError(f"{name} is not the checkpoint {expected} of this job; run the same `bench eval` again")
-    state, _ = read(source)
+    return read(source)
+
+
+def loaded(job: ImportJob, facts: Facts, state: State | None, name: str) -> nn.Module:
+    """The net with the weights of a checkpoint, if it has one. Raises ValueError in one line."""
     net = build(job, facts, state)
     wrapped = job.model.sha256 is not None and job.normalization is not None
-    fill(net[1] if wrapped and isinstance(net, nn.Sequential) else net, state, facts, name)
+    if state is not None:
+        fill(net[1] if wrapped and isinstance(net, nn.Sequential) else net, state, facts, name)
     return net
 
 
 def deployed(job: ImportJob, net: nn.Module, device: torch.device) -> IsolatedModel:
     """The net in eval mode on the device, as attacks see it; `randomised` is what the user declared."""
-    return IsolatedModel(net.to(device), job.randomized).eval()
+    try:
+        return IsolatedModel(net.to(device), job.randomized).eval()
+    except (RuntimeError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{job.model.name} cannot be put in eval mode ({why}); give the model as Python code"
+        ) from None
 
 
 def reloaded(job: ImportJob, state: State, data: Data) -> Classifier:
@@ -148,9 +164,10 @@ def reloaded(job: ImportJob, state: State, data: Data) -> Classifier:
 
 
 def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
-    """Load on the CPU and try two blank images. Returns the normalization in words. Raises ValueError in one line."""
+    """Load on the CPU and try two blank images. Returns what `notes` does. Raises ValueError in one line."""
     name = source.name if source else job.model.name
-    model = deployed(job, imported(job, facts, source, name), torch.device("cpu"))
+    state, which = checkpoint(job, source, name)
+    model = deployed(job, loaded(job, facts, state, name), torch.device("cpu"))
     x = torch.zeros(2, facts.channels, facts.size, facts.size)
     try:
         with scope(0), torch.no_grad():
@@ -169,24 +186,35 @@ def check(job: ImportJob, facts: Facts, source: Path | None) -> str:
             f"{name} gives two answers to one image; declare a stochastic model with --randomized, or "
             "switch its noise or dropout off"
         )
-    if job.model.sha256 is not None and not stochastic:  # what a file of the user's builds
-        again = deployed(job, imported(job, facts, source, name), torch.device("cpu"))
-        if _differ(model, again, facts, seeds=(2, 2)):
-            raise ValueError(
-                f"{name} is another model each time it is built; let it set a seed, or keep its draws in its weights"
-            )
+    if reason := not_repeatable(job, facts, state, model, name):
+        raise ValueError(reason)
     if job.randomized and not stochastic:
         raise ValueError(
             f"{name} gives the same answer to an image twice: it draws no noise, or sets a seed in forward; "
             "leave --randomized out, or let it draw"
         )
+    return notes(model, facts, which)
+
+
+def not_repeatable(job: ImportJob, facts: Facts, state: State | None, model: IsolatedModel, name: str) -> str:
+    """Why the workers could not build this model (on the CPU) again; empty where they can."""
     odd = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
-        raise ValueError(f"{name} keeps something other than a tensor in its state ({odd[0]}); it cannot be stored")
-    notes = [chosen(model), read(source)[1] if source else ""]
+        return f"{name} keeps something other than a tensor in its state ({odd[0]}); it cannot be stored"
+    if job.model.sha256 is None or _differ(model, model, facts, seeds=(2, 3)):  # of bench, or stochastic
+        return ""
+    again = deployed(job, loaded(job, facts, state, name), torch.device("cpu"))
+    if _differ(model, again, facts, seeds=(2, 2)):
+        return f"{name} is another model each time it is built; let it set a seed, or keep its draws in its weights"
+    return ""
+
+
+def notes(model: IsolatedModel, facts: Facts, which: str) -> str:
+    """The normalization in words, `which` of several sets of weights were taken, and whether its input is changed."""
+    found = [chosen(model), which]
     if model.writes_into(_random_images(facts)):
-        notes.append("the model writes into its input, of which it gets a copy")
-    return "; ".join(note for note in notes if note)
+        found.append("the model writes into its input, of which it gets a copy")
+    return "; ".join(note for note in found if note)
 
 
 def _random_images(facts: Facts) -> Tensor:
@@ -215,7 +243,8 @@ def chosen(model: nn.Module) -> str:
 
 def measure(job: ImportJob, data: Data, source: Path | None) -> tuple[nn.Module, TrainMetrics]:
     """The loaded net and its metrics: clean accuracy on the test images of `data`, size, time per prediction."""
-    net = imported(job, data.facts, source, "the checkpoint")
+    state, _ = checkpoint(job, source, "the checkpoint")
+    net = loaded(job, data.facts, state, "the checkpoint")
     model = deployed(job, net, data.test.x.device)
     right, n = 0, len(data.test.x)
     with torch.no_grad(), scope(seed(job.seed, "clean")):

@@ -16,7 +16,7 @@ from bench.core.classifier import frozen
 from bench.core.rng import scope, seed
 from bench.soundness.audit import Audit
 from bench.soundness.catalog import LAYER_RUNS
-from bench.soundness.checks import Check, Finding, Level
+from bench.soundness.checks import Check, Finding, Level, NotMeasured
 from bench.terminal import counted
 
 IMAGES = 8
@@ -35,13 +35,17 @@ def no_test_time_optimization(check: Check, audit: Audit) -> Iterator[Finding]:
             note = f"{calls[0]} calls of automatic differentiation in one forward pass without gradients"
             yield check.finding(float(calls[0]), note)
             return
+        if any(isinstance(module, torch.jit.ScriptModule) for module in audit.model.modules()):
+            raise NotMeasured("TorchScript hides its layers and derivatives; give the model as Python code")
         if audit.model.stochastic:
             yield check.finding(0.0, "draws of a stochastic model are not counted as repeated layers")
             return
         with layer_runs(audit.model) as runs:
             audit.model.predict(x)
     ran = [count for count in runs.values() if count]
-    typical, most = (statistics.median(ran), max(ran)) if ran else (0, 0)
+    if not ran:
+        raise NotMeasured("no layer with weights of its own was seen to run")
+    typical, most = statistics.median(ran), max(ran)
     level: Level = "U" if typical > LAYER_RUNS else "F" if most > LAYER_RUNS else "ok"
     note = f"layers run {counted(typical, 'time')} in one prediction, the busiest {counted(most, 'time')}"
     yield Finding(check.code, level, float(max(typical, most)), float(LAYER_RUNS), note)

@@ -386,7 +386,7 @@ def test_the_command_prints_each_line_and_fails_with_4(bench: Bench) -> None:
     chosen = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")
     good = bench("doctor", "net.safetensors", *chosen)
     assert (good.code, good.err) == (0, "")
-    assert [line[:4] for line in good.out.splitlines()] == ["OK  "] * 12
+    assert [line[:4] for line in good.out.splitlines()] == ["OK  "] * 13
     Path("soft.py").write_text(
         "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -76,6 +77,36 @@ def test_layers_are_counted_once_a_run(nets: dict[str, nn.Module], digits: tuple
     assert set(runs.values()) == {2}
     assert len(runs) == 5
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+class Functional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ torch.eye(16)[:, :3]
+
+
+def _audit(model: Classifier) -> Audit:
+    x, y = torch.rand(20, 1, 4, 4), torch.zeros(20, dtype=torch.int64)
+    return Audit(model, x, y, [Threat("Linf", Epsilon("0.1"))], "quick", 0, None)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [Functional, lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))])
+def test_layers_that_no_hook_sees_are_not_checked(make: Callable[[], nn.Module]) -> None:
+    assert [level for level, _ in _levels("C6", _audit(Classifier(make()))).values()] == ["not checked"]
+
+
+class OwnDraws(Classifier):
+    """Draws from a generator that no seed of the audit reaches."""
+
+    stochastic = True
+    draws = torch.Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.rand(len(x), 3, generator=self.draws)
+
+
+def test_predictions_that_change_without_an_attack_are_no_trace_of_one() -> None:
+    assert _levels("C17", _audit(OwnDraws(nn.Identity()))) == {None: ("ok", 0.0)}
 
 
 def test_an_instrumented_attack_is_pgd_and_records_misclassified_points(
