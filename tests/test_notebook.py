@@ -83,7 +83,9 @@ def test_the_worst_case_of_one_training_is_the_leaderboards(store: Store) -> Non
         with pytest.raises(LookupError, match=rf"{train.key} has no worst case at eps {budget}: {why}"):
             bench.worst(train.key, budget, store.root)
     evaluated(store, train, "onestep", state="missing", n=3, eps="0.2")
-    with pytest.raises(LookupError, match=r"at eps 0\.2: incomplete: onestep missing"):
+    assert len(bench.worst(train.key, "0.2", store.root)) == 5  # what was only planned does not count
+    evaluated(store, train, "onestep", state="error", n=4, eps="0.2")
+    with pytest.raises(LookupError, match=r"at eps 0\.2: incomplete: onestep error"):
         bench.worst(train.key, "0.2", store.root)
 
 

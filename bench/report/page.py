@@ -20,6 +20,7 @@ from bench.report.gallery import groups
 from bench.report.images import Fetch, no_images
 from bench.report.provenance import origins
 from bench.results.evaluations import evaluations
+from bench.results.labels import only_planned
 from bench.soundness.catalog import CHECKS
 from bench.soundness.verdicts import judged_rows
 from bench.terminal import printable
@@ -52,8 +53,9 @@ def render(store: Store, fetch: Fetch = no_images) -> tuple[str, list[Plot]]:
         checks=CHECKS,
         origins=sources,
         unreadable=known.unreadable,
+        notes=only_planned(known.readable, rows),
         counts={
-            "evaluations": len(known.readable) + len(known.unreadable),
+            "evaluations": sum(e.state != "missing" for e in known.readable) + len(known.unreadable),
             "done": sum(e.state == "done" for e in known.readable),
             "rows": len(rows),
         },

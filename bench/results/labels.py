@@ -12,6 +12,7 @@ from bench.results.grouping import flattened, grouped
 from bench.terminal import counted
 
 if TYPE_CHECKING:
+    from bench.results.evaluations import EvaluationResult
     from bench.results.rows import Row
 
 LONGEST_REASON = 200
@@ -76,6 +77,14 @@ def different_n(found: Iterable[Row]) -> list[str]:
         "attacks saw different numbers of images, and the worst case is over those that all attacks of a row share"
         + (f"; one attack on more images leaves less: {shown}{more}" if lower else "")
     ]
+
+
+def only_planned(known: Iterable[EvaluationResult], found: Iterable[Row]) -> list[str]:
+    """A note, or none, on the evaluations that have no record and are in no row."""
+    shown = {entry.key for row in found for entry in row.evaluations}
+    count = len({e.key for e in known if e.state == "missing" and e.measures is None} - shown)
+    note = f"{counted(count, 'evaluation')} planned but not run: in no table (`bench forget --never-ran` removes them)"
+    return [note] if count else []
 
 
 def collapses(found: Iterable[Row]) -> list[str]:

@@ -132,18 +132,27 @@ def rows(store: Store, known: Iterable[EvaluationResult], radii: Iterable[float]
     Returns:
         Rows whose worst case of a seed is the share of images that are correct under clean *and* every attack at this
         budget, over the longest prefix of the test set that all of them, in all counted seeds, share. A seed counts if
-        every attack of the row is done; an attack that no seed supports is left out and shown as unsupported.
+        every attack of the row is done; an attack that no seed supports is left out and shown as unsupported. Attacks
+        and seeds of which nothing has run, as after a run that was stopped or changed, are no part of a row.
     """
     attacking = [entry for entry in known if entry.measures is None]
     times = standard_times(attacking)
     found = []
-    for group in grouped(attacking, lambda entry: entry.config).values():
-        budgets: set[tuple[str | None, str | None]] = {(e.norm, e.eps) for e in group if e.norm} or {(None, None)}
+    for group in map(_ran, grouped(attacking, lambda entry: entry.config).values()):
+        budgets: set[tuple[str | None, str | None]] = {(e.norm, e.eps) for e in group if e.norm}
+        budgets = budgets or {(None, None) for _ in group}
         for budget in sorted(budgets, key=lambda b: (b[0] or "", Epsilon(b[1] or 0))):
             # clean and certify do not depend on the budget and belong to every row
             entries = [e for e in group if e.norm is None or (e.norm, e.eps) == budget]
             found.append(_row(store, entries, times, radii))
     return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
+
+
+def _ran(entries: list[EvaluationResult]) -> list[EvaluationResult]:
+    """Without the attacks and seeds of one configuration that were only planned."""
+    ran = [e for e in entries if e.state != "missing"]
+    attacks, seeds = {(e.attack_label, e.norm, e.eps) for e in ran}, {e.seed for e in ran}
+    return [e for e in entries if (e.attack_label, e.norm, e.eps) in attacks and e.seed in seeds]
 
 
 def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float], radii: Iterable[float]) -> Row:

@@ -9,7 +9,7 @@ from bench.atomic import write_atomic
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.labels import collapses, different_n, failures
+from bench.results.labels import collapses, different_n, failures, only_planned
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
@@ -99,6 +99,8 @@ def _block(rows: list[Row], known: Evaluations) -> str:
         above, heading = heading, f"## {escape(section.dataset)}, {escape(section.threat)}"
         parts += [heading, ""] if heading != above else []
         parts += [f"### {KINDS[section.kind]}", "", *_table(section)]
+    for note in only_planned(known.readable, rows):
+        parts += [f"{escape(note)}.", ""]
     if known.unreadable:
         keys = ", ".join(e.key for e in known.unreadable)
         parts += [f"Job folders that cannot be read and are in no table: {keys}.", ""]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
-from bench.results.labels import collapses, different_n, failures
+from bench.results.labels import collapses, different_n, failures, only_planned
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
@@ -36,7 +36,7 @@ def matrix(store: Store, keys: Iterable[str]) -> Summary:
     order = {config: k for k, config in enumerate(dict.fromkeys(e.config for e in readable))}
     found = judged_rows(store, asked, split=None, known=known)
     found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
-    attacks = [e.attack_label for e in readable if e.norm is not None and e.measures is None]
+    attacks = [e.attack_label for e in readable if e.norm and e.measures is None and e.state != "missing"]
     accuracies = _accuracies(found, list(dict.fromkeys(attacks)))
     columns = _matrix_columns(found, accuracies)
     lines = [[show(row) for show in columns.values()] for row in found]
@@ -44,6 +44,7 @@ def matrix(store: Store, keys: Iterable[str]) -> Summary:
     notes = [
         *(["evaluated on validation images: nothing here is a test result"] if held_out else []),
         *_matrix_notes(found),
+        *only_planned(readable, found),
         *measures.notes(known),
         *(f"{e.key}: unreadable: {e.reason}" for e in known.unreadable),
     ]

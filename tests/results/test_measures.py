@@ -67,7 +67,7 @@ def test_rows_and_ranks_are_what_they_are_without_it(ran: Store) -> None:
     assert rows(ran, evaluations(ran).readable) == rows(plain, evaluations(plain).readable)
     assert rows(ran, evaluations(ran).readable)[0].accuracy.worst.values
     assert markdown(ran) == markdown(plain)
-    header, lines, said = matrix(ran, list(ran.jobs()))
+    header, lines, said, _ = matrix(ran, list(ran.jobs()))
     assert (header, lines) == matrix(plain, list(plain.jobs()))[:2]
     assert len(said) == len(matrix(plain, list(plain.jobs()))[2]) + 2
 

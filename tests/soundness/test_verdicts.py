@@ -535,7 +535,7 @@ def test_a_model_that_did_not_learn_has_a_verdict_of_its_own(store: Store) -> No
     assert [f.note for f in row.findings if f.code == "C9"] == ["10.0 % correct at eps 1; the seed did not learn"]
     assert "| did not learn | pgd\\_at |" in markdown(store)
     assert "- pgd\\_at: seed 0 did not learn: clean 10.0 %, loss 2.30 = ln 10\n" in markdown(store)
-    header, (line,), notes = matrix(store, store.keys())
+    header, (line,), notes, _ = matrix(store, store.keys())
     assert line[header.index("verdict")] == "DID NOT LEARN"
     assert "pgd_at: seed 0 did not learn: clean 10.0 %, loss 2.30 = ln 10" in notes
 
