@@ -32,6 +32,7 @@ COMMANDS = {
     "status": "Show which jobs are done, running and failed.",
     "logs": "Show the log of a job.",
     "retry": "Mark failed jobs for re-running, including diverged ones.",
+    "forget": "Remove jobs of a stopped or changed run.",
     "merge": "Copy the records of other results folders.",
     "verify": "Verify checksums and evaluate stored images again.",
     "gc": "Remove files that no result needs.",

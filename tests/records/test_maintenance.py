@@ -18,6 +18,8 @@ from harness import Bench
 
 from bench.atomic import file_hash, write_json
 from bench.planning.job import Job
+from bench.planning.plan import plan
+from bench.planning.spec import load
 from bench.records.leases import claim
 from bench.records.record import JobError, Record
 from bench.records.store import IMAGES, SAMPLES, Store, checksum
@@ -331,3 +333,71 @@ def test_a_folder_that_is_not_there_is_named(bench: Bench, command: str) -> None
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: no results folder ")
     assert not RESULTS.exists()
+
+
+def left(store: Store) -> set[str]:
+    return set(Store(store.root).keys())
+
+
+def test_forget_removes_what_never_ran_and_nothing_else(store: Store, bench: Bench) -> None:
+    (store.folder(STEEP.key) / "record.json").unlink()
+    (store.folder(CLEAN.key) / "record.json").unlink()
+    saved = store.folder(CLEAN.key) / "blocks" / "1.safetensors"  # a stopped job has saved work
+    saved.parent.mkdir()
+    saved.touch()
+    fail(store, JOBS[-1])
+    refused = bench("forget", "--never-ran")
+    assert (refused.code, refused.err) == (2, "error: nothing was removed; --yes removes these\n")
+    assert "to remove 1 job: 1 without a result" in refused.out
+    assert STEEP.key in refused.out
+    assert left(store) == {job.key for job in JOBS}
+    assert bench("forget", "--never-ran", "--yes").out.endswith("1 job removed\n")
+    assert left(store) == {job.key for job in JOBS} - {STEEP.key}
+    assert bench("forget", "--never-ran", "--yes").out == "to remove 0 jobs\n"
+
+
+def test_forget_takes_finished_jobs_by_an_option_only_and_all_that_need_them(store: Store, bench: Bench) -> None:
+    refused = bench("forget", TRAIN.key[:8], "--yes")
+    assert (refused.code, refused.err) == (2, f"error: {TRAIN.key} is finished; --finished removes finished jobs too\n")
+    dependents = {job.key for job in JOBS if TRAIN.key in (job.key, *job.waits)}
+    assert len(dependents) == 4
+    assert left(store) == {job.key for job in JOBS}
+    out = bench("forget", TRAIN.key[:8], "--finished", "--yes").out
+    assert "to remove 4 jobs: 4 done" in out
+    assert left(store) == {job.key for job in JOBS} - dependents
+
+
+def test_forget_keeps_what_another_job_needs(store: Store, bench: Bench) -> None:
+    fail(store, TRAIN)
+    out = bench("forget", TRAIN.key, "--yes").out  # its evaluations are done
+    assert "to keep   3 jobs: finished (--finished removes them too)" in out
+    assert "to keep   1 job: needed by jobs that stay" in out
+    assert left(store) == {job.key for job in JOBS}
+
+
+def test_forget_leaves_a_folder_alone_in_which_a_job_runs(store: Store, bench: Bench) -> None:
+    for job in (CLEAN, STEEP):
+        (store.folder(job.key) / "record.json").unlink()
+    lease = claim(store, CLEAN.key)
+    assert lease is not None
+    refused = bench("forget", "--never-ran", "--yes")
+    lease.release()
+    assert (refused.code, refused.err) == (
+        2, f"error: {CLEAN.key} runs in results, and others may wait for it; stop that run first\n"
+    )  # fmt: skip
+    assert left(store) == {job.key for job in JOBS}
+
+
+def test_forget_asks_which_and_knows_specs(store: Store, bench: Bench, tmp_path: Path) -> None:
+    for words in ((), ("--never-ran", TRAIN.key)):
+        assert "name either specs and jobs (SPEC or KEY ...) or --never-ran" in bench("forget", *words).err
+    assert "no job abc" in bench("forget", "abc").err
+    (tmp_path / "mine.yaml").write_text(
+        "threat: {eps: 0.1}\nmodels: [mlp]\ndefenses: [standard]\nattacks: [clean]\nchecks: off\n"
+    )
+    assert "no spec file" in bench("forget", "other.yaml").err
+    planned = plan(load(tmp_path / "mine.yaml"), tmp_path)
+    for job in planned:
+        store.add(job)
+    assert "2 jobs removed" in bench("forget", str(tmp_path / "mine.yaml"), "--yes").out
+    assert left(store) == {job.key for job in JOBS}
