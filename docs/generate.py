@@ -11,6 +11,7 @@ text between the markers is replaced.
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -29,7 +30,6 @@ BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 OPTIONS_BEGIN, OPTIONS_END = "<!-- options:begin -->", "<!-- options:end -->"
 PICTURE = "docs/report-desktop.png"
 SECTION = ("## mnist, Linf eps = 0.2", "### Deterministic")
-COLUMNS = ("Method", "Standard accuracy", "Best known robust accuracy", "95 % interval", "n", "Verdict", "Flags")
 TOP = 5
 # how the findings speak of a plug-in where it does not write its name
 SPOKEN = {
@@ -169,23 +169,21 @@ def cells(line: str) -> list[str]:
 
 
 def top_rows(board: str) -> str:
-    """The first rows of one section of leaderboard.md and the undefended row, as they stand there, fewer columns."""
+    """The first rows of one section of leaderboard.md and the undefended row, with the caption of the section."""
     section = board.partition(SECTION[0])[2].partition("\n## ")[0].partition(SECTION[1])[2].partition("\n### ")[0]
-    table = [cells(line) for line in section.splitlines() if line.startswith("| ")]
+    caption, _, rest = section.strip().partition("\n")
+    table = [cells(line) for line in rest.partition("<details>")[0].splitlines() if line.startswith("| ")]
     if len(table) < 3:
         raise ValueError(f"leaderboard.md has no table under '{SECTION[0]}', '{SECTION[1]}'")
-    header, rows = table[0], table[2:]
-    shown = ["Rank", *COLUMNS]
-    keep = [header.index(name) for name in shown]
-    method = header.index("Method")
-    plain = [row for row in rows if row[method] == "standard"][:1]
+    header, rule, *rows = table
+    for before, row in itertools.pairwise(rows):
+        row[0] = before[0] if row[0] == "=" else row[0]
+    plain = [row for row in rows if re.match(r"\[?standard\b", row[1])][:1]
     chosen = rows[:TOP] + [row for row in plain if row not in rows[:TOP]]
-    lines = [shown, ["---"] * len(shown), *([row[place] for place in keep] for row in chosen)]
-    nets = ", ".join(sorted({row[header.index("Architecture")] for row in chosen}))
-    place = f"{SECTION[0].removeprefix('## ')}, {nets}"
+    lines = [header, rule, *chosen]
     told = (
-        f"{place}: the first {TOP} of {len(rows)} rows of [leaderboard.md](leaderboard.md), and `standard`. "
-        "† the order is provisional; see [what a number means](#what-a-number-means)."
+        f"{SECTION[0].removeprefix('## ')}: the first {TOP} of {len(rows)} rows of [leaderboard.md](leaderboard.md), "
+        f"and `standard`. {caption} See [what a number means](#what-a-number-means)."
     )
     return "\n".join(["", told, "", *(f"| {' | '.join(line)} |" for line in lines), "", ""])
 

@@ -14,13 +14,15 @@ import pytest
 from harness import outcomes
 from slurm_cluster import slurm  # noqa: F401  # a fixture
 
+from bench.tables.overview import COST
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SPEC = Path(__file__).parent.parent / "specs" / "demo.yaml"
 TIMES = ("attack_seconds", "train_seconds", "seconds_per_epoch", "inference_ms", "peak_memory_mb")
 SHARED = ("workers", "attack_workers")  # how many jobs were on the device differs as well
 LESS = ("--defense", "standard,noisy,smoothing", "--checks", "off")
 # what depends on the moment; a front counts seconds as well
-COLUMNS = ("Training s (× standard)", "Attacks s", "Peak GB", "Pareto front")
+COLUMNS = ("Training s (× standard)", "Attacks s", "Peak GB", "Pareto front", COST)
 
 
 def bench(*words: object) -> None:
@@ -41,9 +43,9 @@ def board(folder: Path) -> list[str]:
     found: list[str] = []
     left_out: set[int] = set()
     for line in (folder / "leaderboard.md").read_text(encoding="utf-8").splitlines():
-        cells = line.split(" | ")
-        if COLUMNS[0] in cells:
-            left_out = {cells.index(name) for name in COLUMNS}
+        cells = line.removesuffix(" |").split(" | ")
+        if cells[0] == "| Rank":
+            left_out = {cells.index(name) for name in COLUMNS if name in cells}
         kept = [cell for place, cell in enumerate(cells) if place not in left_out]
         found.append(" | ".join(kept) if len(cells) > 1 else line)
     return found

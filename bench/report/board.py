@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from bench.report.canvas import Plot, slug
 from bench.report.provenance import keys_behind
 from bench.results.evaluations import EvaluationResult
-from bench.results.labels import collapses, failures
+from bench.results.labels import collapses, different_n, failures
 from bench.results.rows import Row
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import GRAVE, Finding
@@ -103,7 +103,7 @@ def _board(section: Section) -> Board:
         BoardLine(row, rank, [show(row) for show in columns.values()], [keys_behind(row, name) for name in columns])
         for rank, row in section.ranked
     ]
-    notes = [*reasons(members), *collapses(members), *failures(members)]
+    notes = [*reasons(members), *collapses(members), *different_n(members), *failures(members)]
     by_letter = {letter: reason for reason, letter in letters.items()}
     header = ["Rank", *columns]
     table = section.dataset, section.threat, KINDS[section.kind]

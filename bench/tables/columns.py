@@ -26,11 +26,21 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def provisional_letters(rows: list[Row]) -> dict[str, str]:
     """A letter for each reason why a row of this table is provisional."""
-    letters: dict[str, str] = {}
-    for row in rows:
-        for reason in row.provisional:
-            letters.setdefault(reason, chr(ord("a") + len(letters)) if len(letters) < 26 else f"r{len(letters)}")
-    return letters
+    reasons = dict.fromkeys(reason for row in rows for reason in row.provisional)
+    return {reason: chr(ord("a") + k) if k < 26 else f"r{k}" for k, reason in enumerate(reasons)}
+
+
+def shared_times(rows: list[Row]) -> tuple[set[int], str]:
+    """Which rows (by id) are the exception, ‡, in whether the machine did other jobs during the training; and what to
+    say of it, empty where no row was disturbed."""
+    timed = [row for row in rows if not math.isnan(row.cost.train_seconds)]
+    shared = {id(row) for row in timed if row.cost.shared}
+    alone = {id(row) for row in timed} - shared
+    if not shared:
+        return set(), ""
+    if len(shared) > len(alone):
+        return alone, "times are not comparable: the machine did other jobs meanwhile" + (", except ‡" if alone else "")
+    return shared, "‡ not comparable with other times: the machine did other jobs meanwhile"
 
 
 def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row], str]]:
@@ -63,24 +73,25 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         shown["average certified L2 radius"] = lambda row: cell_text(row, row.accuracy.acr, "{:.3f}".format)
     if any(row.provenance.draws for row in rows):
         shown["EOT draws"] = lambda row: str(row.provenance.draws or "–")
-    on = fronts(rows)
+    on, (odd, _) = fronts(rows), shared_times(rows)
     return shown | {
         "n": lambda row: str(row.accuracy.worst.n) if row.accuracy.worst.values else "–",
         "Seeds": _seeds_text,
         "Train eps": lambda row: row.train_eps,
-        "Training s (× standard)": _time_text,
+        "Training s (× standard)": lambda row: _time_text(row) + (" ‡" if id(row) in odd else ""),
         "Attacks s": lambda row: decimals(row.cost.attack_seconds, 1),
         "Peak GB": lambda row: decimals(row.cost.peak_memory_mb / 1000, 2),
         "Pareto front": lambda row: describe_fronts(on, row),
         "Selected on": lambda row: row.provenance.selected,
-        "Recipe": _recipe,
+        "Recipe": recipe_text,
         "Device": lambda row: row.provenance.device,
         "Commit": lambda row: row.provenance.commit,
         "Provisional": lambda row: ", ".join(letters[reason] for reason in row.provisional) or "no",
     }
 
 
-def _recipe(row: Row) -> str:
+def recipe_text(row: Row) -> str:
+    """`shared, 4 epochs`, or that the model was imported."""
     return row.recipe if row.recipe == IMPORTED else f"{row.recipe}, {counted(row.epochs, 'epoch')}"
 
 
@@ -139,4 +150,4 @@ def _time_text(row: Row) -> str:
     if math.isnan(row.cost.train_seconds):
         return "–"
     ratio = "" if math.isnan(row.cost.ratio) else f" ({row.cost.ratio:.2f}×)"
-    return f"{row.cost.train_seconds:.1f}{ratio}{' ‡' if row.cost.shared else ''}"
+    return f"{row.cost.train_seconds:.1f}{ratio}"

@@ -13,22 +13,22 @@ from bench.results.labels import collapses, different_n, failures, only_planned
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
-from bench.tables import export, flat, measures, timing
-from bench.tables.columns import columns, provisional_letters
-from bench.tables.markdown import escape, item, replace_block, table
-from bench.tables.ranking import hide_invalid, legend, reasons
+from bench.tables import export, flat, measures, overview, timing
+from bench.tables.columns import columns, provisional_letters, shared_times
+from bench.tables.markdown import anchor, escape, item, replace_block, table
+from bench.tables.ranking import hide_invalid, reasons, titles
 from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import csv_text
 
 INTRO = (
-    "Accuracies in percent. Best known robust accuracy is the worst case per image over clean and every attack run at "
-    "this eps, on the first n test images that all of them share; its interval is the 95 % Wilson interval at that n. "
-    "Rows share a rank unless the best row of that rank is significantly better on the same images (exact McNemar test "
-    "at 5 %; with several seeds, a bootstrap over images). "
-    "A cell without a number says why; such a cell never counts as robust. Verdict: OK is no known symptom of false "
-    "robustness, never a proof; FLAG is ranked with ⚑; DID NOT LEARN and UNSOUND come last; INVALID "
-    "holds no number; NOT CHECKED lacks an audit of the model or of the stored images. checks.csv holds every "
-    "finding of every row."
+    "Accuracies in percent. **Robust**: the worst case per image over clean and every attack run at this eps, on the "
+    "first n test images that all of them share, ± half its 95 % Wilson interval. Rows share a rank (1–4, then =) "
+    "unless the best row of that rank is significantly better on the same images (exact McNemar test at 5 %; with "
+    "several seeds, a bootstrap over images). **Verdict**: OK is no known symptom of false robustness, never a proof; "
+    "FLAG names the checks that fail (`bench explain C10`) and is ranked; DID NOT LEARN and UNSOUND come last, "
+    "without a rank; INVALID holds no number; NOT CHECKED lacks an audit. **F**: forward passes of the net per "
+    "training image and epoch; **×**: training time over that of `standard` under the same recipe. A cell without a "
+    "number says why; it never counts as robust. All columns and every finding are in results/tables/ as CSV."
 )
 
 
@@ -91,14 +91,16 @@ def _tables(store: Store, known: Evaluations, rows: list[Row]) -> dict[str, list
 
 
 def _block(rows: list[Row], known: Evaluations) -> str:
-    parts = [INTRO, ""]
+    tables = sections(rows)
+    headings = [f"{section.dataset}, {section.threat}" for section in tables]
+    parts = [INTRO, "", *_contents(tables, headings)]
     if not rows:
         parts += ["No evaluations yet.", ""]
-    heading = ""
-    for section in sections(rows):
-        above, heading = heading, f"## {escape(section.dataset)}, {escape(section.threat)}"
-        parts += [heading, ""] if heading != above else []
+    above = ""
+    for section, heading in zip(tables, headings, strict=True):
+        parts += [f"## {escape(heading)}", ""] if heading != above else []
         parts += [f"### {KINDS[section.kind]}", "", *_table(section)]
+        above = heading
     for note in only_planned(known.readable, rows):
         parts += [f"{escape(note)}.", ""]
     if known.unreadable:
@@ -107,27 +109,40 @@ def _block(rows: list[Row], known: Evaluations) -> str:
     return "\n".join(parts)
 
 
+def _contents(tables: list[Section], headings: list[str]) -> list[str]:
+    """A line per data set and threat, with a link and the number of rows of each kind."""
+    counts: dict[str, list[str]] = {}
+    for section, heading in zip(tables, headings, strict=True):
+        counts.setdefault(heading, []).append(f"{len(section.rows)} {KINDS[section.kind].lower()}")
+    lines = [f"- [{escape(name)}](#{anchor(name)}): {', '.join(kinds)}" for name, kinds in counts.items()]
+    return [*lines, ""] if len(lines) > 1 else []
+
+
 def _table(section: Section) -> list[str]:
+    """The short table, its caption, what stands out, and all else folded."""
     rows, letters = section.rows, provisional_letters(section.rows)
+    parts = [escape(overview.caption(section)), "", table(overview.header(section), list(overview.lines(section)))]
+    if told := [*titles(rows), *reasons(rows), *collapses(rows), *different_n(rows)]:
+        parts += [*map(item, told), ""]
     shown = columns(rows, letters)
-    lines = [[rank, *(show(row) for show in shown.values())] for rank, row in section.ranked]
-    parts = [table(["Rank", *shown], lines)]
+    parts += ["<details><summary>All columns</summary>", ""]
+    parts += [
+        table(["Rank", *shown], [[rank, *(show(row) for show in shown.values())] for rank, row in section.ranked])
+    ]
     if letters:
-        parts += ["† order provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
+        parts += ["Provisional: " + "; ".join(f"{v} = {escape(k)}" for k, v in letters.items()) + ".", ""]
     for note in footnotes(rows):
         parts += [escape(note), ""]
-    if failed := [item(line) for line in legend(rows)]:
-        parts += ["Checks that flagged rows do not pass, and what they ask for (`bench explain CODE` says more):", ""]
-        parts += [*failed, ""]
-    notes = [*reasons(rows), *collapses(rows), *failures(rows)]
-    return [*parts, *(item(line) for line in notes), ""] if notes else parts
+    if absent := [item(line) for line in failures(rows)]:
+        parts += [*absent, ""]
+    return [*parts, "</details>", ""]
 
 
 def footnotes(rows: list[Row]) -> list[str]:
     """What signs and words in these rows mean, except for the letters of provisional ones."""
-    found = [f"{note[0].upper()}{note[1:]}." for note in different_n(rows)]
-    if any(row.cost.shared for row in rows):
-        found.append("‡ trained while the machine did other jobs: not comparable with other times.")
+    found = []
+    if shared := shared_times(rows)[1]:
+        found.append(f"{shared[0].upper()}{shared[1:]}.")
     if any(cell.distance for row in rows for cell in row.accuracy.attacks.values()):
         found.append(f"{MEDIAN[0].upper()}{MEDIAN[1:]}.")
     return found

@@ -11,6 +11,20 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "# Leaderboard\n\nWritten by `bench leaderboard`: text between the markers is replaced, the rest is kept.\n\n"
 
 
+class Markdown(str):
+    """Text that is Markdown already, in which every name was escaped."""
+
+
+def link(text: str, arxiv: str | None) -> Markdown:
+    """Text as a link to a paper, given by its arXiv number; without one, plain text."""
+    return Markdown(f"[{escape(text)}](https://arxiv.org/abs/{arxiv})" if arxiv else escape(text))
+
+
+def anchor(heading: str) -> str:
+    """The target under which GitHub lists a heading: `mnist, Linf eps = 0.1` is `mnist-linf-eps--01`."""
+    return re.sub(r"[^\w\- ]", "", printable(heading).lower()).replace(" ", "-")
+
+
 def escape(text: str) -> str:
     """Text as one Markdown table cell: nothing in it is syntax, HTML or a line break."""
     marked = re.sub(r"([\\`*_~\[\]|$#])", r"\\\1", printable(text).replace("&", "&amp;"))
@@ -25,9 +39,10 @@ def item(text: str) -> str:
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table with every cell escaped."""
+    """A Markdown table with every cell escaped, except those that are `Markdown`."""
     rule = ["---"] * len(header)
-    cells = [[escape(cell) for cell in header], rule, *([escape(cell) for cell in line] for line in lines)]
+    shown = [[cell if isinstance(cell, Markdown) else escape(cell) for cell in line] for line in (header, *lines)]
+    cells = [shown[0], rule, *shown[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 

@@ -59,14 +59,15 @@ def order(row: Row) -> tuple[int, bool, float, str, str]:
 def ranked(rows: Iterable[Row]) -> list[tuple[str, Row]]:
     """Rows in order with their rank or the word in its place; rows that tie share a rank (bench.results.significance).
 
-    Provisional rows are ranked separately, after the others; unsound, invalid and unlearned rows, and those without a
-    worst case, have no rank.
+    Provisional rows are ranked separately, after the others, and carry a † if there are others. Unsound, invalid and
+    unlearned rows, and those without a worst case, have no rank.
     """
     found = sorted(rows, key=order)
     counted = [row for row in found if row.verdict not in UNRANKED and row.accuracy.worst.values]
     ranks: dict[int, str] = {}
-    for provisional, sign in ((False, ""), (True, "†")):
+    for provisional in (False, True):
         group = [row for row in counted if bool(row.provisional) == provisional]
+        sign = "†" if provisional and len(group) < len(counted) else ""
         for place, row in zip(places(group), group, strict=True):
             ranks[id(row)] = f"{place}{sign}" + (f" {FLAG}" if row.verdict == "FLAG" else "")
     return [(ranks.get(id(row)) or UNRANKED.get(row.verdict, "–"), row) for row in found]
@@ -81,14 +82,8 @@ def unreliable(row: Row) -> str:
     return "no" if set(_AUDITED) <= answered and row.accuracy.autoattack.values else "not checked"
 
 
-def legend(rows: Iterable[Row]) -> list[str]:
-    """One line per code among the flags of these rows: `C15: Losses agree: 5 pp`."""
-    codes = {finding.code for row in rows for finding in grave(row)}
-    return [f"{code}: {check.title}: {check.threshold}" for code, check in CHECKS.items() if code in codes]
-
-
 def titles(rows: Iterable[Row]) -> list[str]:
-    """The same in one line, without thresholds: for a terminal."""
+    """One line with the codes among the flags of these rows, and what they check; none without flags."""
     codes = {finding.code for row in rows for finding in grave(row)}
     known = [f"{code} {check.title}" for code, check in CHECKS.items() if code in codes]
     return [f"flags, checks not passed: {'; '.join(known)} (bench explain CODE says more)"] if known else []

@@ -577,7 +577,8 @@ def test_an_audit_in_another_norm_confirms_nothing_but_its_failures_hold(store: 
 
 
 def ranks(store: Store) -> dict[str, str]:
-    lines = [line.split(" | ")[:2] for line in markdown(store).splitlines() if line.startswith("| ")]
+    whole = markdown(store).partition("<details>")[2]
+    lines = [line.split(" | ")[:2] for line in whole.splitlines() if line.startswith("| ")]
     return {name: rank.removeprefix("| ") for rank, name in lines[2:]}
 
 
@@ -593,10 +594,10 @@ def test_unsound_and_invalid_rows_are_last_and_have_no_rank(store: Store) -> Non
     text = markdown(store)
     assert "- mart at Linf eps 0.1 is unsound; it fails C9 (An unbounded attack succeeds): 0.4 at eps 1" in text
     assert "- lsa at Linf eps 0.1 is invalid; it fails C3 (All numbers are finite): 5 NaN" in text
-    legend = [line for line in text.splitlines() if line.startswith("- C")]
-    assert [line.split(":")[0] for line in legend] == ["- C2", "- C3", "- C9"]
-    assert CHECKS["C9"].title in legend[2]
+    (legend,) = [line for line in text.splitlines() if line.startswith("- flags, checks not passed: ")]
+    assert [name in legend for name in ("C2 ", "C3 ", f"C9 {CHECKS['C9'].title}", "C10 ")] == [True, True, True, False]
     assert "| UNSOUND | C9 U |" in text
+    assert "| UNSOUND (C9) |" in text
 
 
 def test_an_invalid_row_shows_no_number_in_any_table(store: Store, tmp_path: Path) -> None:
@@ -607,9 +608,13 @@ def test_an_invalid_row_shows_no_number_in_any_table(store: Store, tmp_path: Pat
     written = write_leaderboard(store, tmp_path / "leaderboard.md", tmp_path)
     for path in written:
         assert not re.search(r"0\.377|37\.70?", path.read_text()), path.name
-    (line,) = [line for line in written[0].read_text().splitlines() if line.startswith("| invalid |")]
+    short, _, whole = written[0].read_text().partition("<details>")
+    assert (
+        "| – | [pgd\\_at](https://arxiv.org/abs/1706.06083) | invalid | invalid | – × 1 | INVALID (C3) | – |\n" in short
+    )
+    (line,) = [line for line in whole.splitlines() if line.startswith("| invalid |")]
     cells = line.split(" | ")
-    header = next(text for text in written[0].read_text().splitlines() if text.startswith("| Rank")).split(" | ")
+    header = next(text for text in whole.splitlines() if text.startswith("| Rank")).split(" | ")
     shown = dict(zip(header, cells, strict=True))
     row = next(row for row in all_rows(store) if row.verdict == "INVALID")
     held = [value for value in vars(row).values() if isinstance(value, SeedValues)]
