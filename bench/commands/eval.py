@@ -63,11 +63,13 @@ def eval_(
     options = replace(options, defense=["standard"], baseline=False)
     matrix, job, checkpoint = prepare_model(replace(model, name=name), options, data_dir)
     store = Store(results_dir)
+    mode = output.mode(sys.stdout.isatty())
     if job in todo(matrix.jobs, store):
-        matrix.notes.append(_loaded(job, checkpoint, matrix.root))
+        with live.waiting(console_of(mode), mode, f"loading {user_models.describe(job).partition(',')[0]}"):
+            note = _loaded(job, checkpoint, matrix.root)
+        matrix.notes.append(note)
     if dry_run:
         raise typer.Exit(show_plan(matrix, results_dir, False, machine))
-    mode = output.mode(sys.stdout.isatty())
     raise typer.Exit(evaluate(matrix, job, checkpoint, expected, store, mode, machine))
 
 

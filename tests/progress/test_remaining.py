@@ -14,6 +14,7 @@ from fake_jobs import evaluate, measured, train
 from harness import Bench, tiny, write_plugins
 
 from bench.atomic import write_json
+from bench.executors.base import Event
 from bench.planning.evaluations import shard_of
 from bench.planning.job import Job, TrainJob
 from bench.progress import live
@@ -279,6 +280,41 @@ def test_progress_holds_the_seconds_of_earlier_attempts(tmp_path: Path) -> None:
     assert {one["device"] for one in told_at} == {"cuda"}
     progress({"share": 0.7, "earlier": 31.0})  # too soon to be written, not to be remembered
     assert (_read(tmp_path)["share"], progress.earlier) == (0.6, 31.0)
+
+
+def test_each_pass_of_an_attack_is_reported_between_its_own_reports(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from bench.jobs.progress_file import ProgressFile
+
+    net = torch.nn.Identity()
+    progress = ProgressFile(tmp_path / "progress.json", "cpu")
+    progress.count(net)
+    progress({"share": 0.25, "note": "apgd-t"})
+    net(torch.zeros(30, 2))
+    progress.last = -1.0  # as if half a second went by
+    net(torch.zeros(40, 2))
+    found = _read(tmp_path)
+    assert (found["share"], found["note"], found["passes"]) == (0.25, "apgd-t", 70)
+
+
+def test_plain_lines_come_soon_and_then_less_often(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    says(store, NEW, share=0.41, began=time.time() - 41, epoch=9, epochs=20, step=40, steps=390)
+    view = View(Console(), store, [NEW], "plain", 1)
+    pauses = []
+    view._handle(Event("started", NEW))
+    for _ in range(6):
+        pauses.append(view.pause)
+        view._handle(Event("tick"))  # too soon for another line
+        view.last_line -= view.pause
+        view._handle(Event("tick"))
+    assert pauses == [2, 4, 8, 16, 30, 30]
+    start, *lines = capsys.readouterr().out.splitlines()
+    assert start.startswith("[0/1] start  training standard seed 1 (")
+    assert lines[:2] * 6 == lines
+    assert lines[0] == "   41% training standard seed 1: epoch 9 of 20, step 40 of 390"
+    assert lines[1].startswith("[0/1] time left about 59 s")
 
 
 def _read(folder: Path) -> dict[str, Any]:
