@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.terminal import counted
+
 
 class Inputs(NamedTuple):
     """The data a net is built for: images `channels x size x size` in [0,1], number of `classes`, and per-channel
@@ -30,7 +32,9 @@ class Normalize(nn.Module):
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
         if not len(inputs.mean) == len(inputs.std) == inputs.channels or min(inputs.std) <= 0:
-            raise ValueError(f"mean {inputs.mean} and std {inputs.std}: expected {inputs.channels} values, std above 0")
+            raise ValueError(
+                f"mean {inputs.mean} and std {inputs.std}: expected {counted(inputs.channels, 'value')}, std above 0"
+            )
         self.register_buffer("mean", torch.tensor(inputs.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(inputs.std).view(1, -1, 1, 1))
         # computed once and not from the buffers, whose values would need a synchronization and would stop a tracer

@@ -365,7 +365,7 @@ def test_batch_norm_in_train_mode_is_named_wherever_it_shows() -> None:
     assert "a batch of 1 raises ValueError: Expected more than 1 value per channel" in found["batch"].value
     found = lines(nets.fit(nn.Sequential(*normed(track_running_stats=False))))
     assert found["eval mode"].state == "FAIL"
-    assert "1 BatchNorm layers without running statistics, first 2" in found["eval mode"].value
+    assert "1 BatchNorm layer without running statistics, first 2" in found["eval mode"].value
 
 
 def test_a_declared_random_model_may_draw_and_must() -> None:

@@ -80,7 +80,7 @@ def test_nothing_ends_on_the_cpu_unasked() -> None:
         slots("cuda", None, ask=list)
     with pytest.raises(ValueError, match="--gpus 0, but no GPU was found"):
         slots("auto", None, 1, ["0"], list)
-    with pytest.raises(ValueError, match=r"every GPU is busy .GPU 3: 1 processes; GPU 7: 30000 MB in use"):
+    with pytest.raises(ValueError, match=r"every GPU is busy .GPU 3: 1 process; GPU 7: 30000 MB in use"):
         slots("auto", None, ask=lambda: [EIGHT[3], EIGHT[7]])
 
 

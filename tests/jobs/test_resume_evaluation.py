@@ -171,7 +171,7 @@ def test_shards_put_together_are_the_whole(bench: Bench) -> None:
     Path("s.yaml").write_text(text.replace("SHARDS", "4"))
     refused = bench("run", "s.yaml")
     assert refused.code == 2
-    assert "shards is 4, but its 60 images are 3 blocks of at most 20" in refused.err
+    assert "shards is 4, but its 60 images are in 3 blocks of at most 20" in refused.err
 
 
 @pytest.mark.fault

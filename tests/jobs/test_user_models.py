@@ -294,7 +294,7 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
         "bad.py:1: SyntaxError: invalid syntax",
     ),
     "normalise": (lambda: None, "my.py:build --normalize 0.5", "--normalize is '0.5'; expected none, dataset or MEAN"),
-    "channels": (lambda: None, "my.py:build --normalize 0,0/1,1", "digits has 1 channels"),
+    "channels": (lambda: None, "my.py:build --normalize 0,0/1,1", "digits has 1 channel"),
     "std": (lambda: None, "my.py:build --normalize 0/0", "finite numbers, STD above 0"),
 }
 ONLY_EVAL: dict[str, tuple[str, str]] = {

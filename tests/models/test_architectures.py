@@ -107,7 +107,7 @@ def test_normalization_is_the_identity_at_mean_0_std_1():
     assert torch.allclose(scaled(x), (x - 0.5) / 0.25)
     assert set(scaled.state_dict()) == {"mean", "std"}
     for wrong in ({"mean": (0.0, 0.0)}, {"std": (0.0,)}):
-        with pytest.raises(ValueError, match="expected 1 values, std above 0"):
+        with pytest.raises(ValueError, match="expected 1 value, std above 0"):
             Normalize(inputs(**wrong))
 
 
