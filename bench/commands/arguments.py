@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from bench.records.store import Store
 
 Results = Annotated[Path, typer.Option("--results-dir", help="Folder of the records.", envvar="BENCH_RESULTS")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data in torchvision's layout.", envvar="BENCH_DATA")]
@@ -80,6 +84,21 @@ def existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no results folder {folder}; run `bench run` first or pass --results-dir")
     return folder
+
+
+def opened(folder: Path) -> Store:
+    """The results folder, to be read only. Raises FileNotFoundError if it does not exist. Damaged files are named."""
+    from bench.records.store import Store
+
+    store = Store(existing(folder), read_only=True)
+    warn(store.damages())
+    return store
+
+
+def warn(lines: list[str]) -> None:
+    """Name on stderr the jobs and records that are passed over because they are damaged."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def message_of(error: Exception) -> str:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Dataset, Plugin, Results, existing, plugins
-from bench.records.store import Store
+from bench.commands.arguments import Dataset, Plugin, Results, opened, plugins
 from bench.tables.compare import show
 from bench.tables.selection import RowFilter
 
@@ -30,4 +29,4 @@ def compare(
     """
     plugins(plugin)
     where = RowFilter(dataset, norm, eps, seed)
-    print(show(Store(existing(results_dir)), a, b, where, as_json))
+    print(show(opened(results_dir), a, b, where, as_json))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Results, existing
+from bench.commands.arguments import Results, existing, warn
 from bench.records import maintenance
 from bench.records.store import Store
 
@@ -17,4 +17,6 @@ def gc(
     results_dir: Results = Path("results"),
 ) -> None:
     """Remove files that no result needs. Temporary files, partial work of finished jobs, duplicate images."""
-    maintenance.gc(Store(existing(results_dir)), dry_run)
+    store = Store(existing(results_dir))
+    warn(store.damages())
+    maintenance.gc(store, dry_run)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Plugin, Results, existing, output_file, plugins
+from bench.commands.arguments import Plugin, Results, opened, output_file, plugins
 from bench.core.epsilon import Epsilon
-from bench.records.store import Store
 from bench.tables.leaderboard import write_leaderboard
 
 Output = Annotated[Path, typer.Option(help="The Markdown file whose marked part is replaced.")]
@@ -24,5 +23,5 @@ def leaderboard(
     """Write leaderboard.md and the tables from the records. Tables: results/tables/*.csv, .tex and .json."""
     plugins(plugin)
     at = [float(Epsilon(part)) for part in radii.split(",")]
-    for path in write_leaderboard(Store(existing(results_dir)), output_file(output), results_dir / "tables", at):
+    for path in write_leaderboard(opened(results_dir), output_file(output), results_dir / "tables", at):
         print(path)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins
+from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins, warn
 from bench.commands.matrix import Matrix, describe, prepare
 from bench.commands.options import Only, takes_groups
 from bench.commands.output import refused
@@ -47,6 +47,7 @@ def show_plan(matrix: Matrix, results: Path, check: bool, machine: Machine) -> i
     for line in (*describe(matrix), f"devices   {backend.devices()}"):
         say(line)
     store = Store(results, read_only=True)
+    warn(store.damages())
     left = todo(matrix.jobs, store)
     kinds = Counter(job.kind for job in matrix.jobs)
     each = ", ".join(counted(kinds[kind], noun) for kind, noun in NOUNS.items() if kinds[kind])

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import DataDir, Plugin, Results, existing, output_file, plugins
+from bench.commands.arguments import DataDir, Plugin, Results, opened, output_file, plugins
 from bench.data.datasets import data_root
-from bench.records.store import Store
 from bench.report import write_report
 from bench.report.images import Fetched, Wanted, no_images
 
@@ -26,7 +25,7 @@ def report(
 ) -> None:
     """Write all tables and figures as one HTML file. It needs no network and no other file."""
     plugins(plugin)
-    store = Store(existing(results_dir))
+    store = opened(results_dir)
 
     def fetch(wanted: list[Wanted]) -> Fetched:
         from bench.commands.report_images import Strips  # imports torch, which a page without images does not need

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.atomic import file_hash
 from bench.core.classifier import Classifier, frozen
 from bench.core.rng import scope, seed
 from bench.data import datasets
 from bench.data.images import Data, load, test_block
+from bench.jobs.model_files import load_model, stored_images
 from bench.planning.job import EvaluationJob, ModelJob, TrainJob
-from bench.records.store import IMAGES, Store
+from bench.records.store import Store
 from bench.report.images import PER_MODEL, Fetched, Picture, Wanted
 
 DRAWS = 32  # noise draws over which the confidence of a stochastic model is averaged
@@ -53,10 +52,7 @@ class Strips:
         data = self._data(about.name, about.size, n)
         if record is None or data.test_hash != record.metrics.test_hash:
             raise ValueError(f"{about.name} here has other test images than those of the records")
-        path = self.store.folder(one.entry.key) / IMAGES
-        if file_hash(path) != record.files.get(IMAGES):
-            raise ValueError(f"the stored images of {one.entry.key} do not match their record")
-        x_adv = load_file(path)["x_adv"].float()
+        x_adv = stored_images(self.store, one.entry.key).float()
         samples = self.store.samples(one.entry.key, ("index", "correct", "clean"))
         x, y = test_block(data, 0, n)
         if x_adv.shape[1:] != x.shape[1:] or len(x_adv) > len(samples["index"]):
@@ -75,8 +71,6 @@ class Strips:
 
     def _predictions(self, trained: ModelJob, data: Data, job: EvaluationJob, x: Tensor) -> list[tuple[str, float]]:
         """Class and confidence of each image; empty if the weights are missing or the model cannot be built."""
-        from bench.jobs.model_files import load_model
-
         if not isinstance(trained, TrainJob):
             return []  # its network is a file of the user's; a report runs no code that a record names
         try:

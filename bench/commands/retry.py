@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Results, existing
+from bench.commands.arguments import Results, existing, warn
 from bench.records import maintenance
 from bench.records.store import Store
 
@@ -20,4 +20,6 @@ def retry(
     results_dir: Results = Path("results"),
 ) -> None:
     """Mark failed jobs for re-running, including diverged ones. The same `bench run` then repeats them."""
-    raise typer.Exit(maintenance.retry(Store(existing(results_dir)), keys or [], failed))
+    store = Store(existing(results_dir))
+    warn(store.damages())
+    raise typer.Exit(maintenance.retry(store, keys or [], failed))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins
+from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins, warn
 from bench.commands.matrix import Matrix, prepare
 from bench.commands.options import OutputOptions, takes_groups
 from bench.commands.output import announce, console_of, gated, print_script, print_table, refused, stopped
@@ -82,7 +82,7 @@ def run_matrix(
     store, began = Store(results), time.monotonic()
     missing = [folder for folder in (results, *results.parents) if not folder.exists()]
     follower = tracker_of(tracker, store)
-    store.prepare()
+    warn(store.prepare())
     console = console_of(mode)
     if not announced:
         announce(matrix, backend, mode)

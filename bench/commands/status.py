@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import DataDir, Results, existing
+from bench.commands.arguments import DataDir, Results, opened
 from bench.commands.matrix import prepare
 from bench.data.datasets import data_root
 from bench.planning.typed import Options
@@ -24,4 +24,4 @@ def status(
 ) -> None:
     """Show which jobs are done, running and failed. Works during a run, from another terminal."""
     planned = prepare(Options(spec=spec), data_dir).jobs if spec else []
-    survey.status(existing(results_dir), planned, as_json, data_root(data_dir))
+    survey.status(opened(results_dir), planned, as_json, data_root(data_dir))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Dataset, Results, existing
+from bench.commands.arguments import Dataset, Results, opened
 from bench.records.store import Store
 from bench.results.rows import Row
 from bench.tables import sweep as series
@@ -41,7 +41,7 @@ def sweep(
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """
-    store = Store(existing(results_dir), read_only=True)
+    store = opened(results_dir)
     rows, where = board(store), RowFilter(dataset, norm, eps)
     swept = series.sweep(store, rows, defense, setting, where)
     maps = _maps(store, rows, swept, against, where) if against else []

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Dataset, Plugin, Results, existing, plugins
-from bench.records.store import Store
+from bench.commands.arguments import Dataset, Plugin, Results, opened, plugins
 from bench.tables.leaderboard import board
 from bench.tables.timing import show
 
@@ -21,7 +20,7 @@ def timing(
 ) -> None:
     """Show the cost of trainings and attacks. Seconds, work and memory, separately for each device."""
     plugins(plugin)
-    rows = board(Store(existing(results_dir)))
+    rows = board(opened(results_dir))
     known = sorted({row.dataset for row in rows})
     if dataset is not None and dataset not in known:
         raise LookupError(f"no row has data set {dataset}; there are: {', '.join(known) or 'none'}")

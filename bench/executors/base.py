@@ -161,9 +161,7 @@ def _lacks(store: Store, need: Job, job: Job) -> bool:
     if record.state != "done" or (isinstance(job, AuditJob) and not isinstance(need, TrainJob)):
         return False  # an audit uses whatever images exist
     wanted = "weights-" if isinstance(need, ModelJob) else "samples" if need.key in job.parts else "adversarial"
-    return any(
-        name.startswith(wanted) and expected != store.hash_of(need.key, name) for name, expected in record.files.items()
-    )
+    return any(name.startswith(wanted) and not store.matches(need.key, name, record) for name in record.files)
 
 
 def ended(job: Job, store: Store) -> Event | None:

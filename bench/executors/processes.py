@@ -7,6 +7,7 @@ are killed together with every process that they started.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import multiprocessing
@@ -130,7 +131,12 @@ def _child(task: Task, work: Work | None, files: dict[str, str]) -> None:
         from bench.jobs import worker
 
         work = worker.work
-    work(task.results, task.key, task.root, task.slot.device, task.workers, task.retries)
+    try:
+        work(task.results, task.key, task.root, task.slot.device, task.workers, task.retries)
+    except OSError as error:  # from the results folder, as errors of the job are in its record; the driver meets it too
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        raise SystemExit(1) from None
 
 
 def _stopped(number: int, frame: object) -> None:

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from bench.atomic import file_hash, write_hashed
+from bench.atomic import write_hashed
 from bench.core.classifier import Classifier
 from bench.data.images import Data, test_block
 from bench.jobs import microbatch, recheck
 from bench.jobs.block_cache import BlockCache
 from bench.jobs.columns import join, mean_of
 from bench.jobs.evaluate import Report, evaluate
-from bench.jobs.model_files import evaluation_images, load_model
+from bench.jobs.model_files import evaluation_images, load_model, stored_images
 from bench.jobs.progress_file import ProgressFile
 from bench.planning.job import AuditJob, EvaluationJob, TrainJob
 from bench.plugins import threat_of
@@ -66,10 +65,10 @@ def run_evaluation(
 
 
 def _evaluate(store: Store, job: EvaluationJob, model: Classifier, data: Data, report: Report) -> Measured:
-    sources = [key for key in job.needs[1:] if images_of(store, key) is not None]
+    sources = [key for key in job.needs[1:] if has_images(store, key)]
     if len(job.needs) > 1 and not sources:
         raise ValueError(f"none of the {counted(len(job.needs) - 1, 'evaluation')} this one takes images from has any")
-    others = {key: load_file(store.folder(key) / IMAGES)["x_adv"] for key in sources}
+    others = {key: stored_images(store, key) for key in sources}
     cache = BlockCache(store.folder(job.key) / "blocks", origin_of(store, job, data, sources))
     columns, images, metrics = evaluate(job, model, data, report, cache, others)
     if sources:
@@ -105,8 +104,8 @@ def assemble(store: Store, job: EvaluationJob) -> Measured:
         metrics.append(evaluation_metrics(record))
         weights.add(record.weights_sha256)
         columns.append({name: torch.from_numpy(values) for name, values in store.samples(key).items()})
-        if images_of(store, key) is not None:
-            images.append(load_file(store.folder(key) / IMAGES)["x_adv"])
+        if has_images(store, key):
+            images.append(stored_images(store, key))
     whole = join(columns)
     if whole["index"].tolist() != list(range(job.n)):
         raise ValueError(
@@ -129,12 +128,10 @@ def assemble(store: Store, job: EvaluationJob) -> Measured:
     return whole, torch.cat(images) if len(images) == len(columns) else None, combined
 
 
-def images_of(store: Store, key: str) -> Path | None:
-    """The stored adversarial images of a finished evaluation; None if it has none or they are damaged."""
+def has_images(store: Store, key: str) -> bool:
+    """Has a finished evaluation stored adversarial images that are undamaged?"""
     record = store.record(key)
-    path = store.folder(key) / IMAGES
-    expected = record.files.get(IMAGES) if record is not None and record.state == "done" else None
-    return path if expected is not None and expected == file_hash(path) else None
+    return record is not None and record.state == "done" and store.matches(key, IMAGES, record)
 
 
 def _audit(

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from bench.atomic import file_hash, write_hashed
+from bench.atomic import write_hashed
 from bench.core.classifier import Classifier
 from bench.data import datasets
 from bench.data.images import Data, with_validation_as_test
@@ -20,7 +21,7 @@ from bench.jobs import user_model
 from bench.planning.job import AuditJob, EvaluationJob, ImportJob, ModelJob
 from bench.planning.user_models import CLEAN_N, SOURCE
 from bench.records.record import Record, TrainRecord, weights_file
-from bench.records.store import Store
+from bench.records.store import IMAGES, Store
 from bench.training.train import build
 
 Report = Callable[[dict[str, Any]], None]
@@ -65,17 +66,33 @@ def load_model(store: Store, trained: ModelJob, data: Data, which: str = "last")
 
     Raises ValueError if the weights are missing (records may come from git without them) or damaged.
     """
-    path = store.folder(trained.key) / weights_file(which)
     record = store.record(trained.key)
     if record is None or record.state != "done":
         raise ValueError(f"training {trained.key} has no finished record")
-    if file_hash(path) != record.files.get(path.name, ""):
-        raise ValueError(f"weights of {trained.key} are absent or damaged; `bench run` trains them again")
+    state = stored_tensors(store, trained.key, weights_file(which))
     if isinstance(trained, ImportJob):
-        return user_model.reloaded(trained, load_file(path), data)
+        return user_model.reloaded(trained, state, data)
     defense, net = build(trained, data)
-    net.load_state_dict(load_file(path), strict=True)
+    net.load_state_dict(state, strict=True)
     return defense.deploy(net.eval())
+
+
+def stored_tensors(store: Store, key: str, name: str) -> dict[str, Tensor]:
+    """The weights or images of a job. Raises ValueError if they are absent or not what the record names."""
+    if not store.matches(key, name, store.record(key)):
+        raise ValueError(f"{name} of {key} is absent or damaged; `bench run` makes it again if a job needs it")
+    try:
+        return load_file(store.folder(key) / name)
+    except SafetensorError as problem:
+        raise ValueError(f"{name} of {key} holds no tensors: {problem}") from None
+
+
+def stored_images(store: Store, key: str) -> Tensor:
+    """The adversarial images of an evaluation. Raises what `stored_tensors` raises."""
+    tensors = stored_tensors(store, key, IMAGES)
+    if "x_adv" not in tensors:
+        raise ValueError(f"{IMAGES} of {key} holds no images")
+    return tensors["x_adv"]
 
 
 def import_model(folder: Path, job: ImportJob, root: Path, device: torch.device, report: Report) -> Record:

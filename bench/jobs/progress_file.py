@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from bench.atomic import read_json
 from bench.records.store import SHARED
 
 
@@ -56,6 +57,6 @@ class ProgressFile:
 def jobs_on_device(folder: Path) -> int:
     """The most jobs that shared the device of this one at a time, as counted by the driver; 1 without a count."""
     try:
-        return int((folder / SHARED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return int(read_json(folder / SHARED))
+    except (OSError, ValueError, TypeError):
         return 1

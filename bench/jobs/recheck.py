@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bench import plugins
-from bench.atomic import file_hash
 from bench.core.classifier import Classifier, frozen
 from bench.data.images import Data, test_block
 from bench.jobs import user_model
-from bench.jobs.model_files import evaluation_images, load_model
+from bench.jobs.model_files import evaluation_images, load_model, stored_images
 from bench.planning.job import AuditJob, EvaluationJob, ImportJob
 from bench.records.evaluated_weights import REPEATED, outdated
 from bench.records.record import evaluation_metrics
@@ -59,10 +57,9 @@ def score_again(store: Store, job: EvaluationJob, n: int, model: Classifier, dat
         return finding("n/a", note=f"the evaluation ended as {record.state if record else 'nothing'}")
     if IMAGES not in record.files:
         return finding("n/a", note="it makes no adversarial images")
-    path = store.folder(job.key) / IMAGES
-    if file_hash(path) != record.files[IMAGES]:
+    if not store.matches(job.key, IMAGES, record):
         return finding("not checked", note="its adversarial images are absent or damaged")
-    x_adv, samples = load_file(path)["x_adv"].to(data.test.x.device), store.samples(job.key)
+    x_adv, samples = stored_images(store, job.key).to(data.test.x.device), store.samples(job.key)
     attack = plugins.make("attacks", job.attack, job.threat)
     block = getattr(attack, "block_size", attack.block)
     last = min(len(x_adv), -(-n // block) * block)  # whole blocks, so that each batch is the one of the evaluation

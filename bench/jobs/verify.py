@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.planning.job import EvaluateJob, EvaluationJob, Job
+from bench.planning.job import EvaluateJob, EvaluationJob, Job, ModelJob, TrainJob
 from bench.records.evaluated_weights import REPEATED, outdated
 from bench.records.record import Record, evaluation_metrics, weights_file
 from bench.records.store import IMAGES, SAMPLES, Store
@@ -60,7 +60,7 @@ def verify(store: Store, share: float, full: bool, root: Path) -> int:
 
 def checked(store: Store) -> Verdict:
     """Compare every record and file with its checksum, and derived values with the samples."""
-    found = Verdict()
+    found = Verdict(problems=[f"{key} is {kind}; remove it" for key, kind in store.odd_places().items()])
     for key in store.keys():
         record = store.record(key)
         if record is None:
@@ -75,17 +75,30 @@ def checked(store: Store) -> Verdict:
             continue
         present = [name for name in record.files if store.has(key, name)]
         found.files += len(present)
-        wrong = [f"{name} does not match its SHA-256" for name in store.damaged(key, record)]
+        wrong = [f"{what}; {_remedy(job, name)}" for name, what in store.damaged(key, record).items()]
         for name in record.files.keys() - set(present):
             if name == SAMPLES:
-                wrong.append(f"{name} is absent")
+                wrong.append(f"{name} is absent; {_remedy(job, name)}")
             else:
                 found.missing[name] += 1
-        wrong = wrong or contradictions(store, job, record)
+        try:
+            wrong = wrong or contradictions(store, job, record)
+        except ValueError as problem:
+            wrong = [str(problem)]
         found.problems += [f"{key}: {line}" for line in wrong]
         if not wrong and isinstance(job, EvaluateJob) and IMAGES in present and _has_weights(store, job):
             found.with_images.append(key)
     return found
+
+
+def _remedy(job: Job, name: str) -> str:
+    """What to do about a file that is not what its record names."""
+    if name == SAMPLES:
+        return "`bench run` does the job again"
+    if not isinstance(job, (ModelJob, EvaluationJob)):
+        return "remove it"
+    made = "trains" if isinstance(job, TrainJob) else "makes"
+    return f"remove it, and `bench run` {made} it again if a job needs it; or `bench merge` a folder that has it"
 
 
 def contradictions(store: Store, job: Job, record: Record) -> list[str]:
@@ -100,10 +113,10 @@ def contradictions(store: Store, job: Job, record: Record) -> list[str]:
     first, last = job.range
     n = last - first
     wrong = []
-    if "index" in columns and columns["index"].tolist() != list(range(first, last)):
-        wrong.append(f"samples are not images {first} to {last - 1} in order")
     if any(len(values) != n for values in columns.values()) or metrics.n not in (None, n):
         wrong.append(f"n is {metrics.n}, the job has {counted(n, 'image')}")
+    elif "index" in columns and columns["index"].tolist() != list(range(first, last)):
+        wrong.append(f"samples are not images {first} to {last - 1} in order")
     for name, stored in (("forwards", metrics.forwards_per_image), ("backwards", metrics.backwards_per_image)):
         if name in columns and stored is not None and not math.isclose(stored, columns[name].mean(), rel_tol=1e-5):
             wrong.append(f"{name}_per_image is {stored}, the mean of its samples is {columns[name].mean()}")
@@ -112,6 +125,4 @@ def contradictions(store: Store, job: Job, record: Record) -> list[str]:
 
 def _has_weights(store: Store, job: EvaluateJob) -> bool:
     record, name = store.record(job.model_key), weights_file(job.weights)
-    if record is None or name not in record.files or not store.has(job.model_key, name):
-        return False
-    return not store.damaged(job.model_key, record)
+    return store.matches(job.model_key, name, record)

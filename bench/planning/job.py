@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from bench.planning.job_fields import JSON_NAMES, DataChoice, JobThreat, Normalization, PluginChoice, as_json
+from bench.planning.job_fields import JSON_NAMES, STRICT, DataChoice, JobThreat, Normalization, PluginChoice, as_json
 from bench.planning.labels import label, with_train_eps
 from bench.planning.schema import SCHEMA
 
@@ -32,6 +32,7 @@ class _Job:
     - `parts`: shards that the result is put together from; not in the key, since they do not change the result.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: ClassVar[str]
     engine: int
     seed: int

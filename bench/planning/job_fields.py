@@ -15,6 +15,10 @@ JSON_NAMES = {
 }
 
 
+# how `bench.planning.job_json` checks the types of a job that it has read
+STRICT = {"revalidate_instances": "always", "strict": True, "allow_inf_nan": False}
+
+
 def json_names(fields_of: type[Any]) -> dict[str, str]:
     """The field of a dataclass that each JSON name stands for."""
     return {JSON_NAMES.get(field.name, field.name): field.name for field in dataclasses.fields(fields_of)}
@@ -31,6 +35,7 @@ class JsonField:
     """Base of the dataclasses below. In JSON, a field is left out while it has its default None."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of this field."""
@@ -70,7 +75,7 @@ class DataChoice(JsonField):
     name: str
     train: int
     validation: int
-    size: int
+    size: int | None
     content: str | None = None
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 SCHEMA = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from this version to the next
@@ -23,3 +26,9 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     for version in range(schema, SCHEMA):
         values = MIGRATIONS[version](values)
     return {**values, "schema": SCHEMA}
+
+
+def first_problem(error: ValidationError) -> ValueError:
+    """The first field of another type as an error of one line: the field, its value, and what was expected."""
+    first = error.errors(include_url=False)[0]
+    return ValueError(f"{'.'.join(map(str, first['loc']))} is {first['input']!a:.60}: {first['msg'].lower()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bench.atomic import size_text
 from bench.executors.devices import Slot, kind, lanes
 from bench.executors.schedule import simulate
 from bench.planning import catalog
@@ -79,7 +80,7 @@ def room(jobs: list[Job], estimator: Estimator, places: list[Slot]) -> list[str]
     count, lines = lanes(places), []
     if unknown < len(jobs):
         more = f" + {counted(unknown, 'job')} of unknown size" if unknown else ""
-        lines.append(f"disk      about {size / 2**20:.0f} MB{more}")
+        lines.append(f"disk      about {size_text(size)}{more}")
     for where, name in (("rss", "memory"), ("cuda", "GPU memory")):
         peaks = sorted((peak for job in jobs if (peak := estimator.memory(job, where))), reverse=True)
         if peaks and (where == "rss" or kind(places) == "cuda"):

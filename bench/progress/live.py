@@ -190,8 +190,8 @@ class View:
 
 def _detail(progress: dict[str, Any], job: Job) -> str:
     """`epoch 12 of 200, step 40 of 390`; what an attack reports, and the forward passes that it has made an image."""
-    parts = [f"epoch {progress['epoch']} of {progress['epochs']}"] if "epochs" in progress else []
-    parts += [f"step {progress['step']} of {progress['steps']}"] if progress.get("step") else []
+    parts = [f"epoch {progress['epoch']} of {progress['epochs']}"] if {"epoch", "epochs"} <= progress.keys() else []
+    parts += [f"step {progress['step']} of {progress['steps']}"] if {"step", "steps"} <= progress.keys() else []
     parts += [str(progress["note"])] if progress.get("note") else []
     parts += [f"accuracy {progress['accuracy']:.3f}"] if "accuracy" in progress else []
     passes = progress.get("passes", 0) / max(job.size, 1.0)

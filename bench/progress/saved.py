@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
+from bench.atomic import open_regular, parse_json
 from bench.planning.job import Job, TrainJob
 from bench.records.store import Store
 from bench.terminal import counted
@@ -35,12 +37,9 @@ def kept(store: Store, job: Job) -> str:
 def _headers(store: Store, job: Job) -> list[dict[str, Any]]:
     """The headers of the checkpoints (bench.training.checkpoint): shapes of tensors by name, and `__metadata__`."""
     found = []
-    for path in sorted((store.folder(job.key) / "blocks").glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                found.append(json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST))))
-        except (OSError, ValueError, RecursionError):
-            continue
+    for path in sorted((store.place(job.key) / "blocks").glob("*.safetensors")):
+        with contextlib.suppress(OSError, ValueError), open_regular(path) as file:
+            found.append(parse_json(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST))))
     return [header for header in found if isinstance(header, dict)]
 
 
@@ -48,7 +47,7 @@ def _seconds(header: dict[str, Any]) -> float:
     try:
         facts = header["__metadata__"]
         return float(facts["seconds"] if "seconds" in facts else json.loads(facts["state"])["now"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return 0.0
 
 
@@ -57,12 +56,12 @@ def _position(header: dict[str, Any]) -> tuple[int, int]:
     try:
         progress = json.loads(header["__metadata__"]["state"])["progress"]
         return len(progress["lines"]), int(progress["step"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return 0, 0
 
 
 def _length(tensor: Any) -> int:
     try:
         return int(tensor["shape"][0])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return 0

@@ -21,16 +21,15 @@ from bench.terminal import counted, say
 NOT_FAILED = ("done", "unsupported", "running", "waiting")
 
 
-def status(results: Path, planned: list[Job], as_json: bool, root: Path) -> None:
+def status(store: Store, planned: list[Job], as_json: bool, root: Path) -> None:
     """Print the status of the jobs `planned`; if there are none, of all jobs in the folder. `root`: the data folder."""
-    store = Store(results)
     known = {**store.jobs(), **{job.key: job for job in planned}}
     found = survey(store, {job.key: job for job in planned} or known, known, root)
     found["unreadable"] = len(set(store.keys()) - set(known))
     if as_json:
-        print(json.dumps({"results": str(results), **found}, indent=1))
+        print(json.dumps({"results": str(store.root), **found}, indent=1))
         return
-    for line in lines(results, found):
+    for line in lines(store.root, found):
         say(line)
 
 

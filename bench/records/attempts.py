@@ -4,10 +4,9 @@ present run. Both become part of the record.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from bench.atomic import write_json
+from bench.atomic import read_json, write_json
 from bench.records.record import Retry, retries_from_json, retries_to_json
 
 ATTEMPTS, RETRIES = "attempts.json", "retries.json"
@@ -16,7 +15,7 @@ ATTEMPTS, RETRIES = "attempts.json", "retries.json"
 def failures(folder: Path) -> int:
     """How often the job has failed; 0 if nothing readable is stored."""
     try:
-        return int(json.loads((folder / ATTEMPTS).read_text(encoding="utf-8"))["count"])
+        return int(read_json(folder / ATTEMPTS)["count"])
     except (OSError, KeyError, TypeError, ValueError):
         return 0
 
@@ -29,7 +28,7 @@ def count_failure(folder: Path) -> None:
 def retries(folder: Path) -> list[Retry]:
     """The retries of the run that is under way, as its record will list them; empty if they cannot be read."""
     try:
-        return retries_from_json(json.loads((folder / RETRIES).read_text(encoding="utf-8")))
+        return retries_from_json(read_json(folder / RETRIES))
     except (OSError, ValueError):
         return []
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.atomic import FULL, unless_gone
+from bench.atomic import FULL, kind_of, read_json, unless_gone
 from bench.records.store import Store
 
 BEAT, STALE = 15.0, 60.0  # seconds
@@ -48,7 +48,7 @@ class Holder:
     @property
     def generation(self) -> int:
         """The number in its file name; the next claim takes the next one."""
-        return int("0" + "".join(filter(str.isdecimal, self.path.stem)))
+        return _generation(self.path)
 
 
 class Lease:
@@ -134,7 +134,7 @@ def claim(store: Store, key: str) -> Lease | None:
         found = holders(folder, now)
         if any(holder.alive for holder in found):
             return None
-        path = folder / f"lease-{max((holder.generation for holder in found), default=0) + 1:06d}.json"
+        path = folder / f"lease-{max(map(_generation, folder.glob('lease-*.json')), default=0) + 1:06d}.json"
         if not _create(draft, path):
             return None
     finally:
@@ -152,16 +152,21 @@ def claim(store: Store, key: str) -> Lease | None:
 
 def holder_of(store: Store, key: str) -> Holder | None:
     """The process that runs a job now, by this machine's clock; None if there is none."""
-    return next((holder for holder in holders(store.folder(key), time.time()) if holder.alive), None)
+    return next((holder for holder in holders(store.place(key), time.time()) if holder.alive), None)
 
 
 def holders(folder: Path, now: float) -> list[Holder]:
-    """All leases in a job folder, including dead ones."""
+    """All leases in a job folder, including dead ones; what is not a regular file is none."""
     found = list[Holder]()
     for path in sorted(folder.glob("lease-*.json")):
         with unless_gone():  # released meanwhile
-            found.append(_read(path, now))
+            if not kind_of(path.lstat()):
+                found.append(_read(path, now))
     return found
+
+
+def _generation(path: Path) -> int:
+    return int("0" + "".join(filter(str.isdecimal, path.stem))[:18])
 
 
 def _create(draft: Path, path: Path) -> bool:
@@ -182,9 +187,9 @@ def _create(draft: Path, path: Path) -> bool:
 
 
 def _read(path: Path, now: float) -> Holder:
-    age = max(now - path.stat().st_mtime, 0.0)
+    age = max(now - path.lstat().st_mtime, 0.0)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         token, machine, began = (str(content[name]) for name in ("token", "machine", "began"))
         return Holder(path, age, token, machine, int(content["pid"]), began)
     except (ValueError, KeyError, TypeError):
@@ -217,6 +222,8 @@ def _runs(pid: int, began: str) -> bool:
     """Does this process still run? A zombie does not."""
     try:
         os.kill(pid, 0)
+    except OverflowError:
+        return False
     except OSError as error:
         if error.errno != errno.EPERM:  # it exists, and belongs to another user
             return False

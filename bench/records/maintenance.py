@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
 
+from bench.atomic import kind_of, open_regular, size_text
 from bench.records.leases import claim, holder_of, holders
 from bench.records.store import FINISHED, IMAGES, SAMPLES, Store
 from bench.terminal import counted
@@ -34,14 +36,15 @@ def logs(store: Store, prefix: str, follow: bool) -> None:
     path, position = store.folder(key) / "log.txt", 0
     while True:
         over = not follow or (store.record(key) is not None and holder_of(store, key) is None)
-        if path.exists():
-            with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace") as file:
                 file.seek(position)
                 shutil.copyfileobj(file, sys.stdout)
                 position = file.tell()
             sys.stdout.flush()
-        elif over:
-            print(f"no log of {key}: it was not run here")
+        except FileNotFoundError:
+            if over:
+                print(f"no log of {key}: it was not run here")
         if over:
             return
         time.sleep(POLL)
@@ -55,7 +58,7 @@ def retry(store: Store, prefixes: list[str], failed: bool) -> int:
     if failed == bool(prefixes):
         raise ValueError("name either jobs (KEY...) or --failed; `bench status` shows what failed")
     keys = store.keys() if failed else list(dict.fromkeys(resolve(store, prefix) for prefix in prefixes))
-    states = {key: record.state if (record := store.record(key)) else "waiting" for key in keys}
+    states = {key: _state(store, key) for key in keys}
     for key in () if failed else keys:
         if states[key] in ("done", "unsupported", "waiting"):
             raise ValueError(f"{key} is {states[key]}; only a job that failed can be tried again")
@@ -74,6 +77,11 @@ def retry(store: Store, prefixes: list[str], failed: bool) -> int:
     return 1 if left else 0
 
 
+def _state(store: Store, key: str) -> str:
+    record = store.record(key)
+    return record.state if record is not None else "damaged" if store.damage(key) else "waiting"
+
+
 def gc(store: Store, dry_run: bool) -> None:
     """Remove files that no job reads any more, and print their size."""
     total = count = 0
@@ -84,13 +92,13 @@ def gc(store: Store, dry_run: bool) -> None:
         if found and not dry_run and lease is None:
             continue  # another process began to run it
         for path, why, size in found:
-            print(f"{'would remove' if dry_run else 'removed'} {path} ({counted(size, 'byte')}): {why}")
+            print(f"{'would remove' if dry_run else 'removed'} {path} ({size_text(size)}): {why}")
             total, count = total + size, count + 1
             if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # the claim removed dead leases
+                _remove(path)
         if lease is not None:
             lease.release()
-    freed = f"{counted(count, 'path')}, {counted(total, 'byte')}"
+    freed = f"{counted(count, 'path')}, {size_text(total)}"
     print(f"{freed} {'would be' if dry_run else 'were'} freed; no record was touched")
 
 
@@ -103,7 +111,7 @@ def orphans(store: Store, key: str, whole: bool) -> list[tuple[Path, str]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith("lease-"):
             found.append((path, "of a process that has ended"))
-        if LEFT_OVER.fullmatch(path.name) and now - path.stat().st_mtime > FRESH:
+        if LEFT_OVER.fullmatch(path.name) and now - path.lstat().st_mtime > FRESH:
             found.append((path, "left by a write that was killed"))
         if record is None or record.state not in FINISHED:
             continue
@@ -127,4 +135,11 @@ def _assembled(store: Store) -> set[str]:
 
 
 def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+    return sum(status.st_size for p in [path, *path.rglob("*")] if not kind_of(status := p.lstat()))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)  # the claim removed dead leases

@@ -5,18 +5,20 @@ If both folders hold an equal record, the files that the target lacks are copied
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.atomic import file_hash, write_atomic
+from bench.atomic import write_atomic
 from bench.planning.job import Job
 from bench.records.leases import claim
+from bench.records.packs import LOG
 from bench.records.record import Record, audit_findings
-from bench.records.store import IMAGES, JOB, RECORD, SAMPLES, Store, refuse_links
+from bench.records.store import IMAGES, RECORD, SAMPLES, Store
 from bench.terminal import counted
 
-NOT_COPIED = (JOB, RECORD, "progress.json")  # written by their own rules, last, or not at all
+LOGS = (LOG, "log.txt")  # copied beside the files that a record names
 
 
 @dataclass
@@ -64,6 +66,7 @@ def planned(sources: list[Store], target: Store) -> Plan:
     """Compare all records before anything is written."""
     plan = Plan()
     for source in sources:
+        plan.problems += [f"damaged: {source.root / key} is {kind}" for key, kind in source.odd_places().items()]
         for key in source.keys():
             record, damage = source.record(key), source.damage(key)
             if record is None:
@@ -74,7 +77,7 @@ def planned(sources: list[Store], target: Store) -> Plan:
             if wrong:
                 plan.problems.append(f"damaged: {wrong}")
                 continue
-            known = plan.take.get(key) or (target if target.has(key, RECORD) else None)
+            known = plan.take.get(key) or (target if target.record(key) is not None else None)
             conflict = _conflict(known, source, key) if known is not None else ""
             if conflict:
                 plan.problems.append(f"conflict: {conflict}")
@@ -93,10 +96,16 @@ def _wrong(source: Store, key: str, record: Record) -> str:
         source.job(key)
     except (LookupError, ValueError) as error:
         return str(error)
-    names = source.damaged(key, record)
+    wrong = list(source.damaged(key, record).values())
     if SAMPLES in record.files and not source.has(key, SAMPLES):
-        names.append(SAMPLES)
-    return f"{', '.join(names)} of {key} in {source.root} do not match the record" if names else ""
+        wrong.append(f"{SAMPLES} is absent")
+    for name in LOGS:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                source.open(key, name).close()
+        except ValueError as problem:
+            wrong.append(str(problem))
+    return f"{source.root}/{key}: {'; '.join(wrong)}" if wrong else ""
 
 
 def _conflict(known: Store, source: Store, key: str) -> str:
@@ -129,28 +138,26 @@ def _equal_samples(known: Store, source: Store, key: str, name: str) -> bool:
     )
 
 
-def _lacking(known: Store, source: Store, key: str) -> dict[str, str]:
-    """Name and hash of each file of a record that `known` lacks and the source has."""
+def _lacking(known: Store, source: Store, key: str) -> list[str]:
+    """Each file of a record that is absent or damaged in `known` and whole in the source."""
     record = known.record(key)
-    ours = record.files if record is not None else {}
-    absent = {name: expected for name, expected in ours.items() if not known.has(key, name)}
-    return {name: expected for name, expected in absent.items() if expected and source.hash_of(key, name) == expected}
+    names = record.files if record is not None else {}
+    return [name for name in names if not known.matches(key, name, record) and source.matches(key, name, record)]
 
 
 def _fill(source: Store, target: Store, key: str) -> int | None:
     """Copy the files that a record of the target lacks. Returns their number; None if a process runs the job there."""
-    if not target.packed(key):
-        refuse_links(target.folder(key))
     lease = claim(target, key)
     if lease is None:
         return None
     try:
-        lacking = _lacking(target, source, key)
-        for name, expected in lacking.items():
-            copy = target.folder(key) / name
-            _copy_file(source, key, name, copy)
-            if file_hash(copy) != expected:
-                copy.unlink()
+        record, lacking = target.record(key), _lacking(target, source, key)
+        for name in lacking:
+            if target.has(key, name):
+                target.set_aside(key, name, "it is not the file that the record names")
+            _copy_file(source, target, key, name)
+            if not target.matches(key, name, record):
+                (target.folder(key) / name).unlink()
                 raise OSError(f"{name} of {key} changed while it was copied; merge again")
     finally:
         lease.release()
@@ -165,25 +172,22 @@ def _copy(source: Store, target: Store, key: str) -> bool:
     if lease is None:
         return False
     try:
-        if target.record(key) is not None:
-            return False
-        for name in source.files(key):
-            if name not in NOT_COPIED and not name.startswith((".", "lease-")):
-                _copy_file(source, key, name, target.folder(key) / name)
         record = source.record(key)
-        changed = target.damaged(key, record) if record is not None else [RECORD]
-        if changed:
+        if record is None or target.record(key) is not None:
+            return False
+        target.reopen(key)
+        for name in (*record.files, *LOGS):
+            if source.has(key, name):
+                _copy_file(source, target, key, name)
+        if changed := list(target.damaged(key, record)):
             raise OSError(f"{changed[0]} of {key} changed while it was copied; nothing of {key} counts, merge again")
-        _copy_file(source, key, RECORD, target.folder(key) / RECORD)
+        _copy_file(source, target, key, RECORD)
     finally:
         lease.release()
     return True
 
 
-def _copy_file(source: Store, key: str, name: str, copy: Path) -> None:
-    path = source.folder(key) / name
-    if path.is_symlink():
-        raise ValueError(f"{path} is a link; results hold real files only")
-    if file_hash(copy) != source.hash_of(key, name):
+def _copy_file(source: Store, target: Store, key: str, name: str) -> None:
+    if target.hash_of(key, name) != source.hash_of(key, name):
         with source.open(key, name) as file:
-            write_atomic(copy, lambda out: shutil.copyfileobj(file, out))
+            write_atomic(target.folder(key) / name, lambda out: shutil.copyfileobj(file, out))

@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
+
+from bench.atomic import size_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,11 @@ _WANTED = (
     "index", "label", "correct", "broken_at", "select", "share", "select_at", "share_at", "stage", "radius", "distance",
 )  # fmt: skip
 _MOST = 400_000_000  # bytes of columns in memory at a time
+# what zipfile, zlib and NumPy's parser of headers raise for damaged or hostile content, besides ValueError
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, SyntaxError, TypeError, LookupError,
+    MemoryError, OverflowError, OSError, struct.error, tokenize.TokenError,
+)  # fmt: skip
 _Held = tuple[dict[str, "Array"], frozenset[str]]  # columns, and names of the columns that were not read
 
 
@@ -50,18 +58,24 @@ class Reader:
                     for name, member in members.items()
                     if only is None or name in only
                 }
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as problem:
+        except _DAMAGE as problem:
             raise ValueError(f"not an .npz file: {problem}") from None
         return wanted, frozenset(members) - wanted.keys()
 
     def _column(self, name: str, member: zipfile.ZipInfo, file: zipfile.ZipFile, data: bytes) -> Array:
         if name not in SHARED:
-            return _array(file.read(member))
+            values = _array(file.read(member))
+            if name == "correct" and values.ndim != 1:
+                raise ValueError(f"column {name} has {values.ndim} dimensions; expected an outcome for each image")
+            return values
         # the local header repeats the name and may have other extra fields
         start = member.header_offset + 30 + sum(struct.unpack_from("<HH", data, member.header_offset + 26))
         packed = data[start : start + member.compress_size]
         if packed not in self._known:
-            self._known[packed] = _array(file.read(member))
+            values = _array(file.read(member))
+            if values.dtype.kind not in "iu" or values.ndim != 1:
+                raise ValueError(f"column {name} is not a list of integers")
+            self._known[packed] = values
         return self._known[packed]
 
 
@@ -100,7 +114,7 @@ def refuse_large(members: list[zipfile.ZipInfo]) -> None:
     """Raises ValueError if the columns would unpack to more than 1 GiB, which no evaluation writes."""
     size = sum(member.file_size for member in members)
     if size > MOST_BYTES:
-        raise ValueError(f"its columns would unpack to {size} bytes; expected at most {MOST_BYTES}")
+        raise ValueError(f"its columns would unpack to {size_text(size)}; expected at most {size_text(MOST_BYTES)}")
 
 
 def _array(raw: bytes) -> Array:
@@ -123,4 +137,6 @@ def _header(raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     shape, fortran, kind = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
     if kind.hasobject:
         raise ValueError("a column holds Python objects, which are never read")
+    if kind.kind not in "biuf" or not shape:
+        raise ValueError(f"a column is an array of {kind} of shape {shape}; expected numbers, a row for each image")
     return shape, fortran, kind

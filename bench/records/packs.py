@@ -8,11 +8,12 @@ job with a folder of its own is read from there. Packs may share jobs (specs sha
 from __future__ import annotations
 
 import re
+import weakref
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bench.atomic import write_atomic
+from bench.atomic import open_regular, write_atomic
 
 JOB, RECORD, SAMPLES, LOG = "job.json", "record.json", "samples.npz", "train.jsonl"
 NAMES = (JOB, RECORD, SAMPLES, LOG)  # the files of a job that are published
@@ -31,10 +32,10 @@ class Pack:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members: dict[str, dict[str, zipfile.ZipInfo]] = {}
-        if path.is_symlink():
-            raise self.error("it is a link; results hold real files only")
         try:
-            self._file = zipfile.ZipFile(path)
+            opened = open_regular(path)
+            weakref.finalize(self, opened.close)
+            self._file = zipfile.ZipFile(opened)
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as problem:
             raise self.error(str(problem)) from None
         try:

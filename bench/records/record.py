@@ -13,15 +13,19 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from bench.planning.schema import upgraded
+from annotated_types import Interval
+
+from bench.atomic import parse_json
+from bench.planning.schema import first_problem, upgraded
 from bench.soundness.checks import Finding
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # names of files in a record: never a path
+Amount = Annotated[float, Interval(ge=0.0, le=1e15)]  # seconds, MB, passes: beyond it a record is damaged
 State = Literal["done", "diverged", "unsupported", "error", "oom", "timeout"]
 FINISHED = ("done", "diverged", "unsupported")  # states that the same command does not try again
 
@@ -64,15 +68,15 @@ class Time(_Stored):
     """When a job started (UTC, ISO 8601) and how many seconds it took, loading and saving included."""
 
     started: str | None = None
-    seconds: float | None = None
+    seconds: Amount | None = None
 
 
 @dataclass(frozen=True)
 class PeakMemory(_Stored):
     """The most MB that a worker held, resident and on the GPU."""
 
-    rss: float | None = None
-    cuda: float | None = None
+    rss: Amount | None = None
+    cuda: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class Metrics(_Stored):
 
     n: int | None = None
     test_hash: str | None = None
-    forwards_per_image: float | None = None
-    backwards_per_image: float | None = None
+    forwards_per_image: Amount | None = None
+    backwards_per_image: Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +117,11 @@ class TrainMetrics(Metrics):
     20 points below the best.
     """
 
-    train_seconds: float | None = None
-    check_seconds: float | None = None
-    checkpoint_seconds: float | None = None
+    train_seconds: Amount | None = None
+    check_seconds: Amount | None = None
+    checkpoint_seconds: Amount | None = None
     resumed: int | None = None
-    seconds_per_epoch: float | None = None
+    seconds_per_epoch: Amount | None = None
     epochs: int | None = None
     steps: int | None = None
     active_steps: dict[str, int] | None = None
@@ -125,8 +129,8 @@ class TrainMetrics(Metrics):
     defense_metrics: dict[str, float | None] | None = None
     parameters: int | None = None
     predictor: str | None = None
-    work_per_image_f: float | None = None
-    inference_ms_per_image: float | None = None
+    work_per_image_f: Amount | None = None
+    inference_ms_per_image: Amount | None = None
     best_epoch: int | None = None
     best_validation: float | None = None
     last_validation: float | None = None
@@ -141,7 +145,7 @@ class EvaluationMetrics(Metrics):
     """What an evaluation measured. `metric`: the column that it measures instead of robustness; `sources`: keys of the
     evaluations whose images it used; `shards`: keys of those that it was put together from."""
 
-    attack_seconds: float | None = None
+    attack_seconds: Amount | None = None
     metric: str | None = None
     sources: tuple[str, ...] | None = None
     sources_without_images: tuple[str, ...] | None = None
@@ -240,7 +244,7 @@ def parse(data: bytes, key: str) -> Record:
     Raises ValueError with what is damaged, NewerSchemaError where a newer version wrote it.
     """
     try:
-        values: Any = json.loads(data.decode())
+        values: Any = parse_json(data)
     except ValueError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("key") != key or values.get("checksum") != checksum(values):
@@ -259,9 +263,7 @@ def from_json(values: dict[str, Any]) -> Record:
     try:
         return _adapter(str(values.get("kind"))).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place} is {first['input']!a:.60}: {first['msg'].lower()}") from None
+        raise first_problem(error) from None
 
 
 @functools.cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -190,8 +192,8 @@ def _deploys(defense: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """1 h 05 min, 3 min 20 s, 12 s."""
-    whole = round(seconds)
+    """1 h 05 min, 3 min 20 s, 12 s; a damaged record may give infinity."""
+    whole = round(seconds) if math.isfinite(seconds) else sys.maxsize
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import json
 import secrets
 import tempfile
 from collections.abc import Container, Iterator
@@ -20,19 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.atomic import write_json
+from bench.atomic import parse_json, read_json, write_json
 from bench.planning.job import EvaluationJob, Job, ModelJob
 from bench.planning.job_json import from_json
 from bench.planning.schema import SCHEMA, NewerSchemaError
 from bench.records import attempts
 from bench.records.job_files import JobFiles
-from bench.records.npz import ColumnCache, refuse_large
+from bench.records.npz import ColumnCache
 from bench.records.packs import JOB, RECORD, SAMPLES
 from bench.records.record import FILE, FINISHED, Record, checksum, parse, to_json, weights_file
 
 __all__ = [
     "FILE", "FINISHED", "IMAGES", "JOB", "QUARANTINE", "RECORD", "SAMPLES", "SHARED", "Store", "checksum",
-    "refuse_links", "weights_file",
+    "weights_file",
 ]  # fmt: skip
 IMAGES, QUARANTINE = "adversarial.safetensors", "quarantine"
 SHARED = "shared"  # while a job runs: the most jobs that shared its device at a time
@@ -56,21 +54,22 @@ class Store(JobFiles):
         """A read-only store of this folder; itself if it is one."""
         return self if self.read_only else Store(self.root, read_only=True)
 
-    def prepare(self) -> None:
-        """Create the folder and check that it can be written. Raises OSError in one line.
+    def prepare(self) -> list[str]:
+        """Create the folder and check that it can be written; returns `damages`. Raises OSError in one line.
 
         Raises NewerSchemaError, before anything is written, if a newer version wrote any file.
         """
         self._refuse_read_only()
-        for key in self.keys():
-            self.record(key)
-            self._known(key)
+        damages = self.damages()
+        for name, kind in self.odd_places().items():
+            self.set_aside(name, "", f"it is {kind}; a job has a folder there")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
         except OSError as error:
             raise OSError(f"cannot write results folder {self.root}: {error.strerror}; choose --results-dir") from None
+        return damages
 
     def _refuse_read_only(self) -> None:
         if self.read_only:
@@ -79,14 +78,13 @@ class Store(JobFiles):
     def add(self, job: Job) -> None:
         """Write job.json, if it is missing, damaged or names other shards; a packed job needs none."""
         self._refuse_read_only()
-        folder = self.folder(job.key)
         if self.packed(job.key) and self._known(job.key) == job:
             return
+        folder = self.folder(job.key)
         folder.mkdir(exist_ok=True)
-        refuse_links(folder)
-        if self._known(job.key) == job:
+        if (known := self._known(job.key)) == job:
             return
-        if (folder / JOB).exists() and self._known(job.key) is None:
+        if known is None and self.has(job.key, JOB):
             self.set_aside(job.key, JOB, "damaged, or of another job")
         write_json(folder / JOB, job.to_json())
 
@@ -104,7 +102,7 @@ class Store(JobFiles):
         if data is None:
             raise LookupError(f"no job {key} in {self.root}")
         try:
-            job = from_json(json.loads(data.decode()))
+            job = from_json(parse_json(data))
         except NewerSchemaError as error:
             if self.record(key) is None:
                 raise
@@ -136,6 +134,7 @@ class Store(JobFiles):
         """The record of a job, in whatever state; None if there is none or it is damaged."""
         if key in self._records:
             return self._records[key]
+        self.place(key)
         record, damage = self._parsed(key)
         if damage:
             self._refuse_pack(key, RECORD, damage)
@@ -149,11 +148,25 @@ class Store(JobFiles):
         return damage and f"{key}/{RECORD} is damaged: {damage}"
 
     def _parsed(self, key: str) -> tuple[Record | None, str | None]:
-        data = self.read(key, RECORD)
         try:
+            data = self.read(key, RECORD)
             return (None if data is None else parse(data, key)), None
         except ValueError as error:
-            return None, str(error)
+            return None, str(error).replace(f"{self.place(key) / RECORD} ", "it ")
+
+    def damages(self) -> list[str]:
+        """A line for each job folder, job.json and record.json that is passed over since it is damaged, and how."""
+        found = [f"{self.root / name} is {kind}; a job has a folder there" for name, kind in self.odd_places().items()]
+        for key in self.keys():
+            try:
+                self.job(key)
+            except LookupError:
+                pass
+            except ValueError as problem:
+                found.append(str(problem))
+            if self.record(key) is None and (damage := self.damage(key)):
+                found.append(f"{self.root}/{damage}")
+        return found
 
     def _refuse_pack(self, key: str, name: str, damage: str = "its content does not match its checksum") -> None:
         """Raises PackError if the damaged file of a job is in a pack: one damaged file makes the pack unusable."""
@@ -170,15 +183,17 @@ class Store(JobFiles):
         record = self.record(key)
         if record is None or record.state not in FINISHED:
             return False
-        return SAMPLES not in record.files or record.files[SAMPLES] == self.hash_of(key, SAMPLES)
+        return SAMPLES not in record.files or self.matches(key, SAMPLES, record)
 
     def reopen(self, key: str) -> None:
-        """Prepare another run of a job: quarantine damaged files, count a failure, remove the record.
+        """Prepare another run of a job: quarantine damaged and odd files, count a failure, remove the record.
 
         A packed job gets a folder with its job.json, which is read from then on; the pack is not changed.
         """
         self._refuse_read_only()
         path, record = self.folder(key) / RECORD, self.record(key)
+        for name, kind in self.odd_files(key).items():  # the job would write through a link, and wait for a FIFO
+            self.set_aside(key, name, f"it is {kind}; results hold regular files only")
         if self.packed(key):
             path.parent.mkdir(exist_ok=True)
             write_json(path.parent / JOB, self.job(key).to_json())
@@ -186,28 +201,30 @@ class Store(JobFiles):
             if damage := self.damage(key):
                 self.set_aside(key, RECORD, damage)
             return
-        for name in self.damaged(key, record):
-            self.set_aside(key, name, "its SHA-256 is not the one in record.json")
+        for name, damage in self.damaged(key, record).items():
+            self.set_aside(key, name, damage)
         if record.state != "done":
             attempts.count_failure(self.folder(key))
         path.unlink(missing_ok=True)
 
     def set_aside(self, key: str, name: str, reason: str) -> None:
-        """Move a damaged file of a job to a new folder in results/quarantine/."""
+        """Move a damaged file of a job, or its folder (an empty name), to a new folder in results/quarantine/."""
         if (self.root / QUARANTINE).is_symlink():
             raise ValueError(f"{self.root / QUARANTINE} is a link; results hold real files only")
         place = self.root / QUARANTINE / f"{key}-{secrets.token_hex(4)}"
         place.mkdir(parents=True)
         write_json(place / "reason.json", {"key": key, "file": name, "reason": reason})
+        path = self.root / key / name
         with contextlib.suppress(FileNotFoundError):
-            (self.folder(key) / name).replace(place / name)
+            path.replace(place / path.name)
 
     def quarantined(self) -> list[dict[str, str]]:
         """Key, file and reason of each quarantined file."""
         found = []
         for path in sorted((self.root / QUARANTINE).glob("*/reason.json")):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(path.read_text(encoding="utf-8")))
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                reason = read_json(path)
+                found.append({name: str(reason[name]) for name in ("key", "file", "reason")})
         return found
 
     def put(self, job: Job, record: Record) -> None:
@@ -234,40 +251,33 @@ class Store(JobFiles):
                 yield job, record
 
     def progress(self, key: str) -> dict[str, Any]:
-        """The last progress report of the worker; empty before the first."""
-        path = self.folder(key) / "progress.json"
+        """The last progress report of the worker: numbers, `note` and `device`; empty before the first."""
+        path = self.place(key) / "progress.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
         except (OSError, ValueError):
             return {}
-        return values if isinstance(values, dict) else {}
+        kinds = {"note": str, "device": str}  # all else is a number
+        whole = values if isinstance(values, dict) else {}
+        return {name: value for name, value in whole.items() if isinstance(value, kinds.get(name, (int, float)))}
 
     def samples(self, key: str, only: Container[str] | None = None) -> dict[str, Any]:
         """Per-sample columns of an evaluation, or those named in `only`, as NumPy arrays.
 
         Raises ValueError if the file is damaged.
         """
-        if self.read_only:
-            return self._columns.columns(key, only, lambda: self.content(key))
-        import numpy as np
-
-        with np.load(io.BytesIO(self.content(key)), allow_pickle=False) as arrays:
-            refuse_large(arrays.zip.infolist())
-            return {name: arrays[name] for name in arrays.files if only is None or name in only}
+        columns = self._columns if self.read_only else ColumnCache()
+        found = columns.columns(key, only, lambda: self.content(key))
+        if len({len(values) for values in found.values()}) > 1:
+            raise ValueError(f"{self.folder(key) / SAMPLES} has columns of different lengths; run the job again")
+        return found if self.read_only else {name: values.copy() for name, values in found.items()}
 
     def content(self, key: str) -> bytes:
         """The bytes of samples.npz as its record names them. Raises ValueError if the file is damaged."""
-        path, record = self.folder(key) / SAMPLES, self.record(key)
+        record = self.record(key)
         expected = record.files.get(SAMPLES) if record is not None else None
         data = (self.read(key, SAMPLES) or b"") if expected is not None else b""
         if expected is None or expected != hashlib.sha256(data).hexdigest():
             self._refuse_pack(key, SAMPLES)
-            raise ValueError(f"{path} does not match its record; run the job again")
+            raise ValueError(f"{self.folder(key) / SAMPLES} does not match its record; run the job again")
         return data
-
-
-def refuse_links(folder: Path) -> None:
-    """Raises ValueError if a job folder holds a link: a job would write to its target."""
-    for path in (*folder.iterdir(), *(folder / "blocks").glob("*")):
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link; results hold real files only. Remove it")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 
+from bench.atomic import parse_json
 from bench.records.packs import LOG
 from bench.records.store import Store
 
@@ -23,13 +24,16 @@ def read(store: Store, key: str) -> list[Line]:
     Ignores lines that are not JSON objects: the last one may be incomplete.
     """
     found = []
-    for text in (store.read(key, LOG) or b"").decode(errors="replace").splitlines():
+    data = b""
+    with contextlib.suppress(ValueError):
+        data = store.read(key, LOG) or b""
+    for text in data.splitlines():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
         if isinstance(line, dict):
-            numbers = {name: float(v) for name, v in line.items() if type(v) in (int, float) and math.isfinite(v)}
+            numbers = {name: float(v) for name, v in line.items() if type(v) in (int, float)}
             if "epoch" in numbers:
                 found.append(numbers)
     return found

@@ -224,7 +224,9 @@ def _with_result(store: Store, e: EvaluationResult) -> EvaluationResult:
     try:
         if e.measures:
             return replace(e, measured=float(store.samples(e.key)[e.measures].mean()))
-        samples = store.samples(e.key, ("correct", "broken_at", "distance"))
+        samples = store.samples(e.key, ("index", "correct", "broken_at", "distance"))
+        if "index" not in samples:
+            raise ValueError(f"the samples of {e.key} have no column index; run the job again")
         correct = correct_at(samples, 0.0 if math.isnan(e.eps_value) else e.eps_value)
         hits, n = int(correct.sum()), len(correct)
         low, high = wilson(hits, n)

@@ -192,7 +192,7 @@ class Evidence:
         """Outcomes of the audit by name; none where an evaluation has other labels at the same index."""
         try:
             samples = in_order(store.samples(key))
-        except ValueError:
+        except (LookupError, ValueError):
             return {}
         for entry in done if "label" in samples else []:
             given = in_order(store.samples(entry.key, ("index", "label")))

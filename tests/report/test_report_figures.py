@@ -308,7 +308,10 @@ def test_missing_or_damaged_files_are_reported(attacked: Store, tmp_path: Path) 
     images.write_bytes(images.read_bytes()[:-1] + b"\1")
     damaged = strips(attacked, tmp_path)
     assert damaged.strips == {}
-    assert damaged.notes == [f"Without images: the stored images of {key} do not match their record."]
+    assert damaged.notes == [
+        f"Without images: adversarial.safetensors of {key} is absent or damaged; `bench run` makes it again if a job "
+        "needs it."
+    ]
     store = Store(tmp_path / "other")
     store.prepare()
     train = trained(store, data={"name": "mnist", "size": 28})
