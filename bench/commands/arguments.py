@@ -72,10 +72,10 @@ def require_values(**lists: list[str] | None) -> None:
             raise ValueError(f"--{name} is empty; name at least one or leave the option out")
 
 
-def output_file(path: Path) -> Path:
+def output_file(path: Path, option: str = "--output") -> Path:
     """The file to write. Raises IsADirectoryError if it is a folder."""
     if path.is_dir():
-        raise IsADirectoryError(f"--output {path} is a folder; name a file in it")
+        raise IsADirectoryError(f"{option} {path} is a folder; name a file in it")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard for other tools: LaTeX with booktabs, and JSON under the keys of RobustBench's model files."""
+"""The leaderboard as JSON under the keys of RobustBench's model files."""
 
 from __future__ import annotations
 
@@ -10,75 +10,12 @@ from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.columns import paper
 from bench.tables.pareto import KINDS, fronts
-from bench.tables.ranking import FLAG, unreliable
+from bench.tables.ranking import unreliable
 from bench.tables.sections import Section
 from bench.tables.text import json_text, percent
-from bench.terminal import printable
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "–": "--", "†": r"\dag{}", "‡": r"\ddag{}", "×": r"$\times$",
-    FLAG: r"$\ast$", "`": r"\textasciigrave{}",
-}  # fmt: skip
-_HEADER = (
-    "Rank",
-    "Method",
-    "Architecture",
-    "Train eps",
-    "Clean",
-    "AutoAttack",
-    "Worst case",
-    r"95 \% interval",
-    "$n$",
-    "Verdict",
-)
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 _AUTHORS = re.compile(r"\(([^()]*?) (?:19|20)\d\d\b")
-
-
-def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is: nothing in it is a command, a comment, a dash or a line break."""
-    plain = printable(text)
-    shown = ("-{}" if c + after == "--" else _LATEX.get(c, c) for c, after in zip(plain, plain[1:] + " ", strict=True))
-    return "".join(shown).strip()
-
-
-def latex(sections: list[Section]) -> str:
-    """One tabular per section, for `\\input` in a document that loads booktabs; accuracies in percent."""
-    parts = ["% Written by `bench leaderboard`; needs \\usepackage{booktabs} and, for names, UTF-8.", ""]
-    for section in sections:
-        about = f"% {printable(section.dataset)}, {printable(section.threat)}, {section.kind}"
-        parts += [about, *_tabular(section), ""]
-    return "\n".join(parts)
-
-
-def _tabular(section: Section) -> list[str]:
-    lines = [[latex_text(cell) for cell in _cells(rank, row)] for rank, row in section.ranked]
-    body = [f"{' & '.join(line)} \\\\" for line in lines]
-    head = [r"\begin{tabular}{llllrrrrrl}", r"\toprule", f"{' & '.join(_HEADER)} \\\\", r"\midrule"]
-    # a [ at the start of a row would be an argument of the \\ before it
-    return [
-        *head,
-        *(f"{{}}{line}" if line.startswith("[") else line for line in body),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-
-
-def _cells(rank: str, row: Row) -> list[str]:
-    low, high = row.accuracy.worst.interval()
-    interval = f"{percent(low)}–{percent(high)}" if row.accuracy.worst.values else "–"
-    n = str(row.accuracy.worst.n) if row.accuracy.worst.values else "–"
-    cells = [_shown(row, cell) for cell in (row.accuracy.clean, row.accuracy.autoattack, row.accuracy.worst)]
-    return [rank, row.method, row.model, row.train_eps, *cells, interval, n, row.verdict]
-
-
-def _shown(row: Row, cell: SeedValues) -> str:
-    """Percent, and n where it is not that of the worst case; or the state."""
-    if not cell.values:
-        return cell.state()
-    return percent(cell.mean) + (f" (n={cell.n})" if cell.n != row.accuracy.worst.n else "")
 
 
 def robustbench(sections: list[Section]) -> str:

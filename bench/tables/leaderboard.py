@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.atomic import write_atomic
@@ -14,7 +14,9 @@ from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
 from bench.tables import export, flat, measures, overview, timing
+from bench.tables.citations import bibtex
 from bench.tables.columns import columns, provisional_letters, shared_times
+from bench.tables.latex import DEFAULT, latex
 from bench.tables.markdown import anchor, escape, item, replace_block, table
 from bench.tables.ranking import hide_invalid, reasons, titles
 from bench.tables.sections import KINDS, Section, sections
@@ -44,8 +46,17 @@ def board(store: Store) -> list[Row]:
     return judged_rows(store.snapshot())
 
 
+def latex_tables(store: Store, names: Sequence[str] = DEFAULT, radii: Iterable[float] = RADII) -> str:
+    """The tables of a paper, with these columns. Raises LookupError where there is no such column."""
+    return latex(sections(judged_rows(store.snapshot(), radii=radii)), names)
+
+
 def write_leaderboard(
-    store: Store, path: Path, csv_dir: Path | None = None, radii: Iterable[float] = RADII
+    store: Store,
+    path: Path,
+    csv_dir: Path | None = None,
+    radii: Iterable[float] = RADII,
+    names: Sequence[str] = DEFAULT,
 ) -> list[Path]:
     """Write the leaderboard.
 
@@ -53,13 +64,15 @@ def write_leaderboard(
         store: The records.
         path: The Markdown file, of which the text between the markers is replaced.
         csv_dir: Folder of the other files: CSV of evaluations, rows, numbers, checks, times and of each evaluation that
-            measures something other than robustness; LaTeX and JSON of the rows. None: not written.
+            measures something other than robustness; LaTeX, its BibTeX, and JSON of the rows. None: not written.
         radii: L2 radii of the columns of certified accuracy.
+        names: The columns of the LaTeX tables.
 
     Returns:
         The files written.
 
     Raises:
+        LookupError: There is no such column.
         ValueError: The markers of the file are not one pair, or `csv_dir` is a link.
     """
     if csv_dir is not None and csv_dir.is_symlink():
@@ -67,11 +80,12 @@ def write_leaderboard(
     store = store.snapshot()
     known = evaluations(store)
     found = judged_rows(store, radii=radii, known=known)
+    tables = sections(found)
+    tex = latex(tables, names)  # before anything is written, since a column may be unknown
     written = [_write(path, replace_block(path, _block(found, known)))]
     if csv_dir is not None:
         texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, known, found).items()}
-        tables = sections(found)
-        texts |= {"leaderboard.tex": export.latex(tables), "leaderboard.json": export.robustbench(tables)}
+        texts |= {"leaderboard.tex": tex, "methods.bib": bibtex(), "leaderboard.json": export.robustbench(tables)}
         written += [_write(csv_dir / name, text) for name, text in texts.items()]
     return written
 

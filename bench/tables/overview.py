@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
-from bench.tables.columns import paper, recipe_text, shared_times
+from bench.tables.citations import papers
+from bench.tables.columns import recipe_text, shared_times
 from bench.tables.markdown import Markdown, link
 from bench.tables.ranking import FLAG, verdict_text
 from bench.tables.sections import Section
 from bench.tables.text import percent
 
-ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 COST = "Training cost (F, × standard)"
 SINGLE, RADIUS = "Single draw", "Certified radius"
 
@@ -47,8 +46,8 @@ def lines(section: Section) -> Iterator[list[str]]:
         ]
 
 
-def caption(section: Section) -> str:
-    """One line: what holds for all rows, or for how many of them."""
+def caption(section: Section, *, times: bool = True) -> str:
+    """One line: what holds for all rows, or for how many of them. `times`: also of the times."""
     rows, marked = section.rows, any("†" in rank for rank, _ in section.ranked)
     provisional = [row for rank, row in section.ranked if rank[:1].isdigit() and row.provisional]
     facts: list[tuple[str, Callable[[Row], str]]] = [
@@ -62,7 +61,7 @@ def caption(section: Section) -> str:
     told.append(common(f"{'† ' * marked}order provisional: {{}}", [", ".join(row.provisional) for row in provisional]))
     if section.kind == "smoothed":
         told.append("certified radius: the average, in L2")
-    told.append(shared_times(rows)[1])
+    told.append(shared_times(rows)[1] if times else "")
     return "; ".join(filter(None, told)) + "."
 
 
@@ -89,7 +88,7 @@ def _ranks(section: Section) -> Iterator[str]:
 def _method(row: Row, several: bool) -> Markdown:
     """The name with a link to its paper, and the architecture if the section has several."""
     name = row.method + (f", {row.model}" if several else "")
-    return link(name, found[1] if (found := ARXIV.search(paper(row.defense) or "")) else None)
+    return link(name, next((paper.arxiv for paper in papers("defenses", row.defense) if paper.arxiv), None))
 
 
 def _share(cell: SeedValues) -> str:

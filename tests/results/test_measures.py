@@ -75,7 +75,7 @@ def test_rows_and_ranks_are_what_they_are_without_it(ran: Store) -> None:
 def test_its_table_holds_the_mean_of_every_column_and_one_number_stands_beside_the_others(ran: Store) -> None:
     written = {path.name: path for path in write_leaderboard(ran, Path("board.md"), Path("tables"))}
     of_all = {f"{name}.csv" for name in ("evaluations", "leaderboard", "cells", "checks", "timing", "timing_attacks")}
-    assert set(written) == {"board.md", "flatness.csv", "leaderboard.tex", "leaderboard.json", *of_all}
+    assert set(written) == {"board.md", "flatness.csv", "leaderboard.tex", "methods.bib", "leaderboard.json", *of_all}
     lines = list(csv.DictReader(written["flatness.csv"].open()))
     assert [(line["defense_label"], line["seed"]) for line in lines] == [
         ("logit_squeezing", "0"), ("logit_squeezing", "1"), ("standard", "0"), ("standard", "1"),

@@ -666,7 +666,7 @@ def test_markdown_is_byte_identical_and_keeps_the_rest_of_the_file(store: Store,
     first = write_leaderboard(store, path, tmp_path / "tables")
     names = ["leaderboard.md", *(f"{name}.csv" for name in ("evaluations", "leaderboard", "cells", "checks"))]
     assert [p.name for p in first] == [
-        *names, "timing.csv", "timing_attacks.csv", "leaderboard.tex", "leaderboard.json",
+        *names, "timing.csv", "timing_attacks.csv", "leaderboard.tex", "methods.bib", "leaderboard.json",
     ]  # fmt: skip
     before = [p.read_bytes() for p in first]
     assert [p.read_bytes() for p in write_leaderboard(store, path, tmp_path / "tables")] == before
