@@ -197,6 +197,17 @@ def right(share: float, n: int = N) -> Images:
     return [1] * hits + [0] * (n - hits)
 
 
+def imported(store: Store, name: str = "mine") -> Job:
+    """A user's model whose import is done."""
+    choice = {"name": name, "set": {}, "revision": 1}
+    about = {"engine": 1, "data": TOY_DATA, "model": choice, "defense": choice, "threat": None, "recipe": "imported"}
+    own = {"checkpoint": None, "normalise": None, "randomised": False, "train": {"epochs": 0}, "seed": 0}
+    job = job_of("import", {**about, **own}, (), ())
+    store.add(job)
+    store.put(job, Record("done", TrainMetrics(clean_accuracy=0.9, clean_n=1000, predictor="deterministic")))
+    return job
+
+
 def audited(
     store: Store,
     train: Job,
@@ -207,12 +218,17 @@ def audited(
     level: str = "quick",
     weights: str = "last",
     threat: tuple[str, ...] = ("Linf", "0.1"),
+    engine: int = 1,
+    absent: tuple[str, ...] = (),
 ) -> str:
-    """Write an audit in which all is well but `found`: of the model, or of the images of `evaluations`. Its key."""
+    """Write an audit in which all is well but `found`: of the model, or of the images of `evaluations`. Its key.
+
+    `absent`: checks that were unknown when it was made.
+    """
     part = "images" if evaluations else "model"
     n = len(next(iter((columns or {"": [1]}).values())))
     threats = [{"norm": threat[0], "eps": eps} for eps in threat[1:]]
-    about = {"part": part, "level": level, "threats": threats, "weights": weights}
+    about = {"engine": engine, "part": part, "level": level, "threats": threats, "weights": weights}
     job = toy_job("audit", {**about, "n": n, "seed": train.seed}, (train.key, *evaluations))
     store.add(job)
     if state != "done":
@@ -221,7 +237,7 @@ def audited(
     fine = [Finding("C16", "ok", 0.0, attack=key) for key in evaluations]
     fine += [Finding(check.code, "ok") for check in CHECKS.values() if check.source == "model" and not evaluations]
     told = {(finding.code, finding.attack) for finding in found}
-    findings = [*(f for f in fine if (f.code, f.attack) not in told), *found]
+    findings = [*(f for f in fine if (f.code, f.attack) not in told and f.code not in absent), *found]
     path = store.folder(job.key) / "samples.npz"
     arrays = {"index": np.arange(n), **{name: np.array(values) for name, values in (columns or {}).items()}}
     arrays |= {name: values.astype(bool) for name, values in arrays.items() if "@" in name}

@@ -37,8 +37,8 @@ def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
 def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, float]:
     """Difference of two shares on the *same* images, with its 95 % interval: (mean(a) - mean(b), low, high).
 
-    The interval is Newcombe's hybrid score interval for paired proportions (1998, method 10), which stays inside
-    [-1, 1] and does not collapse when no image differs.
+    The interval is Newcombe's hybrid score interval for paired proportions (1998, Statistics in Medicine 17, 2635-2650,
+    method 10), which stays inside [-1, 1] and does not collapse when no image differs.
     """
     n = len(a)
     if n == 0 or n != len(b):
@@ -54,6 +54,24 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, floa
     if margins:
         numerator = both * neither - only_a * only_b
         phi = (max(numerator - n / 2, 0) if numerator > 0 else numerator) / math.sqrt(margins)
+    return _hybrid((p1, l1, u1), (p2, l2, u2), phi)
+
+
+def independent_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, float]:
+    """Difference of the shares of True in two samples of *different* images, with its 95 % interval, as above.
+
+    The interval is Newcombe's hybrid score interval for independent proportions (1998, Statistics in Medicine 17,
+    873-890, method 10). Raises ValueError for an empty sample.
+    """
+    if not len(a) or not len(b):
+        raise ValueError(f"a difference needs two non-empty samples, got {len(a)} and {len(b)}")
+    (p1, *first), (p2, *second) = ((sum(each) / len(each), *wilson(sum(each), len(each))) for each in (a, b))
+    return _hybrid((p1, *first), (p2, *second), 0.0)
+
+
+def _hybrid(one: Sequence[float], two: Sequence[float], phi: float) -> tuple[float, float, float]:
+    """Difference of two shares, each given with its interval, and the interval of it; `phi` is their correlation."""
+    (p1, l1, u1), (p2, l2, u2) = one, two
     d1, d2, e1, e2 = p1 - l1, u2 - p2, u1 - p1, p2 - l2
     low = math.sqrt(max(0.0, d1 * d1 - 2 * phi * d1 * d2 + d2 * d2))
     high = math.sqrt(max(0.0, e1 * e1 - 2 * phi * e1 * e2 + e2 * e2))

@@ -20,7 +20,7 @@ from bench.jobs.columns import join, mean_of
 from bench.jobs.evaluate import Report, evaluate
 from bench.jobs.model_files import evaluation_images, load_model, stored_images
 from bench.jobs.progress_file import ProgressFile
-from bench.planning.job import AuditJob, EvaluationJob, TrainJob
+from bench.planning.job import AuditJob, EvaluationJob, ImportJob, TrainJob
 from bench.plugins import threat_of
 from bench.records.evaluated_weights import REPEATED, weights_of
 from bench.records.record import (
@@ -145,7 +145,9 @@ def _audit(
     if job.part == "images":
         return {}, replace(metrics, findings=tuple(recheck.check_images(store, job, model, data, progress)))
     from bench.soundness import audit_model
+    from bench.soundness.memorization import unseen
 
+    imported = isinstance(store.model_job(job.model_key), ImportJob)
     findings, columns = audit_model.audit(
         model,
         x,
@@ -155,6 +157,7 @@ def _audit(
         seed=job.seed,
         claimed=train_metrics(store.record(job.model_key)).clean_accuracy,
         report=progress,
+        unseen=unseen(*data.train, job.level, job.key) if imported else None,
     )
     on_cpu = {name: values.detach().cpu() for name, values in columns.items()}
     return {"index": torch.arange(len(y)), "label": y.cpu(), **on_cpu}, replace(metrics, findings=tuple(findings))

@@ -16,8 +16,10 @@ from bench.planning.spec import AttackSpec, Spec
 from bench.terminal import counted
 
 # Raised when the engine's results may change. Stochastic models have a number of their own: since 2 the noise draws
-# that score an image are separate from those that choose between attacks.
-EVALUATE_REVISION, RANDOMISED_REVISION, AUDIT_REVISION = 1, 2, 1
+# that score an image are separate from those that choose between attacks. So have audits of imported models: since 2
+# they include C30, which does not concern what bench trains.
+EVALUATE_REVISION, RANDOMISED_REVISION = 1, 2
+AUDIT_REVISION, IMPORT_AUDIT_REVISION = 1, 2
 BASELINE = "standard"  # the undefended baseline, whose adversarial images every other row is evaluated on
 DEFAULT_N = 1000  # images of every attack, or the whole test set if it is smaller: as many as a rank needs
 AUDITED = {"quick": 256, "full": 1000}  # images of an audit of a model
@@ -159,7 +161,7 @@ def audits(spec: Spec, facts: datasets.Facts, train: ModelJob, jobs: Sequence[Jo
     made = []
     for weights in _weights(train):
         of_model = AuditJob(
-            engine=AUDIT_REVISION,
+            engine=IMPORT_AUDIT_REVISION if isinstance(train, ImportJob) else AUDIT_REVISION,
             part="model",
             level=spec.checks,
             threats=threats,
@@ -171,7 +173,7 @@ def audits(spec: Spec, facts: datasets.Facts, train: ModelJob, jobs: Sequence[Jo
         evaluated = [job for job in own if job.weights == weights]
         most = max(job.n for job in evaluated)  # whole blocks are checked, as they were attacked
         keys = sorted(job.key for job in evaluated)
-        made += [of_model, replace(of_model, part="images", n=most, needs=(train.key, *keys))]
+        made += [of_model, replace(of_model, engine=AUDIT_REVISION, part="images", n=most, needs=(train.key, *keys))]
     return made
 
 

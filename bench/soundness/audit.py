@@ -84,9 +84,21 @@ class Run:
     columns: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """Training images (n c h w, [0,1]) and labels drawn for an audit, and the seed of the moves of its test images."""
+
+    x: Tensor
+    y: Tensor
+    seed: int
+
+
 @dataclass
 class Audit:
-    """One deployed model under audit. Images `x` (n c h w, [0,1]) and labels `y` on the device; nothing is changed."""
+    """One deployed model under audit. Images `x` (n c h w, [0,1]) and labels `y` on the device; nothing is changed.
+
+    `unseen`: of an imported model, whose author may have stored test images.
+    """
 
     model: Classifier
     x: Tensor
@@ -95,6 +107,7 @@ class Audit:
     level: Effort
     seed: int
     claimed: float | None
+    unseen: Unseen | None = None
 
     def __post_init__(self) -> None:
         self.before = Snapshot(self.model)

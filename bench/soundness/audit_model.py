@@ -15,10 +15,11 @@ from bench.core.rng import scope
 from bench.core.rng import seed as named_seed
 from bench.core.threat import Threat
 from bench.soundness import attack_strength, forward_checks, gradient_checks
-from bench.soundness.audit import Audit, Effort
+from bench.soundness.audit import Audit, Effort, Unseen
 from bench.soundness.binarization_test import finds_known_points
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, Finding
+from bench.soundness.memorization import robust_elsewhere
 from bench.soundness.test_time_optimization import no_test_time_optimization
 
 # in this order: what stops attacks comes before the attacks; what they left behind, and NaN in any pass, come last
@@ -37,6 +38,7 @@ MEASURES: dict[str, Callable[[Check, Audit], Iterator[Finding]]] = {
     "C12": attack_strength.noise,
     "C19": finds_known_points,
     "C29": gradient_checks.rough,
+    "C30": robust_elsewhere,
     "C17": attack_strength.no_trace,
     "C3": gradient_checks.finite,
 }
@@ -52,18 +54,20 @@ def audit(
     seed: int,
     claimed: float | None,
     report: Callable[[int, int, str], None],
+    unseen: Unseen | None = None,
 ) -> tuple[list[Finding], dict[str, Tensor]]:
     """Findings of all measured checks, and which images each attack leaves correct, as bool columns of length n.
 
     `x` (n c h w, in [0,1]) and `y` on the model's device; `threats`: the budgets, of one norm; `claimed`: accuracy on
-    clean images as measured elsewhere, in [0,1]. Columns: `clean`, and for each eps `fgsm@EPS`, `pgd-ce@EPS`,
+    clean images as measured elsewhere, in [0,1]; `unseen`: training images, for a model that bench did not train.
+    Columns: `clean`, and for each eps `fgsm@EPS`, `pgd-ce@EPS`,
     `pgd-cw@EPS` and, for a deterministic model, `noise@EPS`; a column is left out where its attack failed.
     Restores the model and the random generators. Raises ValueError without images or threats, or for several norms.
     """
     if len(x) == 0 or not threats or len({threat.norm for threat in threats}) > 1:
         raise ValueError(f"an audit needs images and threats of one norm, got {len(x)} images, {len(threats)} threats")
     with scope(named_seed(seed, "audit")):
-        state = Audit(model, x, y, threats, level, seed, claimed)
+        state = Audit(model, x, y, threats, level, seed, claimed, unseen)
         try:
             found = list[Finding]()
             with state.watch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 from bench.soundness.checks import Check
 
@@ -17,9 +18,13 @@ DRAWS = {"quick": 1_000, "full": 10_000}  # C12
 LOWER_THAN_CLAIMED, BETTER_SCALE = 0.01, 0.1  # C18
 HALF_GRAY_LEVEL = "1/510"  # C18
 MOVES, MOVE_SIZE = 100, 0.05  # C29: the size as a share of eps
+JUDGED = {"quick": 200, "full": 1_000}  # C30: images of each kind
+SHIFT, TURN = 1 / 28, 5.0  # C30: share of the side, one pixel of MNIST; degrees
+MOVED_BUDGET, LOST_ACCURACY = Fraction(1, 2), 0.3  # C30: share of eps; limit for clean accuracy
 WITHSTANDS_ONE_STEP = 0.8  # C26: share of clean accuracy
 FLOOR_STEPS, FLOOR_RESTARTS = 50, 5  # C24
-_PAIRED = "; by the lower end of the 95 % interval of the paired difference"  # Check.difference
+_DIFFERENCE = "; by the lower end of the 95 % interval of the difference"  # Check.difference
+_PAIRED = _DIFFERENCE.replace("difference", "paired difference")
 
 _CHECKS = {
     "C1": Check(
@@ -327,6 +332,18 @@ _CHECKS = {
         "wander (unstable predictions, Pintor et al. 2022, arXiv 2106.09947; shattered gradients, arXiv 1802.00420).",
         "Average the gradient over random moves (EOT over the input), or add `square`; best is a surrogate without "
         "the rough layer.",
+    ),
+    "C30": Check(
+        "Robust beyond the test images",
+        {"U": 0.1},
+        "an imported model on training images and on moved test images (shifted by 1/28 of the side, turned by up to "
+        f"{TURN:g} degrees): accuracy, and the share of the correctly classified that withstand a short PGD, on moved "
+        "images at half the budget, against those of test images",
+        f"robust shares at most {{U:pp}} lower, accuracies at most {100 * LOST_ACCURACY:g} pp lower{_DIFFERENCE}",
+        "A model that stores the test images and answers with the label of the nearest one withstands attacks on them "
+        "and ranks first without having learned anything. The model's hash decides which images this check draws.",
+        "A model that has seen test images, also in training, has no robust accuracy on them: evaluate it on new "
+        "ones. If it has not, the training images are of another kind or have wrong labels: repair the data.",
     ),
 }
 CHECKS: dict[str, Check] = {code: replace(check, code=code) for code, check in _CHECKS.items()}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
-from bench.core.stats import paired_difference
+from bench.core.stats import independent_difference, paired_difference
 
 Level = Literal["ok", "I", "F", "U", "X", "n/a", "not checked"]
 GRAVE: tuple[Level, ...] = ("F", "U", "X")  # levels that a verdict names
@@ -128,14 +128,15 @@ class Check:
         failure: str = "",
         eps: str | None = None,
         attack: str | None = None,
+        paired: bool = True,
     ) -> Finding:
-        """The share of True in `a` minus that in `b`, outcomes on the same images, as a finding.
+        """The share of True in `a` minus that in `b` as a finding; outcomes on the same images if `paired`.
 
         It exceeds a limit only where the lower end of its 95 % interval does: one image of 32 is 3.1 pp.
         """
-        if not len(a):
-            return self.not_checked("no image in common")
-        value, low, _ = paired_difference(a, b)
+        if not len(a) or not len(b):
+            return self.not_checked("no image in common" if paired else "no image")
+        value, low, _ = paired_difference(a, b) if paired else independent_difference(a, b)
         if low <= min(self.limits.values()) < value - ROUNDING:
             note = f"{note}; not beyond the limit by the 95 % interval of the difference".lstrip("; ")
         return self.finding(value, note, failure=failure, eps=eps, attack=attack, certain=low)

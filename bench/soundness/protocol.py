@@ -121,6 +121,13 @@ def adaptive_attack(check: Check, e: Evidence) -> Iterator[Finding]:
     yield Finding(check.code, "ok", note="; ".join(dict.fromkeys(notes)))
 
 
+def memory_excluded(check: Check, e: Evidence) -> Iterator[Finding]:
+    """C30 without an audit that has it: bench's own trainings see no test image, an imported model may hold them."""
+    if not isinstance(e.train, ImportJob):
+        raise NotApplicable("bench trained the model, without test images")
+    raise NotMeasured("no audit on images beyond the test set: the same `bench eval` again makes one")
+
+
 PROTOCOL: dict[str, Callable[[Check, Evidence], Iterator[Finding]]] = {
     "C1": noise_averaged,
     "C21": worst_case_named,
@@ -129,4 +136,5 @@ PROTOCOL: dict[str, Callable[[Check, Evidence], Iterator[Finding]]] = {
     "C24": budget_floor,
     "C27": no_peeking,
     "C28": adaptive_attack,
+    "C30": memory_excluded,
 }

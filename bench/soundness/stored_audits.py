@@ -61,11 +61,12 @@ class StoredAudits:
                 self.images.setdefault(finding.attack or "", []).append(finding)
 
     def of(self, about: Audited, norm: str | None, eps: str | None) -> tuple[StoredAudit | None, str]:
-        """The most informative audit of a model for a budget (at it, then full before quick, then most images), or
-        why there is none."""
+        """The most informative audit of a model for a budget (at it, then by the newest checks, then full before
+        quick, then most images), or why there is none."""
 
-        def worth(audit: StoredAudit) -> tuple[bool, bool, int, str]:
-            return audit.covers(norm, eps), audit.job.level == "full", audit.job.n, audit.job.key
+        def worth(audit: StoredAudit) -> tuple[bool, int, bool, int, str]:
+            job = audit.job
+            return audit.covers(norm, eps), job.engine, job.level == "full", job.n, job.key
 
         best = max(self._models.get(about, []), key=worth, default=None)
         return best, "" if best else self._failed.get(about, "no audit")

@@ -27,7 +27,7 @@ from bench.terminal import counted
 
 GRAVITY: tuple[Level, ...] = ("n/a", "ok", "I", "not checked", "F", "U", "X")
 # measured at each budget; what an audit measures at one budget only (C9, C10, C19) holds for the model at all of them
-_OF_A_BUDGET = frozenset({"C7", "C11", "C12", "C18"})
+_OF_A_BUDGET = frozenset({"C7", "C11", "C12", "C18", "C30"})
 VERDICTS: tuple[Verdict, ...] = ("OK", "FLAG", "NOT CHECKED", "DID NOT LEARN", "UNSOUND", "INVALID")
 NOT_KEPT = "images not kept"
 

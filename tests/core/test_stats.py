@@ -11,6 +11,7 @@ from scipy.stats import binom, binomtest, bootstrap
 from bench.core.stats import (
     bootstrap_difference,
     clopper_pearson_lower,
+    independent_difference,
     mcnemar,
     mean_std,
     paired_difference,
@@ -153,3 +154,19 @@ def test_impossible_counts_are_refused() -> None:
 def test_mean_and_deviation_over_seeds() -> None:
     assert mean_std([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
     assert mean_std([5.0]) == (5.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((10, 10), (0, 20), 0.6791, 1.0)],
+)
+def test_the_interval_of_an_independent_difference_is_newcombes(
+    a: tuple[int, int], b: tuple[int, int], low: float, high: float
+) -> None:
+    """Newcombe 1998, Statistics in Medicine 17, 873-890, table II, method 10."""
+    first, second = ([i < hits for i in range(n)] for hits, n in (a, b))
+    difference = a[0] / a[1] - b[0] / b[1]
+    assert independent_difference(first, second) == pytest.approx((difference, low, high), abs=5e-5)
+    assert independent_difference(second, first) == pytest.approx((-difference, -high, -low), abs=5e-5)
+    with pytest.raises(ValueError, match="non-empty"):
+        independent_difference(first, [])

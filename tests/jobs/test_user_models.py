@@ -15,12 +15,17 @@ from harness import Bench, Outcome, written
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.commands.eval import prepare_model
 from bench.data import datasets
+from bench.data.images import load, to_float
+from bench.jobs.evaluation_job import run_evaluation
 from bench.jobs.load_checkpoint import fill, read
-from bench.records.record import Record, TrainMetrics
+from bench.planning.typed import ModelOptions, Options
+from bench.records.record import Record, TrainMetrics, audit_findings
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import rows
+from bench.soundness import audit_model
 
 ARCH = ("--arch", "mlp", "--arch-set", "width=64", "--arch-set", "depth=1")
 FAST = ("--attack", "clean", "--n", 20, "--checks", "off", "--device", "cpu")
@@ -537,3 +542,46 @@ def test_a_model_file_that_is_not_here_is_no_change_of_the_records(
     outcome = bench("verify", "--full")
     assert (outcome.code, "WRONG" in outcome.out) == (0, False), outcome.out
     assert "not scored again: the model file my.py is not here" in outcome.out
+
+
+STORED = """\
+import torch
+from torch import nn
+
+class Memory(nn.Module):
+    def __init__(self):
+        super().__init__()
+        held = torch.load("held.pt")
+        self.x, self.y = nn.Buffer(held["x"]), nn.Buffer(held["y"])
+
+    def forward(self, x):
+        distance = torch.cdist(x.flatten(1), self.x) ** 2
+        return -torch.stack([distance[:, self.y == c].amin(1) for c in range(10)], 1)
+
+def build():
+    return Memory()
+"""
+
+
+@pytest.mark.parametrize("part", ["test", "train"])
+def test_the_audit_of_an_imported_model_discloses_a_memory_of_the_test_set(
+    part: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stores training images only is an honest nearest-neighbor rule."""
+    images = getattr(load("digits", root=Path(), device=torch.device("cpu")), part)
+    torch.save({"x": to_float(images.x).flatten(1), "y": images.y}, "held.pt")
+    Path("my.py").write_text(STORED)
+    assert evaluate(bench, "my.py:build").code == 0
+
+    options = Options(
+        dataset="digits", attack=["clean", "fgsm"], eps=["0.1"], n=20, defense=["standard"], baseline=False
+    )
+    matrix, _, _ = prepare_model(ModelOptions("my.py:build"), options, None)
+    of_model, of_images = (job for job in matrix.jobs if job.kind == "audit")
+    assert (of_model.engine, of_images.engine) == (2, 1)
+    store = Store(Path("results"))
+    store.add(of_model)
+    monkeypatch.setattr(audit_model, "MEASURES", {"C30": audit_model.MEASURES["C30"]})
+    record = run_evaluation(store, of_model, Path(), torch.device("cpu"), lambda values: None, None)
+    levels = {finding.level for finding in audit_findings(record)}
+    assert levels == ({"ok", "U"} if part == "test" else {"ok"})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.core.classifier import Classifier
 from bench.core.threat import Threat
 from bench.data import images as data
+from bench.soundness.audit import Unseen
 from bench.soundness.audit_model import audit
 from bench.soundness.checks import Finding
 
@@ -44,11 +45,12 @@ def nets(trained_nets: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 @pytest.fixture(scope="session")
 def audited(digits: tuple[Split, Split]) -> AuditOf:
-    """A quick audit at eps 0.1."""
-    x, y = digits[1]
+    """A quick audit at eps 0.1, as of an imported model."""
+    (x, y), other = digits[1], Unseen(*(t[:200] for t in digits[0]), seed=0)
 
     def call(model: Classifier) -> Audited:
-        return audit(model, x, y, [Threat("Linf", EPS)], "quick", seed=0, claimed=None, report=lambda *progress: None)
+        threats, report = [Threat("Linf", EPS)], lambda *progress: None
+        return audit(model, x, y, threats, "quick", seed=0, claimed=None, report=report, unseen=other)
 
     return call
 

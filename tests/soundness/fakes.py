@@ -189,6 +189,24 @@ class Memory(nn.Module):
         return z.index_copy(0, seen, 10.0 * F.one_hot(self.memory.y[nearest], 10))
 
 
+class Stored(nn.Module):
+    """Answers by the squared distances to the nearest stored image of each class; where `net` is given, only for images
+    that differ from a stored one by at most `reach` in every pixel, and with `net` for all others."""
+
+    def __init__(self, stored: Split, net: nn.Module | None = None, reach: float = 0.0) -> None:
+        super().__init__()
+        self.stored, self.net, self.reach = stored, net, reach
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, stored = x.flatten(1), self.stored.x.flatten(1)
+        distance = rows.square().sum(1, keepdim=True) - 2 * rows @ stored.T + stored.square().sum(1)
+        answer = -torch.stack([distance[:, self.stored.y == c].amin(1) for c in range(10)], dim=1)
+        if self.net is None:
+            return answer
+        near = torch.cdist(rows.detach(), stored, p=float("inf")).amin(1) <= self.reach
+        return torch.where(tall(near), answer, self.net(x))
+
+
 class HiddenFeatures(nn.Module):
     """The gradient goes round the last layer: right for this head, none for any other on the same features."""
 
@@ -263,6 +281,7 @@ FAKES: dict[str, tuple[Callable[[Nets, Split], Classifier], dict[str, str]]] = {
     ),
     "noise trapdoor": (rule(noise_trapdoor, "adversarial"), {"C12": "U"}),
     "counts its calls": (lambda nets, memory: Classifier(Counts(nets["standard"]).eval()), {"C17": "X"}),
+    "memory of the test images": (lambda nets, memory: Classifier(Stored(memory)), {"C30": "U"}),
     "hidden features": (lambda nets, memory: Classifier(HiddenFeatures(nets["standard"]).eval()), {"C19": "U"}),
 }
 # each grave check has a fake of its own, which no other check reports as U or X
@@ -279,4 +298,5 @@ OWNERS = {
     "C17": "counts its calls",
     "C18": "normalizes twice",
     "C19": "hidden features",
+    "C30": "memory of the test images",
 }

@@ -16,6 +16,7 @@ from bench.core.epsilon import Epsilon
 from bench.core.smoothing import Smoothed
 from bench.core.stochastic import InputNoise, Randomized
 from bench.core.threat import Norm, Threat
+from bench.soundness.audit import Unseen
 from bench.soundness.audit_model import audit
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Finding, verdict
@@ -24,12 +25,14 @@ REQUIRED = frozenset(c.code for c in CHECKS.values() if c.source == "model")
 
 
 def _audit(
-    model: nn.Module, data: Split, *eps: str, norm: Norm = "Linf", claimed: float | None = None
+    model: nn.Module, digits: tuple[Split, Split], *eps: str, norm: Norm = "Linf", claimed: float | None = None
 ) -> tuple[list[Finding], dict[str, Tensor]]:
     threats = [Threat(norm, Epsilon(value)) for value in eps]
     calls: list[tuple[int, int, str]] = []
     report = lambda done, total, note: calls.append((done, total, note))  # noqa: E731
-    found = audit(model, data.x, data.y, threats, "quick", seed=3, claimed=claimed, report=report)  # type: ignore[arg-type]
+    train, (x, y) = digits
+    other = Unseen(train.x[:200], train.y[:200], seed=3)
+    found = audit(model, x, y, threats, "quick", seed=3, claimed=claimed, report=report, unseen=other)  # type: ignore[arg-type]
     assert calls[-1][0] == calls[-1][1] == len(REQUIRED)
     return found
 
@@ -41,7 +44,7 @@ def test_an_honest_net_is_neither_unsound_nor_invalid(
     net, test = nets[kind], digits[1]
     with torch.no_grad():
         right = net(test.x).argmax(1) == test.y
-    findings, columns = _audit(Classifier(net), test, "0.05", "0.1", claimed=float(right.float().mean()))
+    findings, columns = _audit(Classifier(net), digits, "0.05", "0.1", claimed=float(right.float().mean()))
     assert not [f for f in findings if f.level not in ("ok", "F")]
     assert verdict(findings, REQUIRED) in ("OK", "FLAG")
     assert not [f for f in findings if f.level == "F" and f.code != "C10"]
@@ -56,7 +59,7 @@ def test_an_honest_net_is_neither_unsound_nor_invalid(
 
 
 def test_an_l2_budget_is_audited_in_its_own_ball(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
-    findings, _ = _audit(Classifier(nets["adversarial"]), digits[1], "0.5", norm="L2")
+    findings, _ = _audit(Classifier(nets["adversarial"]), digits, "0.5", norm="L2")
     assert not [f for f in findings if f.level not in ("ok", "F")]
     assert {f.eps for f in findings if f.code == "C9"} == {"8"}  # holds every image of 64 pixels
 
@@ -69,7 +72,7 @@ def test_declared_noise_is_no_fault(kind: str, nets: dict[str, nn.Module], digit
         net = nn.Sequential(nets["adversarial"])
         InputNoise(0.05).attach(net)
         model = Randomized(net, draws=5)
-    findings, columns = _audit(model, digits[1], "0.1")
+    findings, columns = _audit(model, digits, "0.1")
     level = {f.code: f.level for f in findings}
     assert level["C1"] == "I"
     assert not [f for f in findings if f.level in ("U", "X", "not checked")]
@@ -117,7 +120,8 @@ def test_the_claimed_accuracy_is_compared_with_the_measured_one(
 
 
 def test_a_budget_divided_by_255_twice_is_reported(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
-    findings, _ = _audit(Classifier(nets["standard"]), Split(*(t[:32] for t in digits[1])), "8/65025", "8/255")
+    few = Split(*(t[:32] for t in digits[1]))
+    findings, _ = _audit(Classifier(nets["standard"]), (digits[0], few), "8/65025", "8/255")
     (flag,) = [f for f in findings if f.code == "C18" and f.level == "F"]
     assert "8/65025" in flag.note
     assert flag.eps == "8/65025"

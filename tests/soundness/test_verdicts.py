@@ -23,6 +23,7 @@ from factories import (
     audited,
     evaluated,
     finding,
+    imported,
     right,
     sound,
     trained,
@@ -237,6 +238,34 @@ def test_one_weak_pgd_is_flagged_and_the_set_is_sound(store: Store) -> None:
     (weak,) = [f for f in row.findings if f.code == "C7" and f.attack]
     assert weak.attack == label("attacks", "pgd", FLOOR)
     assert row.verdict == "FLAG"
+
+
+def test_an_audit_of_an_imported_model_from_before_c30_is_none_on_other_images(store: Store) -> None:
+    model = imported(store)
+    evaluated(store, model, "clean", right(0.9))
+    audited(store, model, evaluations=attacked(store, model))
+    audited(store, model, level="full", absent=("C30",))
+    row = only(store)
+    assert row.verdict == "NOT CHECKED"
+    assert {f.code for f in row.findings if f.level == "not checked"} == {"C14", "C27", "C28", "C30"}
+    assert "the same `bench eval` again" in finding(row, "C30").note
+    audited(store, model, engine=2)  # the newer one counts, though the older one is a full one
+    assert (only(store).verdict, finding(only(store), "C30").level) == ("OK", "ok")
+    elsewhere = Finding("C30", "U", 0.3, 0.1, "training images", eps="0.2"), Finding("C30", "ok", eps="0.1")
+    audited(store, model, *elsewhere, engine=3, threat=("Linf", "0.1", "0.2"))
+    assert finding(only(store), "C30").level == "ok"
+    audited(store, model, Finding("C30", "U", 0.3, 0.1, "training images", eps="0.1"), engine=4)
+    assert severe(only(store)) == ({"C30"}, "UNSOUND")
+
+
+def test_c30_does_not_concern_what_bench_trained_whatever_the_audit(store: Store) -> None:
+    train = trained(store, "pgd_at")
+    evaluated(store, train, "clean", right(0.9))
+    audited(store, train, evaluations=attacked(store, train))
+    audited(store, train, absent=("C30",))
+    row = only(store)
+    assert (row.verdict, finding(row, "C30").level) == ("OK", "n/a")
+    assert "without test images" in finding(row, "C30").note
 
 
 def test_columns_of_an_audit_of_other_images_are_not_compared(store: Store) -> None:
@@ -768,7 +797,7 @@ def test_explain_describes_one_check_or_lists_all(bench: Bench) -> None:
 def test_explain_suggests_what_was_meant(bench: Bench, word: str, near: str) -> None:
     outcome = bench("explain", word)
     assert outcome.code == 2
-    assert outcome.err.strip() == f"error: no check '{word}'. Did you mean '{near}'? Known: C1 to C29"
+    assert outcome.err.strip() == f"error: no check '{word}'. Did you mean '{near}'? Known: C1 to C30"
 
 
 def test_verdicts_and_explanations_start_without_numpy() -> None:
