@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
+
+from bench.records.store import Store
 
 
 class Only(NamedTuple):
@@ -59,6 +62,34 @@ def _options(group: type, only: tuple[str, ...] | None) -> list[inspect.Paramete
             kind = inspect.Parameter.KEYWORD_ONLY
             found.append(inspect.Parameter(each.name, kind, default=default, annotation=hints[each.name]))
     return found
+
+
+@dataclass(frozen=True)
+class ScopeOptions:
+    """What a table or figure is about; nothing given is all of the results folder."""
+
+    spec: Annotated[Path | None, typer.Argument(help="A YAML spec: its jobs only.", show_default=False)] = None
+    dataset: Annotated[str | None, typer.Option(help="A data set as the tables name it.")] = None
+    eps: Annotated[list[str], typer.Option(help="Budgets attacked, such as 8/255 or 0.1,0.2.")] = field(
+        default_factory=list
+    )
+    defense: Annotated[list[str], typer.Option(help="Defenses, to which `standard` is added.")] = field(
+        default_factory=list
+    )
+
+    def of(self, store: Store, data_dir: Path | None = None) -> Store:
+        """The store restricted to these. Raises LookupError or ValueError in one line."""
+        from bench.commands.matrix import prepare
+        from bench.planning.typed import Options
+        from bench.results.scope import scoped
+
+        if self == ScopeOptions():
+            return store
+        keys = [job.key for job in prepare(Options(spec=self.spec), data_dir).jobs] if self.spec else None
+        eps, defenses = (
+            [part.strip() for word in words for part in word.split(",")] for words in (self.eps, self.defense)
+        )
+        return scoped(store, keys, self.spec.stem if self.spec else "", self.dataset, eps, defenses)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import DataDir, Plugin, Results, opened, output_file, plugins
+from bench.commands.options import ScopeOptions, takes_groups
 from bench.data.datasets import data_root
 from bench.report import write_report
 from bench.report.images import Fetched, Wanted, no_images
 
 
+@takes_groups
 def report(
+    scope: ScopeOptions,
     results_dir: Results = Path("results"),
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     figures: Annotated[
@@ -25,7 +28,7 @@ def report(
 ) -> None:
     """Write all tables and figures as one HTML file. It needs no network and no other file."""
     plugins(plugin)
-    store = opened(results_dir)
+    store = scope.of(opened(results_dir), data_dir)
 
     def fetch(wanted: list[Wanted]) -> Fetched:
         from bench.commands.report_images import Strips  # imports torch, which a page without images does not need

@@ -9,19 +9,23 @@ import typer
 
 from bench.commands.arguments import DataDir, Results, opened
 from bench.commands.matrix import prepare
+from bench.commands.options import ScopeOptions, takes_groups
 from bench.data.datasets import data_root
 from bench.planning.typed import Options
 from bench.progress import status as survey
 
-SpecFile = Annotated[Path | None, typer.Argument(help="A YAML spec; only its jobs are shown.", show_default=False)]
 
-
+@takes_groups
 def status(
+    scope: ScopeOptions,
     results_dir: Results = Path("results"),
-    spec: SpecFile = None,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show which jobs are done, running and failed. Works during a run, from another terminal."""
-    planned = prepare(Options(spec=spec), data_dir).jobs if spec else []
-    survey.status(opened(results_dir), planned, as_json, data_root(data_dir))
+    store = opened(results_dir)
+    planned = prepare(Options(spec=scope.spec), data_dir).jobs if scope.spec else []
+    if scope != ScopeOptions(spec=scope.spec):
+        store = scope.of(store, data_dir)
+        planned = [job for job in planned if job.key in store.keys()]
+    survey.status(store, planned, as_json, data_root(data_dir))

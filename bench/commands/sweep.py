@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.commands.arguments import Dataset, Results, opened
+from bench.commands.arguments import Results, opened
+from bench.commands.options import Only, ScopeOptions, takes_groups
 from bench.records.store import Store
 from bench.results.rows import Row
 from bench.tables import sweep as series
@@ -17,7 +19,9 @@ from bench.tables.leaderboard import board
 from bench.tables.selection import RowFilter
 
 
+@takes_groups
 def sweep(
+    scope: Annotated[ScopeOptions, Only(("dataset", "eps"))],
     defense: Annotated[str, typer.Argument(help="A defense, such as noisy.")],
     setting: Annotated[
         str, typer.Argument(help="A setting of it, train_eps (trained at), eps (attacked) or train.NAME.")
@@ -27,9 +31,8 @@ def sweep(
         typer.Option(help="Map it to another defense's setting, such as pgd_at:train_eps.", show_default=False),
     ] = None,
     results_dir: Results = Path("results"),
-    dataset: Dataset = None,
+    spec: Annotated[Path | None, typer.Option(help="A YAML spec: its jobs only.", show_default=False)] = None,
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1 (default: all).")] = None,
-    eps: Annotated[str | None, typer.Option(help="Budget attacked, such as 8/255 (default: all).")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write each as CSV, SVG and PNG there.", show_default=False)
     ] = None,
@@ -41,8 +44,8 @@ def sweep(
 
     Example: bench sweep noisy sigma --against pgd_at:train_eps --dataset mnist --eps 0.1
     """
-    store = opened(results_dir)
-    rows, where = board(store), RowFilter(dataset, norm, eps)
+    store = replace(scope, spec=spec).of(opened(results_dir))
+    rows, where = board(store), RowFilter(norm=norm)
     swept = series.sweep(store, rows, defense, setting, where)
     maps = _maps(store, rows, swept, against, where) if against else []
     print(sweep_text.as_json(swept, maps) if as_json else sweep_text.text(store, swept, maps))

@@ -22,7 +22,7 @@ NOT_FAILED = ("done", "unsupported", "running", "waiting")
 
 
 def status(store: Store, planned: list[Job], as_json: bool, root: Path) -> None:
-    """Print the status of the jobs `planned`; if there are none, of all jobs in the folder. `root`: the data folder."""
+    """Print the status of the jobs `planned`; if there are none, of all jobs of the store. `root`: the data folder."""
     known = {**store.jobs(), **{job.key: job for job in planned}}
     found = survey(store, {job.key: job for job in planned} or known, known, root)
     found["unreadable"] = len(set(store.keys()) - set(known))

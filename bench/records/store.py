@@ -13,12 +13,13 @@ import contextlib
 import hashlib
 import secrets
 import tempfile
-from collections.abc import Container, Iterator
-from dataclasses import replace
+from collections.abc import Container, Iterator, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.atomic import parse_json, read_json, write_json
+from bench.core.epsilon import Epsilon
 from bench.planning.job import EvaluationJob, Job, ModelJob
 from bench.planning.job_json import from_json
 from bench.planning.schema import SCHEMA, NewerSchemaError
@@ -36,16 +37,26 @@ IMAGES, QUARANTINE = "adversarial.safetensors", "quarantine"
 SHARED = "shared"  # while a job runs: the most jobs that shared its device at a time
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What a store is restricted to (`bench.results.scope`): keys of jobs, budgets (empty: all), and both in words."""
+
+    keys: Set[str]
+    budgets: Set[Epsilon]
+    about: str
+
+
 class Store(JobFiles):
     """A results folder. Reading needs read access only; every write is atomic.
 
-    `read_only`: nothing may be written. Jobs, records and columns are read once and shared by all callers, who must not
-    change them; records that are written later appear in a new store.
+    `scope`: only these of its jobs are listed; others can be read by their key. `read_only`: nothing may be written.
+    Jobs, records and columns are read once and shared by all callers, who must not change them; records that are
+    written later appear in a new store.
     """
 
-    def __init__(self, root: Path, read_only: bool = False) -> None:
+    def __init__(self, root: Path, read_only: bool = False, scope: Scope | None = None) -> None:
         super().__init__(root)
-        self.read_only = read_only
+        self.read_only, self.scope = read_only, scope
         self._jobs: dict[str, Job] = {}
         self._records: dict[str, Record | None] = {}
         self._columns = ColumnCache()
@@ -53,6 +64,10 @@ class Store(JobFiles):
     def snapshot(self) -> Store:
         """A read-only store of this folder; itself if it is one."""
         return self if self.read_only else Store(self.root, read_only=True)
+
+    def keys(self) -> list[str]:
+        """Every job in scope that has a folder or is in a pack, sorted."""
+        return [key for key in super().keys() if self.scope is None or key in self.scope.keys]
 
     def prepare(self) -> list[str]:
         """Create the folder and check that it can be written; returns `damages`. Raises OSError in one line.

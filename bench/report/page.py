@@ -20,7 +20,7 @@ from bench.report.gallery import groups
 from bench.report.images import Fetch, no_images
 from bench.report.provenance import origins
 from bench.results.evaluations import evaluations
-from bench.results.labels import only_planned
+from bench.results.labels import left_out
 from bench.soundness.catalog import CHECKS
 from bench.soundness.verdicts import judged_rows
 from bench.terminal import printable
@@ -41,7 +41,7 @@ def render(store: Store, fetch: Fetch = no_images) -> tuple[str, list[Plot]]:
     """The text of the page, and its figures."""
     store = store.snapshot()
     known = evaluations(store)
-    rows = judged_rows(store, known=known)
+    rows, known = judged_rows(store, known=known), known.at(store.scope)
     tables, sources = boards(rows), origins(store)
     sections = groups(store, tables, rows, known.of_split("test"), fetch)
     style, script = (files("bench.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
@@ -53,7 +53,7 @@ def render(store: Store, fetch: Fetch = no_images) -> tuple[str, list[Plot]]:
         checks=CHECKS,
         origins=sources,
         unreadable=known.unreadable,
-        notes=only_planned(known.readable, rows),
+        notes=left_out(store, known.readable, rows),
         counts={
             "evaluations": sum(e.state != "missing" for e in known.readable) + len(known.unreadable),
             "done": sum(e.state == "done" for e in known.readable),

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.core.epsilon import Epsilon
 from bench.core.stats import wilson
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import EvaluateJob
 from bench.records.record import Record, evaluation_metrics
-from bench.records.store import JOB, Store
+from bench.records.store import JOB, Scope, Store
 from bench.results.facts import TrainingFacts, float_or_nan
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ class Evaluations(NamedTuple):
         """
         return [e for e in self.readable if split in (None, e.split)]
 
+    def at(self, scope: Scope | None) -> Evaluations:
+        """Those at the budgets of a scope."""
+        return self if scope is None else self._replace(readable=[e for e in self.readable if within(scope, e.eps)])
+
     @property
     def measuring(self) -> list[EvaluationResult]:
         """Those that measure something other than robustness, of every split."""
@@ -127,6 +132,11 @@ def evaluations(store: Store, keys: Iterable[str] | None = None) -> Evaluations:
             unreadable.append(Unreadable(key, str(problem)))
     readable.sort(key=lambda e: (e.dataset, e.defense_label, e.seed, e.key))
     return Evaluations(readable, sorted(unreadable, key=lambda e: e.key))
+
+
+def within(scope: Scope, eps: str | None) -> bool:
+    """Does a scope include this budget? It includes what depends on none."""
+    return eps is None or not scope.budgets or Epsilon(eps) in scope.budgets
 
 
 def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:

@@ -79,12 +79,12 @@ def different_n(found: Iterable[Row]) -> list[str]:
     ]
 
 
-def only_planned(known: Iterable[EvaluationResult], found: Iterable[Row]) -> list[str]:
-    """A note, or none, on the evaluations that have no record and are in no row."""
+def left_out(store: Store, known: Iterable[EvaluationResult], found: Iterable[Row]) -> list[str]:
+    """Notes on what is in no row: what is outside of the scope of the store, and evaluations without a record."""
     shown = {entry.key for row in found for entry in row.evaluations}
     count = len({e.key for e in known if e.state == "missing" and e.measures is None} - shown)
     note = f"{counted(count, 'evaluation')} planned but not run: in no table (`bench forget --never-ran` removes them)"
-    return [note] if count else []
+    return [*([f"only {store.scope.about}"] if store.scope else []), *([note] if count else [])]
 
 
 def collapses(found: Iterable[Row]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.cost import Cost
-from bench.results.evaluations import Evaluations, evaluations
+from bench.results.evaluations import Evaluations, evaluations, within
 from bench.results.grouping import grouped
 from bench.results.rows import Accuracy, Row
 from bench.results.rows import rows as rows_of
@@ -54,7 +54,9 @@ def judged_rows(
     """
     asked = None if keys is None else list(keys)
     found = evaluations(store, asked) if known is None else known
-    return with_verdicts(store, rows_of(store, found.of_split(split), radii), asked)
+    judged = with_verdicts(store, rows_of(store, found.of_split(split), radii), asked)
+    # not before: checks compare budgets
+    return [row for row in judged if store.scope is None or within(store.scope, row.eps)]
 
 
 def with_verdicts(store: Store, rows: list[Row], keys: Iterable[str] | None = None) -> list[Row]:

@@ -9,7 +9,7 @@ from bench.atomic import write_atomic
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.labels import collapses, different_n, failures, only_planned
+from bench.results.labels import collapses, different_n, failures, left_out
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
@@ -38,7 +38,7 @@ def markdown(store: Store) -> str:
     """The generated part of leaderboard.md, without the markers: a function of the records alone."""
     store = store.snapshot()
     known = evaluations(store)
-    return _block(judged_rows(store, known=known), known)
+    return _block(store, judged_rows(store, known=known), known.at(store.scope))
 
 
 def board(store: Store) -> list[Row]:
@@ -79,10 +79,10 @@ def write_leaderboard(
         raise ValueError(f"{csv_dir} is a link; results hold real files only. Remove it")
     store = store.snapshot()
     known = evaluations(store)
-    found = judged_rows(store, radii=radii, known=known)
+    found, known = judged_rows(store, radii=radii, known=known), known.at(store.scope)
     tables = sections(found)
     tex = latex(tables, names)  # before anything is written, since a column may be unknown
-    written = [_write(path, replace_block(path, _block(found, known)))]
+    written = [_write(path, replace_block(path, _block(store, found, known)))]
     if csv_dir is not None:
         texts = {f"{name}.csv": csv_text(lines) for name, lines in _tables(store, known, found).items()}
         texts |= {"leaderboard.tex": tex, "methods.bib": bibtex(), "leaderboard.json": export.robustbench(tables)}
@@ -104,10 +104,13 @@ def _tables(store: Store, known: Evaluations, rows: list[Row]) -> dict[str, list
     }
 
 
-def _block(rows: list[Row], known: Evaluations) -> str:
+def _block(store: Store, rows: list[Row], known: Evaluations) -> str:
     tables = sections(rows)
     headings = [f"{section.dataset}, {section.threat}" for section in tables]
-    parts = [INTRO, "", *_contents(tables, headings)]
+    parts = [INTRO, ""]
+    for note in left_out(store, known.readable, rows):
+        parts += [f"{escape(note[0].upper() + note[1:])}.", ""]
+    parts += _contents(tables, headings)
     if not rows:
         parts += ["No evaluations yet.", ""]
     above = ""
@@ -115,8 +118,6 @@ def _block(rows: list[Row], known: Evaluations) -> str:
         parts += [f"## {escape(heading)}", ""] if heading != above else []
         parts += [f"### {KINDS[section.kind]}", "", *_table(section)]
         above = heading
-    for note in only_planned(known.readable, rows):
-        parts += [f"{escape(note)}.", ""]
     if known.unreadable:
         keys = ", ".join(e.key for e in known.unreadable)
         parts += [f"Job folders that cannot be read and are in no table: {keys}.", ""]

@@ -69,9 +69,12 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
     met = {a.dataset for a, _ in shared}
     if len(met) > 1:
         raise LookupError(f"'{name_a}' and '{name_b}' meet in {_listed(met)}; choose one with --dataset")
-    for name, side in ((name_a, [a for a, _ in shared]), (name_b, [b for _, b in shared])):
-        if len({row.config for row in side}) > 1:
-            raise LookupError(f"'{name}' is ambiguous; give the training key of one: {_describe_side(side)}")
+    both = (name_a, [a for a, _ in shared]), (name_b, [b for _, b in shared])
+    several = [(name, side) for name, side in both if len({row.config for row in side}) > 1]
+    if several:  # both at once, so that the next try succeeds
+        each = "; ".join(f"'{name}' is ambiguous: {_describe_side(side)}" for name, side in several)
+        raise LookupError(f"{each}. Give the training key of one{' of each' * (len(several) > 1)}")
+    for name, side in both:
         if where.seed is not None and where.seed not in side[0].seeds:
             raise LookupError(f"'{name}' has no seed {where.seed}; trained: {', '.join(map(str, side[0].seeds))}")
     own = [where.seed if where.seed is not None else trained.get(name, ("", None))[1] for name in (name_a, name_b)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
-from bench.results.labels import collapses, different_n, failures, only_planned
+from bench.results.labels import collapses, different_n, failures, left_out
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
@@ -44,7 +44,7 @@ def matrix(store: Store, keys: Iterable[str]) -> Summary:
     notes = [
         *(["evaluated on validation images: nothing here is a test result"] if held_out else []),
         *_matrix_notes(found),
-        *only_planned(readable, found),
+        *left_out(store, readable, found),
         *measures.notes(known),
         *(f"{e.key}: unreadable: {e.reason}" for e in known.unreadable),
     ]

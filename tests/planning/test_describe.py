@@ -156,10 +156,10 @@ def test_a_filter_without_matching_rows_lists_the_existing_values(bench: Bench) 
     assert ran.code == 0, ran.err
     two = ("compare", "logit_squeezing", "standard")
     for words, message in (
-        ((*two, "--eps", "0.3"), "no row has eps 0.3; there are: digits Linf eps 0.1"),
-        ((*two, "--dataset", "mnist", "--norm", "L2"), "no row has data set mnist, norm L2; there are: digits Linf"),
+        ((*two, "--eps", "0.3"), "no record has eps 0.3. There are: 0.1"),
+        ((*two, "--norm", "L2"), "no row has norm L2; there are: digits Linf"),
         ((*two, "--seed", "5"), "'logit_squeezing' has no seed 5; trained: 0"),
-        (("timing", "--dataset", "mnist"), "no row has data set mnist; there are: digits"),
+        (("timing", "--dataset", "mnist"), "no record has data set mnist. There are: digits"),
         (("leaderboard", "--output", "."), "--output . is a folder; name a file in it"),
         (("report", "--output", "."), "--output . is a folder; name a file in it"),
         (("report", "--figures", "leaderboard.md"), "leaderboard.md: File exists"),

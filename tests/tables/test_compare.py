@@ -166,7 +166,7 @@ def test_names_that_mean_nothing_or_several_things_get_one_line(store: Store, be
     for names, expected in (
         (("gaurd", "other_guard"), "no row is named 'gaurd'. Did you mean guard"),
         (("zzz", "other_guard"), "no row is named 'zzz'. Known: far, guard, other_guard"),
-        (("guard", "other_guard"), "'guard' is ambiguous; give the training key of one"),
+        (("guard", "other_guard"), "Give the training key of one\n"),
         (("far", "other_guard"), "share no budget: toy Linf eps 0.5 against toy Linf eps 0.1"),
     ):
         done = bench("compare", *names, "--results-dir", store.root)
@@ -176,6 +176,19 @@ def test_names_that_mean_nothing_or_several_things_get_one_line(store: Store, be
     assert key_a in ambiguous
     assert twin.key in ambiguous
     assert bench("compare", key_a, "other_guard", "--results-dir", store.root).code == 0
+    rival = trained(store, "other_guard", threat={"eps": "0.3"})
+    evaluated(store, rival, "steep", [1] * 8)
+    both = bench("compare", "guard", "other_guard", "--results-dir", store.root).err  # the keys of both sides at once
+    assert both.count("\n") == 1
+    assert both.endswith("Give the training key of one of each\n")
+    assert all(key in both for key in (key_a, twin.key, rival.key))
+
+
+def test_what_was_never_evaluated_makes_no_name_ambiguous(store: Store, bench: Bench) -> None:
+    two(store)
+    planned = trained(store, "guard", threat={"eps": "0.3"}, state="missing")
+    evaluated(store, planned, "steep", state="missing", n=8)
+    assert bench("compare", "guard", "other_guard", "--results-dir", store.root).code == 0
 
 
 def test_a_star_is_mcnemars_with_one_seed_a_side_and_the_intervals_with_several(store: Store) -> None:
