@@ -21,7 +21,7 @@ from attacks.torchattacks import TorchAttacks
 from bench.core.attack import Attack, Context
 from bench.core.classifier import Classifier
 from bench.core.epsilon import Epsilon
-from bench.core.pgd import AttackLoss
+from bench.core.pgd import AttackLoss, dlr
 from bench.core.smoothing import Smoothed
 from bench.core.threat import Norm, Threat
 
@@ -308,3 +308,9 @@ def test_pgd_40_is_as_strong_as_apgd_on_mnist(
     assert ours["clean"].float().mean() > 0.93
     assert ours["correct"].float().mean() <= apgd["correct"].float().mean() + 0.02
     assert ours["correct"].float().mean() < 0.9
+
+
+def test_the_difference_of_logits_ratio_by_hand() -> None:
+    logits, y = torch.tensor([[4.0, 1.0, 2.0, 0.0], [1.0, 2.0, 4.0, 0.0]]), torch.tensor([0, 1])
+    torch.testing.assert_close(dlr(logits, y), torch.tensor([(2 - 4) / (4 - 1), (4 - 2) / (4 - 1)]))
+    torch.testing.assert_close(dlr(3 * logits + 5, y), dlr(logits, y))

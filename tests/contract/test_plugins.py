@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import contract
+from bench import contract, plugins
+from bench.contract.evaluation import supported_cases
+from bench.contract.toy import toy_model
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Losses
@@ -198,3 +200,14 @@ class _Training(_Touching):
 )
 def test_a_broken_attack_is_found(broken: type[Attack], check: str) -> None:
     assert f"{check} (Linf, deterministic)" in [r.name for r in contract.check_attack(broken) if not r.ok]
+
+
+@pytest.mark.parametrize("name", ["autoattack", "certify", "pgd", "square"])
+def test_a_random_attack_draws_by_the_seed_of_its_block(name: str) -> None:
+    case = next(iter(supported_cases(plugins.load("attacks", name))))
+    model = toy_model(case.kind)
+    one, other = (case.attack().evaluate(model, case.x, case.y, Context(seed)) for seed in (7, 8))
+    if one.x_adv is not None and other.x_adv is not None:
+        assert not torch.equal(one.x_adv, other.x_adv)
+    else:
+        assert not torch.equal(one.columns["radius"], other.columns["radius"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from harness import Bench, outcomes, tiny
 from torch import Tensor, nn
 from worker_process import WorkerProcess
 
+from attacks.pgd import PGD
 from bench.atomic import file_hash
 from bench.core.classifier import Classifier
 from bench.core.stochastic import Randomized
-from bench.data.images import Data, load
+from bench.data.images import Data, Images, load, to_float
 from bench.jobs.block_cache import BlockCache
 from bench.jobs.evaluate import evaluate
 from bench.jobs.worker import work
@@ -211,3 +213,16 @@ def test_autoattack_killed_at_random_moments_gives_the_verdicts_of_an_uninterrup
     assert work(store.root, job.key, ROOT) == "done"
     assert outcomes(Path("killed"))[job.key] == expected
     assert not state.parent.exists()
+
+
+def test_each_block_has_draws_of_its_own(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PGD, "block", 30)
+    x = digits.test.x[:1].repeat(60, 1, 1, 1)
+    y = Classifier(_net()).predict(to_float(x))
+    data = replace(digits, test=Images(x, y))
+    _, images, _ = evaluate(
+        _job("pgd", {"steps": 1, "rel_step_size": 1.0}), Classifier(_net()), data, lambda values: None
+    )
+    assert images is not None
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[:30], images[30:])

@@ -24,6 +24,7 @@ from bench.soundness.audit_model import MEASURES, audit
 from bench.soundness.binarization_test import _Head, border, last_linear
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import Check, NotMeasured
+from bench.soundness.forward_checks import last_function
 from bench.soundness.instrumented_pgd import InstrumentedPGD
 from bench.soundness.test_time_optimization import autograd_calls, layer_runs
 
@@ -368,3 +369,11 @@ def test_a_gradient_is_zero_only_where_every_pixel_is() -> None:
     with torch.no_grad():
         state.model.net[1].weight.zero_()  # type: ignore[index,union-attr]
     assert bool(gradients.input_gradients(state, "ce").zero.all())
+
+
+def test_outputs_of_softmax_are_told_from_logits() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
+    assert last_function(logits.softmax(1)) == "softmax"
+    assert last_function(logits.log_softmax(1)) == "log_softmax"
+    assert last_function(logits) == last_function(logits.sigmoid()) == ""
+    assert last_function(logits - logits.mean(1, keepdim=True)) == ""

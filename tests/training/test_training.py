@@ -365,3 +365,13 @@ def test_a_training_at_chance_level_is_not_deployed(tmp_path: Path) -> None:
         run(job, data_of(job), tmp_path)
     short = training_job(epochs=16, weight_decay=20.0)
     run(short, data_of(short), tmp_path)  # 96 updates tell nothing
+
+
+def test_initial_weights_are_those_of_seed_and_architecture() -> None:
+    job, adversarial = training_job(), training_job("pgd_at")
+    data = data_of(job)
+    plain, paired, other = (
+        build_net(each, data)[1].state_dict() for each in (job, adversarial, replace(job, seed=job.seed + 1))
+    )
+    assert same(plain, paired)
+    assert not any(torch.equal(plain[name], other[name]) for name in plain if name.endswith("weight"))
