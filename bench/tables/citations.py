@@ -39,6 +39,11 @@ def papers(kind: catalog.Kind, name: str) -> list[Cited]:
     return list(dict.fromkeys(Cited(*parts) for parts in found))
 
 
+def arxiv_page(defense: str) -> str | None:
+    """The address of the first paper of a defense that has an arXiv number."""
+    return next((f"https://arxiv.org/abs/{paper.arxiv}" for paper in papers("defenses", defense) if paper.arxiv), None)
+
+
 def display_name(name: str, kind: catalog.Kind = "defenses") -> str:
     """The name of a method in print: what its docstring says before its paper; the plug-in's name where it has none."""
     plugin = catalog.find(kind, name)

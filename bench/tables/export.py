@@ -8,13 +8,13 @@ import re
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
+from bench.tables.citations import arxiv_page
 from bench.tables.columns import paper
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import unreliable
 from bench.tables.sections import Section
 from bench.tables.text import json_text, percent
 
-_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 _AUTHORS = re.compile(r"\(([^()]*?) (?:19|20)\d\d\b")
 
 
@@ -32,11 +32,11 @@ def robustbench(sections: list[Section]) -> str:
 
 def _entry(kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, object]:
     accuracy, worst, source = row.accuracy, row.accuracy.worst, paper(row.defense) or ""
-    arxiv, authors = _ARXIV.search(source), _AUTHORS.search(source)
+    authors = _AUTHORS.search(source)
     standard = accuracy.autoattack.values and row.deploys == "deterministic"
     stronger = worst.values and not (standard and worst.mean >= accuracy.autoattack.mean)
     return {
-        "link": f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else None,
+        "link": arxiv_page(row.defense),
         "name": row.method,
         "authors": authors[1] if authors else None,
         "additional_data": None if row.recipe == IMPORTED else False,

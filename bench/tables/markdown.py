@@ -15,9 +15,9 @@ class Markdown(str):
     """Text that is Markdown already, in which every name was escaped."""
 
 
-def link(text: str, arxiv: str | None) -> Markdown:
-    """Text as a link to a paper, given by its arXiv number; without one, plain text."""
-    return Markdown(f"[{escape(text)}](https://arxiv.org/abs/{arxiv})" if arxiv else escape(text))
+def link(text: str, target: str | None) -> Markdown:
+    """Text as a link to an address of our own making; without one, plain text."""
+    return Markdown(f"[{escape(text)}]({target})" if target else escape(text))
 
 
 def anchor(heading: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
-from bench.tables.citations import papers
+from bench.tables.citations import arxiv_page
 from bench.tables.columns import recipe_text, shared_times
 from bench.tables.markdown import Markdown, link
 from bench.tables.ranking import FLAG, verdict_text
@@ -88,7 +88,7 @@ def _ranks(section: Section) -> Iterator[str]:
 def _method(row: Row, several: bool) -> Markdown:
     """The name with a link to its paper, and the architecture if the section has several."""
     name = row.method + (f", {row.model}" if several else "")
-    return link(name, next((paper.arxiv for paper in papers("defenses", row.defense) if paper.arxiv), None))
+    return link(name, arxiv_page(row.defense))
 
 
 def _share(cell: SeedValues) -> str:
