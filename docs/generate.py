@@ -197,7 +197,7 @@ def between(text: str, name: str, begin: str, end: str, content: str) -> str:
 
 def readme(text: str, board: str) -> str:
     """README.md with the current rows between its markers. Raises ValueError if the markers are not one pair."""
-    picture = f"\n![the report: leaderboard with verdicts, heat map, figures]({PICTURE})\n"
+    picture = f"\n![the report: what won, by how much, what is flagged and missing, above the table]({PICTURE})\n"
     seen = picture if (ROOT / PICTURE).exists() else ""
     return between(text, "README.md", BEGIN, END, f"{seen}{top_rows(board)}")
 

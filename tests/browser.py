@@ -99,12 +99,18 @@ class Browser:
 
     def click(self, element: str) -> None:
         """Press the mouse in the middle of what this expression gives, scrolled into view."""
-        box = self.js(
+        x, y = self.hover(element)
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def hover(self, element: str) -> tuple[float, float]:
+        """Move the pointer there; returns where that is."""
+        x, y = self.js(
             f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center', inline: 'center'}});"
             " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self._call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
 
     def press(self, *keys: str, shift: bool = False) -> None:
         """Press keys one after the other; a text of several letters that names no key is typed."""

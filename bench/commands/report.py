@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from bench.commands.arguments import DataDir, Plugin, Results, opened, output_file, plugins
 from bench.commands.options import ScopeOptions, takes_groups
@@ -35,5 +36,7 @@ def report(
 
         return Strips(store, data_root(data_dir)).fetch(wanted)
 
-    for path in write_report(store, output_file(output), figures, fetch if images else no_images):
+    with Console(stderr=True).status("") as line:  # on a terminal alone
+        written = write_report(store, output_file(output), figures, fetch if images else no_images, line.update)
+    for path in written:
         print(path)

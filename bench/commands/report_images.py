@@ -21,10 +21,9 @@ from bench.data.images import Data, load, test_block
 from bench.jobs.model_files import load_model, stored_images
 from bench.planning.job import EvaluationJob, ModelJob, TrainJob
 from bench.records.store import Store
-from bench.report.images import PER_MODEL, Fetched, Picture, Wanted
+from bench.report.images import Fetched, Picture, Wanted
 
 DRAWS = 32  # noise draws over which the confidence of a stochastic model is averaged
-ROBUST = 1  # of the images shown, those that the attack did not fool, if there are any
 
 
 class Strips:
@@ -33,6 +32,7 @@ class Strips:
     def __init__(self, store: Store, root: Path) -> None:
         self.store = store
         self._data = functools.cache(functools.partial(_data, root))
+        self._models: dict[tuple[str, str], Classifier | None] = {}
 
     def fetch(self, wanted: list[Wanted]) -> Fetched:
         """All strips that can be made, by key, and a sentence for each one that cannot."""
@@ -53,35 +53,42 @@ class Strips:
         if record is None or data.test_hash != record.metrics.test_hash:
             raise ValueError(f"{about.name} here has other test images than those of the records")
         x_adv = stored_images(self.store, one.entry.key).float()
-        samples = self.store.samples(one.entry.key, ("index", "correct", "clean"))
+        samples = self.store.samples(one.entry.key, ("index", "correct"))
         x, y = test_block(data, 0, n)
         if x_adv.shape[1:] != x.shape[1:] or len(x_adv) > len(samples["index"]):
             raise ValueError(f"the stored images of {one.entry.key} have another shape than {about.name}")
-        correct = samples["correct"].astype(bool)[: len(x_adv)]
-        rows = _choose(correct, samples.get("clean"))
-        index = torch.from_numpy(samples["index"][rows].astype(np.int64))
+        place = {index: row for row, index in enumerate(samples["index"][: len(x_adv)].tolist())}
+        if not place.keys() >= {*one.indices}:
+            raise ValueError(f"the stored images of {one.entry.key} are fewer than its record says")
+        rows, index = [place[index] for index in one.indices], torch.tensor(one.indices)
         clean, attacked = x[index], x_adv[torch.tensor(rows)]
         names = [f"{data.class_names[int(k)]}" for k in y[index]]
         found = self._predictions(trained, data, job, torch.cat([clean, attacked]))
         shown = list(zip(found[: len(rows)], found[len(rows) :], strict=True)) if found else [None] * len(rows)
         return [
-            Picture(int(index[k]), names[k], _to_array(clean[k]), _to_array(attacked[k]), not correct[row], shown[k])
-            for k, row in enumerate(rows)
+            Picture(int(index[k]), names[k], _to_array(clean[k]), _to_array(attacked[k]), fooled, shown[k])
+            for k, fooled in enumerate((~samples["correct"].astype(bool)[rows]).tolist())
         ]
 
     def _predictions(self, trained: ModelJob, data: Data, job: EvaluationJob, x: Tensor) -> list[tuple[str, float]]:
         """Class and confidence of each image; empty if the weights are missing or the model cannot be built."""
-        if not isinstance(trained, TrainJob):
-            return []  # its network is a file of the user's; a report runs no code that a record names
-        try:
-            model = load_model(self.store, trained, data, job.weights)
-        except (ValueError, LookupError, OSError, TypeError, RuntimeError):
-            return []
-        classes, shares = _predicted(model, x)
+        model = self._model(trained, data, job.weights)
+        classes, shares = _predicted(model, x) if model else ([], torch.empty(0))
         return [
             ("abstains" if k < 0 else data.class_names[k], float("nan") if k < 0 else float(shares[at, k]))
             for at, k in enumerate(classes)
         ]
+
+    def _model(self, trained: ModelJob, data: Data, weights: str) -> Classifier | None:
+        """None if the weights are missing or the model cannot be built."""
+        if not isinstance(trained, TrainJob):
+            return None  # its network is a file of the user's; a report runs no code that a record names
+        if (trained.key, weights) not in self._models:
+            try:
+                self._models = {(trained.key, weights): load_model(self.store, trained, data, weights)}
+            except (ValueError, LookupError, OSError, TypeError, RuntimeError):
+                self._models = {(trained.key, weights): None}
+        return self._models[trained.key, weights]
 
 
 @torch.no_grad()
@@ -91,15 +98,6 @@ def _predicted(model: Classifier, x: Tensor) -> tuple[list[int], Tensor]:
     with frozen(model), scope(seed("report", "pictures")):
         shares = torch.stack([model(x).softmax(1) for _ in range(draws)]).mean(0)
         return [int(k) for k in model.predict(x)], shares
-
-
-def _choose(correct: np.ndarray[Any, Any], clean: np.ndarray[Any, Any] | None) -> list[int]:
-    """Rows of the images shown: the first that the attack fooled, then the first that it did not."""
-    before = np.ones(len(correct), bool) if clean is None else clean[: len(correct)].astype(bool)
-    fooled, robust = (list(np.flatnonzero(before & part)) for part in (~correct, correct))
-    first = fooled[: PER_MODEL - min(ROBUST, len(robust))]
-    chosen = [*first, *robust[: PER_MODEL - len(first)]]
-    return [int(row) for row in chosen]
 
 
 def _to_array(image: Tensor) -> np.ndarray[Any, Any]:

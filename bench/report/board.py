@@ -1,35 +1,92 @@
-"""Rows -> the tables of the page: the columns of leaderboard.md, and for each number the evaluations behind it."""
+"""Rows -> the tables of the page: a few columns, the others of the leaderboard on demand, and for each number the
+evaluations behind it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from bench.report.canvas import Plot, slug
-from bench.report.provenance import keys_behind
+from bench.report.captions import mark_of
+from bench.report.provenance import of_clean, of_training, of_worst
 from bench.results.evaluations import EvaluationResult
 from bench.results.labels import collapses, different_n, failures
 from bench.results.rows import Row
+from bench.results.seed_values import SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import GRAVE, Finding
 from bench.tables.columns import columns as column_texts
-from bench.tables.columns import natural, provisional_letters
+from bench.tables.columns import natural, provisional_letters, shared_times
 from bench.tables.leaderboard import footnotes
-from bench.tables.ranking import reasons
+from bench.tables.ranking import reasons, verdict_text
 from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import percent
+
+# columns of the leaderboard that the short table has in its own form
+SHORT = ("Method", "Standard accuracy", "Best known robust accuracy", "Verdict", "95 % interval", "n", "Seeds")
+
+
+class Cell(NamedTuple):
+    """The text of a cell, and the keys of the records that it was computed from."""
+
+    text: str
+    keys: Sequence[str]
 
 
 @dataclass(frozen=True)
 class BoardLine:
-    """One row of a table: its rank, its cells in the order of the header, and the keys behind each cell."""
+    """One row of a table: its rank, its cells in the columns that are shown only on demand, and whether it is an
+    exception among the times (`bench.tables.columns.shared_times`)."""
 
     row: Row
     rank: str
-    cells: list[str]
-    behind: list[list[str]]
+    more: list[str]
+    odd: bool
+
+    @property
+    def mark(self) -> str:
+        """That of its model."""
+        return mark_of(self.row)
+
+    @property
+    def clean(self) -> Cell:
+        """Clean accuracy in percent."""
+        return Cell(_percent(self.row.accuracy.clean), of_clean(self.row))
+
+    @property
+    def robust(self) -> Cell:
+        """The worst case in percent."""
+        return Cell(_percent(self.row.accuracy.worst), of_worst(self.row))
+
+    @property
+    def bar(self) -> list[str]:
+        """Low end, mean and high end of the worst case, and clean accuracy, in percent; empty without a worst case."""
+        worst, clean = self.row.accuracy.worst, self.row.accuracy.clean
+        values = [worst.interval()[0], worst.mean, worst.interval()[1], clean.mean if clean.values else 0.0]
+        return [percent(value, 1) for value in values] if worst.values else []
+
+    @property
+    def size(self) -> str:
+        """`1000 × 2/3`: images, seeds done and planned."""
+        worst = self.row.accuracy.worst
+        done, planned = len(worst.values), len(self.row.seeds)
+        return f"{worst.n} × {done}" + (f"/{planned}" if done < planned else "") if worst.values else "–"
+
+    @property
+    def cost(self) -> Cell:
+        """Training time as a multiple of that of `standard`."""
+        ratio = self.row.cost.ratio
+        text = "–" if math.isnan(ratio) else f"{ratio:.1f}×{' ‡' if self.odd else ''}"
+        return Cell(text, of_training(self.row))
+
+    @property
+    def qualified(self) -> str:
+        """What its verdict rests on: `(C15)`, or `(images not kept)`."""
+        return verdict_text(self.row).removeprefix(self.row.verdict)
 
     @property
     def findings(self) -> list[Finding]:
@@ -52,7 +109,8 @@ class BoardLine:
 
 @dataclass(frozen=True)
 class Board:
-    """One table: a data set under one threat, one kind of predictor. `letters`: why rows are provisional."""
+    """One table: a data set under one threat, one kind of predictor. `header`: of the columns shown on demand;
+    `letters`: why rows are provisional."""
 
     dataset: str
     threat: str
@@ -83,11 +141,12 @@ class Board:
         drawing: Figure,
         behind: Sequence[Mapping[int, Sequence[str]]],
         title: str = "",
+        **more: Any,
     ) -> Plot:
-        """A figure of the rows of this table. `title`: in front of that of the table."""
+        """A figure of the rows of this table. `title`: in front of that of the table; `more`: of `Plot`."""
         return Plot(
             slug(name, self.dataset, self.threat, self.kind), title + self.title, alt, caption, header, lines, drawing,
-            self.dataset, self.threat, behind,
+            self.dataset, self.threat, behind, **more,
         )  # fmt: skip
 
 
@@ -98,16 +157,21 @@ def boards(rows: list[Row]) -> list[Board]:
 
 def _board(section: Section) -> Board:
     members, letters = section.rows, provisional_letters(section.rows)
-    columns = column_texts(members, letters)
+    odd, _ = shared_times(members)
+    texts = {name: [show(row) for _, row in section.ranked] for name, show in column_texts(members, letters).items()}
+    header = [name for name, cells in texts.items() if name not in SHORT and set(cells) != {"–"}]
     lines = [
-        BoardLine(row, rank, [show(row) for show in columns.values()], [keys_behind(row, name) for name in columns])
-        for rank, row in section.ranked
+        BoardLine(row, rank, [texts[name][k] for name in header], id(row) in odd)
+        for k, (rank, row) in enumerate(section.ranked)
     ]
     notes = [*reasons(members), *collapses(members), *different_n(members), *failures(members)]
     by_letter = {letter: reason for reason, letter in letters.items()}
-    header = ["Rank", *columns]
     table = section.dataset, section.threat, KINDS[section.kind]
     return Board(*table, header, lines, by_letter, footnotes(members), notes)
+
+
+def _percent(cell: SeedValues) -> str:
+    return percent(cell.mean, 1) if cell.values else cell.state()
 
 
 def _result(entry: EvaluationResult) -> str:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from bench.atomic import write_atomic
-from bench.report.svg import INK, inline
+from bench.report.svg import INK, MARK, PART, inline
 from bench.tables.text import csv_text
 
 GRID = "#8c959f"
 # the colors of Okabe and Ito that are visible on white and on black; after six lines the dashes change
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # and as text
 MAX_LINES = 12  # lines of a figure; its table has all
+FEWEST = 3  # points: a figure of fewer shows no more than the table and is not drawn
+MAX_NAMES, KEY_WIDTH = 16, 3.4  # entries of the legend of a written figure, and inches that it takes
+SHADES = 20  # steps of the color of a cell
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
@@ -35,12 +41,35 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+class Entry(NamedTuple):
+    """A line of a legend. `style`: color, linestyle and marker; `mark`: of the model that it names."""
+
+    label: str
+    style: dict[str, Any]
+    mark: str = ""
+
+    @property
+    def dashes(self) -> str:
+        """Of its line, as SVG has them; empty where it has only a marker."""
+        return {"-": "24 0", "--": "6 3", ":": "2 2"}.get(self.style["linestyle"], "")
+
+    @property
+    def glyph(self) -> str:
+        """Its marker as text."""
+        return MARKERS[self.style["marker"]]
+
+
 @dataclass(frozen=True)
 class Plot:
     """One figure, its caption, and its numbers as a table for readers who cannot see it (`alt`: for a screen reader).
 
-    `behind`: for each line of the table the keys of the evaluations that a cell was computed from, by column; those at
-    column 0 belong to the whole line. `data`: lines of the CSV where it holds more than the table.
+    - `behind`: for each line of the table the keys of the evaluations that a cell was computed from, by column; those
+      at column 0 belong to the whole line. `marks`: for each line the mark of its model.
+    - `data`: lines of the CSV where they differ from the table.
+    - `key`: the legend, which the page shows beside the figure or below it.
+    - `shades`: shares in [0,1] of the cells after the first of each line. The page then shows the table in colors; its
+      figure is only written.
+    - `strips`: likewise, for images.
     """
 
     name: str
@@ -54,17 +83,34 @@ class Plot:
     threat: str = ""
     behind: Sequence[Mapping[int, Sequence[str]]] = ()
     data: Sequence[dict[str, object]] = ()
+    key: Sequence[Entry] = ()
+    marks: Sequence[str] = ()
+    shades: Sequence[Sequence[float]] = ()
+    strips: Any = None
 
     def svg(self) -> str:
-        """SVG for the page."""
-        return inline(_saved(self.drawing, "svg", self.name), self.name, self.alt)
+        """SVG for the page, one for each panel."""
+        content = _saved(self.drawing, "svg", self.name)
+        found = [part.bbox.transformed(self.drawing.transFigure.inverted()) for part in self.drawing.subfigs]
+        return inline(content, self.name, self.alt, [(b.x0, 1 - b.y1, b.width, b.height) for b in found])
+
+    def shade(self, line: int, column: int) -> str:
+        """The class of a cell's color; empty where it has none."""
+        share = self.shades[line][column - 1] if self.shades and column else math.nan
+        return "" if math.isnan(share) else f"h{round(SHADES * share)}"
 
     def write(self, folder: Path) -> list[Path]:
         """SVG, PNG and CSV on white, for papers and slides; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self.key and not self.drawing.legends:
+            more = len(self.key) - MAX_NAMES
+            shown = [Line2D([], [], label=e.label, markersize=4, **e.style) for e in self.key[:MAX_NAMES]]
+            shown += [Line2D([], [], label=f"and {more} more", linestyle="none")] if more > 0 else []
+            self.drawing.set_figwidth(self.drawing.get_figwidth() + KEY_WIDTH)
+            legend(self.drawing, handles=shown)
         lines: list[dict[str, object]] = [dict(zip(self.header, line, strict=True)) for line in self.lines]
         contents = {
-            "svg": _saved(self.drawing, "svg", self.name, facecolor="white"),
+            "svg": re.sub(rb' id="(?:mark|part)-\w*"', b"", _saved(self.drawing, "svg", self.name, facecolor="white")),
             "png": _saved(self.drawing, "png", self.name, facecolor="white", dpi=150),
             "csv": csv_text(list(self.data) or lines).encode(),
         }
@@ -78,42 +124,51 @@ def page_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE)
 
 
-def panels(count: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes of this size in inches, `across` in a row, in the style of the page."""
-    across = min(count, across)
-    down = -(-count // across)
+def panels(marks: Sequence[str], across: int, width: float, height: float) -> tuple[Figure, list[SubFigure]]:
+    """A figure with a panel for each mark (empty: of no one model) of this size in inches, `across` in a row, in the
+    style of the page, which shows each panel as a drawing of its own."""
+    across = min(len(marks), across)
+    down = -(-len(marks) // across)
     with page_style():
         figure = Figure(figsize=(width * across, height * down), layout="constrained")
-        found = [figure.add_subplot(down, across, k + 1) for k in range(count)]
-    for axes in found:
-        axes.grid(True)
-        axes.set_axisbelow(True)
-    return figure, found
+        found = list(figure.subfigures(down, across, squeeze=False).flat)
+    for part, mark in zip(found, marks, strict=False):
+        part.set_gid(PART + mark)
+    return figure, found[: len(marks)]
 
 
-def single(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes."""
-    figure, (axes,) = panels(1, 1, width, height)
-    return figure, axes
+def axes_of(figure: Figure | SubFigure) -> Axes:
+    """The one pair of axes of a figure or of a panel, with a grid behind it."""
+    with page_style():
+        axes = figure.add_subplot()
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def single(width: float = 5.8, height: float = 3.8) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes; by default as wide as text that a phone can show."""
+    with page_style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, axes_of(figure)
 
 
 def line_style(k: int) -> dict[str, Any]:
     """Color, dashes and marker of the k-th line of a figure."""
     color, dash = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
-    return {"color": color, "linestyle": dash, "marker": MARKERS[k % len(MARKERS)]}
+    return {"color": color, "linestyle": dash, "marker": list(MARKERS)[k % len(MARKERS)]}
 
 
-def curve(axes: Axes, points: Sequence[tuple[float, ...]], **style: Any) -> None:
-    """A line through (x, y, low, high) over a band from low to high."""
+def curve(axes: Axes, points: Sequence[tuple[float, ...]], mark: str, **style: Any) -> None:
+    """A line through (x, y, low, high) over a band from low to high, of the model with this mark."""
     x, y, low, high = zip(*points, strict=True)
-    axes.fill_between(x, low, high, color=style["color"], alpha=0.09, linewidth=0)
-    axes.plot(x, y, **style)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.09, linewidth=0, gid=MARK + mark)
+    axes.plot(x, y, **style, gid=MARK + mark)
 
 
-def legend(figure: Figure, corner: str, **options: Any) -> None:
-    """The legend beside the axes. `options`: of matplotlib's `Figure.legend`."""
-    style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 9, "loc": f"outside {corner}"}
-    figure.legend(**style | options)
+def legend(figure: Figure, **options: Any) -> None:
+    """The legend to the right of the axes. `options`: of matplotlib's `Figure.legend`."""
+    figure.legend(frameon=False, labelcolor=INK, fontsize=9, loc="outside right upper", **options)
 
 
 def slug(*parts: str) -> str:
@@ -121,14 +176,20 @@ def slug(*parts: str) -> str:
     return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] for part in parts)))
 
 
-def unique(plots: list[Plot]) -> list[Plot]:
-    """The same plots; where a name occurs again, a number is added to it."""
-    seen: dict[str, int] = {}
+def distinct(names: list[str]) -> list[str]:
+    """The same names; where one occurs again, a number is added to it."""
+    seen = Counter[str]()
     found = []
-    for plot in plots:
-        seen[plot.name] = count = seen.get(plot.name, 0) + 1
-        found.append(plot if count == 1 else replace(plot, name=f"{plot.name}-again{count}"))
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}-again{seen[name]}")
     return found
+
+
+def unique(plots: list[Plot]) -> list[Plot]:
+    """The same plots under distinct names."""
+    names = distinct([plot.name for plot in plots])
+    return [replace(plot, name=name) for plot, name in zip(plots, names, strict=True)]
 
 
 def _saved(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:

@@ -66,6 +66,11 @@ def seeds_of(cells: Iterable[SeedValues]) -> list[int]:
     return sorted({seed for cell in cells for seed in cell.values})
 
 
+def mark_of(model: Row | EvaluationResult) -> str:
+    """What stands for one model in every table and figure of the page."""
+    return model.config[:8]
+
+
 def row_label(row: Row) -> str:
     """The name of a row in a figure, with its verdict if that is not OK."""
     budget = f" trained at {row.train_eps}" if row.train_eps not in ("–", row.eps) else ""

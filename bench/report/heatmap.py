@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import MAX_LINES, Plot, single
-from bench.report.captions import best, conditions, row_label, short
+from bench.report.captions import best, conditions, mark_of, row_label, short
 from bench.report.provenance import of_attack, of_clean, of_worst
 from bench.report.svg import INK
 from bench.results.rows import Row
@@ -22,6 +20,7 @@ from bench.tables.columns import natural
 from bench.tables.text import decimals, percent
 
 MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
+WHITE_BELOW = 0.46  # the share below which white is read better on its color than black
 
 
 def heat_maps(boards: list[Board]) -> list[Plot]:
@@ -39,9 +38,10 @@ def _attack_map(board: Board) -> Plot:
     texts = [[_cell_text(cell) for cell in line] for line in cells]
     shares = [[cell.mean if cell is not None else math.nan for cell in line] for line in cells]
     sizes = [_sizes(column) for column in zip(*cells, strict=True)]
-    ticks = [f"{short(name, 30)}{size}" for name, size in zip(columns, sizes, strict=True)]
     figure = _heat_map((2.6 + 0.72 * len(columns), 1.9 + 0.27 * len(rows)), rows, shares, texts)
+    ticks = [f"{short(name, 30)}{size}" for name, size in zip(columns, sizes, strict=True)]
     figure.axes[0].set_xticks(range(len(columns)), ticks, rotation=40, ha="right", fontsize=8)
+    lines = [[row_label(row), *line] for row, line in zip(rows, texts, strict=True)]
     left_out = len(board.rows) - len(rows)
     more = f" Shown: the first {len(rows)} of {len(board.rows)} rows; the table above has all." if left_out else ""
     return board.plot(
@@ -50,10 +50,13 @@ def _attack_map(board: Board) -> Plot:
         "Accuracy in percent under each attack, mean over the seeds that have it; the worst case is per image, over "
         "the images that all attacks share and the seeds that have all of them. "
         f"{conditions(rows, cells=[cell for line in cells for cell in line])}{more}",
-        ["defense", *columns],
-        [[row_label(row), *line] for row, line in zip(rows, texts, strict=True)],
+        ["defense", *(f"{name}{size}" for name, size in zip(columns, sizes, strict=True))],
+        lines,
         figure,
         [dict(enumerate([of_clean(r), *(of_attack(r, name) for name in names), of_worst(r)], 1)) for r in rows],
+        data=[dict(zip(["defense", *columns], line, strict=True)) for line in lines],
+        shades=shares,
+        marks=[mark_of(row) for row in rows],
     )
 
 
@@ -90,6 +93,8 @@ def _class_map(store: Store, board: Board) -> Plot | None:
         ],
         figure,
         [{0: of_worst(row)} for row in rows],
+        shades=shares,
+        marks=[mark_of(row) for row in rows],
     )
 
 
@@ -113,16 +118,11 @@ def _by_class(store: Store, row: Row) -> dict[int, tuple[float, int]]:
 def _heat_map(size: tuple[float, float], rows: list[Row], shares: list[list[float]], texts: list[list[str]]) -> Figure:
     """A line for each row: cells colored by share, each with its text in black or white, whichever is read better."""
     figure, axes = single(*size)
-    colors = colormaps["cividis"]
-    for y, line in enumerate(shares):
-        for x, share in enumerate(line):
-            known = not math.isnan(share)
-            face = colors(share) if known else "none"
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="none", clip_on=False))
-            ink = ("white" if share < 0.55 else "black") if known else INK
-            axes.text(x, y, short(texts[y][x], 14), ha="center", va="center", fontsize=8 if known else 6.5, color=ink)
-    axes.set_xlim(-0.5, len(shares[0]) - 0.5)
-    axes.set_ylim(len(shares) - 0.5, -0.5)
+    down, across = (np.arange(size + 1) - 0.5 for size in np.shape(shares))
+    axes.pcolormesh(across, down, np.ma.masked_invalid(shares), cmap="cividis", vmin=0, vmax=1)
+    for (y, x), share in np.ndenumerate(shares):
+        ink = INK if np.isnan(share) else "white" if share < WHITE_BELOW else "black"
+        axes.text(x, y, short(texts[y][x], 14), ha="center", va="center", fontsize=8, color=ink)
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

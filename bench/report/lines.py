@@ -9,8 +9,8 @@ import numpy as np
 
 from bench.core.stats import wilson
 from bench.records.store import Store
-from bench.report.canvas import MAX_LINES, Plot, curve, legend, line_style, single, slug
-from bench.report.captions import best, conditions, joined, row_label, short
+from bench.report.canvas import FEWEST, MAX_LINES, Entry, Plot, curve, line_style, single, slug
+from bench.report.captions import best, conditions, joined, mark_of, row_label, short
 from bench.report.provenance import of_attack, of_certificate, of_clean, of_worst
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
@@ -78,6 +78,7 @@ def _by_budget(kind: str, label: str, about: str, numbers: list[tuple[Row, SeedV
     return [
         _figure((kind, dataset, norm), f"{norm} eps", ("eps", "accuracy"), label, about, list(by_config.values()))
         for (dataset, norm), by_config in sorted(groups.items())
+        if _enough(by_config)
     ]
 
 
@@ -95,8 +96,12 @@ def certified_curves(store: Store, rows: list[Row]) -> list[Plot]:
     return [
         _figure(("certified", dataset), "L2 radius", columns, "Certified accuracy", about, list(by_config.values()))
         for dataset, by_config in sorted(groups.items())
-        if by_config
+        if _enough(by_config)
     ]
+
+
+def _enough(curves: dict[str, PlottedCurve]) -> bool:
+    return max((len(found.points) for found in curves.values()), default=0) >= FEWEST
 
 
 def _certified_points(store: Store, row: Row) -> list[Point]:
@@ -124,14 +129,15 @@ def _figure(
     """`place`: kind of figure and what it is of; `x`: label of the axis; `label`: of the shares."""
     by_row = {id(found.row): found for found in curves}
     shown = [by_row[id(row)] for row in best([found.row for found in curves], MAX_LINES)]
-    figure, axes = single(8.6, 4.2)
+    figure, axes = single()
+    key = []
     for k, found in enumerate(shown):
         marker = {"marker": None} if len(found.points) > MAX_MARKED else {}
         percent = [(at, 100 * share, 100 * low, 100 * high) for at, share, low, high, _ in found.points]
-        curve(axes, percent, **line_style(k) | marker, markersize=4, label=short(row_label(found.row), 44))
+        curve(axes, percent, mark_of(found.row), **line_style(k) | marker, markersize=4)
+        key.append(Entry(short(row_label(found.row), 44), line_style(k), mark_of(found.row)))
     axes.set(xlabel=x, ylabel=f"{label} (%)", ylim=(0, 100))
     axes.set_xlim(left=0)
-    legend(figure, "right upper")
     cells = [cell for found in curves for cell in found.cells]
     caption = f"{about} Bands are 95 % Wilson intervals. {conditions((f.row for f in curves), 'on the axis', cells)}"
     if zero := [found.clean.n for found in curves if found.clean]:
@@ -149,4 +155,6 @@ def _figure(
         figure,
         place[1],
         behind=[{2: point.keys} for _, point in points],
+        key=key,
+        marks=[mark_of(row) for row, _ in points],
     )

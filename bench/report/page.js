@@ -55,34 +55,138 @@
 
   // filtering
   const form = byId("filters");
-  const boards = [...document.querySelectorAll(".board")];
-  const figures = [...document.querySelectorAll("figure[data-dataset]")];
-  const apply = () => {
+  const filter = () => {
     const text = byId("f-text").value.trim().toLowerCase();
-    const [dataset, threat, verdict] = ["dataset", "threat", "verdict"].map((name) => byId("f-" + name).value);
-    const here = (part) => (!dataset || part.dataset.dataset === dataset)
-      && (!threat || !part.dataset.threat || part.dataset.threat === threat);
-    let shown = 0, all = 0;
-    for (const board of boards) {
-      let left = 0;
-      for (const row of board.querySelector("tbody").rows) {
-        const fits = here(board) && (!verdict || row.dataset.verdict === verdict)
-          && (!text || row.textContent.toLowerCase().includes(text));
-        row.hidden = !fits;
-        left += fits;
-        all += 1;
-      }
-      board.hidden = left === 0;
-      shown += left;
+    const verdict = byId("f-verdict").value;
+    const rows = [...document.querySelectorAll(".board > .scroll > table > tbody > tr")];
+    for (const row of rows) {
+      row.hidden = Boolean(verdict && row.dataset.verdict !== verdict) || !row.textContent.toLowerCase().includes(text);
     }
-    for (const figure of figures) figure.hidden = !here(figure);
-    byId("f-count").textContent = shown + " of " + all + " rows";
+    const here = rows.filter((row) => !row.closest("section[hidden]"));
+    byId("f-count").textContent = here.filter((row) => !row.hidden).length + " of " + here.length + " rows";
   };
-  form.addEventListener("input", apply);
+  form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(apply));
-  form.hidden = false;
-  apply();
+  form.addEventListener("reset", () => setTimeout(filter));
+
+  // tabs: the links of the navigation show one data set and one threat at a time; the address names what is shown
+  const lists = [...document.querySelectorAll("#tabs ul:not(#jump)")];
+  const panel = (link) => byId(link.hash.slice(1));
+  const links = lists.flatMap((list) => [...list.querySelectorAll("a")]);
+  const select = (tab) => {
+    const data = tab.closest(".data");
+    for (const link of links) {
+      const part = panel(link);
+      const on = part === tab || part === data;
+      const own = on || (part.closest(".data") !== data && part === part.closest(".data").querySelector(".tab"));
+      part.hidden = !on;
+      link.setAttribute("aria-selected", on);
+      link.tabIndex = own ? 0 : -1;
+    }
+    for (const list of lists) list.hidden = Boolean(list.dataset.of) && list.dataset.of !== data.id;
+    tab.querySelector(".board .toggle")?.before(form);
+    const groups = [...tab.querySelectorAll(".group"), ...data.querySelectorAll(":scope > .group")];
+    byId("jump").replaceChildren(...groups.map((group) => {
+      const item = document.createElement("li");
+      const link = document.createElement("a");
+      link.href = "#" + group.id;
+      link.textContent = group.querySelector("h4").textContent;
+      item.append(link);
+      return item;
+    }));
+    byId("jump").hidden = !groups.length;
+    filter();
+  };
+  for (const list of lists) {
+    list.setAttribute("role", "tablist");
+    list.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      const own = [...list.querySelectorAll("a")];
+      const next = own[(own.indexOf(event.target) + step + own.length) % own.length];
+      event.preventDefault();
+      next.focus();
+      next.click();
+    });
+  }
+  for (const link of links) {
+    link.parentElement.setAttribute("role", "presentation");
+    link.setAttribute("role", "tab");
+    panel(link).setAttribute("role", "tabpanel");
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      history.replaceState(null, "", link.hash);
+      const part = panel(link);
+      select(part.matches(".tab") ? part : part.querySelector(".tab"));
+    });
+  }
+  const tabs = [...document.querySelectorAll(".tab")];
+  const size = (tab) => tab.querySelectorAll("tr[data-verdict]").length;
+  if (tabs.length) {
+    document.body.classList.add("tabbed");
+    select(tabs.reduce((a, b) => size(b) > size(a) ? b : a));
+    form.hidden = false;
+  }
+
+  // one model is highlighted in all tables and figures: under the pointer, or kept by a click on its name
+  const main = byId("main");
+  const tip = document.createElement("div");
+  tip.id = "tip";
+  document.body.append(tip);
+  let kept = "";
+  const names = {};
+  for (const part of document.querySelectorAll("tr[data-m] > th, li[data-m]")) names[part.parentElement.dataset.m || part.dataset.m] ||= part.textContent.trim();
+  const light = (mark) => {
+    for (const part of document.querySelectorAll(".on")) part.classList.remove("on");
+    main.classList.toggle("lit", Boolean(mark));
+    if (mark) for (const part of document.querySelectorAll(`[data-m="${mark}"]`)) part.classList.add("on");
+  };
+  const keep = (mark) => {
+    kept = mark === kept ? "" : mark;
+    light(kept);
+    for (const press of document.querySelectorAll("button.pin")) {
+      press.setAttribute("aria-pressed", press.closest("[data-m]").dataset.m === kept);
+    }
+    byId("lit").hidden = !kept;
+    byId("lit").textContent = kept && "✕ " + names[kept];
+  };
+  for (const part of document.querySelectorAll(".board tr[data-m] > th, .key li[data-m]")) {
+    const press = document.createElement("button");
+    press.type = "button";
+    press.className = "pin";
+    press.setAttribute("aria-pressed", "false");
+    press.append(...part.childNodes);
+    part.append(press);
+  }
+  byId("lit").addEventListener("click", () => keep(kept));
+  main.addEventListener("click", (event) => {
+    const press = event.target.closest("button.pin, .plot svg [data-m]");
+    if (press) keep(press.closest("[data-m]").dataset.m);
+  });
+  main.addEventListener("pointerover", (event) => {
+    const part = event.target.closest(".plot [data-m]");
+    light(part ? part.dataset.m : kept);
+    tip.hidden = !part || part.matches("li") || !names[part.dataset.m];
+    tip.textContent = part ? names[part.dataset.m] : "";
+    tip.style.left = Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4) + "px";
+    tip.style.top = event.clientY + 14 + "px";
+  });
+  main.addEventListener("pointerleave", () => { tip.hidden = true; light(kept); });
+  tip.hidden = true;
+
+  // images: beside each attacked one its difference from the clean one, times ten
+  document.addEventListener("beforetoggle", ({ target }) => {
+    if (!target.matches("[popover]") || target.querySelector(".diff")) return;
+    const cell = target.closest("td");
+    const clean = cell.closest("table").tHead.rows[0].cells[cell.cellIndex].querySelector("img");
+    for (const image of target.querySelectorAll("img")) {
+      const diff = document.createElement("span");
+      diff.className = "diff";
+      diff.title = "difference from the clean image, times 10";
+      diff.append(clean.cloneNode(), image.cloneNode());
+      image.after(diff);
+    }
+  }, true);
 
   // every cell with records behind it is a button that shows them; Tab stops once in a row
   const where = byId("where");
@@ -141,7 +245,7 @@
     target.tabIndex = 0;
     target.focus();
   });
-  byId("how").hidden = false;
+  byId("keys").hidden = false;
   byId("where-close").addEventListener("click", () => where.close());
   where.addEventListener("click", (event) => { if (event.target === where || event.target.closest("a")) where.close(); });
 
@@ -149,6 +253,9 @@
   const open = () => {
     const target = location.hash.length > 1 && byId(location.hash.slice(1));
     if (!target) return;
+    const tab = target.matches(".data") ? target.querySelector(".tab") : target.closest(".tab");
+    if (tab || target.closest(".data")) select(tab || target.closest(".data").querySelector(".tab:not([hidden])") || target.closest(".data").querySelector(".tab"));
+    if (tab && tab !== target) target.scrollIntoView();
     if (target.tagName === "DETAILS") target.open = true;
     if (target.tagName === "TR") {
       target.tabIndex = -1;

@@ -13,9 +13,6 @@ from bench.records.store import Store
 from bench.results.evaluations import EvaluationResult
 from bench.results.rows import Row
 
-WORST = ("Best known robust accuracy", "Single draw", "95 % interval", "n", "Seeds")
-TRAINING = ("Training s (× standard)", "Commit")
-
 
 class Origin(NamedTuple):
     """A record and its job. `versions`: index into `Origins.versions`, None if unknown."""
@@ -59,24 +56,6 @@ def _description(job: Job) -> str:
         return job.label()
     budget = [f"{job.threat.norm} {job.threat.eps}"] if job.threat else []
     return ", ".join([job.label(), *budget, f"n {job.n}"])
-
-
-def keys_behind(row: Row, column: str) -> list[str]:
-    """Keys of the evaluations, or of the trainings, that a cell of the leaderboard was computed from."""
-    if column in WORST:
-        return of_worst(row)
-    if column in TRAINING:
-        return of_training(row)
-    if column == "Standard accuracy":
-        return of_clean(row)
-    if column == "AutoAttack robust accuracy":
-        return [
-            key
-            for name, cell in row.accuracy.attacks.items()
-            if cell is row.accuracy.autoattack
-            for key in of_attack(row, name)
-        ]
-    return of_certificate(row) if "certified" in column else of_attack(row, column)
 
 
 def of_attack(row: Row, name: str) -> list[str]:

@@ -11,19 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.board import Board
-from bench.report.canvas import COLORS, MARKERS, Plot, legend, single
-from bench.report.captions import conditions, joined, row_label, seeds_of, short
+from bench.report.canvas import COLORS, FEWEST, MARKERS, Entry, Plot, single
+from bench.report.captions import conditions, joined, mark_of, row_label, seeds_of, short
 from bench.report.provenance import of_clean, of_training, of_worst
-from bench.report.svg import INK
+from bench.report.svg import INK, MARK
 from bench.results.cost import busy
 from bench.results.rows import Row
 from bench.tables.pareto import footing, fronts
 
-MAX_NAMES = 16  # points named beside the figure, those of the Pareto front first; all are in the table
-
 
 def clean_against_robust(boards: list[Board]) -> list[Plot]:
-    """One figure for each table with at least two rows that have both numbers."""
+    """One figure for each table with at least three rows that have both numbers."""
     return _scatters(boards, "clean", lambda row: 100 * row.accuracy.clean.mean)
 
 
@@ -36,7 +34,7 @@ def _scatters(boards: list[Board], kind: str, x_of: Callable[[Row], float]) -> l
     found = []
     for board in boards:
         points = [(x_of(row), row) for row in board.rows if row.accuracy.worst.values and not math.isnan(x_of(row))]
-        if len(points) > 1:
+        if len(points) >= FEWEST:
             found.append(_scatter(board, kind, points))
     return found
 
@@ -46,6 +44,7 @@ def _scatter(board: Board, kind: str, points: list[tuple[float, Row]]) -> Plot:
     title, label = ("Cost", "Training time (s)") if timed else ("Clean", "Clean accuracy (%)")
     classes, on_fronts = _classes(rows, kind), fronts(board.rows)
     on_front = [on_fronts.get(id(row), {}).get(kind) for row in rows]  # None: its class has no front
+    drawing, key = _drawing(points, on_front, classes, label, timed)
     return board.plot(
         "cost" if timed else "clean",
         f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
@@ -61,38 +60,43 @@ def _scatter(board: Board, kind: str, points: list[tuple[float, Row]]) -> Plot:
             ]
             for k, ((x, row), on, name) in enumerate(zip(points, on_front, classes, strict=True), 1)
         ],
-        _drawing(points, on_front, classes, label, timed),
+        drawing,
         [{2: of_training(row) if timed else of_clean(row), 3: of_worst(row)} for row in rows],
         title=f"{title} against robust: ",
+        key=key,
+        marks=[mark_of(row) for row in rows],
     )  # fmt: skip
 
 
 def _drawing(
     points: list[tuple[float, Row]], on_front: list[bool | None], classes: list[str], label: str, timed: bool
-) -> Figure:
-    figure, axes = single(9.2, 4.4)
+) -> tuple[Figure, list[Entry]]:
+    """The chart, and its legend: the classes where there are several, then the models, those on a front first."""
+    figure, axes = single()
     at = [(x, 100 * row.accuracy.worst.mean) for x, row in points]
-    for k, name in enumerate(dict.fromkeys(classes)):
-        color, members = COLORS[k % len(COLORS)], [i for i, other in enumerate(classes) if other == name]
-        x, y = zip(*(at[i] for i in members), strict=True)
-        low, high = zip(*(points[i][1].accuracy.worst.interval() for i in members), strict=True)
-        axes.vlines(x, [100 * v for v in low], [100 * v for v in high], color=color, linewidth=1.0, alpha=0.3)
-        axes.plot(x, y, MARKERS[k % len(MARKERS)], color=color, markersize=5, label=short(name, 50))
-        front = sorted(at[i] for i in members if on_front[i])
+    known = list(dict.fromkeys(classes))
+    styles: dict[str, dict[str, Any]] = {
+        name: {"color": COLORS[k % len(COLORS)], "marker": list(MARKERS)[k % len(MARKERS)], "linestyle": "none"}
+        for k, name in enumerate(known)
+    }
+    for k, ((_, row), (x, y), name) in enumerate(zip(points, at, classes, strict=True), 1):
+        (low, high), of = row.accuracy.worst.interval(), MARK + mark_of(row)
+        axes.vlines(x, 100 * low, 100 * high, color=styles[name]["color"], linewidth=1.0, alpha=0.3, zorder=1.5, gid=of)
+        axes.plot(x, y, **styles[name], markersize=5, gid=of)
+        axes.annotate(str(k), (x, y), (4, 3), textcoords="offset points", fontsize=7.5, color=INK, gid=of)
+    for name in known:
+        front = sorted(at[i] for i, own in enumerate(classes) if own == name and on_front[i])
         if front:
-            axes.plot(*zip(*front, strict=True), "-", color=color, linewidth=1.2)
-    for k, point in enumerate(at, 1):
-        axes.annotate(str(k), point, (4, 3), textcoords="offset points", fontsize=7.5, color=INK)
-    order = sorted(range(len(points)), key=lambda i: not on_front[i])
-    names = [f"{i + 1}  {short(row_label(points[i][1]), 40)}" for i in order[:MAX_NAMES]]
-    names += [f"and {len(points) - MAX_NAMES} more: see the table"] if len(points) > MAX_NAMES else []
-    axes.text(1.02, 1.0, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8.5, color=INK)
+            axes.plot(*zip(*front, strict=True), "-", color=styles[name]["color"], linewidth=1.2, zorder=1.5)
+    key = [Entry(short(name, 50), styles[name]) for name in known if len(known) > 1]
+    key += [
+        Entry(f"{i + 1}  {short(row_label(points[i][1]), 44)}", styles[classes[i]], mark_of(points[i][1]))
+        for i in sorted(range(len(points)), key=lambda i: not on_front[i])
+    ]
     axes.set(xlabel=label, ylabel="Worst-case accuracy (%)")
     if timed and min(x for x, _ in points) > 0:
         _logarithmic(axes)
-    if len(set(classes)) > 1:
-        legend(figure, "lower left", ncols=2)
-    return figure
+    return figure, key
 
 
 def _logarithmic(axes: Axes) -> None:

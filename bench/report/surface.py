@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 
 from bench.records.store import Store
-from bench.report.canvas import Plot, page_style, slug
-from bench.report.captions import by_setting, finite, joined, measured_on, model_label, short
-from bench.report.contours import fill
+from bench.report.canvas import Plot, page_style, panels, slug
+from bench.report.captions import by_setting, finite, joined, mark_of, measured_on, model_label, short
 from bench.report.svg import INK
 from bench.results.evaluations import EvaluationResult
 
@@ -117,6 +115,7 @@ def _figure(place: tuple[str, str, str], models: list[Measured], reach: float) -
         dataset,
         threat,
         [{0: [entry.key for entry in model.entries]} for model in models],
+        marks=[mark_of(model.entries[0]) for model in models],
     )  # fmt: skip
 
 
@@ -129,22 +128,19 @@ def _numbers(values: dict[str, Array]) -> list[str]:
 
 
 def _drawing(models: list[Measured], reach: float, linf: bool) -> Figure:
-    """A row for each model: its name and numbers, then its panels."""
-    with page_style():
-        figure = Figure(figsize=(8.6, 0.4 + 1.8 * len(models)), layout="constrained")
-        grid = figure.subplots(len(models), 4, squeeze=False, width_ratios=[1.2, 1, 1, 1])
-    for k, (model, (label, *row)) in enumerate(zip(models, grid, strict=True)):
+    """A panel for each model: its name and numbers above three maps."""
+    figure, parts = panels([mark_of(model.entries[0]) for model in models], 2, 5.2, 2.5)
+    for part, model in zip(parts, models, strict=True):
         clean, bend, _, _, off, _ = _numbers(model.values)
-        means = f"means over images:\nclean loss {clean}\nnonlinearity {bend}\noff gradient {off}"
-        label.set_axis_off()
-        label.text(0, 0.62, textwrap.fill(short(model.name, 72), 24), va="bottom", fontsize=9.5, color=INK)
-        label.text(0, 0.56, means, va="top", fontsize=8, color=INK, linespacing=1.4)
-        for axes, panel in zip(row, model.panels, strict=True):
+        means = f"mean clean loss {clean}, nonlinearity {bend}, off gradient {off}"
+        part.suptitle(f"{short(model.name)}\n{means}", fontsize=8.5, color=INK, x=0.01, ha="left")
+        with page_style():
+            maps = part.subplots(1, len(model.panels))
+        for axes, panel in zip(maps, model.panels, strict=True):
             _panel(axes, panel, reach, linf)
-            axes.tick_params(bottom=False, left=False, labelbottom=k == len(models) - 1, labelleft=axes is row[0])
-        row[0].set_ylabel("random\ndirection (eps)", fontsize=8)
-    for axes in grid[-1][1:]:
-        axes.set_xlabel("gradient direction (eps)", fontsize=8)
+            axes.tick_params(bottom=False, left=False, labelleft=axes is maps[0])
+            axes.set_xlabel("gradient direction (eps)", fontsize=8)
+        maps[0].set_ylabel("random\ndirection (eps)", fontsize=8)
     return figure
 
 
@@ -156,7 +152,10 @@ def _panel(axes: Axes, panel: Panel, reach: float, linf: bool) -> None:
         axes.set_title(f"{panel.title}\nnot finite", fontsize=7.5, color=INK)
         return
     axes.set_title(f"{panel.title}\nloss {panel.loss.min():.3g} to {panel.loss.max():.3g}", fontsize=7.5, color=INK)
-    fill(axes, np.linspace(-reach, reach, len(panel.loss)), panel.loss)
+    # pixels are centered on the positions, the first axis runs to the right
+    half = reach / (len(panel.loss) - 1)
+    box = (-reach - half, reach + half, -reach - half, reach + half)
+    axes.imshow(panel.loss.T, cmap="cividis", origin="lower", extent=box, interpolation="none")
     for color, width in (("black", 2.2), ("white", 1.0)):
         edge = Polygon([(1, 0), (0, 1), (-1, 0), (0, -1)]) if linf else Circle((0, 0), 1)
         edge.set(fill=False, edgecolor=color, linewidth=width)

@@ -4,49 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from bench.terminal import printable
 
 INK = "#1b1f24"  # what becomes the page's text color
+MARK, PART = "mark-", "part-"  # ids of what shows one model, and of a panel, before the mark of the model
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_GROUP, _TEXT = f"{{{_SVG}}}g", f"{{{_SVG}}}text"
+_GROUP, _TEXT, _DEFS = (f"{{{_SVG}}}{tag}" for tag in ("g", "text", "defs"))
 _LEFT_OUT = (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style")
 _PLACES = ("d", "x", "y", "transform", "points", "width", "height")
 
 
-def inline(content: bytes, name: str, alt: str) -> str:
-    """SVG as a part of a page: style attributes, which the content policy forbids, become attributes of their own."""
+def inline(content: bytes, name: str, alt: str, boxes: Sequence[tuple[float, ...]] = ()) -> str:
+    """SVG as a part of a page: style attributes, which the content policy forbids, become attributes of their own, and
+    the id of what shows a model becomes its attribute `data-m`.
+
+    Args:
+        boxes: Left, top, width and height of each panel as shares of the whole; each becomes an SVG of its own.
+    """
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     root = ElementTree.fromstring(content)
     used = set(re.findall(rb"#([\w-]+)", content))
+    parts = [element for element in root.iter(_GROUP) if element.get("id", "").startswith(PART)]
     for element in root.iter():
         _restyle(element)
-        if "id" in element.attrib and element.attrib["id"].encode() not in used:
+        known = element.get("id", "")
+        if known.startswith((MARK, PART)) and (mark := known.partition("-")[2]):
+            element.set("data-m", mark)
+        if "id" in element.attrib and known.encode() not in used:
             del element.attrib["id"]
-    _flatten(root)
-    for attribute in ("width", "height", "version"):
-        root.attrib.pop(attribute, None)
-    box = root.attrib["viewBox"].split()
-    root.attrib |= {"role": "img", "aria-label": printable(alt), "width": f"{float(box[2]) * 4 / 3:.0f}"}
+    _flatten(root, parts)
     own = "s" + hashlib.sha256(name.encode()).hexdigest()[:6]
     names: dict[str, str] = {}
     for element in root.iter():
         element.attrib |= {key: _attribute(key, value, own, names) for key, value in element.attrib.items()}
+    _, _, *size = map(float, root.attrib["viewBox"].split())
+    if not boxes:
+        return _drawn(root, (0, 0, *size), alt)
+    texts = []
+    rest = [child for child in root if child.tag == _DEFS]  # what panels refer to
+    for k, (part, (x, y, width, height)) in enumerate(zip(parts, boxes, strict=False), 1):
+        panel = ElementTree.Element(root.tag)
+        panel.extend([part, *(rest if k == 1 else [])])
+        box = x * size[0], y * size[1], width * size[0], height * size[1]
+        texts.append(_drawn(panel, box, f"{alt} Panel {k} of {len(parts)}."))
+    return "".join(texts)
+
+
+def _drawn(root: ElementTree.Element, box: tuple[float, ...], alt: str) -> str:
+    root.attrib = {
+        "viewBox": " ".join(f"{value:.1f}".removesuffix(".0") for value in box),
+        "role": "img",
+        "aria-label": printable(alt),
+        "width": f"{box[2] * 4 / 3:.0f}",
+    }
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _flatten(parent: ElementTree.Element) -> None:
-    """Remove groups without attributes, empty groups and the line breaks between elements."""
+def _flatten(parent: ElementTree.Element, kept: list[ElementTree.Element]) -> None:
+    """Remove groups without attributes except for those kept, empty groups and the line breaks between elements."""
     if parent.tag == _TEXT:
         return
     children: list[ElementTree.Element] = []
     for child in list(parent):
         if child.tag in _LEFT_OUT:
             continue
-        _flatten(child)
-        if child.tag == _GROUP and not child.attrib:
+        _flatten(child, kept)
+        if child.tag == _GROUP and not child.attrib and child not in kept:
             children += list(child)
         elif child.tag != _GROUP or len(child):
             children.append(child)

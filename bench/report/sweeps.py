@@ -21,9 +21,9 @@ def sweep_plot(series: Series) -> Plot:
     value has several. Collapsed seeds are crosses, `standard` is a dotted line."""
     figure, axes = single(8.6, 4.4)
     for k, name in enumerate(series.columns):
-        _line(axes, series, name, COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)])
+        _line(axes, series, name, COLORS[k % len(COLORS)], list(MARKERS)[k % len(MARKERS)])
     axes.set(xlabel=series.setting, ylabel="Accuracy (%)", ylim=(0, 102))
-    legend(figure, "right upper")
+    legend(figure)
     found = lines(series)
     row, budget = series.row, "" if series.setting == "eps" else series.row.eps or ""
     return Plot(
@@ -88,14 +88,14 @@ def map_plot(found: Map) -> Plot | None:
         members = [m for m in inside if m.column == name]
         x, y = [m.a for m in members], [m.b for m in members]
         bars = _bars(y, [max(m.low, ends[0]) for m in members], [min(m.high, ends[1]) for m in members])
-        marker, color = MARKERS[k % len(MARKERS)], COLORS[k % len(COLORS)]
+        marker, color = list(MARKERS)[k % len(MARKERS)], COLORS[k % len(COLORS)]
         style: dict[str, Any] = {"color": color, "capsize": 2, "markersize": 5, "elinewidth": 0.9}
         axes.errorbar(x, y, yerr=bars, fmt=f"{marker}-", label=short(name, 40), **style)
         for m in (m for m in members if m.verdict == "UNSOUND"):
             axes.plot(m.a, m.b, marker, color=color, markerfacecolor="white", markersize=5, zorder=3)
     axes.set(xlabel=f"{a.defense} {a.setting}", ylabel=f"{b.defense} {b.setting} of the same accuracy")
     axes.set_ylim(bottom=0)
-    legend(figure, "right upper")
+    legend(figure)
     numbers, place = map_lines(found), (a.row.dataset, a.row.norm or "", a.row.eps or "")
     return Plot(
         slug("map", a.defense, a.setting, b.defense, b.setting, *place, a.fixed),

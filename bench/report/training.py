@@ -15,8 +15,8 @@ from bench.planning.job import TrainJob
 from bench.records import training_log
 from bench.records.record import Record, train_metrics
 from bench.records.store import Store
-from bench.report.canvas import COLORS, DASHES, Plot, panels, slug
-from bench.report.captions import joined, setup, short
+from bench.report.canvas import COLORS, DASHES, FEWEST, Plot, axes_of, panels, slug
+from bench.report.captions import joined, mark_of, setup, short
 from bench.report.svg import INK
 from bench.results.facts import DatasetNames
 from bench.results.rows import Row
@@ -58,11 +58,13 @@ def training_curves(store: Store, rows: list[Row]) -> list[Plot]:
     for training in _logged(store):
         config = json.dumps(training.job.without_seed(), sort_keys=True)
         groups.setdefault(names.name(training.job.data), {}).setdefault(config, []).append(training)
+    marks = {e.train_key: mark_of(row) for row in rows for e in row.evaluations}
     rank = {row.provenance.train_key: k for k, row in reversed(list(enumerate(sorted(rows, key=_best_first))))}
     found = []
     for dataset, by_config in sorted(groups.items()):
-        order = sorted(by_config.values(), key=lambda by: min(rank.get(c.job.key, len(rank)) for c in by))
-        found.append(_figure(dataset, [sorted(by, key=lambda c: c.job.seed) for by in order]))
+        long = [by for by in by_config.values() if max(len(training.log) for training in by) >= FEWEST]
+        order = sorted(long, key=lambda by: min(rank.get(c.job.key, len(rank)) for c in by))
+        found += [_figure(dataset, [sorted(by, key=lambda c: c.job.seed) for by in order], marks)] if order else []
     return found
 
 
@@ -93,11 +95,11 @@ def _terms(record: Record | None) -> tuple[str, ...]:
     return tuple(train_metrics(record).final_terms or ())
 
 
-def _figure(dataset: str, order: list[list[LoggedTraining]]) -> Plot:
+def _figure(dataset: str, order: list[list[LoggedTraining]], marks: dict[str, str]) -> Plot:
     shown = order[:MAX_PANELS]
-    figure, found = panels(len(shown), ACROSS, 2.3, 1.65)
-    for axes, by_seed in zip(found, shown, strict=True):
-        _panel(axes, by_seed)
+    figure, found = panels([marks.get(by_seed[0].job.key, "") for by_seed in shown], ACROSS, 2.6, 1.8)
+    for part, by_seed in zip(found, shown, strict=True):
+        _panel(axes_of(part), by_seed)
     trainings = [training for by_seed in order for training in by_seed]
     few = f" Shown: the best {len(shown)} of {len(order)} configurations; the table has all."
     validated = any(math.isfinite(v) for training in trainings for v in training.validation)
@@ -121,6 +123,7 @@ def _figure(dataset: str, order: list[list[LoggedTraining]]) -> Plot:
         dataset,
         behind=[{0: [job.key]} for job in jobs],
         data=[line for training in trainings for line in _epochs(training)],
+        marks=[marks.get(job.key, "") for job in jobs],
     )
 
 

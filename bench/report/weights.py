@@ -12,8 +12,8 @@ import numpy as np
 
 from bench.core.stats import mean_std
 from bench.records.store import Store
-from bench.report.canvas import MAX_LINES, Plot, curve, legend, line_style, panels, slug
-from bench.report.captions import by_setting, finite, measured_on, model_label, short
+from bench.report.canvas import FEWEST, MAX_LINES, Entry, Plot, axes_of, curve, line_style, panels, slug
+from bench.report.captions import by_setting, finite, mark_of, measured_on, model_label, short
 from bench.results.evaluations import EvaluationResult
 
 PARTS = ("clean", "adversarial")
@@ -39,7 +39,7 @@ def flatness_curves(store: Store, evaluations: Iterable[EvaluationResult]) -> li
     found = []
     for place, models in by_setting(evaluations, "flatness"):
         around = [each for entries in models if (each := _around(store, entries)) is not None]
-        if around:
+        if around and max(len(each.losses["clean"]) for each in around) >= FEWEST:
             found.append(_figure(place, sorted(around, key=_flattest)))
     return found
 
@@ -63,16 +63,14 @@ def _around(store: Store, entries: list[EvaluationResult]) -> Around | None:
 
 def _figure(place: tuple[str, str, str], models: list[Around]) -> Plot:
     dataset, threat, setting = place
-    figure, both = panels(2, 2, 4.3, 3.6)
-    for axes, part in zip(both, PARTS, strict=True):
+    figure, both = panels(["", ""], 2, 4.3, 3.2)
+    for part, axes in zip(PARTS, map(axes_of, both), strict=True):
         for k, model in enumerate(models[:MAX_LINES]):
             points = [(at, *values) for at, values in model.losses[part].items()]
-            curve(axes, points, **line_style(k), markersize=3.5, label=short(model.name, 40))
+            curve(axes, points, mark_of(model.entries[0]), **line_style(k), markersize=3.5)
         axes.set_xlabel("distance relative to the weights", fontsize=9)
         axes.set_ylabel(f"{part.capitalize()} loss", fontsize=9)
         axes.set_ylim(bottom=0)
-    handles, labels = both[0].get_legend_handles_labels()
-    legend(figure, "lower left", handles=handles, labels=labels, ncols=3, fontsize=8)
     few = f" Shown: the {MAX_LINES} flattest of {len(models)}; the table has all." if len(models) > MAX_LINES else ""
     lines = [(model, at) for model in models for at in model.losses["clean"]]
     return Plot(
@@ -93,6 +91,11 @@ def _figure(place: tuple[str, str, str], models: list[Around]) -> Plot:
         dataset,
         threat,
         [{0: [entry.key for entry in model.entries]} for model, _ in lines],
+        key=[
+            Entry(short(model.name, 44), line_style(k), mark_of(model.entries[0]))
+            for k, model in enumerate(models[:MAX_LINES])
+        ],
+        marks=[mark_of(model.entries[0]) for model, _ in lines],
     )  # fmt: skip
 
 

@@ -20,12 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from browser import Browser
 
 MOST_BYTES = 300_000
-THREAT = "Linf eps = 0.2"
-CHOOSE = f"""(() => {{
-  document.getElementById('f-dataset').value = 'mnist';
-  document.getElementById('f-threat').value = '{THREAT}';
-  document.getElementById('filters').dispatchEvent(new Event('input'));
-}})()"""
+TAB = "mnist-linf-eps-0-2"
 
 
 def main() -> None:
@@ -33,12 +28,14 @@ def main() -> None:
         page = Path(folder) / "report.html"
         write_report(Store(ROOT / "results"), page)
         with Browser() as browser:
-            browser.open(page, width=1400, height=1180)
-            browser.js(CHOOSE)
+            browser.open(page, width=1280, height=900)
+            browser.js(f"location.hash = '{TAB}'")
+            browser.until(f"document.getElementById('{TAB}').checkVisibility()")
+            browser.js("scrollTo(0, 0)")
             _keep(browser.shot(), DOCS / "report-desktop.png")
             browser.open(page, width=390, height=844, dark=True, phone=True)
-            browser.js(CHOOSE)
-            browser.js("document.getElementById('filters').scrollIntoView()")
+            browser.js("location.hash = 'mnist-data-eps'")
+            browser.js("document.querySelectorAll('#mnist-data-eps .key button')[11].click()")
             _keep(browser.shot(), DOCS / "report-phone.png")
 
 

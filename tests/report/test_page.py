@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import STANDARD, audited, evaluated, full, train_job, trained
+from factories import STANDARD, STEPS, audited, evaluated, full, train_job, trained
 from harness import Bench
-from report_page import Page, all_judged, html, matrix
+from report_page import Page, all_judged, html, log, matrix
 
 from bench.core.stats import wilson
 from bench.records.store import Store
 from bench.report.board import boards
 from bench.report.heatmap import class_maps, heat_maps
 from bench.report.lines import certified_curves, eps_curves
+from bench.report.page import render, write_report
 from bench.report.scatter import clean_against_robust, cost_against_robust
+from bench.report.summary import summary
 from bench.report.sweeps import map_plot, sweep_plot
 from bench.results.seed_values import MEDIAN
 from bench.soundness.checks import Finding
@@ -125,10 +127,12 @@ def test_a_board_equals_the_leaderboard(store: Store) -> None:
         ("Linf eps = 0.2", "Deterministic"),
     ]
     guard = first.lines[0]
-    cells = dict(zip(first.header[1:], guard.cells, strict=True))
+    low, high = wilson(410, 1000)
     assert guard.row.defense == "guard"
-    assert cells["Best known robust accuracy"] == "41.00 (std 1.41)"
-    assert cells["Seeds"] == "2/2 (0: 40.00, 1: 42.00)"
+    assert (guard.rank, guard.clean.text, guard.robust.text, guard.size) == ("1", "100.0", "41.0", "1000 × 2")
+    assert guard.bar == [f"{100 * low:.1f}", "41.0", f"{100 * high:.1f}", "100.0"]
+    assert dict(zip(first.header, guard.more, strict=True))["steep (steps=40)"] == "41.10 (std 1.41)"
+    assert not {"Method", "Seeds", "n"} & set(first.header)
     suite = next(name for name in guard.row.accuracy.attacks if name.startswith("autoattack"))
     shown = {(e.attack_label, e.seed): (result, e.n, e.eps) for e, result in guard.evidence}
     assert shown[suite, 0] == ("40.00 [37.01, 43.07]", 1000, "0.1")
@@ -159,8 +163,8 @@ def test_symbols_are_explained_below_the_table_as_in_the_leaderboard(store: Stor
     evaluated(store, few, "onestep", [1] * 10 + [0] * 990)
     page, told = " ".join(Page(html(store)).text), markdown(store)
     assert "10.0 ‡" in page
-    shared = "‡ trained while the machine did other jobs: not comparable with other times."
-    below = "one attack on more images leaves less: few 100.00 on 10, 1.00 by onestep alone on 1000."
+    shared = "‡ not comparable with other times: the machine did other jobs meanwhile."
+    below = "one attack on more images leaves less: few 100.00 on 10, 1.00 by onestep alone on 1000"
     for note in (shared, below, f"M{MEDIAN[1:]}."):
         assert note in page
         assert note in told
@@ -169,12 +173,20 @@ def test_symbols_are_explained_below_the_table_as_in_the_leaderboard(store: Stor
 def test_a_heat_map_has_every_value_and_every_state(store: Store) -> None:
     matrix(store)
     first, *_ = heat_maps(boards(all_judged(store)))
-    lines = {str(line[0]): dict(zip(first.header[1:], line[1:], strict=True)) for line in first.lines}
+    columns = [name.partition(" n=")[0] for name in first.header[1:]]
+    assert list(first.data[0]) == ["defense", *columns]
+    assert "clean n=1000" in first.header
+    lines = {str(line[0]): dict(zip(columns, line[1:], strict=True)) for line in first.lines}
     guard, standard = lines["guard"], lines["standard"]
     assert (guard["clean"], guard["worst case"], guard["onestep"]) == ("100.0", "41.0", "–")
     assert (standard["onestep"], standard["worst case"]) == ("error", "incomplete")
     for value in ("41.0", "error", "incomplete"):
         assert f">{value}</text>" in first.svg()
+    shades = [[first.shade(k, column) for column in range(len(columns) + 1)] for k in range(len(first.lines))]
+    at = [line[0] for line in first.lines].index("guard")
+    assert shades[at][:2] == ["", "h20"]
+    assert shades[at][-1] == "h8"
+    assert 'class="h8"' in html(store)
     assert "n 1000" in first.caption
     assert "seeds 0, 1" in first.caption
     assert "device CPU x" in first.caption
@@ -206,10 +218,12 @@ def unfinished(store: Store, name: str = "guard", steep: tuple[int, ...] = (1, 1
 def test_captions_have_the_seeds_and_sizes_of_the_numbers(store: Store) -> None:
     key = unfinished(store)
     unfinished(store, "other")
+    unfinished(store, "third")
+    evaluated(store, trained(store, "guard", 1), "steep", [1, 1, 0, 0], eps="0.2")
     rows = all_judged(store)
-    assert {row.seeds for row in rows} == {(0, 1, 2)}
+    assert {row.seeds for row in rows if row.eps == "0.1"} == {(0, 1)}
     (curve,), found = eps_curves(rows), boards(rows)
-    (clean,), (cost,), (heat,) = clean_against_robust(found), cost_against_robust(found), heat_maps(found)
+    (clean,), (cost,), (heat, _) = clean_against_robust(found), cost_against_robust(found), heat_maps(found)
     assert "n 4; eps on the axis; seeds 1; device CPU x. At eps 0: n 10, the seeds of" in curve.caption
     assert "n 4; eps Linf 0.1; seeds 1; device CPU x. Clean accuracy: n 10, mean over seeds 0, 1." in clean.caption
     assert "n 4; eps Linf 0.1; seeds 1; device CPU x. Times are means over seeds 0, 1." in cost.caption
@@ -273,8 +287,8 @@ def test_fronts_of_scatters_are_those_of_the_table(store: Store) -> None:
     assert on == {
         "a": "yes", "b": "yes", "c": "no", "few": "yes", "fewer": "no", "huge": "–", "masked (unsound)": "–",
     }  # fmt: skip
-    front = board.header[1:].index("Pareto front")
-    told = {line.row.method: line.cells[front] for line in board.lines}
+    front = board.header.index("Pareto front")
+    told = {line.row.method: line.more[front] for line in board.lines}
     for plot, kind in ((clean, "clean"), (cost, "seconds")):
         for line in plot.lines:
             cell = told[str(line[1]).removesuffix(" (unsound)")]
@@ -304,7 +318,7 @@ def test_a_certified_curve_of_an_unsound_row_is_labeled(store: Store) -> None:
     audited(store, train, Finding("C9", "U", 0.4, 0.1))
     (plot,) = certified_curves(store, all_judged(store))
     assert {line[0] for line in plot.lines} == {"guard trained at 1 (unsound)"}
-    assert "guard trained at 1 (unsound)" in Page(plot.svg()).text
+    assert [entry.label for entry in plot.key] == ["guard trained at 1 (unsound)"]
 
 
 def test_figures_follow_the_theme_and_the_content_policy(store: Store) -> None:
@@ -315,7 +329,7 @@ def test_figures_follow_the_theme_and_the_content_policy(store: Store) -> None:
         assert ' style="' not in svg
         assert "<style" not in svg
         assert "currentColor" in svg
-        assert name in "".join(Page(svg).text)
+        assert name in "".join([*Page(svg).text, *(entry.label for entry in plot.key)])
         assert svg.startswith("<svg")
         assert 'role="img" aria-label="' in svg
 
@@ -349,6 +363,138 @@ def test_accuracy_by_class_is_the_worst_case_matched_by_image_index(store: Store
     assert [list(line) for line in plot.lines] == [["guard", "50 (2)", "0 (2)"]]
 
 
+def tabs(page: Page) -> dict[str, list[str]]:
+    """Ids of the tabs of each data set."""
+    found: dict[str, list[str]] = {}
+    for section in page.all("section"):
+        if section.get("class") == "data":
+            found[str(section["id"])] = []
+        elif section.get("class") == "tab":
+            found[next(reversed(found))].append(str(section["id"]))
+    return found
+
+
+def test_each_data_set_and_threat_is_a_section_that_a_link_of_the_navigation_names(store: Store) -> None:
+    matrix(store)
+    evaluated(store, trained(store, data={"name": "toy/"}), "steep", [1, 0], STEPS)
+    flat = {f"{part}_{name}": np.ones(2) for part in ("clean", "adversarial") for name in ("loss", "rise")}
+    flat |= {f"{part}_loss_{at}": np.ones((2, 1)) for part in ("clean", "adversarial") for at in ("0.5", "1")}
+    of = trained(store, "rigid", data={"name": "untested"})
+    evaluated(store, of, "flatness", [1, 1], columns=flat, metrics={"metric": "adversarial_rise"}, eps="0.3")
+    page = Page(html(store))
+    assert tabs(page) == {
+        "toy-data": ["toy-linf-eps-0-1", "toy-linf-eps-0-2"],
+        "toy-data-again2": ["toy-linf-eps-0-1-again2"],  # names that differ in a sign alone
+        "untested-data": ["untested-linf-eps-0-3"],  # no row of a table, but a figure
+    }
+    inside = [attrs["href"] for attrs in page.all("a")]
+    assert [
+        f"#{name}" for data, names in tabs(page).items() for name in (data, *names) if f"#{name}" not in inside
+    ] == []
+    places = [str(section.get("id")) for section in page.all("section")]
+    assert places.index("toy-linf-eps-0-1-heat") < places.index("toy-linf-eps-0-2") < places.index("toy-data-eps")
+    assert "untested-linf-eps-0-3-flatness" in places
+
+
+def test_what_was_only_planned_is_a_note_and_in_no_table_or_figure(store: Store) -> None:
+    matrix(store)
+    planned = trained(store, "ghost", state="missing")
+    for attack in ("clean", "steep", "dream"):
+        evaluated(store, planned, attack, state="missing", n=1000)
+    evaluated(store, trained(store), "dream", state="missing", n=1000)
+    text, plots = render(store)
+    assert "4 evaluations planned but not run" in "".join(Page(text).text)
+    named = [str(line[0]) for plot in plots for line in plot.lines]
+    assert "guard" in named
+    assert not [name for name in named if "ghost" in name]
+    assert not [name for plot in plots for name in plot.header if "dream" in name]
+    assert ">ghost<" not in text
+
+
+def test_figures_of_fewer_than_three_points_are_not_drawn(store: Store) -> None:
+    for name, hits in (("a", 500), ("b", 400)):
+        job = trained(store, name, seconds=float(hits), metrics={"final_terms": {"ce": 1.0}})
+        log(store, job, {"ce": 2.0}, {"ce": 1.0})
+        full(store, job, hits)
+    _, plots = render(store)
+    assert {plot.name.partition("-")[0] for plot in plots} == {"heat"}
+    third = trained(store, "c", seconds=9.0, metrics={"final_terms": {"ce": 1.0}})
+    log(store, third, {"ce": 2.0}, {"ce": 1.0}, {"ce": 0.5})
+    full(store, third, 300)
+    evaluated(store, third, "steep", [1] * 100 + [0] * 900, STEPS, eps="0.2")
+    _, plots = render(store)
+    drawn = {plot.name.partition("-")[0]: plot for plot in plots}
+    assert set(drawn) == {"heat", "clean", "cost", "eps", "training"}
+    assert [line[0] for line in drawn["training"].lines] == ["c (train_eps=0.1)"]
+
+
+def test_one_model_has_one_mark_in_all_tables_and_figures(store: Store) -> None:
+    for name, hits in (("a", 500), ("b", 400), ("c", 300)):
+        job = trained(store, name, seconds=float(hits), metrics={"final_terms": {"ce": 1.0}})
+        log(store, job, *[{"ce": 1.0}] * 3)
+        full(store, job, hits)
+        evaluated(store, job, "steep", [1] * 100 + [0] * 900, STEPS, eps="0.2")
+    _, plots = render(store)
+    marks = {line.row.method: line.mark for board in boards(all_judged(store)) for line in board.lines}
+    assert len(set(marks.values())) == 3
+    for plot in plots:
+        assert {mark for mark in plot.marks if mark} == set(marks.values()), plot.name
+        if not plot.shades:
+            assert set(re.findall(r'data-m="(\w+)"', plot.svg())) == set(marks.values()), plot.name
+        assert {entry.mark for entry in plot.key if entry.mark} in (set(), set(marks.values()))
+
+
+def test_the_first_screen_answers_what_won_by_how_much_what_is_flagged_and_what_is_missing(store: Store) -> None:
+    for name, share in (("best", 0.6), ("equal", 0.597), ("worse", 0.5), ("standard", 0.1)):
+        scored(store, name, 0.9, share)
+    scored(store, "masked", 0.99, 0.99)
+    audited(store, train_job("masked", 0), Finding("C9", "U", 0.4, 0.1))
+    evaluated(store, trained(store, "broken"), "steep", state="error", n=1000)
+    (board,) = boards(all_judged(store))
+    won, margin, flagged, missing = summary(board)
+    assert (won.short, won.more[1]) == ("best", "Not significantly better than equal.")
+    assert won.more[0] == "60.0 % robust (95 % interval 56.9 to 63.0) on 1000 images."
+    assert margin.short == "10.0 points"
+    assert re.fullmatch(
+        r"10\.0 points \(95 % interval [\d.]+ to [\d.]+\) over worse, the best that is significantly worse\.",
+        margin.more[0],
+    )
+    assert margin.more[1].startswith("50.0 points (95 % interval ")
+    assert margin.more[1].endswith(" over standard.")
+    assert flagged.short == "5 NOT CHECKED, 1 UNSOUND"
+    assert flagged.more == ["UNSOUND: masked (C9)."]
+    assert missing.short == "checks in 5 of 6 rows"
+    assert "Without a worst case: broken." in missing.more
+    shown = " ".join("".join(Page(html(store)).text).split())
+    for answer in (won, margin, flagged, missing):
+        assert " ".join([answer.question + answer.short, *answer.more]) in shown
+    (nothing,) = boards([row for row in all_judged(store) if row.method == "broken"])
+    assert [answer.short for answer in summary(nothing)][:2] == ["nothing is ranked yet", "nothing to compare with"]
+    (alone,) = boards([row for row in all_judged(store) if row.method in ("best", "equal")])
+    assert summary(alone)[1].short == "nothing is significantly worse"
+
+
+def test_columns_beyond_the_short_table_are_there_on_demand(store: Store) -> None:
+    matrix(store)
+    page = Page(html(store))
+    columns = [attrs.get("class") for attrs in page.all("th") if attrs.get("scope") == "col"][:30]
+    assert columns[:8] == [None] * 8
+    assert columns[8] == "more"
+    assert page.all("input")[1] == {"type": "checkbox"}
+    css = "".join(page.raw["style"])
+    assert ".more { display: none;" in css
+    assert ".board:has(.toggle :checked) .more { display: table-cell; }" in css  # works without script
+
+
+def test_progress_is_told_while_the_page_is_written(store: Store, tmp_path: Path, bench: Bench) -> None:
+    matrix(store)
+    said: list[str] = []
+    write_report(store, tmp_path / "page.html", tmp_path / "figures", say=said.append)
+    assert said[:3] == ["reading records", "drawing figures", "writing figure 1 of 1"]
+    assert said[-1] == "writing files of figure 4 of 4"
+    assert bench("report", "--results-dir", store.root, "--output", tmp_path / "page.html").err == ""  # no terminal
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_a_browser_runs_the_pages_script_and_nothing_else(store: Store, tmp_path: Path) -> None:
     matrix(store, HOSTILE[1])
@@ -358,6 +504,6 @@ def test_a_browser_runs_the_pages_script_and_nothing_else(store: Store, tmp_path
     done = subprocess.run(["chromium", *words], capture_output=True, text=True, timeout=120)
     dom = Page(done.stdout)
     assert "CONSOLE" not in done.stderr, done.stderr
-    assert "4 of 4 rows" in "".join(dom.text)  # counted by the script: the content policy let it run
+    assert "3 of 3 rows" in "".join(dom.text)  # counted by the script: the content policy let it run
     assert [attrs for attrs in dom.all("form") if "hidden" not in attrs]
     assert not dom.all("img")

@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import ABSENT, PROGRAM, Browser
-from factories import evaluated, trained
+from factories import evaluated, full, trained
 from paths import ROOT
 from report_page import HOSTILE, html, log, matrix, picture, with_images
 
 from bench.records.store import Store
+from bench.report.canvas import SHADES
 from bench.report.images import Fetched, Wanted
+from bench.report.page import _shade
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=ABSENT)
 AXE = Path(os.environ.get("BENCH_AXE") or ROOT / ".venv" / "axe-core" / "package" / "axe.min.js")
 BOARD = "[...document.querySelectorAll('.board')].find(b => b.textContent.includes('guard')).querySelector('table')"
 COUNT = "document.getElementById('f-count').textContent"
+SHOWN = "[...document.querySelectorAll('.tab')].filter(t => t.checkVisibility()).map(t => t.id)"
+FIRST = "toy-linf-eps-0-1"
 
 
 def fetch(wanted: list[Wanted]) -> Fetched:
@@ -39,14 +43,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.prepare()
     matrix(store)
     train = trained(store, HOSTILE, metrics={"final_terms": {"ce": 1.0}})
-    log(store, train, {"ce": 2.0, "validation": 0.5}, {"ce": 1.0, "validation": 0.75})
+    log(store, train, {"ce": 2.0, "validation": 0.5}, {"ce": 1.0, "validation": 0.75}, {"ce": 0.5})
+    full(store, trained(store, "third", seconds=3.0), 250)
     labels = {"label": np.array([0, 0, 1, 1])}
     evaluated(store, train, "clean", [1] * 4, columns=labels)
     with_images(store, train, "steep", 2, columns=labels)
     budgets = {"budgets": ["0.05", "0.1"]}
     evaluated(store, train, "curve", [0, 0, 1, 1], budgets, columns=labels | {"broken_at": np.array([0.05, 0.1, 9, 9])})
     losses = {f"{part}_{name}": np.array([1.0, 2.0]) for part in ("clean", "adversarial") for name in ("loss", "rise")}
-    losses |= {f"{part}_loss_0.5": np.array([[2.0, 3.0]] * 2) for part in ("clean", "adversarial")}
+    losses |= {
+        f"{part}_loss_{at}": np.array([[2.0, 3.0]] * 2) for part in ("clean", "adversarial") for at in ("0.5", "1")
+    }
     evaluated(store, train, "flatness", [1, 1], columns=losses, metrics={"metric": "adversarial_rise"})
     plane = {"loss": np.arange(18.0).reshape(2, 3, 3), "clean_loss": np.array([4.0, 13.0]), "off_gradient": np.ones(2)}
     plane |= {"nonlinearity": np.array([0.5, 0.25])}
@@ -96,17 +103,108 @@ def focused(browser: Browser, what: str = "textContent") -> str:
 
 def test_it_holds_every_section(browser: Browser) -> None:
     names = browser.js("[...document.querySelectorAll('main > section')].map(s => s.id)")
-    assert names == [
-        "boards", "heat", "eps", "curve", "trade", "cost", "training", "flatness", "surface", "certified", "classes",
-        "images", "checks", "origins",
-    ]  # fmt: skip
-    assert browser.js("document.querySelectorAll('#images image').length") >= 6
-    assert "Something is not here." in browser.js("document.getElementById('images').textContent")
-    assert not browser.js("document.querySelectorAll('img').length")
+    assert names == ["other-data", "toy-data", "how", "checks", "origins"]
+    groups = set(browser.js("[...document.querySelectorAll('.group')].map(s => s.id)"))
+    kinds = {"heat", "trade", "cost", "flatness", "surface", "classes", "images"}
+    assert {f"{FIRST}-{kind}" for kind in kinds} <= groups
+    assert {f"toy-data-{kind}" for kind in ("eps", "curve", "training", "certified")} <= groups
+    assert browser.js(f"document.querySelectorAll('#{FIRST}-images img').length") >= 6
+    assert "Something is not here." in browser.js("document.querySelector('main').textContent")
+    assert browser.js("[...document.querySelectorAll('img')].every(i => i.src.startsWith('data:') && i.naturalWidth)")
+
+
+def chosen(browser: Browser) -> list[str]:
+    """The selected tabs and what Tab reaches among them."""
+    found: list[str] = browser.js(
+        "[...document.querySelectorAll('#tabs [aria-selected=true]')].filter(a => a.checkVisibility())"
+        ".map(a => a.textContent)"
+    )
+    return found
+
+
+def test_one_data_set_and_threat_is_shown_at_a_time(browser: Browser, page: Path) -> None:
+    assert (browser.js(SHOWN), chosen(browser)) == ([FIRST], ["toy", "Linf eps = 0.1"])  # the one with most rows
+    browser.click("document.querySelector('#tabs a[href=\"#toy-linf-eps-0-2\"]')")
+    assert (browser.js(SHOWN), chosen(browser)) == (["toy-linf-eps-0-2"], ["toy", "Linf eps = 0.2"])
+    assert browser.js("location.hash") == "#toy-linf-eps-0-2"
+    browser.press("ArrowLeft")
+    assert browser.js(SHOWN) == [FIRST]
+    assert focused(browser) == "Linf eps = 0.1"
+    browser.press("Tab", shift=True)
+    assert focused(browser) == "toy"  # Tab stops once in a list
+    browser.press("ArrowRight")
+    assert (browser.js(SHOWN), chosen(browser)) == (["other-no-attack"], ["other", "no attack"])
+    browser.js(f"location.hash = '{FIRST}-surface'")
+    browser.until(f"document.querySelector('#{FIRST}-surface').getBoundingClientRect().top < 200")
+    assert (browser.js(SHOWN), chosen(browser)) == ([FIRST], ["toy", "Linf eps = 0.1"])
+    roles = (
+        "[...document.querySelectorAll('[role=tab]')].every(a => document.querySelector(a.hash).role === 'tabpanel')"
+    )
+    assert browser.js(roles)
+    assert browser.js("document.getElementById('tabs').getBoundingClientRect().top") == 0  # it stays in view
+    links = browser.js("[...document.querySelectorAll('#jump a')].map(a => a.hash.slice(1))")
+    assert links[0] == f"{FIRST}-heat"
+    assert links[-1].startswith("toy-data-")
+
+
+def test_a_method_is_highlighted_in_all_figures_until_it_is_released(browser: Browser) -> None:
+    mark = browser.js(f"[...{BOARD}.tBodies[0].rows].find(r => r.cells[1].textContent === 'guard').dataset.m")
+    on = "[...new Set([...document.querySelectorAll('.on')].map(e => e.dataset.m))]"
+    pale = "document.querySelectorAll('.plot svg [data-m]:not(.on)').length"
+    figures = "[...new Set([...document.querySelectorAll('.plot .on')].map(e => e.closest('.group').id))]"
+    press = f"document.querySelector('#toy-data-eps li[data-m=\"{mark}\"] button')"
+    browser.hover(press)
+    assert browser.js(on) == [mark]
+    assert {f"{FIRST}-trade", f"{FIRST}-cost", "toy-data-eps"} <= set(browser.js(figures))
+    opacity = "getComputedStyle(document.querySelector('#toy-data-eps svg [data-m]:not(.on)')).opacity"
+    assert float(browser.js(opacity)) < 0.2
+    assert browser.js(pale) > 3
+    browser.hover("document.querySelector('h1')")
+    assert browser.js(on) == []
+    browser.click(press)
+    browser.hover("document.querySelector('h1')")
+    assert (browser.js(on), browser.js(f"{press}.ariaPressed")) == ([mark], "true")
+    assert browser.js("document.getElementById('lit').textContent") == "✕ guard"
+    browser.click("document.getElementById('lit')")
+    assert (browser.js(on), browser.js(f"{press}.ariaPressed")) == ([], "false")
+    browser.js(f"[...{BOARD}.querySelectorAll('button.pin')].find(b => b.textContent === 'guard').focus()")
+    browser.press("Enter")
+    assert browser.js(on) == [mark]
+    browser.press("Enter")
+    third = browser.js(f"[...{BOARD}.tBodies[0].rows].find(r => r.cells[1].textContent === 'third').dataset.m")
+    browser.hover(f"document.querySelector('#{FIRST}-cost svg [data-m=\"{third}\"] use')")
+    assert browser.js("document.getElementById('tip').textContent") == "third"
+
+
+def test_a_click_on_an_image_shows_all_attacks_on_it(browser: Browser) -> None:
+    press = f"document.querySelector('#{FIRST}-images tbody button')"
+    popover = f"document.getElementById({press}.getAttribute('popovertarget'))"
+    assert browser.js(f"{press}.className") == "fooled"
+    browser.click(press)
+    assert browser.js(f"{popover}.matches(':popover-open')")
+    assert "steep" in browser.js(f"{popover}.textContent")
+    assert browser.js(f"{popover}.querySelectorAll('.diff img').length") == 2  # the clean one over the attacked one
+    browser.press("Escape")
+    assert not browser.js(f"{popover}.matches(':popover-open')")
+    browser.press("Enter")
+    assert browser.js(f"{popover}.matches(':popover-open')")
+    assert browser.js(f"{popover}.querySelectorAll('.diff').length") == 1
+
+
+def test_more_columns_are_shown_on_demand(browser: Browser) -> None:
+    cells = f"[...{BOARD}.tHead.rows[0].cells].filter(c => c.checkVisibility()).map(c => c.textContent.trim())"
+    short = ["Rank", "Method", "Clean", "Robust", "95 % interval", "n × seeds", "Verdict", "Training"]
+    assert browser.js(cells) == short
+    browser.js(f"{BOARD}.closest('.board').querySelector('.toggle input').focus()")
+    browser.press(" ")
+    assert len(browser.js(cells)) > 15
+    assert browser.js(cells)[-1] == "Evidence"
+    browser.press(" ")
+    assert browser.js(cells) == short
 
 
 def test_sorting_by_click_and_by_keyboard(browser: Browser) -> None:
-    number = place(browser, "Standard accuracy")
+    number = place(browser, "Clean")
     head = f"{BOARD}.tHead.rows[0].cells[{number}]"
     before = column(browser, 1)
     assert len(before) >= 3
@@ -128,29 +226,22 @@ def test_sorting_by_click_and_by_keyboard(browser: Browser) -> None:
 def test_filtering_by_click_and_by_keyboard(browser: Browser) -> None:
     every = browser.js(COUNT)
     shown, total = map(int, re.findall(r"\d+", every))
-    assert shown == total > 5
+    assert shown == total > 3
     browser.click("document.getElementById('f-text')")
-    browser.press("hazy_too")
+    browser.press("guard")
     assert browser.js(COUNT) == f"1 of {total} rows"
-    assert browser.js("document.querySelectorAll('.board:not([hidden])').length") == 1
-    browser.press("Tab", "Tab", "Tab", "Tab")  # data set, threat, verdict, then the button
+    browser.press("Tab", "Tab")  # verdict, then the button
     assert focused(browser) == "Clear"
     browser.press("Enter")
     browser.until(f"{COUNT} === '{every}'")
-    browser.js("document.getElementById('f-dataset').focus()")
+    browser.js("document.getElementById('f-verdict').focus()")
     browser.press("ArrowDown")
-    assert browser.js("document.getElementById('f-dataset').value") == "other"
-    assert browser.js(COUNT) == f"1 of {total} rows"
-    browser.press("ArrowUp")
-    browser.js("document.getElementById('f-threat').focus()")
-    for _ in range(4):
-        if browser.js("document.getElementById('f-threat').value") != "Linf eps = 0.2":
-            browser.press("ArrowDown")
-    assert browser.js(COUNT) == f"1 of {total} rows"
-    threats = "[...document.querySelectorAll('figure[data-threat]:not([hidden])')].map(f => f.dataset.threat)"
-    assert set(browser.js(threats)) == {"Linf eps = 0.2"}
+    assert browser.js("document.getElementById('f-verdict').value") == "OK"
+    assert browser.js(COUNT) == f"0 of {total} rows"
     browser.click("document.querySelector('#filters button')")
     browser.until(f"{COUNT} === '{every}'")
+    browser.click("document.querySelector('#tabs a[href=\"#toy-linf-eps-0-2\"]')")
+    assert browser.js(COUNT) == "1 of 1 rows"  # those of the tab
 
 
 def test_the_theme_follows_the_system_until_one_is_chosen_and_stored(browser: Browser, page: Path) -> None:
@@ -159,7 +250,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen_and_stored(browser: Br
     browser.open(page, dark=True)
     dark = browser.js(ground)
     assert dark != "rgb(255, 255, 255)"
-    ink = "getComputedStyle(document.querySelector('#heat svg text[fill=currentColor]')).fill"
+    ink = "getComputedStyle(document.querySelector('#toy-data-eps svg text[fill=currentColor]')).fill"
     assert browser.js(ink) == browser.js("getComputedStyle(document.body).color")  # figures follow
     browser.click("document.getElementById('theme')")
     assert (focused(browser), browser.js(ground)) == ("Theme: light", "rgb(255, 255, 255)")
@@ -181,20 +272,20 @@ def dialog(browser: Browser) -> list[list[str]] | None:
 
 
 def test_a_click_on_a_number_shows_its_records(browser: Browser) -> None:
-    number = place(browser, "Standard accuracy")
+    number = place(browser, "Clean")
     browser.click(f"{BOARD}.tBodies[0].rows[0].cells[{number}].querySelector('button')")
     told = dialog(browser)
     assert told is not None
     assert [line[1:4] for line in told] == [["evaluate", "clean, n 1000", "0"], ["evaluate", "clean, n 1000", "1"]]
     assert [line[6:8] for line in told] == [["CPU x", "abc"]] * 2
-    assert browser.js("document.getElementById('where-h').textContent") == "guard, Standard accuracy: 100.00 (std 0.00)"
+    assert browser.js("document.getElementById('where-h').textContent") == "guard, Clean: 100.0"
     browser.click("document.querySelector('#where a')")
     assert dialog(browser) is None
     browser.until(f"document.activeElement.id === 'k-{told[0][0]}'")
 
 
 def test_the_keyboard_shows_the_records_of_a_number(browser: Browser) -> None:
-    first = place(browser, "Standard accuracy")
+    first = place(browser, "Clean")
     rows = f"{BOARD}.tBodies[0].rows"
     assert browser.js(f"{rows}[0].querySelectorAll('button.n[tabindex=\"0\"]').length") == 1  # Tab stops once a row
     browser.js(f"{rows}[0].querySelector('button.n').focus()")
@@ -219,13 +310,12 @@ def test_the_keyboard_shows_the_records_of_a_number(browser: Browser) -> None:
 
 
 def test_numbers_of_figures_show_their_records_too(browser: Browser) -> None:
-    line = "[...document.querySelectorAll('#heat tbody tr')].find(r => r.cells[0].textContent === 'guard')"
-    browser.click(f"{line}.closest('details').querySelector('summary')")
+    line = f"[...document.querySelectorAll('#{FIRST}-heat tbody tr')].find(r => r.cells[0].textContent === 'guard')"
     browser.click(f"{line}.querySelector('td[data-k] button')")
     assert [line[2] for line in dialog(browser) or []] == ["clean, n 1000"] * 2
     browser.press("Escape")
-    browser.click("document.querySelector('#training figure summary')")
-    browser.click("document.querySelector('#training tbody td button')")
+    browser.click("document.querySelector('#toy-data-training figure summary')")
+    browser.click("document.querySelector('#toy-data-training tbody td button')")
     assert [line[1] for line in dialog(browser) or []] == ["train"]
     browser.press("Escape")
 
@@ -237,8 +327,7 @@ def test_tab_reaches_everything_in_the_order_of_the_page(browser: Browser) -> No
         browser.press("Tab")
         seen.append(str(browser.js("document.activeElement.id || document.activeElement.textContent.trim()")))
     assert seen[0] == "Skip to the tables"
-    assert seen[1] == "theme"
-    assert seen[2] == "Leaderboard"
+    assert seen[1:7] == ["Checks", "Provenance", "How to read this page", "theme", "toy", "Linf eps = 0.1"]
     order = browser.js(
         "[...document.querySelectorAll('a[href],button,input,select,summary,[tabindex]')].every(e => e.tabIndex <= 0)"
     )
@@ -252,7 +341,7 @@ def test_a_phone_needs_no_horizontal_scrolling(browser: Browser, page: Path, dar
     browser.open(page, width=360, height=740, dark=dark, phone=True)
     assert browser.js("document.documentElement.scrollWidth") <= 360
     wide = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && "
-    wide += "!e.closest('.scroll, .plot, dialog')).map(e => e.tagName + e.id)"
+    wide += "!e.closest('.scroll, #tabs, dialog')).map(e => e.tagName + e.id)"
     assert browser.js(wide) == ["A"] or browser.js(wide) == []  # the hidden skip link aside
     browser.click("document.getElementById('theme')")
     browser.click(f"{BOARD}.querySelector('td button.n')")
@@ -269,8 +358,10 @@ def test_the_page_is_complete_without_script(running: Browser, page: Path, tmp_p
     bare.write_text(re.sub(r"script-src &#39;[^&]+", "script-src &#39;none", text))  # the browser refuses it
     running.open(bare)
     assert running.js("document.getElementById('filters').hidden && document.getElementById('theme').hidden")
-    assert running.js("document.getElementById('how').hidden")
-    assert not running.js("document.querySelectorAll('td button').length")
+    assert running.js("document.getElementById('keys').hidden")
+    assert not running.js("document.querySelectorAll('td button:not([popovertarget])').length")
+    assert len(running.js(SHOWN)) == running.js("document.querySelectorAll('.tab').length") > 2
+    assert running.js("[...document.querySelectorAll('#tabs ul:not(#jump) a')].every(a => a.checkVisibility())")
     links = running.js("[...document.querySelectorAll('.board details a')].map(a => a.getAttribute('href').slice(1))")
     assert links
     assert running.js(f"{json.dumps(links)}.every(id => document.getElementById(id))")
@@ -317,3 +408,10 @@ def test_every_text_color_has_enough_contrast_on_every_background(theme: int) ->
         for ground in ("page", "panel"):
             low, high = sorted(luminance(colours[which][theme]) for which in (name, ground))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+
+
+def test_the_text_of_every_colored_cell_has_enough_contrast() -> None:
+    for k in range(SHADES + 1):
+        ground, ink = re.fullmatch(r"background:(#\w{6});color:#(\w{3})", _shade(k / SHADES)).groups()  # type: ignore[union-attr]
+        low, high = sorted(map(luminance, (ground, {"fff": "#ffffff", "000": "#000000"}[ink])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (k, ground, ink)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from factories import evaluated, full, train_job, trained
 from harness import Bench, tiny, write_plugins
 from report_page import HOSTILE, Page, all_judged, html, log, matrix, picture, with_images
 
-from bench.commands.report_images import Strips, _choose
+from bench.commands.report_images import Strips
 from bench.core.stats import wilson
 from bench.planning.job import Job
 from bench.planning.job_fields import PluginChoice
 from bench.records.store import Store
 from bench.report.board import boards
-from bench.report.images import MAX_PIXELS, Fetched, Picture, Wanted, image_grids
+from bench.report.heatmap import heat_maps
+from bench.report.images import MAX_IMAGES, MAX_PIXELS, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves
 from bench.report.provenance import origins
 from bench.report.svg import inline
@@ -38,7 +40,9 @@ def texts(svg: str) -> str:
 def test_training_curves_are_the_sum_of_the_terms_for_every_state(store: Store) -> None:
     metrics = {"final_terms": {"ce": 0.5, "kl": 0.25}}
     first, second = (trained(store, "guard", seed, metrics=metrics) for seed in (0, 1))
-    log(store, first, {"ce": 2.0, "kl": 1.0, "sigma": 9.0}, {"ce": 0.5, "kl": 0.25, "sigma": 9.0, "validation": 0.875})
+    between = {"ce": 1.0, "kl": 0.5, "sigma": 9.0}
+    final = {"ce": 0.5, "kl": 0.25, "sigma": 9.0, "validation": 0.875}
+    log(store, first, {"ce": 2.0, "kl": 1.0, "sigma": 9.0}, between, final)
     log(store, second, {"ce": 4.0, "kl": 0.5, "total": 4.5})
     diverged = trained(store, "guard", 2, state="diverged")
     log(store, diverged, {"ce": 5.0, "kl": 1.0})
@@ -48,14 +52,14 @@ def test_training_curves_are_the_sum_of_the_terms_for_every_state(store: Store) 
     trained(store, "silent")  # no log
     (plot,) = training_curves(store, [])
     about = {line[1]: line[2:] for line in plot.lines}
-    assert about[0] == ["done", 2, "3", "0.75", "ce 0.5 + kl 0.25", "87.50"]
+    assert about[0] == ["done", 3, "3", "0.75", "ce 0.5 + kl 0.25", "87.50"]
     assert about[1] == ["done", 1, "4.5", "4.5", "ce 4 + kl 0.5", "–"]
     assert about[2][:3] == ["diverged", 1, "6"]
     assert about[3][:3] == ["running or killed", 1, "7"]
     assert {line[0] for line in plot.lines} == {"guard (train_eps=0.1)"}
     assert [(d["seed"], d["epoch"], d["loss"], d.get("sigma")) for d in plot.data][:2] == [
         (0, 1, 3.0, 9),
-        (0, 2, 0.75, 9),
+        (0, 2, 1.5, 9),
     ]
     assert plot.data[0]["key"] == first.key
     assert [line[0] for line in plot.behind] == [[job.key] for job in (first, second, diverged, running)]
@@ -67,10 +71,10 @@ def test_training_curves_are_the_sum_of_the_terms_for_every_state(store: Store) 
 def test_panels_show_the_best_rows_and_standard(store: Store) -> None:
     for k in range(24):
         job = trained(store, f"m{k:02d}", metrics={"final_terms": {"ce": 1.0}})
-        log(store, job, {"ce": 1.0})
+        log(store, job, *[{"ce": 1.0}] * 3)
         full(store, job, 100 + 10 * k)
     baseline = trained(store, "standard", metrics={"final_terms": {"ce": 1.0}})
-    log(store, baseline, {"ce": 1.0})
+    log(store, baseline, *[{"ce": 1.0}] * 3)
     full(store, baseline, 1)
     (plot,) = training_curves(store, all_judged(store))
     shown = texts(plot.svg())
@@ -100,6 +104,8 @@ def flat(store: Store, train: Job, rise: float, spread: tuple[float, float]) -> 
         "adversarial_loss": np.array([2.0, 4.0]),
         "clean_loss_0.5": np.array([[2.0, 4.0], [2.0, 4.0]]),
         "adversarial_loss_0.5": np.array([spread, spread]),
+        "clean_loss_1": np.array([[2.0, 4.0], [2.0, 4.0]]),
+        "adversarial_loss_1": np.array([spread, spread]),
         "clean_rise": np.array([0.25, 0.75]),
         "adversarial_rise": np.array([rise, rise]),
     }
@@ -113,11 +119,11 @@ def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(stor
     (plot,) = flatness_curves(store, evaluations(store).readable)
     assert [list(line) for line in plot.lines] == [  # the flattest first
         ["other trained at 0.1", "0", "2", "3", "0.5", "0.125"],
-        ["other trained at 0.1", "0.5", "3", "5", "0.5", "0.125"],
+        *(["other trained at 0.1", at, "3", "5", "0.5", "0.125"] for at in ("0.5", "1")),
         ["guard trained at 0.1", "0", "2", "3", "0.5", "0.5"],
-        ["guard trained at 0.1", "0.5", "3", "8", "0.5", "0.5"],
+        *(["guard trained at 0.1", at, "3", "8", "0.5", "0.5"] for at in ("0.5", "1")),
     ]
-    assert plot.behind[2][0] == [key]
+    assert plot.behind[3][0] == [key]
     assert "n 2; eps Linf 0.1; seeds 0; device CPU x" in plot.caption
     assert plot.threat == "Linf eps = 0.1"  # as the tables call it: the filter compares them
 
@@ -126,8 +132,8 @@ def test_models_with_a_loss_that_is_not_finite_come_last_and_are_labeled(store: 
     flat(store, trained(store), math.nan, (math.inf, 1.0))
     flat(store, trained(store, "other"), 9.0, (5.0, 5.0))
     (plot,) = flatness_curves(store, evaluations(store).readable)
-    assert [line[0] for line in plot.lines][::2] == ["other trained at 0.1", "guard trained at 0.1"]
-    assert plot.lines[3][3:] == ["not finite", "0.5", "not finite"]
+    assert [line[0] for line in plot.lines][::3] == ["other trained at 0.1", "guard trained at 0.1"]
+    assert plot.lines[4][3:] == ["not finite", "0.5", "not finite"]
     assert plot.svg().startswith("<svg")
 
 
@@ -136,28 +142,28 @@ def test_every_cell_has_the_keys_of_its_records(store: Store) -> None:
     known = origins(store)
     board = boards(all_judged(store))[0]
     line = next(line for line in board.lines if line.row.defense == "guard")
-    behind = dict(zip(board.header[1:], line.behind, strict=True))
-    jobs = store.jobs()
+    (heat, *_), jobs = heat_maps([board]), store.jobs()
+    at = next(k for k, cells in enumerate(heat.lines) if cells[0] == "guard")
+    behind = {name.partition(" n=")[0]: heat.behind[at].get(k, []) for k, name in enumerate(heat.header)}
+    assert behind["clean"] == list(line.clean.keys)
+    assert sorted(behind["worst case"]) == sorted(line.robust.keys)
 
-    def asked(column: str) -> list[tuple[str, int]]:
-        return [
-            (getattr(jobs[key], "attack", PluginChoice("train", {})).name, jobs[key].seed) for key in behind[column]
-        ]
+    def asked(keys: Sequence[str]) -> list[tuple[str, int]]:
+        return [(getattr(jobs[key], "attack", PluginChoice("train", {})).name, jobs[key].seed) for key in keys]
 
-    assert asked("Standard accuracy") == [("clean", 0), ("clean", 1)]
-    assert asked("AutoAttack robust accuracy") == [("autoattack", 0), ("autoattack", 1)]
-    assert asked("steep (steps=40)") == [("steep", 0), ("steep", 1)]
-    assert asked("Training s (× standard)") == [("train", 0), ("train", 1)]
-    assert sorted(asked("Best known robust accuracy")) == sorted(
+    assert asked(line.clean.keys) == [("clean", 0), ("clean", 1)]
+    assert asked(line.cost.keys) == [("train", 0), ("train", 1)]
+    assert asked(behind["steep (steps=40)"]) == [("steep", 0), ("steep", 1)]
+    assert sorted(asked(line.robust.keys)) == sorted(
         (name, seed) for name in ("autoattack", "clean", "steep") for seed in (0, 1)
     )
     assert {jobs[key].threat.eps for key in behind["steep (steps=40)"]} == {"0.1"}
     text = html(store)
     order = re.findall(r'<tr id="k-(\w+)"', text)
     assert order == [one.job.key for one in known.lines] == store.keys()
-    places = known.positions(behind["Standard accuracy"])
-    assert [order[int(place)] for place in places.split()] == behind["Standard accuracy"]
-    assert f'data-k="{places}">100.00' in text
+    places = known.positions(behind["clean"])
+    assert [order[int(place)] for place in places.split()] == behind["clean"]
+    assert f'data-k="{places}">100.0<' in text
     assert not [k for found in re.findall(r'data-k="([^"]*)"', text) for k in found.split() if int(k) >= len(order)]
 
 
@@ -198,31 +204,40 @@ def test_inlined_svg_loses_only_what_has_no_effect() -> None:
     )
 
 
-def test_each_model_shows_its_strongest_attack_with_stored_images(store: Store) -> None:
-    train = trained(store, HOSTILE)
-    evaluated(store, train, "clean", [1] * 4)
-    with_images(store, train, "onestep", 3)
-    strong = with_images(store, train, "steep", 1)
+def test_all_models_show_the_same_images_under_all_attacks(store: Store) -> None:
+    train, other = trained(store, HOSTILE), trained(store, "standard")
+    clean = {"clean": np.array([1, 1, 1, 0])}
+    evaluated(store, train, "clean", [1, 1, 1, 0])
+    weak = with_images(store, train, "onestep", 3, columns=clean)
+    strong = with_images(store, train, "steep", 1, columns=clean)
+    theirs = with_images(store, other, "steep", 2)
     evaluated(store, train, "square", [0] * 4)  # stronger still, but its images were not kept
     with_images(store, train, "curve", 0, settings={"budgets": ["0.1"]}, columns={"broken_at": np.full(4, 0.1)})
     asked: list[Wanted] = []
 
     def fetch(wanted: list[Wanted]) -> Fetched:
         asked.extend(wanted)
-        return Fetched({wanted[0].entry.key: [picture(28), picture(28, fooled=False)]}, ["Something is missing."])
+        pictures = {one.entry.key: [picture(28, one.entry.key != weak) for _ in one.indices] for one in wanted}
+        return Fetched(pictures, ["Something is missing."])
 
     (plot,), note = image_grids(store, boards(all_judged(store)), fetch)
-    assert [(one.entry.key, one.entry.attack_label) for one in asked] == [(strong, "steep")]
+    assert {one.entry.key for one in asked} == {weak, strong, theirs}
+    # image 3 is misclassified without an attack; most models are fooled on 2, fewest on 0
+    assert {one.indices for one in asked} == {(2, 1, 0)}
     assert note == "Something is missing."
-    assert [list(line) for line in plot.lines] == [
-        [asked[0].name, "steep", 7, HOSTILE, "3", "0.88", "abstains", "–", "yes"],
-        [asked[0].name, "steep", 7, HOSTILE, "3", "0.88", "abstains", "–", "no"],
-    ]
-    assert plot.behind[1][0] == [strong]
-    svg = plot.svg()
-    assert svg.count("<image") == 6
-    assert "3 (0.88)" in texts(svg)
+    ours = next(strip for strip in plot.strips if strip.name.startswith(HOSTILE))
+    assert [[entry.key for entry, _ in image] for image in ours.images] == [[strong, weak]] * 3
+    assert [entry.key for entry, _ in ours.shown] == [strong] * 3
+    assert [ours.name, "steep", 7, HOSTILE, "3", "0.88", "abstains", "–", "yes"] in [list(line) for line in plot.lines]
+    assert [ours.name, "onestep", 7, HOSTILE, "3", "0.88", "abstains", "–", "no"] in [list(line) for line in plot.lines]
+    assert plot.svg().count("<image") == 6
     assert "n 4; eps Linf 0.1; seeds 0; device CPU x" in plot.caption
+    page = Page(html(store, fetch))
+    shown = [b for b in page.all("button") if b.get("popovertarget")]
+    assert [b["class"] for b in shown] == ["fooled"] * 6
+    assert {b["popovertarget"] for b in shown} == {d["id"] for d in page.all("div") if "popover" in d}
+    assert len(page.all("img")) == 3 + 6 + 3 * (2 + 1)  # clean, shown, and in each popover every attack
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in page.all("img"))
 
 
 def test_images_are_left_out_where_the_page_would_be_too_large(store: Store) -> None:
@@ -230,15 +245,19 @@ def test_images_are_left_out_where_the_page_would_be_too_large(store: Store) -> 
         train = trained(store, name)
         evaluated(store, train, "clean", [1] * 4)
         with_images(store, train, "steep", 1)
-    side = math.isqrt(MAX_PIXELS // 3 // 3) - 1  # in color, so that one strip fills the page
-    plots, note = image_grids(
-        store,
-        boards(all_judged(store)),
-        lambda wanted: Fetched({w.entry.key: [picture(side, channels=3)] for w in wanted}),
-    )
-    assert len(plots) == 1
-    assert len(plots[0].lines) == 1
-    assert "left out" in note
+    found = boards(all_judged(store))
+
+    def count(side: int) -> tuple[list[int], str]:
+        def fetch(wanted: list[Wanted]) -> Fetched:
+            return Fetched({w.entry.key: [picture(side, channels=3) for _ in w.indices] for w in wanted})
+
+        plots, note = image_grids(store, found, fetch)
+        return [len(strip.images) for plot in plots for strip in plot.strips], note
+
+    side = math.isqrt(MAX_PIXELS // (2 * 2 * 3))  # two models, an attack each, shown at first and in its list
+    assert count(side) == ([1, 1], "")
+    assert count(side // 2) == ([4, 4], "")
+    assert count(side + 1) == ([], "Some images are left out, to keep the page small.")
 
 
 def test_a_page_without_stored_images_gives_the_reason(store: Store) -> None:
@@ -273,7 +292,7 @@ def test_pictures_are_the_evaluated_images_with_the_models_predictions(attacked:
     ((key, pictures),) = fetched.strips.items()
     samples = attacked.samples(key)
     assert attacked.job(key).attack.name == "fgsm"
-    assert 1 <= len(pictures) <= 3
+    assert 1 <= len(pictures) <= MAX_IMAGES
     images = load_digits().images / 16
     assert all(np.abs(images - shown.clean).max((1, 2)).min() < 0.01 for shown in pictures)
     for shown in pictures:
@@ -288,15 +307,6 @@ def test_pictures_are_the_evaluated_images_with_the_models_predictions(attacked:
         assert 0.1 < sure <= 1
     fooled = [p.fooled for p in pictures]
     assert fooled == sorted(fooled, reverse=True)
-
-
-def test_fooled_images_come_first_then_a_robust_one_and_no_misclassified_one() -> None:
-    right, clean = np.array([1, 0, 0, 1, 0, 0], bool), np.array([1, 0, 1, 1, 1, 1])
-    assert _choose(right, clean) == [2, 4, 0]
-    assert _choose(right, None) == [1, 2, 0]
-    assert _choose(~right, np.zeros(6)) == []
-    assert _choose(np.ones(6, bool), None) == [0, 1, 2]
-    assert _choose(np.zeros(2, bool), None) == [0, 1]
 
 
 def test_missing_or_damaged_files_are_reported(attacked: Store, tmp_path: Path) -> None:
@@ -338,8 +348,7 @@ def test_the_command_shows_images_unless_asked_not_to(bench: Bench, attacked: St
     (drawn,) = Path("figures").glob("images-*.svg")
     assert (drawn.with_suffix(".png")).read_bytes().startswith(b"\x89PNG")
     assert drawn.with_suffix(".csv").read_text().startswith("defense,attack,test image,true class")
-    (curve,) = Path("figures").glob("training-*.csv")
-    assert curve.read_text().startswith("defense,seed,key,epoch,loss")
+    assert not list(Path("figures").glob("training-*"))  # two epochs
     assert bench(*words, "--no-images").code == 0
     page = Path("page.html").read_text()
     assert "data:image/png" not in page
@@ -370,5 +379,5 @@ def test_twenty_defenses_fit_into_two_megabytes(store: Store) -> None:
         return Fetched({one.entry.key: [noisy_picture(generator) for _ in range(3)] for one in wanted})
 
     page = html(store, fetch)
-    assert page.count("<image") >= 54
+    assert page.count("<img") >= 54
     assert len(page.encode()) < 2_000_000
