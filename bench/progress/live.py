@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,10 +57,10 @@ def waiting(console: Console, mode: str, what: str) -> Iterator[None]:
 
 def _screen(console: Console, drawn: Callable[[], RenderableType]) -> Live:
     """What is drawn anew four times a second, and removed at the end."""
-    # redirected, sys.stdout would be rich's proxy of our Screen, and rich's own escapes would pass the filter
-    return Live(
-        console=console, get_renderable=drawn, transient=True, redirect_stdout=False, redirect_stderr=False
-    )  # fmt: skip
+    # redirected, sys.stdout would be rich's proxy of our Screen, and rich's own escapes would pass the filter; lines of
+    # stderr go above what is drawn, which would otherwise not be removed whole
+    own = sys.stderr.isatty()
+    return Live(console=console, get_renderable=drawn, transient=True, redirect_stdout=False, redirect_stderr=own)
 
 
 class View:

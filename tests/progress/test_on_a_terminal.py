@@ -123,5 +123,6 @@ def test_ctrl_c_says_what_each_job_has_kept(tmp_path: Path) -> None:
     said = " ".join(plain(output(words, tmp_path, "xterm-256color", 80, stop="epoch [1-9]", code=130)))
     kept = r"training standard seed 0.*?: \d+ of 2000 epochs kept"
     assert re.search(kept, said), said[-500:]
+    assert re.search("stopping: (1 job|2 jobs) may save", said)
     assert "Resume with:" in said
     assert re.search("stopped   " + kept, " ".join(plain(output(("status",), tmp_path, "xterm-256color", 80))))
