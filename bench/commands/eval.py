@@ -77,7 +77,7 @@ def prepare_model(
     model: ModelOptions, options: Options, data_dir: Path | None
 ) -> tuple[Matrix, ImportJob, Path | None]:
     """Options -> the import of the model and its evaluations. Raises in one line; writes nothing."""
-    spec, root, notes = to_spec(options, datasets.data_root(data_dir))
+    spec, root, notes = to_spec(options, datasets.data_root(data_dir), stochastic=model.randomised)
     if spec.train.model_fields_set or any(entry.set for entry in spec.defenses):
         raise ValueError("--set of `bench eval` is for attacks, such as pgd.steps=40; --arch-set for the architecture")
     datasets.check(spec.data.name, root, explicit=data_dir is not None)

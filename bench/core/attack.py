@@ -67,7 +67,7 @@ class Evaluation(Method):
     - `norms`: norms that it supports.
     - `kind`: "bounded" by eps, or "minimal" (searches for the smallest perturbation).
     - `needs_smoothed`: applies only to models that can certify.
-    - `needs_draws`: applies only to stochastic models.
+    - `needs_draws`: applies only to stochastic models; `needs_determinism`: only to others.
     - `needs_images`: works on adversarial images that the attack named by its setting `source` made for other rows.
     - `uses_budgets`: one job covers all budgets, which the planner passes as its setting `budgets`.
     - `uses_noise_model`: uses the model's noise distribution in closed form, so that averaging over draws (`eot`) does
@@ -85,6 +85,7 @@ class Evaluation(Method):
     kind: ClassVar[Literal["bounded", "minimal"]] = "bounded"
     needs_smoothed: ClassVar[bool] = False
     needs_draws: ClassVar[bool] = False
+    needs_determinism: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
     uses_budgets: ClassVar[bool] = False
     uses_noise_model: ClassVar[bool] = False
@@ -101,6 +102,8 @@ class Evaluation(Method):
             return "needs a smoothed classifier"
         if self.needs_draws and not model.stochastic:
             return "needs a stochastic model; this one is deterministic"
+        if self.needs_determinism and model.stochastic:
+            return "needs a deterministic model; this one is stochastic"
         return None
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 SAME = 1e-9  # means over seeds that differ by less are equal up to rounding
 _Z95 = 1.959963984540054
+_Z975 = 2.241402727604947
 
 
 def wilson(hits: int, n: int, z: float = _Z95) -> tuple[float, float]:
@@ -23,6 +24,13 @@ def wilson(hits: int, n: int, z: float = _Z95) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
+def audited_interval(hits: int, n: int, unjudged: float) -> tuple[float, float]:
+    """95 % interval of a share where a share `unjudged` of the n may be hits wrongly (a bound that holds with 97.5 %):
+    the Wilson interval of the hits, at 97.5 % so that the two errors share the 5 %, and lower by the bound."""
+    low, high = wilson(hits, n, _Z975 if unjudged else _Z95)
+    return max(low - unjudged, 0.0), high
+
+
 def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
     """One-sided exact lower bound of a share: holds with probability >= 1 - alpha (Clopper and Pearson 1934)."""
     if n <= 0 or not 0 <= hits <= n:
@@ -32,6 +40,11 @@ def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
     from scipy.special import betaincinv
 
     return float(betaincinv(hits, n - hits + 1, alpha))
+
+
+def clopper_pearson_upper(hits: int, n: int, alpha: float) -> float:
+    """One-sided exact upper bound of a share; see `clopper_pearson_lower`."""
+    return 1.0 - clopper_pearson_lower(n - hits, n, alpha)
 
 
 def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, float]:

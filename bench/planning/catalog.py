@@ -63,6 +63,8 @@ class Plugin(PluginSource):
         """The kinds of models that an attack applies to."""
         if self.constant("needs_smoothed", False):
             return ("smoothed",)
+        if self.constant("needs_determinism", False):
+            return ("deterministic",)
         stochastic = ("randomised", "smoothed")
         return stochastic if self.constant("needs_draws", False) else ("deterministic", *stochastic)
 

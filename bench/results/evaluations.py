@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.core.epsilon import Epsilon
-from bench.core.stats import wilson
+from bench.core.stats import audited_interval, clopper_pearson_upper
 from bench.planning.evaluations import RANDOMISED_REVISION
 from bench.planning.job import EvaluateJob
 from bench.records.record import Record, evaluation_metrics
@@ -52,6 +52,8 @@ class EvaluationResult:
     low: float = math.nan
     high: float = math.nan
     median_distance: float = math.nan
+    audited: int | None = None
+    unjudged: float = 0.0
     measures: str | None
     measured: float = math.nan
     test_hash: str | None = None
@@ -151,12 +153,13 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     its reason; accuracy, low, high: share in [0,1] and its 95 % Wilson interval, NaN unless done; median_distance:
     over the images that are correct without an attack, to what a minimal-norm attack found; inf if it found nothing
     for half of them;
-    measures, measured: for an evaluation that does not measure robustness, the measured column and its mean, which
-    appear in no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image; train_seconds,
-    seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net; inference_ms: per image;
-    peak_memory_mb: of the training, on the GPU or else resident; device: of the attack; train_device, commit, dirty;
-    workers, attack_workers: above 1 the times of the training, or of the attack, shared the machine; recipe, epochs,
-    deploys, train_state.
+    audited: how many survivors of a screen the full suite judged, and unjudged: bound on the share that it would break
+    of the others; measures, measured: for an evaluation that does not measure robustness, the measured column and its
+    mean, which appear in no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image;
+    train_seconds, seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net;
+    inference_ms: per image; peak_memory_mb: of the training, on the GPU or else resident; device: of the attack;
+    train_device, commit, dirty; workers, attack_workers: above 1 the times of the training, or of the attack, shared
+    the machine; recipe, epochs, deploys, train_state.
     """
     import pandas as pd
 
@@ -234,14 +237,16 @@ def _with_result(store: Store, e: EvaluationResult) -> EvaluationResult:
     try:
         if e.measures:
             return replace(e, measured=float(store.samples(e.key)[e.measures].mean()))
-        samples = store.samples(e.key, ("index", "correct", "broken_at", "distance"))
+        samples = store.samples(e.key, ("index", "correct", "broken_at", "distance", "audited", "screened"))
         if "index" not in samples:
             raise ValueError(f"the samples of {e.key} have no column index; run the job again")
         correct = correct_at(samples, 0.0 if math.isnan(e.eps_value) else e.eps_value)
         hits, n = int(correct.sum()), len(correct)
-        low, high = wilson(hits, n)
+        audited, unjudged = _audit(samples, correct)
+        low, high = audited_interval(hits, n, unjudged)
+        distance = _median_distance(store, e.key, samples)
         return replace(
-            e, accuracy=hits / n, low=low, high=high, median_distance=_median_distance(store, e.key, samples)
+            e, accuracy=hits / n, low=low, high=high, median_distance=distance, audited=audited, unjudged=unjudged
         )
     except (LookupError, OSError, ValueError) as problem:
         return replace(e, state="unreadable", reason=str(problem))
@@ -256,3 +261,16 @@ def _median_distance(store: Store, key: str, samples: dict[str, Any]) -> float:
     clean = store.samples(key, ("clean",))["clean"]
     asked = clean.astype(bool) & ~np.isnan(samples["distance"])
     return float(np.median(samples["distance"][asked])) if asked.any() else math.nan
+
+
+def _audit(samples: dict[str, Any], correct: np.ndarray[Any, Any]) -> tuple[int | None, float]:
+    """Of a suite that judged `audited` survivors of a screen: their number, and a bound on the share of all images that
+    are `screened` only and that it would break (one-sided, 97.5 %, exact whatever the screen is)."""
+    if "audited" not in samples:
+        return None, 0.0
+    audited, screened = int(samples["audited"].sum()), int(samples["screened"].sum())
+    if not screened:
+        return audited, 0.0
+    broken = int((samples["audited"] & ~correct).sum())
+    share = clopper_pearson_upper(broken, audited, 0.025) if audited else 1.0
+    return audited, screened / len(correct) * share

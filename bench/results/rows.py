@@ -24,6 +24,8 @@ from bench.soundness.checks import Finding, Verdict
 if TYPE_CHECKING:
     import numpy as np
 
+AUDITED = 100  # images that the full suite must judge where it judges a sample
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -220,7 +222,10 @@ def _pick(entries: list[EvaluationResult]) -> ByAttack:
 
 
 def _is_autoattack(entry: EvaluationResult, settings: dict[str, Any]) -> bool:
-    """The suite of its authors in full; `rand` and custom suites have their own column only."""
+    """The suite of its authors in full, or in its law; `rand` and custom suites have their own column only."""
+    if entry.attack == "autoattack_fast":
+        enough = not entry.unjudged or (entry.audited or 0) >= AUDITED
+        return settings.get("mode", "full") == "full" and enough
     return entry.attack == "autoattack" and settings.get("version", "standard") in ("standard", "plus")
 
 

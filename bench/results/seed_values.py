@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from bench.core.stats import mean_std, wilson
+from bench.core.stats import audited_interval, mean_std
 from bench.results.evaluations import EvaluationResult
 
 MEDIAN = "median: distance in the norm of eps, over images right when clean, to what was found; inf if nothing was"
@@ -19,13 +19,15 @@ class SeedValues:
     """A share in [0,1] for each training seed.
 
     `n`: how many images the shares are over. `absent`: (state, reason) of the seeds without a value. `distance`: of a
-    minimal-norm attack, the median distance for each seed.
+    minimal-norm attack, the median distance for each seed. `unjudged`: where a suite judged a sample of the images that
+    survived a screen, a bound (97.5 %) on the share of all images that it would break and that count as robust.
     """
 
     values: dict[int, float] = field(default_factory=dict)
     n: int = 0
     absent: dict[int, tuple[str, str]] = field(default_factory=dict)
     distance: dict[int, float] = field(default_factory=dict)
+    unjudged: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -46,8 +48,11 @@ class SeedValues:
         return replace(self, values={seed: v for seed, v in self.values.items() if seed in seeds})
 
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the mean over n images; seeds share their images, so they do not increase n."""
-        return wilson(round(self.mean * self.n), self.n) if self.values else (math.nan, math.nan)
+        """95 % Wilson interval of the mean over n images; seeds share their images, so they do not increase n.
+        It contains the error of `unjudged`."""
+        if not self.values:
+            return math.nan, math.nan
+        return audited_interval(round(self.mean * self.n), self.n, self.unjudged)
 
     def median(self) -> str:
         """`median 0.43` (mean over seeds) for a minimal-norm attack; otherwise empty."""
@@ -74,6 +79,7 @@ def seed_accuracies(found: dict[int, EvaluationResult]) -> SeedValues:
         values={seed: e.accuracy for seed, e in done.items()},
         n=min((e.n for e in done.values()), default=0),
         absent={seed: (e.state, e.reason or "") for seed, e in found.items() if seed not in done},
+        unjudged=max((e.unjudged for e in done.values()), default=0.0),
         distance={seed: e.median_distance for seed, e in done.items() if not math.isnan(e.median_distance)},
     )
 

@@ -85,7 +85,8 @@ def better(leader: Row, row: Row) -> bool:
     found = difference(leader.accuracy.robust, row.accuracy.robust) if same_images(leader, row) else None
     if found is None:
         return leader.accuracy.worst.interval()[0] > row.accuracy.worst.interval()[1]
-    return found.significant and found.difference > 0
+    unjudged = leader.accuracy.worst.unjudged
+    return found.significant and found.difference > 0 and (not unjudged or found.low > unjudged)
 
 
 def same_images(a: Row, b: Row) -> bool:

@@ -82,7 +82,8 @@ def worst_case(store: Store, picked: ByAttack, seeds: tuple[int, ...], eps: floa
     if n == 0:
         return none("no shared images", "no prefix of the test set is shared")
     accuracy, single = (SeedValues({s: float(of.mean()) for s, of in by.items()}, n) for by in (robust, share))
-    return WorstCase(replace(accuracy, absent=absent), single, keys, robust, share)
+    unjudged = max(by[seed].unjudged for by in attacks.values() for seed in keys)
+    return WorstCase(replace(accuracy, absent=absent, unjudged=unjudged), single, keys, robust, share)
 
 
 def _complete_seeds(

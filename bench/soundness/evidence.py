@@ -125,6 +125,8 @@ class Attacked:
 def stages(name: str, settings: dict[str, Any], deploys: str) -> tuple[str, ...]:
     """The attacks of an AutoAttack suite in order, as they ran: for a stochastic model the suite is `rand`, unless the
     stages were named. Empty for any other attack."""
+    if name == "autoattack_fast":
+        return _STAGES["standard"]
     if name != "autoattack":
         return ()
     version = settings.get("version", "standard")

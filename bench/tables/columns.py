@@ -113,6 +113,7 @@ def cell_text(row: Row, cell: SeedValues | None, show: Callable[[float], str] = 
     # AutoAttack always runs its suite `rand` on a stochastic model
     notes = ["rand"] if cell is row.accuracy.autoattack and row.deploys != "deterministic" else []
     notes += [cell.median()] if cell.distance else []
+    notes += ["audited"] if cell.unjudged else []
     notes += [f"std {show(cell.std)}"] if len(cell.values) > 1 else []
     if cell.n != row.accuracy.worst.n or not row.accuracy.worst.values:
         notes.append(f"n={cell.n}")

@@ -9,14 +9,39 @@ import pytest
 from scipy.stats import binom, binomtest, bootstrap
 
 from bench.core.stats import (
+    audited_interval,
     bootstrap_difference,
     clopper_pearson_lower,
+    clopper_pearson_upper,
     independent_difference,
     mcnemar,
     mean_std,
     paired_difference,
     wilson,
 )
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 60), (0, 100), (3, 100), (100, 100)])
+def test_the_upper_bound_is_scipys(hits: int, n: int) -> None:
+    exact = binomtest(hits, n, alternative="less").proportion_ci(0.95).high
+    assert clopper_pearson_upper(hits, n, 0.05) == pytest.approx(exact)
+
+
+def test_the_interval_of_an_audit_covers_both_errors() -> None:
+    """A suite breaks a share p of what survives a screen; 100 of these are judged. The interval holds the share that is
+    robust to the suite in 95 % of the runs, also where the screen misses just so much that the audit rarely sees it."""
+    draw, n, inside = np.random.default_rng(0), 1000, 0
+    truth, missed = 0.6, 0.03  # robust to the suite; of the survivors of the screen, broken by the suite
+    for _ in range(2000):
+        robust = draw.binomial(n, truth)
+        survivors = robust + draw.binomial(n - robust, truth * missed / (1 - missed) / (1 - truth))
+        if draw.hypergeometric(survivors - robust, robust, 100):
+            low, high = audited_interval(robust, n, 0.0)  # the suite judges all
+        else:
+            unjudged = (survivors - 100) / n * clopper_pearson_upper(0, 100, 0.025)
+            low, high = audited_interval(survivors, n, unjudged)
+        inside += low <= truth <= high
+    assert inside / 2000 >= 0.95
 
 
 @pytest.mark.parametrize("n", [50, 200, 1000])

@@ -66,15 +66,29 @@ def test_without_options_there_is_a_default_matrix_with_notes() -> None:
     spec = made()
     assert (spec.data.name, [str(eps) for eps in spec.threat.eps]) == ("digits", ["0.1"])
     assert [d.name for d in spec.defenses] == ["standard", "noisy", "pgd_at"]
-    assert [a.name for a in spec.attacks][-1] == "autoattack"
+    assert [a.name for a in spec.attacks][-1] == "autoattack_fast"
     told = notes()
     for word in (
         "dataset digits",
         "defenses standard, noisy, pgd_at",
         "eps 0.1",
-        "pgd (loss=cw), autoattack",  # its batch size is no part of its name
+        "pgd (loss=cw), autoattack_fast (audit=100) (AutoAttack: a screen, then all of it on 100 of",
     ):
         assert word in told
+
+
+@pytest.mark.parametrize("other", [{"norm": "L2"}, {"defense": ["noisy,rse"]}, {"defense": ["smoothing"]}])
+def test_the_packages_autoattack_is_the_default_where_the_fast_one_does_not_apply(other: dict[str, Any]) -> None:
+    names = [attack.name for attack in made(**other).attacks]
+    assert "autoattack" in names
+    assert "autoattack_fast" not in names
+    assert "a screen" not in notes(**other)
+
+
+def test_the_packages_autoattack_is_the_default_for_a_stochastic_model_of_the_users() -> None:
+    spec, _, told = to_spec(Options(defense=["standard"]), ROOT, stochastic=True)
+    assert [attack.name for attack in spec.attacks][-1] == "autoattack"
+    assert "a screen" not in " ".join(told)
 
 
 def test_the_baseline_is_added_once_and_can_be_left_out() -> None:

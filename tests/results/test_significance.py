@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from factories import STANDARD, all_rows, draws, evaluated, full, only, trained
 
-from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
+from bench.core.stats import bootstrap_difference, mcnemar, paired_difference, wilson
 from bench.records.store import Store
 from bench.results.significance import difference, same_images
+from bench.tables.columns import cell_text
 from bench.tables.ranking import ranked
 
 
@@ -34,6 +35,45 @@ def test_a_row_shares_the_rank_of_a_leader_that_is_not_significantly_better(stor
     attacked(store, "six", broken(1000, range(506)))
     attacked(store, "last", broken(1000, range(507)))
     assert ranks(store) == [("1", "best"), ("1", "five"), ("3", "six"), ("3", "last")]
+
+
+def screened(n: int, audited: int, survivors: int) -> dict[str, Any]:
+    """Columns of a suite that judged the first `audited` of the images that survived its screen."""
+    place = np.arange(n)
+    return {"audited": place < audited, "screened": (place >= audited) & (place < survivors)}
+
+
+def fast(store: Store, name: str, hits: int, audited: int, **settings: Any) -> None:
+    correct = [1] * hits + [0] * (1000 - hits)
+    settings = {"mode": "full", "audit": audited, **settings}
+    evaluated(store, trained(store, name), "autoattack_fast", correct, settings, columns=screened(1000, audited, hits))
+
+
+def test_a_row_whose_suite_judged_a_sample_is_better_only_beyond_what_the_sample_leaves_open(store: Store) -> None:
+    """0 of 100 broken leave 3.6 % of the 400 others open: 1.4 points."""
+    fast(store, "audited", 500, 100)
+    attacked(store, "near", broken(1000, range(490, 1000)))
+    attacked(store, "far", broken(1000, range(470, 1000)))
+    rows = {row.method: row for row in all_rows(store)}
+    worst = rows["audited"].accuracy.worst
+    assert worst.unjudged == pytest.approx(0.4 * 0.0362, rel=0.01)
+    assert worst.interval()[0] < 0.46 < wilson(500, 1000)[0]
+    assert ranks(store) == [("1", "audited"), ("1", "near"), ("3", "far")]
+    assert "(audited" in cell_text(rows["audited"], rows["audited"].accuracy.autoattack)
+    assert "audited" not in cell_text(rows["near"], rows["near"].accuracy.autoattack)
+
+
+@pytest.mark.parametrize(
+    ("audited", "settings", "ranks_as_autoattack"),
+    [(100, {}, True), (99, {}, False), (500, {}, True), (0, {"audit": 0}, False), (100, {"mode": "quick"}, False)],
+)
+def test_a_suite_counts_as_autoattack_if_it_judged_all_or_100(
+    store: Store, audited: int, settings: dict[str, Any], ranks_as_autoattack: bool
+) -> None:
+    fast(store, "model", 500, audited, **settings)
+    row = only(store)
+    assert bool(row.accuracy.autoattack.values) == ranks_as_autoattack
+    assert bool(row.provisional) != ranks_as_autoattack
 
 
 def test_what_counts_is_the_images_not_the_accuracies(store: Store) -> None:

@@ -1,0 +1,113 @@
+"""What the attacks of `autoattack_fast` share: rows (an image and a target class), found images, streams of numbers.
+
+Many rows go through the net in one pass. Rows of images that are broken leave at once, since their verdict is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.classifier import predicted
+from bench.core.rng import seed
+from bench.core.threat import Threat
+
+SHRINK = 0.9  # rows are gathered anew once less than this share of them is left
+
+Note = Callable[[float], None]  # reports the share of a stage that is done
+
+
+class Found:
+    """The images under attack (b c h w), their labels, and the adversarial image of each that is broken.
+
+    `number`: the attack under way, counted from 1; `stage`: that which broke each image, -1 for none.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
+        self.model, self.x, self.y, self.threat = model, x, y, threat
+        self.x_adv = x.clone()
+        self.stage = torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
+        self.number = 0
+
+    @property
+    def robust(self) -> Tensor:
+        """Images that nothing has broken, bool of shape b."""
+        return self.stage < 0
+
+    def before(self, number: int) -> Tensor:
+        """Images that no attack before this one broke; the same before and after a restart."""
+        return (self.stage < 0) | (self.stage >= number)
+
+    def offer(self, image: Tensor, candidates: Tensor, hit: Tensor) -> None:
+        """Take the candidates (r c h w) of rows where `hit` holds, one for each robust image. Each is verified by a
+        pass of its own through the model, inside ball and box by float64."""
+        hit = hit & self.robust[image]
+        if not bool(hit.any()):
+            return
+        rows = hit.nonzero().squeeze(1)
+        first = torch.full((len(self.x),), len(image), device=rows.device).scatter_reduce(
+            0, image[rows], rows, "amin", include_self=True
+        )
+        rows = first[first < len(image)]
+        images, points = image[rows], candidates[rows].detach()
+        centers = self.x[images].double()
+        inside = (points.double() - centers).abs().flatten(1).amax(1) <= self.threat.radius * (1 + 1e-6)
+        inside &= (points.flatten(1).amin(1) >= 0) & (points.flatten(1).amax(1) <= 1)
+        with torch.no_grad():
+            inside &= predicted(self.model(points)) != self.y[images]
+        self.x_adv[images[inside]] = points[inside]
+        self.stage[images[inside]] = self.number
+
+
+@dataclass
+class Rows:
+    """Rows of one pass. `image`: index of each row's image; `target`: its target class, None for untargeted rows;
+    `rank`: place of the target among the wrong classes."""
+
+    image: Tensor
+    rank: Tensor
+    target: Tensor | None
+
+    def split(self, size: int) -> list[Rows]:
+        """Parts of at most `size` rows."""
+        targets = [None] * len(self.image) if self.target is None else list(self.target.split(size))
+        parts = zip(self.image.split(size), self.rank.split(size), targets, strict=False)
+        return [Rows(image, rank, target) for image, rank, target in parts]
+
+    def kept(self, keep: Tensor) -> Rows:
+        """The rows where `keep` holds."""
+        return Rows(self.image[keep], self.rank[keep], None if self.target is None else self.target[keep])
+
+
+def targeted(found: Found, images: Tensor, logits: Tensor, ranks: int) -> Rows:
+    """Rows of images and their `ranks` most likely wrong classes; the most likely class of all images comes first, so
+    that rows of images which it breaks never start."""
+    order = logits.argsort(dim=1, descending=True)
+    wrong = order[order != found.y[images][:, None]].view(len(images), -1)[:, :ranks]
+    rank = torch.arange(wrong.shape[1], device=images.device).repeat_interleave(len(images))
+    return Rows(images.repeat(wrong.shape[1]), rank, wrong.T.flatten())
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] in the memory layout of `x`."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return x[rows].contiguous(memory_format=layout)
+
+
+def uniforms(shape: tuple[int, ...], key: int, rows: Rows) -> Tensor:
+    """Numbers in [0, 1) of this shape for each row, from a stream of its own: `key`, image and rank of the target
+    determine it, so that batches, shards and restarts change nothing."""
+    drawn = torch.empty((len(rows.image), *shape))
+    for place, (image, rank) in enumerate(zip(rows.image.tolist(), rows.rank.tolist(), strict=True)):
+        torch.rand(shape, generator=torch.Generator().manual_seed(seed(key, image, rank)), out=drawn[place])
+    return drawn.to(rows.image.device)
+
+
+def arithmetic(precision: str, x: Tensor) -> AbstractContextManager[object]:
+    """Context of gradient passes: bfloat16 where it is asked for, else that of the model."""
+    return torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
