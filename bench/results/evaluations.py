@@ -87,7 +87,7 @@ class Unreadable:
 
 
 class Evaluations(NamedTuple):
-    """What `evaluations` found, each part ordered by data set, defense, seed and key."""
+    """What `evaluations` found, each part ordered by data set, defense, seed, attack and key."""
 
     readable: list[EvaluationResult]
     unreadable: list[Unreadable]
@@ -132,7 +132,7 @@ def evaluations(store: Store, keys: Iterable[str] | None = None) -> Evaluations:
             readable += _evaluations(store, facts, key)
         except (LookupError, ValueError) as problem:
             unreadable.append(Unreadable(key, str(problem)))
-    readable.sort(key=lambda e: (e.dataset, e.defense_label, e.seed, e.key))
+    readable.sort(key=lambda e: (e.dataset, e.defense_label, e.seed, e.attack_label, e.key))
     return Evaluations(readable, sorted(unreadable, key=lambda e: e.key))
 
 

@@ -32,21 +32,36 @@ def flags(row: Row) -> str:
     found: dict[str, str] = {}
     for finding in grave(row):
         found.setdefault(finding.code, f"{finding.code} {finding.level}")
+    missing = open_checks(row)
+    if len(missing) <= FEW:
+        found |= {code: f"{code} not checked" for code in missing if code not in found}
+    return ", ".join(found.values()) or ("not checked" if missing else "none")
+
+
+def open_checks(row: Row) -> dict[str, str]:
+    """Why checks have no answer that the verdict needs, by code; empty unless the row is NOT CHECKED."""
+    if row.verdict != "NOT CHECKED":
+        return {}
     answered = {finding.code for finding in row.findings if finding.level != "not checked"}
-    open_ = sorted(required(row) - answered, key=lambda code: int(code[1:])) if row.verdict == "NOT CHECKED" else []
-    if len(open_) <= FEW:
-        found |= {code: f"{code} not checked" for code in open_ if code not in found}
-    return ", ".join(found.values()) or ("not checked" if open_ else "none")
+    why = {finding.code: finding.note for finding in row.findings if finding.level == "not checked"}
+    return {code: why.get(code, "") for code in sorted(required(row) - answered, key=lambda code: int(code[1:]))}
 
 
 def verdict_text(row: Row) -> str:
-    """Verdict and what it rests on in one cell: `FLAG (C15, C24)`, `OK (images not kept)`."""
+    """Verdict and what it rests on in one cell: `FLAG (C15, C24)`, `OK (images not kept)`; behind NOT CHECKED the
+    checks that were not made, `NOT CHECKED (C6; flag C24)`."""
     about = list(dict.fromkeys(finding.code for finding in grave(row)))
     if row.verdict == "OK" and any(f.code == "C16" and NOT_KEPT in f.note for f in row.findings):
         about = [NOT_KEPT]
     if row.verdict == "FLAG" and row.accuracy.unlearned:
         about.append(f"seed {', '.join(map(str, row.accuracy.unlearned))} did not learn")
-    return row.verdict + (f" ({', '.join(about)})" if about else "")
+    text = ", ".join(about)
+    if row.verdict == "NOT CHECKED":
+        missing = open_checks(row)
+        text = "; ".join(
+            filter(None, (", ".join(missing) if len(missing) <= FEW else "", f"flag {text}" if text else ""))
+        )
+    return row.verdict + (f" ({text})" if text else "")
 
 
 def order(row: Row) -> tuple[int, bool, float, str, str]:
@@ -87,6 +102,20 @@ def titles(rows: Iterable[Row]) -> list[str]:
     codes = {finding.code for row in rows for finding in grave(row)}
     known = [f"{code} {check.title}" for code, check in CHECKS.items() if code in codes]
     return [f"flags, checks not passed: {'; '.join(known)} (bench explain CODE says more)"] if known else []
+
+
+def not_made(rows: Iterable[Row]) -> list[str]:
+    """One line per reason why checks have no answer that a verdict needs: the checks, the reason, the rows."""
+    lines: dict[str, dict[str, None]] = {}
+    for row in rows:
+        by_reason: dict[str, list[str]] = {}
+        for code, why in open_checks(row).items():
+            by_reason.setdefault(why, []).append(code)
+        for why, codes in by_reason.items():
+            few = len(codes) <= FEW
+            named = ", ".join(f"{code} {CHECKS[code].title}" for code in codes) if few else f"{len(codes)} checks"
+            lines.setdefault(f"not checked: {named}: {why or 'no audit'}", {})[row.method] = None
+    return [f"{line} ({', '.join(methods)})" for line, methods in lines.items()]
 
 
 def reasons(rows: Iterable[Row]) -> list[str]:

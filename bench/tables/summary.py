@@ -12,7 +12,7 @@ from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
 from bench.tables import measures
-from bench.tables.ranking import UNRANKED, reasons, titles, verdict_text
+from bench.tables.ranking import UNRANKED, not_made, reasons, titles, verdict_text
 from bench.tables.text import decimals, percent
 
 MATRIX_RADII = (0.25, 0.5)
@@ -43,7 +43,7 @@ def matrix(store: Store, keys: Iterable[str]) -> Summary:
     held_out = any(e.split == "validation" for e in readable)
     notes = [
         *(["evaluated on validation images: nothing here is a test result"] if held_out else []),
-        *_matrix_notes(found),
+        *_matrix_notes(found, accuracies),
         *left_out(store, readable, found),
         *measures.notes(known),
         *(f"{e.key}: unreadable: {e.reason}" for e in known.unreadable),
@@ -113,14 +113,13 @@ def _short(row: Row, cell: SeedValues | None) -> str:
     return f"{percent(cell.mean, 1)} ±{50 * (high - low):.1f}{median}{seeds}"
 
 
-def _matrix_notes(found: list[Row]) -> list[str]:
+def _matrix_notes(found: list[Row], accuracies: dict[str, Callable[[Row], SeedValues | None]]) -> list[str]:
     sizes: dict[str, set[int]] = {}
-    for row in found:
-        cells = {"clean": row.accuracy.clean, **row.accuracy.attacks, "worst case": row.accuracy.worst}
-        cells |= {"certified": next(iter(row.accuracy.certified.values()), SeedValues())}
-        for name, cell in cells.items():
+    for name, value in sorted(accuracies.items(), key=lambda each: each[0] == "worst case"):  # stable
+        for cell in filter(None, map(value, found)):
             if cell.values:
-                sizes.setdefault(name, set()).add(cell.n)
+                # certificates at all radii are over the same images
+                sizes.setdefault("certified" if name.startswith("certified ") else name, set()).add(cell.n)
     shown = ", ".join(f"{name} {'/'.join(map(str, sorted(n)))}" for name, n in sizes.items())
     notes = [f"percent ± half a 95 % interval; images: {shown}"] if shown else []
     if any(row.accuracy.acr.values for row in found):
@@ -141,7 +140,7 @@ def _matrix_notes(found: list[Row]) -> list[str]:
     for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
-    return [*notes, *different_n(found), *titles(found), *reasons(found), *failures(found)]
+    return [*notes, *different_n(found), *titles(found), *not_made(found), *reasons(found), *failures(found)]
 
 
 def _certificate(row: Row, cell: SeedValues | None) -> str:

@@ -40,7 +40,7 @@ from bench.soundness.checks import Check, Finding
 from bench.soundness.evidence import Column, on_shared, worst_of
 from bench.soundness.verdicts import judged_rows
 from bench.tables.leaderboard import markdown, write_leaderboard
-from bench.tables.ranking import flags, unreliable, verdict_text
+from bench.tables.ranking import flags, not_made, open_checks, unreliable, verdict_text
 from bench.tables.summary import matrix
 
 
@@ -511,6 +511,10 @@ def test_what_was_not_measured_is_not_checked(store: Store, write: Any, code: st
     assert finding(row, code).level == "not checked"
     assert why in finding(row, code).note
     assert re.search(rf"\| NOT CHECKED \| ({code} )?not checked \|", markdown(store))
+    few = len(open_checks(row)) == 1
+    assert verdict_text(row) == ("NOT CHECKED (" + code + ")" if few else "NOT CHECKED")
+    (line,) = [line for line in not_made([row]) if why in line]
+    assert (f"{code} {CHECKS[code].title}" in line) == few
 
 
 def test_an_audit_without_images_leaves_earlier_findings(store: Store) -> None:
@@ -715,10 +719,15 @@ def test_the_matrix_uses_the_audits_among_its_jobs_only(store: Store) -> None:
     train = trained(store, "pgd_at")
     keys = [evaluated(store, train, "clean", right(0.9)), *attacked(store, train)]
     audits = [audited(store, train), audited(store, train, evaluations=tuple(keys[1:]))]
-    header, (line,), _, _ = matrix(store, keys)
+    header, (line,), notes, _ = matrix(store, keys)
     assert line[header.index("verdict")] == "NOT CHECKED"
-    header, (line,), _, _ = matrix(store, [*keys, *audits])
+    assert [note for note in notes if re.fullmatch(r"not checked: \d+ checks: no audit \(pgd_at\)", note)], notes
+    columns = [notes[0].index(f" {name} ") for name in header[header.index("verdict") + 1 : -2]]
+    assert columns == sorted(columns), notes[0]  # listed in the order of the columns
+    assert len(columns) > 2
+    header, (line,), notes, _ = matrix(store, [*keys, *audits])
     assert line[header.index("verdict")] == "OK"
+    assert not [note for note in notes if "not checked" in note]
 
 
 def draws(correct: Images, vote: Images) -> dict[str, Any]:
