@@ -42,6 +42,7 @@ class AutoAttack(Attack):
     settings_added_later: ClassVar[tuple[str, ...]] = ("block_size",)
     unnamed_settings: ClassVar[tuple[str, ...]] = ("batch_size",)
     needed_classes: ClassVar[dict[str, int]] = {"apgd-t": 4, "apgd-dlr": 3}
+    needed_side: ClassVar[dict[str, int]] = {"L2": 5, "L1": 5}  # Square's first pattern has 5x5 tiles
     test_settings: ClassVar[dict[str, Any]] = {"version": "custom", "attacks_to_run": ["apgd-ce"], "eot": 1}
 
     version: Literal["standard", "plus", "rand", "custom"] = "standard"

@@ -28,6 +28,7 @@ class Square(Attack):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     cost: ClassVar[str] = "100F to n_queries F"
     revision: ClassVar[int] = 1
+    needed_side: ClassVar[dict[str, int]] = {"L2": 5}  # its first pattern has 5x5 tiles
     test_settings: ClassVar[dict[str, Any]] = {"n_queries": 20}
 
     n_queries: Annotated[int, Gt(0)] = 5000

@@ -75,6 +75,7 @@ class Evaluation(Method):
     - `block`: images evaluated together, the unit of seeds, checkpoints and shards; a setting `block_size` overrides
       it.
     - `needed_classes`: by a value of a setting (such as a loss), how many classes it needs if more than two.
+    - `needed_side`: by norm, how many pixels the sides of an image need.
     - `unnamed_settings`: settings that names in tables leave out, since they change speed and random seeds only.
     - `metric`: for an evaluation that does not measure robustness, the column whose mean is reported. It then has no
       column `correct`, and is no part of accuracies, worst case or rank.
@@ -91,6 +92,7 @@ class Evaluation(Method):
     uses_noise_model: ClassVar[bool] = False
     block: ClassVar[int] = 500
     needed_classes: ClassVar[dict[str, int]] = {}
+    needed_side: ClassVar[dict[str, int]] = {}
     unnamed_settings: ClassVar[tuple[str, ...]] = ()
     metric: ClassVar[str] = ""
 

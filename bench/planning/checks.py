@@ -33,6 +33,12 @@ def check_counts(spec: Spec, facts: datasets.Facts) -> None:
     for attack in spec.attacks:
         for settings in attack.combinations():
             _check_classes(attack.name, settings, facts)
+        side = catalog.get("attacks", attack.name).constant("needed_side", {}).get(spec.threat.norm, 1)
+        if facts.size < side:
+            raise ValueError(
+                f"attack {attack.name} in {spec.threat.norm} needs images of at least {side}x{side} pixels, "
+                f"{facts.name} has {facts.size}x{facts.size}; leave it out or resize (data.size)"
+            )
     data = spec.data
     if data.test is not None and data.test > facts.test:
         raise ValueError(

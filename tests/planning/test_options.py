@@ -344,6 +344,19 @@ def test_a_loss_of_more_classes_is_refused_in_the_plan(tmp_path: Path, attack: d
         plan(build(values), root)
 
 
+@pytest.mark.parametrize("attack", ["square", "autoattack"])
+def test_squares_in_l2_are_refused_on_images_that_hold_none(tmp_path: Path, attack: str) -> None:
+    """The pattern that they start from has tiles of a fifth of the side: 0 pixels where it is 4."""
+    two_classes(tmp_path / "few")
+    name, root = place(f"folder:{tmp_path / 'few'}", ROOT)
+    values = {"defenses": ["standard"], "attacks": [attack]}
+    for size, norm in ((4, "Linf"), (5, "L2")):
+        plan(build({**values, "data": {"name": name, "size": size}, "threat": {"norm": norm, "eps": ["0.1"]}}), root)
+    small = build({**values, "data": {"name": name, "size": 4}, "threat": {"norm": "L2", "eps": ["0.1"]}})
+    with pytest.raises(ValueError, match=f"attack {attack} in L2 needs images of at least 5x5 pixels, .* has 4x4"):
+        plan(small, root)
+
+
 @pytest.mark.parametrize(
     ("typed", "read"),
     [
