@@ -2,9 +2,12 @@
 
 AutoAttack's standard ensemble (Croce and Hein 2020, arXiv 2003.01690) for Linf and deterministic models, in our own
 code: the budgets are the package's, a row is an image with a target class, and a row leaves the pass once its image is
-broken. `mode=full` has the law of the package (docs/performance.md tells how that was tested), with other random
-numbers. `mode=quick` also leaves rows without hope early, and is no AutoAttack where a gradient is exactly zero: then
-all runs in full.
+broken. `mode=full` has the law of the package (tests/attacks/test_autoattack_fast.py compares attack by attack), with
+other random numbers. In `mode=quick` rows without hope leave early, by limits that were set on three nets: no row of
+the tables takes it for AutoAttack. Where a gradient is exactly zero, none leaves.
+
+Differs from the package in FAB, which judges a point by the next gradient pass (a pass less a step, distances as
+small), and in Square, where each image draws squares of its own instead of sharing them with its batch.
 
 `audit=m` screens all images by targeted APGD-DLR on three targets, in quick mode, and runs the full suite on m random
 images of those that survive. If it breaks none, the share of the other survivors that it would break has an exact
