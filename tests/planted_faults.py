@@ -59,6 +59,7 @@ def main() -> int:
     chosen = random.sample(chosen, options.sample) if options.sample else chosen
     commit = _commit()
     known = _known(options.record, None if options.keep else commit)
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads do not survive a fork
     for name in PRELOADED:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
@@ -182,7 +183,7 @@ def _start(task: Task, copy: Path) -> int:
         os.dup2(log, 2)
         here = {str(ROOT), str(ROOT / "tests")}
         sys.path[:] = [str(copy), *(path for path in sys.path if path not in here)]
-        os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
         del sys.modules["fault_table"]
         code = int(

@@ -80,6 +80,8 @@ def test_clean_errors_are_not_attacked_and_not_robust() -> None:
         y = (model.predict(x) + (torch.arange(20) % 2)) % 3
     found = _Nothing(Threat("Linf", Epsilon("8/255"))).evaluate(model, x, y, Context(0))
     assert found.columns["correct"].tolist() == found.columns["clean"].tolist() == [i % 2 == 0 for i in range(20)]
+    moved = _RandomStart(Threat("Linf", Epsilon("8/255"))).evaluate(model, x, y, Context(0))
+    assert (moved.columns["size"] > 0).tolist() == moved.columns["clean"].tolist()
 
 
 class _RandomStart(Attack):

@@ -99,6 +99,17 @@ def test_check_tells_the_worst_numbers() -> None:
         threat.check(x, x[:1])
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_check_allows_rounding_and_not_a_thousandth_of_eps(norm: Norm) -> None:
+    threat, x = Threat(norm, Epsilon("0.2")), torch.full((3, 1, 2, 2), 0.5, dtype=torch.float64)
+    edge = threat.radius * threat.steepest_direction(
+        torch.tensor([1.0, 2.0, -3.0, 4.0]).double().expand(3, 4).view(x.shape)
+    )
+    threat.check(x, x + (1 + 1e-6) * edge)
+    with pytest.raises(ValueError, match=f"leave the {norm} ball"):
+        threat.check(x, x + 1.001 * edge)
+
+
 def test_warm_up_scales_the_ball() -> None:
     threat = Threat("L2", Epsilon("0.5"))
     assert threat.scaled(0.5).radius == pytest.approx(0.25)

@@ -168,6 +168,15 @@ def test_without_the_guard_the_ruin_stays() -> None:
     assert not any(name.startswith("good.") for name in defense.state_dict())
 
 
+def test_the_guard_allows_a_fall_by_less_than_the_largest_one() -> None:
+    defense, model = FastAT(threat(), max_drop=1.0), net()
+    updater = _Wrecks(model)
+    _epochs(defense, model, updater, 0, 3)
+    updater.ruin = True
+    _epochs(defense, model, updater, 3, 5, steps=1)
+    assert defense.metrics(model)["guard_stopped"] == 0
+
+
 def test_a_sound_run_is_not_disturbed_by_the_guard() -> None:
     runs = []
     for guard in (True, False):

@@ -234,6 +234,25 @@ def test_jobs_are_packed_by_memory_and_the_first_of_a_kind_has_a_device_alone() 
     ]  # 0 is kept until it is empty
 
 
+def test_a_device_is_shared_again_after_a_job_that_was_alone() -> None:
+    places = SlotPool(slots("auto", None, None, ["0"], lambda: TWO))
+    alone = places.take(None)
+    assert alone is not None
+    assert take(places, 10.0) == [None]
+    places.give(alone)
+    assert take(places, 10.0, 10.0) == ["0", "0"]
+
+
+def test_two_different_jobs_without_a_success_between_them_bench_a_device() -> None:
+    places = SlotPool(slots("auto", None, None, ["0"], lambda: TWO))
+    assert [places.broke("0", key) for key in ("a", "a")] == [False, False]
+    places.well("0")
+    assert not places.broke("0", "b")
+    assert places.usable
+    assert places.broke("0", "c")
+    assert not places.usable
+
+
 def test_a_small_device_takes_small_jobs_and_a_large_job_is_not_starved() -> None:
     both = slots("auto", None, None, ["0", "5"], lambda: EIGHT)
     assert take(SlotPool(both), 50_000.0, 50_000.0, 5_000.0) == ["0", None, "5"]

@@ -367,6 +367,8 @@ def test_evaluations_on_validation_images_share_the_training() -> None:
     assert held_out_job.n == 200
     (limited,) = evaluations(one(data={**data, "split": "validation", "test": 50}))
     assert limited.n == 50
+    (as_many,) = evaluations(one(data={**data, "test": 50}))
+    assert as_many.key != limited.key  # though they differ in the images only
 
 
 @pytest.mark.parametrize(

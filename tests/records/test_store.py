@@ -215,6 +215,7 @@ def test_samples_come_back_and_damaged_ones_are_refused(store: Store) -> None:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"samples\.npz does not match its record; run the job again"):
             store.samples(JOB.key)
+        assert not store.intact(JOB.key)
     path.unlink()
     with pytest.raises(ValueError, match="does not match its record"):
         store.samples(JOB.key)

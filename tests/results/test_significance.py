@@ -10,7 +10,7 @@ from factories import STANDARD, all_rows, draws, evaluated, full, only, trained
 
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference, wilson
 from bench.records.store import Store
-from bench.results.significance import difference, same_images
+from bench.results.significance import better, difference, same_images
 from bench.tables.columns import cell_text
 from bench.tables.ranking import ranked
 
@@ -82,6 +82,14 @@ def test_what_counts_is_the_images_not_the_accuracies(store: Store) -> None:
     attacked(store, "other", broken(1000, range(200, 710)))  # as many fewer, but others
     # sorted by accuracy, then by name
     assert ranks(store) == [("1", "best"), ("1", "other"), ("3", "same")]
+
+
+def test_only_the_higher_of_two_rows_is_better(store: Store) -> None:
+    attacked(store, "high", broken(1000, range(500)))
+    attacked(store, "low", broken(1000, range(600)))
+    rows = {row.method: row for row in all_rows(store)}
+    assert better(rows["high"], rows["low"])
+    assert not better(rows["low"], rows["high"])
 
 
 def test_a_group_is_measured_by_its_leader_not_by_its_last_row(store: Store) -> None:

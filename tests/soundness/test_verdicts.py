@@ -891,6 +891,17 @@ def test_certified_accuracy_may_exceed_attacked_accuracy_within_their_intervals(
     assert (found.level, found.value) == ("ok", pytest.approx(0.04))
 
 
+def test_a_certificate_counts_up_to_its_own_radius(store: Store) -> None:
+    train = trained(store, "smoothing", eps=None, deploys="smoothed")
+    radius = np.where(np.arange(200) % 2, 0.6, 0.4)
+    evaluated(store, train, "certify", [1] * 200, columns={"radius": radius})
+    evaluated(
+        store, train, "eot", right(0.7, 200), norm="L2", eps="0.5", columns=draws(right(0.7, 200), right(0.7, 200))
+    )
+    found = finding(only(store), "C25")
+    assert (found.level, found.value) == ("ok", pytest.approx(0.5 - 0.7))
+
+
 def test_square_is_not_credited_with_clean_errors(store: Store) -> None:
     train = trained(store, "pgd_at")
     evaluated(store, train, "clean", [0] * 100 + [1] * 900)

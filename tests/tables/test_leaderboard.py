@@ -141,13 +141,13 @@ def test_clean_and_certify_stand_in_every_eps_row(store: Store) -> None:
 def test_certified_accuracy_at_radii_of_ones_own(store: Store, tmp_path: Path, bench: Bench) -> None:
     for seed, last in ((0, 0.82), (1, 0.4)):
         train = trained(store, seed=seed, deploys="smoothed")
-        columns = {"radius": np.array([0.1, 0.502, last, 3.0], dtype=np.float64)}
+        columns = {"radius": np.array([0.1, 128 / 255, last, 3.0], dtype=np.float64)}
         evaluated(store, train, "certify", [1, 1, 1, 0], columns=columns)
     outcome = bench("leaderboard", "--results-dir", store.root, "--radii", "0.45,128/255", "--output", "board.md")
     assert outcome.code == 0, outcome.err
     (line,) = csv.DictReader((store.root / "tables" / "leaderboard.csv").read_text().splitlines())
     shown = {name: float(value) for name, value in line.items() if "ertified" in name}
-    mean = (0.1 + 0.502 + (0.82 + 0.4) / 2) / 4
+    mean = (0.1 + 128 / 255 + (0.82 + 0.4) / 2) / 4
     wanted = {"certified L2 0.45": 0.375, "certified L2 0.501961": 0.375, "average certified L2 radius": mean}
     assert shown == pytest.approx(wanted)
     board = Path("board.md").read_text()
