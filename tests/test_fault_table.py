@@ -28,6 +28,14 @@ def test_no_fault_is_planted_twice() -> None:
     assert len({(fault.file, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS) >= 60
 
 
+def test_the_page_cites_the_stored_run() -> None:
+    record = json.loads((ROOT / "benchmarks/results/planted_faults.json").read_text(encoding="utf-8"))
+    (commit,) = {entry["commit"] for entry in record["faults"]}
+    page = " ".join((ROOT / "docs/reliability.md").read_text(encoding="utf-8").split())
+    assert f"(commit {commit}): {record['found']} of {record['planted']} found" in page
+    assert record["found"] >= record["planted"] - 3
+
+
 @pytest.mark.slow
 def test_three_of_them_drawn_at_random_are_found(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
