@@ -95,10 +95,11 @@ def check_attack(cls: type[Evaluation]) -> list[Result]:
         if issubclass(cls, Attack) or getattr(cls, "uses_budgets", False):
             checks |= {"images are inside ball and pixel box": run.is_feasible}
             checks |= {"robust accuracy at eps 0 is clean accuracy": run.zero_budget}
-        for name, each in checks.items():
-            results.append(_result(f"{name} ({run.norm}, {run.kind})", each, cls, method))
-            if "first" not in vars(run):  # it raised, and would again in all that follows
-                return results
+        case = f"({run.norm}, {run.kind})"
+        ran = _result(f"runs on a batch {case}", run.runs, cls, method)
+        if not ran.ok:  # it would raise again in all that follows
+            return [*results, ran]
+        results += [_result(f"{name} {case}", each, cls, method) for name, each in checks.items()]
     return results
 
 

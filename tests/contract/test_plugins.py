@@ -194,7 +194,7 @@ class _Training(_Touching):
     [
         (_Touching, "leaves the model unchanged"),
         (_Training, "leaves the model unchanged"),
-        (_Overshooting, "images are inside ball and pixel box"),
+        (_Overshooting, "runs on a batch"),
         (_Unseeded, "same seed, same bits"),
     ],
 )
