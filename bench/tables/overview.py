@@ -18,6 +18,8 @@ from bench.tables.text import percent
 
 COST = "Training cost (F, × standard)"
 SINGLE, RADIUS = "Single draw", "Certified radius"
+# not of a checkpoint of someone else's, where it is unknown
+WEIGHTS = {"last epoch": "weights of the last epoch", "validation": "weights of the epoch best on validation images"}
 
 
 def header(section: Section) -> list[str]:
@@ -54,7 +56,7 @@ def caption(section: Section, *, times: bool = True) -> str:
         ("Architecture {}", lambda row: row.model),
         ("recipe {}", recipe_text),
         ("trained at eps {}", lambda row: row.train_eps.replace("–", "")),
-        ("weights of the {}", lambda row: row.provenance.selected),
+        ("{}", lambda row: WEIGHTS.get(row.provenance.selected, "")),
         ("clean on {} images", lambda row: str(row.accuracy.clean.n or "")),
     ]
     told = [common(text, [show(row) for row in rows]) for text, show in facts]

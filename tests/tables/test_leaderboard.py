@@ -758,6 +758,15 @@ def test_what_was_judged_on_validation_images_is_in_the_frame_but_never_ranked(s
     assert "validation" not in told["test"]
 
 
+def test_the_caption_says_which_epoch_the_weights_are_of(store: Store, tmp_path: Path) -> None:
+    evaluated(
+        store, trained(store, data={"validation": 100}, metrics={"best_epoch": 1}), "clean", [1] * 9, weights="best"
+    )
+    path = tmp_path / "leaderboard.md"
+    write_leaderboard(store, path, tmp_path)
+    assert "; weights of the epoch best on validation images; clean on 9 images." in path.read_text()
+
+
 def test_golden_leaderboard(store: Store, tmp_path: Path) -> None:
     golden_store(store)
     path = tmp_path / "leaderboard.md"
