@@ -20,6 +20,7 @@ from bench.data import datasets
 from bench.data.images import load, to_float
 from bench.jobs.evaluation_job import run_evaluation
 from bench.jobs.load_checkpoint import fill, read
+from bench.jobs.progress_file import ProgressFile
 from bench.planning.typed import ModelOptions, Options
 from bench.records.record import Record, TrainMetrics, audit_findings
 from bench.records.store import Store
@@ -351,9 +352,9 @@ def test_nothing_is_claimed_of_how_a_checkpoint_was_trained_or_chosen(bench: Ben
     words = ("--attack", "clean,fgsm", "--eps", "0.1", "--n", 20)
     assert evaluate(bench, checkpoint, *ARCH, *words).code == 0
     assert bench("leaderboard", "--output", "board.md").code == 0
-    header, line = (
-        text.split(" | ") for text in Path("board.md").read_text().splitlines() if " | " in text and "--" not in text
-    )
+    overview, columns = Path("board.md").read_text().split("<summary>All columns</summary>")
+    assert "recipe imported; clean on 20 images" in overview  # and nothing about the weights between them
+    header, line = (text.split(" | ") for text in columns.splitlines() if " | " in text and "--" not in text)
     assert line[header.index("Extra data")] == "unknown"
     assert line[header.index("Selected on")] == "unknown"
     assert '"additional_data": null' in Path("results/tables/leaderboard.json").read_text()
@@ -381,8 +382,6 @@ def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    from rich.console import Console
-
     from bench.commands.eval import _clean
     from bench.planning.typed import ModelOptions
     from bench.planning.user_models import import_job
@@ -397,7 +396,7 @@ def test_a_claim_counts_as_borne_out_within_a_point_or_the_interval(
         (100, 0.8, 0.868, False),
         (100, 0.8, 0.71, False),
     ):
-        said = _clean(what, TrainMetrics(clean_accuracy=accuracy, clean_n=n), claim, Console(quiet=True), "quiet")
+        said = _clean(what, TrainMetrics(clean_accuracy=accuracy, clean_n=n), claim, "quiet")
         assert (said is None) == fits, (n, claim, said)
 
 
@@ -582,6 +581,7 @@ def test_the_audit_of_an_imported_model_discloses_a_memory_of_the_test_set(
     store = Store(Path("results"))
     store.add(of_model)
     monkeypatch.setattr(audit_model, "MEASURES", {"C30": audit_model.MEASURES["C30"]})
-    record = run_evaluation(store, of_model, Path(), torch.device("cpu"), lambda values: None, None)
+    report = ProgressFile(Path("progress.json"), "cpu")
+    record = run_evaluation(store, of_model, Path(), torch.device("cpu"), report, None)
     levels = {finding.level for finding in audit_findings(record)}
     assert levels == ({"ok", "U"} if part == "test" else {"ok"})
