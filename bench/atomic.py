@@ -164,14 +164,15 @@ def read_json(path: Path) -> Any:
         return parse_json(file.read())
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, finite: bool = True) -> Any:
     """The value of a JSON text.
 
-    Raises ValueError for what is not JSON, has more than DEEPEST levels, or holds a number that is not finite, an
-    integer of more than 64 bits or half a surrogate pair.
+    Raises ValueError for what is not JSON, has more than DEEPEST levels, or holds a number that is not finite (unless
+    `finite` is false), an integer of more than 64 bits or half a surrogate pair.
     """
+    number = _finite if finite else float
     try:
-        values = json.loads(data.decode(), parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        values = json.loads(data.decode(), parse_int=_integer, parse_float=number, parse_constant=number)
         _refuse_deep(values, DEEPEST)
     except RecursionError:
         raise ValueError(_DEEP) from None

@@ -29,11 +29,11 @@ def read(store: Store, key: str) -> list[Line]:
         data = store.read(key, LOG) or b""
     for text in data.splitlines():
         try:
-            line = parse_json(text)
+            line = parse_json(text, finite=False)
         except ValueError:
             continue
         if isinstance(line, dict):
-            numbers = {name: float(v) for name, v in line.items() if type(v) in (int, float)}
+            numbers = {name: float(v) for name, v in line.items() if type(v) in (int, float) and math.isfinite(v)}
             if "epoch" in numbers:
                 found.append(numbers)
     return found
