@@ -65,8 +65,10 @@ def _check(job: Job) -> None:
     else:
         threats = list(job.threats) if isinstance(job, AuditJob) else [job.threat]
         first, last = (0, job.n) if isinstance(job, AuditJob) else job.range
-        if not job.needs or not 0 <= first < last <= job.n:
-            raise ValueError("it names no training" if not job.needs else f"n is {job.n}")
+        if not job.needs:
+            raise ValueError("it names no training")
+        if not 0 <= first < last <= job.n:
+            raise ValueError(f"its images are {first} to {last} of {job.n}")
     chosen = job.defense if isinstance(job, ModelJob) else None if isinstance(job, AuditJob) else job.attack
     for eps in [*(threat.eps for threat in threats if threat), *(_budgets(chosen) if chosen else [])]:
         Epsilon(eps)

@@ -158,6 +158,14 @@ def test_a_field_of_another_type_is_damage_that_names_file_and_field(store: Stor
     assert [entry["reason"] for entry in store.quarantined()] == [damage]
 
 
+@pytest.mark.parametrize(("first", "last"), [(1, 3), (1, 1), (-1, 2)])
+def test_a_shard_of_images_that_its_evaluation_lacks_is_refused(store: Store, first: int, last: int) -> None:
+    shard = toy_job("shard", {"n": 2, "images": [first, last]}, (JOB.key,))
+    store.add(shard)
+    with pytest.raises(ValueError, match=rf"its images are {first} to {last} of 2\); `bench run` writes it again"):
+        store.job(shard.key)
+
+
 def test_every_committed_record_is_written_as_it_was_read() -> None:
     """A record that is read and written again has equal JSON: no field is lost, added or converted."""
     packs = [Pack(path) for path in sorted((TESTS.parent / "results").glob("*.zip"))]
