@@ -11,6 +11,7 @@ import json
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import driver
@@ -72,9 +73,13 @@ def test_f03_a_driver_killed_while_it_resumes_can_always_resume(server: Any, tmp
     print(f"F3: {made} kills during a resume, {twice} times two in a row")
 
 
-@pytest.mark.parametrize(("code", "size"), [(errno.ENOSPC, 300), (errno.EFBIG, 3 * 2**20), (errno.EDQUOT, 300)])
+@pytest.mark.parametrize(
+    ("code", "size", "needed"),
+    [(errno.ENOSPC, 300, "300 bytes"), (errno.EFBIG, 3 * 2**20, "3 MB"), (errno.EDQUOT, 5 * 2**10, "5 KB")],
+)
+@pytest.mark.parametrize(("free", "left"), [(0, "0 bytes"), (340 * 2**20, "340 MB"), (75 * 2**30, "75.0 GB")])
 def test_f09_a_full_disk_names_path_need_and_free_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, size: int, needed: str, free: int, left: str
 ) -> None:
     path = tmp_path / "record.json"
     path.write_text("old")
@@ -83,12 +88,11 @@ def test_f09_a_full_disk_names_path_need_and_free_space(
         raise OSError(code, "full")
 
     monkeypatch.setattr(atomic.os, "replace", refuse)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(OSError, match="cannot write") as error:
         write_atomic(path, lambda file: file.write(b"x" * size))
-    needed = "300 bytes are needed" if size == 300 else "3 MB are needed"
     assert f"cannot write {path}: " in str(error.value)
-    assert f"; {needed}, " in str(error.value)
-    assert " MB are free there. Make room and run the same command again" in str(error.value)
+    assert f"; {needed} are needed, {left} are free there. Make room and run the same command again" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
     assert path.read_text() == "old"
 

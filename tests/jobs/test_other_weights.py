@@ -204,7 +204,7 @@ def test_only_what_names_other_weights_is_done_again(tmp_path: Path) -> None:
     weights = {weights_file("last"): "last", weights_file("best"): "best"}
     train = toy_job("train", {"seed": 0})
     last, best = (toy_job("evaluate", {"n": 1, "weights": which}, (train.key,)) for which in ("last", "best"))
-    parts = [toy_job("shard", {"n": 1, "weights": "last", "images": [k, k + 1]}, (train.key,)) for k in (0, 1)]
+    parts = [toy_job("shard", {"n": 2, "weights": "last", "images": [k, k + 1]}, (train.key,)) for k in (0, 1)]
     whole = toy_job("evaluate", {"n": 2, "weights": "last"}, (train.key,), tuple(part.key for part in parts))
     audit = toy_job("audit", {"n": 1, "weights": "last"}, (train.key, last.key))
     jobs = [train, last, best, *parts, whole, audit]

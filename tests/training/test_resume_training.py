@@ -183,7 +183,7 @@ def test_a_resumed_epoch_continues_its_number_and_seconds(tmp_path: Path, monkey
     done = train(job, data, tmp_path / "train.jsonl", reports.append, checkpointer)
     assert 100 < done.metrics.seconds_per_epoch < 120
     earlier = reports[0].pop("earlier")
-    assert reports[0] == {"epoch": 2, "epochs": 3, "share": (1 + 2 / STEPS) / 3}
+    assert reports[0] == {"epoch": 2, "epochs": 3, "step": 2, "steps": STEPS, "share": (1 + 2 / STEPS) / 3}
     assert 0 < earlier < 100  # of the clock, which the change above leaves alone
 
 
