@@ -318,8 +318,10 @@ def test_f19_a_broken_plug_in_hurts_itself_alone(
     outcome = bench(*tiny(*plugins, "--no-check", defense="frail,plain"))
     assert outcome.code == 1
     assert states(RESULTS) == {**OTHERS, **expected}
-    errors = [r.error for _, r in Store(RESULTS).records() if r.state == "error"]
-    assert [(e.type, e.message) for e in errors] == [("RuntimeError", "broken on purpose")]
+    (error,) = [r.error for _, r in Store(RESULTS).records() if r.state == "error"]
+    lines = (tmp_path / "frail.py").read_text().splitlines()
+    (line,) = [number for number, text in enumerate(lines, 1) if "raise RuntimeError" in text]
+    assert (error.type, error.message) == ("RuntimeError", f"broken on purpose ({tmp_path.name}/frail.py:{line})")
     assert "Traceback" not in outcome.out + outcome.err
 
 
