@@ -36,6 +36,7 @@ def drive(root: Path) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and those of nohup to this one
     folder = Path(sys.argv[1])
     Store(folder / "results").prepare()
     cli.app = lambda: sys.exit(drive(folder))

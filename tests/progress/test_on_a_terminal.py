@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 RUN = (
-    *("run", "--defense", "standard,logit_squeezing", "--attack", "clean,fgsm", "--n", "20", "--epochs", "1"),
-    *("--train-n", "200", "--checks", "off", "--device", "cpu"),
+    # trainings of a second or more, as the table is drawn four times a second
+    *("run", "--defense", "standard,logit_squeezing", "--attack", "clean,fgsm", "--n", "20", "--epochs", "30"),
+    *("--checks", "off", "--device", "cpu"),
 )
 
 

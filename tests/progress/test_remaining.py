@@ -150,6 +150,7 @@ def test_a_run_uses_records_of_its_device(bench: Bench, tmp_path: Path, monkeypa
     record(results, on_gpu, device="GPU y", train_seconds=1e7)
     record(results, replace(judged, needs=(on_gpu.key,)), device="GPU y", attack_seconds=1e7)
     monkeypatch.setattr(live, "LINE_EVERY", (0.0, 0.0))  # plain lines at every tick
+    monkeypatch.setattr("bench.executors.driver.TICK", 0.01)  # of which the shortest job has several
     shown = bench(*tiny(*plugins, "--seeds", "1", attack="clean")).out
     lines = [line for line in shown.splitlines() if "] time left about " in line]
     assert lines
