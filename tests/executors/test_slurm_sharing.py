@@ -36,9 +36,10 @@ from bench.core.defense import Batch, Defense, Losses
 class Counted(Defense):
     uses_threat: ClassVar[bool] = False
     def loss(self, net: nn.Module, batch: Batch, adv: Any) -> Losses:
-        with Path(__file__).with_suffix(".seen").open("a") as file:
-            file.write(".")
-        time.sleep(0.03)
+        if len(batch.x) > 2:  # no trial step
+            with Path(__file__).with_suffix(".seen").open("a") as file:
+                file.write(".")
+            time.sleep(0.03)
         noise = batch.x.new_empty(batch.x.shape).normal_()
         return {"ce": F.cross_entropy(net(batch.x + 0.1 * noise), batch.y)}
 '''
