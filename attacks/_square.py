@@ -90,7 +90,7 @@ class _Search:
         points = torch.where(high, self.top[rows], self.low[rows])
         images = self.images[rows]
         found = -margin(self.found.model(points), self.found.y[images])
-        self.found.offer(images, points, found <= 0)
+        self.found.offer(images, points, ~(found > 0))  # NaN is an error of the model too
         return found
 
     def run(self, note: Note, leave: list[tuple[int, float]]) -> None:
@@ -123,7 +123,7 @@ class _Search:
         high = self._painted(active[row], queries[row, ahead])
         if len(row):
             margins[row, ahead] = self._margin(active[row], high)
-        better = judged & ((margins < self.least[active][:, None]) | (margins <= 0))
+        better = judged & ((margins < self.least[active][:, None]) | ~(margins > 0))
         taken = better.any(1)
         first = better.int().argmax(1)
         # without acceptance: on behind the last square that was judged, or behind all if fewer than `width` were left

@@ -272,6 +272,18 @@ def test_masked_gradients_are_judged_in_full() -> None:
     assert torch.equal(quick.columns["stage"], full.columns["stage"])
 
 
+def test_an_answer_of_nan_is_an_error_of_the_model() -> None:
+    class Undefined(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = trained()(x)
+            return logits * float("nan")
+
+    ours = found(trained(), 10)
+    ours.model = Undefined()
+    square(ours, torch.arange(len(ours.x)), 1, 100, lambda share: None)
+    assert not bool(ours.robust.any())
+
+
 def test_large_logits_change_nothing() -> None:
     class Large(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
