@@ -148,9 +148,10 @@ class _Run:
 
     def _report(self, name: str, parts: int, done: int, share: float) -> None:
         robust, total = int(self.found.robust.sum()), len(self.found.x)
-        before = len(self.names) - 1
-        shares = before + (done + share) / max(parts, 1)
-        planned = len(STAGES) + (len(STAGES) + 1 if self.settings.audit else 0)
+        shares = len(self.names) - 1 + (done + share) / parts
+        planned = len(STAGES) + (self.settings.audit > 0)
+        if len(self.names) > planned:  # all images go through the suite after the audit
+            planned += len(STAGES)
         self.ctx.report(int(100 * shares), 100 * planned, f"{name}: {robust} of {total} still robust")
 
     def sample(self, count: int) -> Tensor:

@@ -308,6 +308,14 @@ def test_an_audit_judges_random_survivors_of_the_screen() -> None:
     assert not bool(everything["screened"].any())
 
 
+@pytest.mark.parametrize("audit", [0, 2])
+def test_progress_ends_with_the_last_attack(audit: int) -> None:
+    shares: list[float] = []
+    evaluate(trained(), 20, Context(seed=1, report=lambda done, total, note: shares.append(done / total)), audit=audit)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
 def test_one_broken_image_of_the_audit_sends_all_through_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LEAVE, "apgd-t", {1: float("inf")})  # a screen that breaks only what its start breaks
     audited = evaluate(trained(), 60, audit=20).columns
