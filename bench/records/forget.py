@@ -62,8 +62,9 @@ def remove(store: Store, keys: Iterable[str]) -> list[str]:
         if lease is None:
             left.append(key)
             continue
-        # the record first: a kill leaves a job without a result, no damaged one
-        (store.folder(key) / RECORD).unlink(missing_ok=True)
+        (store.folder(key) / RECORD).unlink(
+            missing_ok=True
+        )  # first: a kill leaves a job without result, no damaged one
         shutil.rmtree(store.folder(key))
         lease.release()
     return left
