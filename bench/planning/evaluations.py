@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.core.epsilon import Epsilon
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.job import AuditJob, EvaluateJob, ImportJob, Job, ModelJob, ShardJob
 from bench.planning.job_fields import JobThreat, PluginChoice
-from bench.planning.spec import AttackSpec, Spec
+from bench.planning.spec import EACH, AttackSpec, Spec
 from bench.terminal import counted
 
 # Raised when the engine's results may change. Stochastic models have a number of their own: since 2 the noise draws
@@ -48,7 +49,7 @@ class PlannedAttack:
             return []
         jobs: list[Job] = []
         for weights in _weights(train):
-            for settings, threat in itertools.product(self._settings(), self._threats()):
+            for settings, threat in itertools.product(self._settings(), self._threats(train)):
                 whole = self._job(train, settings, threat, weights)
                 shards = self._shards(whole)
                 jobs += [*shards, replace(whole, parts=tuple(shard.key for shard in shards))]
@@ -64,9 +65,9 @@ class PlannedAttack:
             return []
         made: list[Job] = []
         sources = [job for job in jobs if isinstance(job, EvaluateJob) and job.weights == "last"]
-        for weights, settings, threat in itertools.product(("last", "best"), self._settings(), self._threats()):
-            wanted = [job for job in sources if job.attack.name == settings["source"] and job.threat == threat]
-            for train in (train for train in trains if weights in _weights(train)):
+        for weights, settings, train in itertools.product(("last", "best"), self._settings(), trains):
+            for threat in self._threats(train) if weights in _weights(train) else []:
+                wanted = [job for job in sources if job.attack.name == settings["source"] and job.threat == threat]
                 others = [job for job in wanted if job.model_key != train.key]
                 if others:
                     alone = self._job(train, settings, threat, weights)
@@ -88,14 +89,11 @@ class PlannedAttack:
             found.append(self.plugin.resolve(chosen, "attacks "))
         return found
 
-    def _threats(self) -> list[JobThreat | None]:
+    def _threats(self, train: ModelJob) -> list[JobThreat | None]:
         if not self.plugin.uses_threat:
             return [None]
-        every = self.spec.threat.eps
-        return [
-            JobThreat(self.spec.threat.norm, str(eps))
-            for eps in (every[-1:] if self.plugin.constant("uses_budgets", False) else every)
-        ]
+        every = threats(self.spec, train)
+        return [*(every[-1:] if self.plugin.constant("uses_budgets", False) else every)]
 
     def _job(self, train: ModelJob, settings: dict[str, Any], threat: JobThreat | None, weights: str) -> EvaluateJob:
         data = self.spec.data
@@ -129,6 +127,14 @@ class PlannedAttack:
         return [shard_of(whole, first, last) for first, last in itertools.pairwise(edges)]
 
 
+def threats(spec: Spec, train: ModelJob) -> list[JobThreat]:
+    """What a model is attacked under: every eps of the spec, or with `train_eps: each` the one it was trained at."""
+    every = [JobThreat(spec.threat.norm, str(eps)) for eps in spec.threat.eps]
+    if spec.threat.train_eps != EACH:
+        return every
+    return [threat for threat in every if threat == train.threat] or every
+
+
 def shard_of(whole: EvaluateJob, first: int, last: int) -> ShardJob:
     """The part of an evaluation that covers the images [first, last)."""
     names = [field.name for field in dataclasses.fields(whole) if field.init and field.name != "parts"]
@@ -154,9 +160,9 @@ def transfer_sources(spec: Spec) -> list[str]:
 
 def audits(spec: Spec, facts: datasets.Facts, train: ModelJob, jobs: Sequence[Job]) -> list[AuditJob]:
     """The soundness checks of a training: one audit of the model, one of the images that `jobs` made against it."""
-    threats = tuple(JobThreat(spec.threat.norm, str(eps)) for eps in spec.threat.eps if float(eps) > 0)
+    budgets = tuple(threat for threat in threats(spec, train) if float(Epsilon(threat.eps)) > 0)
     own = [job for job in jobs if isinstance(job, EvaluateJob) and job.model_key == train.key and job.threat]
-    if spec.checks == "off" or spec.data.split == "validation" or not threats or not own:
+    if spec.checks == "off" or spec.data.split == "validation" or not budgets or not own:
         return []
     made = []
     for weights in _weights(train):
@@ -164,7 +170,7 @@ def audits(spec: Spec, facts: datasets.Facts, train: ModelJob, jobs: Sequence[Jo
             engine=IMPORT_AUDIT_REVISION if isinstance(train, ImportJob) else AUDIT_REVISION,
             part="model",
             level=spec.checks,
-            threats=threats,
+            threats=budgets,
             weights=weights,
             n=min(AUDITED[spec.checks], spec.data.test or facts.test),
             seed=train.seed,

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, field_validator, model_validator
 
 from bench.core.epsilon import Epsilon, parse_eps
 from bench.planning.catalog import check_numbers, suggest
 from bench.planning.strict_yaml import read
 
 Name = Annotated[str, Len(1, 200)]
+EACH = "each"
+TrainEps = Annotated[Epsilon | Literal["each"], PlainValidator(lambda value: EACH if value == EACH else Epsilon(value))]
 
 
 def norm_named(value: Any) -> Any:
@@ -73,11 +75,12 @@ class ModelSpec(_Strict):
 
 
 class ThreatSpec(_Strict):
-    """`eps`: the budgets of the attacks. `train_eps`: that of adversarial training (default: the largest `eps`)."""
+    """`eps`: the budgets of the attacks. `train_eps`: that of adversarial training (default: the largest `eps`); `each`
+    trains once for each `eps` and attacks that training at this eps only."""
 
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     eps: Annotated[list[Epsilon], Len(1)]
-    train_eps: Epsilon | None = None
+    train_eps: TrainEps | None = None
 
     _norm = field_validator("norm", mode="before")(norm_named)
 
@@ -89,7 +92,7 @@ class ThreatSpec(_Strict):
     @model_validator(mode="after")
     def _possible(self) -> ThreatSpec:
         self.eps = sorted({parse_eps(eps, self.norm) for eps in self.eps})
-        if self.train_eps is not None:
+        if self.train_eps is not None and self.train_eps != EACH:
             parse_eps(self.train_eps, self.norm)
         return self
 

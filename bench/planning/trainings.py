@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.core.epsilon import Epsilon, parse_eps
+from bench.core.epsilon import parse_eps
 from bench.data import datasets
 from bench.planning import catalog
 from bench.planning.job import TrainJob
 from bench.planning.job_fields import DataChoice, JobThreat, PluginChoice
 from bench.planning.recipes import check_recipe, recipe
-from bench.planning.spec import DefenseSpec, ModelSpec, Spec
+from bench.planning.spec import EACH, DefenseSpec, ModelSpec, Spec, TrainEps
 
 # raised when the results of the training code may change; a changed comment must not invalidate a week of training
 TRAIN_REVISION = 1
@@ -33,11 +33,13 @@ class PlannedDefense:
 
     def trainings(self, model: ModelSpec, seed: int) -> list[TrainJob]:
         """One job for each combination of settings and each `train_eps`. Raises LookupError or ValueError."""
-        budgets: Sequence[Epsilon | None] = self.entry.train_eps or [self.spec.threat.train_eps]
+        threat = self.spec.threat
+        shared = threat.eps if threat.train_eps == EACH and self.plugin.uses_threat else [threat.train_eps]
+        budgets: Sequence[TrainEps | None] = self.entry.train_eps or shared
         chosen = self.entry.combinations()
         return [self._job(model, settings, train_eps, seed) for settings in chosen for train_eps in budgets]
 
-    def _job(self, model: ModelSpec, chosen: dict[str, Any], train_eps: Epsilon | None, seed: int) -> TrainJob:
+    def _job(self, model: ModelSpec, chosen: dict[str, Any], train_eps: TrainEps | None, seed: int) -> TrainJob:
         spec, architecture = self.spec, catalog.get("models", model.name)
         training = recipe(spec, self.facts, model.name, self.plugin.constant("recipe", {}))
         settings = self.plugin.resolve(chosen, "defenses ")
@@ -55,7 +57,7 @@ class PlannedDefense:
             seed=seed,
         )
 
-    def _threat(self, train_eps: Epsilon | None) -> JobThreat | None:
+    def _threat(self, train_eps: TrainEps | None) -> JobThreat | None:
         """The threat to train against: at `train_eps`, or else at the largest eps of the attacks."""
         norm, norms = self.spec.threat.norm, self.plugin.norms
         if not self.plugin.uses_threat:

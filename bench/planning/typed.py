@@ -27,7 +27,9 @@ class Options:
     eps: Annotated[list[str], typer.Option(help="Budgets of the attacks, such as 8/255 or 0.1,0.2.")] = field(
         default_factory=list
     )
-    train_eps: Annotated[str | None, typer.Option(help="Budget of the training (default: the largest --eps).")] = None
+    train_eps: Annotated[
+        str | None, typer.Option(help="Budget of the training, or each (default: the largest --eps).")
+    ] = None
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training (default: the recipe's).")] = None
     seeds: Annotated[list[str], typer.Option(help="Such as 0,1,2.")] = field(default_factory=list)
     n: Annotated[int | None, typer.Option(help="Test images of each attack (default: 1000, or all if fewer).")] = None

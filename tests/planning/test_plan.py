@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bench.planning import catalog, trainings
 from bench.planning import evaluations as evaluation_planner
 from bench.planning import job as job_module
-from bench.planning.job import Job
+from bench.planning.job import AuditJob, EvaluateJob, Job, TrainJob
 from bench.planning.job_json import from_json, job_of
 from bench.planning.plan import plan
 from bench.planning.schema import NewerSchemaError
@@ -200,6 +200,37 @@ def test_training_takes_the_largest_budget_and_train_eps_replaces_it() -> None:
     assert budgets(threat={"eps": "8/255", "train_eps": "0.01"}) == ["0.01"]
     several = [{"name": "trades", "train_eps": ["2/255", "4/255"]}]
     assert budgets(threat={"eps": "8/255", "train_eps": "0.01"}, defenses=several) == ["2/255", "4/255"]
+
+
+def test_each_trains_at_every_budget_and_attacks_a_training_at_its_own_only() -> None:
+    threat = {"eps": ["2/255", "8/255"], "train_eps": "each"}
+    defenses = ["standard", "trades", {"name": "pgd_at", "train_eps": "4/255"}]
+    attacks = ["clean", "fgsm", "pgd", {"name": "transfer", "set": {"source": "pgd"}}]
+    found = jobs(one(threat=threat, defenses=defenses, attacks=attacks, checks="quick"))
+    trained = {
+        job.key: (job.defense.name, job.threat.eps if job.threat else None)
+        for job in found
+        if isinstance(job, TrainJob)
+    }
+    assert [*trained.values()] == [
+        ("standard", None), ("trades", "2/255"), ("trades", "8/255"), ("pgd_at", "4/255")
+    ]  # fmt: skip
+    attacked: dict[Any, set[tuple[str, str]]] = {name: set() for name in trained.values()}
+    audited: dict[Any, set[str]] = {name: set() for name in trained.values()}
+    for job in found:
+        if isinstance(job, EvaluateJob) and job.threat:
+            attacked[trained[job.model_key]].add((job.attack.name, job.threat.eps))
+        elif isinstance(job, AuditJob):
+            audited[trained[job.model_key]] |= {threat.eps for threat in job.threats}
+    every = {(name, eps) for name in ("fgsm", "pgd", "transfer") for eps in ("2/255", "8/255")}
+    assert attacked[("standard", None)] == every
+    assert attacked[("pgd_at", "4/255")] == every  # trained at none of the budgets
+    for eps in ("2/255", "8/255"):
+        assert attacked[("trades", eps)] == {(name, at) for name, at in every if at == eps}
+        assert audited[("trades", eps)] == {eps}
+    # the same trainings and evaluations as by a list, which has more
+    listed = keys(one(threat={"eps": threat["eps"]}, defenses=[{"name": "trades", "train_eps": ["2/255", "8/255"]}]))
+    assert set(keys(one(threat=threat))) < set(listed)
 
 
 def test_an_entry_cannot_train_in_pixel_units() -> None:
