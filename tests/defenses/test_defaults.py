@@ -19,6 +19,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "mart": {"beta": 5, "steps": 10, "rel_step_size": Fraction(7, 31), "start": "normal", "attack_bn_mode": "eval"},
     "fast_at": {"variant": "fgsm_rs", "rel_step_size": None, "noise": 2, "max_drop": 0.2, "attack_bn_mode": "train"},
     "free_at": {"replays": 8, "rel_step_size": 1},
+    "gradalign": {"lam": 0.2, "attack_bn_mode": "train"},
     "awp": {"base": {"name": "trades"}, "gamma": 5e-3, "warmup": Fraction(10, 200)},
     "rat": {"beta": 6, "w0": 1, "w1": 0.2, "w2": 0.2, "steps": 10, "rel_step_size": Fraction(2, 8), "start": "normal"},
     "rat_release": {
@@ -40,6 +41,7 @@ RECIPES = {  # learning rate, weight decay, epochs, batch
     "mart": (0.01, 3.5e-3, 120, 128),
     "fast_at": (0.2, 5e-4, 15, 128),
     "free_at": (0.04, 5e-4, 10, 128),
+    "gradalign": (0.3, 5e-4, 30, 128),
     "awp": (0.1, 5e-4, 200, 128),
     "rat": (0.1, 5e-4, 200, 128),
     "rat_release": (0.1, 5e-4, 200, 128),

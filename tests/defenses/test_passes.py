@@ -35,6 +35,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("at_mixture", {}, 3, 2, 8),
     ("fast_at", {}, 2, 2, 5),
     ("free_at", {}, 8, 8, 24),
+    ("gradalign", {}, 3, 4, 11),  # the gradient at the random point is differentiated again
     ("robust_training", {}, 2, 2, 5),
     ("lsa", {}, 2, 4, 7),  # K + 3
     ("pni", {}, 9, 9, 20),
