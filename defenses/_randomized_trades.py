@@ -1,4 +1,4 @@
-"""What `rat` and `rat_release` share: TRADES on a noisy copy of the weights, and the features of the last layer."""
+"""What `rat`, `rat_sampled` and `rat_release` share: noise on the weights, and the features of the last layer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
+from bench.core.weights import layer_weights, shifted
 from defenses.trades import TRADES
 
 NoiseKind = Literal["gaussian", "uniform", "laplace"]
@@ -19,7 +20,7 @@ NoiseKind = Literal["gaussian", "uniform", "laplace"]
 
 @dataclass
 class RandomizedTRADES(TRADES):
-    """Base of the two readings of randomized adversarial training (Jin et al. 2023, CVPR, arXiv 2303.10653)."""
+    """Base of the readings of randomized adversarial training (Jin et al. 2023, CVPR, arXiv 2303.10653)."""
 
     adaptive_attacks: ClassVar[str] = "standard attacks are adaptive: its weights are perturbed in training only"
     recipe: ClassVar[dict[str, Any]] = {
@@ -53,6 +54,15 @@ def noise_like(weight: Tensor, kind: NoiseKind = "gaussian") -> Tensor:
             return torch.empty_like(weight).uniform_(-math.sqrt(3), math.sqrt(3))
         # the difference of two exponentials is Laplace with variance 2
         return (torch.empty_like(weight).exponential_() - torch.empty_like(weight).exponential_()) / math.sqrt(2)
+
+
+@contextmanager
+def noisy_layers(net: nn.Module, sigma: float, kind: NoiseKind) -> Iterator[None]:
+    """While open, the weights of all convolutions and linear layers carry one draw of noise, in place, of standard
+    deviation `sigma` relative to each tensor's root mean square; afterwards they are restored bit for bit."""
+    weights = layer_weights(net) if sigma else []
+    with shifted([(w, sigma * root_mean_square(w) * noise_like(w, kind)) for w in weights]):
+        yield
 
 
 def head(net: nn.Module) -> nn.Linear:

@@ -44,6 +44,7 @@ RECIPES = {  # learning rate, weight decay, epochs, batch
     "gradalign": (0.3, 5e-4, 30, 128),
     "awp": (0.1, 5e-4, 200, 128),
     "rat": (0.1, 5e-4, 200, 128),
+    "rat_sampled": (0.1, 5e-4, 200, 128),
     "rat_release": (0.1, 5e-4, 200, 128),
     "smoothing": (0.1, 1e-4, 90, 400),
     "smoothadv": (0.1, 1e-4, 150, 256),

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from bench.core.defense import Batch
 from bench.core.pgd import kl
+from bench.planning import catalog
 from defenses._randomized_trades import noise_like
-from defenses.rat import RAT, kl_gradient, kl_trace
+from defenses.awp import AWP
+from defenses.rat import RAT, adversarial_trace, kl_gradient, kl_trace
 from defenses.trades import TRADES
 
 THREAT = toys.threat()
@@ -64,6 +66,69 @@ def test_gradient_and_hessian_trace_of_the_divergence_equal_autograd() -> None:
     torch.testing.assert_close(kl_gradient(*arguments), grad, rtol=1e-10, atol=1e-13)
     hessian = torch.autograd.functional.hessian(lambda w: divergence(net, data.x, adv, w), net.head.weight)
     torch.testing.assert_close(kl_trace(*arguments), hessian.view(15, 15).trace(), rtol=1e-10, atol=1e-13)
+
+
+def trace_by_autograd(net: Tiny, p_logits: Any, q_logits: Any) -> Tensor:
+    """Trace of the Hessian, in the head's weights, of the mean KL between two functions of them."""
+
+    def divergence_at(weight: Tensor) -> Tensor:
+        p, q = p_logits(weight).log_softmax(1), q_logits(weight).log_softmax(1)
+        return (p.exp() * (p - q)).sum(1).mean()
+
+    return torch.autograd.functional.hessian(divergence_at, net.head.weight).view(15, 15).trace()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_trace_is_the_identity_of_the_docstring(flat: bool) -> None:
+    """tr H = S_p |h - h'|^2 + (S_q - S_p) |h'|^2 + 2 |h|^2 sum p^2 w; negative where p is flat and q is not."""
+    net, data, adv = tiny()
+    h, h_adv = net.features(data.x), net.features(adv)
+    if flat:  # features that the head does not see, and a small step along those that it sees most
+        with torch.no_grad():
+            net.head.weight *= 10
+            net.head.bias.zero_()
+            _, sizes, right = torch.linalg.svd(net.head.weight)
+        h = 2 * right[4].expand(6, 5)
+        h_adv = h + 5 / sizes[0] * right[0]
+    z, z_adv = net.head(h), net.head(h_adv)
+    p, q = z.softmax(1), z_adv.softmax(1)
+    s_p, s_q = ((each * (1 - each)).sum(1) for each in (p, q))
+    w = (z_adv - z) - (p * (z_adv - z)).sum(1, keepdim=True)
+    parts = s_p * (h - h_adv).square().sum(1) + (s_q - s_p) * h_adv.square().sum(1)
+    identity = (parts + 2 * h.square().sum(1) * (p.square() * w).sum(1)).mean()
+    torch.testing.assert_close(kl_trace(z, z_adv, h, h_adv), identity, rtol=1e-10, atol=1e-13)
+    bias = net.head.bias.detach()
+    expected = trace_by_autograd(net, lambda v: h.detach() @ v.T + bias, lambda v: h_adv.detach() @ v.T + bias)
+    torch.testing.assert_close(identity, expected, rtol=1e-10, atol=1e-13)
+    if flat:
+        assert float(identity.detach()) < 0
+
+
+def test_noise_in_the_adversarial_branch_alone_has_a_trace_that_is_never_negative() -> None:
+    net, data, adv = tiny()
+    z, h_adv, bias = net(data.x).detach(), net.features(adv).detach(), net.head.bias.detach()
+    expected = trace_by_autograd(net, lambda v: z + 0 * v.sum(), lambda v: h_adv @ v.T + bias)
+    found = adversarial_trace(net.head(h_adv), h_adv)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+    defense = RAT(THREAT, beta=4.0, w2=0.6, sigma=0.5, second_on="adversarial")
+    terms = defense.loss(net, data, adv)
+    torch.testing.assert_close(terms["second"], 4 * 0.6 * 0.5 * (0.5 * rms(net.head.weight)) ** 2 * found)
+    joint = RAT(THREAT, beta=4.0, w2=0.6, sigma=0.5).loss(net, data, adv)
+    assert [name for name in terms if not torch.equal(terms[name], joint[name])] == ["second"]
+    assert float(adversarial_trace(3 * torch.randn(50, 3), torch.randn(50, 5))) >= 0
+
+
+def test_the_newer_setting_leaves_old_keys_alone() -> None:
+    resolve = catalog.get("defenses", "rat").resolve
+    assert "second_on" not in resolve({})
+    assert resolve({"second_on": "joint"}) == resolve({})
+    assert resolve({"second_on": "adversarial"}) == {**resolve({}), "second_on": "adversarial"}
+    around = catalog.get("defenses", "awp").resolve
+    assert around({"base": "rat"})["base"]["set"] == resolve({})
+    chosen = around({"base": {"name": "rat", "set": {"second_on": "adversarial"}}})
+    assert chosen["base"]["set"]["second_on"] == "adversarial"
+    base: Any = AWP(THREAT, **chosen)._base
+    assert base.second_on == "adversarial"
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "laplace"])
