@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node, Tracer
+from torch.fx.node import map_arg
 
 from bench.core.stochastic import NoiseSource
 
@@ -21,6 +23,7 @@ MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 RELUS = (F.relu, torch.relu, "relu", "relu_")
 RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape", "unflatten")
 SHAPE_QUERIES = (getattr, "size", "dim")
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[bool, Graph]] = WeakKeyDictionary()
 # layers without weights: traced as the function that they call
 _FUNCTIONS = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
@@ -60,6 +63,35 @@ def trace(net: nn.Module) -> Graph:
             noisy = graph.call_module("noise_input", (image,))
         image.replace_all_uses_with(noisy, lambda user: user is not noisy)
     return graph
+
+
+def pools_first(net: nn.Module) -> Graph:
+    """The net's graph, cached while the net lives, in which a max-pool behind a ReLU is moved before it.
+
+    Both orders compute the same. What is true of the values before a ReLU only, such as that they are Gaussian or that
+    their bounds are linear, then holds at the pool too. Raises ValueError as `trace`.
+    """
+    cached = _GRAPHS.setdefault(net, {})
+    if net.training not in cached:
+        graph = trace(net)
+        for node in list(graph.nodes):
+            users = list(node.users)
+            if node.target in RELUS and len(users) == 1 and users[0].target in MAX_POOLS:
+                pool, before = users[0], node.args[0]
+                pool.replace_all_uses_with(node)
+                pool.replace_input_with(node, before)
+                node.replace_input_with(before, pool)
+                pool.append(node)
+        graph.lint()
+        cached[net.training] = graph
+    return cached[net.training]
+
+
+def arguments(node: Node) -> list[Node]:
+    """Arguments in order; one that occurs twice (x + x) comes twice, unlike in `all_input_nodes`."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def module_of(node: Node, net: nn.Module) -> nn.Module | None:

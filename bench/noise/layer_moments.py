@@ -52,15 +52,20 @@ def weighted(x: Moments, layer: nn.Linear | nn.Conv2d) -> Step:
         raise ValueError(f"moments need explicit zero padding, got {layer.padding!r} {layer.padding_mode}")
     weight = layer.weight  # read once: where the weights are noisy, each access is a draw
     out = Moments(apply(x.mean, layer, weight, layer.bias), apply(x.var, layer, weight.square()))
+    return Step(out, (transposed(layer, weight, x.mean.shape),))
+
+
+def transposed(layer: nn.Linear | nn.Conv2d, weight: Tensor, shape: torch.Size) -> Pull:
+    """The transpose of a linear layer or convolution with these weights, for inputs of `shape` (b ...)."""
     if isinstance(layer, nn.Linear):
-        return Step(out, (lambda rows: rows @ weight,))
+        return lambda rows: rows @ weight
 
     def pull(rows: Tensor) -> Tensor:
-        shape = (rows.shape[0] * rows.shape[1], *x.mean.shape[1:])
         options: Any = layer.stride, layer.padding, layer.dilation, layer.groups
-        return conv2d_input(shape, weight, rows.flatten(0, 1), *options).unflatten(0, rows.shape[:2])
+        size = (rows.shape[0] * rows.shape[1], *shape[1:])
+        return conv2d_input(size, weight, rows.flatten(0, 1), *options).unflatten(0, rows.shape[:2])
 
-    return Step(out, (pull,))
+    return pull
 
 
 def apply(x: Tensor, layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -180,13 +185,17 @@ def mean(x: Moments, dim: Any, keepdim: bool = False) -> Step:
 def _average(x: Moments, mean_of: Map, count: int) -> Step:
     """A linear map whose outputs are means of `count` independent elements each: variance mean(v) / count."""
 
-    def pull(rows: Tensor) -> Tensor:
-        with torch.enable_grad():
-            point = rows.new_zeros(rows.shape[0] * rows.shape[1], *x.mean.shape[1:]).requires_grad_()
-            (before,) = torch.autograd.grad(mean_of(point), point, rows.flatten(0, 1), create_graph=True)
-        return before.unflatten(0, rows.shape[:2])
+    return Step(
+        Moments(mean_of(x.mean), mean_of(x.var) / count), (functools.partial(pull_linear, mean_of, x.mean.shape),)
+    )
 
-    return Step(Moments(mean_of(x.mean), mean_of(x.var) / count), (pull,))
+
+def pull_linear(function: Map, shape: torch.Size, rows: Tensor) -> Tensor:
+    """The transpose of a linear function of inputs of `shape` (b ...), by autograd."""
+    with torch.enable_grad():
+        point = rows.new_zeros(rows.shape[0] * rows.shape[1], *shape[1:]).requires_grad_()
+        (before,) = torch.autograd.grad(function(point), point, rows.flatten(0, 1), create_graph=True)
+    return before.unflatten(0, rows.shape[:2])
 
 
 def batch_norm(x: Moments, layer: _BatchNorm) -> Step:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from bench.core.stochastic import NoiseSource, OwnNoise
 from bench.noise import graph as ops
 from bench.noise import layer_moments as rules
-from bench.noise.graph import evaluate, module_of, trace
+from bench.noise.graph import arguments, evaluate, module_of, pools_first
 from bench.noise.injection import Site, no_first_layer, on_weight
 from bench.noise.layer_moments import Moments, ReluRule, Step
 from bench.noise.max_pooling import max_pool2d
@@ -25,7 +24,6 @@ from bench.noise.weight_noise import weight_step
 
 SiteVariance = Callable[[Tensor], Tensor]  # quantity (weights) at the site -> its noise variance, broadcastable to it
 _SMOOTH = (F.gelu, F.silu, F.softplus, F.elu, torch.tanh, torch.sigmoid, "tanh", "sigmoid")
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[bool, Graph]] = WeakKeyDictionary()
 
 
 class Propagation(NamedTuple):
@@ -62,7 +60,7 @@ def propagate(
     noisy: dict[Node, tuple[Tensor, Tensor]] = {}
     with torch.autocast(x.device.type, enabled=False):
         for node in graph.nodes:
-            sources = [source for source in _arguments(node) if isinstance(values[source], Moments)]
+            sources = [source for source in arguments(node) if isinstance(values[source], Moments)]
             args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "placeholder":
                 values[node] = x if x.dtype == torch.float64 else x.float()
@@ -165,32 +163,9 @@ def _noise_free(node: Node, net: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _graph(net: nn.Module) -> Graph:
-    """The network's traced graph, cached while the network lives; a max-pool behind a ReLU is moved before it.
-
-    Both orders compute the same, but the pre-activations are Gaussian and the rectified ones are not, so the moments of
-    the pooled ones are nearer to the truth.
-    """
-    cached = _GRAPHS.setdefault(net, {})
-    if net.training not in cached:
-        try:
-            graph = trace(net)
-        except ValueError as error:
-            raise ValueError(f"{error}; use structure=jacobian") from error
-        for node in list(graph.nodes):
-            users = list(node.users)
-            if node.target in ops.RELUS and len(users) == 1 and users[0].target in ops.MAX_POOLS:
-                pool, before = users[0], node.args[0]
-                pool.replace_all_uses_with(node)
-                pool.replace_input_with(node, before)
-                node.replace_input_with(before, pool)
-                pool.append(node)
-        graph.lint()
-        cached[net.training] = graph
-    return cached[net.training]
-
-
-def _arguments(node: Node) -> list[Node]:
-    """Arguments in order; one that occurs twice (x + x) comes twice, unlike in `all_input_nodes`."""
-    found: list[Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return found
+    """The network's graph, with max-pools before ReLUs: moments of the pooled pre-activations, which are Gaussian, are
+    nearer to the truth than those of rectified ones."""
+    try:
+        return pools_first(net)
+    except ValueError as error:
+        raise ValueError(f"{error}; use structure=jacobian") from error
