@@ -1,15 +1,23 @@
-"""Parts shared by architectures: inputs, normalization, and residual nets with activation before or after the sum."""
+"""Parts shared by architectures: inputs, normalization, activations, and residual nets with activation before or after
+the sum."""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.terminal import counted
+
+Activation = Literal["relu", "silu", "gelu", "softplus"]
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+}
 
 
 class Inputs(NamedTuple):
@@ -44,6 +52,12 @@ class Normalize(nn.Module):
         return x if self.identity else (x - self.mean) / self.std
 
 
+def activation_layer(name: Activation) -> nn.Module:
+    """max(z, 0); z sigmoid(z) (SiLU); z Phi(z) (GELU, exact); or log(1 + exp(z)) (softplus): the last three are smooth,
+    with a slope of at most 1.10, 1.13 and 1."""
+    return _ACTIVATIONS[name]()
+
+
 def stages(
     block: Callable[[int, int, int], nn.Module], channels: int, widths: tuple[int, ...], blocks: tuple[int, ...]
 ) -> nn.Sequential:
@@ -58,11 +72,12 @@ def stages(
 
 
 class PreActBlock(nn.Module):
-    """BN - ReLU - conv - BN - ReLU - conv plus a shortcut; where the shape changes, the shortcut is a 1x1 convolution
-    of the first activation."""
+    """BN - activation - conv - BN - activation - conv plus a shortcut; where the shape changes, the shortcut is a 1x1
+    convolution of the first activation's output."""
 
-    def __init__(self, channels: int, out: int, stride: int) -> None:
+    def __init__(self, channels: int, out: int, stride: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation_layer(activation)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
@@ -71,25 +86,28 @@ class PreActBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+        active = self.activation(self.bn1(x))
         skip = x if self.shortcut is None else self.shortcut(active)
-        hidden = F.relu(self.bn2(self.conv1(active)))
+        hidden = self.activation(self.bn2(self.conv1(active)))
         return self.conv2(hidden) + skip
 
 
 class PreActResNet(nn.Module):
-    """Stem convolution, `stages` of `blocks` PreActBlocks each, BN - ReLU, global average pooling, `head`."""
+    """Stem convolution, `stages` of `blocks` PreActBlocks each, BN - activation, global average pooling, `head`."""
 
-    def __init__(self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: int) -> None:
+    def __init__(
+        self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: int, activation: Activation
+    ) -> None:
         super().__init__()
+        self.activation = activation_layer(activation)
         self.normalise = Normalize(inputs)
         self.stem = nn.Conv2d(inputs.channels, stem, 3, padding=1, bias=False)
-        self.blocks = stages(PreActBlock, stem, widths, (blocks,) * len(widths))
+        self.blocks = stages(partial(PreActBlock, activation=activation), stem, widths, (blocks,) * len(widths))
         self.bn = nn.BatchNorm2d(widths[-1])
         self.head = nn.Linear(widths[-1], inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.blocks(self.stem(self.normalise(x)))))
+        x = self.activation(self.bn(self.blocks(self.stem(self.normalise(x)))))
         return self.head(x.mean((2, 3)))  # not adaptive_avg_pool2d: its backward pass is not deterministic on CUDA
 
 
@@ -101,38 +119,48 @@ def conv_bn(channels: int, out: int, kernel: int, stride: int = 1, groups: int =
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, or as a `bottleneck` 1x1, 3x3, 1x1 with a quarter of the channels between, each with BN,
-    plus a shortcut, then ReLU. Where the shape changes, the shortcut is a 1x1 convolution with BN (option B)."""
+    plus a shortcut, then the activation. Where the shape changes, the shortcut is a 1x1 convolution with BN (option B).
+    """
 
-    def __init__(self, channels: int, out: int, stride: int, bottleneck: bool) -> None:
+    def __init__(self, channels: int, out: int, stride: int, bottleneck: bool, activation: Activation) -> None:
         super().__init__()
+        self.activation = active = activation_layer(activation)
         if bottleneck:
             inner = out // 4
-            first = [conv_bn(channels, inner, 1), nn.ReLU(), conv_bn(inner, inner, 3, stride)]
-            self.branch = nn.Sequential(*first, nn.ReLU(), conv_bn(inner, out, 1))
+            first = [conv_bn(channels, inner, 1), active, conv_bn(inner, inner, 3, stride)]
+            self.branch = nn.Sequential(*first, active, conv_bn(inner, out, 1))
         else:
-            self.branch = nn.Sequential(conv_bn(channels, out, 3, stride), nn.ReLU(), conv_bn(out, out, 3))
+            self.branch = nn.Sequential(conv_bn(channels, out, 3, stride), active, conv_bn(out, out, 3))
         changes = stride != 1 or channels != out
         self.shortcut = conv_bn(channels, out, 1, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.shortcut is None else self.shortcut(x)
-        return F.relu(self.branch(x) + skip)
+        return self.activation(self.branch(x) + skip)
 
 
 class ResNet(nn.Module):
-    """Stem convolution with BN and ReLU, `stages` of ResidualBlocks, global average pooling, `head`."""
+    """Stem convolution with BN and activation, `stages` of ResidualBlocks, global average pooling, `head`."""
 
     def __init__(
-        self, inputs: Inputs, *, stem: int, widths: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool = False
+        self,
+        inputs: Inputs,
+        *,
+        stem: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        activation: Activation,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
+        self.activation = activation_layer(activation)
         self.normalise = Normalize(inputs)
         self.stem = conv_bn(inputs.channels, stem, 3)
-        self.blocks = stages(partial(ResidualBlock, bottleneck=bottleneck), stem, widths, blocks)
+        self.blocks = stages(partial(ResidualBlock, bottleneck=bottleneck, activation=activation), stem, widths, blocks)
         self.head = nn.Linear(widths[-1], inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.stem(self.normalise(x))))
+        x = self.blocks(self.activation(self.stem(self.normalise(x))))
         return self.head(x.mean((2, 3)))
 
 
@@ -145,6 +173,16 @@ def he_normal(net: nn.Module) -> nn.Module:
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
     return net
+
+
+def cifar_resnet(name: str, inputs: Inputs, depth: int, width: int, activation: Activation) -> nn.Module:
+    """The ResNet of He et al. 2016, section 4.2, of `depth` 6n + 2 layers; see resnet_cifar. Raises ValueError in one
+    line with the architecture's `name`."""
+    require(name, inputs, 8, width=width)
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"{name}: depth is {depth}; expected 6n + 2, such as 8, 14, 20, 32, 56 or 110")
+    widths, blocks = (width, 2 * width, 4 * width), ((depth - 2) // 6,) * 3
+    return he_normal(ResNet(inputs, stem=width, widths=widths, blocks=blocks, activation=activation))
 
 
 def require(name: str, inputs: Inputs, side: int, **settings: int) -> None:

@@ -8,10 +8,13 @@ the number of channels of the first stage; each further stage doubles it.
 
 from torch import nn
 
-from bench.models.common import Inputs, PreActResNet, require
+from bench.models.common import Activation, Inputs, PreActResNet, require
+
+settings_added_later = ("activation",)
 
 
-def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
+def build(inputs: Inputs, *, width: int = 64, activation: Activation = "relu") -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
     require("preact_resnet18", inputs, 8, width=width)
-    return PreActResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width, 8 * width), blocks=2)
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return PreActResNet(inputs, stem=width, widths=widths, blocks=2, activation=activation)

@@ -9,12 +9,14 @@ changes (option B). `width` is the number of channels of the first stage; each f
 
 from torch import nn
 
-from bench.models.common import Inputs, ResNet, require
+from bench.models.common import Activation, Inputs, ResNet, require
 
 revision = 1
+settings_added_later = ("activation",)
 
 
-def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
+def build(inputs: Inputs, *, width: int = 64, activation: Activation = "relu") -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
     require("resnet18", inputs, 8, width=width)
-    return ResNet(inputs, stem=width, widths=(width, 2 * width, 4 * width, 8 * width), blocks=(2, 2, 2, 2))
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return ResNet(inputs, stem=width, widths=widths, blocks=(2, 2, 2, 2), activation=activation)

@@ -9,13 +9,14 @@ between the 1x1 convolutions of the first stage; blocks give four times as many,
 
 from torch import nn
 
-from bench.models.common import Inputs, ResNet, require
+from bench.models.common import Activation, Inputs, ResNet, require
 
 revision = 1
+settings_added_later = ("activation",)
 
 
-def build(inputs: Inputs, *, width: int = 64) -> nn.Module:
+def build(inputs: Inputs, *, width: int = 64, activation: Activation = "relu") -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8 or a width below 1."""
     require("resnet50", inputs, 8, width=width)
     widths = (4 * width, 8 * width, 16 * width, 32 * width)
-    return ResNet(inputs, stem=width, widths=widths, blocks=(3, 4, 6, 3), bottleneck=True)
+    return ResNet(inputs, stem=width, widths=widths, blocks=(3, 4, 6, 3), activation=activation, bottleneck=True)

@@ -3,20 +3,23 @@
 Carlini and Wagner 2017 (arXiv:1608.04644); used for MNIST by Zhang et al. 2019 (TRADES, arXiv:1901.08573)
 
 Differs from both: convolutions are padded, so that it works from 8x8 upwards, one hidden layer of 128 units instead of
-two of 200, no dropout. Pooling precedes ReLU, with which it commutes (see lenet5).
+two of 200, no dropout. ReLU by default, or another `activation`; pooling precedes it (see
+lenet5).
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.common import Inputs, Normalize, require
+from bench.models.common import Activation, Inputs, Normalize, activation_layer, require
+
+settings_added_later = ("activation",)
 
 
 class SmallCNN(nn.Module):
     """Four convolutions, pooled after the second and the fourth; 467 818 parameters at 1 x 28 x 28, 10 classes."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation_layer(activation)
         side = inputs.size // 4
         self.normalise = Normalize(inputs)
         self.conv1 = nn.Conv2d(inputs.channels, 32, 3, padding=1)
@@ -28,14 +31,14 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(128, inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.conv1(self.normalise(x)))
-        x = F.relu(self.pool(self.conv2(x)))
-        x = F.relu(self.conv3(x))
-        x = F.relu(self.pool(self.conv4(x)))
-        return self.head(F.relu(self.fc(x.flatten(1))))
+        x = self.activation(self.conv1(self.normalise(x)))
+        x = self.activation(self.pool(self.conv2(x)))
+        x = self.activation(self.conv3(x))
+        x = self.activation(self.pool(self.conv4(x)))
+        return self.head(self.activation(self.fc(x.flatten(1))))
 
 
-def build(inputs: Inputs) -> nn.Module:
+def build(inputs: Inputs, *, activation: Activation = "relu") -> nn.Module:
     """Images `b c h w` in [0,1] -> logits `b k`. Raises ValueError for a side below 8."""
     require("small_cnn", inputs, 8)
-    return SmallCNN(inputs)
+    return SmallCNN(inputs, activation)

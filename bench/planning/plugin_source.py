@@ -33,10 +33,11 @@ TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (bool, int, float, str, list, tuple, dict)},
     **{name: getattr(annotated_types, name) for name in _BOUNDS},
     **{"Any": Any, "Literal": Literal, "Annotated": Annotated, "Epsilon": Epsilon, "None": None},
-    # aliases of bench.core that plug-ins use in annotations
+    # aliases of bench.core and bench.models that plug-ins use in annotations
     "AttackLoss": Literal["ce", "cw", "dlr", "kl"],
     "Start": Literal["uniform", "normal", "zero"],
     "BatchNormMode": Literal["eval", "train", "train_frozen_stats"],
+    "Activation": Literal["relu", "silu", "gelu", "softplus"],
 }
 Fields = tuple["Field", ...]
 Constants = dict[str, Any]
@@ -202,7 +203,7 @@ def _of_classes(lineage: list[tuple[ast.ClassDef, Path]]) -> tuple[Fields, Const
 
 
 def _of_build_function(tree: ast.Module, path: Path) -> tuple[Fields, Constants]:
-    """The keyword-only arguments of an architecture's `build`, and its revision."""
+    """The keyword-only arguments of an architecture's `build`, its revision and the settings added later."""
     builds = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "build"]
     if len(builds) != 1:
         raise ValueError(f"bench/models/{path.name} must define exactly one function build")
@@ -213,7 +214,8 @@ def _of_build_function(tree: ast.Module, path: Path) -> tuple[Fields, Constants]
         if a.annotation is not None
     ]
     assigned = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
-    return tuple(fields), {"revision": _literal(assigned["revision"], path)} if "revision" in assigned else {}
+    declared = [name for name in ("revision", "settings_added_later") if name in assigned]
+    return tuple(fields), {name: _literal(assigned[name], path) for name in declared}
 
 
 def _literal(node: ast.expr | None, path: Path) -> Any:

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench import plugins
 from bench.core.defense import Batch
@@ -15,12 +17,14 @@ from bench.models import (
     resnet18,
     resnet50,
     resnet110,
+    resnet_cifar,
     small_cnn,
     vgg11,
     vit_tiny,
     wide_resnet,
 )
 from bench.models.common import Inputs, Normalize
+from bench.noise.graph import trace
 from bench.planning import catalog
 from bench.planning.job_fields import PluginChoice
 
@@ -33,6 +37,7 @@ SMALL = {
     "resnet18": (resnet18, {"width": 4}, 8),
     "resnet50": (resnet50, {"width": 2}, 8),
     "resnet110": (resnet110, {"depth": 8, "width": 4}, 8),
+    "resnet_cifar": (resnet_cifar, {"depth": 8, "width": 4}, 8),
     "vgg11": (vgg11, {"width": 4}, 8),
     "mobilenet_v2": (mobilenet_v2, {"width": 0.1}, 8),
     "vit_tiny": (vit_tiny, {"depth": 2, "dim": 12, "patch": 2}, 8),
@@ -63,6 +68,41 @@ def test_every_architecture_is_here_and_declared():
         plugin = catalog.get("models", name)
         assert "\n" not in plugin.formula
         assert any(year in plugin.source for year in ("19", "20"))
+
+
+SETTABLE = sorted(set(SMALL) - {"mobilenet_v2", "vit_tiny"})  # whose papers fix ReLU6 and GELU
+FUNCTIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "softplus": F.softplus}
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTABLE) - {"resnet_cifar"}))
+def test_the_activation_leaves_a_job_as_it_was_at_its_default(name):
+    plugin = catalog.get("models", name)
+    assert plugin.resolve({}) == plugin.resolve({"activation": "relu"})
+    assert "activation" not in plugin.resolve({})
+    assert plugin.resolve({"activation": "silu"}) == {**plugin.resolve({}), "activation": "silu"}
+    with pytest.raises(
+        ValueError, match="activation: input should be 'relu', 'silu', 'gelu' or 'softplus', got 'tanh'"
+    ):
+        plugin.resolve({"activation": "tanh"})
+
+
+@pytest.mark.parametrize("name", SETTABLE)
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_the_activation_takes_the_place_of_every_relu(name, activation):
+    """The same graph and the same fresh weights but for the function."""
+    module, settings, size = SMALL[name]
+    torch.manual_seed(0)
+    plain = module.build(inputs("cifar10", size=size), **settings)
+    torch.manual_seed(0)
+    other = module.build(inputs("cifar10", size=size), **settings, activation=activation)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True))
+    assert list(plain.state_dict()) == list(other.state_dict())
+    targets = [[node.target for node in trace(net).nodes if node.op != "output"] for net in (plain, other)]
+    assert F.relu in targets[0]
+    function = FUNCTIONS[activation]
+    assert len(targets[0]) == len(targets[1])
+    for place, (before, after) in enumerate(zip(*targets, strict=True)):
+        assert after == (function if before == F.relu else before), place
 
 
 def test_output_head_and_gradients(small):
@@ -202,6 +242,7 @@ def test_closed_form_noise_trains_it(small):
         (resnet18, "cifar10", 11_173_962),
         (resnet50, "cifar10", 23_520_842),
         (resnet110, "cifar10", 1_730_714),  # with zero padding as shortcut it would be 1 727 962
+        (resnet_cifar, "cifar10", 269_722 + 2_752),  # ResNet-20, with 1x1 convolutions as shortcuts
         (vgg11, "cifar10", 9_231_114 - 2_752),  # the usual form has biases before BatchNorm
         (mobilenet_v2, "cifar10", 2_296_922),
         (vit_tiny, "cifar10", 5_362_762),
@@ -213,9 +254,21 @@ def test_parameter_counts(module, data, expected):
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(20, 0.27e6), (32, 0.46e6), (44, 0.66e6), (56, 0.85e6)])
-def test_the_smaller_nets_of_the_paper_of_resnet110(depth, expected):
+def test_the_nets_of_the_paper_of_resnet_cifar(depth, expected):
     with torch.device("meta"):
-        assert parameters(resnet110.build(inputs("cifar10"), depth=depth)) == pytest.approx(expected, rel=0.02)
+        assert parameters(resnet_cifar.build(inputs("cifar10"), depth=depth)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("depth", "width", "million"), [(8, 16, 12.5), (20, 16, 40.8), (20, 32, 162), (32, 16, 69.1)])
+def test_multiplications_of_resnet_cifar(depth, width, million):
+    """By hand: at each position of the image the stem, depth - 2 convolutions of 9 w^2 (later stages have twice the
+    channels at a quarter of the positions), less in two that have half of the inputs, and two shortcuts; the head.
+    ResNet-20 is known for 41 million."""
+    exact = 32**2 * (27 * width + (depth - 2) * 9 * width**2 - 9 * width**2 + width**2) + 40 * width
+    assert exact / 1e6 == pytest.approx(million, rel=5e-3)
+    with FlopCounterMode(display=False) as counted, torch.device("meta"):
+        resnet_cifar.build(inputs("cifar10"), depth=depth, width=width)(torch.rand(1, 3, 32, 32))
+    assert counted.get_total_flops() == 2 * exact
 
 
 @pytest.mark.parametrize("name", ["vgg11", "mobilenet_v2", "resnet18", "resnet50", "resnet110", "vit_tiny"])
@@ -259,14 +312,14 @@ def test_vgg11_leaves_out_pools_of_a_single_pixel(size, pools):
 
 
 @pytest.mark.parametrize("module", [lenet5, small_cnn])
-def test_pooling_before_relu(module):
+def test_pooling_before_the_activation(module):
     net = module.build(inputs())
     steps = [str(node.target) if node.op == "call_module" else node.name for node in fx.symbolic_trace(net).graph.nodes]
     pools = [i for i, step in enumerate(steps) if step == "pool"]
     assert len(pools) == 2
     for i in pools:
         assert steps[i - 1].startswith("conv")
-        assert steps[i + 1].startswith("relu")
+        assert steps[i + 1] == "activation"
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -302,6 +355,7 @@ def test_mlp_without_hidden_layer_is_linear():
         (lambda: resnet110.build(inputs(), depth=18), "depth is 18; expected 6n"),
         (lambda: resnet110.build(inputs(), depth=2), "depth is 2; expected 6n"),
         (lambda: resnet110.build(inputs(), width=0), "width is 0; expected at least 1"),
+        (lambda: resnet_cifar.build(inputs(), depth=16), "^resnet_cifar: depth is 16; expected 6n"),
         (lambda: vgg11.build(inputs(size=7)), "vgg11 needs images of at least 8 x 8"),
         (lambda: vgg11.build(inputs(), width=0), "width is 0; expected at least 1"),
         (lambda: mobilenet_v2.build(inputs(size=7)), "mobilenet_v2 needs images of at least 8 x 8"),

@@ -8,12 +8,15 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.models import lenet5, resnet_cifar
+from bench.models.common import Inputs
 from bench.noise import layer_moments as mo
 from bench.noise import logit_moments as cov
 from bench.noise import losses as ex
@@ -417,6 +420,22 @@ def test_laplace_adjoint_equals_the_jacobian(site: InjectionSite) -> None:
     adjoint = cov.logit_moments(net, x, constant(0.7), [site], "adjoint")
     torch.testing.assert_close(adjoint.mean, jacobian.mean)
     torch.testing.assert_close(adjoint.covariance(), jacobian.covariance())
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "softplus"])
+@pytest.mark.parametrize("build", [lenet5.build, partial(resnet_cifar.build, depth=8, width=2)])
+def test_every_activation_of_the_models_has_its_rules(build: Callable[..., nn.Module], activation: str) -> None:
+    """Slopes of the recursion are those of autograd, without slopes the variance is another, and exact moments run."""
+    net = build(Inputs(1, 16, 4, (0.5,), (0.5,)), activation=activation).eval()
+    x = torch.rand(3, 1, 16, 16)
+    jacobian = cov.logit_moments(net, x, constant(0.7))
+    adjoint = cov.logit_moments(net, x, constant(0.7), ["first"], "adjoint")
+    torch.testing.assert_close(adjoint.mean, net(x))
+    torch.testing.assert_close(adjoint.covariance(), jacobian.covariance(), atol=1e-5, rtol=1e-3)
+    literal = cov.logit_moments(net, x, constant(0.7), ["first"], "ungated").covariance()
+    assert (literal.diagonal(0, 1, 2) > 1.01 * jacobian.covariance().diagonal(0, 1, 2)).any()
+    exact = cov.logit_moments(net, x, constant(0.7), ["first"], "diag", "adf")
+    assert not torch.allclose(exact.mean, net(x), atol=1e-5)
 
 
 def fitted_mlp() -> tuple[nn.Sequential, Tensor]:
