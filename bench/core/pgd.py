@@ -72,16 +72,18 @@ def ascend(
     *,
     steps: int,
     rel_step_size: float,
-    start: Start = "uniform",
+    start: Start | Tensor = "uniform",
 ) -> Tensor:
     """The last iterate of projected steepest ascent on `objective` (adversarial images -> loss per image, shape b).
 
-    `rel_step_size` is the step size in units of eps. The result lies in ball and box and has no graph. The projection
+    `rel_step_size` is the step size in units of eps, `start` the kind of the initial perturbation or that perturbation
+    itself (b c h w). The result lies in ball and box and has no graph. The projection
     is *outside* the differentiated graph: a clip inside it would zero the gradient of every pixel at the edge of the
     box, which feigns robustness on MNIST, where most pixels are 0.
     """
     step_size = rel_step_size * threat.radius
-    x_adv = threat.project_to_image(x, x + start_delta(start, x, threat))
+    first = start if isinstance(start, Tensor) else start_delta(start, x, threat)
+    x_adv = threat.project_to_image(x, x + first)
     for _ in range(steps):
         x_adv.requires_grad_(True)
         (grad,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)

@@ -20,6 +20,14 @@ PAPERS: dict[str, dict[str, Any]] = {
     "fast_at": {"variant": "fgsm_rs", "rel_step_size": None, "noise": 2, "max_drop": 0.2, "attack_bn_mode": "train"},
     "free_at": {"replays": 8, "rel_step_size": 1},
     "gradalign": {"lam": 0.2, "attack_bn_mode": "train"},
+    "gat": {
+        **{"lam": 10, "late_factor": 4, "late_from": Fraction(86, 100)},
+        **{"start": Fraction(4, 8), "alternate": True, "attack_bn_mode": "eval"},
+    },
+    "nuat": {
+        **{"lam": 4.5, "ramp": Fraction(90, 100)},
+        **{"start": Fraction(4, 8), "alternate": True, "attack_bn_mode": "eval"},
+    },
     "awp": {"base": {"name": "trades"}, "gamma": 5e-3, "warmup": Fraction(10, 200)},
     "rat": {"beta": 6, "w0": 1, "w1": 0.2, "w2": 0.2, "steps": 10, "rel_step_size": Fraction(2, 8), "start": "normal"},
     "rat_release": {
@@ -42,6 +50,8 @@ RECIPES = {  # learning rate, weight decay, epochs, batch
     "fast_at": (0.2, 5e-4, 15, 128),
     "free_at": (0.04, 5e-4, 10, 128),
     "gradalign": (0.3, 5e-4, 30, 128),
+    "gat": (0.1, 5e-4, 100, 64),
+    "nuat": (0.1, 5e-4, 100, 64),
     "awp": (0.1, 5e-4, 200, 128),
     "rat": (0.1, 5e-4, 200, 128),
     "rat_sampled": (0.1, 5e-4, 200, 128),

@@ -39,6 +39,10 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("fast_at", {}, 2, 2, 5),
     ("free_at", {}, 8, 8, 24),
     ("gradalign", {}, 3, 4, 11),  # the gradient at the random point is differentiated again
+    ("gat", {}, 3, 3, 8),
+    ("gat", {"alternate": False}, 4, 3, 9),
+    ("nuat", {}, 3, 3, 8),
+    ("nuat", {"alternate": False}, 4, 3, 9),
     ("robust_training", {}, 2, 2, 5),
     ("lsa", {}, 2, 4, 7),  # K + 3
     ("pni", {}, 9, 9, 20),
