@@ -46,6 +46,11 @@ def unless_gone() -> Iterator[None]:
 def write_json(path: Path, values: Any) -> None:
     """Sorted, indented JSON by write_atomic, so that equal content gives equal bytes."""
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text by write_atomic."""
     write_atomic(path, lambda file: file.write(text.encode()))
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "explain": "Explain a soundness check.",
     "check": "Test a defense or attack against its contract.",
     "sweep": "Show accuracy against a swept setting.",
+    "badge": "Write a row as an SVG badge.",
     "report": "Write all tables and figures as one HTML file.",
     "eval": "Attack a model of your own like any other.",
     "doctor": "Check this machine, or a model of yours.",

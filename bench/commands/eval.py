@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import DataDir, Plugin, Results, plugins
+from bench.commands.gate import GateOptions
 from bench.commands.matrix import Matrix, check_options
 from bench.commands.options import Only, OutputOptions, takes_groups
 from bench.commands.output import announce, console_of, refused, stopped
@@ -43,6 +44,7 @@ def eval_(
     options: Annotated[Options, Only(("dataset", "size", "attack", "norm", "eps", "n", "set", "checks"))],
     machine: Annotated[Machine, Only(("workers", "device"))],
     output: OutputOptions,
+    gate: GateOptions,
     name: Annotated[str | None, typer.Option(help="Name of the row (default: that of the file).")] = None,
     expect_clean: Annotated[
         str | None, typer.Option(help="Claimed clean accuracy, such as 0.842; attacks run only if it is reproduced.")
@@ -62,6 +64,7 @@ def eval_(
     # a spec must name a defense; the imported model takes its place
     options = replace(options, defense=["standard"], baseline=False)
     matrix, job, checkpoint = prepare_model(replace(model, name=name), options, data_dir)
+    gate.check(matrix.spec)
     store = Store(results_dir)
     mode = output.mode(sys.stdout.isatty())
     if job in todo(matrix.jobs, store):
@@ -70,7 +73,7 @@ def eval_(
         matrix.notes.append(note)
     if dry_run:
         raise typer.Exit(show_plan(matrix, results_dir, False, machine))
-    raise typer.Exit(evaluate(matrix, job, checkpoint, expected, store, mode, machine))
+    raise typer.Exit(evaluate(matrix, job, checkpoint, expected, store, mode, machine, gate))
 
 
 def prepare_model(
@@ -85,7 +88,8 @@ def prepare_model(
     check_counts(spec, facts)
     job, checkpoint = user_models.import_job(model, facts)
     notes = [note for note in notes if not note.startswith("defense")]
-    return Matrix(spec, user_models.jobs(job, spec, facts), root, notes), job, checkpoint
+    source = str(model.model or model.model_file or model.checkpoint or "").partition(":")[0]
+    return Matrix(spec, user_models.jobs(job, spec, facts), root, notes, source), job, checkpoint
 
 
 def evaluate(
@@ -96,6 +100,7 @@ def evaluate(
     store: Store,
     mode: str,
     machine: Machine,
+    gate: GateOptions,
 ) -> int:
     """Import the model, measure its clean accuracy, and attack it if it is the expected one; returns the exit code, 4
     if it is not."""
@@ -123,7 +128,7 @@ def evaluate(
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 4
-    return run_matrix(matrix, backend, store.root, mode, check=False, announced=True)
+    return run_matrix(matrix, backend, store.root, mode, check=False, gate=gate, announced=True)
 
 
 def _loaded(job: ImportJob, checkpoint: Path | None, root: Path) -> str:

@@ -19,12 +19,14 @@ from bench.terminal import counted
 
 @dataclass
 class Matrix:
-    """A planned run. `root`: the data folder; `notes`: what was chosen for the user."""
+    """A planned run. `root`: the data folder; `notes`: what was chosen for the user; `source`: the spec or model file,
+    as it was typed, if there is one."""
 
     spec: Spec
     jobs: list[Job]
     root: Path
     notes: list[str]
+    source: str = ""
 
 
 def prepare(options: Options, data_dir: Path | None) -> Matrix:
@@ -35,7 +37,7 @@ def prepare(options: Options, data_dir: Path | None) -> Matrix:
         raise FileNotFoundError(f"no data folder {data_dir}; --data-dir or BENCH_DATA names an existing one")
     spec, found, notes = to_spec(options, root)
     datasets.check(spec.data.name, found, explicit=data_dir is not None)
-    return Matrix(spec, plan(spec, found), found, [*notes, *duplicates(spec)])
+    return Matrix(spec, plan(spec, found), found, [*notes, *duplicates(spec)], str(options.spec or ""))
 
 
 def check_options(options: Options) -> None:

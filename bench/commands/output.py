@@ -65,17 +65,6 @@ def show_table(table: Summary, console: Console) -> None:
         console.print(live.safe(wrapped(note, columns())), soft_wrap=True)
 
 
-def gated(store: Store, keys: list[str]) -> bool:
-    """Print the rows of these jobs that `--gate` rejects. Returns whether there is any."""
-    from bench.soundness.verdicts import judged_rows
-    from bench.tables.ranking import reasons
-
-    rejected = reasons(judged_rows(store, keys, split=None))
-    for line in rejected:
-        print(f"gate: {line}", file=sys.stderr)
-    return bool(rejected)
-
-
 def console_of(mode: str) -> Console:
     """Where a run prints: stderr if its events go to stdout as JSON."""
     return Console(stderr=mode == "json", emoji=False, width=None if sys.stdout.isatty() else 160)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Annotated
 import typer
 
 from bench.commands.arguments import Check, DataDir, Plugin, Results, plugins, warn
+from bench.commands.gate import GateOptions, outcomes, write
 from bench.commands.matrix import Matrix, prepare
 from bench.commands.options import OutputOptions, takes_groups
-from bench.commands.output import announce, console_of, gated, print_script, print_table, refused, stopped
+from bench.commands.output import announce, console_of, print_script, print_table, refused, stopped
 from bench.commands.plan import show_plan
 from bench.executors.base import Backend
 from bench.executors.clusters import Cluster, Machine, choose
@@ -35,14 +37,12 @@ def run(
     machine: Machine,
     cluster: Cluster,
     output: OutputOptions,
+    gate: GateOptions,
     executor: Annotated[str, typer.Option(help="local, debug (in this process), slurm or ray.")] = "local",
     results_dir: Results = Path("results"),
     data_dir: DataDir = None,
     plugin: Plugin = None,
     check: Check = None,
-    gate: Annotated[
-        bool, typer.Option("--gate", help="Exit with 4 if a row of this run is UNSOUND or INVALID.")
-    ] = False,
     tracker: Annotated[
         str | None, typer.Option(help="Write the scalars of each training for it: tensorboard.", show_default=False)
     ] = None,
@@ -55,6 +55,7 @@ def run(
     plugins(plugin)
     machine.seconds()  # a mistake in --time-limit comes before those in the spec
     matrix = prepare(options, data_dir)
+    gate.check(matrix.spec)
     if dry_run:
         raise typer.Exit(show_plan(matrix, results_dir, bool(check), machine))
     backend = choose(executor, matrix.root, machine, cluster)
@@ -70,14 +71,14 @@ def run_matrix(
     results: Path,
     mode: str,
     check: bool,
-    gate: bool = False,
+    gate: GateOptions = GateOptions(),  # noqa: B008 - frozen
     tracker: str | None = None,
     announced: bool = False,
 ) -> int:
     """Run what is missing and print the table; returns the exit code. `announced`: the matrix was described before.
 
     0: all done, 1: some jobs failed, 2: `check` found jobs that can never work, nothing was started or written,
-    4: nothing failed, but with `gate` a row is UNSOUND or INVALID (one that was NOT CHECKED passes).
+    4: nothing failed, but a row fails the `gate`.
     """
     store, began = Store(results), time.monotonic()
     missing = [folder for folder in (results, *results.parents) if not folder.exists()]
@@ -108,16 +109,24 @@ def run_matrix(
         print(note, file=sys.stderr)
         return 0
     keys = [job.key for job in matrix.jobs]
-    if mode != "json":
+    found = outcomes(store, keys, gate) if mode == "json" or gate.used else []
+    if mode == "json":
+        for each in found:
+            print(json.dumps(each.to_json()), flush=True)
+    else:
         print_table(store, keys, console)
         done = f"{counted(view.counts['ok'], 'job')} run, {view.counts['skipped']} already done"
         say(f"{done} in {clock(time.monotonic() - began)}; records in {results}/")
+    write(found, gate, matrix.source)
     if failed := view.counts["error"] + view.counts["blocked"]:
         print(
             f"{counted(failed, 'job')} failed or blocked; see `bench status --results-dir {results}`", file=sys.stderr
         )
         return 1
-    return 4 if gate and gated(store, keys) else 0
+    failures = [line for each in found for line in each.failures.values()] if gate.fails else []
+    for line in failures:
+        print(f"gate: {line}", file=sys.stderr)
+    return 4 if failures else 0
 
 
 def _ready(matrix: Matrix, backend: Backend, view: live.View, check: bool) -> bool:
