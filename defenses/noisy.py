@@ -12,8 +12,12 @@ Jacobian J (`jacobian`; one random probe for its trace, one row for the stronges
 every default but s = 0.6.
 
 The Laplace approximation has two readings. The density of a rectified N(m, v), truncated at 0, has its mode at
-max(m, 0) and second log-derivative -1/v there, so the literal reading is N(max(m, 0), v): the variance passes whole
-(`ungated`). The default structures read it as N(max(m, 0), v 1[m > 0]): an inactive unit passes none.
+max(m, 0) and second log-derivative -1/v there, so the literal reading of the source is N(max(m, 0), v): the variance
+passes whole (`ungated`). The default structures take the more generous one, N(max(m, 0), v 1[m > 0]): an inactive unit
+passes none, as in first-order propagation.
+
+With rows < K - 1 the probability term speaks of the chosen rivals alone; with all it is -log of the product of the
+pairs' probabilities, which is that of winning only if the pairs are independent.
 
 The mean m is that of the noise-free network in each structure and does not depend on s, so only misclassified images
 can keep a learned s up: d<term>_dsigma_<correct|wrong> in the log (bench.noise.diagnostics) measures it. The

@@ -1,4 +1,4 @@
-"""The log of `noisy` beside its loss: the pull on the noise scale, and the closed form against noise draws."""
+"""The log of `noisy` beside its loss: what its terms see and pull at, and the closed form against noise draws."""
 
 from __future__ import annotations
 
@@ -25,29 +25,53 @@ MOST_RIVALS = 19  # Genz's integral takes minutes in 100 dimensions
 
 
 def measure(defense: ClosedFormTraining, net: nn.Module, batch: Batch, sigma: Tensor, draws: bool) -> dict[str, Tensor]:
-    """Scalars on the first 64 images of `batch`: `sigma_pull`, and with `draws` also `against_draws`.
+    """Scalars on the first 64 images of `batch`: `gaps`, `gradient_norms`, `sigma_pull`, and with `draws` also
+    `against_draws`.
 
     Random streams, buffers and gradients are left as they were, so that logging does not change the training.
     """
     x, y = batch.x[:IMAGES], batch.y[:IMAGES]
     with scope(seed("noisy", "log", batch.epoch)), keep_buffers(net), torch.enable_grad():
-        found = sigma_pull(defense, net, x, y, sigma)
+        scale = sigma.clone().requires_grad_()
+        terms, q, moments = defense.terms(net, x, y, scale)
+        found = gaps(moments.mean, q, y) | gradient_norms(net, terms) | sigma_pull(terms, moments.mean, y, scale)
         if draws:
             with frozen(net):
                 found |= against_draws(defense, net, x, y, sigma)
     return found
 
 
-def sigma_pull(defense: ClosedFormTraining, net: nn.Module, x: Tensor, y: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-    """d<term>_dsigma_<correct|wrong>: the derivative of each term by sigma over the images that the net classifies
-    correctly or wrongly (negative: the term pulls sigma up). They add up to the derivative of the loss.
+def gaps(mean: Tensor, q: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What the probability term sees of the rivals whose variances are the rows of q (r b); empty if there is none:
 
-    snr: standard deviation of the noise-free quantity at the site (over images, channels, positions) over sigma.
+    t_median      median over images and rivals of t = d / sqrt q, the gap in units of the noise; Phi(t) is to be won
+    gap_constant  share of |d| that is image-independent: with d' the gap of the same two classes in the mean logits,
+                  sum |d'| / sum (|d'| + |d - d'|). 1: all images have equal logits
     """
-    scale = sigma.clone().requires_grad_()
-    terms, _, moments = defense.terms(net, x, y, scale)
-    found = {"snr": moments.sites[0].detach().std() / constant_variance(sigma)(moments.sites[0]).sqrt()}
-    correct = moments.mean.argmax(1) == y
+    if not len(q):
+        return {}
+    rivals = losses.competitors(mean, y, len(q))
+    d = losses.gap(mean, y, rivals).detach()
+    constant = losses.gap(mean.mean(0, keepdim=True).expand_as(mean), y, rivals).detach()
+    share = constant.abs().sum() / (constant.abs() + (d - constant).abs()).sum()
+    return {"t_median": losses.in_noise(d, q.detach()).median(), "gap_constant": share}
+
+
+def gradient_norms(net: nn.Module, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """grad_<term>: L2 norm of the gradient of the mean of each term (b) in the weights of the net."""
+    weights = [p for p in net.parameters() if p.requires_grad]
+    found = {}
+    for name, value in terms.items():
+        slopes = torch.autograd.grad(value.mean(), weights, retain_graph=True, allow_unused=True)
+        found[f"grad_{name}"] = torch.stack([slope.norm() for slope in slopes if slope is not None]).norm()
+    return found
+
+
+def sigma_pull(terms: dict[str, Tensor], mean: Tensor, y: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """d<term>_dsigma_<correct|wrong>: the derivative of each term (b) by `scale` over the images that the net
+    classifies correctly or wrongly (negative: the term pulls sigma up). They add up to the derivative of the loss."""
+    found = {}
+    correct = mean.argmax(1) == y
     for name, value in terms.items():
         for side, mask in (("correct", correct), ("wrong", ~correct)):
             (slope,) = torch.autograd.grad((value * mask).sum() / len(y), scale, retain_graph=True)

@@ -76,9 +76,23 @@ def squared_error(mean: Tensor, trace: Tensor, y: Tensor, target: Target) -> Ten
     return (mu - nn.functional.one_hot(y, mean.shape[1])).square().sum(1) + trace
 
 
+def gap(mean: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """d_j = m_y - m_j for the classes j in `rivals` (b r), shape r b."""
+    return (mean.gather(1, y[:, None]) - mean.gather(1, rivals)).T
+
+
+def in_noise(d: Tensor, q: Tensor) -> Tensor:
+    """t = d / sqrt q (r b): gaps in units of their standard deviation, which has a floor."""
+    return d / q.clamp_min(Q_MIN).sqrt()
+
+
 def log_win(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
-    """log Phi(d_j / sqrt q_j), r b: log-probability that the true class beats each rival."""
-    return torch.special.log_ndtr(_gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt())
+    """log Phi(d_j / sqrt q_j), r b: log-probability that the true class beats each rival.
+
+    Over all k - 1 rivals the sum is the log-probability to win if the pairs were independent, and the least is an upper
+    bound of it. With fewer rivals both speak of these alone: the true class may lose to another one.
+    """
+    return torch.special.log_ndtr(in_noise(gap(mean, y, rivals), q))
 
 
 def log_joint_loss(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
@@ -87,7 +101,7 @@ def log_joint_loss(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor
     It is monotone in the training loss -sum_j log_win, so it has the same ascent directions. That loss and its gradient
     are 0 in float32 from t = 13 on. This one is not: from t = 5 on it uses -log Phi(t) = Phi(-t), whose log is exact.
     """
-    t = _gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt()
+    t = in_noise(gap(mean, y, rivals), q)
     near = torch.log(-torch.special.log_ndtr(t.clamp_max(FAR)))
     return torch.where(t < FAR, near, torch.special.log_ndtr(-t.clamp_min(FAR))).logsumexp(0)
 
@@ -95,12 +109,7 @@ def log_joint_loss(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor
 def margin_ratio(mean: Tensor, q: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
     """max_j (m_j - m_y) / sqrt q_j, shape b: the expected margin in units of its standard deviation. Phi of it is the
     probability to lose against the rival that wins most often."""
-    return (-_gap(mean, y, rivals) / q.clamp_min(Q_MIN).sqrt()).amax(0)
-
-
-def _gap(mean: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
-    """m_y - m_j, r b."""
-    return (mean.gather(1, y[:, None]) - mean.gather(1, rivals)).T
+    return in_noise(-gap(mean, y, rivals), q).amax(0)
 
 
 def cross_entropy_bound(mean: Tensor, covariance: Tensor, y: Tensor) -> Tensor:

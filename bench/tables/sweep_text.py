@@ -142,11 +142,16 @@ _RATIOS = ("noise / std(z)", "noise / |W|")
 
 
 def _ratios(store: Store, point: Point) -> list[str]:
-    """Noise over the spread of z, and over the Frobenius norm of W, means over the seeds that were trained."""
+    """Noise over the spread of z (of trainings that logged it), and over the Frobenius norm of W; means over seeds."""
     logged = [_logged(store, key) for key in _trainings(point)]
-    pairs = [(1 / m["snr"], m["sigma"] / m["w1_norm"]) for m in logged if {"snr", "sigma", "w1_norm"} <= m.keys()]
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    return [f"{sum(column) / len(pairs):.3g}" for column in zip(*pairs, strict=True)] if pairs else ["–", "–"]
+    spread = [1 / m["snr"] for m in logged if "snr" in m]
+    norm = [m["sigma"] / m["w1_norm"] for m in logged if {"sigma", "w1_norm"} <= m.keys()]
+    return [_mean(spread), _mean(norm)]
+
+
+def _mean(values: list[float]) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    return f"{sum(finite) / len(finite):.3g}" if finite else "–"
 
 
 def _logged(store: Store, key: str) -> dict[str, float]:

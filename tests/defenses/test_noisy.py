@@ -179,7 +179,7 @@ def test_deployment_is_the_noise_free_net(kind: type[Any]) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_metrics_tell_sigma_weights_and_signal_to_noise() -> None:
+def test_metrics_tell_sigma_and_weights() -> None:
     for defense in (Noisy(THREAT, sigma=0.5), NoisySampled(THREAT, sigma=0.5)):
         net, data = defense.wrap(Small()), batch()
         assert set(defense.metrics(net)) == {"sigma", "w1_norm"}
@@ -187,7 +187,51 @@ def test_metrics_tell_sigma_weights_and_signal_to_noise() -> None:
         found = defense.metrics(net)
         assert found["sigma"].item() == pytest.approx(0.5)
         torch.testing.assert_close(found["w1_norm"], net.conv.weight.detach().norm())
-        torch.testing.assert_close(found["snr"], net.conv(data.x).detach().std() / 0.5)
+        assert ("snr" in found) == isinstance(defense, NoisySampled)
+    torch.testing.assert_close(found["snr"], net.conv(data.x).detach().std() / 0.5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 0])
+def test_the_log_tells_gaps_in_units_of_the_noise_and_what_is_the_same_for_all_images(rows: int) -> None:
+    """One linear layer under noise at its output: q = 2 sigma^2, and d is that of the logits."""
+    defense = Noisy(THREAT, sigma=0.7, rows=rows, check_every=0)
+    net, data = defense.wrap(Affine().double()), batch(40, 3)
+    data = Batch(data.x.double(), data.y, data.index, 0, 0.0)
+    defense.loss(net, data, None)
+    found = defense.metrics(net)
+    logits = net(data.x).detach()
+    common, ratios, constant, changing = logits.mean(0), [], 0.0, 0.0
+    for row, own in zip(logits, data.y.tolist(), strict=True):
+        others = sorted((j for j in range(5) if j != own), key=lambda j: -float(row[j]))[: rows or 4]
+        for j in others:
+            d, same = float(row[own] - row[j]), float(common[own] - common[j])
+            ratios.append(d / (0.7 * 2**0.5))
+            constant, changing = constant + abs(same), changing + abs(d - same)
+    assert found["t_median"].item() == pytest.approx(sorted(ratios)[(len(ratios) - 1) // 2], rel=1e-6)
+    assert found["gap_constant"].item() == pytest.approx(constant / (constant + changing), rel=1e-9)
+    with torch.no_grad():
+        net.head.weight.zero_()
+    defense.loss(net, data, None)
+    assert defense.metrics(net)["gap_constant"].item() == pytest.approx(1)
+    alone = Noisy(THREAT, w_prob=0.0, check_every=0)  # without rivals, as only their probability needs their variances
+    alone.loss(net, data, None)
+    assert not {"t_median", "gap_constant"} & alone.metrics(net).keys()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_log_tells_the_gradient_norm_of_each_term(settings: dict[str, Any]) -> None:
+    """Those of the loss itself; the probe of a trace draws anew, so that the squared error's is compared without."""
+    defense = Noisy(THREAT, check_every=0, **{**settings, "probes": 0})
+    net, data = defense.wrap(Small().eval()), batch(32)
+    terms, expected = defense.loss(net, data, None), {}
+    for name, value in terms.items():
+        slopes = torch.autograd.grad(value, list(net.parameters()), retain_graph=True, allow_unused=True)
+        expected[f"grad_{name}"] = torch.stack([slope.norm() for slope in slopes if slope is not None]).norm()
+    found = defense.metrics(net)
+    assert {name for name in found if name.startswith("grad_")} == expected.keys()
+    for name, norm in expected.items():
+        torch.testing.assert_close(found[name], norm, rtol=1e-4, atol=0)
+    assert {"t_median", "gap_constant"} <= found.keys()  # all variances are known where the trace is exact
 
 
 @pytest.mark.parametrize(
