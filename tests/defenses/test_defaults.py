@@ -28,6 +28,7 @@ PAPERS: dict[str, dict[str, Any]] = {
         **{"lam": 4.5, "ramp": Fraction(90, 100)},
         **{"start": Fraction(4, 8), "alternate": True, "attack_bn_mode": "eval"},
     },
+    "fgsm_pgi": {"lam": 10, "decay": 0.3, "reset": 40},
     "awp": {"base": {"name": "trades"}, "gamma": 5e-3, "warmup": Fraction(10, 200)},
     "rat": {"beta": 6, "w0": 1, "w1": 0.2, "w2": 0.2, "steps": 10, "rel_step_size": Fraction(2, 8), "start": "normal"},
     "rat_release": {
@@ -52,6 +53,7 @@ RECIPES = {  # learning rate, weight decay, epochs, batch
     "gradalign": (0.3, 5e-4, 30, 128),
     "gat": (0.1, 5e-4, 100, 64),
     "nuat": (0.1, 5e-4, 100, 64),
+    "fgsm_pgi": (0.1, 5e-4, 110, 128),
     "awp": (0.1, 5e-4, 200, 128),
     "rat": (0.1, 5e-4, 200, 128),
     "rat_sampled": (0.1, 5e-4, 200, 128),

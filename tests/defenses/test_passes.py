@@ -39,6 +39,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("fast_at", {}, 2, 2, 5),
     ("free_at", {}, 8, 8, 24),
     ("gradalign", {}, 3, 4, 11),  # the gradient at the random point is differentiated again
+    ("fgsm_pgi", {}, 2, 3, 7),
     ("gat", {}, 3, 3, 8),
     ("gat", {"alternate": False}, 4, 3, 9),
     ("nuat", {}, 3, 3, 8),

@@ -85,6 +85,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "smoothadv": ("smoothadv", {"norm": "L2"}),
     "fast_at-ema": (FAST, {"lr": 0.6, "epochs": 6, "average": "ema", "schedule": "constant", "guard": False}),
     "trades-warm": ({"name": "trades", "set": {"steps": 2, "rel_step_size": 0.5}}, WARM),
+    "fgsm_pgi-warm": ("fgsm_pgi", WARM),
+    "nuat": ("nuat", {}),
     "pgd_at-best-swa": ("pgd_at", {"keep": "best", "validation": 32, "average": "swa", "swa_start": 0.2}),
     "pgd_at-best-fp16": ("pgd_at", {"keep": "best", "validation": 32, "precision": "fp16", "grad_clip": 0.1}),
 }
