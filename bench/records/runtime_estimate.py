@@ -52,6 +52,8 @@ class Estimator:
         self.rates: dict[tuple[str, ...], list[Past]] = {}
         self.peaks: dict[tuple[str, ...], dict[str, float]] = {}
         self.bytes: dict[tuple[str, ...], list[tuple[int, float]]] = {}
+        self.finished: dict[tuple[str, ...], dict[str, float]] = {}  # seconds by key, of the jobs on one architecture
+        self._modeled: dict[str, Estimate] = {}
         self.jobs: dict[str, Job] = {}
         past = list(store.records())
         self.jobs.update((job.key, job) for job, _ in past)
@@ -69,6 +71,8 @@ class Estimator:
         past = _past(job, record)
         if job.parts or (self.device and _kind_of_device(record) not in (self.device, None)):
             return  # the shards of an evaluation have records of their own
+        if past is not None and (architecture := self._architecture(job)):
+            self.finished.setdefault(architecture, {})[job.key] = past.seconds
         for likeness in self.likeness(job):
             if past is not None:
                 self.rates.setdefault(likeness, []).append(past)
@@ -90,8 +94,33 @@ class Estimator:
             past = self.rates.get(likeness)
             if past:
                 return _from_records(past, likeness, job.size)
-        model = self.jobs.get(job.model_key)
-        return self.cost_model(job, model) if self.cost_model is not None and isinstance(model, ModelJob) else None
+        return self._calibrated(job)
+
+    def _calibrated(self, job: Job) -> Estimate | None:
+        """The cost model's estimate, in proportion to what jobs of this kind on this architecture took: one pass is
+        timed in a second, on a machine that may be busier or idler in the hours after it."""
+        found, where = self._model(job), self._architecture(job)
+        known = [(self._model(self.jobs[key]), took) for key, took in self.finished.get(where, {}).items()]
+        pairs = [(modeled.seconds, took) for modeled, took in known if modeled is not None]
+        if found is None or not pairs:
+            return found
+        scale = sum(took for _, took in pairs) / sum(modeled for modeled, _ in pairs)
+        return found._replace(seconds=found.seconds * scale, low=found.low * scale, high=found.high * scale)
+
+    def _model(self, job: Job) -> Estimate | None:
+        model, found = self.jobs.get(job.model_key), self._modeled.get(job.key)
+        if found is None and self.cost_model is not None and isinstance(model, ModelJob):
+            found = self.cost_model(job, model)
+            if found is not None:
+                self._modeled[job.key] = found
+        return found
+
+    def _architecture(self, job: Job) -> tuple[str, ...]:
+        """Kind of job, data set and architecture; () if they are unknown."""
+        model = job if isinstance(job, ModelJob) else self.jobs.get(job.model_key)
+        if not isinstance(model, ModelJob) or isinstance(job, ImportJob):
+            return ()
+        return "evaluate" if isinstance(job, ShardJob) else job.kind, model.data.name, model.model.name
 
     def memory(self, job: Job, where: str) -> float | None:
         """Peak MB of similar jobs (`rss`, or `cuda` on the device), None if none was measured."""

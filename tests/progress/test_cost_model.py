@@ -200,3 +200,22 @@ def test_a_net_that_cannot_be_timed_is_named_with_the_reason(tmp_path: Path) -> 
     assert model(broken, broken) is None
     assert len(model.problems) == 1
     assert model.problems[0].startswith("the model could not be timed: ")
+
+
+def test_finished_jobs_on_the_same_architecture_scale_the_cost_model(cached: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    done, clean, left = jobs_of(defense=["standard", "trades"], attack=["clean"])[:3]
+    assert (done.kind, clean.kind, left.kind) == ("train", "evaluate", "train")
+    model = CostModel(ROOT, Slot("cpu"), measure=False)
+    alone, other = model(done, done), model(left, left)
+    assert alone is not None
+    assert other is not None
+    store.prepare()
+    assert Estimator(store, cost_model=model).estimate(left) == other
+    measured(store, done, 3 * alone.seconds)
+    estimator = Estimator(store, cost_model=model)
+    found = estimator.estimate(left)
+    assert found is not None
+    assert (found.seconds, found.low, found.high) == pytest.approx([3 * value for value in other[:3]])
+    estimator.know([clean])
+    assert estimator.estimate(clean) == model(clean, done)  # an evaluation takes no hint from a training
