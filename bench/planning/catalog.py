@@ -122,13 +122,21 @@ class Plugin(PluginSource):
         return f"{self.name}.{name} was removed; its results are in {self.constant('retired_results', 'docs/')}"
 
     def current(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """A job's settings without the retired ones. Raises LookupError where one has another value than the one that
-        the plug-in still computes: such a job can be read, but neither run nor evaluated again."""
+        """A job's settings as a spec would give them: without the retired ones, those of `base` too, and without the
+        revision of `base`. `resolve` gives the same settings back.
+
+        Raises LookupError where a retired setting has another value than the one that the plug-in still computes: such
+        a job can be read, but neither run nor evaluated again.
+        """
         retired = self.constant("retired_settings", {})
         for name, value in settings.items():
             if name in retired and value != retired[name]:
                 raise LookupError(f"{self._retirement(name)}; a model with {name}={value} cannot be built again")
-        return {name: value for name, value in settings.items() if name not in retired}
+        found = {name: value for name, value in settings.items() if name not in retired}
+        if self.kind != "models" and isinstance(base := found.get("base"), dict):
+            inner = get(self.kind, base["name"]).current(base.get("set", {}))
+            found["base"] = {"name": base["name"], "set": inner}
+        return found
 
     def _resolve_base(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
         """The plug-in that the setting `base` names, with its own defaults and revision, as both change the result."""

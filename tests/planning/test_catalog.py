@@ -304,3 +304,26 @@ def test_two_files_of_one_name_are_two_plugins(plug: Plug, tmp_path: Path) -> No
         catalog.get.cache_clear()
         assert plugins.module("defenses", "mine").__file__ == str(catalog.get("defenses", "mine").path)
         assert Path(str(plugins.module("defenses", "mine").__file__)).parent.name == folder
+
+
+@pytest.mark.parametrize("name", ["awp", "eot"])
+def test_the_current_settings_of_a_job_are_those_of_a_spec(name: str) -> None:
+    plugin = catalog.get("defenses" if name == "awp" else "attacks", name)
+    settings = plugin.resolve({})
+    assert "revision" in settings["base"]
+    assert plugin.resolve(plugin.current(settings)) == settings
+
+
+def test_a_base_with_retired_settings_can_be_built() -> None:
+    pytest.importorskip("torch")
+    from bench.planning.job_fields import JobThreat, PluginChoice
+
+    plugin = catalog.get("defenses", "awp")
+    settings = plugin.resolve({"base": "noisy"})
+    assert settings["base"]["set"]["relu"] == "laplace"  # retired, and still in the key of a job
+    defense = plugins.make("defenses", PluginChoice("awp", settings, plugin.revision), JobThreat("Linf", "0.1"))
+    assert defense.base["name"] == "noisy"
+    assert plugin.resolve(plugin.current(settings)) == settings
+    settings["base"]["set"]["relu"] = "adf"
+    with pytest.raises(LookupError, match=r"noisy\.relu was removed"):
+        plugin.current(settings)
