@@ -139,8 +139,8 @@ def _ready(matrix: Matrix, backend: Backend, view: live.View, check: bool) -> bo
     for line in lines or ():
         say(line)
     todo, later = ["checking models, defenses and attacks"] * check + ["timing a forward pass"] * (lines is None), None
-    with live.waiting(view.console, view.mode if todo else "quiet", ", then ".join(todo)):
-        problems = backend.problems(matrix.jobs, view.store) if check else []
+    with live.waiting(view.console, view.mode if todo else "quiet", ", then ".join(todo)) as note:
+        problems = backend.problems(matrix.jobs, view.store, note) if check else []
         if lines is None and not problems:
             later = view.estimate(CostModel(matrix.root, backend.slots[0]))
     for line in later or ():

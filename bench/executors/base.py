@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,6 +17,10 @@ from bench.records.store import Store
 
 EventKind = Literal["skipped", "started", "retried", "ok", "error", "blocked", "tick"]
 FAILED = ("error", "diverged", "oom", "timeout")  # states whose record contains an error
+
+
+def unnoted(text: str) -> None:
+    """A `note` of `Backend.problems` that says nothing."""
 
 
 class MissingDependency(ImportError):
@@ -82,11 +86,14 @@ class Backend(abc.ABC):
     def devices(self) -> str:
         """A description of the devices for the user."""
 
-    def problems(self, jobs: list[Job], store: Store) -> list[str]:
-        """One line for each reason why pending jobs can never work (bench.jobs.preflight). Writes nothing."""
+    def problems(self, jobs: list[Job], store: Store, note: Callable[[str], None] = unnoted) -> list[str]:
+        """One line for each reason why pending jobs can never work (bench.jobs.preflight). Writes nothing.
+
+        `note`: called with what is being checked, if that takes seconds.
+        """
         from bench.executors.processes import preflight
 
-        return preflight(todo(jobs, store), self.root)
+        return preflight(todo(jobs, store), self.root, note)
 
     @abc.abstractmethod
     def open(self, store: Store, jobs: list[Job]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bench.executors.base import Backend, Exit, Handle, todo
+from bench.executors.base import Backend, Exit, Handle, todo, unnoted
 from bench.executors.devices import Slot
 from bench.planning.job import Job
 from bench.records.record import Retry
@@ -34,7 +34,7 @@ class Debug(Backend):
         """See Backend."""
         return f"{self.kind}, in this process"
 
-    def problems(self, jobs: list[Job], store: Store) -> list[str]:
+    def problems(self, jobs: list[Job], store: Store, note: Callable[[str], None] = unnoted) -> list[str]:
         """See Backend. In this process too, so that a breakpoint in a plug-in is reached."""
         from bench.jobs.preflight import problems
 

@@ -28,6 +28,7 @@ from bench.training import stop_signals
 
 CARRIED = ("BENCH_PLUGINS", "BENCH_MODEL_FILE")  # variables that name files of the user
 MISTAKES = (ValueError, LookupError, OSError)  # exceptions that a mistake of the user's causes, shown in one line
+SLOW = 2.0  # seconds after which `ask` says what its child process is doing
 Work = Callable[..., str]
 
 
@@ -67,49 +68,67 @@ class ChildDied(ValueError):
     """The child process ended without an answer, for instance since the kernel killed it for lack of memory."""
 
 
-def ask(module: str, function: str, *arguments: Any, jobs: Sequence[Job] = ()) -> Any:
+def ask(
+    module: str, function: str, *arguments: Any, jobs: Sequence[Job] = (), note: Callable[[str], None] | None = None
+) -> Any:
     """The value of `module.function(*arguments)`, computed in a child process: for questions that need torch, or that
     open files of unknown origin which may crash or fill the memory. The child is not a sandbox.
 
     It comes from the fork server of the workers; `jobs`: the jobs that these will run, which decide what is imported
-    there. What the function prints is discarded. Raises what it raises if that is one of MISTAKES, ChildDied if the
-    child died, and ValueError for any other exception in it.
+    there. What the function prints is discarded. With `note` the function gets a further argument, which it calls with
+    what it does next; `note` is called with it if that takes longer than SLOW. Raises what the function raises if that
+    is one of MISTAKES, ChildDied if the child died, and ValueError for any other exception in it.
     """
     preload(jobs)
     receiver, sender = context().Pipe(duplex=False)
-    process = context().Process(target=_answer, args=(sender, module, function, arguments, str(Path.cwd()), carried()))
+    told = (sender, module, function, arguments, note is not None, str(Path.cwd()), carried())
+    process = context().Process(target=_answer, args=told)
     process.start()
     sender.close()
     try:
-        good, found = receiver.recv()
+        kind, found = receiver.recv()
+        while kind == "note":
+            if note is not None and not receiver.poll(SLOW):
+                note(found)
+            kind, found = receiver.recv()
     except EOFError:
         process.join(timeout=5)
         raise ChildDied(f"the process that loaded it died (exit code {process.exitcode}); is memory short?") from None
     finally:
         kill(process)
-    if good:
+    if kind == "good":
         return found
     raise found
 
 
-def _answer(sender: Connection, module: str, function: str, arguments: Any, folder: str, files: dict[str, str]) -> None:
+def _answer(
+    sender: Connection,
+    module: str,
+    function: str,
+    arguments: tuple[Any, ...],
+    notes: bool,
+    folder: str,
+    files: dict[str, str],
+) -> None:
     """Body of the child process of `ask`."""
     leave_the_driver(files)
+    if notes:
+        arguments += (lambda text: sender.send(("note", text)),)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), contextlib.chdir(folder):
         try:
-            answer = True, getattr(importlib.import_module(module), function)(*arguments)
+            answer = "good", getattr(importlib.import_module(module), function)(*arguments)
         except MISTAKES as error:
             text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
-            answer = False, type(error)(text) if type(error) in MISTAKES else ValueError(text)
+            answer = "bad", type(error)(text) if type(error) in MISTAKES else ValueError(text)
         except Exception as error:
-            answer = False, ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            answer = "bad", ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}")
     sender.send(answer)
 
 
-def preflight(jobs: list[Job], root: Path) -> list[str]:
+def preflight(jobs: list[Job], root: Path, note: Callable[[str], None]) -> list[str]:
     """The problems that bench.jobs.preflight finds; none where the child process died, which is no mistake in a job."""
     try:
-        found: list[str] = ask("bench.jobs.preflight", "problems", jobs, root, jobs=jobs) if jobs else []
+        found: list[str] = ask("bench.jobs.preflight", "problems", jobs, root, jobs=jobs, note=note) if jobs else []
         return found
     except ChildDied:
         return []

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from bench.atomic import write_atomic
-from bench.executors.base import Backend, Exit, Handle, todo
+from bench.executors.base import Backend, Exit, Handle, todo, unnoted
 from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, describe_ending, ending, queue, script
 from bench.jobs import retries
 from bench.jobs.attempt import HELD
@@ -62,11 +62,11 @@ class Slurm(Backend):
         """See Backend."""
         return f"{self.kind}, on the nodes that Slurm assigns"
 
-    def problems(self, jobs: list[Job], store: Store) -> list[str]:
+    def problems(self, jobs: list[Job], store: Store, note: Callable[[str], None] = unnoted) -> list[str]:
         """See Backend. Raises SlurmError if Slurm does not answer. Slurm checks the options when the first job is
         submitted."""
         queue(store.root)
-        return super().problems(jobs, store)
+        return super().problems(jobs, store, note)
 
     def open(self, store: Store, jobs: list[Job]) -> None:
         """See Backend."""

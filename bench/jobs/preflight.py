@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,8 +27,9 @@ TRIAL_SECONDS = 3.0  # no first step is tried later: with large networks some ar
 Trials = dict[str, tuple[TrainJob, nn.Module, Tensor, str]]  # a job of each defense, its net, an image, its name
 
 
-def problems(jobs: list[Job], root: Path) -> list[str]:
-    """One line per problem that makes some of these jobs impossible. `root`: data folder.
+def problems(jobs: list[Job], root: Path, note: Callable[[str], None] = lambda text: None) -> list[str]:
+    """One line per problem that makes some of these jobs impossible. `root`: data folder; `note` is called with the
+    name of each defense before it is built or takes its first step.
 
     Parts that jobs share are built once, on the CPU, and no image is loaded. Each defense takes one step at its first
     architecture, as long as TRIAL_SECONDS are not over. Random generators are not changed. Raises only what the data
@@ -46,13 +47,13 @@ def problems(jobs: list[Job], root: Path) -> list[str]:
     trials: Trials = {}
     with scope(0), torch.no_grad():
         for trainings in architectures.values():
-            found.update(dict.fromkeys(_of_trainings(list(trainings.values()), root, trials)))
+            found.update(dict.fromkeys(_of_trainings(list(trainings.values()), root, trials, note)))
         found.update(dict.fromkeys(line for job in attacks.values() for line in _of_attack(job)))
-        found.update(dict.fromkeys(_of_first_steps(trials)))
+        found.update(dict.fromkeys(_of_first_steps(trials, note)))
     return list(found)
 
 
-def _of_trainings(jobs: list[TrainJob], root: Path, trials: Trials) -> Iterator[str]:
+def _of_trainings(jobs: list[TrainJob], root: Path, trials: Trials, note: Callable[[str], None]) -> Iterator[str]:
     """Problems of trainings that share architecture and data. A defense without any is added to `trials`."""
     data, model = jobs[0].data, jobs[0].model
     facts = datasets.facts(data.name, root, data.size)
@@ -70,6 +71,7 @@ def _of_trainings(jobs: list[TrainJob], root: Path, trials: Trials) -> Iterator[
     for job in jobs:
         name = job.defense.name
         owner = f"defense {label('defenses', name, job.defense.settings)}"
+        note(owner)
         try:
             defense: Defense = plugins.make("defenses", job.defense, job.threat)
             if net is not None:
@@ -83,7 +85,7 @@ def _of_trainings(jobs: list[TrainJob], root: Path, trials: Trials) -> Iterator[
             yield f"{owner}: {_line(error, name)}"
 
 
-def _of_first_steps(trials: Trials) -> Iterator[str]:
+def _of_first_steps(trials: Trials, note: Callable[[str], None]) -> Iterator[str]:
     """Problems of one training step on two random images. Defenses whose files were changed last come first."""
     began = time.monotonic()
     changed = {
@@ -99,6 +101,7 @@ def _of_first_steps(trials: Trials) -> Iterator[str]:
         batch = Batch(torch.rand(2, *x.shape[1:]), torch.arange(2), torch.arange(2), epoch=0, progress=0.0)
         try:
             if time.monotonic() - began < TRIAL_SECONDS:
+                note(f"first step of {owner}")
                 check_first_step(build, batch)
         except Exception as error:
             yield f"{owner}: {_line(error, job.defense.name)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -275,6 +276,19 @@ def test_a_check_that_is_killed_rejects_nothing(bench: Bench) -> None:
     outcome = bench(*broken("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     assert outcome.code == 1
     assert states(RESULTS) == {"broken": "error"}
+
+
+def test_a_defense_whose_first_step_takes_seconds_is_named(bench: Bench) -> None:
+    loss = """        import os, time
+        if not os.path.exists("tried"):
+            open("tried", "w").close()
+            time.sleep(4)
+        return """
+    Path("broken.py").write_text(BROKEN.format(wrap="pass").replace('        return {"ce"', f'{loss}{{"ce"'))
+    outcome = bench(*tiny("--plugin", "broken.py", defense="broken", attack="clean"))
+    assert outcome.code == 0
+    assert re.search(r"^checking models.*: first step of defense broken with mlp on digits$", outcome.out, re.MULTILINE)
+    assert outcome.out.count("first step") == 1
 
 
 def test_the_check_does_not_change_random_generators(fresh_catalog: None) -> None:
