@@ -37,6 +37,7 @@ def drive(backend: Backend, jobs: list[Job], store: Store) -> Iterator[Event]:
         if job.key not in pending:
             yield Event("skipped", job)
     if waiting:
+        store.mark_run(pending)
         yield from Driver(backend, store, claims, waiting).events()
 
 

@@ -45,14 +45,18 @@ def title(job: Job, jobs: dict[str, Job]) -> str:
 
 
 @contextmanager
-def waiting(console: Console, mode: str, what: str) -> Iterator[None]:
-    """Show what takes time before the first job can start: on a terminal with the seconds that it has taken."""
-    began = time.monotonic()
+def waiting(console: Console, mode: str, what: str) -> Iterator[Callable[[str], None]]:
+    """Show what takes time before the first job can start: on a terminal with the seconds that it has taken.
+
+    Yields a function that takes a note on what takes so long, which is shown behind it, or printed where there is no
+    live display.
+    """
+    began, notes = time.monotonic(), [what]
     if mode == "live":
-        with _screen(console, lambda: safe(f"{what} ({clock(time.monotonic() - began)})")):
-            yield
+        with _screen(console, lambda: safe(f"{': '.join(notes)} ({clock(time.monotonic() - began)})")):
+            yield lambda text: notes.__setitem__(slice(1, None), [text])
     else:
-        yield
+        yield lambda text: say(f"{what}: {text}") if mode == "plain" else None
 
 
 def _screen(console: Console, drawn: Callable[[], RenderableType]) -> Live:
@@ -168,7 +172,8 @@ class View:
 
     def _table(self) -> Table:
         done = len(self.jobs) - len(self.left)
-        table = Table(title=f"{done} of {counted(len(self.jobs), 'job')} done; time left {self._left()}", box=None)
+        rest = f"; time left {self._left()}" if self.left else ""
+        table = Table(title=f"{done} of {counted(len(self.jobs), 'job')} done{rest}", box=None)
         table.title_justify, table.title_style = "left", ""
         for name in ("job", "progress", "time", "detail"):
             table.add_column(name, overflow="fold", header_style="dim", justify="left" if name != "time" else "right")

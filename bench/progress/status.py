@@ -24,7 +24,7 @@ NOT_FAILED = ("done", "unsupported", "running", "waiting")
 def status(store: Store, planned: list[Job], as_json: bool, root: Path) -> None:
     """Print the status of the jobs `planned`; if there are none, of all jobs of the store. `root`: the data folder."""
     known = {**store.jobs(), **{job.key: job for job in planned}}
-    found = survey(store, {job.key: job for job in planned} or known, known, root)
+    found = survey(store, {job.key: job for job in planned}, known, root)
     found["unreadable"] = len(set(store.keys()) - set(known))
     if as_json:
         print(json.dumps({"results": str(store.root), **found}, indent=1))
@@ -34,7 +34,10 @@ def status(store: Store, planned: list[Job], as_json: bool, root: Path) -> None:
 
 
 def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path) -> dict[str, Any]:
-    """The state of all jobs as plain values."""
+    """The state of the jobs of a matrix as plain values; if there are none, of all that are `known`, where the time
+    left leaves out jobs that wait for a run which has ended."""
+    going_on = not jobs
+    jobs = jobs or known
     kinds: dict[str, Counter[str]] = {}
     running, waiting, failed, dirty, retried = list[Job](), list[Job](), [], 0, 0
     for key, job in jobs.items():
@@ -49,11 +52,14 @@ def survey(store: Store, jobs: dict[str, Job], known: dict[str, Job], root: Path
             dirty += state == "done" and bool(record.provenance.dirty)
             retried += bool(record.failures or record.retries)
     total = sum(kinds.values(), Counter[str]())
+    runs_now = {store.run_of(job.key) for job in running}
+    awaited = [job for job in waiting if not going_on or store.run_of(job.key) in runs_now]
     return {
         "jobs": len(jobs),
         "states": dict(sorted(total.items())),
         "kinds": {kind: dict(sorted(count.items())) for kind, count in sorted(kinds.items())},
-        **_time_left(store, running, waiting, known, root),
+        **_time_left(store, running, awaited, known, root),
+        "waiting_of_ended_runs": len(waiting) - len(awaited) if running else 0,
         "stopped": [{**_about(job, known), "kept": kept(store, job)} for job in waiting if saved_seconds(store, job)],
         "failed": sorted(failed, key=lambda one: str(one["state"])),
         "quarantined": store.quarantined(),
@@ -72,7 +78,8 @@ def lines(results: Path, found: dict[str, Any]) -> list[str]:
         rest = f", about {clock(one['seconds_left'])} left" if one["seconds_left"] is not None else ""
         out.append(f"running   {one['job']} ({one['key']}) {one['share']:.0%}{rest}")
     if found["time_left"]:
-        out.append(f"time left {found['time_left']}")
+        more = f"; {counted(found['waiting_of_ended_runs'], 'waiting job')} of a run that has ended not counted"
+        out.append(f"time left {found['time_left']}{more * bool(found['waiting_of_ended_runs'])}")
     out += [f"stopped   {one['job']} ({one['key']}): {one['kept']}" for one in found["stopped"]]
     out += [f"{one['state']:9} {one['job']} ({one['key']}): {one['reason']}" for one in found["failed"]]
     if found["failed"]:

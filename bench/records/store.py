@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import secrets
 import tempfile
-from collections.abc import Container, Iterator, Set
+import time
+from collections.abc import Container, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,19 @@ class Store(JobFiles):
         if known is None and self.has(job.key, JOB):
             self.set_aside(job.key, JOB, "damaged, or of another job")
         write_json(folder / JOB, job.to_json())
+
+    def mark_run(self, keys: Iterable[str]) -> None:
+        """Give the job.json of these jobs one and the same time, that of the run which has them to do."""
+        now = time.time_ns() // 1000 * 1000  # file systems store no finer one
+        for key in keys:
+            with contextlib.suppress(OSError):  # packed, or the file of another user
+                os.utime(self.folder(key) / JOB, ns=(now, now))
+
+    def run_of(self, key: str) -> int | None:
+        """The time of the last run that had this job to do; None if it is unknown."""
+        with contextlib.suppress(OSError):
+            return (self.place(key) / JOB).stat().st_mtime_ns
+        return None
 
     def _known(self, key: str) -> Job | None:
         try:

@@ -22,6 +22,7 @@ from bench.progress.forecast import time as forecast
 from bench.progress.live import View
 from bench.progress.remaining import TimeLeft, left, together
 from bench.progress.saved import kept, saved_seconds
+from bench.progress.status import lines as status_lines
 from bench.progress.status import survey
 from bench.records.leases import claim
 from bench.records.record import EvaluationMetrics, Provenance, Record, Time, TrainMetrics
@@ -406,3 +407,43 @@ def test_the_plan_of_a_half_finished_run_counts_the_remaining_jobs(bench: Bench,
     shown = bench(*tiny(*plugins, "--dry-run")).out
     assert "2 done, 1 to do" in shown
     assert "time      unknown: 1 job with neither a past record nor a declared cost" in shown
+
+
+def test_jobs_that_wait_for_a_run_that_ended_are_not_in_the_time_left(store: Store) -> None:
+    gone, running, waiting = (train(seed) for seed in (7, 8, 9))
+    for jobs in ([gone], [running, waiting]):  # the first run is abandoned, the second goes on
+        for job in jobs:
+            store.add(job)
+        store.mark_run(job.key for job in jobs)
+    says(store, running, share=0.0)
+    everything = {**store.jobs()}
+    found = survey(store, {}, everything, Path("no-data"))
+    assert found["seconds_left"] == pytest.approx(200, abs=1)
+    assert found["waiting_of_ended_runs"] == 2  # and the training of the fixture, which no run has had to do
+    shown = "\n".join(status_lines(store.root, {**found, "unreadable": 0}))
+    assert "estimated from 1 past record; 2 waiting jobs of a run that has ended not counted\n" in shown + "\n"
+    of_spec = {job.key: job for job in (gone, running)}
+    assert survey(store, of_spec, everything, Path("no-data"))["seconds_left"] == pytest.approx(200, abs=1)
+
+
+def test_a_run_marks_the_jobs_that_it_has_to_do(bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    plugins = write_plugins(tmp_path)
+    assert bench(*tiny(*plugins)).code == 0
+    results = Store(Path("results"))
+    first = {results.run_of(key) for key in results.keys()}
+    assert len(first) == 1
+    assert bench(*tiny(*plugins, "--seeds", "0,1")).code == 0
+    marks = [results.run_of(key) for key in results.keys()]
+    assert marks.count(*first) == 3  # finished jobs keep the mark of the run that did them
+    assert len(set(marks)) == 2
+
+
+def test_no_time_left_is_shown_when_all_jobs_are_done(store: Store) -> None:
+    from rich.console import Console
+
+    view = View(Console(), store, [OLD, NEW], "live", 1)
+    view._handle(Event("skipped", OLD))
+    assert str(view._table().title).startswith("1 of 2 jobs done; time left about")
+    view._handle(Event("ok", NEW))
+    assert view._table().title == "2 of 2 jobs done"
