@@ -18,6 +18,7 @@ from factories import FLOOR, STANDARD, attacked, audited, draws, evaluated, righ
 from bench.planning.job import Job
 from bench.records.record import JobError, Record
 from bench.records.store import Store
+from bench.results.scope import scoped
 from bench.soundness.checks import Finding
 from bench.tables import compare, timing
 from bench.tables.columns import LONGEST_VENUE, paper
@@ -90,9 +91,9 @@ def outputs(store: Store, folder: Path) -> dict[str, str]:
     """Every output by the name of its file, without what a plug-in's file says of its paper."""
     paths = write_leaderboard(store, folder / "leaderboard.md", folder)
     found = {path.name: path.read_bytes().decode() for path in paths if not path.name.startswith("evaluations")}
-    where = RowFilter("toy", None, "0.1")
-    found["compare.txt"] = compare.show(store, "twin_a", "shaky", where, False) + "\n"
-    found["compare.json"] = compare.show(store, "twin_b", "masked", where, True) + "\n"
+    at = scoped(store, dataset="toy", eps=["0.1"])
+    found["compare.txt"] = compare.show(at, "twin_a", "shaky", RowFilter(), False) + "\n"
+    found["compare.json"] = compare.show(at, "twin_b", "masked", RowFilter(), True) + "\n"
     rows = board(store)
     found["timing.txt"] = timing.show(rows, False) + "\n"
     found["sweep.txt"] = text(store, sweep(store, rows, "swept", "beta", RowFilter()), []) + "\n"

@@ -62,9 +62,8 @@ def remove(store: Store, keys: Iterable[str]) -> list[str]:
         if lease is None:
             left.append(key)
             continue
-        (store.folder(key) / RECORD).unlink(
-            missing_ok=True
-        )  # first: a kill leaves a job without result, no damaged one
+        # the record first: a kill leaves a job without a result, no damaged one
+        (store.folder(key) / RECORD).unlink(missing_ok=True)
         shutil.rmtree(store.folder(key))
         lease.release()
     return left

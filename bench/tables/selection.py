@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.core.epsilon import Epsilon
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.results.rows import Row
@@ -17,22 +16,14 @@ from bench.terminal import counted
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Restricts rows; None does not restrict."""
+    """Restricts rows beyond the scope of their store (bench.results.scope); None does not restrict."""
 
-    dataset: str | None = None
     norm: str | None = None
-    eps: str | None = None
     seed: int | None = None
 
     def takes(self, row: Row) -> bool:
         """Does the row match?"""
-        budget = self.eps is None or (row.eps is not None and Epsilon(row.eps) == Epsilon(self.eps))
-        norm = self.norm is None or (row.norm or "").lower() == self.norm.lower()
-        return budget and norm and self.dataset in (None, row.dataset)
-
-    def __str__(self) -> str:
-        asked = {"data set": self.dataset, "norm": self.norm, "eps": self.eps}
-        return ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+        return self.norm is None or (row.norm or "").lower() == self.norm.lower()
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
     everything = judged_rows(store, known=known)
     found = [row for row in everything if where.takes(row)]
     if everything and not found:
-        raise LookupError(f"no row has {where}; there are: {_places(everything)}")
+        raise LookupError(f"no row has norm {where.norm}; there are: {_places(everything)}")
     trained = {e.train_key: (e.config, e.seed) for e in known.of_split("test")}
     side_a, side_b = (_side(name, found, trained) for name in (name_a, name_b))
     shared = [(a, b) for a in side_a for b in side_b if _place(a) == _place(b)]

@@ -14,6 +14,7 @@ from records import FINDINGS, ROOT
 
 from bench.records.store import Store
 from bench.report.sweeps import map_plot
+from bench.results.scope import scoped
 from bench.tables.equivalence import matches, partner
 from bench.tables.leaderboard import board
 from bench.tables.selection import RowFilter
@@ -43,7 +44,8 @@ linearly. Under AutoAttack, on 100 images, the intervals of all values of sigma 
 
 def main() -> None:
     store = Store(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results", read_only=True)
-    rows, where = board(store), RowFilter("mnist", "Linf", "0.1")
+    store = scoped(store, dataset="mnist", eps=["0.1"])
+    rows, where = board(store), RowFilter(norm="Linf")
     a = max(sweep(store, rows, "noisy", "sigma", where), key=lambda series: len(series.points))
     b = partner(store, a, [with_anchor(s) for s in sweep(store, rows, "pgd_at", "train_eps", where, least=1)])
     if b is None:

@@ -13,6 +13,7 @@ from harness import Bench
 
 from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
+from bench.results.scope import scoped
 from bench.tables.compare import Comparison, CostRatio, costs, lines, show
 from bench.tables.selection import RowFilter, pairs
 
@@ -154,7 +155,7 @@ def test_a_budget_of_the_option_is_the_same_however_it_is_written(store: Store) 
         for eps in ("1/10", "0.2"):
             evaluated(store, train, "steep", [1, 0], eps=eps)
     assert len(pairs(store, "guard", "other_guard", RowFilter())) == 2
-    (pair,) = pairs(store, "guard", "other_guard", RowFilter(eps="0.1", norm="linf"))
+    (pair,) = pairs(scoped(store, eps=["0.1"]), "guard", "other_guard", RowFilter(norm="linf"))
     assert pair.rows[0].eps == "1/10"
 
 
