@@ -39,9 +39,14 @@ def papers(kind: catalog.Kind, name: str) -> list[Cited]:
     return list(dict.fromkeys(Cited(*parts) for parts in found))
 
 
-def arxiv_page(defense: str) -> str | None:
-    """The address of the first paper of a defense that has an arXiv number."""
-    return next((f"https://arxiv.org/abs/{paper.arxiv}" for paper in papers("defenses", defense) if paper.arxiv), None)
+def paper_page(defense: str) -> str | None:
+    """The address of the first paper of a defense that has one: on arXiv, or the `url` of its entry."""
+    urls = {field["key"]: field["url"] for field in _entries() if "url" in field}
+    pages = [
+        f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else urls.get(paper.key)
+        for paper in papers("defenses", defense)
+    ]
+    return next(filter(None, pages), None)
 
 
 def display_name(name: str, kind: catalog.Kind = "defenses") -> str:
@@ -69,9 +74,18 @@ def bibtex() -> str:
 def _keys() -> dict[str, str]:
     """Keys of the stored entries by arXiv number, and by the last name of the first author and the year."""
     found = {}
-    for key, body in _ENTRY.findall(STORED.read_text(encoding="utf-8")):
-        field = dict(re.findall(r"^  (\w+) = \{(.*)\},$", body, flags=re.MULTILINE))
-        found[f"{field['author'].split(',')[0]} {field['year']}"] = key
+    for field in _entries():
+        found[f"{field['author'].split(',')[0]} {field['year']}"] = field["key"]
         if "eprint" in field:
-            found[field["eprint"]] = key
+            found[field["eprint"]] = field["key"]
     return found
+
+
+@functools.cache
+def _entries() -> list[dict[str, str]]:
+    """The fields of each stored entry, with its `key`."""
+    text = STORED.read_text(encoding="utf-8")
+    return [
+        {"key": key, **dict(re.findall(r"^  (\w+) = \{(.*)\},$", body, flags=re.MULTILINE))}
+        for key, body in _ENTRY.findall(text)
+    ]

@@ -8,7 +8,7 @@ import re
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
-from bench.tables.citations import arxiv_page
+from bench.tables.citations import paper_page
 from bench.tables.columns import paper
 from bench.tables.pareto import KINDS, fronts
 from bench.tables.ranking import unreliable
@@ -36,7 +36,7 @@ def _entry(kind: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, obj
     standard = accuracy.autoattack.values and row.deploys == "deterministic"
     stronger = worst.values and not (standard and worst.mean >= accuracy.autoattack.mean)
     return {
-        "link": arxiv_page(row.defense),
+        "link": paper_page(row.defense),
         "name": row.method,
         "authors": authors[1] if authors else None,
         "additional_data": None if row.recipe == IMPORTED else False,

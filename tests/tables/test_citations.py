@@ -57,3 +57,10 @@ def test_a_plugin_of_the_users_gets_an_entry_from_its_docstring(
     assert [paper.key for paper in citations.papers("defenses", "own")] == ["mueller2031", "zhang2019theoretically"]
     assert "@misc{mueller2031,\n  author = {Mueller and others},\n  title = {{Own method}},\n" in citations.bibtex()
     assert "  eprint = {3101.00001},\n" in citations.bibtex()
+
+
+def test_a_paper_without_an_arxiv_number_is_linked_by_the_address_of_its_entry() -> None:
+    assert citations.paper_page("mart") == "https://openreview.net/forum?id=rklOg6EFwS"
+    assert citations.paper_page("trades") == "https://arxiv.org/abs/1901.08573"
+    lacking = [name for name in catalog.names("defenses") if citations.paper_page(name) is None]
+    assert lacking == ["standard"]  # Vapnik 1991
