@@ -101,6 +101,21 @@ def test_only_a_lower_share_beyond_the_limit_and_its_interval_counts(here: int, 
         assert (found.level, found.value) == (level, pytest.approx((here - there) / 200))
 
 
+def test_training_images_are_other_images_as_many_as_there_are() -> None:
+    here = torch.arange(200) < 180
+    found = _fall(C30, "share", here, torch.arange(50) < 30, paired=False)
+    assert (found.level, found.value) == ("U", pytest.approx(0.9 - 0.6))
+    few = _fall(C30, "share", here, torch.arange(5) < 3, paired=False)  # the same share of five images proves nothing
+    assert (few.level, few.value) == ("ok", pytest.approx(0.9 - 0.6))
+    assert "not beyond the limit by the 95 % interval" in few.note
+    assert _fall(C30, "share", here, here[:0], paired=False).level == "not checked"
+
+
+def test_the_same_images_are_compared_one_by_one_and_others_by_their_shares() -> None:
+    here, there = torch.arange(100) < 60, torch.arange(100) < 40
+    assert [_fall(C30, "share", here, there, paired=paired).level for paired in (True, False)] == ["U", "ok"]
+
+
 def test_what_bench_trained_is_not_judged_and_a_net_that_is_always_wrong_cannot_be(
     nets: Nets, digits: tuple[Split, Split]
 ) -> None:
