@@ -77,7 +77,10 @@ def pixel_space(check: Check, audit: Audit) -> Iterator[Finding]:
     """C18: accuracy on raw images in [0,1] is the claimed one, and no other scale suits the model better."""
     measured, n, half = accuracy(audit.clean), len(audit.x), Epsilon(HALF_GRAY_LEVEL)
     name, gain = _better_scale(audit)
-    if name:
+    if name and audit.logits.shape[1] == 2 and 1 - 2 * measured >= gain:  # an exchange gains as much as any scale
+        note = f"{measured:.1%} correct, {1 - measured:.1%} with the two classes exchanged: another order of classes"
+        yield Finding(check.code, "X", 1 - 2 * measured, BETTER_SCALE, note)
+    elif name:
         note = f"{gain:+.1%} accuracy on images {name}: the model does not take images in [0,1]"
         yield Finding(check.code, "X", gain, BETTER_SCALE, note)
     elif audit.claimed is None:

@@ -119,6 +119,31 @@ def test_the_claimed_accuracy_is_compared_with_the_measured_one(
     assert found.value == pytest.approx(gap, abs=1e-6)
 
 
+def test_two_classes_in_the_other_order_are_not_taken_for_another_scale(
+    nets: dict[str, nn.Module], digits: tuple[Split, Split]
+) -> None:
+    from bench.soundness.audit import Audit
+    from bench.soundness.forward_checks import pixel_space
+
+    class Pair(nn.Module):
+        """The logits of the digits 0 and 1, in this order or the other one."""
+
+        def __init__(self, order: list[int]) -> None:
+            super().__init__()
+            self.net, self.order = nets["standard"], order
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)[:, self.order]
+
+    of_two = digits[1].y < 2
+    x, y, threats = digits[1].x[of_two], digits[1].y[of_two], [Threat("Linf", EPS)]
+    (found,) = pixel_space(CHECKS["C18"], Audit(Classifier(Pair([1, 0])), x, y, threats, "quick", 0, None))
+    assert found.level == "X"
+    assert "with the two classes exchanged" in found.note
+    (found,) = pixel_space(CHECKS["C18"], Audit(Classifier(Pair([0, 1])), x, y, threats, "quick", 0, None))
+    assert found.level == "ok"
+
+
 def test_a_budget_divided_by_255_twice_is_reported(nets: dict[str, nn.Module], digits: tuple[Split, Split]) -> None:
     few = Split(*(t[:32] for t in digits[1]))
     findings, _ = _audit(Classifier(nets["standard"]), (digits[0], few), "8/65025", "8/255")
