@@ -109,7 +109,8 @@ def new(
 def write(kind: str, name: str, folder: Path | None) -> list[Path]:
     """Write plug-in and test; returns their paths. Raises ValueError or FileExistsError; nothing is overwritten."""
     if kind not in ("defense", "attack"):
-        raise ValueError(f"cannot make a new '{kind}'; expected defense or attack")
+        hint = catalog.suggest(kind, ["defense", "attack"])
+        raise ValueError(f"cannot make a new '{kind}'; expected defense or attack.{hint}".removesuffix("."))
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ValueError(f"'{name}' is not a plug-in name; expected lower-case letters, digits and underscores")
     if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name):

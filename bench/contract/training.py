@@ -10,6 +10,7 @@ from bench.core.classifier import Classifier
 from bench.core.defense import Batch, Defense, total_loss
 from bench.core.rng import scope
 from bench.core.threat import Norm
+from bench.terminal import counted
 from bench.training.first_step import Recorder, check_first_step
 from bench.training.optimizer import autocast_forward
 
@@ -89,7 +90,7 @@ class TrainingChecks:
         with torch.no_grad(), scope(4):
             logits, labels, again = model(x), model.predict(x), model(x)
         if tuple(logits.shape) != (len(x), CLASSES) or labels.shape != (len(x),):
-            return f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} for {len(x)} images"
+            return f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} for {counted(len(x), 'image')}"
         if model.stochastic == torch.equal(logits, again):
             return f"two passes {'agree' if model.stochastic else 'differ'}, but stochastic is {model.stochastic}"
         return None

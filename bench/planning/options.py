@@ -131,7 +131,7 @@ def _fill_defaults(values: dict[str, Any], options: Options, root: Path, stochas
         {**entry, "n": options.n or min(entry["n"], facts.test)} if "n" in entry else dict(entry) for entry in attacks
     ]
     names = [label("attacks", entry["name"], entry.get("set", {})) for entry in values["attacks"]]
-    numbers = [f" on {entry['n']} images" if "n" in entry else "" for entry in values["attacks"]]
+    numbers = [f" on {counted(entry['n'], 'image')}" if "n" in entry else "" for entry in values["attacks"]]
     chosen = ", ".join(map("".join, zip(names, numbers, strict=True)))
     fewer = {2: "without the DLR loss", 3: "with the untargeted DLR loss"}.get(facts.classes)
     suite = f" (AutoAttack for {facts.classes} classes: {fewer})" if fewer else ""

@@ -18,6 +18,7 @@ from bench.results.seed_values import SeedValues
 from bench.results.worst_case import minima
 from bench.tables.columns import natural
 from bench.tables.text import decimals, percent
+from bench.terminal import counted
 
 MAX_ROWS, MAX_CLASSES = 40, 40  # more cannot be read
 WHITE_BELOW = 0.46  # the share below which white is read better on its color than black
@@ -46,7 +47,8 @@ def _attack_map(board: Board) -> Plot:
     more = f" Shown: the first {len(rows)} of {len(board.rows)} rows; the table above has all." if left_out else ""
     return board.plot(
         "heat",
-        f"Heat map of accuracy in percent: {len(rows)} defenses by {len(columns)} attacks; the table has its numbers.",
+        f"Heat map of accuracy in percent: {counted(len(rows), 'defense')} by {counted(len(columns), 'attack')}; the "
+        "table has its numbers.",
         "Accuracy in percent under each attack, mean over the seeds that have it; the worst case is per image, over "
         "the images that all attacks share and the seeds that have all of them. "
         f"{conditions(rows, cells=[cell for line in cells for cell in line])}{more}",
@@ -83,7 +85,8 @@ def _class_map(store: Store, board: Board) -> Plot | None:
     sizes = [n for line in table for _, n in line if n]
     return board.plot(
         "class",
-        f"Heat map of worst-case accuracy of {len(rows)} models by {len(classes)} classes, numbers in the table.",
+        f"Heat map of worst-case accuracy of {counted(len(rows), 'model')} by {counted(len(classes), 'class')}, "
+        "numbers in the table.",
         f"Worst case in percent by class, mean over seeds, {min(sizes)} to {max(sizes)} images a class: small classes "
         f"vary by chance. {conditions(rows)}",
         ["defense", *(f"class {label} (n)" for label in classes)],

@@ -24,6 +24,7 @@ from bench.report.captions import best, mark_of, measured_on, row_label, short
 from bench.report.svg import INK
 from bench.results.evaluations import EvaluationResult
 from bench.results.rows import Row
+from bench.terminal import counted
 
 MAX_MODELS, MAX_IMAGES = 8, 6
 MAX_PIXELS = 300_000  # pixel values of all images of a page: some 400 kB of it
@@ -168,7 +169,8 @@ def _figure(board: Board, strips: list[Strip]) -> Plot:
     unknown = any(picture.predictions is None for *_, picture in lines)
     return board.plot(
         "images",
-        f"{len(strips[0].images)} test images under attack for {len(strips)} models; the table has the predictions.",
+        f"{counted(len(strips[0].images), 'test image')} under attack for {counted(len(strips), 'model')}; the "
+        "table has the predictions.",
         "The same test images for all models, each as the strongest attack left it that fools the model, or else as "
         "the strongest of all did. A solid frame: right under every attack with stored images; a dashed frame: fooled. "
         "A click on an image shows all attacks on it, each beside its difference from the clean image, times 10. Class "

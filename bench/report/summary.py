@@ -12,6 +12,7 @@ from bench.results.significance import better, difference, same_images
 from bench.soundness.verdicts import VERDICTS
 from bench.tables.ranking import UNRANKED, grave
 from bench.tables.text import percent
+from bench.terminal import counted
 
 MOST = 4  # names or reasons of a sentence; the table has all
 
@@ -36,7 +37,7 @@ def _winner(ranked: list[Row]) -> Answer:
     worst = ranked[0].accuracy.worst
     low, high = (percent(end, 1) for end in worst.interval())
     ties = [row.method for row in ranked[1:] if not better(ranked[0], row)]
-    more = [f"{percent(worst.mean, 1)} % robust (95 % interval {low} to {high}) on {worst.n} images."]
+    more = [f"{percent(worst.mean, 1)} % robust (95 % interval {low} to {high}) on {counted(worst.n, 'image')}."]
     more += [f"Not significantly better than {_some(ties)}."] if ties else []
     return Answer("Best", ranked[0].method, more)
 

@@ -17,6 +17,7 @@ from bench.report.canvas import Plot, page_style, panels, slug
 from bench.report.captions import by_setting, finite, joined, mark_of, measured_on, model_label, short
 from bench.report.svg import INK
 from bench.results.evaluations import EvaluationResult
+from bench.terminal import counted
 
 Array = np.ndarray[Any, Any]
 
@@ -80,10 +81,10 @@ def _panels(samples: dict[str, Any]) -> list[Panel]:
         return [Panel(title, None) for title in ("mean", "median", "largest")]
     places = np.flatnonzero(whole)
     order = places[np.argsort(bend[places], kind="stable")]
-    of = f"{len(places)}" if whole.all() else f"{len(places)} of {len(whole)}"
+    of = "" if whole.all() else f"{len(places)} of "
     median, last = (int(order[k]) for k in ((len(order) - 1) // 2, -1))
     return [
-        Panel(f"mean of {of} images", loss[places].mean(0)),
+        Panel(f"mean of {of}{counted(len(whole), 'image')}", loss[places].mean(0)),
         Panel(f"median: image {samples['index'][median]}", loss[median]),
         Panel(f"largest: image {samples['index'][last]}", loss[last]),
     ]

@@ -15,6 +15,7 @@ from bench.records.store import Store
 from bench.report.canvas import FEWEST, MAX_LINES, Entry, Plot, axes_of, curve, line_style, panels, slug
 from bench.report.captions import by_setting, finite, mark_of, measured_on, model_label, short
 from bench.results.evaluations import EvaluationResult
+from bench.terminal import counted
 
 PARTS = ("clean", "adversarial")
 _AT = re.compile(r"clean_loss_(-?[\d.e+-]+)")
@@ -76,7 +77,8 @@ def _figure(place: tuple[str, str, str], models: list[Around]) -> Plot:
     return Plot(
         slug("flatness", *place),
         f"{dataset}, {threat}, {setting}",
-        f"Two line charts of clean and adversarial loss against the distance from the weights, {len(models)} models.",
+        f"Two line charts of clean and adversarial loss against the distance from the weights, "
+        f"{counted(len(models), 'model')}.",
         "Mean cross-entropy after a step along random directions, normalized by filter (Li et al. 2018); adversarial "
         "images are computed at each point unless the setting says otherwise. Bands: range over directions and seeds. "
         "A flat loss is no proof of robustness: masked gradients look flat. "

@@ -99,7 +99,7 @@ def collapses(found: Iterable[Row]) -> list[str]:
 
 
 def failures(found: Iterable[Row]) -> list[str]:
-    """Why numbers are absent, one line per method, seed and reason. Missing records need no explanation."""
+    """Why numbers are absent, one line per seed, attacks and reason. Missing records need no explanation."""
     lines: dict[tuple[str, int, str], dict[str, None]] = {}
     for row in found:
         cells = [("clean", row.accuracy.clean), *row.accuracy.attacks.items()]
@@ -111,4 +111,7 @@ def failures(found: Iterable[Row]) -> list[str]:
                 if reason and (state != "incomplete" or "not planned" in reason):
                     short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
                     lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None
-    return [f"{method}, seed {seed}, {', '.join(names)}: {why}" for (method, seed, why), names in lines.items()]
+    methods: dict[tuple[int, str, str], list[str]] = {}
+    for (method, seed, why), names in lines.items():
+        methods.setdefault((seed, ", ".join(names), why), []).append(method)
+    return [f"{', '.join(of)}, seed {seed}, {names}: {why}" for (seed, names, why), of in methods.items()]

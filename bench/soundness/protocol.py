@@ -57,7 +57,7 @@ def enough_data(check: Check, e: Evidence) -> Iterator[Finding]:
 def several_seeds(check: Check, e: Evidence) -> Iterator[Finding]:
     """C23: enough trainings for a claim of difference."""
     count = len(e.row.accuracy.worst.values)
-    yield check.finding(count, failure=f"{count} seed{'' if count == 1 else 's'}")
+    yield check.finding(count, failure=counted(count, "seed"))
 
 
 def budget_floor(check: Check, e: Evidence) -> Iterator[Finding]:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
-from bench.tables.citations import arxiv_page
+from bench.tables.citations import paper_page
 from bench.tables.columns import recipe_text, shared_times
 from bench.tables.markdown import Markdown, link
 from bench.tables.ranking import FLAG, verdict_text
 from bench.tables.sections import Section
 from bench.tables.text import percent
+from bench.terminal import counted
 
 COST = "Training cost (F, × standard)"
 SINGLE, RADIUS = "Single draw", "Certified radius"
@@ -57,7 +58,7 @@ def caption(section: Section, *, times: bool = True) -> str:
         ("recipe {}", recipe_text),
         ("trained at eps {}", lambda row: row.train_eps.replace("–", "")),
         ("{}", lambda row: WEIGHTS.get(row.provenance.selected, "")),
-        ("clean on {} images", lambda row: str(row.accuracy.clean.n or "")),
+        ("clean on {}", lambda row: counted(n, "image") if (n := row.accuracy.clean.n) else ""),
     ]
     told = [common(text, [show(row) for row in rows]) for text, show in facts]
     told.append(common(f"{'† ' * marked}order provisional: {{}}", [", ".join(row.provisional) for row in provisional]))
@@ -90,7 +91,7 @@ def _ranks(section: Section) -> Iterator[str]:
 def _method(row: Row, several: bool) -> Markdown:
     """The name with a link to its paper, and the architecture if the section has several."""
     name = row.method + (f", {row.model}" if several else "")
-    return link(name, arxiv_page(row.defense))
+    return link(name, paper_page(row.defense))
 
 
 def _share(cell: SeedValues) -> str:

@@ -76,7 +76,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "worker key": ("worker 0123456789ab", "no job 0123456789ab in results"),
     "check": ("check nosy", "no defense or attack 'nosy'. Did you mean 'noisy'?"),
     "check nothing": ("check", "bench check takes a NAME, a FILE or --all"),
-    "new kind": ("new defence mine", "cannot make a new 'defence'; expected defense or attack"),
+    "new kind": (
+        "new defence mine",
+        "cannot make a new 'defence'; expected defense or attack. Did you mean 'defense'?",
+    ),
     "new name": ("new defense ../mine", "'../mine' is not a plug-in name; expected lower-case letters"),
 }
 

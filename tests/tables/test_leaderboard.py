@@ -768,6 +768,21 @@ def test_the_caption_says_which_epoch_the_weights_are_of(store: Store, tmp_path:
     assert "; weights of the epoch best on validation images; clean on 9 images." in path.read_text()
 
 
+def test_the_caption_of_one_image_is_in_the_singular(store: Store) -> None:
+    evaluated(store, trained(store), "clean", [1])
+    assert "; clean on 1 image." in markdown(store)
+
+
+def test_methods_that_an_attack_does_not_apply_to_share_a_line(store: Store) -> None:
+    for name in ("guard", "other_guard"):
+        train = trained(store, name)
+        evaluated(store, train, "clean", [1, 0])
+        evaluated(store, train, "steep", state="unsupported", n=2)
+    _, _, notes, _ = matrix(store, list(frame(store)["key"]))
+    (line,) = (note for note in notes if "unsupported" in note)
+    assert line.startswith("guard, other_guard, seed 0, steep: unsupported: ")
+
+
 def test_golden_leaderboard(store: Store, tmp_path: Path) -> None:
     golden_store(store)
     path = tmp_path / "leaderboard.md"
