@@ -4,10 +4,10 @@ Robust training with a linearized inner problem (Shaham et al. 2018, arXiv 1511.
 the loss to first order, which is eps times the dual norm of its gradient (Linf -> L1, L2 -> L2, L1 -> Linf).
 
 `alternate` is the paper's scheme, one ascent step to the maximizer d* and one descent step there for each update;
-`penalty` minimizes the right-hand side itself, by differentiating the gradient. They agree to O(eps^2), in loss and
-gradient. The norm is taken image by image. d* is clipped to [0,1] in `alternate` only: the penalty knows no box. Where
-BatchNorm trains, the penalty holds the batch's statistics constant (through live ones the gradient of a sum over the
-batch mixes images), which costs a second pass.
+`penalty` minimizes the right-hand side itself, by differentiating the gradient (`input_gradient_penalty` at x). They
+agree to O(eps^2), in loss and gradient. The norm is taken image by image. d* is clipped to [0,1] in `alternate` only:
+the penalty knows no box. Where BatchNorm trains, the penalty holds the batch's statistics constant, which costs a
+second pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.core.classifier import BatchNormMode, frozen
 from bench.core.defense import Batch, Defense, Losses
 from bench.core.pgd import ascend, attack_loss
-from bench.noise.logit_moments import jacobian_moments
+from defenses._input_gradients import penalized_cross_entropy
 
 
 @dataclass
@@ -54,11 +54,4 @@ class RobustTraining(Defense):
         """Mean cross-entropy at `adv`; for `penalty` also eps times the mean dual norm of the input gradient."""
         if self.variant == "alternate":
             return {"ce": F.cross_entropy(net(adv), batch.y, label_smoothing=batch.smoothing)}
-        moments = jacobian_moments(net, batch.x, [lambda z: z.new_ones(())], ["input"])
-        logits = moments.mean
-        # chain rule: grad_x CE = J^T (p - onehot), one product with the Jacobian of the logits
-        row = logits.softmax(1) - F.one_hot(batch.y, logits.shape[1])
-        ((gradient, _),) = moments.pieces(row[None])
-        size = self.threat.dual_norm(gradient[0])
-        ce = F.cross_entropy(logits, batch.y, label_smoothing=batch.smoothing)  # the adversary keeps the true label
-        return {"ce": ce, "penalty": self.threat.radius * size.mean()}
+        return penalized_cross_entropy(net, batch, batch.x, self.threat)

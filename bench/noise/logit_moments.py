@@ -121,7 +121,7 @@ def fixed_batch_statistics(net: nn.Module, x: Tensor) -> Iterator[Tensor | None]
     def record(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         if layer in statistics:
             raise ValueError("a BatchNorm layer runs twice in one forward pass; its statistics would be ambiguous")
-        z = args[0].detach()
+        z = full_precision(args[0].detach())  # BatchNorm's buffers are never half-precision
         axes = [0, *range(2, z.dim())]
         statistics[layer] = (z.mean(axes), z.var(axes, unbiased=False))
 

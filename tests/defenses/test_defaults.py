@@ -13,6 +13,7 @@ from bench.planning import catalog
 PAPERS: dict[str, dict[str, Any]] = {
     "at_mixture": {"alpha": 0.5, "steps": 1, "rel_step_size": 1, "start": "zero", "joint": True, "label": "true"},
     "robust_training": {"variant": "alternate"},
+    "input_gradient_penalty": {"eta": 0, "strength": 1},
     "lsa": {"linearise": "scores", "layer": "input"},
     "pgd_at": {"steps": 10, "rel_step_size": Fraction(2, 8), "start": "uniform", "attack_bn_mode": "train"},
     "trades": {"beta": 6, "steps": 10, "rel_step_size": Fraction(7, 31), "start": "normal", "attack_bn_mode": "eval"},

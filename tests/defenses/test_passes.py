@@ -49,6 +49,8 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("pni", {}, 9, 9, 20),
     ("smoothadv", {}, 6, 3, 14),  # two draws an image; a backward pass counts once for both
     ("jacobian_penalty", {}, 1, 2, 6),
+    ("input_gradient_penalty", {}, 1, 2, 6),
+    ("dual_margin", {}, 1, 2, 6),
     ("noisy", {}, 1, 3, 9),  # 3 (1 + probe + row)
     ("noisy", {"rows": 2, "probes": 0, "w_mse": 0.0}, 1, 3, 9),
     ("noisy", {"structure": "diag"}, 0, 0, 6),

@@ -31,18 +31,18 @@ from defenses.robust_training import RobustTraining
 NORMS: list[Norm] = ["Linf", "L2", "L1"]
 
 
-def _dual(norm: Norm, g: Tensor) -> Tensor:
+def dual(norm: Norm, g: Tensor) -> Tensor:
     return g.abs().sum() if norm == "Linf" else g.square().sum().sqrt() if norm == "L2" else g.abs().max()
 
 
-def _reference(model: Net, x: Tensor, y: Tensor, norm: Norm, eps: float) -> Tensor:
+def reference(model: Net, x: Tensor, y: Tensor, norm: Norm, eps: float) -> Tensor:
     """Image by image, so that nothing can mix: CE + eps ||grad CE||_dual."""
     total = torch.zeros((), dtype=x.dtype)
     for image, label in zip(x, y, strict=True):
         image = image.clone().requires_grad_()
         ce = -model(image[None]).log_softmax(1)[0, label]
         (g,) = torch.autograd.grad(ce, image, create_graph=True)
-        total = total + ce + eps * _dual(norm, g)
+        total = total + ce + eps * dual(norm, g)
     return total / len(x)
 
 
@@ -50,21 +50,21 @@ def _reference(model: Net, x: Tensor, y: Tensor, norm: Norm, eps: float) -> Tens
 def test_penalty_equals_the_formula(norm: Norm) -> None:
     model, data = net(), batch()
     defense = RobustTraining(threat(norm), variant="penalty")
-    expected = _reference(model, data.x, data.y, norm, 0.05)
+    expected = reference(model, data.x, data.y, norm, 0.05)
     assert_loss(defense.loss(model, data, data.x), expected, model)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_penalty_holds_batch_statistics_constant(norm: Norm) -> None:
     """Under training BatchNorm the penalty is that of the net normalized by the batch's own statistics."""
-    model, reference, data = net(batch_norm=True), net(batch_norm=True), batch()
+    model, fixed, data = net(batch_norm=True), net(batch_norm=True), batch()
     terms = RobustTraining(threat(norm), variant="penalty").loss(model, data, data.x)
-    z = reference.first(data.x)
-    reference.norm.running_mean = z.mean((0, 2, 3)).detach()
-    reference.norm.running_var = z.var((0, 2, 3), unbiased=False).detach()
-    reference.eval()
-    sizes = [_reference(reference, x[None], y[None], norm, 0.05) for x, y in zip(data.x, data.y, strict=True)]
-    expected = torch.stack(sizes).mean() - F.cross_entropy(reference(data.x), data.y)
+    z = fixed.first(data.x)
+    fixed.norm.running_mean = z.mean((0, 2, 3)).detach()
+    fixed.norm.running_var = z.var((0, 2, 3), unbiased=False).detach()
+    fixed.eval()
+    sizes = [reference(fixed, x[None], y[None], norm, 0.05) for x, y in zip(data.x, data.y, strict=True)]
+    expected = torch.stack(sizes).mean() - F.cross_entropy(fixed(data.x), data.y)
     torch.testing.assert_close(terms["penalty"], expected, rtol=1e-10, atol=1e-12)
     assert model.norm.num_batches_tracked == 1
 

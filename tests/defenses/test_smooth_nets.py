@@ -11,6 +11,8 @@ from toys import NONE, threat
 from bench.core.defense import Batch, Defense
 from bench.models import lenet5
 from bench.models.common import Activation, Inputs
+from defenses.dual_margin import DualMargin
+from defenses.input_gradient_penalty import InputGradientPenalty
 from defenses.jacobian_penalty import JacobianPenalty
 from defenses.noisy import Noisy
 from defenses.robust_training import RobustTraining
@@ -21,6 +23,9 @@ DEFENSES: dict[str, Defense] = {
     "noisy adjoint": Noisy(NONE, sigma=0.5, structure="adjoint", probes=0),
     "noisy ungated": Noisy(NONE, sigma=0.5, structure="ungated", probes=0),
     "jacobian_penalty": JacobianPenalty(NONE, lam=0.3, probes=0),
+    "input_gradient_penalty": InputGradientPenalty(threat(), strength=2.0),
+    "dual_margin": DualMargin(threat()),
+    "dual_margin L2": DualMargin(threat("L2")),
     "robust_training": RobustTraining(threat(), variant="penalty"),
 }
 

@@ -615,6 +615,15 @@ def test_moments_are_float32_under_autocast(how: tuple[cov.Structure, mo.ReluRul
     torch.testing.assert_close(variances, exact.diagonal(dim1=1, dim2=2), **close)
 
 
+def test_batch_statistics_are_float32_under_autocast() -> None:
+    """BatchNorm that trains: batch_norm refuses statistics in half precision on a CPU."""
+    net, x = Residual().train(), images(16)
+    exact = cov.logit_moments(net, x, constant(0.7)).covariance()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = cov.logit_moments(net, x, constant(0.7)).covariance()
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
 def test_an_in_place_relu_at_the_site_changes_nothing() -> None:
     tail = [nn.Flatten(), nn.Linear(32, 3)]
     conv, x = nn.Conv2d(1, 2, 3), images(3)
