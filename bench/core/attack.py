@@ -17,6 +17,10 @@ from bench.core.stochastic import draw_columns
 Columns = dict[str, Tensor]
 
 
+class Unsupported(Exception):
+    """The attack does not apply to the model, which only its images show; the table gives the reason."""
+
+
 class Outcome(NamedTuple):
     """Results per image: named columns of length b, and the adversarial images if the evaluation makes any."""
 
@@ -77,6 +81,8 @@ class Evaluation(Method):
     - `needed_classes`: by a value of a setting (such as a loss), how many classes it needs if more than two.
     - `needed_side`: by norm, how many pixels the sides of an image need.
     - `unnamed_settings`: settings that names in tables leave out, since they change speed and random seeds only.
+    - `proves`: an image counts as correct only with a proof that no perturbation within the budget changes its
+      prediction. The accuracy is a lower bound of robust accuracy, and no part of the worst case.
     - `metric`: for an evaluation that does not measure robustness, the column whose mean is reported. It then has no
       column `correct`, and is no part of accuracies, worst case or rank.
     """
@@ -94,6 +100,7 @@ class Evaluation(Method):
     needed_classes: ClassVar[dict[str, int]] = {}
     needed_side: ClassVar[dict[str, int]] = {}
     unnamed_settings: ClassVar[tuple[str, ...]] = ()
+    proves: ClassVar[bool] = False
     metric: ClassVar[str] = ""
 
     def unsupported_reason(self, model: Classifier) -> str | None:
@@ -111,7 +118,8 @@ class Evaluation(Method):
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Evaluate the model on images `x` (b c h w, in [0,1]) with labels `y` (b).
 
-        Returns at least the bool column `correct`, or the column named by the constant `metric`.
+        Returns at least the bool column `correct`, or the column named by the constant `metric`. Raises Unsupported
+        where the evaluation does not apply after all.
         """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import plugins
-from bench.core.attack import Context, Evaluation, Outcome
+from bench.core.attack import Context, Evaluation, Outcome, Unsupported
 from bench.core.classifier import Classifier
 from bench.core.rng import seed
 from bench.data.images import Data, test_block
@@ -28,10 +28,6 @@ from bench.training.divergence import Diverged, watch_finite
 
 Report = Callable[[dict[str, Any]], None]
 X_ADV = "x_adv"  # name of the images among the tensors stored for a block
-
-
-class Unsupported(Exception):
-    """The attack does not apply to this model; the table shows the reason."""
 
 
 def evaluate(

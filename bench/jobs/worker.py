@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from bench.atomic import appending
+from bench.core.attack import Unsupported
 from bench.core.threat import NotFiniteError
 from bench.jobs import microbatch
-from bench.jobs.evaluate import Unsupported
 from bench.jobs.evaluation_job import run_evaluation
 from bench.jobs.model_files import import_model, load_images, save_weights
 from bench.jobs.progress_file import ProgressFile, jobs_on_device

@@ -56,6 +56,7 @@ class EvaluationResult:
     unjudged: float = 0.0
     measures: str | None
     measured: float = math.nan
+    proves: bool
     test_hash: str | None = None
     attack_seconds: float = math.nan
     forwards: float = math.nan
@@ -114,7 +115,7 @@ class Evaluations(NamedTuple):
         return [nothing | vars(e) for e in self.unreadable] + [dict(vars(e)) for e in self.readable]
 
 
-_DTYPES = {"float": "float64", "int": "Int64", "int | None": "Int64", "bool | None": "boolean"}
+_DTYPES = {"float": "float64", "int": "Int64", "int | None": "Int64", "bool": "boolean", "bool | None": "boolean"}
 # the columns of `frame`: object ones hold None where there is no value, float64 ones NaN
 COLUMNS: dict[str, str] = {f.name: _DTYPES.get(str(f.type), "object") for f in fields(EvaluationResult)}
 
@@ -155,7 +156,8 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     for half of them;
     audited: how many survivors of a screen the full suite judged, and unjudged: bound on the share that it would break
     of the others; measures, measured: for an evaluation that does not measure robustness, the measured column and its
-    mean, which appear in no table of accuracies; test_hash; attack_seconds; forwards, backwards: passes per image;
+    mean, which appear in no table of accuracies; proves: its accuracy is certified, a lower bound; test_hash;
+    attack_seconds; forwards, backwards: passes per image;
     train_seconds, seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net;
     inference_ms: per image; peak_memory_mb: of the training, on the GPU or else resident; device: of the attack;
     train_device, commit, dirty; workers, attack_workers: above 1 the times of the training, or of the attack, shared
@@ -227,6 +229,7 @@ def _planned(facts: TrainingFacts, job: EvaluateJob, record: Record | None, eps:
         eps_value=facts.value(eps) if eps is not None else math.nan,
         n=job.n,
         measures=facts.measures(job.attack.name, record),
+        proves=facts.proves(job.attack.name),
         state=record.state if record else "missing",
         reason=record.problem if record else None,
     )

@@ -68,6 +68,10 @@ class TrainingFacts:
             return evaluation_metrics(record).metric
         return self._constant("attacks", attack, "metric", "") or None
 
+    def proves(self, attack: str) -> bool:
+        """Is the accuracy of this evaluation a lower bound of robust accuracy?"""
+        return bool(self._constant("attacks", attack, "proves", False))
+
     def _of_training(self, key: str, *weights: str) -> dict[str, Any]:
         """Columns that every evaluation of these weights has. `weights`: last, best, ..., and the split if not test.
 

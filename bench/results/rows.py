@@ -35,6 +35,7 @@ class Accuracy:
       AutoAttack with its authors' settings.
     - `worst`: correct on clean images and under every attack, for those of the seeds that have the full attack set;
       `single`: the same of a stochastic model by single noise draws in place of the deployed rule.
+    - `proved`: by label, what an evaluation proves at the row's budget, a lower bound of robust accuracy.
     - `certified`: by L2 radius, of the `certify` with most seeds done; `acr`: its average certified radius in pixel
       units, in which a wrong image counts as 0.
     - `collapsed`: seeds far below the others, and those in `unlearned`. They are part of every mean; tables count them
@@ -48,6 +49,7 @@ class Accuracy:
     attacks: dict[str, SeedValues]
     worst: SeedValues
     single: SeedValues
+    proved: dict[str, SeedValues]
     certified: dict[float, SeedValues]
     acr: SeedValues
     collapsed: tuple[int, ...]
@@ -162,7 +164,8 @@ def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float],
     first = min(entries, key=lambda e: (e.norm is None, e.seed, e.key))
     seeds = tuple(sorted({e.seed for e in entries}))
     one = {name: next(iter(found.values())) for name, found in picked.items()}  # for what its seeds have in common
-    attacks = {name: seed_accuracies(found) for name, found in picked.items() if one[name].norm}
+    under_budget = {name: seed_accuracies(found) for name, found in picked.items() if one[name].norm}
+    attacks = {name: values for name, values in under_budget.items() if not one[name].proves}
     evaluated_clean = next((found for name, found in picked.items() if one[name].attack == "clean"), {})
     clean, unlearned = seed_accuracies(evaluated_clean), unlearned_seeds(store, evaluated_clean)
     certify = [by for name, by in sorted(picked.items()) if not one[name].norm and one[name].attack != "clean"]
@@ -178,6 +181,7 @@ def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float],
         attacks=attacks,
         worst=worst.accuracy,
         single=worst.single,
+        proved={name: values for name, values in under_budget.items() if one[name].proves},
         certified=certified,
         acr=acr,
         collapsed=tuple(sorted({*unlearned, *lost})),

@@ -51,7 +51,7 @@ def worst_case(store: Store, picked: ByAttack, seeds: tuple[int, ...], eps: floa
 
     Args:
         picked: The evaluation that counts for each attack and seed. An attack that no seed supports is left out; a
-            certificate is never part of the minimum but must be of the same weights.
+            certificate or proof is never part of the minimum but must be of the same weights.
         seeds: The seeds of the row.
         eps: The budget of the row.
 
@@ -62,7 +62,8 @@ def worst_case(store: Store, picked: ByAttack, seeds: tuple[int, ...], eps: floa
     def none(state: str, reason: str = "") -> WorstCase:
         return WorstCase(SeedValues(absent=dict.fromkeys(seeds, (state, reason))))
 
-    attacks = {name: by for name, by in picked.items() if any(e.norm or e.attack == "clean" for e in by.values())}
+    attacks = {n: by for n, by in picked.items() if any(e.norm or e.attack == "clean" for e in by.values())}
+    attacks = {name: by for name, by in attacks.items() if not any(e.proves for e in by.values())}
     attacks = {name: by for name, by in attacks.items() if any(e.state != "unsupported" for e in by.values())}
     if not any(e.norm for by in attacks.values() for e in by.values()):
         return none("not attacked")

@@ -283,12 +283,13 @@ _CHECKS = {
     "C25": Check(
         "Certificates hold",
         {"X": 0},
-        "certified accuracy at a radius against accuracy under attack with that budget in the same norm",
-        "certified not above attacked, beyond the intervals of both",
+        "certified accuracy at a radius against accuracy under attack with that budget in the same norm; image by "
+        "image where a proof is without chance (`interval`)",
+        "certified not above attacked, beyond the intervals of both; no image with a proof is broken",
         "A certificate states that no attack of that size succeeds. One that does proves an error: in the "
         "certificate, in its radius, or in the norm (Cohen et al. 2019, arXiv 1902.02918).",
         "Check the units of the radius (L2, [0,1]), that noise is added before normalization, and that the draws "
-        "which count the class are not those which chose it.",
+        "which count the class are not those which chose it; for `interval`, the bounds of each layer.",
         source="records",
     ),
     "C26": Check(

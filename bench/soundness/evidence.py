@@ -148,7 +148,8 @@ def access(name: str, settings: dict[str, Any]) -> str:
 class Evidence:
     """All outcomes of one row and one seed; what was not evaluated is None or empty.
 
-    - `attacks`, `clean`, `certified`: the evaluations that are done; `certified` with the radius of each image.
+    - `attacks`, `clean`, `certified`, `proofs`: the evaluations that are done; `certified` with the radius of each
+      image, `proofs` at the budget of the row.
     - `audit`: that of the model, or why there is none in `no_audit`; `audited`: its outcomes by name.
     - `images`: findings about stored adversarial images, by the key of their evaluation.
     - `smaller`: the same model at smaller budgets of the same norm.
@@ -168,6 +169,7 @@ class Evidence:
         self.attacks: list[Attacked] = []
         self.clean: Column | None = None
         self.certified: tuple[Column, Array] | None = None
+        self.proofs: list[Column] = []
         done = [entry for entry in found if entry.state == "done"]
         for entry in sorted(done, key=lambda entry: str(entry.attack_label)):
             self._add(store, entry)
@@ -183,6 +185,8 @@ class Evidence:
             self.clean = correct
         elif "radius" in samples:
             self.certified = deployed, samples["radius"]
+        elif entry.proves:
+            self.proofs.append(deployed)
         elif entry.norm:
             name, settings = entry.attack, store.evaluation(entry.key).attack.settings
             suite = stages(name, settings, self.row.deploys)

@@ -91,10 +91,16 @@ def losses_agree(check: Check, e: Evidence) -> Iterator[Finding]:
 
 
 def certificate_holds(check: Check, e: Evidence) -> Iterator[Finding]:
-    """C25: certified accuracy at r is never above attacked accuracy at the same L2 r, beyond the intervals."""
+    """C25: no attack breaks an image with a proof at its budget; certified accuracy at r is never above attacked
+    accuracy at the same L2 r, beyond the intervals."""
     worst = e.worst(deployed=True)
+    if e.proofs and worst is not None:
+        broken, n = _broken_proofs(e.proofs, worst)
+        note = f"{counted(broken, 'image')} of {n} broken in spite of a proof"
+        yield Finding(check.code, "X" if broken else "ok", broken / n if n else None, 0.0, note)
+        return
     if e.certified is None or worst is None or e.row.norm != "L2":
-        raise NotApplicable("needs a certificate and an attack at one L2 radius")
+        raise NotApplicable("needs a proof or an L2 certificate beside an attack")
     column, radius = e.certified
     covered = column._replace(correct=column.correct & (radius >= e.row.eps_value))
     certified, attacked = on_shared(covered, worst)
@@ -104,6 +110,13 @@ def certificate_holds(check: Check, e: Evidence) -> Iterator[Finding]:
     low, high = wilson(int(certified.correct.sum()), n)[0], wilson(int(attacked.correct.sum()), n)[1]
     note = _percent(f"certified {{}}, attacked {{}} on {counted(n, 'image')}", certified, attacked)
     yield Finding(check.code, "X" if low > high else "ok", certified.share - attacked.share, high - low, note)
+
+
+def _broken_proofs(proofs: list[Column], worst: Column) -> tuple[int, int]:
+    """How many images are proved and broken, and of how many; each proof on the images that it shares with attacks."""
+    shared = [on_shared(proof, worst) for proof in proofs]
+    counts = [int((proof.correct & ~attacked.correct).sum()) for proof, attacked in shared]
+    return sum(counts), sum(len(proof.images) for proof, _ in shared)
 
 
 def no_sudden_overfitting(check: Check, e: Evidence) -> Iterator[Finding]:

@@ -234,6 +234,7 @@ def _without_numbers(row: Row) -> Row:
         attacks=attacks,
         worst=nothing,
         single=nothing,
+        proved=dict.fromkeys(accuracy.proved, nothing),
         certified=dict.fromkeys(accuracy.certified, nothing),
         acr=nothing,
         collapsed=(),

@@ -45,9 +45,10 @@ def _line(section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, o
         "train_key": provenance.train_key,
     }  # fmt: skip
     attacks = {f"attack {name}": _value(cell) for name, cell in accuracy.attacks.items()}
+    proved = {f"proved by {name}": _value(cell) for name, cell in accuracy.proved.items()}
     radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in accuracy.certified.items()}
     acr = {"average certified L2 radius": _value(accuracy.acr)} if accuracy.certified else {}
-    return {**line, **attacks, **radii, **acr}
+    return {**line, **attacks, **proved, **radii, **acr}
 
 
 def cells(sections: list[Section]) -> list[dict[str, object]]:
@@ -78,6 +79,8 @@ def _columns(row: Row) -> Iterator[tuple[str, SeedValues]]:
     yield "clean", row.accuracy.clean
     yield from row.accuracy.attacks.items()
     yield "worst case", row.accuracy.worst
+    for name, cell in row.accuracy.proved.items():
+        yield f"proved by {name}", cell
     if row.accuracy.single.values:
         yield "single draw", row.accuracy.single
     for radius, cell in row.accuracy.certified.items():
@@ -89,7 +92,11 @@ def _columns(row: Row) -> Iterator[tuple[str, SeedValues]]:
 def _keys(row: Row, column: str, seed: int) -> list[str]:
     """The evaluation of an attack, of clean images, or of certificates."""
     kind = "clean" if column == "clean" else "certify" if "certified L2" in column else None
-    found = [by for name, by in row.provenance.entries.items() if name == column or (kind and _attack(by) == kind)]
+    found = [
+        by
+        for name, by in row.provenance.entries.items()
+        if column in (name, f"proved by {name}") or (kind and _attack(by) == kind)
+    ]
     return [by[seed].key for by in found if seed in by]
 
 

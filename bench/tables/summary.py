@@ -36,7 +36,8 @@ def matrix(store: Store, keys: Iterable[str]) -> Summary:
     order = {config: k for k, config in enumerate(dict.fromkeys(e.config for e in readable))}
     found = judged_rows(store, asked, split=None, known=known)
     found.sort(key=lambda row: (order[row.config], row.norm or "", row.eps_value))
-    attacks = [e.attack_label for e in readable if e.norm and e.measures is None and e.state != "missing"]
+    attacking = [e for e in readable if e.norm and e.measures is None and not e.proves and e.state != "missing"]
+    attacks = [e.attack_label for e in attacking]
     accuracies = _accuracies(found, list(dict.fromkeys(attacks)))
     columns = _matrix_columns(found, accuracies)
     lines = [[show(row) for show in columns.values()] for row in found]
@@ -58,6 +59,8 @@ def _accuracies(found: list[Row], attacks: list[str]) -> dict[str, Callable[[Row
     shown["worst case"] = lambda row: row.accuracy.worst
     for name in attacks:
         shown[name] = lambda row, name=name: row.accuracy.attacks.get(name)  # type: ignore[misc]
+    for name in dict.fromkeys(name for row in found for name in row.accuracy.proved):
+        shown[f"proved by {name}"] = lambda row, name=name: row.accuracy.proved.get(name)  # type: ignore[misc]
     for radius in MATRIX_RADII if any(row.accuracy.certified for row in found) else ():
         shown[f"certified {radius:g}"] = lambda row, r=radius: row.accuracy.certified.get(r)  # type: ignore[misc]
     return shown

@@ -891,6 +891,22 @@ def test_certified_accuracy_may_exceed_attacked_accuracy_within_their_intervals(
     assert (found.level, found.value) == ("ok", pytest.approx(0.04))
 
 
+def test_an_image_broken_in_spite_of_a_proof_invalidates(store: Store) -> None:
+    """No interval excuses it, and a proof is no part of the worst case."""
+    train, _ = sound(store)
+    evaluated(store, train, "interval", right(0.4))
+    row = only(store)
+    assert (finding(row, "C25").level, row.verdict) == ("ok", "OK")
+    assert row.accuracy.worst.mean == pytest.approx(0.5)
+    assert row.accuracy.proved["interval"].mean == pytest.approx(0.4)
+    assert "proved by interval" in markdown(store)
+    assert "proved by interval" in matrix(store, store.keys()).header
+    evaluated(store, train, "interval", [*right(0.4)[:-1], 1], {"method": "crown"})
+    found = finding(only(store), "C25")
+    assert (found.level, found.note) == ("X", f"1 image of {2 * N} broken in spite of a proof")
+    assert only(store).verdict == "INVALID"
+
+
 def test_a_certificate_counts_up_to_its_own_radius(store: Store) -> None:
     train = trained(store, "smoothing", eps=None, deploys="smoothed")
     radius = np.where(np.arange(200) % 2, 0.6, 0.4)
