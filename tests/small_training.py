@@ -14,6 +14,7 @@ from bench.training.resume import Checkpointer
 from bench.training.train import Trained, train
 
 ROOT = Path("no-data-here")
+WIDTHS = {"mlp": {"width": 24}, "preact_resnet18": {"width": 4}}
 SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 16, "epochs": 2, "weight_decay": 1e-3, "schedule": "cosine"}
 
 
@@ -30,7 +31,7 @@ def jobs_of(
     """The jobs of one defense and one attack; `train` includes the validation images."""
     values = {
         "data": {"name": "digits", "test": 16, "train": train, "validation": validation},
-        "models": [{"name": model, "set": {"width": 24} if model == "mlp" else {}}],
+        "models": [{"name": model, "set": WIDTHS.get(model, {})}],
         "threat": {"norm": norm, "eps": 0.1},
         "train": {**SGD, **recipe},
         "defenses": [defense],

@@ -50,7 +50,7 @@ def check_recipe(spec: Spec, training: dict[str, Any], defenses: list[str]) -> N
     """Raise ValueError for a recipe setting that a defense ignores, and for `keep: best` without validation images."""
     wanted = {"label_smoothing": "label_smoothing"} if "label_smoothing" in training else {}
     if training.get("precision", "fp32") != "fp32":
-        wanted["precision"] = training["precision"]
+        wanted["precision"] = training["precision"] if training["precision"] != "auto" else "bf16"
     for name in defenses:
         supported = catalog.get("defenses", name).constant("supports_recipe", ())
         for setting, feature in wanted.items():

@@ -103,7 +103,8 @@ class TrainSpec(_Strict):
     `eps_warmup` and `lr_warmup` are fractions of training in which eps and learning rate rise from 0; `lr` is the peak
     of the schedule. `weight_decay_on: weights` excludes biases and normalization layers. `grad_clip`: largest L2 norm
     of the gradient, 0 for none. `label_smoothing`: share of each label spread over all classes. `precision` is that of
-    training passes; weights and evaluations are fp32.
+    training passes; weights and evaluations are fp32. `auto` times one batch at the start of the training and takes
+    bf16 where it is 1.5 times as fast as fp32 on that device; the record says which it was.
 
     `average` deploys averaged weights: `ema` over updates (with `ema_decay`), `swa` over the ends of epochs after the
     fraction `swa_start` of training; `average_bn` gives them the training net's BatchNorm statistics (`live`, the
@@ -125,7 +126,7 @@ class TrainSpec(_Strict):
     weight_decay_on: Literal["all", "weights"] = "all"
     grad_clip: Annotated[float, Ge(0)] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     average: Literal["none", "ema", "swa"] = "none"
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.995
     swa_start: Annotated[float, Ge(0), Lt(1)] = 0.5

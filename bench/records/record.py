@@ -114,7 +114,8 @@ class TrainMetrics(Metrics):
 
     `checkpoint_seconds` and `check_seconds` are not part of `train_seconds`; `resumed`: how often it went on from a
     checkpoint; `work_per_image_f`: work of a step per image, in forward passes; `sudden_drop_epoch`: the first epoch
-    20 points below the best.
+    20 points below the best; `precision`: of the training passes (fp32, bf16, fp16), also where the recipe left it to a
+    probe of the device.
     """
 
     train_seconds: Amount | None = None
@@ -129,6 +130,7 @@ class TrainMetrics(Metrics):
     defense_metrics: dict[str, float | None] | None = None
     parameters: int | None = None
     predictor: str | None = None
+    precision: str | None = None
     work_per_image_f: Amount | None = None
     inference_ms_per_image: Amount | None = None
     best_epoch: int | None = None

@@ -49,6 +49,7 @@ def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Ch
     with scope(seed(job.seed, "inner")):
         if run.resume():
             report({**run.position(), "earlier": run.clock.now()})
+        run.choose_precision()
         stop_signals.defer()
         for epoch in range(run.epochs_done, run.recipe.epochs):
             for batch in run.batches(epoch):
@@ -87,7 +88,7 @@ def _step(run: TrainingRun, batch: Batch) -> None:
     updates_before = updater.steps
     if recipe.eps_warmup:
         defense.threat = run.threat.scaled(batch.progress / recipe.eps_warmup)
-    with autocast_forward(net, recipe.precision):
+    with autocast_forward(net, run.precision):
         if run.at_last_step:
             terms, run.progress.cost = profile_step(defense, net, updater, batch)
         else:
@@ -164,6 +165,7 @@ def _metrics(run: TrainingRun, model: Classifier) -> TrainMetrics:
         defense_metrics={name: value for name, value in progress.defense_metrics.items() if math.isfinite(value)},
         parameters=sum(p.numel() for p in run.net.parameters()),
         predictor=run.defense.predictor,
+        precision=run.precision,
         inference_ms_per_image=inference_ms(model, to_channels_last(to_float(run.data.test.x[:64]))),
         **measured,
     )

@@ -23,6 +23,7 @@ from bench.training.best_epoch import BestEpoch
 from bench.training.cost import synchronize
 from bench.training.divergence import CollapseDetector
 from bench.training.optimizer import build_updater
+from bench.training.precision import probe
 from bench.training.recipe import Recipe
 from bench.training.resume import Checkpointer, Clock, random_streams, restore_streams
 
@@ -32,12 +33,14 @@ class Progress:
     """Counters, sums and times of a training; times in seconds of work.
 
     `lines`: the completed epochs, as lines of train.jsonl. `step`: steps made in the current epoch, all of them while
-    only its checks are left. `sums`, `counts`: of each term of the loss in this epoch. `terms`: means over the last
-    epoch. `active`: optimizer steps in which a part of the recipe had an effect.
+    only its checks are left. `precision`: the one that a probe chose; empty where the recipe names it. `sums`,
+    `counts`: of each term of the loss in this epoch. `terms`: means over the last epoch. `active`: optimizer steps in
+    which a part of the recipe had an effect.
     """
 
     lines: list[str] = field(default_factory=list)
     step: int = 0
+    precision: str = ""
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
@@ -82,6 +85,20 @@ class TrainingRun:
     def at_last_step(self) -> bool:
         """True if the next step is the last one of the training."""
         return self.epochs_done + 1 == self.recipe.epochs and self.progress.step + 1 == self.steps_per_epoch
+
+    @property
+    def precision(self) -> str:
+        """The precision of training passes: fp32, bf16 or fp16."""
+        return self.progress.precision or self.recipe.precision
+
+    def choose_precision(self) -> None:
+        """Probe the device, once in a training, if the recipe leaves the precision to it."""
+        if self.recipe.precision == "auto" and not self.progress.precision:
+            began, images = self.clock.now(), self.data.train
+            x = to_channels_last(to_float(images.x[: self.batch_size]))
+            self.progress.precision = probe(self.net, x, images.y[: self.batch_size])
+            self.progress.check_seconds += self.clock.now() - began
+            print(f"trains in {self.precision}, as timed on this device", flush=True)
 
     def position(self) -> dict[str, float]:
         """The current epoch and step, the numbers of epochs and of steps in one, and the share that is done."""
@@ -152,9 +169,9 @@ class TrainingRun:
             found["grad_clip"] = updater.clipped
         if recipe.average != "none":
             found["ema" if recipe.average == "ema" else "swa_epochs"] = self.average.active
-        if recipe.precision != "fp32":
-            found[recipe.precision] = updater.steps
-        if recipe.precision == "fp16":
+        if self.precision != "fp32":
+            found[self.precision] = updater.steps
+        if self.precision == "fp16":
             found["skipped_for_overflow"] = updater.skipped
         return found
 

@@ -81,6 +81,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "rat_sampled": ({"name": "rat_sampled", "set": {"steps": 2, "noise_on": "network"}}, {}),
     "rse": ("rse", {"model": "small_cnn"}),
     "free_at-bf16": ({"name": "free_at", "set": {"replays": 2}}, {"precision": "bf16"}),
+    "fast_at-bf16": (
+        {"name": "fast_at", "set": {"variant": "n_fgsm"}},
+        {"model": "preact_resnet18", "precision": "bf16"},
+    ),
     "awp": (AWP, {}),
     "smoothadv": ("smoothadv", {"norm": "L2"}),
     "fast_at-ema": (FAST, {"lr": 0.6, "epochs": 6, "average": "ema", "schedule": "constant", "guard": False}),

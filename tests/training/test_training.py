@@ -327,6 +327,7 @@ def test_each_setting_changes_the_key_and_its_default_does_not() -> None:
         ("standard", {"keep": "best"}, "train.keep is best, but data.validation is 0; expected images to choose by"),
         ("noisy", {"label_smoothing": 0.1}, "defense noisy does not take part in train.label_smoothing=0.1; leave"),
         ("noisy", {"precision": "bf16"}, "defense noisy does not take part in train.precision=bf16"),
+        ("noisy", {"precision": "auto"}, "defense noisy does not take part in train.precision=auto"),
         ("free_at", {"precision": "fp16"}, "defense free_at does not take part in train.precision=fp16"),
         ("jacobian_penalty", {"label_smoothing": 0.1}, "defense jacobian_penalty does not take part"),
         ({"name": "awp", "set": {"base": "jacobian_penalty"}}, {"precision": "bf16"}, "defense jacobian_penalty does"),
