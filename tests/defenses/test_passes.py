@@ -45,6 +45,8 @@ CASES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("nuat", {}, 3, 3, 8),
     ("nuat", {"alternate": False}, 4, 3, 9),
     ("robust_training", {}, 2, 2, 5),
+    ("ibp", {}, 1, 1, 9),
+    ("crown_ibp", {}, 1, 1, 18),  # 3 (K + 2)
     ("lsa", {}, 2, 4, 7),  # K + 3
     ("pni", {}, 9, 9, 20),
     ("smoothadv", {}, 6, 3, 14),  # two draws an image; a backward pass counts once for both
