@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bench.core.classifier import predicted
 from bench.core.rng import seed
@@ -94,9 +97,9 @@ def targeted(found: Found, images: Tensor, logits: Tensor, ranks: int) -> Rows:
 
 def gather(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows] in the memory layout of `x`."""
-    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return x[rows].contiguous(memory_format=layout)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return x.index_select(0, rows)
 
 
 def uniforms(shape: tuple[int, ...], key: int, rows: Rows) -> Tensor:
@@ -111,3 +114,27 @@ def uniforms(shape: tuple[int, ...], key: int, rows: Rows) -> Tensor:
 def arithmetic(precision: str, x: Tensor) -> AbstractContextManager[object]:
     """Context of gradient passes: bfloat16 where it is asked for, else that of the model."""
     return torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class PoolBySlices(TorchFunctionMode):
+    """Context of passes without gradients on a CPU: max-pooling over windows of 2 x 2 as the maximum of four slices.
+
+    The numbers are the same; with few channels in channels_last it takes a tenth of the time of `max_pool2d`, which
+    also stores where each maximum was. Not for gradients: of equal pixels `max_pool2d` passes it to the first alone.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (_max_pool2d if func is F.max_pool2d else func)(*args, **(kwargs or {}))
+
+
+def _max_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, **more: Any) -> Any:
+    two = (2, (2, 2), [2, 2])
+    plain = padding in (0, (0, 0)) and more.get("dilation", 1) == 1
+    plain = plain and not more.get("ceil_mode") and not more.get("return_indices")
+    even = x.dim() == 4 and x.shape[2] % 2 == x.shape[3] % 2 == 0 and not x.requires_grad and x.device.type == "cpu"
+    if not (plain and even and kernel_size in two and stride in (None, *two)):
+        return F.max_pool2d(x, kernel_size, stride, padding, **more)
+    rows = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from attacks._rows import Found, Note, Rows, gather, uniforms
+from attacks._rows import Found, Note, PoolBySlices, Rows, gather, uniforms
 from bench.core.pgd import margin
 
 QUERIES, SHARE = 5000, 0.8  # of an image; side^2 of the first squares as a share of the image
@@ -66,7 +66,7 @@ class _Search:
         self.column = (squares[:, :, 1] * (width - self.side)).to(torch.int16)
         self.up = squares[:, :, 2:] >= 0.5
         self.earlier = self._earlier()
-        self.high = (stripes.view(-1, channels, 1, width) >= 0.5).expand(-1, -1, height, -1).clone()
+        self.high = torch.empty_like(x, dtype=torch.bool).copy_(stripes.view(-1, channels, 1, width) >= 0.5)
         self.query = torch.zeros_like(images)
         self.accepted = torch.full_like(images, -1)
         with torch.no_grad():
@@ -87,9 +87,11 @@ class _Search:
 
     def _margin(self, rows: Tensor, high: Tensor) -> Tensor:
         """The margin of the true class of rows with these pixels at the upper end; those without are hits."""
-        points = torch.where(high, self.top[rows], self.low[rows])
+        points = torch.where(high, gather(self.top, rows), gather(self.low, rows))
         images = self.images[rows]
-        found = -margin(self.found.model(points), self.found.y[images])
+        with PoolBySlices():
+            logits = self.found.model(points)
+        found = -margin(logits, self.found.y[images])
         self.found.offer(images, points, ~(found > 0))  # NaN is an error of the model too
         return found
 
@@ -161,10 +163,10 @@ class _Search:
 
     def _painted(self, rows: Tensor, queries: Tensor) -> Tensor:
         """The pixels at the upper end after these squares, shape p c h w."""
-        high = self.high[rows]
+        high = gather(self.high, rows)
         top, left, side = self._window((rows, queries))
         down, across = (torch.arange(length, device=rows.device) for length in high.shape[2:])
         inside_rows = (down >= top[:, None]) & (down < (top + side)[:, None])
         inside_columns = (across >= left[:, None]) & (across < (left + side)[:, None])
         window = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-        return torch.where(window, self.up[rows, queries][:, :, None, None], high)
+        return torch.where(window, self.up[rows, queries][:, :, None, None], high, out=high)

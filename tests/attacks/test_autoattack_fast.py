@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks import _apgd, _fab, _square
 from attacks._apgd import apgd
 from attacks._fab import fab, to_plane
-from attacks._rows import Found, Rows, targeted, uniforms
+from attacks._rows import Found, PoolBySlices, Rows, gather, targeted, uniforms
 from attacks._square import square
 from attacks.autoattack_fast import LEAVE, AutoAttackFast
 from bench.core.attack import Context, Outcome
@@ -217,6 +217,40 @@ def test_squares_have_the_sides_and_places_of_the_package() -> None:
     ours = found(trained(), 20)
     search = _square._Search(ours, torch.arange(len(ours.x)), 1, 100)
     assert int((search.row + search.side).max()) == int((search.column + search.side).max()) == 7  # never the last
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_pooling_by_slices_gives_the_same_numbers(layout: torch.memory_format) -> None:
+    """Windows that it does not know, and passes with gradients, are left to max_pool2d."""
+    torch.manual_seed(0)
+    x = torch.randint(5, (3, 6, 12, 10)).float().contiguous(memory_format=layout)
+    x[0, 0, 0, 0] = float("nan")
+    pools = [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2, stride=1),
+        nn.MaxPool2d((2, 2), (2, 2), padding=1),
+        nn.MaxPool2d(3, 2),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2),
+    ]
+    for pool in pools:
+        for images in (x, x[:, :, :11, :7]):
+            expected = pool(images)
+            with PoolBySlices():
+                assert torch.equal(pool(images).nan_to_num(-1), expected.nan_to_num(-1))
+    seen = x.nan_to_num(0).requires_grad_()
+    (expected,) = torch.autograd.grad(pools[0](seen).sum(), seen)
+    with PoolBySlices():
+        (got,) = torch.autograd.grad(pools[0](seen).sum(), seen)
+        assert len(nn.MaxPool2d(2, return_indices=True)(x)) == 2
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gathered_images_keep_their_layout(layout: torch.memory_format) -> None:
+    x, rows = torch.rand(5, 3, 4, 6).contiguous(memory_format=layout), torch.tensor([4, 0, 0])
+    assert torch.equal(gather(x, rows), x[rows])
+    assert gather(x, rows).is_contiguous(memory_format=layout)
 
 
 # the whole
