@@ -14,6 +14,9 @@ Under L1 a step moves the share 1 - `sparsity` of the coordinates with the large
 the sparse descent of Tramer and Boneh (2019, arXiv 1904.13000); a coordinate at the edge of the box whose gradient
 points outwards is skipped, because it would use up the step without moving. `eot` averages the gradient over fresh
 draws of a stochastic model (Athalye et al. 2018, arXiv 1707.07397).
+
+Under Linf, from `LONG` steps on, an image leaves once its iterate equals the one before or the one two steps before:
+the map from one iterate to the next is fixed, so that all later iterates have been seen. Results do not change.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from torch import Tensor, nn
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import predicted
 from bench.core.pgd import AttackLoss, Best, Start, attack_loss, check_reach, start_delta
+
+LONG, EVERY = 50, 5  # steps of an attack that looks for repeated iterates, and steps between two looks
 
 
 @dataclass
@@ -102,9 +107,11 @@ class PGD(Attack):
         objective = attack_loss(self.loss, y, clean_logits)
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
         draws = self.eot if last_only else 1
+        periodic = threat.norm == "Linf" and self.steps >= LONG and not last_only
         x_adv = (
             first.clone() if first is not None else threat.project_to_image(x, x + start_delta(self.start, x, threat))
         )
+        earlier = x_adv
         for step in range(self.steps + 1):
             last = step == self.steps
             x_adv.requires_grad_(not last)
@@ -119,9 +126,20 @@ class PGD(Attack):
             point = x_adv.detach()
             if last or not last_only:
                 best.update(point, loss.detach(), predicted(logits.detach()) != y, rows)
-            if not last:
-                grad = grads[0] if draws == 1 else torch.stack(grads).mean(0)
-                x_adv = threat.project_to_image(x, point + step_size * self._direction(grad, point))
+            if last:
+                break
+            grad = grads[0] if draws == 1 else torch.stack(grads).mean(0)
+            x_adv = threat.project_to_image(x, point + step_size * self._direction(grad, point))
+            if periodic and step % EVERY == EVERY - 1:
+                moves = (x_adv != point).flatten(1).any(1) & (x_adv != earlier).flatten(1).any(1)
+                left = moves.nonzero().squeeze(1)
+                if len(left) == 0:
+                    break
+                if len(left) < len(x):
+                    x, y, rows, x_adv, point = (each[left] for each in (x, y, rows, x_adv, point))
+                    clean_logits = None if clean_logits is None else clean_logits[left]
+                    objective = attack_loss(self.loss, y, clean_logits)
+            earlier = point
 
     def _direction(self, grad: Tensor, point: Tensor) -> Tensor:
         """The step of unit norm from `point`: steepest ascent; for L1 over the largest coordinates that can move."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks import pgd
 from attacks.autoattack import AutoAttack
 from attacks.fgsm import FGSM
 from attacks.pgd import PGD
@@ -314,3 +315,25 @@ def test_the_difference_of_logits_ratio_by_hand() -> None:
     logits, y = torch.tensor([[4.0, 1.0, 2.0, 0.0], [1.0, 2.0, 4.0, 0.0]]), torch.tensor([0, 1])
     torch.testing.assert_close(dlr(logits, y), torch.tensor([(2 - 4) / (4 - 1), (4 - 2) / (4 - 1)]))
     torch.testing.assert_close(dlr(3 * logits + 5, y), dlr(logits, y))
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl"])
+def test_images_whose_iterates_repeat_leave_with_the_same_results(
+    loss: AttackLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long attack with and without a look at repeats: equal images bit for bit, in fewer passes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 12), nn.Tanh(), nn.Linear(12, 4))
+    model, x = Classifier(net.double()).eval(), torch.rand(30, 1, 8, 8, dtype=torch.float64)
+    attack = PGD(Threat("Linf", Epsilon("0.02")), steps=100, rel_step_size=0.25, loss=loss, restarts=2)
+    y = model.predict(x)
+    early = attack.evaluate(model, x, y, Context(0))
+    monkeypatch.setattr(pgd, "LONG", 101)
+    whole = attack.evaluate(model, x, y, Context(0))
+    assert early.x_adv is not None
+    assert whole.x_adv is not None
+    assert torch.equal(early.x_adv, whole.x_adv)
+    assert torch.equal(early.columns["correct"], whole.columns["correct"])
+    assert int(early.columns["correct"].sum()) > 0
+    assert float(early.columns["forwards"][0]) < 0.8 * float(whole.columns["forwards"][0])
+    assert float(early.columns["backwards"][0]) < 0.8 * float(whole.columns["backwards"][0])
