@@ -11,7 +11,7 @@ import torch
 from nets import digits, fit, mlp
 from torch import Tensor, nn
 
-from attacks import _apgd, _fab, _square
+from attacks import _apgd, _fab, _rows, _square
 from attacks._apgd import apgd
 from attacks._fab import fab, to_plane
 from attacks._rows import Found, PoolBySlices, Rows, gather, targeted, uniforms
@@ -374,6 +374,36 @@ def test_every_hit_is_verified_by_the_model_itself() -> None:
 def test_bf16_gradients_break_the_same_images() -> None:
     exact, coarse = evaluate(trained(), 60, mode="quick"), evaluate(trained(), 60, mode="quick", precision="bf16")
     assert int((exact.columns["correct"] != coarse.columns["correct"]).sum()) <= 1
+
+
+def test_auto_chooses_bf16_where_it_pays_and_remembers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that counts passes: verdicts and passes are those of the choice, and a restart keeps it."""
+    passes = {torch.float32: 0, torch.bfloat16: 0}
+    cost = {torch.float32: 1.6, torch.bfloat16: 1.0}
+    net = trained()
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = net(x)
+            passes[logits.dtype] += 1
+            return logits
+
+    def auto(**ctx: Any) -> dict[str, Tensor]:
+        return evaluate(Watched(), 20, Context(seed=1, **ctx), mode="quick", precision="auto").columns
+
+    monkeypatch.setattr(_rows, "_clock", lambda device: 0.01 * sum(cost[each] * passes[each] for each in passes))
+    states: list[dict[str, Tensor]] = []
+    chosen, fixed = auto(save=states.append), evaluate(net, 20, mode="quick", precision="bf16").columns
+    assert bool(chosen["bf16"][chosen["clean"]].all())
+    assert "bf16" not in fixed
+    assert torch.equal(chosen["stage"], fixed["stage"])
+    assert torch.equal(chosen["forwards"], fixed["forwards"])
+    cost[torch.float32] = 1.4
+    kept, exact = auto(saved=states[0]), auto()
+    assert bool(kept["bf16"][kept["clean"]].all())
+    assert torch.equal(kept["stage"], chosen["stage"])
+    assert not bool(exact["bf16"].any())
+    assert torch.equal(exact["stage"], evaluate(net, 20, mode="quick").columns["stage"])
 
 
 def test_streams_are_keyed_by_image_and_target() -> None:
