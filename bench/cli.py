@@ -29,6 +29,7 @@ COMMANDS = {
     "badge": "Write a row as an SVG badge.",
     "report": "Write all tables and figures as one HTML file.",
     "eval": "Attack a model of your own like any other.",
+    "reproduce": "Compare published numbers with ours.",
     "doctor": "Check this machine, or a model of yours.",
     "status": "Show which jobs are done, running and failed.",
     "logs": "Show the log of a job.",

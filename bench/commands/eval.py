@@ -29,6 +29,7 @@ from bench.planning import user_models
 from bench.planning.checks import check_counts
 from bench.planning.job import ImportJob, Job
 from bench.planning.options import to_spec
+from bench.planning.spec import Spec
 from bench.planning.typed import ModelOptions, Options
 from bench.progress import live
 from bench.records.record import TrainMetrics, train_metrics
@@ -84,10 +85,14 @@ def prepare_model(
     if spec.train.model_fields_set or any(entry.set for entry in spec.defenses):
         raise ValueError("--set of `bench eval` is for attacks, such as pgd.steps=40; --arch-set for the architecture")
     datasets.check(spec.data.name, root, explicit=data_dir is not None)
+    return plan_model(model, spec, root, [note for note in notes if not note.startswith("defense")])
+
+
+def plan_model(model: ModelOptions, spec: Spec, root: Path, notes: list[str]) -> tuple[Matrix, ImportJob, Path | None]:
+    """The import of a model and the evaluations of a spec on it. Raises in one line; writes nothing."""
     facts = datasets.facts(spec.data.name, root, spec.data.size)
     check_counts(spec, facts)
     job, checkpoint = user_models.import_job(model, facts)
-    notes = [note for note in notes if not note.startswith("defense")]
     source = str(model.model or model.model_file or model.checkpoint or "").partition(":")[0]
     return Matrix(spec, user_models.jobs(job, spec, facts), root, notes, source), job, checkpoint
 

@@ -26,13 +26,15 @@ def norm_named(value: Any) -> Any:
     return {"linf": "Linf", "l2": "L2", "l1": "L1"}.get(str(value).lower(), value)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A section of a YAML file: unknown keys, and numbers that another number is read as, are errors."""
+
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     _numbers = field_validator("*", mode="before")(classmethod(check_numbers))
 
 
-class _Entry(_Strict):
+class _Entry(Strict):
     """A plug-in. `set` gives settings; `grid` lists values: one job for each combination of them."""
 
     name: Name
@@ -51,7 +53,7 @@ class _Entry(_Strict):
         return [{**self.set, **dict(zip(self.grid, values, strict=True))} for values in combined]
 
 
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """`name`: see `bench list datasets`, or `folder:PATH`; `size` resizes a folder's images.
 
     `test`: images that each attack gets (null: 1000, or all if there are fewer); `train`: training images (null: all).
@@ -67,14 +69,14 @@ class DataSpec(_Strict):
     size: Annotated[int, Ge(4), Le(512)] | None = None
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """An architecture of `bench list models` and its settings."""
 
     name: Name
     set: dict[str, Any] = {}
 
 
-class ThreatSpec(_Strict):
+class ThreatSpec(Strict):
     """`eps`: the budgets of the attacks. `train_eps`: that of adversarial training (default: the largest `eps`); `each`
     trains once for each `eps` and attacks that training at this eps only."""
 
@@ -97,7 +99,7 @@ class ThreatSpec(_Strict):
         return self
 
 
-class TrainSpec(_Strict):
+class TrainSpec(Strict):
     """The recipe of every training. A null is filled from the data set's default; `bench plan` prints the result.
 
     `eps_warmup` and `lr_warmup` are fractions of training in which eps and learning rate rise from 0; `lr` is the peak
@@ -170,7 +172,7 @@ class AttackSpec(_Entry):
     shards: Annotated[int, Gt(0)] | None = None
 
 
-class Spec(_Strict):
+class Spec(Strict):
     """A matrix of defenses against attacks on one data set under one norm.
 
     `checks`: soundness checks of every trained model: quick (256 images), full (1000) or off.
@@ -221,7 +223,7 @@ def _explain(first: Any, path: tuple[Any, ...]) -> str:
 
 def _known(path: tuple[Any, ...]) -> list[str]:
     """The keys that a section of the spec may have."""
-    tables: dict[Any, type[_Strict]] = {
+    tables: dict[Any, type[Strict]] = {
         "data": DataSpec, "models": ModelSpec, "threat": ThreatSpec, "train": TrainSpec,
         "defenses": DefenseSpec, "attacks": AttackSpec,
     }  # fmt: skip
