@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,34 @@ def test_no_name_is_syntax(store: Store, name: str) -> None:
 )
 def test_latex_prints_text_as_it_is(text: str, printed: str) -> None:
     assert latex_text(text) == printed
+
+
+DOCUMENT = r"""\documentclass{article}
+\usepackage[utf8]{inputenc}
+\usepackage{booktabs}
+\begin{document}
+\input{table}
+\nocite{*}
+\bibliographystyle{plain}
+\bibliography{papers}
+\end{document}
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("pdflatex") and shutil.which("bibtex")), reason="no LaTeX on this machine")
+def test_tables_and_papers_compile(store: Store, tmp_path: Path) -> None:
+    full(store, trained(store, "trades", defense={"set": {"beta": 3.0}}), 400)
+    full(store, trained(store, "mart"), 300)
+    for name in HOSTILE:
+        evaluated(store, trained(store, name, model={"name": name}, data={"name": name}), "steep", [1, 0])
+    (tmp_path / "table.tex").write_text(latex(sections(all_rows(store))), encoding="utf-8")
+    (tmp_path / "papers.bib").write_text(citations.bibtex(), encoding="utf-8")
+    (tmp_path / "document.tex").write_text(DOCUMENT, encoding="utf-8")
+    for words in (["pdflatex"], ["bibtex"], ["pdflatex"], ["pdflatex"]):
+        options = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"] * (words[0] == "pdflatex")
+        done = subprocess.run([*words, *options, "document"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "Warning--" not in done.stdout  # of BibTeX: a field or an entry is missing
+    log = (tmp_path / "document.log").read_text(encoding="latin-1")
+    assert "undefined" not in log  # citations
+    assert "Missing character" not in log
