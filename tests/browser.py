@@ -78,9 +78,13 @@ class Browser:
         self.requests.clear()
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self._call("Emulation.setEmulatedMedia", features=scheme)
+        self._call("Emulation.setEmulatedMedia", media="", features=scheme)
         self._call("Page.navigate", url=page.as_uri())
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def print_media(self) -> None:
+        """Show the page that is open as it is printed, until the next one is opened."""
+        self._call("Emulation.setEmulatedMedia", media="print")
 
     def js(self, expression: str) -> Any:
         """The value of an expression in the page, a promise's outcome included. Raises RuntimeError if it throws."""

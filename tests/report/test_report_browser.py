@@ -415,3 +415,18 @@ def test_the_text_of_every_colored_cell_has_enough_contrast() -> None:
         ground, ink = re.fullmatch(r"background:(#\w{6});color:#(\w{3})", _shade(k / SHADES)).groups()  # type: ignore[union-attr]
         low, high = sorted(map(luminance, (ground, {"fff": "#ffffff", "000": "#000000"}[ink])))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (k, ground, ink)
+
+
+def test_a_print_has_every_column_and_every_note(running: Browser, page: Path) -> None:
+    running.open(page, width=740)  # a sheet of US letter between margins of 1 cm; A4 is as wide
+    running.print_media()
+    cut = running.js(
+        "[...document.querySelectorAll('.scroll')].filter(s => s.checkVisibility())"
+        ".map(s => [s.getAttribute('aria-label'), s.firstElementChild.getBoundingClientRect().right - innerWidth])"
+    )
+    assert len(cut) >= 5
+    assert [name for name, beyond in cut if beyond > 0] == []
+    shown = "(e => e && e.checkVisibility({contentVisibilityAuto: true}) && e.getBoundingClientRect().height > 0)"
+    assert running.js(f"{shown}(document.querySelector('details.note li'))")
+    assert not running.js(f"{shown}(document.querySelector('figure details'))")
+    assert running.js(f"[...document.querySelectorAll('.shaded td')].some{shown}")
