@@ -16,7 +16,8 @@ points outwards is skipped, because it would use up the step without moving. `eo
 draws of a stochastic model (Athalye et al. 2018, arXiv 1707.07397).
 
 Under Linf, from `LONG` steps on, an image leaves once its iterate equals the one before or the one two steps before:
-the map from one iterate to the next is fixed, so that all later iterates have been seen. Results do not change.
+the map from one iterate to the next is fixed, so that all later iterates have been seen. The others go on in a smaller
+batch, which may round differently.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class PGD(Attack):
     settings_added_later: ClassVar[tuple[str, ...]] = ("sparsity", "eot")
     needed_classes: ClassVar[dict[str, int]] = {"dlr": 3}
     test_settings: ClassVar[dict[str, Any]] = {"steps": 3, "rel_step_size": 0.5, "restarts": 2}
+    watched: ClassVar[bool] = False  # a subclass that records the passes: every image stays to the end
 
     steps: Annotated[int, Gt(0)] = 20
     """Gradient steps of each restart."""
@@ -107,7 +109,7 @@ class PGD(Attack):
         objective = attack_loss(self.loss, y, clean_logits)
         threat, step_size = self.threat, self.rel_step_size * self.threat.radius
         draws = self.eot if last_only else 1
-        periodic = threat.norm == "Linf" and self.steps >= LONG and not last_only
+        periodic = threat.norm == "Linf" and self.steps >= LONG and not last_only and not self.watched
         x_adv = (
             first.clone() if first is not None else threat.project_to_image(x, x + start_delta(self.start, x, threat))
         )

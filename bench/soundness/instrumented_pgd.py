@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class _Recorder(Counted):
 class InstrumentedPGD(PGD):
     """PGD of one restart with the columns `met` (some point on the path was misclassified) and `moved` (share of the
     loss's range on the path that its best value gained in the last steps; Pintor et al. 2022, arXiv 2106.09947)."""
+
+    watched: ClassVar[bool] = True
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """The images and columns of PGD, with both columns added."""
