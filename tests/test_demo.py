@@ -29,10 +29,10 @@ def test_the_demo_runs_once_and_resumes_to_nothing(tmp_path: Path) -> None:
     assert (first.returncode, first.stderr) == (0, "")
     events = [json.loads(line)["event"] for line in first.stdout.splitlines()]
     assert events.count("ok") == 51  # 5 trainings, 36 evaluations, 10 audits
-    assert set(events) == {"started", "ok"}
+    assert set(events) == {"started", "ok", "row"}
 
     again = bench("run", str(SPEC), "--json", cwd=tmp_path)
-    assert {json.loads(line)["event"] for line in again.stdout.splitlines()} == {"skipped"}
+    assert {json.loads(line)["event"] for line in again.stdout.splitlines()} == {"skipped", "row"}
 
     store = Store(tmp_path / "results")
     found = {row.defense: row for row in rows(store, evaluations(store).readable)}

@@ -74,7 +74,7 @@ def test_the_demo_gives_the_same_tables(
         pytest.importorskip("ray", reason="ray is not installed: pip install 'defense-bench[ray]'")
     there = run(tmp_path, "--executor", executor)
     same: list[Any] = [outcomes(folder / "results") for folder in (here, there)]
-    assert len(same[0]) == 19
+    assert len(same[0]) == 25
     assert same[0] == same[1]
     assert board(there) == board(here)
     assert sum(COLUMNS[0] in line for line in (here / "leaderboard.md").read_text().splitlines()) == 2
