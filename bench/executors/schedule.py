@@ -55,8 +55,7 @@ def _in_order(known: dict[str, Job]) -> list[str]:
 
 
 class Queue:
-    """Jobs that have to run, and those of them that can start, most urgent first; equal ones keep the planned order, as
-    do all jobs of a single lane.
+    """Jobs that have to run, and those of them that can start, most urgent first; equal ones keep the planned order.
 
     A job enters once all it waits for is over. Costs of a step do not grow with the number of jobs that wait for
     others, and nothing is read from disk.
@@ -80,8 +79,7 @@ class Queue:
     def weigh(self, seconds: dict[str, float]) -> None:
         """Sort again by new estimates of the seconds of each job."""
         left = [self.jobs[key] for key in self._open]
-        # one lane takes the same time in every order, and the planned one is the same in every run
-        self._urgency = urgencies(left, seconds, self.lanes) if self.lanes > 1 else dict.fromkeys(self._open, 0.0)
+        self._urgency = urgencies(left, seconds, self.lanes)
         self._ready = sorted(
             self._rank(key) for key, needs in self._open.items() if not needs and key not in self._started
         )
