@@ -20,8 +20,8 @@ def probe(net: nn.Module, x: Tensor, y: Tensor) -> str:
     """`bf16` if a forward and backward pass of a batch (`x` b c h w, labels `y`) is 1.5 times as fast in it, else
     `fp32`. Weights, gradients, buffers and random generators are left as they were.
 
-    Both are timed in turn for a second, at least twice, after one pass that is not counted; the shortest times decide,
-    which other work on the machine lengthens least.
+    Both are timed in turn for a second, at least twice, after one pass that is not counted. The shortest times decide,
+    on a CPU those of the process: other work on the machine lengthens them least.
     """
     times = {precision: list[float]() for precision in PRECISIONS}
     with keep_buffers(net), scope(0):
@@ -37,9 +37,10 @@ def probe(net: nn.Module, x: Tensor, y: Tensor) -> str:
 def _seconds(net: nn.Module, x: Tensor, y: Tensor, precision: str) -> float:
     """Seconds of one forward and backward pass to the weights."""
     weights = [p for p in net.parameters() if p.requires_grad]
+    clock = time.process_time if x.device.type == "cpu" else time.perf_counter
     synchronize(x.device)
-    started = time.perf_counter()
+    started = clock()
     with autocast_forward(net, precision):
         torch.autograd.grad(F.cross_entropy(net(x), y), weights, allow_unused=True)
     synchronize(x.device)
-    return time.perf_counter() - started
+    return clock() - started
