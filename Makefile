@@ -11,7 +11,9 @@ export OMP_NUM_THREADS ?= 1
 AXE := axe-core-4.14.1
 AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 
-.PHONY: demo test test-full lint setup axe clean
+BENCHMARKS := p1_train p2_pgd p3_autoattack p4_certify p5_schedule p6_startup p7_overhead p9_tables
+
+.PHONY: demo test test-full lint setup axe clean bench $(BENCHMARKS)
 
 demo: $(VENV)/ready
 	$(BIN)/bench run specs/demo.yaml --results-dir demo-results
@@ -31,6 +33,14 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bench attacks defenses
 	$(BIN)/lint-imports
+
+# two at a time; BENCH_DATA=FOLDER, where MNIST is
+bench: $(VENV)/ready-dev
+	$(MAKE) -j2 $(BENCHMARKS)
+
+p3_autoattack: options = --net lenet5 --pairs 1
+$(BENCHMARKS):
+	$(BIN)/python benchmarks/$@.py $(options)
 
 setup: $(VENV)/ready-dev
 

@@ -53,6 +53,7 @@ ADAM = {
 }
 MADE, HELD, STRENGTH = 1024, 64, 0.5  # synthetic images to train on and to attack, and the strength of their pattern
 MADE_INPUTS = Inputs(3, 32, 10, (0.0,) * 3, (1.0,) * 3)
+PGD_AT = PluginChoice("pgd_at", {"steps": 2, "rel_step_size": 0.5})
 BAR, DEFAULT = 1.5, ("contiguous", "evaluates")
 
 
@@ -67,14 +68,21 @@ class Case(NamedTuple):
     y: Tensor
 
 
-def trained(arch: str, inputs: Inputs, eps: str, x: Tensor, y: Tensor, rounds: int) -> dict[str, Tensor]:
-    """Weights after `rounds` passes of 2-step adversarial training."""
+def trained(
+    arch: str,
+    inputs: Inputs,
+    eps: str,
+    x: Tensor,
+    y: Tensor,
+    rounds: int,
+    choice: PluginChoice = PGD_AT,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """Weights after `rounds` passes of a training, 2-step adversarial training unless another is chosen."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    defense = plugins.make(
-        "defenses", PluginChoice("pgd_at", {"steps": 2, "rel_step_size": 0.5}), JobThreat("Linf", eps)
-    )
-    net = defense.wrap(plugins.build_model(arch, {}, inputs)).to(x.device)
+    defense = plugins.make("defenses", choice, JobThreat("Linf", eps))
+    net = defense.wrap(plugins.build_model(arch, options or {}, inputs)).to(x.device)
     net = net.to(memory_format=torch.channels_last).train()
     parts = [rows for _ in range(rounds) for rows in torch.randperm(len(x)).split(BATCH)]
     updater = build_updater(defense, net, Recipe.model_validate(ADAM), len(parts))
@@ -118,9 +126,18 @@ def apart(train: Callable[..., dict[str, Tensor]], *args: Any) -> dict[str, Tens
         return pool.submit(train, *args).result()
 
 
-def case_of(arch: str, what: str, eps: str, inputs: Inputs, weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Case:
+def case_of(
+    arch: str,
+    what: str,
+    eps: str,
+    inputs: Inputs,
+    weights: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    options: dict[str, Any] | None = None,
+) -> Case:
     """Net and images of the default layout, made anew: what has one channel can look like channels_last."""
-    net = plugins.build_model(arch, {}, inputs).to(x.device).eval()
+    net = plugins.build_model(arch, options or {}, inputs).to(x.device).eval()
     net.load_state_dict(weights)
     return Case(arch, what, eps, net, torch.empty(x.shape, device=x.device).copy_(x), y)
 

@@ -4,13 +4,15 @@
 BENCH_DATA=FOLDER python benchmarks/p3_autoattack.py    trains, measures (half an hour of one core), stores, writes
 python benchmarks/p3_autoattack.py --write-docs         writes docs/performance.md again from the stored records
 
-lenet5 and small_cnn are trained in the run (2-step adversarial training at eps 0.15 on the first 8500 images of MNIST).
+lenet5 and small_cnn are trained in the run (2-step adversarial training at eps 0.15 on the first 8500 images of MNIST),
+resnet_cifar of depth 8 and width 16 on synthetic color images at 4/255 (those of `p2_pgd`). `--net` measures one.
 A gate comes first for each of our programs: the package runs from three seeds; ours may disagree with its first run on
 no more images than two of its runs disagree on (at least 1 image), and may leave no more images robust than its weakest
 run. Then both sides run the standard suite, A-B-B-A, one thread, CPU time (on a GPU: wall clock between two
 synchronizations). Ours runs through `Attack.evaluate`: clean prediction, checks of ball and box, scoring, and its state
 stored on disk after each part. The package has its net in channels_last, its best layout, but for the last row of each
-net. `--audited N` measures one pair over N images for the screen with an audit, and nothing else.
+net, and color images contiguous, as it fails on others. `--audited N` measures one pair over N images for the screen
+with an audit, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from p2_pgd import TRAIN, Case, apart, case_of, lenet_weights, mnist, trained
+from p2_pgd import HELD, MADE_INPUTS, TRAIN, Case, apart, case_of, lenet_weights, made, mnist, trained
 from paired import Record, alternate, bar, bar_table, conditions, heading, ranged, store, table, write_docs
 from torch import Tensor
 
@@ -39,18 +43,19 @@ from bench.data import images as datasets
 from bench.training import checkpoint
 
 SEEDS, EPS, BATCH, PAIRS = (0, 1, 2), "0.15", 128, 3
-IMAGES = {"lenet5": 48, "small_cnn": 16}
-THREAT = Threat("Linf", Epsilon(EPS))
-PROGRAMS: dict[str, Attack] = {
-    "autoattack": AutoAttack(THREAT, batch_size=BATCH),
-    "full": AutoAttackFast(THREAT),
-    "quick": AutoAttackFast(THREAT, mode="quick"),
-    "audited": AutoAttackFast(THREAT, audit=100),
+IMAGES = {"lenet5": 48, "small_cnn": 16, "resnet_cifar": 16}
+MADE_EPS, RESNET = "4/255", {"depth": 8, "width": 16}
+PROGRAMS: dict[str, Callable[[Threat], Attack]] = {
+    "autoattack": partial(AutoAttack, batch_size=BATCH),
+    "full": AutoAttackFast,
+    "quick": partial(AutoAttackFast, mode="quick"),
+    "audited": partial(AutoAttackFast, audit=100),
 }
 BARS = {
     ("autoattack", "lenet5"): 0.98, ("autoattack", "small_cnn"): 0.98, ("full", "lenet5"): 1.9,
     ("full", "small_cnn"): 1.7, ("quick", "lenet5"): 6.0, ("quick", "small_cnn"): 6.0, ("audited", "lenet5"): 12.0,
-    ("audited", "small_cnn"): 18.0,
+    ("audited", "small_cnn"): 18.0, ("autoattack", "resnet_cifar"): 0.98, ("full", "resnet_cifar"): 1.6,
+    ("quick", "resnet_cifar"): 6.0, ("audited", "resnet_cifar"): 12.0,
 }  # fmt: skip
 
 
@@ -59,6 +64,7 @@ def theirs(case: Case, layout: torch.memory_format, seed: int = 0) -> Tensor:
     from pyautoattack import AutoAttack as Suite
 
     net, x = laid_out(case, layout)
+    x = x.contiguous() if x.shape[1] > 1 else x
     suite = Suite(net, eps=float(Epsilon(case.eps)), norm="Linf", seed=seed, device=str(x.device))
     suite.logger.disabled = True
     x_adv, _ = suite.run_standard_evaluation(x, case.y, batch_size=BATCH)
@@ -70,7 +76,8 @@ def ours(case: Case, folder: Path, program: str) -> Tensor:
     """The evaluation as a worker runs it, with its state on disk."""
     net, x = laid_out(case, torch.channels_last)
     context = Context(0, save=lambda tensors: checkpoint.write(folder / "state.safetensors", tensors, {}))
-    return PROGRAMS[program].evaluate(Classifier(net).eval(), x, case.y, context).columns["correct"]
+    attack = PROGRAMS[program](Threat("Linf", Epsilon(case.eps)))
+    return attack.evaluate(Classifier(net).eval(), x, case.y, context).columns["correct"]
 
 
 def laid_out(case: Case, layout: torch.memory_format) -> tuple[Any, Tensor]:
@@ -93,10 +100,20 @@ def small_cnn_weights(root: Path, device: str) -> dict[str, Tensor]:
     return trained("small_cnn", mnist(loaded), EPS, datasets.to_float(loaded.train.x), loaded.train.y, 2)
 
 
+def resnet_weights(device: str) -> dict[str, Tensor]:
+    x, y = made(device)
+    return trained("resnet_cifar", MADE_INPUTS, MADE_EPS, x[HELD:], y[HELD:], 4, options=RESNET)
+
+
 def cases(args: argparse.Namespace, images: dict[str, int]) -> list[Case]:
-    """The nets with the first images of the test set."""
+    """The nets with the first images that they were not trained on."""
     device, found = torch.device(args.device), []
     for arch, count in images.items():
+        if arch == "resnet_cifar":
+            (x, y), weights = made(args.device), apart(resnet_weights, args.device)
+            x, y = x[: min(count, HELD)], y[: min(count, HELD)]
+            found.append(case_of(arch, "made", MADE_EPS, MADE_INPUTS, weights, x, y, RESNET))
+            continue
         train = {"lenet5": lenet_weights, "small_cnn": small_cnn_weights}[arch]
         loaded = datasets.load("mnist", root=args.data_dir, device=device, train=1, test=count)
         weights = apart(train, args.data_dir, args.device)
@@ -109,7 +126,8 @@ def measure(args: argparse.Namespace) -> Record:
     began, used = time.perf_counter(), time.process_time()
     record = {**conditions("p3_autoattack", args.device), "batch": BATCH, "rows": []}
     best, default = torch.channels_last, torch.contiguous_format
-    for case in cases(args, dict.fromkeys(IMAGES, args.audited) if args.audited else IMAGES):
+    nets = {arch: args.audited or count for arch, count in IMAGES.items() if args.net in (None, arch)}
+    for case in cases(args, nets):
         if args.audited:
             record["rows"].append(compared(args, case, "audited", best, [theirs(case, best)], 1))
             continue
@@ -129,7 +147,7 @@ def compared(
         folder = Path(name)
         found = gate(peer, ours(case, folder, program))
         row = {
-            "net": case.arch, "program": program, "images": len(case.x), "gate": found,
+            "net": case.arch, "program": program, "images": len(case.x), "eps": case.eps, "gate": found,
             "peer_layout": "channels_last" if layout is torch.channels_last else "contiguous", "ratio": None,
         }  # fmt: skip
         if found["passed"]:
@@ -176,6 +194,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("BENCH_DATA"), help="folder with MNIST")
     parser.add_argument("--audited", type=int, help="measure the screen with an audit alone, over so many images")
+    parser.add_argument("--net", choices=list(IMAGES), help="one net alone")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="timed pairs")
     parser.add_argument("--output", default="p3_autoattack.json", help="file name in benchmarks/results")
     parser.add_argument("--write-docs", action="store_true", help="measure nothing")

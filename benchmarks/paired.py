@@ -2,14 +2,15 @@
 
 A benchmark first runs its gate; then `alternate(peer, ours)` times the two sides and gives the median and range of the
 paired ratios peer / ours. `store` writes one JSON file below benchmarks/results, and `write_docs` the tables of all
-stored records between the markers `<!-- ID: written by benchmarks/ID.py -->` and `<!-- ID: end -->`; the prose around
-them is written by hand.
+stored records between the markers `<!-- ID: written by benchmarks/ID.py -->` and `<!-- ID: end -->`, and all bars into
+the summary at the top of the page; the prose around them is written by hand.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from bench.jobs.provenance import device_name, git, versions
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs" / "performance.md"
 CPU = torch.device("cpu")
+BARS = "| bar | measured | met |"
 Record = dict[str, Any]
 T = TypeVar("T")
 
@@ -141,5 +143,23 @@ def write_docs(name: str, written: Callable[[Record], str]) -> None:
         raise ValueError(f"{DOCS.name} must hold '{start}' and '{end}' once each; add both lines where the tables go")
     head, _, rest = text.partition(start)
     _, _, tail = rest.partition(end)
-    body = "\n".join(written(record) for record in records)
-    DOCS.write_text(f"{head}{start}\n\n{body}\n{end}{tail}")
+    body = "\n".join(written(record) for record in records) or "No record is stored yet.\n"
+    DOCS.write_text(summarized(f"{head}{start}\n\n{body}\n{end}{tail}"))
+
+
+def summarized(page: str) -> str:
+    """The page with its first table written again: each bar of each benchmark, in one place."""
+    lines, start, end = [], "<!-- summary: written by benchmarks/paired.py -->", "<!-- summary: end -->"
+    for name, body in re.findall(
+        r"<!-- (\w+): written by benchmarks/\1\.py -->\n(.*?)<!-- \1: end -->", page, re.DOTALL
+    ):
+        device, within = "", False
+        for line in body.splitlines():
+            if line.startswith("### "):
+                device = line.removeprefix("### ").partition(",")[0]
+            within = line == BARS or (within and line.startswith("|"))
+            if within and line != BARS and "---" not in line:
+                lines.append([f"`{name}`", device, *(cell.strip() for cell in line.strip("|").rsplit("|", 2))])
+    head, _, rest = page.partition(start)
+    table_of = table(["benchmark", "device", "bar", "measured", "met"], lines)
+    return f"{head}{start}\n\n{table_of}\n{end}{rest.partition(end)[2]}"
