@@ -21,6 +21,7 @@ from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier, frozen
 from bench.core.epsilon import Epsilon
 from bench.core.pgd import margin
+from bench.core.rng import scope
 from bench.core.threat import Threat
 
 EPS = "0.1"
@@ -30,6 +31,14 @@ EPS = "0.1"
 def trained() -> nn.Module:
     """A net of the digits that is robust to about a third of the images at EPS."""
     return fit(mlp(), lambda x: (x + 0.2 * torch.randn_like(x)).clamp(0, 1))
+
+
+@functools.cache
+def convolutions() -> nn.Module:
+    """Convolutions and pooling, trained without noise."""
+    with scope(0):
+        parts = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)]
+    return fit(nn.Sequential(*parts))
 
 
 def images(count: int, channels: int = 1) -> tuple[Tensor, Tensor]:
@@ -140,11 +149,12 @@ def test_the_step_to_a_plane_is_the_smallest(scale: float) -> None:
     assert float((point.float() + single).max()) <= 1
 
 
-def test_fab_comes_as_near_as_the_package() -> None:
+@pytest.mark.parametrize("name", ["noisy", "standard", "convolutions"])
+def test_fab_comes_as_near_as_the_package(name: str) -> None:
     """The distance of each row at an eps that breaks none, against the package's, which spends a pass more a step."""
     from pyautoattack.fab_pt import FABAttack_PT
 
-    net = trained()
+    net = {"noisy": trained, "standard": lambda: fit(mlp()), "convolutions": convolutions}[name]()
     ours = found(net, 40, "0.001")
     with frozen(net):
         left, distance = fab(ours, rows(ours, 3))
