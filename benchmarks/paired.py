@@ -8,6 +8,7 @@ the summary at the top of the page; the prose around them is written by hand.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import re
@@ -138,13 +139,17 @@ def write_docs(name: str, written: Callable[[Record], str]) -> None:
     """
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}*.json"))]
     start, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- {name}: end -->"
-    text = DOCS.read_text()
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"{DOCS.name} must hold '{start}' and '{end}' once each; add both lines where the tables go")
-    head, _, rest = text.partition(start)
-    _, _, tail = rest.partition(end)
-    body = "\n".join(written(record) for record in records) or "No record is stored yet.\n"
-    DOCS.write_text(summarized(f"{head}{start}\n\n{body}\n{end}{tail}"))
+    with DOCS.open() as page:
+        fcntl.flock(page, fcntl.LOCK_EX)  # `make bench` runs two benchmarks at a time
+        text = DOCS.read_text()
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(
+                f"{DOCS.name} must hold '{start}' and '{end}' once each; add both lines where the tables go"
+            )
+        head, _, rest = text.partition(start)
+        _, _, tail = rest.partition(end)
+        body = "\n".join(written(record) for record in records) or "No record is stored yet.\n"
+        DOCS.write_text(summarized(f"{head}{start}\n\n{body}\n{end}{tail}"))
 
 
 def summarized(page: str) -> str:
