@@ -12,6 +12,9 @@ small), and in Square, where each image draws squares of its own instead of shar
 `audit=m` screens all images by targeted APGD-DLR on three targets, in quick mode, and runs the full suite on m random
 images of those that survive. If it breaks none, the share of the other survivors that it would break has an exact
 binomial bound whatever the screen is; if it breaks one, or if a gradient is exactly zero, it runs on all.
+
+Images with a proof that no perturbation changes their prediction are left out (`interval`, attacks/_proofs.py): the
+outcome is the same by the proof.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 
 from attacks._apgd import apgd
 from attacks._fab import fab
+from attacks._proofs import proved_images
 from attacks._rows import Found, Rows, bf16_pays, targeted
 from attacks._square import square
 from bench.core.attack import Attack, Columns, Context
@@ -45,8 +49,9 @@ LEAVE: dict[str, dict[int, float]] = {
 @dataclass
 class AutoAttackFast(Attack):
     """The standard ensemble, at a fraction of its time. Column `stage`: number of the attack that broke the image, -1
-    for none; with `audit` also `audited` (drawn for the full suite) and `screened` (not broken, and not judged by the
-    full suite); with `precision=auto` also `bf16` (what was chosen).
+    for none; `proved` (no attack can, so none was made); with `audit` also `audited` (drawn for the full suite) and
+    `screened` (not broken or proved, and not judged by the full suite); with `precision=auto` also `bf16` (what was
+    chosen).
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
@@ -71,19 +76,21 @@ class AutoAttackFast(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, ctx: Context) -> tuple[Tensor, Columns]:
         """For each image the result of the first attack that breaks it, else the image itself."""
         run = _Run(self, Found(model, x, y, self.threat), ctx)
-        everything = torch.arange(len(x), device=x.device)
+        proved = proved_images(model, x, y, self.threat)
+        everything = (~proved).nonzero().squeeze(1)
         if not self.audit:
             run.suite(everything)
-            return run.found.x_adv, run.columns()
+            return run.found.x_adv, {**run.columns(), "proved": proved}
         run.attack("apgd-t", everything, SCREENED, quick=True)
-        drawn = run.sample(self.audit)
+        drawn = run.sample(self.audit, everything)
         run.suite(drawn)
         whole = run.masked or not bool(run.found.robust[drawn].all())
         if whole:
             run.suite(everything)
         audited = torch.zeros_like(run.found.robust).index_fill_(0, drawn, True)
-        screened = run.found.robust & ~audited if not whole else torch.zeros_like(audited)
-        return run.found.x_adv, {**run.columns(), "audited": audited, "screened": screened}
+        screened = run.found.robust & ~audited & ~proved if not whole else torch.zeros_like(audited)
+        columns = {"audited": audited, "screened": screened, "proved": proved}
+        return run.found.x_adv, {**run.columns(), **columns}
 
 
 class _Run:
@@ -119,6 +126,8 @@ class _Run:
         self.names.append(name)
         number, size = len(self.names), self.settings.batch_size
         images = images[self.found.before(number)[images]]
+        if not len(images):
+            return
         if name == "square":
             parts = _untargeted(images).split(max(size // 8, 1))
         elif name == "apgd-ce":
@@ -160,9 +169,9 @@ class _Run:
             planned += len(STAGES)
         self.ctx.report(int(100 * shares), 100 * planned, f"{name}: {robust} of {total} still robust")
 
-    def sample(self, count: int) -> Tensor:
-        """Random images of those that the screen did not break."""
-        left = self.found.before(len(self.names) + 1).nonzero().squeeze(1).cpu()
+    def sample(self, count: int, images: Tensor) -> Tensor:
+        """Random ones of the images that the screen did not break."""
+        left = images[self.found.before(len(self.names) + 1)[images]].cpu()
         generator = torch.Generator().manual_seed(seed(self.ctx.seed, "audit"))
         return left[torch.randperm(len(left), generator=generator)[:count]].sort().values.to(self.logits.device)
 

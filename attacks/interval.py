@@ -41,8 +41,8 @@ class Interval(Evaluation):
 
     def unsupported_reason(self, model: Classifier) -> str | None:
         """Also for a model that predicts by another rule than the largest logit."""
-        changed = type(model).predict is not Classifier.predict
-        return super().unsupported_reason(model) or ("needs the largest logit as the prediction" if changed else None)
+        changed = "needs the largest logit of a net as the prediction" if model.decisive() is None else None
+        return super().unsupported_reason(model) or changed
 
     def evaluate(self, model: Classifier, x: Tensor, y: Tensor, ctx: Context) -> Outcome:
         """Columns `correct` (right, and proved to stay so), `clean` (right without a perturbation) and `bound` (of
@@ -51,7 +51,7 @@ class Interval(Evaluation):
         Raises Unsupported, naming the layer, for a net without bounds.
         """
         with frozen(model):
-            if reason := obstacle(model, x[:2]):
+            if reason := obstacle(model, x[:16]):
                 raise Unsupported(reason)
             clean, bounds = ctx.correct(model, x, y), list[Tensor]()
             for part in torch.arange(len(x), device=x.device).split(self.batch_size):

@@ -41,6 +41,12 @@ class Classifier(nn.Module):
         """Predicted labels, shape b; -1 means that the model abstains or gives NaN, which counts as an error."""
         return predicted(self(x))
 
+    def decisive(self) -> nn.Module | None:
+        """The net whose largest logit is the prediction, so that bounds of its logits prove something; None where a
+        subclass predicts otherwise."""
+        own = (type(self).forward, type(self).predict) == (Classifier.forward, Classifier.predict)
+        return self.net if own and not self.stochastic else None
+
     def surrogate(self) -> nn.Module:
         """The differentiable model that gradient attacks use; one noise draw per pass at most (EOT averages over them).
 

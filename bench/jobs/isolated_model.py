@@ -44,6 +44,10 @@ class IsolatedModel(Classifier):
             logits = self._isolated(x)
         return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
 
+    def decisive(self) -> nn.Module | None:
+        """The net itself: isolation changes no logit."""
+        return None if self.stochastic else self.net
+
     def writes_into(self, x: Tensor) -> bool:
         """Does a forward pass change the images that it is given?"""
         given = x.clone()

@@ -29,6 +29,7 @@ from bench.noise.graph import arguments, evaluate, module_of, pools_first
 from bench.noise.layer_moments import pair
 
 Method = Literal["interval", "crown"]
+METHODS: tuple[Method, ...] = ("interval", "crown")
 # 8 times the rounding error of float32: sums of products in Winograd's order err more than by the worst case of a plain
 # sum, and the bounds themselves are rounded, in float64
 UNIT = 2.0**-21
@@ -189,9 +190,11 @@ def _functional(target: Any, x: Any, rest: tuple[Any, ...], kwargs: Any, unit: f
 def obstacle(model: nn.Module, x: Tensor) -> str | None:
     """Why bounds prove nothing of a deployed model, or None: it must predict by the largest logit of one net, in
     float32 or better, and the net must compute what its graph says. `x`: images (b c h w) to compare on."""
-    rule = (type(model).predict, type(model).forward) if isinstance(model, Classifier) else None
-    if not isinstance(model, Classifier) or rule != (Classifier.predict, Classifier.forward):
+    net = model.decisive() if isinstance(model, Classifier) else None
+    if net is None:
         return "interval bounds need a deterministic net that predicts by its largest logit"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return f"interval bounds need {type(net).__name__} without hooks, which may change what a layer computes"
     if any(t.is_floating_point() and t.dtype not in (torch.float32, torch.float64) for t in model.parameters()):
         return "interval bounds need weights in float32 or float64"
     if x.device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
@@ -199,11 +202,11 @@ def obstacle(model: nn.Module, x: Tensor) -> str | None:
     try:
         with torch.no_grad():
             logits = model(x).double()
-            out = logit_box(run(model.net, Box(x.double(), x.double()), UNIT))
+            out = logit_box(run(net, Box(x.double(), x.double()), UNIT))
     except ValueError as error:
         return str(error)
     inside = (out.low <= logits) & (logits <= out.high)
-    return None if bool(inside.all()) else f"{type(model.net).__name__} does not compute what its graph says"
+    return None if bool(inside.all()) else f"{type(net).__name__} does not compute what its graph says"
 
 
 def proved(model: Classifier, x: Tensor, y: Tensor, threat: Threat, method: Method) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import digits, fit, mlp
+from nets import Unproved, digits, fit, mlp
 from torch import Tensor, nn
 
 from attacks import _apgd, _fab, _rows, _square
@@ -65,9 +65,9 @@ def rows(of: Found, targets: int) -> Rows:
 
 
 def evaluate(net: nn.Module, count: int, ctx: Context | None = None, eps: str = EPS, **settings: Any) -> Outcome:
-    """Of the net's first images."""
+    """Of the net's first images, all of which are attacked."""
     x, y = images(count)
-    return AutoAttackFast(threat(eps), **settings).evaluate(Classifier(net), x, y, ctx or Context(seed=1))
+    return AutoAttackFast(threat(eps), **settings).evaluate(Unproved(net), x, y, ctx or Context(seed=1))
 
 
 @functools.cache

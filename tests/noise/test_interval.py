@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -260,21 +261,24 @@ def test_minima_of_bent_activations(function: Callable[[Tensor], Tensor], at: fl
 
 
 class Odd(nn.Module):
-    """Does something else in a call of a hidden function than its graph says."""
+    """Writes into a value that its graph takes for unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(16, 3)
-        self.head.register_forward_hook(lambda module, given, out: out + 1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1))
+        logits = self.head(x.flatten(1))
+        F.relu(logits, inplace=True)
+        return logits
 
 
 def test_what_proves_nothing_is_refused_in_one_line() -> None:
     x = torch.rand(2, 1, 4, 4)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     assert iv.obstacle(Classifier(plain.eval()), x) is None
+    hooked = copy.deepcopy(plain)
+    hooked[1].register_forward_hook(lambda module, given, out: 2 * out)
     cases = {
         "by its largest logit": Smoothed(plain, 0.1, 10),
         "float32 or float64": Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).bfloat16()),
@@ -283,6 +287,7 @@ def test_what_proves_nothing_is_refused_in_one_line() -> None:
         "zero padding": Classifier(
             nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(16, 3))
         ),
+        "without hooks": Classifier(hooked),
         "what its graph says": Classifier(Odd()),
     }
     for words, model in cases.items():
