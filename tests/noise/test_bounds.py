@@ -266,6 +266,7 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(16, 3)
+        nn.init.constant_(self.head.bias, -3.0)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.head(x.flatten(1))
