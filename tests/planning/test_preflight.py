@@ -262,7 +262,7 @@ def test_finished_jobs_are_not_checked_again_and_an_error_changes_no_record(benc
     words = broken('print("loud")')
     outcome = bench(*words, "--json")
     assert (outcome.code, outcome.err) == (0, "")
-    assert [json.loads(line)["event"] for line in outcome.out.splitlines()] == ["started", "ok"] * 2
+    assert [json.loads(line)["event"] for line in outcome.out.splitlines()] == [*["started", "ok"] * 2, "row"]
     before = written(RESULTS)
     assert bench(*broken('raise ValueError("no")')).code == 0
     folders = sorted(RESULTS.iterdir())
