@@ -13,7 +13,7 @@ AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 
 BENCHMARKS := p1_train p2_pgd p3_autoattack p4_certify p5_schedule p6_startup p7_overhead p9_tables
 
-.PHONY: demo test test-full lint setup axe clean bench $(BENCHMARKS)
+.PHONY: demo test test-full lint setup wheel axe clean bench $(BENCHMARKS)
 
 demo: $(VENV)/ready
 	$(BIN)/bench run specs/demo.yaml --results-dir demo-results
@@ -43,6 +43,9 @@ $(BENCHMARKS):
 	$(BIN)/python benchmarks/$@.py $(options)
 
 setup: $(VENV)/ready-dev
+
+wheel: $(VENV)/ready-dev
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 # torch first: a plain install of the rest would otherwise choose its own build
 $(VENV)/ready: pyproject.toml

@@ -19,7 +19,7 @@ from bench.training import stop_signals
 COMMANDS = {
     "run": "Train and evaluate a matrix.",
     "plan": "Show what the same `bench run` would do.",
-    "list": "List defenses, attacks, data sets and models.",
+    "list": "List defenses, attacks, data sets, models and specs.",
     "leaderboard": "Write leaderboard.md and the tables from the records.",
     "compare": "Compare two defenses on the same images.",
     "timing": "Show the cost of trainings and attacks.",

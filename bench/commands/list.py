@@ -1,31 +1,34 @@
-"""`bench list`: defenses, attacks, data sets and models, and one of them in full."""
+"""`bench list`: defenses, attacks, data sets, models and specs, and one of them in full."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bench.commands.arguments import Plugin, plugins
 from bench.data import datasets
-from bench.planning import catalog, describe
+from bench.planning import catalog, describe, shipped_specs
+from bench.planning.options import spec_file
 from bench.terminal import say
 
-KINDS = ("defenses", "attacks", "datasets", "models")
+KINDS = ("defenses", "attacks", "datasets", "models", "specs")
 COLUMNS = {
     "defenses": "cost of a training step in forward passes F an image, and the paper",
     "attacks": "norms, and the paper",
     "datasets": "channels x height x width, and how many images",
     "models": "architectures; all take images in [0,1] and normalize them inside",
+    "specs": "matrices for `bench run NAME`",
 }
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets or models; or a NAME alone.")] = "all",
+    kind: Annotated[str, typer.Argument(help="defenses, attacks, datasets, models or specs; or a NAME alone.")] = "all",
     name: Annotated[str | None, typer.Argument(help="One of them: formula, source, settings.")] = None,
     plugin: Plugin = None,
 ) -> None:
-    """List defenses, attacks, data sets and models. With a NAME its formula, source, settings and defaults."""
+    """List defenses, attacks, data sets, models and specs. With a NAME its formula, source, settings and defaults."""
     plugins(plugin)
     if name is None and (kind in datasets.KNOWN or any(kind in catalog.names(each) for each in catalog.KINDS)):
         kind, name = "datasets" if kind in datasets.KNOWN else "all", kind
@@ -37,7 +40,12 @@ def list_(
     for place, each in enumerate(KINDS if kind == "all" else (kind,)):
         if kind == "all":
             say(("\n" if place else "") + f"{each} ({COLUMNS[each]})")
-        _dataset_lines() if each == "datasets" else _plugin_lines(each)  # type: ignore[arg-type]
+        if each == "datasets":
+            _dataset_lines()
+        elif each == "specs":
+            _spec_lines()
+        else:
+            _plugin_lines(each)  # type: ignore[arg-type]
     if kind == "all":
         say("\nbench list NAME shows one in detail: formula, source, settings")
 
@@ -73,7 +81,15 @@ def _dataset_lines() -> None:
     say(f"  {'folder:PATH':16} {'any':14} your images: PATH/train/<class>/*, PATH/test/<class>/*")
 
 
+def _spec_lines() -> None:
+    for name, path in shipped_specs.names().items():
+        say(f"  {name:16} {shipped_specs.summary(path)}")
+
+
 def _one(kind: str, name: str) -> None:
+    if kind == "specs":
+        say(spec_file(Path(name)).read_text(encoding="utf-8").rstrip())
+        return
     if kind == "datasets":
         facts = datasets.facts(name, datasets.data_root(None))
         say(f"{facts.name}: {facts.title}")

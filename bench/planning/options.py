@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import datasets, folders
-from bench.planning import catalog
+from bench.planning import catalog, shipped_specs
 from bench.planning.evaluations import DEFAULT_N
 from bench.planning.labels import label
 from bench.planning.spec import Spec, build, norm_named
@@ -46,8 +46,8 @@ def to_spec(options: Options, root: Path, stochastic: bool = False) -> tuple[Spe
     notes: list[str] = []
     values: dict[str, Any] = {}
     if options.spec is not None:
-        _check_exists(options.spec)
-        values, lines = read(options.spec)
+        path = spec_file(options.spec)
+        values, lines = read(path)
         build(values, str(options.spec), lines)  # the file has to be valid before options change it
     data = {"name": options.dataset, "test": options.n, "size": options.size, "train": options.train_n}
     _update(values, "data", **data, validation=options.validation)
@@ -79,15 +79,22 @@ def to_spec(options: Options, root: Path, stochastic: bool = False) -> tuple[Spe
     return spec, root, [*notes, *_passed_over(spec.data.name, root)]
 
 
-def _check_exists(path: Path) -> None:
-    """Raise FileNotFoundError for a spec that is not there, and suggest what was meant: a spec nearby, or a plug-in."""
+def spec_file(path: Path) -> Path:
+    """The file of a spec: as it was typed, or by the name of one that comes with bench.
+
+    Raises FileNotFoundError for a spec that is not there, and suggests what was meant: a spec nearby, or a plug-in.
+    """
     if path.is_file():
-        return
+        return path
+    shipped = shipped_specs.names()
+    if str(path) in shipped:
+        return shipped[str(path)]
     kinds = [kind.removesuffix("s") for kind in catalog.KINDS if str(path) in catalog.names(kind)]
     if kinds:
         raise FileNotFoundError(f"no spec file {path}; several {kinds[0]}s are separated by commas, without a space")
     places = dict.fromkeys((path.parent, Path("specs")))
     near = {file.stem: file for place in places if place.is_dir() for file in sorted(place.glob("*.y*ml"))}
+    near = {**{name: Path(name) for name in shipped}, **near}
     found = difflib.get_close_matches(path.stem, near, n=1)
     hint = f"; did you mean {near[found[0]]}?" if found else ""
     raise FileNotFoundError(f"no spec file {path}{' (a folder)' if path.is_dir() else ''}{hint}")

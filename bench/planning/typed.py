@@ -14,7 +14,10 @@ class Options:
     """What was typed; None or empty means "not typed". Each field is an option of `bench run` and `bench plan`."""
 
     spec: Annotated[
-        Path | None, typer.Argument(help="A YAML spec; options override its values.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A YAML spec, or a name of `bench list specs`; options override its values.", show_default=False
+        ),
     ] = None
     dataset: Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")] = None
     size: Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")] = None
