@@ -10,15 +10,15 @@ from bench.core.classifier import Classifier, Counted
 from bench.core.threat import Threat
 from bench.noise.interval import METHODS, obstacle, proved
 
-TRIAL = 16  # images that decide whether a method is tried on the others
+TRIAL = 16  # images that decide whether proofs are tried on the others
 BATCH = 64
 
 
 def proved_images(surrogate: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """Which of the images (b c h w, classified as `y`) have a proof for the whole ball, bool of shape b.
 
-    Each method is tried on a few images first, and on the rest if it proves one of them: a proof costs tens of passes,
-    and its suite of attacks would cost thousands.
+    Boxes are tried on a few images first. If they prove none of them, nothing is tried on the others, nor is CROWN on
+    any: it proves little of a net that boxes fail on, and takes minutes on a large one.
     """
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     model = surrogate.model if isinstance(surrogate, Counted) else surrogate
@@ -30,6 +30,6 @@ def proved_images(surrogate: nn.Module, x: Tensor, y: Tensor, threat: Threat) ->
             found[part] = proved(model, x[part], y[part], threat, method) > 0
             if isinstance(surrogate, Counted):  # boxes are two maps, and each margin of CROWN comes back once
                 surrogate.spend(2 * len(part), 0 if method == "interval" else 9 * len(part))
-            if number == 0 and not bool(found[part].any()):
-                break
+            if number == 0 and not bool(found.any()):
+                return found
     return found
