@@ -23,7 +23,7 @@ def badge(
     output: Annotated[Path, typer.Option(help="The SVG file to write.")] = Path("robustness.svg"),
     results_dir: Results = Path("results"),
 ) -> None:
-    """Write a badge: worst case, interval, budget and number of images of one row, colored by its verdict.
+    """Write a row as an SVG badge. Worst case, interval, budget and number of images, colored by the verdict.
 
     Example: bench badge --defense pgd_at --eps 8/255
     """

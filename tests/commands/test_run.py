@@ -225,8 +225,9 @@ def test_json_mode_prints_one_event_a_line(finished: Path, bench: Bench, plugins
     outcome = bench(*tiny(*plugins, "--json", attack="clean,wobble,fgsm"))
     assert (outcome.code, outcome.err) == (0, "")
     events = [json.loads(line) for line in outcome.out.splitlines()]
-    assert sorted(event["event"] for event in events) == ["ok", "skipped", "skipped", "skipped", "started"]
-    assert events[-1]["job"].startswith("fgsm Linf 0.1 on plain seed 0")
+    assert sorted(event["event"] for event in events) == ["ok", "row", "skipped", "skipped", "skipped", "started"]
+    assert events[-2]["job"].startswith("fgsm Linf 0.1 on plain seed 0")
+    assert (events[-1]["event"], events[-1]["method"], events[-1]["eps"]) == ("row", "plain", "0.1")
 
 
 def test_quiet_mode_prints_the_table_only(finished: Path, bench: Bench, plugins: list[object]) -> None:

@@ -206,7 +206,7 @@ def test_first_layers_of_the_architectures() -> None:
     made = {
         "lenet5": (lenet5.build(INPUTS._replace(size=14)), 14),
         "small_cnn": (small_cnn.build(INPUTS), 8),
-        "preact": (PreActResNet(INPUTS, stem=4, widths=(4,), blocks=1), 8),
+        "preact": (PreActResNet(INPUTS, stem=4, widths=(4,), blocks=1, activation="relu"), 8),
         "vit": (vit_tiny.build(INPUTS, dim=16, depth=1, heads=2), 8),
     }
     for name, (net, size) in made.items():

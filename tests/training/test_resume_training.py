@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "noisy": ({"name": "noisy", "set": {"learn_sigma": True}}, {"lr": 1e-3}),
     "noisy_sampled": ("noisy_sampled", {"model": "small_cnn", "augment": True}),
     "pni-ema": ("pni", {"average": "ema", "ema_decay": 0.9}),
-    "rat_sampled": ({"name": "rat_sampled", "set": {"steps": 2, "noise_on": "network"}}, {}),
+    "rat_sampled": ({"name": "rat_sampled", "set": {"steps": 2, "rel_step_size": 0.5, "noise_on": "network"}}, {}),
     "rse": ("rse", {"model": "small_cnn"}),
     "free_at-bf16": ({"name": "free_at", "set": {"replays": 2}}, {"precision": "bf16"}),
     "fast_at-bf16": (
