@@ -14,6 +14,8 @@ import pytest
 from harness import Bench, Outcome, states, tiny, write_plugins, written
 from paths import ROOT
 
+from bench.planning import catalog
+from bench.planning.spec import load
 from bench.planning.strict_yaml import read
 
 torch = pytest.importorskip("torch")
@@ -312,3 +314,10 @@ def test_the_driver_stays_free_of_torch(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "False\n")
     assert done.stderr.startswith("error: defense noisy (rows=10) with mlp on digits: rows=10, ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smoke_spec_has_every_defense_with_an_linf_version() -> None:
+    (path,) = (path for path in SPECS if path.stem == "digits_smoke")
+    plugins = [catalog.get("defenses", name) for name in catalog.names("defenses")]
+    wanted = {plugin.name for plugin in plugins if "Linf" in plugin.norms}
+    assert {entry.name for entry in load(path).defenses} == wanted
