@@ -54,6 +54,7 @@ def test_the_wheel_runs_a_spec_by_name_and_writes_plug_ins_into_the_working_fold
     assert "| noisy" in call("run", "demo", "--n", "20", "--epochs", "1", "--workers", "1", "--checks", "off").replace(
         "│", "|"
     )
+    assert "wong_mnist" in call("reproduce")
     call("leaderboard")
     call("report", "--output", "report.html")
     call("new", "defense", "mine")

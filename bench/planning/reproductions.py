@@ -13,11 +13,11 @@ from annotated_types import Ge, Gt, Le, Len
 from pydantic import ValidationError, model_validator
 
 from bench.atomic import file_hash
-from bench.planning import catalog
+from bench.planning import catalog, shipped_specs
 from bench.planning.spec import Name, Spec, Strict, build
 from bench.planning.strict_yaml import read
 
-FOLDER = catalog.ROOT / "specs" / "reproduce"
+FOLDER = shipped_specs.folder() / "reproduce"
 WORST = "worst case"
 Percent = Annotated[float, Ge(0), Le(100)]
 Prose = Annotated[str, Len(1, 1000)]
