@@ -47,7 +47,7 @@ EXTRAS = {
     "tensorboard": {"tensorboard"},
     "dev": {
         *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter"),
-        *("types-PyYAML", "types-psutil", "pandas-stubs"),
+        *("types-PyYAML", "types-psutil", "pandas-stubs", "hatchling"),  # the last builds the wheel of a test
     },
 }
 
