@@ -119,9 +119,11 @@ def bar_table(bars: list[Record]) -> str:
 
 
 def ranged(row: Record) -> str:
-    """A ratio with its range, for a table cell."""
+    """A ratio with its range over the pairs, for a table cell."""
     if row["ratio"] is None:
         return "gate failed"
+    if len(row.get("pairs", ())) == 1:
+        return f"{row['ratio']:.2f} (one pair)"
     return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
