@@ -114,7 +114,7 @@ def outcomes(store: Store, keys: list[str], options: GateOptions) -> list[Outcom
             ("min-robust", "worst case", options.min_robust, row.accuracy.worst),
             ("min-clean", "clean accuracy", options.min_clean, row.accuracy.clean),
         ]
-        failures = dict.fromkeys(("verdict",), " ".join(reasons([row])))
+        failures = {"verdict": " ".join(reasons([row]))}
         for rule, name, least, values in [] if compared and row.defense == "standard" else limits:
             failures[rule] = _below(f"--{rule}", f"{name} of {_place(row)}", least, values)
         found.append(Outcome(row, {rule: why for rule, why in failures.items() if why}))

@@ -169,11 +169,13 @@ def _show(name: str, entry: Reproduction, found: list[Compared], mode: str) -> N
     from bench.tables.text import aligned, decimals, printed
 
     lines = [list(HEADER)]
-    for figure, ours, low, high, n in found:
+    for one in found:
+        figure, ours, low, high, n = one
         bound = f"at least {figure.at_least:.2f}" if figure.value is None else f"{figure.value:.2f}"
-        agrees = Compared(figure, ours, low, high, n).agrees
-        words = ("within " if agrees else "NOT within ") + f"{figure.tolerance:g}" if figure.value is not None else ""
-        words = words or ("holds" if agrees else "DOES NOT HOLD")
+        words = (
+            ("within " if one.agrees else "NOT within ") + f"{figure.tolerance:g}" if figure.value is not None else ""
+        )
+        words = words or ("holds" if one.agrees else "DOES NOT HOLD")
         interval = f"{decimals(low, 2)} to {decimals(high, 2)}" if n else "–"
         number = str(n) if n == figure.n else f"{n} (published {figure.n})"
         lines.append([figure.of, bound, decimals(ours, 2), interval, number, words])
@@ -188,16 +190,19 @@ def as_json(name: str, entry: Reproduction, found: list[Compared]) -> dict[str, 
     """The comparison as plain values; null where there is no number."""
     numbers = [
         {
-            "of": figure.of,
-            "published": figure.value,
-            "at_least": figure.at_least,
-            "published_n": figure.n,
-            "tolerance": figure.tolerance,
-            **{key: None if math.isnan(each) else each for key, each in (("ours", ours), ("low", low), ("high", high))},
-            "n": n,
-            "agrees": Compared(figure, ours, low, high, n).agrees,
+            "of": one.published.of,
+            "published": one.published.value,
+            "at_least": one.published.at_least,
+            "published_n": one.published.n,
+            "tolerance": one.published.tolerance,
+            **{
+                key: None if math.isnan(each) else each
+                for key, each in (("ours", one.ours), ("low", one.low), ("high", one.high))
+            },
+            "n": one.n,
+            "agrees": one.agrees,
         }
-        for figure, ours, low, high, n in found
+        for one in found
     ]
     about = {"title": entry.title, "source": entry.source, "tolerance": entry.tolerance}
     return {"name": name, **about, "deviations": entry.deviations, "numbers": numbers}

@@ -77,9 +77,9 @@ def ascend(
     """The last iterate of projected steepest ascent on `objective` (adversarial images -> loss per image, shape b).
 
     `rel_step_size` is the step size in units of eps, `start` the kind of the initial perturbation or that perturbation
-    itself (b c h w). The result lies in ball and box and has no graph. The projection
-    is *outside* the differentiated graph: a clip inside it would zero the gradient of every pixel at the edge of the
-    box, which feigns robustness on MNIST, where most pixels are 0.
+    itself (b c h w). The result lies in ball and box and has no graph. The projection is *outside* the differentiated
+    graph: a clip inside it would zero the gradient of every pixel at the edge of the box, which feigns robustness on
+    MNIST, where most pixels are 0.
     """
     step_size = rel_step_size * threat.radius
     first = start if isinstance(start, Tensor) else start_delta(start, x, threat)
