@@ -54,6 +54,7 @@ class Estimator:
         self.bytes: dict[tuple[str, ...], list[tuple[int, float]]] = {}
         self.finished: dict[tuple[str, ...], dict[str, float]] = {}  # seconds by key, of the jobs on one architecture
         self._modeled: dict[str, Estimate] = {}
+        self._scales: dict[tuple[str, ...], tuple[int, float]] = {}  # by architecture: finished jobs, and the ratio
         self.jobs: dict[str, Job] = {}
         past = list(store.records())
         self.jobs.update((job.key, job) for job, _ in past)
@@ -99,13 +100,24 @@ class Estimator:
     def _calibrated(self, job: Job) -> Estimate | None:
         """The cost model's estimate, in proportion to what jobs of this kind on this architecture took: one pass is
         timed in a second, on a machine that may be busier or idler in the hours after it."""
-        found, where = self._model(job), self._architecture(job)
-        known = [(self._model(self.jobs[key]), took) for key, took in self.finished.get(where, {}).items()]
-        pairs = [(modeled.seconds, took) for modeled, took in known if modeled is not None]
-        if found is None or not pairs:
-            return found
-        scale = sum(took for _, took in pairs) / sum(modeled for modeled, _ in pairs)
+        found = self._model(job)
+        if found is None:
+            return None
+        scale = self._scale(self._architecture(job))
         return found._replace(seconds=found.seconds * scale, low=found.low * scale, high=found.high * scale)
+
+    def _scale(self, where: tuple[str, ...]) -> float:
+        """Seconds that the finished jobs of an architecture took over those of the cost model; 1 if there are none.
+        Computed again when one more is finished: a live view asks for each of its jobs, every second."""
+        finished = self.finished.get(where, {})
+        if where not in self._scales or self._scales[where][0] != len(finished):
+            known = [(self._model(self.jobs[key]), took) for key, took in finished.items()]
+            pairs = [(modeled.seconds, took) for modeled, took in known if modeled is not None]
+            if not pairs:
+                return 1.0
+            ratio = sum(took for _, took in pairs) / sum(modeled for modeled, _ in pairs)
+            self._scales[where] = len(finished), ratio
+        return self._scales[where][1]
 
     def _model(self, job: Job) -> Estimate | None:
         model, found = self.jobs.get(job.model_key), self._modeled.get(job.key)

@@ -217,5 +217,15 @@ def test_finished_jobs_on_the_same_architecture_scale_the_cost_model(cached: Pat
     found = estimator.estimate(left)
     assert found is not None
     assert (found.seconds, found.low, found.high) == pytest.approx([3 * value for value in other[:3]])
+    measured(store, left, 9 * other.seconds)
+    record = store.record(left.key)
+    assert record is not None
+    estimator.learn(left, record)
+    again = jobs_of(defense=["pgd_at"], attack=["clean"])[0]
+    third, scaled = model(again, again), estimator.estimate(again)
+    assert third is not None
+    assert scaled is not None
+    ratio = (3 * alone.seconds + 9 * other.seconds) / (alone.seconds + other.seconds)
+    assert scaled.seconds == pytest.approx(ratio * third.seconds)
     estimator.know([clean])
     assert estimator.estimate(clean) == model(clean, done)  # an evaluation takes no hint from a training
