@@ -36,10 +36,10 @@ def diagnose(options: ModelOptions, dataset: str, size: int | None, data_dir: Pa
     if applied is None and job.model.sha256 is None:
         applied = Normalization(facts.mean, facts.std)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    title = checkpoint.name if checkpoint else job.model.name
+    title = checkpoint.path.name if checkpoint else job.model.name
     out = sys.stdout
     with redirect_stdout(sys.stderr):
-        state, which = user_model.checkpoint(job, checkpoint, title)
+        state, which = user_model.checkpoint(job, checkpoint.path if checkpoint else None, title)
         model = user_model.deployed(job, user_model.loaded(job, facts, state, title), torch.device("cpu"))
         loading = diagnosis.Line("loading", "OK", f"{title}; {user_model.chosen(model)}")
         with suppress(Exception):  # of the forward pass, which "output shape" names

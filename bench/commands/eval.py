@@ -26,6 +26,7 @@ from bench.executors.clusters import Machine
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning import user_models
+from bench.planning.checkpoints import Checkpoint
 from bench.planning.checks import check_counts
 from bench.planning.job import ImportJob, Job
 from bench.planning.options import to_spec
@@ -79,7 +80,7 @@ def eval_(
 
 def prepare_model(
     model: ModelOptions, options: Options, data_dir: Path | None
-) -> tuple[Matrix, ImportJob, Path | None]:
+) -> tuple[Matrix, ImportJob, Checkpoint | None]:
     """Options -> the import of the model and its evaluations. Raises in one line; writes nothing."""
     spec, root, notes = to_spec(options, datasets.data_root(data_dir), stochastic=model.randomised)
     if spec.train.model_fields_set or any(entry.set for entry in spec.defenses):
@@ -88,7 +89,9 @@ def prepare_model(
     return plan_model(model, spec, root, [note for note in notes if not note.startswith("defense")])
 
 
-def plan_model(model: ModelOptions, spec: Spec, root: Path, notes: list[str]) -> tuple[Matrix, ImportJob, Path | None]:
+def plan_model(
+    model: ModelOptions, spec: Spec, root: Path, notes: list[str]
+) -> tuple[Matrix, ImportJob, Checkpoint | None]:
     """The import of a model and the evaluations of a spec on it. Raises in one line; writes nothing."""
     facts = datasets.facts(spec.data.name, root, spec.data.size)
     check_counts(spec, facts)
@@ -100,7 +103,7 @@ def plan_model(model: ModelOptions, spec: Spec, root: Path, notes: list[str]) ->
 def evaluate(
     matrix: Matrix,
     job: ImportJob,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     expected: float | None,
     store: Store,
     mode: str,
@@ -117,7 +120,9 @@ def evaluate(
     if checkpoint is not None and job in todo(matrix.jobs, store):
         copy = store.folder(job.key) / user_models.SOURCE
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(checkpoint, copy)
+        shutil.copyfile(checkpoint.path, copy)
+        if checkpoint.origin is not None:
+            (store.folder(job.key) / user_models.ORIGIN).write_text(checkpoint.origin)
     announce(matrix, backend, mode)
     needed: list[Job] = [each for each in todo(matrix.jobs, store) if each.key == job.key]
     try:
@@ -136,11 +141,11 @@ def evaluate(
     return run_matrix(matrix, backend, store.root, mode, check=False, gate=gate, announced=True)
 
 
-def _loaded(job: ImportJob, checkpoint: Path | None, root: Path) -> str:
+def _loaded(job: ImportJob, checkpoint: Checkpoint | None, root: Path) -> str:
     """Load the model once in a child process, so that a model that does not fit is an error before anything is
     written."""
     facts = datasets.facts(job.data.name, root, job.data.size)
-    return str(processes.ask("bench.jobs.user_model", "check", job, facts, checkpoint))
+    return str(processes.ask("bench.jobs.user_model", "check", job, facts, checkpoint and checkpoint.path))
 
 
 def _clean(job: ImportJob, metrics: TrainMetrics, expected: float | None, mode: str) -> str | None:

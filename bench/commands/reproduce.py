@@ -21,6 +21,7 @@ from bench.data import datasets
 from bench.executors.clusters import Cluster, Machine, choose
 from bench.executors.devices import kind
 from bench.planning import reproductions
+from bench.planning.checkpoints import Checkpoint
 from bench.planning.job import EvaluateJob, ImportJob
 from bench.planning.plan import plan
 from bench.planning.reproductions import WORST, Published, Reproduction
@@ -52,7 +53,7 @@ class Planned(NamedTuple):
 
     matrix: Matrix
     imported: ImportJob | None
-    checkpoint: Path | None
+    checkpoint: Checkpoint | None
 
 
 @takes_groups
@@ -120,7 +121,7 @@ def _plan(name: str, entry: Reproduction, spec: Spec, zoo: Path | None, data_dir
         planned = Planned(Matrix(spec, plan(spec, root), root, []), None, None)
     else:
         assert zoo is not None
-        model = ModelOptions(str(zoo / entry.model.file), checkpoint=zoo / entry.model.checkpoint, name=name)
+        model = ModelOptions(str(zoo / entry.model.file), checkpoint=str(zoo / entry.model.checkpoint), name=name)
         planned = Planned(*plan_model(model, spec, root, []))
     known = [WORST, *dict.fromkeys(job.label() for job in planned.matrix.jobs if isinstance(job, EvaluateJob))]
     for figure in entry.published:

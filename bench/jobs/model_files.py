@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bench.data.images import Data, with_validation_as_test
 from bench.data.images import load as load_data
 from bench.jobs import user_model
 from bench.planning.job import AuditJob, EvaluationJob, ImportJob, ModelJob
-from bench.planning.user_models import CLEAN_N, SOURCE
+from bench.planning.user_models import CLEAN_N, ORIGIN, SOURCE
 from bench.records.record import Record, TrainRecord, weights_file
 from bench.records.store import IMAGES, Store
 from bench.training.train import build
@@ -100,6 +101,8 @@ def import_model(folder: Path, job: ImportJob, root: Path, device: torch.device,
     available = datasets.facts(job.data.name, root, job.data.size).test
     data = load_images(job, min(CLEAN_N, available), root, device, report)
     net, metrics = user_model.measure(job, data, folder / SOURCE if job.checkpoint else None)
+    if (folder / ORIGIN).is_file():
+        metrics = replace(metrics, origin=(folder / ORIGIN).read_text())
     # tied weights share memory, which the format refuses
     state = {name: value.clone() for name, value in net.state_dict().items()}
     return TrainRecord("done", metrics, files=save_weights(folder, "last", state))

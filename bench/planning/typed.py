@@ -57,9 +57,14 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        typer.Argument(help="A checkpoint (.safetensors, .pt, .pth) or FILE.py:FUNCTION.", show_default=False),
+        typer.Argument(
+            help="A checkpoint (.safetensors, .pt, .pth), hf:OWNER/REPO[/FILE][@REVISION] or FILE.py:FUNCTION.",
+            show_default=False,
+        ),
     ] = None
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a weights-only .pt.")] = None
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="<path>", help="Weights: safetensors, a weights-only .pt, or hf:OWNER/REPO.")
+    ] = None
     arch: Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`.")] = None
     arch_set: Annotated[list[str], typer.Option(help="A setting of the architecture, such as width=32; repeat.")] = (
         field(default_factory=list)

@@ -15,7 +15,8 @@ from typing import Any
 
 from bench.atomic import file_hash
 from bench.data import datasets
-from bench.planning import catalog
+from bench.planning import catalog, checkpoints
+from bench.planning.checkpoints import Checkpoint
 from bench.planning.evaluations import PlannedAttack, audits, predictor_of
 from bench.planning.job import ImportJob, Job
 from bench.planning.job_fields import Normalization, PluginChoice
@@ -29,37 +30,39 @@ from bench.terminal import counted
 IMPORT_REVISION = 1
 MODEL_FILE = "BENCH_MODEL_FILE"  # the environment variable that names the model file to every worker
 SOURCE = "blocks/source"  # where a checkpoint lies in its job's folder until its weights are stored
+ORIGIN = "blocks/origin"  # beside it, of one from a hub: repository, file and commit
 CLEAN_N = 1000  # the first images of the test set, on which the clean accuracy of an import is measured
-CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 _NAME = re.compile(r"[\w][\w .,+=()@-]{0,79}")
 
 
-def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob, Path | None]:
-    """The job that takes the place of a training, and the checkpoint file of the model if it has one.
+def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob, Checkpoint | None]:
+    """The job that takes the place of a training, and the checkpoint of the model if it has one.
 
     BENCH_MODEL_FILE then names the model file to every worker. Raises ValueError or LookupError in one line.
     """
-    checkpoint, file, function = _files(options)
+    named, file, function = _files(options)
     if file is not None:
         if options.arch is not None or options.arch_set:
             raise ValueError(f"--arch and --arch-set choose an architecture of bench, but {file.name} brings its own")
         architecture = PluginChoice(f"{file.name}:{function}", {}, 1, file_hash(file))
     elif options.arch is None:
         raise ValueError(
-            f"which architecture is {checkpoint}? Add --arch, one of {', '.join(catalog.names('models'))}; or give "
-            f"your own: FILE.py:FUNCTION --checkpoint {checkpoint}"
+            f"which architecture is {named}? Add --arch, one of {', '.join(catalog.names('models'))}; or give "
+            f"your own: FILE.py:FUNCTION --checkpoint {named}"
         )
     else:
         plugin = catalog.get("models", options.arch)
         architecture = PluginChoice(
             plugin.name, plugin.resolve(_settings(options.arch_set), "models "), plugin.revision
         )
+    checkpoint = None if named is None else checkpoints.find(named)
+    own_name = checkpoint.row if checkpoint else architecture.name.partition(".py:")[0]
     job = ImportJob(
         engine=IMPORT_REVISION,
         data=images(facts, None, 0),
         model=architecture,
-        defense=PluginChoice(_name(options.name, checkpoint or file), {}),
-        checkpoint=None if checkpoint is None else file_hash(checkpoint),
+        defense=PluginChoice(_name(options.name, own_name), {}),
+        checkpoint=None if checkpoint is None else file_hash(checkpoint.path),
         normalization=normalization(options.normalise, facts),
         randomized=options.randomised,
         seed=0,
@@ -70,21 +73,20 @@ def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob,
     return job, checkpoint
 
 
-def _files(options: ModelOptions) -> tuple[Path | None, Path | None, str]:
-    """The checkpoint, the model file and its function; the positional MODEL is one of the two files."""
+def _files(options: ModelOptions) -> tuple[str | None, Path | None, str]:
+    """The checkpoint as named, the model file and its function; the positional MODEL is one of the two."""
     word, checkpoint, model_file = options.model, options.checkpoint, options.model_file
     if word is not None and (".py:" in word or word.endswith(".py")):
         if model_file is not None:
             raise ValueError(f"two model files, {word} and {model_file}; expected one")
         model_file = word
     elif word is not None:
-        if not word.endswith(CHECKPOINTS):
-            raise ValueError(f"MODEL is '{word}'; expected a checkpoint ({', '.join(CHECKPOINTS)}) or FILE.py:build")
+        if not word.startswith(checkpoints.HUB) and not word.endswith(checkpoints.ENDINGS):
+            expected = f"a checkpoint ({', '.join(checkpoints.ENDINGS)}), hf:OWNER/REPO or FILE.py:build"
+            raise ValueError(f"MODEL is '{word}'; expected {expected}")
         if checkpoint is not None:
             raise ValueError(f"two checkpoints, {word} and {checkpoint}; expected one")
-        checkpoint = Path(word)
-    if checkpoint is not None:
-        _check_file(checkpoint, "checkpoint")
+        checkpoint = word
     if model_file is None:
         if checkpoint is None:
             expected = "a checkpoint (FILE.safetensors or FILE.pt with --arch) or FILE.py:build"
@@ -93,27 +95,18 @@ def _files(options: ModelOptions) -> tuple[Path | None, Path | None, str]:
     place, colon, function = model_file.rpartition(":")
     if not (colon and place.endswith(".py") and function.isidentifier()):
         raise ValueError(f"model file '{model_file}'; expected FILE.py:FUNCTION, such as my.py:build")
-    _check_file(Path(place), "model file")
+    checkpoints.check_file(Path(place), "model file")
     return checkpoint, Path(place), function
 
 
-def _name(given: str | None, file: Path | None) -> str:
+def _name(given: str | None, of_file: str) -> str:
     """The name of the model in tables: the one given, else that of its file."""
-    name = given if given is not None else file.stem if file else ""
+    name = of_file if given is None else given
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name is {name!r}; expected up to 80 letters, digits, spaces and .,+=()@-")
     if name in catalog.names("defenses"):
         raise ValueError(f"--name is '{name}', which is a defense of bench; choose another, such as '{name} (mine)'")
     return name
-
-
-def _check_file(path: Path, what: str) -> None:
-    if path.is_dir():
-        raise ValueError(f"{what} {path} is a folder; expected a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"no {what} {path}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{what} {path} is empty")
 
 
 def _settings(assignments: list[str]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class TrainMetrics(Metrics):
     `checkpoint_seconds` and `check_seconds` are not part of `train_seconds`; `resumed`: how often it went on from a
     checkpoint; `work_per_image_f`: work of a step per image, in forward passes; `sudden_drop_epoch`: the first epoch
     20 points below the best; `precision`: of the training passes (fp32, bf16, fp16), also where the recipe left it to a
-    probe of the device.
+    probe of the device; `origin`: where an imported checkpoint comes from, as hf:OWNER/REPO/FILE@COMMIT.
     """
 
     train_seconds: Amount | None = None
@@ -140,6 +140,7 @@ class TrainMetrics(Metrics):
     validation_hash: str | None = None
     clean_accuracy: float | None = None
     clean_n: int | None = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,9 +45,11 @@ EXTRAS = {
     "attacks": {"torchattacks"},
     "ray": {"ray"},
     "tensorboard": {"tensorboard"},
+    "zoo": {"huggingface-hub"},
     "dev": {
         *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter"),
-        *("types-PyYAML", "types-psutil", "pandas-stubs", "hatchling"),  # the last builds the wheel of a test
+        *("types-PyYAML", "types-psutil", "pandas-stubs"),
+        *("hatchling", "huggingface-hub"),  # for the tests of the wheel and of checkpoints from a hub
     },
 }
 
