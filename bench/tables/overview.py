@@ -10,7 +10,7 @@ from bench.planning.job import IMPORTED
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.tables.citations import paper_page
-from bench.tables.columns import recipe_text, shared_times
+from bench.tables.columns import recipe_text
 from bench.tables.markdown import Markdown, link
 from bench.tables.ranking import FLAG, verdict_text
 from bench.tables.sections import Section
@@ -32,7 +32,6 @@ def header(section: Section) -> list[str]:
 def lines(section: Section) -> Iterator[list[str]]:
     """The cells of each row, best first."""
     several = len({row.model for row in section.rows}) > 1
-    odd, _ = shared_times(section.rows)
     for rank, (_, row) in zip(_ranks(section), section.ranked, strict=True):
         worst, accuracy = row.accuracy.worst, row.accuracy
         low, high = worst.interval()
@@ -45,7 +44,7 @@ def lines(section: Section) -> Iterator[list[str]]:
             *own,
             _counts(row),
             verdict_text(row),
-            _cost(row) + (" ‡" if id(row) in odd else ""),
+            _cost(row),
         ]
 
 
@@ -64,7 +63,8 @@ def caption(section: Section, *, times: bool = True) -> str:
     told.append(common(f"{'† ' * marked}order provisional: {{}}", [", ".join(row.provisional) for row in provisional]))
     if section.kind == "smoothed":
         told.append("certified radius: the average, in L2")
-    told.append(shared_times(rows)[1] if times else "")
+    if times and any(row.cost.shared and not math.isnan(row.cost.ratio) for row in rows):
+        told.append("no × where the machine did other jobs meanwhile")
     return "; ".join(filter(None, told)) + "."
 
 
@@ -116,8 +116,9 @@ def _counts(row: Row) -> str:
 
 
 def _cost(row: Row) -> str:
-    """Forward passes of the net per training image and epoch, and the time over that of `standard`."""
+    """Forward passes of the net per training image and epoch, and the time over that of `standard`; the latter only of
+    trainings that had the machine to themselves, since what ran beside them moves it more than the method does."""
     work = row.cost.train_work / row.epochs if row.epochs else math.nan
     passes = "" if math.isnan(work) or row.recipe == IMPORTED else f"{work:.1f} F"
-    ratio = "" if math.isnan(row.cost.ratio) else f"{row.cost.ratio:.2f}×"
+    ratio = "" if math.isnan(row.cost.ratio) or row.cost.shared else f"{row.cost.ratio:.2f}×"
     return ", ".join(filter(None, (passes, ratio))) or "–"

@@ -537,15 +537,20 @@ def test_each_seed_is_compared_with_standard_as_it_was_trained_itself(store: Sto
     assert "| 55.0 (2.50×) |" in markdown(store)
 
 
-def test_times_from_a_shared_machine_are_marked(store: Store) -> None:
-    evaluated(store, trained(store, workers=4), "steep", [1, 0])
+def test_times_from_a_shared_machine_are_marked_and_no_ratio_of_them_stands_in_the_short_table(store: Store) -> None:
+    for name in ("standard", "guard"):
+        evaluated(store, trained(store, name, seconds=10.0, workers=4), "steep", [1, 0])
     assert "‡" not in markdown(store)
-    assert "times are not comparable: the machine did other jobs meanwhile." in markdown(store)
-    for name, seconds in (("a", 11.0), ("b", 12.0), ("c", 13.0)):
-        evaluated(store, trained(store, name, seconds=seconds), "steep", [1, 0])
-    marked = [line for line in markdown(store).splitlines() if "‡ |" in line]
-    assert [line.split(" | ")[1] for line in marked] == ["guard", "guard"]
-    assert "; ‡ not comparable with other times: the machine did other jobs meanwhile." in markdown(store)
+    assert "Times are not comparable: the machine did other jobs meanwhile." in markdown(store)
+    assert "; no × where the machine did other jobs meanwhile." in markdown(store)
+    assert "× |" not in markdown(store)
+    for name, seconds in (("standard", 10.0), ("a", 11.0), ("b", 12.0), ("c", 13.0)):
+        evaluated(store, trained(store, name, 1, seconds=seconds), "steep", [1, 0])
+    lines = markdown(store).splitlines()
+    assert {line.split(" | ")[1] for line in lines if "‡ |" in line} == {"standard", "guard"}  # of all columns
+    assert "‡ not comparable with other times: the machine did other jobs meanwhile." in lines
+    short = [line.split(" | ") for line in lines if line.endswith("× |")]
+    assert [(cells[1], cells[-1]) for cells in short] == [("a", "1.10× |"), ("b", "1.20× |"), ("c", "1.30× |")]
 
 
 def test_train_jobs_that_differ_in_more_than_the_seed_are_told_apart(store: Store) -> None:
