@@ -10,6 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bench.core.classifier import Classifier, keep_buffers
 from bench.core.defense import Batch, Defense, Losses, Updater
+from bench.core.rng import restored
 
 
 def inference_ms(model: Classifier, x: Tensor, repeats: int = 5) -> float:
@@ -67,7 +68,7 @@ def profile_step(defense: Defense, net: nn.Module, updater: Updater, batch: Batc
     with _Flops() as step:
         terms = defense.step(net, updater, batch)
     handle.remove()
-    with _Flops() as single, torch.no_grad(), keep_buffers(net):
+    with _Flops() as single, torch.no_grad(), keep_buffers(net), restored():  # training goes on as if never measured
         net(batch.x)
     n = len(batch.x)
     return terms, {

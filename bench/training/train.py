@@ -80,16 +80,13 @@ def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
 
 
 def _step(run: TrainingRun, batch: Batch) -> None:
-    """One step of the defense, under the current budget of a warm-up.
-
-    The cost is measured at the last step, because warm-ups make the first steps of some methods cheaper.
-    """
+    """One step of the defense, under the current budget of a warm-up."""
     defense, net, updater, recipe = run.defense, run.net, run.updater, run.recipe
     updates_before = updater.steps
     if recipe.eps_warmup:
         defense.threat = run.threat.scaled(batch.progress / recipe.eps_warmup)
     with autocast_forward(net, run.precision):
-        if run.at_last_step:
+        if run.at_measured_step:
             terms, run.progress.cost = profile_step(defense, net, updater, batch)
         else:
             terms = defense.step(net, updater, batch)

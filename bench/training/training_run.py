@@ -82,9 +82,10 @@ class TrainingRun:
         return len(self.progress.lines)
 
     @property
-    def at_last_step(self) -> bool:
-        """True if the next step is the last one of the training."""
-        return self.epochs_done + 1 == self.recipe.epochs and self.progress.step + 1 == self.steps_per_epoch
+    def at_measured_step(self) -> bool:
+        """True if the next step is the one whose cost is measured: in the middle of the last epoch, since warm-ups make
+        the first steps of some methods cheaper, and some check themselves where an epoch begins or ends."""
+        return self.epochs_done + 1 == self.recipe.epochs and self.progress.step == self.steps_per_epoch // 2
 
     @property
     def precision(self) -> str:

@@ -76,7 +76,7 @@ def reference(job: TrainJob, data: Data) -> dict[str, Tensor]:
     return net.state_dict()
 
 
-@pytest.mark.parametrize("defense", ["standard", "pgd_at", "trades"])
+@pytest.mark.parametrize("defense", ["standard", "pgd_at", "trades", "rse"])  # rse draws in each pass
 def test_training_equals_a_plain_loop_bit_for_bit(tmp_path: Path, defense: str) -> None:
     done, _, data = trained(tmp_path, defense)
     assert same(done.model.net.state_dict(), reference(training_job(defense), data))
@@ -192,6 +192,15 @@ def test_the_cost_of_a_step_is_measured_after_warm_ups(tmp_path: Path) -> None:
     entries: list[Any] = [{"name": "awp", "set": {"warmup": share}} for share in (0.5, 0.0)]
     late, always, plain = (trained(tmp_path, e)[0].metrics.work_per_image_f for e in (*entries, "trades"))
     assert late == always > plain
+
+
+def test_the_cost_of_a_step_is_that_of_one_without_a_check_of_the_method(tmp_path: Path) -> None:
+    """The guard of fast_at runs PGD-5 at the first batch of an epoch and after the last one of all."""
+    entries: list[Any] = [{"name": "fast_at", "set": {"guard": guard}} for guard in (True, False)]
+    guarded, plain = (trained(tmp_path, entry)[0].metrics for entry in entries)
+    assert (guarded.defense_metrics or {})["guard_checks"] == 2
+    assert guarded.work_per_image_f == plain.work_per_image_f
+    assert guarded.forwards_per_image == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
