@@ -118,11 +118,12 @@ def evaluated(
     metrics: dict[str, Any] | None = None,
     files: dict[str, str] | None = None,
 ) -> str:
-    """Write one evaluation; gives its key. `clean` and `certify` have no threat. `files`: more names in the record."""
+    """Write one evaluation; gives its key. `clean`, `certify` and `corruption` have no threat. `files`: more names in
+    the record."""
     what = {
         "engine": RANDOMISED_REVISION,
         "attack": {"name": attack, "set": settings or {}, "revision": revision},
-        "threat": None if attack in ("clean", "certify") else {"norm": norm, "eps": eps},
+        "threat": None if attack in ("clean", "certify", "corruption") else {"norm": norm, "eps": eps},
         "n": n or len(correct or []),
         "seed": train.seed,
         "weights": weights,

@@ -59,7 +59,7 @@ class EvaluationChecks:
             if values.shape[:1] != (len(self.x),):
                 return f"column '{name}' has shape {tuple(values.shape)} for {counted(len(self.x), 'image')}"
         # a stochastic model may misclassify a clean image by chance
-        deterministic = "clean" in columns and "share" not in columns
+        deterministic = {"correct", "clean"} <= columns.keys() and "share" not in columns
         if deterministic and bool((columns["correct"] & ~columns["clean"]).any()):
             return "an image is correct under attack and not correct without"
         return None

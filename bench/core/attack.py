@@ -39,6 +39,7 @@ class Context:
     - `others`: name and adversarial images of other evaluations on the same images, for attacks with `needs_images`.
     - `clean_seed`: seed for the clean images, equal for all attacks, so that all evaluate the clean images under the
       same noise draws (default: `seed`).
+    - `first`: the place of the block's first image in the test set.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Context:
     save: Callable[[dict[str, Tensor]], None] = field(default=lambda tensors: None)
     others: tuple[tuple[str, Tensor], ...] = ()
     clean_seed: int | None = None
+    first: int = 0
 
     def correct(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         """Images that the deployed model classifies correctly, bool of shape b; the same noise draws at every call."""
@@ -84,7 +86,8 @@ class Evaluation(Method):
     - `proves`: an image counts as correct only with a proof that no perturbation within the budget changes its
       prediction. The accuracy is a lower bound of robust accuracy, and no part of the worst case.
     - `metric`: for an evaluation that does not measure robustness, the column whose mean is reported. It then has no
-      column `correct`, and is no part of accuracies, worst case or rank.
+      column `correct`, and is no part of accuracies, worst case or rank. One whose name ends in `_accuracy` is a share
+      in [0,1] and has a column of its own in tables.
     """
 
     access: ClassVar[Literal["gradients", "scores"]] = "gradients"

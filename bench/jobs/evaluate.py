@@ -132,7 +132,7 @@ def _block(
 
     sources = tuple((key, x_adv[start : start + len(x)].to(x.device)) for key, x_adv in others.items())
     own, clean = (seed(job.seed, name, start) for name in (job.attack.name, "clean"))
-    context = Context(own, place, saved, save, sources, clean)
+    context = Context(own, place, saved, save, sources, clean, start)
     with watch_finite(model) as finite:
         part = _on_cpu(attack.evaluate(model, x, y, context), y)
         if not finite():

@@ -27,6 +27,7 @@ SPREAD = 2.0  # the range of an estimate: from half of it to twice
 START = 0.2  # seconds of a job besides its passes: start of the worker, data, files
 # passes per image of a stochastic model besides the attack: 200 single draws, and for a vote two predictions of 100
 DRAWS = {"deterministic": 0.0, "randomised": 200.0, "smoothed": 400.0}
+PREDICTION = ("n_draws", "n_vote")  # settings of a defense that say how many passes its deployed prediction takes
 AUDITS = {("model", "quick"): 1000.0, ("model", "full"): 4000.0, ("images", "quick"): 30.0, ("images", "full"): 60.0}
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[A-Za-z_]\w*|[()+]")
 
@@ -111,19 +112,25 @@ class CostModel:
         return names[0] if names else "a GPU of unknown name", version("torch")
 
 
-def declared(plugin: catalog.Plugin, settings: dict[str, Any], classes: int) -> tuple[float, float] | None:
+def declared(
+    plugin: catalog.Plugin, settings: dict[str, Any], classes: int, prediction: float = 1.0
+) -> tuple[float, float] | None:
     """Passes F per image that a plug-in's `cost` amounts to under `settings`, as a range; None where it declares none.
 
     In `(2 steps + 3) F = 23F` a name is a setting: a number, the sum of a list of whole numbers, the length of another
-    list, or the passes of the plug-in that it names; K is the number of classes. A formula that cannot be read so
-    counts as the number behind its `=`. `A to B` is a range.
+    list, or the passes of the plug-in that it names; `len(NAME)` is the length of any list, K the number of classes
+    and P the passes of one deployed prediction. A formula that cannot be read so counts as the number behind its `=`.
+    `A to B` is a range.
     """
     formula, _, example = str(plugin.constant("cost", "")).partition("=")
-    names = {"F": 1.0, "K": float(classes)}
+    names = {"F": 1.0, "K": float(classes), "P": prediction}
     for field in plugin.fields:
-        value = _number(plugin.kind, settings.get(field.name, field.default), classes)
+        given = settings.get(field.name, field.default)
+        value = _number(plugin.kind, given, classes)
         if value is not None:
             names[field.name] = value
+        if isinstance(given, list | tuple):
+            formula = formula.replace(f"len({field.name})", str(len(given)))
     try:
         ends = [_value(part, names) for part in formula.split(" to ")]
     except ValueError:
@@ -173,13 +180,17 @@ def _passes(job: Job, trained: ModelJob, classes: int) -> tuple[float, float] | 
         return 1.0, 1.0
     if isinstance(job, TrainJob):
         return declared(catalog.get("defenses", job.defense.name), job.defense.settings, classes)
-    stochastic = 0.0
+    stochastic, prediction = 0.0, 1.0
     if isinstance(trained, TrainJob):
         stochastic = DRAWS[catalog.get("defenses", trained.defense.name).predictor]
+        prediction = next((float(n) for name in PREDICTION if (n := trained.defense.settings.get(name))), 1.0)
     if isinstance(job, AuditJob):
         count = AUDITS[job.part, job.level]
         return count + stochastic, count + stochastic
-    found = declared(catalog.get("attacks", job.attack.name), job.attack.settings, classes)
+    plugin = catalog.get("attacks", job.attack.name)
+    found = declared(plugin, job.attack.settings, classes, prediction)
+    if plugin.constant("metric", ""):
+        stochastic = 0.0  # no images of an attack that single draws score
     return None if found is None else (found[0] + stochastic, found[1] + stochastic)
 
 

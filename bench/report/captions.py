@@ -46,7 +46,7 @@ def setup(n: Iterable[object], eps: Iterable[object], seeds: Iterable[object], d
 
 def measured_on(entries: list[EvaluationResult]) -> str:
     """The setup of evaluations."""
-    budgets = (f"{entry.norm} {entry.eps}" for entry in entries)
+    budgets = (f"{entry.norm} {entry.eps}" if entry.norm else "none" for entry in entries)
     return setup((e.n for e in entries), budgets, (e.seed for e in entries), (e.device for e in entries))
 
 
@@ -88,11 +88,11 @@ def model_label(entry: EvaluationResult, with_architecture: bool = False) -> str
 def by_setting(
     entries: Iterable[EvaluationResult], attack: str
 ) -> list[tuple[tuple[str, str, str], list[list[EvaluationResult]]]]:
-    """Finished evaluations by this attack on test images, grouped by configuration, under the data set, the threat and
-    the attack's settings that one figure shows."""
+    """Finished evaluations by this attack on test images, grouped by configuration, under the data set, the threat
+    (empty without a budget) and the attack's settings that one figure shows."""
     groups: dict[tuple[str, str, str], dict[str, list[EvaluationResult]]] = {}
     for entry in (e for e in entries if (e.attack, e.state, e.split) == (attack, "done", "test")):
-        place = (entry.dataset, f"{entry.norm} eps = {entry.eps}", entry.attack_label)
+        place = (entry.dataset, f"{entry.norm} eps = {entry.eps}" if entry.norm else "", entry.attack_label)
         groups.setdefault(place, {}).setdefault(entry.config, []).append(entry)
     return [(place, list(by_config.values())) for place, by_config in sorted(groups.items())]
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import Plot, distinct, slug, unique
+from bench.report.corruption import corruption_maps
 from bench.report.heatmap import class_maps, heat_maps
 from bench.report.images import Fetch, image_grids
 from bench.report.lines import certified_curves, eps_curves, security_curves
@@ -80,6 +81,7 @@ def groups(
         Group("training", "Training", training_curves(store, rows)),
         Group("flatness", "Loss around the weights", flatness_curves(store, evaluations)),
         Group("surface", "Loss around the images", surfaces(store, evaluations)),
+        Group("corruption", "Under corruption", corruption_maps(store, evaluations)),
         Group("certified", "Certified against radius", certified_curves(store, rows)),
         Group("classes", "Robust by class", class_maps(store, boards)),
         Group("images", "Adversarial images", grids, note),

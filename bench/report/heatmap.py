@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.records.store import Store
@@ -119,8 +121,15 @@ def _by_class(store: Store, row: Row) -> dict[int, tuple[float, int]]:
 
 
 def _heat_map(size: tuple[float, float], rows: list[Row], shares: list[list[float]], texts: list[list[str]]) -> Figure:
-    """A line for each row: cells colored by share, each with its text in black or white, whichever is read better."""
+    """A line for each row."""
     figure, axes = single(*size)
+    draw_cells(axes, shares, texts)
+    axes.set_yticks(range(len(rows)), [short(row_label(row), 46) for row in rows], fontsize=8)
+    return figure
+
+
+def draw_cells(axes: Axes, shares: Sequence[Sequence[float]], texts: Sequence[Sequence[str]]) -> None:
+    """Cells colored by share, each with its text in black or white, whichever is read better."""
     down, across = (np.arange(size + 1) - 0.5 for size in np.shape(shares))
     axes.pcolormesh(across, down, np.ma.masked_invalid(shares), cmap="cividis", vmin=0, vmax=1)
     for (y, x), share in np.ndenumerate(shares):
@@ -129,8 +138,6 @@ def _heat_map(size: tuple[float, float], rows: list[Row], shares: list[list[floa
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_yticks(range(len(rows)), [short(row_label(row), 46) for row in rows], fontsize=8)
-    return figure
 
 
 def _sizes(cells: tuple[SeedValues | None, ...]) -> str:

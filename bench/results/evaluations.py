@@ -147,7 +147,7 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
 
     key, train_key; config: hash of the training job without its seed, of the attacked weights and of the split they
     are evaluated on; dataset; split: test or validation; model, defense, defense_label, attack, attack_label,
-    attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None for clean and certify;
+    attack_version (engine.revision); norm, eps (text), eps_value: the budget attacked, None where none is;
     train_norm, train_eps: the budget trained at, None for a defense that uses none; train_images, n: number of images
     asked for; seed; state: done, error, timeout, oom, diverged, unsupported, missing (no record), blocked (its
     training failed), stale (a stochastic model, evaluated by an older rule) or unreadable (damaged job or samples), and

@@ -103,7 +103,7 @@ def failures(found: Iterable[Row]) -> list[str]:
     lines: dict[tuple[str, int, str], dict[str, None]] = {}
     for row in found:
         cells = [("clean", row.accuracy.clean), *row.accuracy.attacks.items()]
-        cells += row.accuracy.proved.items()
+        cells += [*row.accuracy.proved.items(), *row.accuracy.measured.items()]
         cells += [("certified", cell) for cell in list(row.accuracy.certified.values())[:1]]
         cells += [] if row.accuracy.worst.values else [("worst case", row.accuracy.worst)]
         for name, cell in cells:

@@ -24,6 +24,7 @@ from bench.soundness.checks import Finding, Verdict
 if TYPE_CHECKING:
     import numpy as np
 
+ACCURACY = "_accuracy"  # how the name of a measure ends that is a share of images
 AUDITED = 100  # images that the full suite must judge where it judges a sample
 
 
@@ -36,6 +37,7 @@ class Accuracy:
     - `worst`: correct on clean images and under every attack, for those of the seeds that have the full attack set;
       `single`: the same of a stochastic model by single noise draws in place of the deployed rule.
     - `proved`: by label, what an evaluation proves at the row's budget, a lower bound of robust accuracy.
+    - `measured`: by label, shares that an evaluation measures beside robustness, such as accuracy under corruption.
     - `certified`: by L2 radius, of the `certify` with most seeds done; `acr`: its average certified radius in pixel
       units, in which a wrong image counts as 0.
     - `collapsed`: seeds far below the others, and those in `unlearned`. They are part of every mean; tables count them
@@ -50,6 +52,7 @@ class Accuracy:
     worst: SeedValues
     single: SeedValues
     proved: dict[str, SeedValues]
+    measured: dict[str, SeedValues]
     certified: dict[float, SeedValues]
     acr: SeedValues
     collapsed: tuple[int, ...]
@@ -63,7 +66,7 @@ class Provenance:
     """Where the numbers of a row come from.
 
     - `train_key`: key of the training, of the first seed. `keys`: of each seed in the worst case, its evaluations.
-    - `entries`: for each attack label and seed the evaluation that counts.
+    - `entries`: for each attack label and seed the evaluation that counts; `measured`: likewise beside robustness.
     - `device`, `commit`: of trainings and attacks, joined where they differ.
     - `selected`: which images chose the epoch whose weights are evaluated.
     - `draws`: the most noise draws that an attack averages over in a step (EOT), 0 if none does.
@@ -72,6 +75,7 @@ class Provenance:
     train_key: str
     keys: dict[int, tuple[str, ...]]
     entries: ByAttack = field(compare=False, repr=False)
+    measured: ByAttack = field(compare=False, repr=False)
     device: str
     commit: str
     selected: str
@@ -130,7 +134,8 @@ def rows(store: Store, known: Iterable[EvaluationResult], radii: Iterable[float]
 
     Args:
         store: Where the evaluations are from.
-        known: The evaluations. Those that measure something other than robustness are left out.
+        known: The evaluations. Of those that measure something other than robustness, only accuracies have a column,
+            in rows that others make.
         radii: L2 radii of certified accuracy; rows attacked in L2 have their budget as one more.
 
     Returns:
@@ -139,16 +144,19 @@ def rows(store: Store, known: Iterable[EvaluationResult], radii: Iterable[float]
         every attack of the row is done; an attack that no seed supports is left out and shown as unsupported. Attacks
         and seeds of which nothing has run, as after a run that was stopped or changed, are no part of a row.
     """
-    attacking = [entry for entry in known if entry.measures is None]
+    listed = list(known)
+    attacking = [entry for entry in listed if entry.measures is None]
+    measured = grouped((e for e in listed if (e.measures or "").endswith(ACCURACY)), lambda entry: entry.config)
     times = standard_times(attacking)
     found = []
-    for group in map(_ran, grouped(attacking, lambda entry: entry.config).values()):
+    for config, planned in grouped(attacking, lambda entry: entry.config).items():
+        group, beside = _ran(planned), _pick(_ran(measured.get(config, [])))
         budgets: set[tuple[str | None, str | None]] = {(e.norm, e.eps) for e in group if e.norm}
         budgets = budgets or {(None, None) for _ in group}
         for budget in sorted(budgets, key=lambda b: (b[0] or "", Epsilon(b[1] or 0))):
             # clean and certify do not depend on the budget and belong to every row
             entries = [e for e in group if e.norm is None or (e.norm, e.eps) == budget]
-            found.append(_row(store, entries, times, radii))
+            found.append(_row(store, entries, beside, times, radii))
     return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
 
 
@@ -159,7 +167,9 @@ def _ran(entries: list[EvaluationResult]) -> list[EvaluationResult]:
     return [e for e in entries if (e.attack_label, e.norm, e.eps) in attacks and e.seed in seeds]
 
 
-def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float], radii: Iterable[float]) -> Row:
+def _row(
+    store: Store, entries: list[EvaluationResult], beside: ByAttack, times: dict[Any, float], radii: Iterable[float]
+) -> Row:
     picked = _pick(entries)
     first = min(entries, key=lambda e: (e.norm is None, e.seed, e.key))
     seeds = tuple(sorted({e.seed for e in entries}))
@@ -182,6 +192,7 @@ def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float],
         worst=worst.accuracy,
         single=worst.single,
         proved={name: values for name, values in under_budget.items() if one[name].proves},
+        measured={name: seed_accuracies(by_seed) for name, by_seed in beside.items()},
         certified=certified,
         acr=acr,
         collapsed=tuple(sorted({*unlearned, *lost})),
@@ -194,6 +205,7 @@ def _row(store: Store, entries: list[EvaluationResult], times: dict[Any, float],
         train_key=first.train_key,
         keys=worst.keys,
         entries=picked,
+        measured=beside,
         device=_joined(name for e in entries for name in (e.train_device, e.device)),
         commit=_joined(e.commit and e.commit + (" (dirty)" if e.dirty is True else "") for e in entries),
         selected=_selected(first),

@@ -64,7 +64,7 @@ class SeedValues:
 
 
 def seed_accuracies(found: dict[int, EvaluationResult]) -> SeedValues:
-    """The accuracy under one attack.
+    """The accuracy under one attack, or the share that an evaluation measures.
 
     Args:
         found: The evaluation that counts, by seed.
@@ -76,7 +76,7 @@ def seed_accuracies(found: dict[int, EvaluationResult]) -> SeedValues:
     if problem := mixed_images((e.n, e.test_hash, e.key) for e in done.values()):
         return SeedValues(absent=dict.fromkeys(found, (MIXED[0], problem)))
     return SeedValues(
-        values={seed: e.accuracy for seed, e in done.items()},
+        values={seed: e.accuracy if e.measures is None else e.measured for seed, e in done.items()},
         n=min((e.n for e in done.values()), default=0),
         absent={seed: (e.state, e.reason or "") for seed, e in found.items() if seed not in done},
         unjudged=max((e.unjudged for e in done.values()), default=0.0),

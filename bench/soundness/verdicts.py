@@ -235,6 +235,7 @@ def _without_numbers(row: Row) -> Row:
         worst=nothing,
         single=nothing,
         proved=dict.fromkeys(accuracy.proved, nothing),
+        measured=dict.fromkeys(accuracy.measured, nothing),
         certified=dict.fromkeys(accuracy.certified, nothing),
         acr=nothing,
         collapsed=(),

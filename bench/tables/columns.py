@@ -69,6 +69,8 @@ def columns(rows: list[Row], letters: dict[str, str]) -> dict[str, Callable[[Row
         shown[name] = lambda row, name=name: cell_text(row, row.accuracy.attacks.get(name))  # type: ignore[misc]
     for name in sorted({name for row in rows for name in row.accuracy.proved}, key=natural):
         shown[f"proved by {name}"] = lambda row, name=name: cell_text(row, row.accuracy.proved.get(name))  # type: ignore[misc]
+    for name in sorted({name for row in rows for name in row.accuracy.measured}, key=natural):
+        shown[f"accuracy under {name}"] = lambda row, name=name: cell_text(row, row.accuracy.measured.get(name))  # type: ignore[misc]
     for radius in sorted({radius for row in rows for radius in row.accuracy.certified}):
         shown[f"certified at L2 {radius:g}"] = lambda row, r=radius: cell_text(row, row.accuracy.certified.get(r))  # type: ignore[misc]
     if any(row.accuracy.certified for row in rows):

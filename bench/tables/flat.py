@@ -46,9 +46,10 @@ def _line(section: str, rank: str, row: Row, on: dict[str, bool]) -> dict[str, o
     }  # fmt: skip
     attacks = {f"attack {name}": _value(cell) for name, cell in accuracy.attacks.items()}
     proved = {f"proved by {name}": _value(cell) for name, cell in accuracy.proved.items()}
+    measured = {f"accuracy under {name}": _value(cell) for name, cell in accuracy.measured.items()}
     radii = {f"certified L2 {radius:g}": _value(cell) for radius, cell in accuracy.certified.items()}
     acr = {"average certified L2 radius": _value(accuracy.acr)} if accuracy.certified else {}
-    return {**line, **attacks, **proved, **radii, **acr}
+    return {**line, **attacks, **proved, **measured, **radii, **acr}
 
 
 def cells(sections: list[Section]) -> list[dict[str, object]]:
@@ -81,6 +82,8 @@ def _columns(row: Row) -> Iterator[tuple[str, SeedValues]]:
     yield "worst case", row.accuracy.worst
     for name, cell in row.accuracy.proved.items():
         yield f"proved by {name}", cell
+    for name, cell in row.accuracy.measured.items():
+        yield f"accuracy under {name}", cell
     if row.accuracy.single.values:
         yield "single draw", row.accuracy.single
     for radius, cell in row.accuracy.certified.items():
@@ -94,8 +97,8 @@ def _keys(row: Row, column: str, seed: int) -> list[str]:
     kind = "clean" if column == "clean" else "certify" if "certified L2" in column else None
     found = [
         by
-        for name, by in row.provenance.entries.items()
-        if column in (name, f"proved by {name}") or (kind and _attack(by) == kind)
+        for name, by in (*row.provenance.entries.items(), *row.provenance.measured.items())
+        if column in (name, f"proved by {name}", f"accuracy under {name}") or (kind and _attack(by) == kind)
     ]
     return [by[seed].key for by in found if seed in by]
 

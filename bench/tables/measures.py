@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from bench.core.stats import mean_std
 from bench.records.store import Store
 from bench.results.evaluations import EvaluationResult, Evaluations
 from bench.results.grouping import grouped
+from bench.results.rows import Row
 
 ABOUT = ("dataset", "split", "model", "defense_label", "train_norm", "train_eps", "seed", "attack_label", "norm", "eps")
 NO_MEASURE = ("index", "label", "forwards", "backwards")
@@ -24,9 +26,12 @@ def by_attack(store: Store, known: Evaluations) -> dict[str, list[dict[str, obje
     return dict(sorted(found.items()))
 
 
-def notes(known: Evaluations) -> list[str]:
-    """One line per configuration, evaluation and budget: mean over seeds, or why it is absent."""
-    ordered = sorted(known.measuring, key=lambda e: (e.defense_label, e.attack_label, e.eps_value))
+def notes(known: Evaluations, rows: Iterable[Row] = ()) -> list[str]:
+    """One line per configuration, evaluation and budget: mean over seeds, or why it is absent. Not for the columns that
+    `rows` have of their own."""
+    own = {e.key for row in rows for by_seed in row.provenance.measured.values() for e in by_seed.values()}
+    listed = [e for e in known.measuring if e.key not in own]
+    ordered = sorted(listed, key=lambda e: (e.defense_label, e.attack_label, e.eps_value))
     lines = []
     for entries in grouped(ordered, lambda e: (e.config, e.attack_label, e.norm, e.eps)).values():
         first, values = entries[0], [e.measured for e in entries if math.isfinite(e.measured)]

@@ -46,7 +46,7 @@ def matrix(store: Store, keys: Iterable[str]) -> Summary:
         *(["evaluated on validation images: nothing here is a test result"] if held_out else []),
         *_matrix_notes(found, accuracies),
         *left_out(store, readable, found),
-        *measures.notes(known),
+        *measures.notes(known, found),
         *(f"{e.key}: unreadable: {e.reason}" for e in known.unreadable),
     ]
     best = {(line, list(columns).index(name)) for name, value in accuracies.items() for line in _best(found, value)}
@@ -61,6 +61,8 @@ def _accuracies(found: list[Row], attacks: list[str]) -> dict[str, Callable[[Row
         shown[name] = lambda row, name=name: row.accuracy.attacks.get(name)  # type: ignore[misc]
     for name in dict.fromkeys(name for row in found for name in row.accuracy.proved):
         shown[f"proved by {name}"] = lambda row, name=name: row.accuracy.proved.get(name)  # type: ignore[misc]
+    for name in dict.fromkeys(name for row in found for name in row.accuracy.measured):
+        shown[f"under {name}"] = lambda row, name=name: row.accuracy.measured.get(name)  # type: ignore[misc]
     for radius in MATRIX_RADII if any(row.accuracy.certified for row in found) else ():
         shown[f"certified {radius:g}"] = lambda row, r=radius: row.accuracy.certified.get(r)  # type: ignore[misc]
     return shown

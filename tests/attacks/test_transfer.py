@@ -113,7 +113,7 @@ def test_the_undefended_twin_and_an_unlisted_source_are_added() -> None:
 
 
 @pytest.mark.usefixtures("fresh_catalog")
-@pytest.mark.parametrize("source", ["clean", "certify", "transfer", "flatness", "surface"])
+@pytest.mark.parametrize("source", ["clean", "certify", "transfer", "flatness", "surface", "corruption"])
 def test_a_source_without_images_is_refused(source: str) -> None:
     with pytest.raises(ValueError, match=f"transfer.source is {source}, which makes no adversarial images"):
         plan(build({**SPEC, "attacks": [{"name": "transfer", "set": {"source": source}}]}), ROOT)

@@ -93,6 +93,8 @@ def test_facts_of_an_attack_name_what_it_needs() -> None:
     assert facts("certify")["only for"] == "smoothed models"
     assert facts("flatness")["measures"] == "adversarial_rise, which is not robustness"
     assert facts("surface")["measures"] == "nonlinearity, which is not robustness"
+    assert facts("corruption")["measures"] == "corruption_accuracy, which is not robustness"
+    assert facts("corruption")["budget"] == "none: norm and eps play no part in it"
     assert "sees" not in facts("transfer")
 
 

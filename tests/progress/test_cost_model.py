@@ -64,12 +64,23 @@ def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("attacks", "curve", {"budgets": ["0.1", "0.2"]}, (164, 164)),  # the length of a list of budgets
         ("attacks", "eot", {}, (5 * 42, 53 * 42)),  # the sum of a list of draws, and the passes of the base attack
         ("attacks", "square", {}, (100, 5000)),
+        ("attacks", "corruption", {"types": ["fog", "snow"], "severities": [2, 4, 5]}, (7, 7)),  # lengths, no sums
     ],
 )
 def test_a_declared_cost_is_evaluated_at_the_settings(
     kind: catalog.Kind, name: str, settings: dict[str, Any], passes: tuple[float, float]
 ) -> None:
     assert declared(catalog.get(kind, name), settings, 10) == passes
+
+
+def test_a_prediction_of_a_stochastic_model_costs_all_its_draws(cached: Path) -> None:
+    given = {"attack": ["corruption"], "set": ["corruption.severities=[5]"]}
+    model = CostModel(ROOT, Slot("cpu"))
+    for defense, draws in (("standard", 1), ("pni", 1), ("rse", 10), ("smoothing", 100)):
+        trained, job = jobs_of(defense=[defense], **given)
+        found = model(job, trained)
+        assert found is not None
+        assert found.seconds == pytest.approx(START + 16 * draws * (0.5 + 0.001 * 64))
 
 
 def test_every_plug_in_declares_a_cost_that_can_be_read() -> None:
