@@ -1,6 +1,6 @@
 """min_w E[ CE(f(x'), y) + lam / K * ||f(x') - f(x + p)||^2 ], x' = Pi(x + p + eps * sign(grad CE(f(x + p), y)))
 
-FGSM with prior-guided initialization (Jia et al. 2022, arXiv 2207.08859): the one step of each image starts from
+FGSM with prior-guided initialization (Jia et al. 2022, ECCV, arXiv 2207.08859): the one step of each image starts from
 p, what the attacks on it in earlier epochs have left, and the logits at start and end of the step stay close. With g
 the gradient at x + p, each visit also moves m <- g / ||g||_1 + decay m and then p <- Pi(x + p + eps sign(m)) - x.
 

@@ -1,6 +1,6 @@
 """min_w E[ CE(f(x), y) + lam * ||p(x') - p(x)||_2^2 ], p = softmax f
 
-Guided adversarial training (Sriramanan et al. 2020, arXiv 2011.14969): the squared distance of the
+Guided adversarial training (Sriramanan et al. 2020, NeurIPS, arXiv 2011.14969): the squared distance of the
 probabilities guides one attack step and is minimized with the clean loss. x' = Pi(x + d + eps sign(grad)) maximizes
 CE(f(x + d), y) + lam ||p(x + d) - p(x)||^2 from Bernoulli noise d of eps / 2.
 

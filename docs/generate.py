@@ -1,11 +1,12 @@
-"""Write the generated pages: one a defense, one an attack, their indexes, the options in cli.md, and rows in README.md.
+"""Write the generated pages: one a defense, one an attack, their indexes, the options in cli.md, rows in README.md, and
+the papers in CITATION.cff.
 
     python docs/generate.py          # writes what differs and names it
     python docs/generate.py --check  # writes nothing; exit code 1 and the names where something differs
 
 Everything comes from the plug-in files (docstring, settings, class constants), the command line,
-docs/findings/README.md, leaderboard.md and results/tables/timing_attacks.csv. In README.md and docs/cli.md only the
-text between the markers is replaced.
+docs/findings/README.md, leaderboard.md, results/tables/timing_attacks.csv and bench/tables/methods.bib. In README.md
+and docs/cli.md only the text between the markers is replaced.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import yaml  # noqa: E402
 from typer.main import get_command  # noqa: E402
 
 from bench import cli  # noqa: E402
 from bench.planning import catalog, describe  # noqa: E402
 from bench.soundness.catalog import CHECKS  # noqa: E402
+from bench.tables import citations  # noqa: E402
 
 KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
@@ -233,8 +236,38 @@ def pages() -> dict[Path, str]:
     cli_page = ROOT / "docs" / "cli.md"
     found[cli_page] = between(cli_page.read_text(encoding="utf-8"), "cli.md", OPTIONS_BEGIN, OPTIONS_END, options())
     found[ROOT / "docs" / "checks.md"] = checks()
+    found[ROOT / "CITATION.cff"] = citation((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     found[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"), board)
     return found
+
+
+def citation(text: str) -> str:
+    """CITATION.cff with every paper of methods.bib as a reference, and who implements it."""
+    plugins: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for name in catalog.names(kind):
+            for paper in citations.papers(kind, name):
+                plugins.setdefault(paper.key, []).append(name)
+    head, _, _ = text.partition("references:\n")
+    papers = [reference(entry, sorted(set(plugins[entry["key"]]))) for entry in citations.entries()]
+    listed = yaml.safe_dump({"references": papers}, allow_unicode=True, sort_keys=False, width=120)
+    return head + listed
+
+
+def reference(entry: dict[str, str], plugins: list[str]) -> dict[str, object]:
+    """A paper in the Citation File Format."""
+    authors = []
+    for name in entry["author"].split(" and "):
+        last, _, first = name.partition(", ")
+        authors.append({"family-names": last, "given-names": first} if first else {"name": last})
+    kind = "conference-paper" if "booktitle" in entry else "article"
+    found: dict[str, object] = {"type": kind, "title": entry["title"].strip("{}"), "authors": authors}
+    found["year"] = int(entry["year"])
+    venues = {"collection-title": entry.get("booktitle"), "journal": entry.get("journal")}
+    found |= {key: value for key, value in venues.items() if value}
+    if "eprint" in entry:
+        found["identifiers"] = [{"type": "other", "value": f"arXiv:{entry['eprint']}"}]
+    return found | {"notes": f"in bench: {', '.join(plugins)}"}
 
 
 def checks() -> str:

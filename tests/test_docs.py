@@ -6,10 +6,12 @@ import csv
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from harness import Bench
 
 from bench.data import datasets
@@ -55,6 +57,15 @@ def anchors(page: Path) -> set[str]:
         slug = "".join(c if c.isalnum() or c in "-_" else "-" if c == " " else "" for c in shown.lower())
         found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
     return set(found)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    changed = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    released = [heading for heading in changed if heading != "Unreleased"]
+    assert cited["version"] == version
+    assert released[0] == f"{version} ({cited['date-released']})"
 
 
 def test_anchors_are_those_of_github(tmp_path: Path) -> None:

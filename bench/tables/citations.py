@@ -13,7 +13,7 @@ STORED = Path(__file__).with_name("methods.bib")
 _ENTRY = re.compile(r"^@\w+\{([^,]+),\n(.*?)^\}\n", re.DOTALL | re.MULTILINE)
 _CITED = re.compile(  # Croce and Hein 2020, arXiv 2003.01690; Madry et al. (2018, ...; Jin et al. 2023, CVPR, arXiv ...
     r"\b([A-Z][\w'-]+)(?:(?:, [A-Z][\w-]+)* and [A-Z][\w-]+| et al\.)? \(?((?:19|20)[0-9]{2})"
-    r"(?:, [A-Z]+)?(?:, arXiv\s+([0-9]{4}\.[0-9]{4,5}))?"
+    r"(?:, [A-Z][A-Za-z]+)?(?:, arXiv\s+([0-9]{4}\.[0-9]{4,5}))?"
 )
 
 
@@ -41,7 +41,7 @@ def papers(kind: catalog.Kind, name: str) -> list[Cited]:
 
 def paper_page(defense: str) -> str | None:
     """The address of the first paper of a defense that has one: on arXiv, or the `url` of its entry."""
-    urls = {field["key"]: field["url"] for field in _entries() if "url" in field}
+    urls = {field["key"]: field["url"] for field in entries() if "url" in field}
     pages = [
         f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else urls.get(paper.key)
         for paper in papers("defenses", defense)
@@ -74,7 +74,7 @@ def bibtex() -> str:
 def _keys() -> dict[str, str]:
     """Keys of the stored entries by arXiv number, and by the last name of the first author and the year."""
     found = {}
-    for field in _entries():
+    for field in entries():
         found[f"{field['author'].split(',')[0]} {field['year']}"] = field["key"]
         if "eprint" in field:
             found[field["eprint"]] = field["key"]
@@ -82,7 +82,7 @@ def _keys() -> dict[str, str]:
 
 
 @functools.cache
-def _entries() -> list[dict[str, str]]:
+def entries() -> list[dict[str, str]]:
     """The fields of each stored entry, with its `key`."""
     text = STORED.read_text(encoding="utf-8")
     return [
