@@ -37,6 +37,8 @@ FAULTS = tuple(Fault(*each) for each in (
     ("attacks/autoattack.py", "stage[rows[broken]] = number", "stage[rows[broken]] = number - 1", "tests/attacks/test_autoattack.py::test_the_cascade_is_the_packages_own"),
     ("attacks/autoattack.py", "(stage < 0) | (stage >= number)", "(stage < 0)", f"{SHARDS}::test_a_kill_at_any_save_changes_no_bit"),
     ("attacks/square.py", "seed=ctx.seed % 2**31", "seed=0", "tests/contract/test_plugins.py::test_a_random_attack_draws_by_the_seed_of_its_block"),
+    ("attacks/corruption.py", "range(ctx.first, ctx.first + len(x))", "range(len(x))", "tests/attacks/test_corruption.py::test_blocks_shards_and_kills_change_nothing"),
+    ("attacks/_corruptions.py", "wibble / decay**2", "wibble / decay", "tests/attacks/test_corruption.py::test_plasma_is_diamond_square"),
     # the core
     ("bench/core/weights.py", "(shift.norm() + 1e-20)).clamp_max(1.0)", "(shift.norm() + 1e-20))", "tests/attacks/test_flatness.py::test_steps_uphill_and_the_ball_are_relative_to_each_weight"),
     ("bench/core/threat.py", "(self.radius / size).clamp_max(1.0)", "(self.radius / size)", f"{THREAT}::test_projection_lands_in_the_ball_and_stays"),
