@@ -5,10 +5,10 @@ Many rows go through the net in one pass. Rows of images that are broken leave a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench.core.classifier import Counted, predicted
+from bench.core.precision import bf16_pays, clock
 from bench.core.rng import seed
 from bench.core.threat import Threat
 
 SHRINK = 0.9  # rows are gathered anew once less than this share of them is left
-PROBE_S, PROBED, GAIN = 0.8, 16, 1.5  # seconds of the probe of bf16, images of its first pass, ratio from which it pays
+PROBED, PASS_S = 16, 0.04  # of the probe of bf16: images of its first pass, seconds that a pass may take
 
 Note = Callable[[float], None]  # reports the share of a stage that is done
 
@@ -118,36 +119,27 @@ def arithmetic(precision: str, x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def bf16_pays(model: nn.Module, x: Tensor, size: int) -> bool:
-    """Are gradient passes over `size` of these images at least 1.5 times as fast in bf16? The two take turns for about
-    PROBE_S seconds, over fewer images where passes are slow; the fastest pass of each counts. Not counted as passes."""
+def gradients_in_bf16_pay(model: nn.Module, x: Tensor, size: int) -> bool:
+    """Are gradient passes over `size` of these images at least 1.5 times as fast in bf16? Tried over fewer images where
+    passes are slow, and not counted as passes."""
     model = model.model if isinstance(model, Counted) else model
 
-    def took(precision: str, images: int) -> float:
+    def gradient(precision: str, images: int) -> None:
         point = gather(x, torch.arange(images, device=x.device) % len(x)).requires_grad_()
-        started = _clock(x.device)
         with arithmetic(precision, point):
             logits = model(point)
         torch.autograd.grad(logits.float().square().sum(), point)
-        return _clock(x.device) - started
 
-    began, count = _clock(x.device), min(size, PROBED)
-    took("bf16", count)
-    while count < size and took("fp32", count) < PROBE_S / 20:
+    def seconds(images: int) -> float:
+        started = clock(x.device)
+        gradient("fp32", images)
+        return clock(x.device) - started
+
+    count = min(size, PROBED)
+    gradient("fp32", count)
+    while count < size and seconds(count) < PASS_S:
         count = min(size, 2 * count)
-    times: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    while not times["bf16"] or (_clock(x.device) - began < PROBE_S and len(times["bf16"]) < 10):
-        for precision, found in times.items():
-            found.append(took(precision, count))
-    return min(times["fp32"]) >= GAIN * min(times["bf16"])
-
-
-def _clock(device: torch.device) -> float:
-    """Seconds; on a CPU those of the process, which others on the machine disturb less than the clock."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return bf16_pays(partial(gradient, images=count), x.device)
 
 
 class PoolBySlices(TorchFunctionMode):

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from attacks._apgd import apgd
 from attacks._fab import fab
 from attacks._proofs import proved_images
-from attacks._rows import Found, Rows, bf16_pays, targeted
+from attacks._rows import Found, Rows, gradients_in_bf16_pay, targeted
 from attacks._square import square
 from bench.core.attack import Attack, Columns, Context
 from bench.core.rng import seed
@@ -114,7 +114,7 @@ class _Run:
             found.x_adv, found.stage = ctx.saved["x_adv"].to(found.x), ctx.saved["stage"].to(found.stage)
             self.done, self.masked = int(ctx.saved["parts"]), bool(ctx.saved["masked"])
         elif settings.precision == "auto":
-            self.bf16 = bf16_pays(found.model, found.x, settings.batch_size)
+            self.bf16 = gradients_in_bf16_pay(found.model, found.x, settings.batch_size)
 
     def suite(self, images: Tensor) -> None:
         """The four attacks, each on the images that none before it broke."""

@@ -17,6 +17,7 @@ from attacks._fab import fab, to_plane
 from attacks._rows import Found, PoolBySlices, Rows, gather, targeted, uniforms
 from attacks._square import square
 from attacks.autoattack_fast import LEAVE, AutoAttackFast
+from bench.core import precision
 from bench.core.attack import Context, Outcome
 from bench.core.classifier import Classifier, frozen
 from bench.core.epsilon import Epsilon
@@ -401,7 +402,9 @@ def test_auto_chooses_bf16_where_it_pays_and_remembers_it(monkeypatch: pytest.Mo
     def auto(**ctx: Any) -> dict[str, Tensor]:
         return evaluate(Watched(), 20, Context(seed=1, **ctx), mode="quick", precision="auto").columns
 
-    monkeypatch.setattr(_rows, "_clock", lambda device: 0.01 * sum(cost[each] * passes[each] for each in passes))
+    for module in (_rows, precision):
+        monkeypatch.setattr(module, "clock", lambda device: 0.01 * sum(cost[each] * passes[each] for each in passes))
+    monkeypatch.setattr(precision, "SECONDS", 0.0)
     states: list[dict[str, Tensor]] = []
     chosen, fixed = auto(save=states.append), evaluate(net, 20, mode="quick", precision="bf16").columns
     assert bool(chosen["bf16"][chosen["clean"]].all())

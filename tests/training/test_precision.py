@@ -13,7 +13,7 @@ import torch
 from small_training import data_of, jobs_of, run, training_job
 from torch import Tensor, nn
 
-from bench.training import precision
+from bench.core import precision
 from bench.training.precision import probe
 from bench.training.resume import Checkpointer
 from bench.training.train import train
