@@ -13,7 +13,7 @@ AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 
 BENCHMARKS := p1_train p2_pgd p3_autoattack p4_certify p5_schedule p6_startup p7_overhead p9_tables
 
-.PHONY: demo test test-full lint setup wheel axe clean bench $(BENCHMARKS)
+.PHONY: demo test test-full lint setup docs wheel axe clean bench $(BENCHMARKS)
 
 demo: $(VENV)/ready
 	$(BIN)/bench run specs/demo.yaml --results-dir demo-results
@@ -44,6 +44,9 @@ $(BENCHMARKS):
 
 setup: $(VENV)/ready-dev
 
+docs: $(VENV)/ready-docs
+	$(BIN)/mkdocs build --strict
+
 wheel: $(VENV)/ready-dev
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
@@ -60,6 +63,10 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	touch $@
+
 axe: $(VENV)/axe-core/package/axe.min.js
 
 $(VENV)/axe-core/package/axe.min.js:
@@ -67,4 +74,4 @@ $(VENV)/axe-core/package/axe.min.js:
 	cd $(VENV)/axe-core && npm pack --silent --ignore-scripts $(subst core-,core@,$(AXE)) && echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && tar -xzf $(AXE).tgz
 
 clean:
-	rm -rf $(VENV) demo-results
+	rm -rf $(VENV) demo-results site

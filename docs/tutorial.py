@@ -67,7 +67,7 @@ def run(todo: list[Step], folder: Path) -> Iterator[tuple[Step, str, int]]:
             done = subprocess.run(
                 ["bash", "-c", kept + step.what],
                 cwd=folder,
-                env=_environment(),
+                env=environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -77,7 +77,7 @@ def run(todo: list[Step], folder: Path) -> Iterator[tuple[Step, str, int]]:
             yield step, done.stdout, done.returncode
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This checkout and this Python's `bench`; nothing of the user's settings."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("BENCH_")}
     paths = os.pathsep.join([str(Path(sys.executable).parent), plain.get("PATH", "")])

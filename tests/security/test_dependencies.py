@@ -46,6 +46,10 @@ EXTRAS = {
     "ray": {"ray"},
     "tensorboard": {"tensorboard"},
     "zoo": {"huggingface-hub"},
+    "docs": {
+        *("mkdocs", "mkdocs-material", "mkdocstrings-python"),
+        *("nbformat", "nbclient", "nbconvert", "traitlets", "ipykernel"),  # notebooks are run for the site
+    },
     "dev": {
         *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter"),
         *("types-PyYAML", "types-psutil", "pandas-stubs"),
