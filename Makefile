@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 AXE := axe-core-4.14.1
 AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 
-BENCHMARKS := p1_train p2_pgd p3_autoattack p4_certify p5_schedule p6_startup p7_overhead p9_tables
+BENCHMARKS := p1_train p2_pgd p3_autoattack p4_certify p5_schedule p6_startup p7_overhead p8_seeds p9_tables
 
 .PHONY: demo test test-full lint setup docs wheel axe clean bench $(BENCHMARKS)
 
