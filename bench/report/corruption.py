@@ -87,7 +87,6 @@ def _of_types(place: tuple[str, str, str], models: list[Corrupted], types: Seque
     draw_cells(axes, shares, texts)
     axes.set_yticks(range(len(shown)), [short(model.name, 46) for model in shown], fontsize=8)
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
-    axes.invert_yaxis()
     few = f" Shown: the {MAX_ROWS} best of {len(models)} models." if len(models) > MAX_ROWS else ""
     return Plot(
         slug("corruption", *place),
@@ -147,7 +146,6 @@ def _drawing(models: list[Corrupted], types: Sequence[str], severities: Sequence
         axes.set_yticks(range(len(types)), [name.replace("_", " ") for name in types], fontsize=8)
         axes.set_xticks(range(len(severities)), list(map(str, severities)), fontsize=8)
         axes.set_xlabel("severity", fontsize=8)
-        axes.invert_yaxis()
     return figure
 
 

@@ -129,12 +129,13 @@ def _heat_map(size: tuple[float, float], rows: list[Row], shares: list[list[floa
 
 
 def draw_cells(axes: Axes, shares: Sequence[Sequence[float]], texts: Sequence[Sequence[str]]) -> None:
-    """Cells colored by share, each with its text in black or white, whichever is read better."""
+    """Cells colored by share, the first line on top, each with its text in black or white, whichever is read better."""
     down, across = (np.arange(size + 1) - 0.5 for size in np.shape(shares))
     axes.pcolormesh(across, down, np.ma.masked_invalid(shares), cmap="cividis", vmin=0, vmax=1)
     for (y, x), share in np.ndenumerate(shares):
         ink = INK if np.isnan(share) else "white" if share < WHITE_BELOW else "black"
         axes.text(x, y, short(texts[y][x], 14), ha="center", va="center", fontsize=8, color=ink)
+    axes.invert_yaxis()
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

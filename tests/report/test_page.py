@@ -183,7 +183,11 @@ def test_a_heat_map_has_every_value_and_every_state(store: Store) -> None:
     for value in ("41.0", "error", "incomplete"):
         assert f">{value}</text>" in first.svg()
     shades = [[first.shade(k, column) for column in range(len(columns) + 1)] for k in range(len(first.lines))]
-    at = [line[0] for line in first.lines].index("guard")
+    names = [str(line[0]) for line in first.lines]
+    at, (drawn,) = names.index("guard"), first.drawing.axes
+    heights = [drawn.transData.transform((0, tick))[1] for tick in drawn.get_yticks()]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == names  # from top to bottom, as in the table
+    assert heights == sorted(heights, reverse=True)
     assert shades[at][:2] == ["", "h20"]
     assert shades[at][-1] == "h8"
     assert 'class="h8"' in html(store)
