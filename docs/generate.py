@@ -60,6 +60,7 @@ def prose(text: str) -> str:
     parts = re.split(r"(`[^`]+`)", text)
     for place in range(0, len(parts), 2):
         plain = parts[place].replace("&", "&amp;").replace("<", "&lt;").replace("_", r"\_").replace("|", r"\|")
+        plain = plain.replace("][", r"]\[")  # no reference
         plain = re.sub(r"\*(?!\w[^*]*\w\*)(?<!\w\*)", r"\\*", plain)
         parts[place] = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", plain)
     return "".join(parts)

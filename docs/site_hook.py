@@ -76,11 +76,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         found.append(Shown.generated(config, uri.as_posix(), content=texts[path]))
         found += [File.generated(config, (uri.parent / name).as_posix(), content=png) for name, png in images.items()]
     known = {file.src_uri for file in found}
-    linked = {(path.parent / link).resolve() for path, text in texts.items() for link in _LINK.findall(text)}
-    for path in sorted(linked):
-        if path.is_relative_to(ROOT) and path.exists() and path.relative_to(ROOT).as_posix() not in known:
-            uri, aside = path.relative_to(ROOT).as_posix(), InclusionLevel.NOT_IN_NAV
-            found.append(Shown.generated(config, uri, content=_shown(path), inclusion=aside))
+    linked = sorted({(path.parent / link).resolve() for path, text in texts.items() for link in _LINK.findall(text)})
+    for path in linked:  # and the files of a folder among them
+        uri = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) and path.exists() else ""
+        if uri and uri not in known:
+            known.add(uri)
+            found.append(_shown(path, config))
+            linked += filter(Path.is_file, path.iterdir()) if path.is_dir() else ()
     found.append(File.generated(config, REPORT, content=_report(tuple(sorted((ROOT / "results").glob("*.zip"))))))
     return Files([*kept, *found])
 
@@ -108,13 +110,20 @@ def _own(path: Path, config: MkDocsConfig) -> File:
     return File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls)
 
 
-def _shown(path: Path) -> str:
-    """A file in a fence, or the names in a folder; the search leaves both out."""
-    name, head = path.relative_to(ROOT).as_posix(), "---\nsearch: {exclude: true}\n---\n\n"
+def _shown(path: Path, config: MkDocsConfig) -> File:
+    """A page with the text of a file, or with the names in a folder, that the search leaves out; else the file."""
+    name, fence = path.relative_to(ROOT).as_posix(), "````"
     if path.is_dir():
-        return f"{head}# {name}/\n\n" + "\n".join(f"- `{each.name}`" for each in sorted(path.iterdir())) + "\n"
-    language = {".py": "python", ".json": "json"}.get(path.suffix, "yaml")
-    return f"{head}# {name}\n\n````{language}\n{path.read_text(encoding='utf-8')}````\n"
+        below = sorted(path.iterdir())
+        lines = [f"- [{each.name}]({path.name}/{each.name})" if each.is_file() else f"- {each.name}/" for each in below]
+    else:
+        try:
+            text = path.read_text(encoding="utf-8").rstrip()
+        except UnicodeDecodeError:
+            return _own(path, config)
+        lines = [fence + {".py": "python", ".json": "json"}.get(path.suffix, "yaml"), text, fence]
+    content = "\n".join(["---", "search: {exclude: true}", "---", "", f"# {name}", "", *lines, ""])
+    return Shown.generated(config, name, content=content, inclusion=InclusionLevel.NOT_IN_NAV)
 
 
 @functools.cache  # for `mkdocs serve`, which builds after each edit

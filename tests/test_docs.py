@@ -167,6 +167,7 @@ def test_the_example_of_a_page_can_run(kind: catalog.Kind, name: str, bench: Ben
     [
         ("steps of a * eps * g, not *the* image", r"steps of a \* eps \* g, not *the* image"),
         ("x_t and `x_t | y`", r"x\_t and `x_t | y`"),
+        ("NAME[/FILE][@REVISION]", r"NAME[/FILE]\[@REVISION]"),
         ("||w|| < d<name>", r"\|\|w\|\| &lt; d&lt;name>"),
         ("AT&T (arXiv 1312.6199)", "AT&amp;T ([arXiv 1312.6199](https://arxiv.org/abs/1312.6199))"),
     ],
