@@ -34,7 +34,7 @@ def typed(*pages: str) -> list[str]:
 
 LINES = typed("README.md", "docs/cli.md", "docs/training.md", "docs/own_model.md")
 START = typed("docs/quickstart.md")
-LOADED = re.compile(r"bench (eval (?!hf:)|doctor \w+\.)")  # hf: needs a network; tests/planning/test_checkpoints.py
+LOADED = re.compile(r"bench (eval (?!hf:)|doctor \w+\.)")  # hf: needs a network; tests/planning/test_hub_checkpoints.py
 MODELS = [line for line in LINES if LOADED.match(line)]
 RUNS = [line for line in LINES if line.startswith("bench run") and not re.search("FOLDER|PATH|my_method", line)]
 
