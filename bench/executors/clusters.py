@@ -6,14 +6,18 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.executors.base import Backend
 from bench.executors.devices import Slot, slots
 
+if TYPE_CHECKING:
+    from bench.executors.sbatch import Request
+
 EXECUTORS = ("local", "debug", "slurm", "ray")
+KINDS = ("train", "import", "evaluate", "shard", "audit")  # of jobs
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Cluster:
     cpus_per_task: Annotated[int | None, typer.Option(min=1, help="slurm: cores of a job.")] = None
     mem: Annotated[str | None, typer.Option(help="slurm: memory of a job, such as 16G.")] = None
     max_jobs: Annotated[int | None, typer.Option(min=1, help="slurm: jobs in the queue at a time.")] = None
+    max_running: Annotated[int | None, typer.Option(min=1, help="slurm: tasks of an array that run at a time.")] = None
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(help="slurm: an option for one kind of job, such as evaluate.time=0:20:00; repeat."),
+    ] = None
     sbatch_option: Annotated[
         list[str] | None, typer.Option(help="slurm: any other option of sbatch, such as constraint=a100; repeat.")
     ] = None
@@ -55,8 +64,21 @@ class Cluster:
                 "--max-jobs needs a driver that waits; it cannot be combined with --detach or --print-script"
             )
 
-    def sbatch(self) -> tuple[str, ...]:
-        """Options of sbatch without dashes. Raises ValueError for one that is not an option of sbatch."""
+    def request(self) -> Request:
+        """What is asked of Slurm. Raises ValueError for what is not an option of sbatch."""
+        from bench.executors.sbatch import Request, check
+
+        own: dict[str, tuple[str, ...]] = {}
+        for text in self.slurm or []:
+            kind, dot, option = text.partition(".")
+            if not dot or kind not in KINDS or "=" not in option:
+                expected = f"KIND.OPTION=VALUE with KIND one of {', '.join(KINDS)}, such as evaluate.time=0:20:00"
+                raise ValueError(f"--slurm is {text!r}; expected {expected}")
+            own[kind] = (*own.get(kind, ()), check(option))
+        return Request(self._options(), own, self.max_running)
+
+    def _options(self) -> tuple[str, ...]:
+        """Options of sbatch for every job, without dashes."""
         from bench.executors.sbatch import check
 
         gres = f"gpu:{self.gpus_per_job}" if self.gpus_per_job else self.gres
@@ -118,10 +140,11 @@ def choose(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Bac
 
         if not cluster.print_script:
             require("sbatch")
-        options = cluster.sbatch()
-        on_gpu = any("gpu" in option for option in options if not option.startswith(("partition", "account")))
+        asked = cluster.request()
+        every = (*asked.options, *(option for own in asked.of_kind.values() for option in own))
+        on_gpu = any("gpu" in option for option in every if not option.startswith(("partition", "account")))
         place = device if device != "auto" else "cuda" if on_gpu else "cpu"
-        return Slurm(root, options, place, cluster.max_jobs, cluster.detach)
+        return Slurm(root, asked, place, cluster.max_jobs, cluster.detach)
     if executor == "ray":
         from bench.executors.ray import Ray
 

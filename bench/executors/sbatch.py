@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.executors.base import MissingDependency
@@ -36,12 +36,28 @@ class SlurmError(ValueError):
 
 
 @dataclass(frozen=True)
+class Request:
+    """What is asked of Slurm for a run: options of sbatch without dashes, such as `partition=gpu`.
+
+    `of_kind`: those of the jobs of one kind, such as evaluate, beside or in place of them; `running`: most tasks of an
+    array that run at a time.
+    """
+
+    options: tuple[str, ...] = ()
+    of_kind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    running: int | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
-    """An array of jobs with the same dependencies: the jobs `hard` must succeed, the jobs `soft` must only end."""
+    """An array of jobs with the same dependencies: the jobs `hard` must succeed, the jobs `soft` must only end.
+    `own`: options of sbatch of its kind of job; `running`: most of its tasks that run at a time."""
 
     jobs: tuple[Job, ...]
     hard: tuple[str, ...] = ()
     soft: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    running: int | None = None
 
     def options(self, tasks: Mapping[str, str]) -> list[str]:
         """Options of sbatch. `tasks`: the task of each submitted job by key, such as `12_0`."""
@@ -49,26 +65,27 @@ class Batch:
         terms = [":".join((kind, *(tasks[key] for key in keys))) for kind, keys in kinds if keys]
         # else Slurm keeps the dependents of a failed training in the queue for ever
         waits = ["--kill-on-invalid-dep=yes", f"--dependency={','.join(terms)}"] if terms else []
-        return ["--parsable", f"--array=0-{len(self.jobs) - 1}", *waits]
+        array = f"--array=0-{len(self.jobs) - 1}" + (f"%{self.running}" if self.running else "")
+        return ["--parsable", array, *(f"--{option}" for option in self.own), *waits]
 
 
-def batches(waiting: list[Job], submitted: Collection[str] = ()) -> list[Batch]:
+def batches(waiting: list[Job], submitted: Collection[str] = (), asked: Request = Request()) -> list[Batch]:
     """The waiting jobs as arrays, each after its dependencies. Jobs neither waiting nor `submitted` have ended."""
     found: list[Batch] = []
     rest, unfinished = list(waiting), {*submitted, *(job.key for job in waiting)}
     while rest:
         left = {job.key for job in rest}
-        ready: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Job]] = {}
+        ready: dict[tuple[tuple[str, ...], ...], list[Job]] = {}
         for job in rest:
             if left.isdisjoint(job.waits):
                 hard = tuple(key for key in (*job.needs[:1], *job.parts) if key in unfinished)
                 soft = tuple(key for key in job.needs[1:] if key in unfinished)
-                ready.setdefault((hard, soft), []).append(job)
+                ready.setdefault((hard, soft, asked.of_kind.get(job.kind, ())), []).append(job)
         if not ready:
             raise ValueError(f"jobs {', '.join(sorted(left))} wait for each other")
-        for (hard, soft), jobs in ready.items():
+        for (hard, soft, own), jobs in ready.items():
             cuts = range(0, len(jobs), MOST_TASKS)
-            found += [Batch(tuple(jobs[start : start + MOST_TASKS]), hard, soft) for start in cuts]
+            found += [Batch(tuple(jobs[cut : cut + MOST_TASKS]), hard, soft, own, asked.running) for cut in cuts]
         placed = {job.key for batch in found for job in batch.jobs}
         rest = [job for job in rest if job.key not in placed]
     return found
@@ -104,7 +121,9 @@ def script(given: Iterable[str], results: Path, root: Path, device: str, todo: l
     tasks: dict[str, str] = {}
     for number, batch in enumerate(todo):
         keys = " ".join(job.key for job in batch.jobs)
-        words = " ".join(f'"{word}"' if "$" in word else word for word in batch.options(tasks))
+        words = " ".join(  # the dependency names variables of the script
+            f'"{word}"' if word.startswith("--dependency=") else shlex.quote(word) for word in batch.options(tasks)
+        )
         lines.append(f'id{number}=$(sbatch {words} "$0" {keys}); id{number}="${{id{number}%%;*}}"')
         lines.append(f'echo {keys} >"$results/slurm/$id{number}"; echo "job $id{number}: {len(batch.jobs)} tasks"')
         tasks |= {job.key: f"${{id{number}}}_{index}" for index, job in enumerate(batch.jobs)}

@@ -16,7 +16,18 @@ from typing import ClassVar
 
 from bench.atomic import write_atomic
 from bench.executors.base import Backend, Exit, Handle, todo, unnoted
-from bench.executors.sbatch import ACTIVE, Batch, SlurmError, batches, command, describe_ending, ending, queue, script
+from bench.executors.sbatch import (
+    ACTIVE,
+    Batch,
+    Request,
+    SlurmError,
+    batches,
+    command,
+    describe_ending,
+    ending,
+    queue,
+    script,
+)  # fmt: skip
 from bench.jobs import retries
 from bench.jobs.attempt import HELD
 from bench.planning.job import Job
@@ -43,14 +54,14 @@ class Task(Handle):
 
 @dataclass
 class Slurm(Backend):
-    """Backend of Slurm. `root`: the data folder; `given`: options of sbatch, such as `partition=gpu`; `max_jobs`: most
-    jobs in the queue at a time; `detach`: submit everything and leave."""
+    """Backend of Slurm. `root`: the data folder; `max_jobs`: most jobs in the queue at a time; `detach`: submit
+    everything and leave."""
 
     worker_claims: ClassVar[bool] = True
     chains: ClassVar[bool] = True
     retries: ClassVar[frozenset[retries.Step]] = frozenset({"halve"})
     root: Path
-    given: tuple[str, ...] = ()
+    asked: Request = Request()  # noqa: RUF009 - frozen
     kind: str = "cpu"
     max_jobs: int | None = None
     detach: bool = False
@@ -141,7 +152,7 @@ class Slurm(Backend):
         while new := [task for task in self.tasks.values() if not task.number]:
             live = {key: task.number for key, task in self.tasks.items() if task.number}
             try:
-                self._sbatch(batches([task.job for task in new], live)[0], live)
+                self._sbatch(batches([task.job for task in new], live, self.asked)[0], live)
             except SlurmError:
                 for task in new:
                     del self.tasks[task.job.key]
@@ -153,7 +164,7 @@ class Slurm(Backend):
     def _sbatch(self, batch: Batch, live: dict[str, str]) -> None:
         folder = self.store.root / "slurm"
         folder.mkdir(exist_ok=True)
-        text = script(self.given, self.store.root, self.root, self.kind, [])
+        text = script(self.asked.options, self.store.root, self.root, self.kind, [])
         write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch makes a copy of its own
         keys = [job.key for job in batch.jobs]
         answer = command("sbatch", *batch.options(live), str((folder / "job.sh").absolute()), *keys)
@@ -213,7 +224,7 @@ class Slurm(Backend):
         for job in waiting:  # a valid record whose files are missing would stop the worker
             if store.done(job.key) and claims.take(job.key) == "run":
                 claims.release(job.key)
-        return script(self.given, store.root, self.root, self.kind, batches(waiting))
+        return script(self.asked.options, store.root, self.root, self.kind, batches(waiting, (), self.asked))
 
 
 def _cancel(tasks: list[str]) -> None:

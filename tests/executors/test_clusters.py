@@ -80,6 +80,29 @@ def test_the_first_need_must_be_done_and_the_others_ended() -> None:
     assert Batch((LAST,), soft=(FIRST.key,)).options({FIRST.key: "3_2"})[-1] == "--dependency=afterany:3_2"
 
 
+def test_a_kind_of_job_has_resources_of_its_own_in_an_array_of_its_own() -> None:
+    audit = toy_job("audit", {}, (TRAIN.key,))
+    asked = Cluster(time="4:00:00", max_running=3, slurm=["evaluate.time=0:20:00", "evaluate.mem=2G"]).request()
+    found = batches([TRAIN, FIRST, SECOND, audit], (), asked)
+    own = ("time=0:20:00", "mem=2G")
+    assert found == [
+        Batch((TRAIN,), running=3),
+        Batch((FIRST, SECOND), hard=(TRAIN.key,), own=own, running=3),
+        Batch((audit,), hard=(TRAIN.key,), running=3),
+    ]
+    assert found[1].options({TRAIN.key: "7_0"})[:4] == ["--parsable", "--array=0-1%3", "--time=0:20:00", "--mem=2G"]
+    text = script(asked.options, Path("results"), Path("data"), "cpu", found)
+    assert "#SBATCH --time=4:00:00\n" in text
+    assert "id1=$(sbatch --parsable --array=0-1%3 --time=0:20:00 --mem=2G --kill-on-invalid-dep=yes " in text
+    assert [len(batch.jobs) for batch in batches([TRAIN, FIRST, SECOND, audit])] == [1, 3]
+
+
+def test_values_of_options_are_quoted_in_the_script(bare: Path) -> None:
+    asked = Cluster(slurm=["evaluate.comment=a b; $HOME"]).request()
+    text = script(asked.options, Path("results"), Path("data"), "cpu", batches([FIRST], (), asked))
+    assert "'--comment=a b; $HOME'" in text
+
+
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder with an odd name to work in, and none of our variables."""
@@ -190,11 +213,11 @@ def test_what_is_no_option_or_ours_is_refused(said: str) -> None:
 
 def test_resources_become_options_of_sbatch() -> None:
     cluster = Cluster("gpu", "lab", "1:00:00", None, 2, 4, "16G", sbatch_option=["constraint=a100"])
-    assert cluster.sbatch() == (
+    assert cluster.request().options == (
         *("partition=gpu", "account=lab", "time=1:00:00", "gres=gpu:2", "cpus-per-task=4", "mem=16G"),
         "constraint=a100",
     )
-    assert Cluster().sbatch() == ()
+    assert Cluster().request().options == ()
 
 
 @pytest.mark.parametrize(
@@ -212,6 +235,9 @@ def test_resources_become_options_of_sbatch() -> None:
             "--gres and --gpus-per-job set the same option",
         ),
         (["--executor", "slurm", "--max-jobs", 1, "--detach"], "--max-jobs needs a driver that waits"),
+        (["--max-running", 2], "--max-running needs --executor slurm; the executor is 'local'"),
+        (["--executor", "slurm", "--slurm", "attack.time=1"], "--slurm is 'attack.time=1'; expected KIND.OPTION=VALUE"),
+        (["--executor", "slurm", "--slurm", "train.array=0-1"], "--sbatch-option array is set by bench itself"),
         (["--executor", "pbs"], "--executor is 'pbs'; expected local, debug, slurm or ray"),
         (["--executor", "slurm", "--print-script", "--partition", "a\nb"], "--sbatch-option is 'partition=a"),
     ],

@@ -35,6 +35,22 @@ def test_slurm_gives_what_this_machine_gives(bench: Bench, plugins: list[object]
     assert "0 jobs run, 10 already done" in again.out
 
 
+def test_each_kind_of_job_gets_the_time_that_was_asked_for_it(bench: Bench, plugins: list[object]) -> None:
+    limits = ("--time", "0:30:00", "--slurm", "evaluate.time=0:10:00", "--max-running", 1, "--detach")
+    assert bench(*tiny("--seeds", "0,1", *plugins, attack="clean"), *ON, *limits).code == 0
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=%F|%l"]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    store, asked = Store(Path("results")), dict(line.split("|") for line in answer.stdout.split())
+    found = {
+        (store.job(key).kind, asked[file.name])
+        for file in (store.root / "slurm").iterdir()
+        if file.name.isdigit()
+        for key in file.read_text().split()
+    }
+    assert found == {("train", "30:00"), ("evaluate", "10:00")}
+    until(lambda: len(outcomes(store.root)) == 4)
+
+
 def _rows(out: str) -> list[list[str]]:
     """The table's cells, without the two columns of times."""
     return [line.split("│")[1:-3] for line in out.splitlines() if line.startswith("│")]
