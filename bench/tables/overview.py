@@ -31,14 +31,14 @@ def header(section: Section) -> list[str]:
 
 def lines(section: Section) -> Iterator[list[str]]:
     """The cells of each row, best first."""
-    several = len({row.model for row in section.rows}) > 1
+    (usual, _), *_ = Counter(row.model for row in section.rows).most_common(1)  # that of the caption
     for rank, (_, row) in zip(_ranks(section), section.ranked, strict=True):
         worst, accuracy = row.accuracy.worst, row.accuracy
         low, high = worst.interval()
         own = {"randomised": [_share(accuracy.single)], "smoothed": [_radius(row)]}.get(section.kind, [])
         yield [
             rank,
-            _method(row, several),
+            _method(row, usual),
             _share(accuracy.clean),
             _unbroken(f"{_share(worst)} ± {50 * (high - low):.1f}") if worst.values else worst.state(),
             *own,
@@ -88,9 +88,9 @@ def _ranks(section: Section) -> Iterator[str]:
         above = rank
 
 
-def _method(row: Row, several: bool) -> Markdown:
-    """The name with a link to its paper, and the architecture if the section has several."""
-    name = row.method + (f", {row.model}" if several else "")
+def _method(row: Row, usual: str) -> Markdown:
+    """The name with a link to its paper, and the architecture if it is not that of most rows of the section."""
+    name = row.method + (f", {row.model}" if row.model != usual else "")
     return link(name, paper_page(row.defense))
 
 

@@ -553,6 +553,15 @@ def test_times_from_a_shared_machine_are_marked_and_no_ratio_of_them_stands_in_t
     assert [(cells[1], cells[-1]) for cells in short] == [("a", "1.10× |"), ("b", "1.20× |"), ("c", "1.30× |")]
 
 
+def test_a_row_names_its_architecture_where_it_is_not_that_of_most(store: Store) -> None:
+    for name, model in (("standard", "tiny"), ("guard", "tiny"), ("late", "wide")):
+        evaluated(store, trained(store, name, model={"name": model}), "steep", [1, 0])
+    text = markdown(store)
+    assert "\nArchitecture tiny (2 of 3 rows); " in text
+    short = text.partition("<details>")[0]
+    assert {line.split(" | ")[1] for line in short.splitlines() if "× 1" in line} == {"standard", "guard", "late, wide"}
+
+
 def test_train_jobs_that_differ_in_more_than_the_seed_are_told_apart(store: Store) -> None:
     for lr in (0.1, 0.2):
         evaluated(store, trained(store, train={"lr": lr}), "steep", [1, 0])
