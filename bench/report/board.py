@@ -3,7 +3,6 @@ evaluations behind it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ from bench.results.seed_values import SeedValues
 from bench.soundness.catalog import CHECKS
 from bench.soundness.checks import GRAVE, Finding
 from bench.tables.columns import columns as column_texts
-from bench.tables.columns import natural, provisional_letters, shared_times
+from bench.tables.columns import natural, provisional_letters
 from bench.tables.leaderboard import footnotes
+from bench.tables.overview import named, training_cost, usual_model
 from bench.tables.ranking import reasons, verdict_text
 from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import percent
@@ -39,13 +39,12 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class BoardLine:
-    """One row of a table: its rank, its cells in the columns that are shown only on demand, and whether it is an
-    exception among the times (`bench.tables.columns.shared_times`)."""
+    """One row of a table: its rank, its name, and its cells in the columns that are shown only on demand."""
 
     row: Row
     rank: str
+    name: str
     more: list[str]
-    odd: bool
 
     @property
     def mark(self) -> str:
@@ -78,10 +77,8 @@ class BoardLine:
 
     @property
     def cost(self) -> Cell:
-        """Training time as a multiple of that of `standard`."""
-        ratio = self.row.cost.ratio
-        text = "–" if math.isnan(ratio) else f"{ratio:.1f}×{' ‡' if self.odd else ''}"
-        return Cell(text, of_training(self.row))
+        """Work of the training, and its time as a multiple of that of `standard`, as in the leaderboard."""
+        return Cell(training_cost(self.row), of_training(self.row))
 
     @property
     def qualified(self) -> str:
@@ -157,11 +154,11 @@ def boards(rows: list[Row]) -> list[Board]:
 
 def _board(section: Section) -> Board:
     members, letters = section.rows, provisional_letters(section.rows)
-    odd, _ = shared_times(members)
     texts = {name: [show(row) for _, row in section.ranked] for name, show in column_texts(members, letters).items()}
     header = [name for name, cells in texts.items() if name not in SHORT and set(cells) != {"–"}]
+    usual = usual_model(members)
     lines = [
-        BoardLine(row, rank, [texts[name][k] for name in header], id(row) in odd)
+        BoardLine(row, rank, named(row, usual), [texts[name][k] for name in header])
         for k, (rank, row) in enumerate(section.ranked)
     ]
     notes = [*reasons(members), *collapses(members), *different_n(members), *failures(members)]

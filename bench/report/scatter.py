@@ -1,4 +1,4 @@
-"""Clean accuracy and training time against the worst case, with the Pareto fronts of the tables."""
+"""Clean accuracy and the cost of training against the worst case, with the Pareto fronts of the tables."""
 
 from __future__ import annotations
 
@@ -19,57 +19,61 @@ from bench.results.cost import busy
 from bench.results.rows import Row
 from bench.tables.pareto import footing, fronts
 
+# name, title and label of each kind of figure, and what it shows of a row
+FIGURES: dict[str, tuple[str, str, str, Callable[[Row], float]]] = {
+    "clean": ("clean", "Clean", "Clean accuracy (%)", lambda row: 100 * row.accuracy.clean.mean),
+    "seconds": ("cost", "Cost", "Training time (s)", lambda row: row.cost.train_seconds),
+    "work": ("cost", "Cost", "Work of the training (F per training image)", lambda row: row.cost.train_work),
+}
+
 
 def clean_against_robust(boards: list[Board]) -> list[Plot]:
     """One figure for each table with at least three rows that have both numbers."""
-    return _scatters(boards, "clean", lambda row: 100 * row.accuracy.clean.mean)
+    return [plot for board in boards for plot in _scatter(board, "clean")]
 
 
 def cost_against_robust(boards: list[Board]) -> list[Plot]:
-    """The same with the training time in seconds, of all trainings that were timed."""
-    return _scatters(boards, "seconds", lambda row: row.cost.train_seconds)
+    """The same with the training time in seconds; with the work of the training where a machine did other jobs too."""
+    kinds = [("work" if any(row.cost.shared for row in board.rows) else "seconds", board) for board in boards]
+    return [plot for kind, board in kinds for plot in _scatter(board, kind)]
 
 
-def _scatters(boards: list[Board], kind: str, x_of: Callable[[Row], float]) -> list[Plot]:
-    found = []
-    for board in boards:
-        points = [(x_of(row), row) for row in board.rows if row.accuracy.worst.values and not math.isnan(x_of(row))]
-        if len(points) >= FEWEST:
-            found.append(_scatter(board, kind, points))
-    return found
-
-
-def _scatter(board: Board, kind: str, points: list[tuple[float, Row]]) -> Plot:
-    rows, timed = [row for _, row in points], kind == "seconds"
-    title, label = ("Cost", "Training time (s)") if timed else ("Clean", "Clean accuracy (%)")
+def _scatter(board: Board, kind: str) -> list[Plot]:
+    """The figure, if there are enough points for one."""
+    name, title, label, x_of = FIGURES[kind]
+    points = [(x_of(row), row) for row in board.rows if row.accuracy.worst.values and not math.isnan(x_of(row))]
+    if len(points) < FEWEST:
+        return []
+    rows, cost = [row for _, row in points], name == "cost"
     classes, on_fronts = _classes(rows, kind), fronts(board.rows)
     on_front = [on_fronts.get(id(row), {}).get(kind) for row in rows]  # None: its class has no front
-    drawing, key = _drawing(points, on_front, classes, label, timed)
-    return board.plot(
-        "cost" if timed else "clean",
+    drawing, key = _drawing(points, on_front, classes, label, cost)
+    plot = board.plot(
+        name,
         f"Scatter chart of {label} against worst-case accuracy for {len(rows)} models; its numbers are in the table.",
         "Lines are the Pareto fronts of the table: no model of the same color is better in both numbers (UNSOUND "
         "models are on none). Models of one color are comparable: same architecture and images, all ranked or all "
-        f"provisional{', timed under the same conditions' if timed else ''}. Bars are 95 % Wilson intervals. "
-        f"{conditions(rows)}{_about_x(rows, kind)}",
+        f"provisional{', timed under the same conditions' if kind == 'seconds' else ''}. Bars are 95 % Wilson "
+        f"intervals. {conditions(rows)}{_about_x(rows, kind)}",
         ["point", "defense", label, "worst case (%)", "on the Pareto front", "compared within"],
         [
             [
                 k, row_label(row), round(x, 2), round(100 * row.accuracy.worst.mean, 2),
-                {True: "yes", False: "no", None: "–"}[on], name,
+                {True: "yes", False: "no", None: "–"}[on], within,
             ]
-            for k, ((x, row), on, name) in enumerate(zip(points, on_front, classes, strict=True), 1)
+            for k, ((x, row), on, within) in enumerate(zip(points, on_front, classes, strict=True), 1)
         ],
         drawing,
-        [{2: of_training(row) if timed else of_clean(row), 3: of_worst(row)} for row in rows],
+        [{2: of_training(row) if cost else of_clean(row), 3: of_worst(row)} for row in rows],
         title=f"{title} against robust: ",
         key=key,
         marks=[mark_of(row) for row in rows],
     )  # fmt: skip
+    return [plot]
 
 
 def _drawing(
-    points: list[tuple[float, Row]], on_front: list[bool | None], classes: list[str], label: str, timed: bool
+    points: list[tuple[float, Row]], on_front: list[bool | None], classes: list[str], label: str, cost: bool
 ) -> tuple[Figure, list[Entry]]:
     """The chart, and its legend: the classes where there are several, then the models, those on a front first."""
     figure, axes = single()
@@ -94,7 +98,7 @@ def _drawing(
         for i in sorted(range(len(points)), key=lambda i: not on_front[i])
     ]
     axes.set(xlabel=label, ylabel="Worst-case accuracy (%)")
-    if timed and min(x for x, _ in points) > 0:
+    if cost and min(x for x, _ in points) > 0:
         _logarithmic(axes)
     return figure, key
 
@@ -135,9 +139,10 @@ def _facts(row: Row, kind: str) -> tuple[str, ...]:
 
 def _about_x(rows: list[Row], kind: str) -> str:
     """What the numbers along the axis are means of: they may be over more seeds or images than the worst case."""
-    if kind == "seconds":
+    if kind != "clean":
         trainings = [e for row in rows for e in row.evaluations]
         seeds = sorted({e.seed for e in trainings if not math.isnan(e.train_seconds)})
-        return f" Times are means over seeds {joined(seeds)}."
+        instead = "" if kind == "seconds" else " The machine did other jobs meanwhile: work stands in place of time."
+        return f"{instead} {'Times' if kind == 'seconds' else 'Numbers'} are means over seeds {joined(seeds)}."
     cells = [row.accuracy.clean for row in rows]
     return f" Clean accuracy: n {joined(cell.n for cell in cells)}, mean over seeds {joined(seeds_of(cells))}."

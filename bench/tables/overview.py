@@ -31,7 +31,7 @@ def header(section: Section) -> list[str]:
 
 def lines(section: Section) -> Iterator[list[str]]:
     """The cells of each row, best first."""
-    (usual, _), *_ = Counter(row.model for row in section.rows).most_common(1)  # that of the caption
+    usual = usual_model(section.rows)  # that of the caption
     for rank, (_, row) in zip(_ranks(section), section.ranked, strict=True):
         worst, accuracy = row.accuracy.worst, row.accuracy
         low, high = worst.interval()
@@ -44,8 +44,13 @@ def lines(section: Section) -> Iterator[list[str]]:
             *own,
             _counts(row),
             verdict_text(row),
-            _cost(row),
+            training_cost(row),
         ]
+
+
+def usual_model(rows: Iterable[Row]) -> str:
+    """The architecture of most rows."""
+    return Counter(row.model for row in rows).most_common(1)[0][0]
 
 
 def caption(section: Section, *, times: bool = True) -> str:
@@ -89,9 +94,13 @@ def _ranks(section: Section) -> Iterator[str]:
 
 
 def _method(row: Row, usual: str) -> Markdown:
-    """The name with a link to its paper, and the architecture if it is not that of most rows of the section."""
-    name = row.method + (f", {row.model}" if row.model != usual else "")
-    return link(name, paper_page(row.defense))
+    """The name with a link to its paper."""
+    return link(named(row, usual), paper_page(row.defense))
+
+
+def named(row: Row, usual: str) -> str:
+    """The method, and the architecture if it is another one than usual."""
+    return row.method + (f", {row.model}" if row.model != usual else "")
 
 
 def _share(cell: SeedValues) -> str:
@@ -115,7 +124,7 @@ def _counts(row: Row) -> str:
     return f"{worst.n} × {len(worst.values)}" + (f" of {planned}" if len(worst.values) < planned else "")
 
 
-def _cost(row: Row) -> str:
+def training_cost(row: Row) -> str:
     """Forward passes of the net per training image and epoch, and the time over that of `standard`; the latter only of
     trainings that had the machine to themselves, since what ran beside them moves it more than the method does."""
     work = row.cost.train_work / row.epochs if row.epochs else math.nan

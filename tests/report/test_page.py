@@ -151,6 +151,20 @@ def test_an_invalid_row_shows_no_number(store: Store) -> None:
     assert [f.note for f in board.lines[0].findings] == ["why"]
 
 
+def test_where_the_machine_was_busy_cost_is_work(store: Store) -> None:
+    for name, work, model in (("standard", 3.0, "tiny"), ("guard", 9.0, "tiny"), ("late", 6.0, "wide")):
+        own = {"seconds": 7.0, "workers": 3, "metrics": {"work_per_image_f": work}, "model": {"name": model}}
+        full(store, trained(store, name, **own), 500)
+    found = boards(all_judged(store))
+    (plot,) = cost_against_robust(found)
+    assert plot.header[2] == "Work of the training (F per training image)"
+    assert {line[1]: line[2] for line in plot.lines} == {"standard": 6.0, "guard": 18.0, "late": 12.0}  # of 2 epochs
+    assert "work stands in place of time" in plot.caption
+    assert {line.name: line.cost.text for line in found[0].lines} == {
+        "standard": "3.0 F", "guard": "9.0 F", "late, wide": "6.0 F",
+    }  # fmt: skip
+
+
 def test_symbols_are_explained_below_the_table_as_in_the_leaderboard(store: Store) -> None:
     full(store, trained(store, "alone"), 500)
     page = " ".join(Page(html(store)).text)
