@@ -26,11 +26,11 @@ from bench.tables.ranking import flags
 
 HEAD = """# The full battery on MNIST, lenet5
 
-Written by `python docs/figures/battery.py` from the records in `results/`
-(`bench run specs/mnist_battery.yaml`). Accuracies in percent under the model's own prediction rule; one training seed.
-AutoAttack of a stochastic model is its suite `rand`. Worst case: for a deterministic model the minimum of each image
-over all attacks; for a stochastic one, the attack that fools the model in most of one set of draws, evaluated on
-another set. [The findings](README.md) discuss the results.
+Written by `python docs/figures/battery.py` from the records in `results/earlier/`
+(`bench run specs/earlier/mnist_battery.yaml`). Accuracies in percent under the model's own prediction rule; one
+training seed. AutoAttack of a stochastic model is its suite `rand`. Worst case: for a deterministic model the minimum
+of each image over all attacks; for a stochastic one, the attack that fools the model in most of one set of draws,
+evaluated on another set. [The findings](README.md) discuss the results.
 
 ![worst case and single attacks](battery.png)
 """
@@ -50,8 +50,8 @@ class Shown(NamedTuple):
 
 
 def main() -> None:
-    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
-    keys = {job.key for job in plan(load(ROOT / "specs" / "mnist_battery.yaml"), Path("no-data-needed"))}
+    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results" / "earlier"))
+    keys = {job.key for job in plan(load(ROOT / "specs" / "earlier" / "mnist_battery.yaml"), Path("no-data-needed"))}
     found = judged_rows(store, split=None, known=evaluations(store, keys))
     order = {"deterministic": 0, "randomised": 1, "smoothed": 2}
     found.sort(key=lambda row: (row.eps_value, order[row.deploys], -row.accuracy.worst.mean))

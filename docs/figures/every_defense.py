@@ -1,7 +1,7 @@
 """Every defense once on MNIST: the numbers of the findings, from the records.
 
 python docs/figures/every_defense.py [RESULTS] writes docs/findings/defenses.md and draws
-docs/findings/defenses.png from the runs of specs/mnist_defenses.yaml.
+docs/findings/defenses.png from the runs of specs/earlier/mnist_defenses.yaml.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from bench.tables.markdown import table
 
 HEAD = """# Every defense once on MNIST
 
-Written by `python docs/figures/every_defense.py` from the records in `results/` (`bench run
-specs/mnist_defenses.yaml`). lenet5, 4 epochs, seed 0, one shared recipe; defenses that take a budget
+Written by `python docs/figures/every_defense.py` from the records in `results/earlier/` (`bench run
+specs/earlier/mnist_defenses.yaml`). lenet5, 4 epochs, seed 0, one shared recipe; defenses that take a budget
 train at Linf eps 0.2, with a warm-up over the first quarter. Accuracy in percent with its 95 % Wilson interval. One
 seed and 100 images under AutoAttack: differences of a few points are not significant. Stochastic models (`pni`, `rse`,
 `smoothing`) were attacked by AutoAttack's randomized version and are scored by their own vote; the protocol for them
@@ -39,7 +39,7 @@ PAIRS = [
 
 
 def main() -> None:
-    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results"))
+    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results" / "earlier"))
     found = sorted(trainings(store, "mnist_defenses"), key=lambda t: t.worse("autoattack", "0.2"))
     text = HEAD
     for eps in BUDGETS:

@@ -22,7 +22,7 @@ CE, MARGIN, AUTOATTACK = "pgd", "pgd (loss=cw, restarts=2, steps=40)", "autoatta
 
 HEAD = """# MNIST, lenet5: the numbers behind the findings
 
-Written by `python docs/figures/mnist.py` from the records in `results/` (`bench run specs/mnist.yaml`).
+Written by `python docs/figures/mnist.py` from the records in `results/earlier/` (`bench run specs/earlier/mnist.yaml`).
 Robust accuracy in percent, mean over seeds with the smallest and the largest. AutoAttack and the worst case are of seed
 0 on the first 100 test images. Differences are in points, on the same images and with the net of the same
 seed, with Newcombe's 95 % interval for paired shares. Training times were measured with two jobs on the machine.
@@ -32,9 +32,9 @@ seed, with Newcombe's 95 % interval for paired shares. Training times were measu
 
 
 def main() -> None:
-    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
+    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results" / "earlier"))
     known = frame(store)
-    keys = {job.key for job in plan(load(ROOT / "specs" / "mnist.yaml"), Path("no-data-needed"))}
+    keys = {job.key for job in plan(load(ROOT / "specs" / "earlier" / "mnist.yaml"), Path("no-data-needed"))}
     known = known[known["key"].isin(keys)]
     found = [row for row in rows(store, evaluations(store, keys).readable) if 0 in row.provenance.keys]
     header = [

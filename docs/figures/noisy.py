@@ -1,7 +1,7 @@
 """The effect of sigma on closed-form noise, and a search for its best form, from the records.
 
 python docs/figures/noisy.py [RESULTS] writes docs/findings/noisy.md and draws docs/findings/noisy_sigma.png from the
-runs of specs/noisy_sigma.yaml, noisy_search.yaml, noisy_search_recipe.yaml, noisy_search_batch.yaml,
+runs of specs/earlier/noisy_sigma.yaml, noisy_search.yaml, noisy_search_recipe.yaml, noisy_search_batch.yaml,
 noisy_best.yaml and noisy_best_batch.yaml.
 """
 
@@ -25,8 +25,8 @@ SCALES = {
 }  # fmt: skip
 HEAD = """# Closed-form noise on MNIST: sigma, and the best form
 
-Written by `python docs/figures/noisy.py` from the records in `results/`. lenet5, seed 0, Linf eps 0.1; accuracy in
-percent with its 95 % Wilson interval. Work is that of one training step in forward passes F per image, as counted;
+Written by `python docs/figures/noisy.py` from the records in `results/earlier/`. lenet5, seed 0, Linf eps 0.1; accuracy
+in percent with its 95 % Wilson interval. Work is that of one training step in forward passes F per image, as counted;
 times are not shown, since several jobs shared the machine (`docs/performance.md` has times of an idle one).
 
 ![accuracy against sigma, and learned sigma over training](noisy_sigma.png)
@@ -124,14 +124,14 @@ def at(kind: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results"))
+    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results" / "earlier"))
     sigma = trainings(store, "noisy_sigma")
     text = HEAD + sweep(sigma)
     text += search(
         trainings(store, "noisy_search"),
         "The search: forms, on validation images",
-        "4 epochs of Adam at a constant rate, as everything in `specs/mnist.yaml`; evaluated on 5000 images held out "
-        "of training (AutoAttack on 200 of them), not on test images. The source's setting is `noisy`.",
+        "4 epochs of Adam at a constant rate, as everything in `specs/earlier/mnist.yaml`; evaluated on 5000 images "
+        "held out of training (AutoAttack on 200 of them), not on test images. The source's setting is `noisy`.",
     )
     text += search(
         trainings(store, "noisy_search_recipe"),

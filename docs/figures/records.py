@@ -85,7 +85,7 @@ class Training:
 def trainings(store: Store, spec: str) -> list[Training]:
     """The finished trainings of a spec on a data set that the project knows, in its order."""
     # of these data sets the planner needs the number of images only, which is built in
-    jobs = plan(load(ROOT / "specs" / f"{spec}.yaml"), Path("no-data-needed"))
+    jobs = plan(load(ROOT / "specs" / "earlier" / f"{spec}.yaml"), Path("no-data-needed"))
     planned = [job for job in jobs if isinstance(job, TrainJob)]
     stored = [store.job(key) for key in store.keys()]
     removed = [job for job in stored if isinstance(job, TrainJob) and _has_retired_settings(job, planned)]

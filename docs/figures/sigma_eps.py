@@ -1,7 +1,7 @@
 """The budget of adversarial training that each sigma of closed-form noise is comparable with, from the records.
 
 python docs/figures/sigma_eps.py [RESULTS] writes docs/findings/sigma_eps.md and draws
-docs/findings/sigma_eps.png from the runs of specs/noisy_sigma.yaml and specs/mnist.yaml: what
+docs/findings/sigma_eps.png from the runs of specs/earlier/noisy_sigma.yaml and specs/earlier/mnist.yaml: what
 `bench sweep noisy sigma --against pgd_at` prints for the source's form of the noise at a fixed sigma.
 """
 
@@ -24,7 +24,7 @@ from bench.terminal import plain
 
 HEAD = """# Sigma and eps on MNIST
 
-Written by `python docs/figures/sigma_eps.py` from the records in `results/`: the output of
+Written by `python docs/figures/sigma_eps.py` from the records in `results/earlier/`: the output of
 
 ```
 bench sweep noisy sigma --against pgd_at --dataset mnist --eps 0.1
@@ -43,7 +43,7 @@ linearly. Under AutoAttack, on 100 images, the intervals of all values of sigma 
 
 
 def main() -> None:
-    store = Store(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results", read_only=True)
+    store = Store(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results" / "earlier", read_only=True)
     store = scoped(store, dataset="mnist", eps=["0.1"])
     rows, where = board(store), RowFilter(norm="Linf")
     a = max(sweep(store, rows, "noisy", "sigma", where), key=lambda series: len(series.points))

@@ -427,8 +427,8 @@ def test_validation_images_of_several_seeds_are_an_error() -> None:
 
 def committed_jobs() -> list[tuple[str, dict[str, Any]]]:
     """Key and content of every committed job.json, each from its pack."""
-    packs = Packs(paths.ROOT / "results")
-    return [(key, json.loads(pack.read(key, JOB) or b"")) for key, pack in sorted(packs.items())]
+    packs = [Packs(paths.ROOT / "results"), Packs(paths.ROOT / "results" / "earlier")]
+    return [(key, json.loads(pack.read(key, JOB) or b"")) for each in packs for key, pack in sorted(each.items())]
 
 
 def test_every_committed_job_has_its_key_and_its_json() -> None:

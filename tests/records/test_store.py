@@ -168,7 +168,7 @@ def test_a_shard_of_images_that_its_evaluation_lacks_is_refused(store: Store, fi
 
 def test_every_committed_record_is_written_as_it_was_read() -> None:
     """A record that is read and written again has equal JSON: no field is lost, added or converted."""
-    packs = [Pack(path) for path in sorted((TESTS.parent / "results").glob("*.zip"))]
+    packs = [Pack(path) for path in sorted((TESTS.parent / "results").rglob("*.zip"))]
     records = [json.loads(pack.read(key, "record.json") or b"") for pack in packs for key in pack.members]
     assert len(records) > 1000
     for values in records:
