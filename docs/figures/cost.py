@@ -1,0 +1,109 @@
+"""What robustness costs, with adversarial examples and without: the rows of the MNIST leaderboard against their work.
+
+python docs/figures/cost.py [RESULTS] writes docs/findings/cost.md and draws docs/findings/cost.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from records import FINDINGS, ROOT
+
+from bench.records.store import Store
+from bench.results.rows import Row
+from bench.results.significance import difference
+from bench.tables.leaderboard import board
+from bench.tables.markdown import escape, table
+
+DATASET, EPS, REFERENCE = "mnist", "0.1", "pgd_at"
+# trained on images alone, or on bounds and derivatives at them
+WITHOUT = {
+    "standard", "noisy", "noisy_sampled", "jacobian_penalty", "logit_squeezing", "dual_margin",
+    "input_gradient_penalty", "ibp", "crown_ibp",
+}  # fmt: skip
+HEAD = """# What robustness costs, with adversarial examples and without
+
+Written by `python docs/figures/cost.py` from the records in `results/` (`bench run specs/mnist.yaml` and
+`specs/mnist_silu.yaml`, rows of Linf eps {eps}): {images} test images, {seeds}, {epochs} epochs of one shared recipe, the
+training's budget equal to that of the attack. Work is counted in forward passes F of the net over the training images,
+for the whole training; it does not depend on the machine. Robust: the worst case over clean, PGD and AutoAttack (a
+screen of all images, the full suite on 300 of the survivors), with its 95 % interval, which contains both errors. The last
+column is the row minus `pgd_at` on the same net (lenet5 or its SiLU form) and the same images, in points, with the 95 %
+interval of the paired difference; it holds for these nets, not for other seeds.
+
+![robust accuracy against work](cost.png)
+"""
+
+
+def main() -> None:
+    store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results"))
+    found = [row for row in board(store) if (row.dataset, row.norm, row.eps) == (DATASET, "Linf", EPS)]
+    found = [row for row in found if row.deploys == "deterministic" and row.accuracy.worst.values]
+    found.sort(key=lambda row: (-row.accuracy.worst.mean, row.method))
+    seeds = sorted({seed for row in found for seed in row.accuracy.worst.values})
+    facts = {
+        "eps": EPS, "images": found[0].accuracy.worst.n, "epochs": found[0].epochs,
+        "seeds": "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds)),
+    }  # fmt: skip
+    header = ["Method", "Net", "Adversarial examples", "Work, F", "Clean", "Robust", "Verdict", f"minus {REFERENCE}"]
+    lines = [line(row, reference(row, found)) for row in found]
+    origins = sorted({f"{row.provenance.device}, commit {row.provenance.commit}" for row in found})
+    text = HEAD.format(**facts) + "\n" + table(header, lines) + f"\n{'; '.join(origins)}.\n"
+    (FINDINGS / "cost.md").write_text(text, encoding="utf-8")
+    draw(found, FINDINGS / "cost.png")
+
+
+def work(row: Row) -> float:
+    """Of the whole training, in forward passes over the training images."""
+    return row.cost.train_work
+
+
+def reference(row: Row, found: list[Row]) -> Row:
+    """Adversarial training of the same net."""
+    return next(other for other in found if (other.method, other.model) == (REFERENCE, row.model))
+
+
+def line(row: Row, other: Row) -> list[str]:
+    """The cells of a row, and its difference to the reference."""
+    low, high = row.accuracy.worst.interval()
+    pair = difference(row.accuracy.robust, other.accuracy.robust)
+    assert pair is not None
+    gap = f"{100 * pair.difference:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
+    return [
+        escape(row.method), escape(row.model), "no" if row.defense in WITHOUT else "yes", f"{work(row):.0f}",
+        f"{100 * row.accuracy.clean.mean:.1f}", f"{100 * row.accuracy.worst.mean:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+        row.verdict, "" if row is other else gap,
+    ]  # fmt: skip
+
+
+def draw(found: list[Row], path: Path) -> None:
+    """Worst case against work: a filled mark where no adversarial example was made, a square for the smooth net."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 6))
+    for row in found:
+        low, high = row.accuracy.worst.interval()
+        mean, free = row.accuracy.worst.mean, row.defense in WITHOUT
+        color = "tab:blue" if free else "tab:red"
+        axes.errorbar(
+            work(row), 100 * mean, yerr=[[100 * (mean - low)], [100 * (high - mean)]], capsize=2, color=color,
+            marker="s" if "silu" in row.model else "o", markerfacecolor=color if free else "white", markersize=6,
+        )  # fmt: skip
+        axes.annotate(row.method, (work(row), 100 * mean), textcoords="offset points", xytext=(6, 3), fontsize=7)
+    axes.set(xscale="log", xlabel="work of the training, F per training image", ylabel="worst case [%]", ylim=(0, 100))
+    marks = [("o", "tab:red", "white", "on adversarial examples"), ("o", "tab:blue", "tab:blue", "without them")]
+    for mark, color, face, text in (*marks, ("s", "0.3", "white", "lenet5 with SiLU")):
+        axes.plot([], [], mark, color=color, markerfacecolor=face, label=text)
+    axes.legend(loc="lower right", fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    axes.set_title(f"{DATASET}, Linf eps {EPS}, {found[0].accuracy.worst.n} images; bars: 95 %", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
