@@ -32,7 +32,7 @@ KINDS: tuple[catalog.Kind, ...] = ("defenses", "attacks")
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 OPTIONS_BEGIN, OPTIONS_END = "<!-- options:begin -->", "<!-- options:end -->"
 PICTURE = "docs/report-desktop.png"
-SECTION = ("## mnist, Linf eps = 0.2", "### Deterministic")
+SECTION = ("## mnist, Linf eps = 0.1", "### Deterministic")
 TOP = 5
 # how the findings speak of a plug-in where it does not write its name
 SPOKEN = {

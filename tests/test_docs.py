@@ -214,7 +214,7 @@ def test_every_phrase_for_a_finding_still_finds_one() -> None:
 
 
 BOARD = """\
-## mnist, Linf eps = 0.1
+## mnist, Linf eps = 0.2
 
 ### Deterministic
 
@@ -224,7 +224,7 @@ Architecture lenet5.
 | --- | --- | --- |
 | 1 | wrong | 5 |
 
-## mnist, Linf eps = 0.2
+## mnist, Linf eps = 0.1
 
 ### Deterministic
 
@@ -253,7 +253,7 @@ def test_the_readme_shows_the_first_rows_and_the_undefended_one_as_they_stand() 
         *([f"| {rank}", name] for rank, name in zip(("1–2", "1–2", 3, 4, 5), names, strict=False)),
         ["| 8", r"standard \[lr=0.1\]"],
     ]
-    assert "mnist, Linf eps = 0.2: the first 5 of 8 rows" in told
+    assert "mnist, Linf eps = 0.1: the first 5 of 8 rows" in told
     assert "Architecture mlp; clean on 100 images." in told
     twice = generate.top_rows(BOARD + row(1, "standard") + row(2, "trades"))
     assert twice.count("| standard |") == 1  # among the first already

@@ -20,13 +20,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 from browser import Browser
 
 MOST_BYTES = 300_000
-TAB = "mnist-linf-eps-0-2"
+TAB = "mnist-linf-eps-0-1"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
-        write_report(Store(ROOT / "results"), page)
+        write_report(Store(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results"), page)
         with Browser() as browser:
             browser.open(page, width=1280, height=900)
             browser.js(f"location.hash = '{TAB}'")
@@ -34,8 +34,8 @@ def main() -> None:
             browser.js("scrollTo(0, 0)")
             _keep(browser.shot(), DOCS / "report-desktop.png")
             browser.open(page, width=390, height=844, dark=True, phone=True)
-            browser.js("location.hash = 'mnist-data-eps'")
-            browser.js("document.querySelectorAll('#mnist-data-eps .key button')[11].click()")
+            browser.js(f"location.hash = '{TAB}-cost'")
+            browser.js(f"document.querySelectorAll('#{TAB}-cost .key button')[3].click()")
             _keep(browser.shot(), DOCS / "report-phone.png")
 
 
