@@ -177,16 +177,15 @@ def test_formulas_in_prose_stay_literal(text: str, shown: str) -> None:
 
 
 def test_measured_costs_are_means_over_models() -> None:
+    kind = {"attack": "pgd", "dataset": "mnist", "model": "lenet5", "deploys": "deterministic"}
     with (ROOT / "results" / "tables" / "timing_attacks.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["attack"] == "fgsm" and row["deploys"] == "deterministic"]
-    mnist = [row for row in rows if row["dataset"] == "mnist"]
-    counts = [int(row["models"]) for row in mnist]
-    mean = sum(n * float(row["forwards"]) for n, row in zip(counts, mnist, strict=True)) / sum(counts)
-    line = next(
-        line for line in generate.measured("fgsm") if line.startswith("| fgsm | mnist, lenet5, deterministic |")
-    )
+        rows = [row for row in csv.DictReader(file) if kind.items() <= row.items()]
+    counts = [int(row["models"]) for row in rows]
+    mean = sum(n * float(row["forwards"]) for n, row in zip(counts, rows, strict=True)) / sum(counts)
+    lines = generate.measured("pgd")
+    line = next(line for line in lines if line.startswith("| pgd | mnist, lenet5, deterministic |"))
     assert generate.cells(line)[2:4] == [str(sum(counts)), f"{mean:.0f}"]
-    assert not any("square" in line for line in generate.measured("fgsm"))
+    assert not any("square" in line for line in lines)
     assert generate.measured("clean") == ["No committed record counts its passes."]
 
 
