@@ -26,7 +26,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_page_shows_the_record(script: Any) -> None:
     folder: Path = ROOT / "docs" / "findings"
     record = json.loads((folder / "noise_at_start.json").read_text(encoding="utf-8"))
-    store = Store(ROOT / "results", read_only=True)
+    store = Store(ROOT / "results" / "earlier", read_only=True)
     assert script.page(record, store) == (folder / "noise_at_start.md").read_text(encoding="utf-8")
     assert {(row["spec"], row["seed"]) for row in record["rows"]} == {
         (spec, seed) for spec in ("mnist", "cifar10_jpeg") for seed in script.SEEDS

@@ -1,8 +1,9 @@
 """What the probability term of `noisy` sees of an untrained net, and after a few steps.
 
-python docs/figures/noise_at_start.py --measure FOLDER measures it on the first training images of specs/mnist.yaml and
-specs/cifar10_jpeg.yaml, whose data lie in FOLDER, and stores docs/findings/noise_at_start.json: about 2 minutes on one
-core. Without an option it writes docs/findings/noise_at_start.md from that record and from the logs in results/.
+python docs/figures/noise_at_start.py --measure FOLDER measures it on the first training images of
+specs/earlier/mnist.yaml and specs/earlier/cifar10_jpeg.yaml, whose data lie in FOLDER, and stores
+docs/findings/noise_at_start.json: about 2 minutes on one core. Without an option it writes
+docs/findings/noise_at_start.md from that record and from the logs in results/.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ COLUMNS = {
 }  # fmt: skip
 HEAD = """# The probability term of `noisy` on an untrained net
 
-Written by `python docs/figures/noise_at_start.py` from noise_at_start.json, which its option `--measure FOLDER` stores,
-and from the records in `results/`. `noisy` in the source's setting (sigma 0.6 at the first layer), the nets and initial
-weights of specs/mnist.yaml and specs/cifar10_jpeg.yaml; {images} training images, three seeds, and seed 0 after {steps}
-steps of the recipe of its spec.
+Written by `python docs/figures/noise_at_start.py` from noise_at_start.json, which its option `--measure FOLDER`
+stores, and from the records in `results/earlier/`. `noisy` in the source's setting (sigma 0.6 at the first layer),
+the nets and initial weights of specs/earlier/mnist.yaml and specs/earlier/cifar10_jpeg.yaml; {images} training
+images, three seeds, and seed 0 after {steps} steps of the recipe of its spec.
 
 d is the gap from the true class to its strongest rival, sqrt q the standard deviation of d under the noise, t = d /
 sqrt q. The constant share of |d| is what the same two classes differ by in the mean logits, sum |d'| / sum (|d'| +
@@ -60,7 +61,7 @@ in the weights.
 
 def jobs(spec: str, root: Path) -> list[TrainJob]:
     """The training of `noisy` in the source's setting from a spec, with each of the seeds."""
-    found = (job for job in plan(load(ROOT / "specs" / f"{spec}.yaml"), root) if isinstance(job, TrainJob))
+    found = (job for job in plan(load(ROOT / "specs" / "earlier" / f"{spec}.yaml"), root) if isinstance(job, TrainJob))
     settings = {"sigma": 0.6, "structure": "jacobian", "site": "first"}
     job = next(j for j in found if j.defense.name == "noisy" and settings.items() <= j.defense.settings.items())
     return [dataclasses.replace(job, seed=number) for number in SEEDS]
@@ -135,7 +136,7 @@ def main() -> None:
         rows = measured(Path(sys.argv[2]))
         record = {"images": IMAGES, "steps": STEPS, "torch": torch.__version__.split("+")[0], "rows": rows}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    text = page(json.loads(RECORD.read_text()), Store(ROOT / "results", read_only=True))
+    text = page(json.loads(RECORD.read_text()), Store(ROOT / "results" / "earlier", read_only=True))
     (FINDINGS / "noise_at_start.md").write_text(text)
 
 
