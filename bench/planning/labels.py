@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
     """`pgd (loss=cw, steps=40)`: the name and the settings that differ from the plug-in's defaults, but for those that
-    it calls `unnamed_settings`.
+    it calls `unnamed_settings`. All of a preset's values together are `preset=NAME`.
 
     All settings where the plug-in file is gone. A base is always named, with its own settings: `awp (base=trades)`.
     """
@@ -21,10 +21,16 @@ def label(kind: catalog.Kind, name: str, settings: dict[str, Any]) -> str:
     try:
         plugin = catalog.get(kind, name)
         defaults, unnamed = plugin.resolve({}), plugin.constant("unnamed_settings", ())
+        presets = {name: plugin.resolve({"preset": name}) for name in plugin.constant("presets", {})}
     except (LookupError, ValueError):
-        defaults, unnamed = {}, ()
+        defaults, unnamed, presets = {}, (), {}
     named = {k: v for k, v in settings.items() if k not in unnamed}
     own = {k: v for k, v in named.items() if k == "base" or k not in defaults or defaults[k] != v}
+    for preset, values in presets.items():
+        changed = {k: v for k, v in values.items() if defaults[k] != v}
+        if changed and changed.items() <= own.items():
+            own = {"preset": preset, **{k: v for k, v in own.items() if k not in changed}}
+            break
     text = ", ".join(f"{k}={_short(kind, v)}" for k, v in sorted(own.items()))
     return f"{name} ({text})" if text else name
 
