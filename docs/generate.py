@@ -182,7 +182,8 @@ def top_rows(board: str) -> str:
     header, rule, *rows = table
     for before, row in itertools.pairwise(rows):
         row[0] = before[0] if row[0] == "=" else row[0]
-    plain = [row for row in rows if re.match(r"\[?standard\b", row[1])][:1]
+    plain = [row for row in rows if re.match(r"\[?standard\b", row[1])]
+    plain = sorted(plain, key=lambda row: row[1] != "standard")[:1]  # not that of an architecture which few rows have
     chosen = rows[:TOP] + [row for row in plain if row not in rows[:TOP]]
     lines = [header, rule, *chosen]
     told = (

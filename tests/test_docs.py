@@ -254,6 +254,8 @@ def test_the_readme_shows_the_first_rows_and_the_undefended_one_as_they_stand() 
     ]
     assert "mnist, Linf eps = 0.1: the first 5 of 8 rows" in told
     assert "Architecture mlp; clean on 100 images." in told
+    others = BOARD + "".join(row(place, f"m{place}") for place in range(1, 6))
+    assert "| 7 | standard |" in generate.top_rows(others + row(6, "standard, other net") + row(7, "standard"))
     twice = generate.top_rows(BOARD + row(1, "standard") + row(2, "trades"))
     assert twice.count("| standard |") == 1  # among the first already
 
