@@ -76,7 +76,7 @@ class Grouped:
 
     def __init__(self, nets: list[nn.Module]) -> None:
         self.weights = {name: value.requires_grad_() for name, value in stacked(nets).items()}
-        self.normalize = next(module for name, module in nets[0].named_modules() if name == "normalise")
+        self.normalize = nets[0].get_submodule("normalise")
 
     def logits(self, x: Tensor) -> Tensor:
         """Of images (k b 1 h w), shape (k b 10)."""

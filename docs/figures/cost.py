@@ -72,11 +72,6 @@ def without(row: Row) -> bool:
     return row.defense in WITHOUT or "variant=penalty" in row.method
 
 
-def work(row: Row) -> float:
-    """Of the whole training, in forward passes over the training images."""
-    return row.cost.train_work
-
-
 def reference(row: Row, found: list[Row]) -> Row:
     """Adversarial training of the same net."""
     return next(other for other in found if (other.method, other.model) == (REFERENCE, row.model))
@@ -90,7 +85,7 @@ def line(row: Row, other: Row) -> list[str]:
     assert pair is not None
     gap = f"{100 * pair.difference:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
     return [
-        row.method, row.model, "no" if without(row) else "yes", f"{work(row):.0f}",
+        row.method, row.model, "no" if without(row) else "yes", f"{row.cost.train_work:.0f}",
         f"{100 * row.accuracy.clean.mean:.1f}", worst,
         row.verdict, "" if row is other else gap,
     ]  # fmt: skip
@@ -110,10 +105,11 @@ def draw(found: list[Row], path: Path) -> None:
         error, color = 100 * (1 - row.accuracy.worst.mean), "tab:blue" if without(row) else "tab:red"
         mark = "s" if "silu" in row.model else "o"
         axes.errorbar(
-            work(row), error, yerr=[[max(error - high, 0)], [max(low - error, 0)]], capsize=2, color=color, alpha=0.8,
+            row.cost.train_work, error, yerr=[[max(error - high, 0)], [max(low - error, 0)]],
+            capsize=2, color=color, alpha=0.8,
             marker=mark, markerfacecolor=color if without(row) else "white", markersize=6, elinewidth=0.8,
         )  # fmt: skip
-        axes.annotate(str(number), (work(row), error), textcoords="offset points", xytext=(6, -3), fontsize=8)
+        axes.annotate(str(number), (row.cost.train_work, error), textcoords="offset points", xytext=(6, -3), fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="work of the training, F per training image, all epochs")
     axes.set(ylabel="error in the worst case [%]", ylim=(100, 3))
     axes.set_xticks(XTICKS, list(map(str, XTICKS)))
