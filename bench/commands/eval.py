@@ -122,7 +122,7 @@ def evaluate(
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(checkpoint.path, copy)
         if checkpoint.origin is not None:
-            (store.folder(job.key) / user_models.ORIGIN).write_text(checkpoint.origin)
+            (store.folder(job.key) / user_models.ORIGIN).write_text(checkpoint.origin, encoding="utf-8")
     announce(matrix, backend, mode)
     needed: list[Job] = [each for each in todo(matrix.jobs, store) if each.key == job.key]
     try:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bench.executors.sbatch import Request
 
 EXECUTORS = ("local", "debug", "slurm", "ray")
-KINDS = ("train", "import", "evaluate", "shard", "audit")  # of jobs
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,14 @@ class Cluster:
     def request(self) -> Request:
         """What is asked of Slurm. Raises ValueError for what is not an option of sbatch."""
         from bench.executors.sbatch import Request, check
+        from bench.planning.job import Job
 
+        kinds = [job.kind for job in get_args(Job)]
         own: dict[str, tuple[str, ...]] = {}
         for text in self.slurm or []:
             kind, dot, option = text.partition(".")
-            if not dot or kind not in KINDS or "=" not in option:
-                expected = f"KIND.OPTION=VALUE with KIND one of {', '.join(KINDS)}, such as evaluate.time=0:20:00"
+            if not dot or kind not in kinds or "=" not in option:
+                expected = f"KIND.OPTION=VALUE with KIND one of {', '.join(kinds)}, such as evaluate.time=0:20:00"
                 raise ValueError(f"--slurm is {text!r}; expected {expected}")
             own[kind] = (*own.get(kind, ()), check(option))
         return Request(self._options(), own, self.max_running)

@@ -27,7 +27,7 @@ from bench.executors.sbatch import (
     ending,
     queue,
     script,
-)  # fmt: skip
+)
 from bench.jobs import retries
 from bench.jobs.attempt import HELD
 from bench.planning.job import Job

@@ -102,7 +102,7 @@ def import_model(folder: Path, job: ImportJob, root: Path, device: torch.device,
     data = load_images(job, min(CLEAN_N, available), root, device, report)
     net, metrics = user_model.measure(job, data, folder / SOURCE if job.checkpoint else None)
     if (folder / ORIGIN).is_file():
-        metrics = replace(metrics, origin=(folder / ORIGIN).read_text())
+        metrics = replace(metrics, origin=(folder / ORIGIN).read_text(encoding="utf-8"))
     # tied weights share memory, which the format refuses
     state = {name: value.clone() for name, value in net.state_dict().items()}
     return TrainRecord("done", metrics, files=save_weights(folder, "last", state))
