@@ -55,8 +55,8 @@ def load(
 
     `test`: number of test images, the first ones, in a folder after one fixed permutation, so that smaller subsets are
     parts of larger ones. `train`: number of training images, the first ones after a fixed permutation (None: all, in
-    order). Neither depends on `seed`; the choice of the `validation` images out of those `train` does. `report` is
-    called with a description of what takes long.
+    order). Neither depends on `seed`; the choice of the `validation` images out of those `train` does, and in a folder
+    their order, so that the first ones are of all classes. `report` is called with a description of what takes long.
     Raises LookupError, ValueError, FileNotFoundError or ConnectionError in one line.
     """
     report = report or (lambda note: None)
@@ -64,6 +64,8 @@ def load(
     in_folder = name.startswith("folder:")
     raw = decoded(folders.find(name, root), facts, size is not None, report) if in_folder else read(name, root, report)
     chosen, held_out = _split(_count("train", train, facts.train), facts.train, validation, seed)
+    if in_folder:  # where classes stand one after another; the other data sets mix them
+        held_out = held_out[_permutation(len(held_out), "validation order", seed)]
     n = _count("test", test, facts.test)
     order = _permutation(facts.test, "test")[:n] if in_folder else np.arange(n)
 

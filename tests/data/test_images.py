@@ -241,6 +241,14 @@ def test_folder_test_subset_nests_and_mixes_classes(pets):
     assert whole.test.y.tolist() != sorted(whole.test.y.tolist())
 
 
+def test_the_first_validation_images_of_a_folder_are_of_all_classes(pets):
+    held = load_pets(pets, validation=8).validation
+    assert sorted(held.y.tolist()) != held.y.tolist()
+    judged = data.with_validation_as_test(load_pets(pets, validation=8), 4).test
+    assert set(judged.y.tolist()) == {0, 1}
+    assert torch.equal(judged.x, held.x[:4])
+
+
 def test_folder_cache_hit_and_invalidation(pets, own_cache):
     notes = []
     first = load_pets(pets, report=notes.append)
