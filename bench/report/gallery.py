@@ -8,6 +8,7 @@ from bench.records.store import Store
 from bench.report.board import Board
 from bench.report.canvas import Plot, distinct, slug, unique
 from bench.report.corruption import corruption_maps
+from bench.report.distances import distance_curves
 from bench.report.heatmap import class_maps, heat_maps
 from bench.report.images import Fetch, image_grids
 from bench.report.lines import certified_curves, eps_curves, security_curves
@@ -82,6 +83,7 @@ def groups(
         Group("flatness", "Loss around the weights", flatness_curves(store, evaluations)),
         Group("surface", "Loss around the images", surfaces(store, evaluations)),
         Group("corruption", "Under corruption", corruption_maps(store, evaluations)),
+        Group("distances", "Distance to the boundary", distance_curves(store, evaluations)),
         Group("certified", "Certified against radius", certified_curves(store, rows)),
         Group("classes", "Robust by class", class_maps(store, boards)),
         Group("images", "Adversarial images", grids, note),

@@ -23,6 +23,7 @@ from bench.planning.job import Job
 from bench.planning.job_fields import PluginChoice
 from bench.records.store import Store
 from bench.report.board import boards
+from bench.report.distances import distance_curves
 from bench.report.heatmap import heat_maps
 from bench.report.images import MAX_IMAGES, MAX_PIXELS, Fetched, Picture, Wanted, image_grids
 from bench.report.lines import security_curves
@@ -126,6 +127,39 @@ def test_the_loss_around_the_weights_is_the_mean_over_images_and_directions(stor
     assert plot.behind[3][0] == [key]
     assert "n 2; eps Linf 0.1; seeds 0; device CPU x" in plot.caption
     assert plot.threat == "Linf eps = 0.1"  # as the tables call it: the filter compares them
+
+
+def minimal(store: Store, train: Job, distance: list[float], clean: list[int], **pixels: Any) -> str:
+    found = np.array(distance)
+    right = np.array(clean, dtype=bool)
+    columns = {"distance": np.where(right, found, math.nan), "clean": right, **pixels}
+    return evaluated(store, train, "least", list(right & (found > 0.1)), columns=columns)
+
+
+def test_the_share_of_robust_images_by_the_distance_that_an_attack_found(store: Store) -> None:
+    keys = [
+        minimal(store, trained(store, seed=0), [0.05, 0.15, 0.2, math.inf], [1, 1, 1, 1]),
+        minimal(store, trained(store, seed=1), [0.05, 0.3, 0.4, 9.0], [1, 1, 1, 0]),
+    ]
+    counted = {"pixels": np.array([1.0, 2.0, 3.0, math.inf])}
+    minimal(store, trained(store, "other"), [0.01, 0.02, 0.03, math.inf], [1, 1, 1, 1], **counted)
+    evaluated(store, trained(store, "bounded"), "steep", [1, 1, 0, 0])
+    plot, by_pixels = distance_curves(store, evaluations(store).readable)
+    assert [list(line) for line in plot.lines] == [
+        ["guard trained at 0.1", "87.5", "0.05", "0.15", "0.3", "12.5"],
+        ["other trained at 0.1", "100.0", "0.01", "0.02", "0.03", "25.0"],
+    ]
+    assert plot.behind[0][0] == keys
+    assert (plot.dataset, plot.threat) == ("toy", "Linf eps = 0.1")
+    assert "n 4; eps Linf 0.1; seeds 0, 1; device CPU x" in plot.caption
+    guard, _, eps = plot.drawing.axes[0].lines
+    x, y = (np.asarray(values, dtype=float) for values in guard.get_data())
+    for at, share in ((0.0, 87.5), (0.1, 62.5), (0.16, 50.0), (0.4, 12.5)):  # of seven right, two at 0.05, one at 0.15
+        assert y[np.searchsorted(x, at + 1e-9, side="right") - 1] == pytest.approx(share)
+    assert list(eps.get_xdata()) == [0.1, 0.1]
+    assert [list(line) for line in by_pixels.lines] == [["other trained at 0.1", "100.0", "1", "2", "3", "25.0"]]
+    assert "changed pixels" in texts(by_pixels.svg())
+    assert "dotted line" not in by_pixels.caption
 
 
 def test_models_with_a_loss_that_is_not_finite_come_last_and_are_labeled(store: Store) -> None:

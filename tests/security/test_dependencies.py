@@ -42,7 +42,7 @@ REVIEWED = {
     "psutil": "processes that a job leaves behind",
 }
 EXTRAS = {
-    "attacks": {"torchattacks"},
+    "attacks": {"torchattacks", "adv-lib"},
     "ray": {"ray"},
     "tensorboard": {"tensorboard"},
     "zoo": {"huggingface-hub"},
