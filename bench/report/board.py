@@ -21,7 +21,7 @@ from bench.soundness.checks import GRAVE, Finding
 from bench.tables.columns import columns as column_texts
 from bench.tables.columns import natural, provisional_letters
 from bench.tables.leaderboard import footnotes
-from bench.tables.overview import named, training_cost, usual_model
+from bench.tables.overview import training_cost
 from bench.tables.ranking import reasons, verdict_text
 from bench.tables.sections import KINDS, Section, sections
 from bench.tables.text import percent
@@ -156,9 +156,8 @@ def _board(section: Section) -> Board:
     members, letters = section.rows, provisional_letters(section.rows)
     texts = {name: [show(row) for _, row in section.ranked] for name, show in column_texts(members, letters).items()}
     header = [name for name, cells in texts.items() if name not in SHORT and set(cells) != {"–"}]
-    usual = usual_model(members)
     lines = [
-        BoardLine(row, rank, named(row, usual), [texts[name][k] for name in header])
+        BoardLine(row, rank, row.name, [texts[name][k] for name in header])
         for k, (rank, row) in enumerate(section.ranked)
     ]
     notes = [*reasons(members), *collapses(members), *different_n(members), *failures(members)]

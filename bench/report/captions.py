@@ -75,7 +75,7 @@ def row_label(row: Row) -> str:
     """The name of a row in a figure, with its verdict if that is not OK."""
     budget = f" trained at {row.train_eps}" if row.train_eps not in ("–", row.eps) else ""
     mark = {"FLAG": f" {FLAG}", "UNSOUND": " (unsound)"}.get(row.verdict, "")
-    return f"{row.method}{budget}{mark}"
+    return f"{row.name}{budget}{mark}"
 
 
 def model_label(entry: EvaluationResult, with_architecture: bool = False) -> str:

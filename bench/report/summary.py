@@ -36,10 +36,10 @@ def _winner(ranked: list[Row]) -> Answer:
         return Answer("Best", "nothing is ranked yet", [])
     worst = ranked[0].accuracy.worst
     low, high = (percent(end, 1) for end in worst.interval())
-    ties = [row.method for row in ranked[1:] if not better(ranked[0], row)]
+    ties = [row.name for row in ranked[1:] if not better(ranked[0], row)]
     more = [f"{percent(worst.mean, 1)} % robust (95 % interval {low} to {high}) on {counted(worst.n, 'image')}."]
     more += [f"Not significantly better than {_some(ties)}."] if ties else []
-    return Answer("Best", ranked[0].method, more)
+    return Answer("Best", ranked[0].name, more)
 
 
 def _margin(ranked: list[Row]) -> Answer:
@@ -48,7 +48,7 @@ def _margin(ranked: list[Row]) -> Answer:
     beaten = next((row for row in others if better(ranked[0], row)), None)
     baseline = next((row for row in others if row.defense == "standard"), None)
     more = [
-        f"{_gap(ranked[0], row)} over {row.method}."
+        f"{_gap(ranked[0], row)} over {row.name}."
         for row in {id(row): row for row in (beaten, baseline) if row}.values()
     ]
     if beaten is None:
@@ -72,7 +72,7 @@ def _flagged(rows: list[Row]) -> Answer:
     more = []
     for name in (name for name in VERDICTS if name not in ("OK", "NOT CHECKED") and about[name]):
         codes = [", ".join(dict.fromkeys(f.code for f in grave(row))) for row in about[name]]
-        named = [f"{row.method}{f' ({code})' if code else ''}" for row, code in zip(about[name], codes, strict=True)]
+        named = [f"{row.name}{f' ({code})' if code else ''}" for row, code in zip(about[name], codes, strict=True)]
         more.append(f"{name}: {_some(named)}.")
     return Answer("Flagged", short, more or ["No check found a symptom of false robustness."])
 
@@ -80,7 +80,7 @@ def _flagged(rows: list[Row]) -> Answer:
 def _missing(board: Board) -> Answer:
     open_ = [line.unchecked for line in board.lines if line.row.verdict == "NOT CHECKED"]
     codes = Counter(code for codes in open_ for code in codes).most_common()
-    empty = [row.method for row in board.rows if not row.accuracy.worst.values]
+    empty = [row.name for row in board.rows if not row.accuracy.worst.values]
     more = [f"Not checked: {_some(f'{code} in {count}' for code, count in codes)}."] if codes else []
     more += [f"Without a worst case: {_some(empty)}."] if empty else []
     more += [f"Order provisional: {_some(board.letters.values())}."] if board.letters else []

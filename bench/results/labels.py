@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -35,6 +36,16 @@ def disambiguate(store: Store, found: list[Row]) -> list[Row]:
     return [replace(row, method=names.get(id(row), row.method)) for row in found]
 
 
+def named(found: list[Row]) -> list[Row]:
+    """The rows with their names filled in."""
+    tables = grouped(found, lambda row: (row.dataset, row.norm, row.eps))
+    usual = {table: Counter(row.model for row in rows).most_common(1)[0][0] for table, rows in tables.items()}
+    return [
+        replace(row, name=row.method + (f", {row.model}" if row.model != usual[row.dataset, row.norm, row.eps] else ""))
+        for row in found
+    ]
+
+
 def _short(setting: str) -> str:
     return _SHORT.get(setting) or setting.removeprefix("train.")
 
@@ -66,7 +77,7 @@ def different_n(found: Iterable[Row]) -> list[str]:
         differ += bool(worst.values) and any(cell.n != worst.n for cell in cells)
         if below := lowest_single_attack(row):
             share, n, attack = below
-            text = f"{row.method} {100 * worst.mean:.2f} on {worst.n}, {100 * share:.2f} by {attack} alone on {n}"
+            text = f"{row.name} {100 * worst.mean:.2f} on {worst.n}, {100 * share:.2f} by {attack} alone on {n}"
             lower.append((share - worst.mean, text))
     if not differ:
         return []
@@ -94,7 +105,7 @@ def collapses(found: Iterable[Row]) -> list[str]:
         told = [f"seed {seed} did not learn: {shown}" for seed, shown in row.accuracy.unlearned.items()]
         lost = [seed for seed in row.accuracy.collapsed if seed not in row.accuracy.unlearned]
         told += [f"seed {seed} collapsed, far below the other seeds" for seed in lost]
-        lines += [f"{row.method}: {'; '.join(told)}"] if told else []
+        lines += [f"{row.name}: {'; '.join(told)}"] if told else []
     return list(dict.fromkeys(lines))
 
 
@@ -111,7 +122,7 @@ def failures(found: Iterable[Row]) -> list[str]:
                 # what an incomplete worst case lacks has lines of its own, unless it was never planned
                 if reason and (state != "incomplete" or "not planned" in reason):
                     short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
-                    lines.setdefault((row.method, seed, f"{state}: {short}"), {})[name] = None
+                    lines.setdefault((row.name, seed, f"{state}: {short}"), {})[name] = None
     methods: dict[tuple[int, str, str], list[str]] = {}
     for (method, seed, why), names in lines.items():
         methods.setdefault((seed, ", ".join(names), why), []).append(method)

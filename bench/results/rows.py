@@ -14,7 +14,7 @@ from bench.results.cost import Cost, cost_of, standard_times
 from bench.results.evaluations import EvaluationResult
 from bench.results.facts import BY_VALIDATION, draws_of
 from bench.results.grouping import grouped
-from bench.results.labels import disambiguate
+from bench.results.labels import disambiguate, named
 from bench.results.learning import collapsed_seeds, unlearned_seeds
 from bench.results.provisional import why_provisional
 from bench.results.seed_values import SeedValues, seed_accuracies
@@ -86,10 +86,11 @@ class Provenance:
 class Row:
     """One trained configuration (all seeds together) under one budget.
 
-    `method`: the defense with the settings in which it differs from other rows. `config`: hash of the training job
-    without its seed, of the attacked weights and of the split. `provisional`: why the row is ranked behind the others,
-    with a dagger. `findings` and `verdict` are filled in by `bench.soundness.verdicts`: the most severe finding of each
-    check over the seeds.
+    `method`: the defense with the settings in which it differs from other rows; `name`: with the architecture too, if
+    most rows of the same data set and budget have another. `config`: hash of the training job without its seed, of the
+    attacked weights and of the split. `provisional`: why the row is ranked behind the others, with a dagger.
+    `findings` and `verdict` are filled in by `bench.soundness.verdicts`: the most severe finding of each check over
+    the seeds.
     """
 
     dataset: str
@@ -111,6 +112,7 @@ class Row:
     provisional: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     verdict: Verdict = "NOT CHECKED"
+    name: str = ""
 
     @property
     def evaluations(self) -> list[EvaluationResult]:
@@ -157,7 +159,7 @@ def rows(store: Store, known: Iterable[EvaluationResult], radii: Iterable[float]
             # clean and certify do not depend on the budget and belong to every row
             entries = [e for e in group if e.norm is None or (e.norm, e.eps) == budget]
             found.append(_row(store, entries, beside, times, radii))
-    return sorted(disambiguate(store, found), key=lambda row: (row.method, row.config))
+    return sorted(named(disambiguate(store, found)), key=lambda row: (row.method, row.config))
 
 
 def _ran(entries: list[EvaluationResult]) -> list[EvaluationResult]:

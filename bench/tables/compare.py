@@ -56,7 +56,7 @@ def lines(store: Store, pair: Pair) -> list[Comparison]:
     a, b = pair.rows
     for row in pair.rows:
         if row.verdict == "INVALID":
-            return [Comparison("worst case", why=f"{row.method} is invalid")]
+            return [Comparison("worst case", why=f"{row.name} is invalid")]
     seen = same_images(a, b)
     robust_a, robust_b = (_of(row.accuracy.robust, seed) for row, seed in pair.sides)
     found = [_compared("worst case", robust_a, robust_b, seen)]
@@ -94,7 +94,7 @@ def _attack(store: Store, name: str, pair: Pair) -> Comparison:
         done = {s: entry for s, entry in planned.items() if entry.state == "done"}
         if planned and not done:
             states = sorted({entry.state for entry in planned.values()})
-            return Comparison(name, why=f"{row.method}: {', '.join(states)}")
+            return Comparison(name, why=f"{row.name}: {', '.join(states)}")
         for entry in done.values():
             hashes.setdefault(entry.n, set()).add(entry.test_hash)
         outcomes.append({s: minima(store, [(entry.key,)], row.budget)[0].robust for s, entry in done.items()})
@@ -169,9 +169,9 @@ def _text(store: Store, pair: Pair) -> str:
 def _about(row: Row, on: dict[str, bool]) -> str:
     why = f"; provisional: {'; '.join(row.provisional)}" if row.provisional else ""
     trained = f"{row.model}, train eps {row.train_eps}, {counted(row.epochs, 'epoch')} ({row.provenance.train_key})"
-    lost = "".join(f"; {line.removeprefix(f'{row.method}: ')}" for line in collapses([row]))
+    lost = "".join(f"; {line.removeprefix(f'{row.name}: ')}" for line in collapses([row]))
     kinds = ", ".join(kind for kind, there in on.items() if there) or "none"
-    return f"{row.method}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")
+    return f"{row.name}, {trained}, {row.verdict}{why}{lost}" + (f"; Pareto fronts: {kinds}" if on else "")
 
 
 def _cells(line: Comparison) -> list[str]:

@@ -31,14 +31,13 @@ def header(section: Section) -> list[str]:
 
 def lines(section: Section) -> Iterator[list[str]]:
     """The cells of each row, best first."""
-    usual = usual_model(section.rows)  # that of the caption
     for rank, (_, row) in zip(_ranks(section), section.ranked, strict=True):
         worst, accuracy = row.accuracy.worst, row.accuracy
         low, high = worst.interval()
         own = {"randomised": [_share(accuracy.single)], "smoothed": [_radius(row)]}.get(section.kind, [])
         yield [
             rank,
-            _method(row, usual),
+            link(row.name, paper_page(row.defense)),
             _share(accuracy.clean),
             _unbroken(f"{_share(worst)} ± {50 * (high - low):.1f}") if worst.values else worst.state(),
             *own,
@@ -46,11 +45,6 @@ def lines(section: Section) -> Iterator[list[str]]:
             verdict_text(row),
             training_cost(row),
         ]
-
-
-def usual_model(rows: Iterable[Row]) -> str:
-    """The architecture of most rows."""
-    return Counter(row.model for row in rows).most_common(1)[0][0]
 
 
 def caption(section: Section, *, times: bool = True) -> str:
@@ -91,16 +85,6 @@ def _ranks(section: Section) -> Iterator[str]:
         last = f"–{int(number) + ties[rank] - 1}" if number.isdigit() and ties[rank] > 1 else ""
         yield "–" if not number.isdigit() else "=" if rank == above else f"{number}{last}{rank[len(number) :]}"
         above = rank
-
-
-def _method(row: Row, usual: str) -> Markdown:
-    """The name with a link to its paper."""
-    return link(named(row, usual), paper_page(row.defense))
-
-
-def named(row: Row, usual: str) -> str:
-    """The method, and the architecture if it is another one than usual."""
-    return row.method + (f", {row.model}" if row.model != usual else "")
 
 
 def _share(cell: SeedValues) -> str:

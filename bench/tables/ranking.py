@@ -114,7 +114,7 @@ def not_made(rows: Iterable[Row]) -> list[str]:
         for why, codes in by_reason.items():
             few = len(codes) <= FEW
             named = ", ".join(f"{code} {CHECKS[code].title}" for code in codes) if few else f"{len(codes)} checks"
-            lines.setdefault(f"not checked: {named}: {why or 'no audit'}", {})[row.method] = None
+            lines.setdefault(f"not checked: {named}: {why or 'no audit'}", {})[row.name] = None
     return [f"{line} ({', '.join(methods)})" for line, methods in lines.items()]
 
 
@@ -126,7 +126,7 @@ def reasons(rows: Iterable[Row]) -> list[str]:
             level = "U" if row.verdict == "UNSOUND" else "X"
             failed = [f"{_named(f.code)}: {f.note or 'no details'}" for f in grave(row) if f.level == level]
             place = f" at {row.norm} eps {row.eps}" if row.norm else ""
-            lines.append(f"{row.method}{place} is {UNRANKED[row.verdict]}; it fails {'; '.join(failed)}")
+            lines.append(f"{row.name}{place} is {UNRANKED[row.verdict]}; it fails {'; '.join(failed)}")
     return lines
 
 

@@ -141,7 +141,7 @@ def _matrix_notes(found: list[Row], accuracies: dict[str, Callable[[Row], SeedVa
     lacking: dict[str, list[str]] = {}
     for row in found:
         for reason in row.provisional:
-            lacking.setdefault(reason, []).append(row.method)
+            lacking.setdefault(reason, []).append(row.name)
     for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
