@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bench.core.attack import Attack, Columns, Context
 from bench.core.classifier import Classifier, predicted
+from bench.core.extras import imported
 
 NORMS = {"fmn": ("Linf", "L2", "L1"), "ddn": ("L2",)}  # the others count values, whatever the threat's norm is
 ORDER = {"Linf": float("inf"), "L2": 2, "L1": 1}
@@ -130,17 +131,8 @@ def _starts(model: nn.Module, x: Tensor, y: Tensor, wanted: Tensor) -> tuple[Ten
 
 def _package() -> Any:
     """adv_lib.attacks. Raises ImportError with what it lacks."""
-    try:
-        with _without_plots():
-            import adv_lib.attacks
-
-            return adv_lib.attacks
-    except ModuleNotFoundError as missing:
-        if missing.name == "adv_lib":
-            raise ImportError("adv-lib is not installed; pip install --no-deps adv-lib") from None
-        raise ImportError(f"adv-lib does not import: {missing}; install that module") from None
-    except Exception as fault:  # such as torchvision's RuntimeError beside a torch of another build
-        raise ImportError(f"adv-lib does not import: {type(fault).__name__}: {fault}") from None
+    with _without_plots():
+        return imported("adv_lib.attacks", "pip install --no-deps adv-lib")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def diagnose(options: ModelOptions, dataset: str, size: int | None, data_dir: Pa
     # no row is written, so the name of the file may be that of a defense
     job, checkpoint = user_models.import_job(replace(options, name="model"), facts)
     applied = job.normalization
-    if applied is None and job.model.sha256 is None:
+    if applied is None and job.model.sha256 is None and job.model.name != "robustbench":
         applied = Normalization(facts.mean, facts.std)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     title = checkpoint.path.name if checkpoint else job.model.name

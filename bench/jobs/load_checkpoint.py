@@ -17,7 +17,7 @@ from bench.data.datasets import Facts
 from bench.terminal import counted
 
 State = dict[str, Tensor]
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where training code keeps the weights in a .pt
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last")  # where training code keeps the weights in a .pt
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")  # what DataParallel, wrappers and torch.compile put before names
 OWN = ("normalise.mean", "normalise.std")  # buffers of our architectures that a foreign checkpoint lacks
 MOST_KEYS = 5
@@ -104,6 +104,7 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
     fitting = unprefixed(state, set(wanted))
     # a count of batches that BatchNorm keeps for training; checkpoints of old versions of torch lack it
     optional = {key for key in wanted if key in OWN or key.endswith(".num_batches_tracked")}
+    optional |= getattr(net, "constants", set())
     missing = [key for key in wanted if key not in fitting and key not in optional]
     unexpected = [key for key in fitting if key not in wanted]
     if missing or unexpected:
@@ -123,12 +124,14 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
 
 
 def unprefixed(state: State, wanted: set[str]) -> State:
-    """The state without prefixes that all its names share, as far as more names fit without them."""
+    """The state without prefixes that all its names share, as far as more names fit without them; or with `model.`
+    before them, where the net is one around the one that was saved."""
     best = state
     while True:
         shared = [prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in state)]
         if not shared:
-            return best
+            around = {f"model.{key}": value for key, value in state.items()}
+            return around if len(wanted & set(around)) > len(wanted & set(best)) else best
         state = {key.removeprefix(shared[0]): value for key, value in state.items()}
         if len(wanted & set(state)) > len(wanted & set(best)):
             best = state

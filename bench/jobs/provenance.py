@@ -66,7 +66,8 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for package in ("defense-bench", "torch", "torchvision", "pyautoattack", "torchattacks", "numpy", "scipy"):
+    of_others = ("pyautoattack", "torchattacks", "adv-lib", "timm", "robustbench")
+    for package in ("defense-bench", "torch", "torchvision", *of_others, "numpy", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

@@ -236,7 +236,7 @@ def chosen(model: nn.Module) -> str:
     """The normalization that bench put into a model, in words."""
     inside = [module for module in model.modules() if isinstance(module, Normalize)]
     if not inside:
-        return "normalization whatever the model file does (--normalize puts one before it)"
+        return "normalization whatever the model itself does (--normalize puts one before it)"
     means = Normalization(tuple(inside[0].mean.flatten().tolist()), tuple(inside[0].std.flatten().tolist()))
     return "normalization none, images stay in [0,1]" if inside[0].identity else f"normalization {_described(means)}"
 

@@ -195,6 +195,12 @@ def suggest(name: str, known: list[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def family(name: str) -> tuple[str, dict[str, Any]]:
+    """The plug-in that stands for a package and its setting `name`: `timm:resnet18` is timm with name=resnet18."""
+    plugin, colon, own = name.partition(":")
+    return plugin, {"name": own} if colon else {}
+
+
 def names(kind: Kind) -> list[str]:
     """Every plug-in of a kind, by file name, sorted."""
     return sorted(files(kind))

@@ -207,14 +207,14 @@ def _assign(values: dict[str, Any], target: str, assignment: str) -> None:
         if values.get(section):
             values[section] = [{"name": e} if isinstance(e, str) else e for e in values[section]]
             entries += values[section]
-    if owner not in (entry["name"] for entry in entries):
+    if owner not in (catalog.family(entry["name"])[0] for entry in entries):
         kinds = [kind.removesuffix("s") for kind in catalog.KINDS if owner in catalog.names(kind)]
         known = [entry["name"] for entry in entries]
         hint = f" Add it with --{kinds[0]} {owner}, or leave this out" if kinds else catalog.suggest(owner, known)
         raise LookupError(f"--{target} {assignment}: '{owner}' is not in this run.{hint}")
     given = [value(part) for part in right.split(",")] if target == "grid" else value(right)
     for entry in entries:
-        if entry["name"] == owner:
+        if catalog.family(entry["name"])[0] == owner:
             own = {k: v for k, v in entry.get("set", {}).items() if k != name}
             entry |= {"set": own, target: {**(own if target == "set" else entry.get("grid", {})), name: given}}
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, field_validator, model_validator
 
 from bench.core.epsilon import Epsilon, parse_eps
-from bench.planning.catalog import check_numbers, suggest
+from bench.planning.catalog import check_numbers, family, suggest
 from bench.planning.strict_yaml import read
 
 Name = Annotated[str, Len(1, 200)]
@@ -70,10 +70,16 @@ class DataSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """An architecture of `bench list models` and its settings."""
+    """An architecture of `bench list models`, or `timm:NAME`, and its settings."""
 
     name: Name
     set: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _of_a_package(self) -> ModelSpec:
+        self.name, own = family(self.name)
+        self.set = {**own, **self.set}
+        return self
 
 
 class ThreatSpec(Strict):

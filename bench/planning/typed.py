@@ -21,7 +21,7 @@ class Options:
     ] = None
     dataset: Annotated[str | None, typer.Option(help="See `bench list datasets`, or folder:PATH.")] = None
     size: Annotated[int | None, typer.Option(help="Resize a folder's images to this many pixels.")] = None
-    model: Annotated[list[str], typer.Option(help="Architecture; see `bench list models`.")] = field(
+    model: Annotated[list[str], typer.Option(help="Architecture; see `bench list models`, or timm:NAME.")] = field(
         default_factory=list
     )
     defense: Annotated[list[str], typer.Option(help="Repeat or separate by commas.")] = field(default_factory=list)
@@ -58,14 +58,15 @@ class ModelOptions:
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A checkpoint (.safetensors, .pt, .pth), hf:OWNER/REPO[/FILE][@REVISION] or FILE.py:FUNCTION.",
+            help="A checkpoint (.safetensors, .pt, .pth), hf:OWNER/REPO[/FILE][@REVISION], FILE.py:FUNCTION or "
+            "robustbench:NAME.",
             show_default=False,
         ),
     ] = None
     checkpoint: Annotated[
         str | None, typer.Option(metavar="<path>", help="Weights: safetensors, a weights-only .pt, or hf:OWNER/REPO.")
     ] = None
-    arch: Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`.")] = None
+    arch: Annotated[str | None, typer.Option(help="Its architecture; see `bench list models`, or timm:NAME.")] = None
     arch_set: Annotated[list[str], typer.Option(help="A setting of the architecture, such as width=32; repeat.")] = (
         field(default_factory=list)
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ IMPORT_REVISION = 1
 MODEL_FILE = "BENCH_MODEL_FILE"  # the environment variable that names the model file to every worker
 SOURCE = "blocks/source"  # where a checkpoint lies in its job's folder until its weights are stored
 ORIGIN = "blocks/origin"  # beside it, of one from a hub: repository, file and commit
+ROBUSTBENCH = "robustbench:"
 CLEAN_N = 1000  # the first images of the test set, on which the clean accuracy of an import is measured
 _NAME = re.compile(r"[\w][\w .,+=()@-]{0,79}")
 
@@ -40,6 +42,8 @@ def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob,
 
     BENCH_MODEL_FILE then names the model file to every worker. Raises ValueError or LookupError in one line.
     """
+    if (options.model or "").startswith(ROBUSTBENCH):
+        options = _of_robustbench(options, facts)
     named, file, function = _files(options)
     if file is not None:
         if options.arch is not None or options.arch_set:
@@ -51,10 +55,10 @@ def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob,
             f"your own: FILE.py:FUNCTION --checkpoint {named}"
         )
     else:
-        plugin = catalog.get("models", options.arch)
-        architecture = PluginChoice(
-            plugin.name, plugin.resolve(_settings(options.arch_set), "models "), plugin.revision
-        )
+        family, own = catalog.family(options.arch)
+        plugin = catalog.get("models", family)
+        settings = plugin.resolve({**own, **_settings(options.arch_set)}, "models ")
+        architecture = PluginChoice(plugin.name, settings, plugin.revision)
     checkpoint = None if named is None else checkpoints.find(named)
     own_name = checkpoint.row if checkpoint else architecture.name.partition(".py:")[0]
     job = ImportJob(
@@ -73,6 +77,25 @@ def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob,
     return job, checkpoint
 
 
+def _of_robustbench(options: ModelOptions, facts: datasets.Facts) -> ModelOptions:
+    """The architecture and the checkpoint that `robustbench:NAME` stands for, the latter where robustbench has it."""
+    named = str(options.model)
+    if options.arch or options.model_file or options.normalise:
+        raise ValueError(f"{named} brings architecture and normalization; leave out --arch, --model-file, --normalize")
+    name = named.removeprefix(ROBUSTBENCH)
+    keys = {"dataset": facts.name if facts.name in ("cifar10", "cifar100") else "imagenet", "threat": "Linf"}
+    keys |= _settings(options.arch_set)
+    path = Path(options.checkpoint or Path("models", keys["dataset"], keys["threat"], f"{name}.pt"))
+    if options.checkpoint is None and not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint of {named}: put it at {path}, as robustbench.load_model('{name}', dataset="
+            f"'{keys['dataset']}', threat_model='{keys['threat']}') does where its site can be reached, or name it "
+            "by --checkpoint (a model of another threat: --arch-set threat=L2)"
+        )
+    assignments = [f"{key}={value}" for key, value in keys.items()]
+    return replace(options, model=None, checkpoint=str(path), arch=named, arch_set=assignments)
+
+
 def _files(options: ModelOptions) -> tuple[str | None, Path | None, str]:
     """The checkpoint as named, the model file and its function; the positional MODEL is one of the two."""
     word, checkpoint, model_file = options.model, options.checkpoint, options.model_file
@@ -82,7 +105,8 @@ def _files(options: ModelOptions) -> tuple[str | None, Path | None, str]:
         model_file = word
     elif word is not None:
         if not word.startswith(checkpoints.HUB) and not word.endswith(checkpoints.ENDINGS):
-            expected = f"a checkpoint ({', '.join(checkpoints.ENDINGS)}), hf:OWNER/REPO or FILE.py:build"
+            others = "hf:OWNER/REPO, robustbench:NAME or FILE.py:build"
+            expected = f"a checkpoint ({', '.join(checkpoints.ENDINGS)}), {others}"
             raise ValueError(f"MODEL is '{word}'; expected {expected}")
         if checkpoint is not None:
             raise ValueError(f"two checkpoints, {word} and {checkpoint}; expected one")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,24 +130,27 @@ def test_a_norm_that_a_method_lacks_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("source", "told"),
     [
-        (ModuleNotFoundError("no", name="adv_lib"), "pip install --no-deps adv-lib"),
-        (ModuleNotFoundError("No module named 'distutils'", name="distutils"), "named 'distutils'; install"),
-        (RuntimeError("operator torchvision::nms does not exist"), "RuntimeError: operator torchvision"),
+        (None, "adv_lib is not installed: pip install --no-deps adv-lib"),
+        ("import distutils_that_is_gone", "No module named 'distutils_that_is_gone'; install that module"),
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "import: RuntimeError: operator torchvision",
+        ),
     ],
 )
 def test_what_the_package_lacks_is_told_in_one_line(
-    fault: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+    source: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name.startswith("adv_lib"):
-            raise fault
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "adv_lib"]:
+        monkeypatch.delitem(sys.modules, name)
+    if source is None:
+        monkeypatch.setitem(sys.modules, "adv_lib", None)
+    else:
+        (tmp_path / "adv_lib").mkdir()
+        (tmp_path / "adv_lib" / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match=told):
         AdvLib(Threat("L2", Epsilon("1")))
     assert getattr(sys.modules.get("visdom"), "__file__", "none") is not None  # what stands in for it is gone

@@ -45,7 +45,7 @@ EXTRAS = {
     "attacks": {"torchattacks", "adv-lib"},
     "ray": {"ray"},
     "tensorboard": {"tensorboard"},
-    "zoo": {"huggingface-hub"},
+    "zoo": {"huggingface-hub", "timm"},
     "docs": {
         *("mkdocs", "mkdocs-material", "mkdocstrings-python"),
         *("nbformat", "nbclient", "nbconvert", "traitlets", "ipykernel"),  # notebooks are run for the site
