@@ -1,4 +1,4 @@
-"""The devices of this machine: its GPUs, from nvidia-smi without a CUDA context, and the slots in which jobs run."""
+"""The devices of this machine: its GPUs, from NVML or nvidia-smi without a CUDA context, and the slots of jobs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from bench.core import nvml
 from bench.terminal import counted
 
 BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # a GPU of which others use more memory or time is busy
 MOST_PACKED = 8  # jobs packed on a GPU
 BENCH_AFTER = 2  # different jobs that failed because of a device, with no success on it in between
 DEVICE_NAME = re.compile(r"[0-9]+|(GPU|MIG)-.+")  # what CUDA accepts as a device
-SMI_SECONDS = 20.0  # seconds that nvidia-smi may take
+SMI_SECONDS = 20.0  # seconds that nvidia-smi, or NVML, may take
 SMI_FIELDS = "index,uuid,name,memory.total,memory.used,utilization.gpu"
 
 
@@ -62,11 +64,14 @@ class Slot:
 
 
 class NoAnswer(ValueError):
-    """nvidia-smi exists but does not list the GPUs."""
+    """NVML or nvidia-smi exists but does not list the GPUs."""
 
 
 def query() -> list[Gpu]:
-    """The GPUs that nvidia-smi lists, without MIG parts; none where it is absent. Raises NoAnswer."""
+    """The GPUs that NVML lists, or else nvidia-smi, without MIG parts; none where both are absent. Raises NoAnswer."""
+    told = _nvml()
+    if told is not None:
+        return [Gpu(str(card.place), *card[1:]) for card in told]
     lines, apps = _smi(f"--query-gpu={SMI_FIELDS}"), Counter[str]()
     with contextlib.suppress(NoAnswer):  # the processes are useful but not required
         apps.update(line[0] for line in _smi("--query-compute-apps=gpu_uuid,pid"))
@@ -74,6 +79,17 @@ def query() -> list[Gpu]:
         Gpu(index, uuid, name, _number(total), _number(used) or 0.0, (_number(share) or 0.0) / 100, apps[uuid])
         for index, uuid, name, total, used, share in (line for line in lines if len(line) == 6)
     ]
+
+
+def _nvml() -> list[nvml.Card] | None:
+    """What NVML tells, in a thread: a call stuck in the driver cannot be ended."""
+    told: list[list[nvml.Card] | None] = []
+    thread = threading.Thread(target=lambda: told.append(nvml.cards()), daemon=True)
+    thread.start()
+    thread.join(SMI_SECONDS)
+    if thread.is_alive():
+        raise NoAnswer(f"NVML did not answer within {SMI_SECONDS:g} s")
+    return told[0] if told else None
 
 
 def _smi(what: str) -> list[list[str]]:

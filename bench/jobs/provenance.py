@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bench.core import nvml
 from bench.planning import catalog
 from bench.planning.job import EvaluationJob, Job, TrainJob
 from bench.records.record import PeakMemory, Provenance
@@ -93,6 +94,22 @@ def peak_memory(device: str) -> PeakMemory:
         with contextlib.suppress(RuntimeError, AssertionError):
             cuda = torch.cuda.max_memory_allocated() / 2**20
     return PeakMemory(round(rss, 1), None if cuda is None else round(cuda, 1))
+
+
+def joules(device: str) -> float | None:
+    """What the GPU has used so far, of which a job takes the difference; None where NVML does not tell it."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        uuid = torch.cuda.get_device_properties(torch.device(device)).uuid
+    except (RuntimeError, AssertionError, AttributeError):  # lost, or of another vendor
+        return None
+    return nvml.joules(f"GPU-{uuid}")
+
+
+def energy(before: float | None, after: float | None, sharing: int) -> float | None:
+    """Joules of a job; None where its device did other jobs too, whose share nobody knows."""
+    return round(after - before, 3) if before is not None and after is not None and sharing == 1 else None
 
 
 versions()  # once in the fork server, for all workers that it starts

@@ -22,7 +22,7 @@ from bench.jobs import microbatch
 from bench.jobs.evaluation_job import run_evaluation
 from bench.jobs.model_files import import_model, load_images, save_weights
 from bench.jobs.progress_file import ProgressFile, jobs_on_device
-from bench.jobs.provenance import peak_memory, provenance
+from bench.jobs.provenance import energy, joules, peak_memory, provenance
 from bench.jobs.retries import classify, halvings
 from bench.planning.job import ImportJob, Job, TrainJob
 from bench.plugins import line_of
@@ -61,6 +61,7 @@ def work(
     store = Store(results)
     job, folder = store.job(key), store.folder(key)
     started, began = datetime.now(UTC), time.monotonic()  # the wall clock may be set while the job runs
+    before_it = joules(device)
     rows = microbatch.rows(job, halvings(before))
     weights = None
     with appending(folder / "log.txt") as file:
@@ -77,11 +78,13 @@ def work(
                 traceback.print_exc()
                 record = _failed(error)
             print(f"{record.state} after {time.monotonic() - began:.1f} s")
+    sharing = max(workers, jobs_on_device(folder))
     record = replace(
         record,
         time=Time(started.isoformat(timespec="seconds"), round(time.monotonic() - began, 3)),
-        provenance=provenance(job, device, max(workers, jobs_on_device(folder)), rows),
+        provenance=provenance(job, device, sharing, rows),
         peak_memory_mb=peak_memory(device),
+        energy_joules=energy(before_it, joules(device), sharing),
         weights_sha256=weights,
         retries=tuple(before),
     )

@@ -169,6 +169,7 @@ class Record(_Stored):
     - `state`: done; diverged (NaN or Inf in training or evaluation); unsupported (the attack does not apply to the
       model, for the `reason` given); error, oom (out of memory) and timeout, after which the same command tries again.
     - `files`: SHA-256 of each file beside the record, by name.
+    - `energy_joules`: that the GPU used meanwhile, where NVML tells it and no other job of bench was on it.
     - `weights_sha256`: of the weights that an evaluation or an audit used.
     - `failures`: how often the job had failed before; `retries`: what was tried in the run that ended it.
     - `kind`: of the job, filled in when the record is read.
@@ -180,6 +181,7 @@ class Record(_Stored):
     time: Time = field(default=Time(), kw_only=True)
     provenance: Provenance = field(default=Provenance(), kw_only=True)
     peak_memory_mb: PeakMemory = field(default=PeakMemory(), kw_only=True)
+    energy_joules: Amount | None = field(default=None, kw_only=True)
     weights_sha256: str | None = field(default=None, kw_only=True)
     error: JobError | None = field(default=None, kw_only=True)
     reason: str | None = field(default=None, kw_only=True)

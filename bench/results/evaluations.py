@@ -59,6 +59,7 @@ class EvaluationResult:
     proves: bool
     test_hash: str | None = None
     attack_seconds: float = math.nan
+    attack_joules: float = math.nan
     forwards: float = math.nan
     backwards: float = math.nan
     train_seconds: float
@@ -66,6 +67,7 @@ class EvaluationResult:
     work_per_image_f: float
     inference_ms: float
     peak_memory_mb: float
+    train_joules: float
     device: str | None = None
     train_device: str | None
     commit: str | None = None
@@ -157,7 +159,8 @@ def frame(store: Store, keys: Iterable[str] | None = None) -> pd.DataFrame:
     audited: how many survivors of a screen the full suite judged, and unjudged: bound on the share that it would break
     of the others; measures, measured: for an evaluation that does not measure robustness, the measured column and its
     mean, which appear in no table of accuracies; proves: its accuracy is certified, a lower bound; test_hash;
-    attack_seconds; forwards, backwards: passes per image;
+    attack_seconds; attack_joules, train_joules: that the GPU used for the whole job, where NVML tells it; forwards,
+    backwards: passes per image;
     train_seconds, seconds_per_epoch; work_per_image_f: of a training step, in forward passes F of the net;
     inference_ms: per image; peak_memory_mb: of the training, on the GPU or else resident; device: of the attack;
     train_device, commit, dirty; workers, attack_workers: above 1 the times of the training, or of the attack, shared
@@ -204,6 +207,7 @@ def _evaluation(store: Store, facts: TrainingFacts, job: EvaluateJob, eps: str |
         planned,
         test_hash=metrics.test_hash,
         attack_seconds=float_or_nan(metrics.attack_seconds),
+        attack_joules=float_or_nan(record.energy_joules),
         forwards=float_or_nan(metrics.forwards_per_image),
         backwards=float_or_nan(metrics.backwards_per_image),
         device=origin.device,

@@ -106,6 +106,7 @@ class TrainingFacts:
             "work_per_image_f": float_or_nan(metrics.work_per_image_f),
             "inference_ms": float_or_nan(metrics.inference_ms_per_image),
             "peak_memory_mb": float_or_nan(memory.cuda or memory.rss),
+            "train_joules": float_or_nan(record.energy_joules if record else None),
         }
 
 

@@ -26,7 +26,8 @@ class Training:
     `work_f`: of a training step per image, in forward passes of the net. `robust`: the worst case in [0,1] over n
     images at `budget`, the one trained at or else the largest attacked, `verdict` is of that row, and `per_hour` is
     percent of it over the hours of training; `collapsed` of the seeds in that are. `predictor`: deterministic,
-    randomized or smoothed, and `inference_ms` is of all its draws. `shared`: the machine did other jobs meanwhile.
+    randomized or smoothed, and `inference_ms` is of all its draws. `joules`: that the GPU used for the job. `shared`:
+    the machine did other jobs meanwhile.
     """
 
     dataset: str
@@ -45,6 +46,7 @@ class Training:
     work_f: float
     inference_ms: float
     peak_memory_mb: float
+    joules: float
     budget: str
     robust: float
     collapsed: int
@@ -98,6 +100,7 @@ def _training(row: Row, seeds: list[EvaluationResult], standard: float) -> Train
         seconds_per_epoch=mean_known(entry.seconds_per_epoch for entry in seeds),
         inference_ms=mean_known(entry.inference_ms for entry in seeds),
         peak_memory_mb=mean_known(entry.peak_memory_mb for entry in seeds),
+        joules=mean_known(entry.train_joules for entry in seeds),
         images=seeds[0].train_images,
         device=seeds[0].train_device or "unknown",
         predictor=row.deploys,
@@ -148,7 +151,8 @@ def show(rows: list[Row], as_json: bool) -> str:
         return json_text({"trainings": lines(trained), "attacks": lines(attacked)})
     parts: list[str] = []
     for title, members in grouped(trained, _training_title).items():
-        parts += [title, "", *_table(_TRAINING, members), ""]
+        told = {k: v for k, v in _TRAINING.items() if k != "kJ" or not all(math.isnan(t.joules) for t in members)}
+        parts += [title, "", *_table(told, members), ""]
     for title, those in grouped(attacked, lambda a: f"attacks on {a.dataset}, {a.model}, {a.device}").items():
         parts += [title, "", *_table(_ATTACK, those), ""]
     if any(t.shared for t in trained) or any(a.shared for a in attacked):
@@ -174,6 +178,7 @@ _TRAINING: dict[str, Callable[[Training], str]] = {
     "work F": lambda t: decimals(t.work_f, 1),
     "infer ms": lambda t: decimals(t.inference_ms, 3) + ("" if t.predictor == "deterministic" else f", {t.predictor}"),
     "peak MB": lambda t: decimals(t.peak_memory_mb, 0),
+    "kJ": lambda t: decimals(t.joules / 1000, 1),
     "robust %": lambda t: decimals(100 * t.robust, 1),
     "at": lambda t: t.budget or "–",
     "n": lambda t: str(t.n or "–"),

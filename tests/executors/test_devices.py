@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_jobs
 import pytest
+import torch
 from fake_jobs import kinds, measured, says, starts, train
 from harness import Bench, tiny
 
+from bench.core import nvml
 from bench.executors import devices
 from bench.executors.base import Event
 from bench.executors.clusters import Cluster, Machine, choose
@@ -21,6 +25,7 @@ from bench.executors.devices import Gpu, Slot, gpus, lanes, query, slots
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.executors.slot_pool import SlotPool
+from bench.jobs import provenance
 from bench.planning.job import Job
 from bench.records.store import Store
 
@@ -119,6 +124,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
     if os.name == "nt":
         pytest.skip("a shell script stands for the driver's tool")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pynvml", None)
 
     def write(text: str, head: str = "#!/bin/sh") -> None:
         (tmp_path / "nvidia-smi").write_text(f"{head}\n{text}\n")
@@ -143,6 +149,121 @@ def test_the_driver_s_tool_is_asked(tool: Callable[..., None]) -> None:
     ]
     tool(CARDS.replace("echo 'GPU-b, 17'; echo 'GPU-b, 18'", "exit 3"))  # who uses them is not told
     assert [gpu.processes for gpu in query()] == [0, 0]
+
+
+NVML = """
+import time
+from types import SimpleNamespace as Told
+
+nvmlMemory_v2 = 2
+
+
+class NVMLError(Exception):
+    pass
+
+
+def nvmlInit():
+    INIT
+
+
+def nvmlShutdown():
+    pass
+
+
+def nvmlDeviceGetCount():
+    return 2
+
+
+def nvmlDeviceGetHandleByIndex(place):
+    return place
+
+
+def nvmlDeviceGetHandleByUUID(uuid):
+    return ["GPU-a", "GPU-b"].index(uuid)
+
+
+def nvmlDeviceGetUUID(card):
+    return "GPU-" + "ab"[card]
+
+
+def nvmlDeviceGetName(card):
+    return "Card " + "XY"[card]
+
+
+def _of_the_first(card, told):
+    if card:
+        raise NVMLError("Not Supported")
+    return told
+
+
+def nvmlDeviceGetMemoryInfo(card, version=None):
+    return _of_the_first(card, Told(total=80000 << 20, used=12 << 20))
+
+
+def nvmlDeviceGetUtilizationRates(card):
+    return _of_the_first(card, Told(gpu=40))
+
+
+def nvmlDeviceGetComputeRunningProcesses(card):
+    return [17, 18] if card else []
+
+
+def nvmlDeviceGetTotalEnergyConsumption(card):
+    return _of_the_first(card, 5250)
+"""
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Puts a module in the place of nvidia-ml-py, whose first call does what it is given."""
+
+    def write(init: str) -> None:
+        (tmp_path / "nvml").mkdir()
+        (tmp_path / "nvml" / "pynvml.py").write_text(NVML.replace("INIT", init))
+        monkeypatch.syspath_prepend(tmp_path / "nvml")
+        monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+
+    return write
+
+
+def test_nvml_is_asked_before_the_driver_s_tool(tool: Callable[..., None], library: Callable[[str], None]) -> None:
+    tool(NO_DRIVER)
+    library("pass")
+    assert query() == [
+        Gpu("0", "GPU-a", "Card X", 80000.0, 12.0, 0.4, 0),
+        Gpu("1", "GPU-b", "Card Y", None, 0.0, 0.0, 2),  # of which memory and load are not told
+    ]
+    assert (nvml.joules("GPU-a"), nvml.joules("GPU-b")) == (5.25, None)
+
+
+def test_where_nvml_has_no_driver_the_tool_is_asked(tool: Callable[..., None], library: Callable[[str], None]) -> None:
+    tool(CARDS)
+    library("raise NVMLError('Driver Not Loaded')")
+    assert [gpu.name for gpu in query()] == ["Card X", "Shared"]
+    assert nvml.joules("GPU-a") is None
+
+
+def test_a_library_that_hangs_is_not_waited_for(
+    tool: Callable[..., None], library: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "SMI_SECONDS", 0.2)
+    library("time.sleep(3)")
+    with pytest.raises(ValueError, match=r"^NVML did not answer within 0\.2 s$"):
+        query()
+
+
+def test_a_job_has_the_energy_of_a_gpu_that_it_had_alone(
+    library: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch names the GPU as it would on one; no GPU is here."""
+    library("pass")
+    assert provenance.joules("cpu") is None
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
+    assert provenance.joules("cuda") == 5.25
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())  # of another vendor
+    assert provenance.joules("cuda") is None
+    assert [provenance.energy(1.5, 5.25, sharing) for sharing in (1, 2)] == [3.75, None]
+    assert provenance.energy(None, 5.25, 1) is None
 
 
 @pytest.mark.parametrize("said", ["echo No devices were found", "echo 'No devices were found' >&2; exit 6"])

@@ -44,6 +44,7 @@ REVIEWED = {
 EXTRAS = {
     "attacks": {"torchattacks", "adv-lib"},
     "ray": {"ray"},
+    "gpu": {"nvidia-ml-py"},
     "tensorboard": {"tensorboard"},
     "zoo": {"huggingface-hub", "timm"},
     "docs": {
@@ -54,6 +55,7 @@ EXTRAS = {
         *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter"),
         *("types-PyYAML", "types-psutil", "pandas-stubs"),
         *("hatchling", "huggingface-hub"),  # for the tests of the wheel and of checkpoints from a hub
+        "nvidia-ml-py",
     },
 }
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from factories import all_rows, audited, evaluated, train_job, trained
 from harness import Bench
 
+from bench.records.record import to_json
 from bench.records.store import Store
+from bench.results.evaluations import evaluations
 from bench.soundness.checks import Finding
 from bench.tables.leaderboard import write_leaderboard
 from bench.tables.timing import attacks, show, trainings
@@ -69,6 +72,28 @@ def test_the_verdict_stands_beside_the_accuracy(store: Store, tmp_path: Path, be
     header, guard = (next(line for line in lines if line.startswith(word)) for word in ("method", "guard  "))
     end = header.index("verdict") + len("verdict")
     assert guard[:end].endswith("UNSOUND")
+
+
+def test_energy_has_a_column_where_a_record_tells_it(store: Store, tmp_path: Path, bench: Bench) -> None:
+    filled(store)
+    assert "kJ" not in bench("timing", "--results-dir", store.root).out
+    for key, joules in ((key, 52_250.0) for key, job in store.jobs().items() if job.kind == "train" and job.seed == 1):
+        record = store.record(key)
+        assert record is not None
+        assert "energy_joules" not in to_json(record)  # records of machines without NVML stay as they were
+        store.put(store.job(key), replace(record, energy_joules=joules))
+    write_leaderboard(store, tmp_path / "board.md", tmp_path / "tables")
+    with (tmp_path / "tables" / "timing.csv").open(newline="") as file:
+        told = {(line["device"], line["method"], line["shared"]): line["joules"] for line in csv.DictReader(file)}
+    assert told.pop(("GPU y", "guard", "False")) == "52250.0"
+    assert set(told.values()) == {""}
+    text = bench("timing", "--results-dir", store.root).out
+    assert text.count("kJ") == 1
+    assert " 52.2 " in text
+    found = {e.train_device: e for e in evaluations(store).readable}
+    assert found["GPU y"].train_joules == 52_250.0
+    assert math.isnan(found["CPU x"].train_joules)
+    assert math.isnan(found["GPU y"].attack_joules)
 
 
 def test_attacks_are_timed_an_image(store: Store) -> None:
