@@ -124,9 +124,12 @@ def make(kind: catalog.Kind, chosen: PluginChoice, threat: JobThreat | None) -> 
     return TypeAdapter(load(kind, chosen.name)).validate_python({"threat": ball, **settings})
 
 
-def build_model(name: str, settings: dict[str, Any], inputs: Inputs) -> nn.Module:
-    """An untrained architecture for these inputs."""
-    net: nn.Module = module("models", name).build(inputs, **settings)
+def build_model(name: str, settings: dict[str, Any], inputs: Inputs, trained: bool = False) -> nn.Module:
+    """An untrained architecture for these inputs. `trained`: stored weights will be loaded into it, so that those that
+    a training begins at are not fetched (`settings_once_trained` in its file)."""
+    architecture = module("models", name)
+    known = getattr(architecture, "settings_once_trained", {}) if trained else {}
+    net: nn.Module = architecture.build(inputs, **{**settings, **known})
     return net
 
 

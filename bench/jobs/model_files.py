@@ -73,7 +73,7 @@ def load_model(store: Store, trained: ModelJob, data: Data, which: str = "last")
     state = stored_tensors(store, trained.key, weights_file(which))
     if isinstance(trained, ImportJob):
         return user_model.reloaded(trained, state, data)
-    defense, net = build(trained, data)
+    defense, net = build(trained, data, trained=True)
     net.load_state_dict(state, strict=True)
     return defense.deploy(net.eval())
 

@@ -105,7 +105,7 @@ def verify_images(store: Store, key: str, root: Path) -> tuple[bool, str]:
         if isinstance(trained, ImportJob):
             user_model.build(trained, data.facts)
         else:
-            build(trained, data)
+            build(trained, data, trained=True)
     except (ValueError, LookupError, ImportError, OSError) as error:
         return False, f"not scored again: {error}"
     try:

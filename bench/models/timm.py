@@ -20,6 +20,7 @@ from bench.core.extras import imported
 from bench.models.common import Inputs, Normalize
 
 revision = 1
+settings_once_trained = {"pretrained": False}
 
 
 def build(inputs: Inputs, *, name: str = "", pretrained: bool = False) -> nn.Module:

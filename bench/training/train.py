@@ -62,8 +62,8 @@ def train(job: TrainJob, data: Data, log: Path, report: Report, checkpointer: Ch
     return Trained(model, run.best.state or None, _metrics(run, model))
 
 
-def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
-    """Defense and wrapped, untrained network of a training job, on the data's device.
+def build(job: TrainJob, data: Data, trained: bool = False) -> tuple[Defense, nn.Module]:
+    """Defense and wrapped, untrained network of a training job, on the data's device. `trained`: stored weights follow.
 
     The initial weights depend on seed and architecture only, not on the defense, so that runs are paired.
     """
@@ -71,7 +71,7 @@ def build(job: TrainJob, data: Data) -> tuple[Defense, nn.Module]:
     facts = data.facts
     inputs = Inputs(facts.channels, facts.size, facts.classes, facts.mean, facts.std)
     with scope(seed(job.seed, "init", job.model.name)):
-        net = plugins.build_model(job.model.name, job.model.settings, inputs)
+        net = plugins.build_model(job.model.name, job.model.settings, inputs, trained)
         net = defense.wrap(net)
     net = net.to(data.train.x.device)
     if any(isinstance(m, nn.Conv2d) for m in net.modules()):

@@ -24,6 +24,7 @@ from bench.models.common import Inputs
 from bench.noise.graph import trace
 from bench.planning.options import to_spec
 from bench.planning.typed import Options
+from bench.plugins import build_model
 from bench.records.record import train_metrics
 from bench.records.store import Store
 
@@ -95,6 +96,12 @@ def test_mistakes_are_told_in_one_line() -> None:
         plugin.build(RGB, name="resnett18")
     with pytest.raises(ValueError, match="has no architecture 'hf-hub:someone/net'"):  # nothing of a hub is run
         plugin.build(RGB, name="hf-hub:someone/net")
+
+
+@needs_timm
+def test_a_trained_net_is_loaded_without_the_weights_it_began_at() -> None:
+    net = build_model("timm", {"name": "test_resnet.r160_in1k", "pretrained": True}, RGB, trained=True)
+    assert net.get_classifier().weight.shape[0] == 5
 
 
 @needs_timm
@@ -179,6 +186,25 @@ def test_the_zoo_of_robustbench_by_name() -> None:
     del state["module.conv1.weight"]
     with pytest.raises(ValueError, match="1 missing"):
         fill(net, state, nets.FACTS, "Wong2020Fast.pt")
+
+
+@needs_zoo
+@pytest.mark.slow
+def test_a_model_of_robustbench_is_evaluated_from_where_its_checkpoint_lies(bench: Bench, tmp_path: Path) -> None:
+    photos = folder(tmp_path, 32)
+    for k in range(8):
+        for part in ("train", "test"):
+            (photos / part / f"more{k}").mkdir()
+            Image.new("RGB", (32, 32), (30 * k, 0, 0)).save(photos / part / f"more{k}" / "0.png")
+    net = robustbench.build(Inputs(3, 32, 10, (0.0,) * 3, (1.0,) * 3), name="Wong2020Fast")
+    Path("models/cifar10/Linf").mkdir(parents=True)
+    torch.save({"last": net.state_dict()}, "models/cifar10/Linf/Wong2020Fast.pt")
+    words = ("--dataset", f"folder:{photos}", "--size", 32, "--arch-set", "dataset=cifar10", "--attack", "clean")
+    done = bench("eval", "robustbench:Wong2020Fast", *words, "--checks", "off", "--device", "cpu", "--eps", "8/255")
+    assert done.code == 0, done.err
+    (job,) = (job for job in Store(Path("results")).jobs().values() if job.kind == "import")
+    assert job.model.settings == {"name": "Wong2020Fast", "dataset": "cifar10", "threat": "Linf"}
+    assert job.defense.name == "Wong2020Fast"
 
 
 def test_a_checkpoint_of_the_net_inside_a_wrapper_fits() -> None:
