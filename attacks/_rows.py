@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench.core.classifier import Counted, predicted
+from bench.core.epsilon import reach
 from bench.core.precision import bf16_pays, clock
 from bench.core.rng import seed
 from bench.core.threat import Threat
@@ -61,7 +62,7 @@ class Found:
         rows = first[first < len(image)]
         images, points = image[rows], candidates[rows].detach()
         centers = self.x[images].double()
-        inside = (points.double() - centers).abs().flatten(1).amax(1) <= self.threat.radius * (1 + 1e-6)
+        inside = (points.double() - centers).abs().flatten(1).amax(1) <= reach(self.threat.radius)
         inside &= (points.flatten(1).amin(1) >= 0) & (points.flatten(1).amax(1) <= 1)
         with torch.no_grad():
             inside &= predicted(self.model(points)) != self.y[images]

@@ -43,7 +43,7 @@ FAULTS = tuple(Fault(*each) for each in (
     ("bench/core/weights.py", "(shift.norm() + 1e-20)).clamp_max(1.0)", "(shift.norm() + 1e-20))", "tests/attacks/test_flatness.py::test_steps_uphill_and_the_ball_are_relative_to_each_weight"),
     ("bench/core/threat.py", "(self.radius / size).clamp_max(1.0)", "(self.radius / size)", f"{THREAT}::test_projection_lands_in_the_ball_and_stays"),
     ("bench/core/threat.py", "magnitude.cumsum(1) - self.radius", "magnitude.cumsum(1) - 2 * self.radius", f"{THREAT}::test_projection_lands_in_the_ball_and_stays"),
-    ("bench/core/threat.py", "self.radius * (1 + 1e-6) + TOLERANCE", "self.radius * (1 + 1e-2) + TOLERANCE", f"{THREAT}::test_check_allows_rounding_and_not_a_thousandth_of_eps"),
+    ("bench/core/epsilon.py", "eps * (1 + ROUNDING) + ROUNDING", "eps * (1 + 1e-2) + ROUNDING", f"{THREAT}::test_check_allows_rounding_and_not_a_thousandth_of_eps"),
     ("bench/core/threat.py", 'p=1 if self.norm == "Linf" else 2', "p=2", f"{THREAT}::test_samples_and_directions"),
     ("bench/core/pgd.py", "(log_p.exp() * (log_p", "(log_p.exp().detach() * (log_p", f"{CLASSIC}::test_kl_equals_the_hand_value_and_both_branches_have_gradient"),
     ("bench/core/pgd.py", "0.001 * torch.randn_like(x)", "0.01 * torch.randn_like(x)", f"{CLASSIC}::test_trades_equals_a_reference_from_the_formula"),

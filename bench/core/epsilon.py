@@ -14,7 +14,13 @@ from pydantic_core import core_schema
 
 _PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _FLOAT32 = Fraction(2) ** -126, Fraction(2) ** 127  # attacks compute in this range
+ROUNDING = 1e-6  # of float32 projection; more than this beyond ball or box is an error
 _LARGEST_DENOMINATOR = 1020  # 4 * 255: half and quarter pixel levels are still recognized in a float
+
+
+def reach(eps: float) -> float:
+    """The largest size that counts as inside a budget: that of an image moved by eps and rounded to float32."""
+    return eps * (1 + ROUNDING) + ROUNDING
 
 
 class Epsilon(Fraction):

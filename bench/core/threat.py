@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.core.epsilon import Epsilon
+from bench.core.epsilon import ROUNDING, Epsilon, reach
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
-TOLERANCE = 1e-6  # rounding of float32 projection; more than this beyond ball or box is an error
 
 
 class NotFiniteError(ValueError):
@@ -118,10 +117,10 @@ class Threat:
             raise NotFiniteError("adversarial images hold NaN or Inf")
         size = self.norm_of(x_adv.double() - x.double())
         low, high = float(x_adv.min()), float(x_adv.max())
-        if low < -TOLERANCE or high > 1 + TOLERANCE:
+        if low < -ROUNDING or high > 1 + ROUNDING:
             raise ValueError(f"adversarial images leave the pixel box [0,1]: min {low:.6g}, max {high:.6g}")
         worst = float(size.max())
-        if worst > self.radius * (1 + 1e-6) + TOLERANCE:
+        if worst > reach(self.radius):
             raise ValueError(f"adversarial images leave the {self.norm} ball: {worst:.6g} > eps {self.radius:.6g}")
         return size
 

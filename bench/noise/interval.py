@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from bench.core.classifier import Classifier
-from bench.core.threat import TOLERANCE, Threat
+from bench.core.epsilon import ROUNDING
+from bench.core.threat import Threat
 from bench.noise import box_rules as rules
 from bench.noise import graph as ops
 from bench.noise.box_rules import Box, Hull, least
@@ -216,7 +217,7 @@ def proved(model: Classifier, x: Tensor, y: Tensor, threat: Threat, method: Meth
     Above 0 no image that an attack may return (up to the tolerance of its check) is classified other than as `y`. The
     model must have no `obstacle`; the size of its passes does not matter.
     """
-    box = ball(x.double(), threat.radius * (1 + TOLERANCE), TOLERANCE)
+    box = ball(x.double(), threat.radius * (1 + ROUNDING), ROUNDING)
     with torch.no_grad():
         bounds = margins(run(model.net, box, UNIT), y, method)
     return bounds.scatter(1, y[:, None], math.inf).amin(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from bench.core.epsilon import reach
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.cost import Cost
@@ -174,7 +175,7 @@ def _of_images(e: Evidence) -> list[Finding]:
 
 def _of_sizes(attack: str, largest: float, eps: float) -> Finding:
     """C16 by the largest stored size of a perturbation; nothing is wrong up to the tolerance of `Threat.check`."""
-    inside = largest <= eps * (1 + 1e-6) + 1e-6
+    inside = largest <= reach(eps)
     note = f"images not kept; largest stored size {largest:.6g}, eps {eps:.6g}"
     return Finding("C16", "ok" if inside else "X", float(not inside), 0.0, note, attack=attack)
 

@@ -281,6 +281,26 @@ def test_it_breaks_what_the_package_breaks() -> None:
     assert float(quick.columns["forwards"][0]) < 0.6 * float(ours.columns["forwards"][0])
 
 
+@pytest.mark.parametrize("eps", ["1/255", "4/255", "8/255"])
+def test_a_hit_at_the_edge_of_a_small_ball_counts(eps: str) -> None:
+    """x + eps, rounded to float32, lies up to 3e-8 outside a ball around an x near 1: more than a millionth of 4/255.
+
+    A linear model is broken at eps iff its margin is below eps |w_y - w_j|_1, as no pixel is near the box's edge.
+    """
+    with scope(0):
+        x = 0.1 + 0.8 * torch.rand(60, 3, 8, 8)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    weight, logits = net[1].weight.detach(), net(x).detach()
+    y = logits.argmax(1)
+    gap = (logits.gather(1, y[:, None]) - logits) / (weight[y][:, None] - weight).abs().sum(2).clamp_min(1e-9)
+    room = gap.scatter(1, y[:, None], float("inf")).amin(1) / float(Epsilon(eps))
+    clear = (room - 1).abs() > 0.05
+    got = AutoAttackFast(threat(eps)).evaluate(Unproved(net), x[clear], y[clear], Context(seed=1))
+    assert 0.05 < float((room[clear] > 1).float().mean()) < 0.95
+    assert got.columns["correct"].tolist() == (room[clear] > 1).tolist()
+    assert int(got.columns["stage"].max()) <= 2  # APGD at the edge, not FAB before it
+
+
 def test_batches_and_restarts_change_no_verdict() -> None:
     whole = evaluate(trained(), 30, mode="quick", audit=5)
     small = evaluate(trained(), 30, mode="quick", audit=5, batch_size=17)
