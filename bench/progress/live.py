@@ -84,6 +84,7 @@ class View:
     ) -> None:
         self.console, self.store, self.mode, self.workers = console, store, mode, workers
         self.jobs = {job.key: job for job in jobs}
+        self.number = {key: number for number, key in enumerate(self.jobs, start=1)}  # its place in the plan
         self.estimator = Estimator(store, device)
         self.estimator.know(jobs)
         self.next_estimate, self.time_left = 0.0, TimeLeft(0.0, 0.0, 0.0, 0, 0, 0)
@@ -143,10 +144,10 @@ class View:
             line = {"event": event.kind, "key": job.key, "kind": job.kind, "message": event.message}
             print(json.dumps({**line, "job": title(job, self.jobs)}), flush=True)
         elif event.kind in ALWAYS_SHOWN or (self.mode == "plain" and event.kind in ("ok", "started")):
-            done = len(self.jobs) - len(self.left)
+            # no count of ended jobs: which job ends first depends on the machine; sorted, equal runs are equal
             name = {"started": "start ", "ok": "done  ", "error": "FAILED"}.get(event.kind, event.kind)
             style = "red" if event.kind in ("error", "blocked") else ""
-            text = f"[{done}/{len(self.jobs)}] {name} {title(job, self.jobs)} ({job.key})"
+            text = f"{name} #{self.number[job.key]} {title(job, self.jobs)} ({job.key})"
             self.console.print(safe(text + (f": {event.message}" if event.message else "")), style=style)
 
     def _heartbeat(self) -> None:

@@ -16,12 +16,14 @@ import pytest
 from fake_jobs import evaluate, kinds, measured, order, says, starts, train
 from harness import alive
 from paths import ROOT, TESTS
+from rich.console import Console
 
 from bench.executors.base import Event
 from bench.executors.devices import Slot
 from bench.executors.driver import drive
 from bench.executors.local import Local
 from bench.planning.job import Job
+from bench.progress.live import View, title
 from bench.records.record import JobError, PeakMemory, Provenance, Record, TrainMetrics
 from bench.records.store import Store
 
@@ -71,6 +73,25 @@ def test_jobs_start_longest_first_by_what_like_jobs_took(store: Store, tmp_path:
     events = run(store, jobs, slots=1)
     assert order(events) == [jobs[0].key, jobs[3].key, jobs[1].key, jobs[2].key]
     assert [event.kind for event in run(store, jobs)] == ["skipped"] * 4
+
+
+def test_the_lines_of_equal_runs_are_equal_once_sorted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which job starts next follows measured seconds, so that only the order of the lines may differ."""
+    jobs = [train(0), train(1), train(2)]
+    jobs += [evaluate(jobs[0]), evaluate(jobs[2])]
+    says(tmp_path, jobs[1], "raise")
+    shown = []
+    for slots in (1, 2):
+        again = Store(tmp_path / str(slots))
+        again.prepare()
+        View(Console(width=120), again, jobs, "plain", slots).follow(
+            iter([event for event in run(again, jobs, slots) if event.kind != "tick"])
+        )
+        shown.append(capsys.readouterr().out.splitlines())
+    assert shown[0] != shown[1]
+    assert sorted(shown[0]) == sorted(shown[1])
+    numbers = [f"#{number} {title(job, {job.key: job for job in jobs})}" for number, job in enumerate(jobs, start=1)]
+    assert [sum(number in line for line in shown[0]) for number in numbers] == [2] * 5
 
 
 def test_a_worker_that_dies_is_tried_three_times_and_hurts_nobody(store: Store, tmp_path: Path) -> None:

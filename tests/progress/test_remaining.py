@@ -313,7 +313,7 @@ def test_plain_lines_come_soon_and_then_less_often(store: Store, capsys: pytest.
         view._handle(Event("tick"))
     assert pauses == [2, 4, 8, 16, 30, 30]
     start, *lines = capsys.readouterr().out.splitlines()
-    assert start.startswith("[0/1] start  training standard seed 1 (")
+    assert start.startswith("start  #1 training standard seed 1 (")
     assert lines[:2] * 6 == lines
     assert lines[0] == "   41% training standard seed 1: epoch 9 of 20, step 40 of 390"
     assert lines[1].startswith("[0/1] time left about 59 s")
