@@ -427,7 +427,7 @@ def test_validation_images_of_several_seeds_are_an_error() -> None:
 
 def committed_jobs() -> list[tuple[str, dict[str, Any]]]:
     """Key and content of every committed job.json, each from its pack."""
-    packs = [Packs(paths.ROOT / "results"), Packs(paths.ROOT / "results" / "earlier")]
+    packs = [Packs(paths.ROOT / "results" / part) for part in ("", "earlier", "questions")]
     return [(key, json.loads(pack.read(key, JOB) or b"")) for each in packs for key, pack in sorted(each.items())]
 
 
