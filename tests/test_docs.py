@@ -159,6 +159,8 @@ def test_the_example_of_a_page_can_run(kind: catalog.Kind, name: str, bench: Ben
     example = describe.example(catalog.get(kind, name))
     assert name in re.split(r"[ ,]", example)
     outcome = bench("plan", "--check", *shlex.split(example)[2:])
+    if "does not import: " in outcome.err or "is not installed: " in outcome.err:
+        pytest.skip(outcome.err)  # an extra
     assert (outcome.code, outcome.err) == (0, "")
 
 
