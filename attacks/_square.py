@@ -34,7 +34,7 @@ def square(
     """
     images = images[found.robust[images]]
     if len(images):
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a model may take a gradient of its own
             _Search(found, images, key, size).run(note, sorted((leave or {}).items()))
 
 

@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import foreign_models
 import pytest
 import torch
 from nets import Unproved, digits, fit, mlp
@@ -335,6 +336,12 @@ def test_masked_gradients_are_judged_in_full() -> None:
     assert 4 in stages
     assert 3 not in stages
     assert torch.equal(quick.columns["stage"], full.columns["stage"])
+
+
+def test_a_model_may_take_a_gradient_of_its_own() -> None:
+    ours = found(foreign_models.purifies(), 4)
+    square(ours, torch.arange(len(ours.x)), 1, 500, lambda share: None, LEAVE["square"])
+    assert not ours.robust.all()
 
 
 def test_an_answer_of_nan_is_an_error_of_the_model() -> None:
