@@ -44,7 +44,8 @@ def run(
     plugin: Plugin = None,
     check: Check = None,
     tracker: Annotated[
-        str | None, typer.Option(help="Write the scalars of each training for it: tensorboard.", show_default=False)
+        str | None,
+        typer.Option(help="Write the scalars of each training for it: tensorboard, wandb, mlflow.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
 ) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import sqlite3
+import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import train_job, trained
@@ -14,6 +17,7 @@ from harness import Bench, outcomes, tiny, write_plugins
 from rich.console import Console
 
 from bench.executors.base import Event
+from bench.planning.job import TrainJob
 from bench.progress import tracker
 from bench.progress.live import View
 from bench.records import training_log as curves
@@ -164,3 +168,75 @@ def test_the_scalars_of_a_restarted_training_are_written_again(store: Store) -> 
     folder = follower.folder(job)
     assert folder.parent == store.root / tracker.FOLDER
     assert scalars(folder) == {"loss": [(1, 2.0), (2, 1.0)]}  # each once
+
+
+def test_a_tracker_that_fails_is_named_once_and_stops_no_job(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    job = trained(store, "guard")
+    follower = tracker.TensorBoard(store)
+    (store.root / tracker.FOLDER).write_text("a file where the folder should be")
+    sent = [Event("started", job), Event("ok", job), Event("tick"), Event("started", job)]
+    assert list(follower.follow(iter(sent))) == sent
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("warning: --tracker tensorboard failed and gets nothing more (")
+
+
+def wandb_scalars(root: Path, job: Any) -> dict[str, list[tuple[int, float]]]:
+    import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    wandb.teardown()  # as at the end of a process: until then its service may hold the last lines
+
+    (folder,) = root.glob(f"wandb/offline-run-*-{job.key}")
+    data, found = (folder / f"run-{job.key}.wandb").read_bytes(), dict[str, list[tuple[int, float]]]()
+    assert (data[:4], len(data) < 32768) == (b":W&B", True)  # one block of LevelDB's log format
+    at = 7
+    while at < len(data):  # checksum of 4 bytes, length of 2, kind (1: a whole record), record
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        assert kind == 1
+        record = Record.FromString(data[at + 7 : at + 7 + length])
+        items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        for name in [name for name in items if not name.startswith("_")]:
+            found.setdefault(name, []).append((items["_step"], items[name]))
+        at += 7 + length
+    return found
+
+
+def mlflow_scalars(root: Path, job: Any) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    with sqlite3.connect(root / "mlflow.db") as base:
+        query = """select m.key, m.step, m.value from metrics m join tags t on t.run_uuid = m.run_uuid
+            join runs r on r.run_uuid = m.run_uuid
+            where t.key = 'bench.key' and t.value = ? and r.lifecycle_stage = 'active' order by m.step"""
+        for name, step, value in base.execute(query, (job.key,)):
+            found.setdefault(name, []).append((step, value))
+    base.close()
+    return found
+
+
+READERS = {"wandb": wandb_scalars, "mlflow": mlflow_scalars}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_wandb_and_mlflow_get_the_numbers_of_the_log_offline(
+    name: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name, reason=f"no {name} on this machine")
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    plain = [*tiny(*write_plugins(tmp_path), attack="clean"), "--epochs", 3]
+    outcome = bench(*plain, "--tracker", name)
+    assert outcome.code == 0, outcome.err
+    assert "warning" not in outcome.err
+    results = Store(Path("results"))
+    (job,) = [job for job in results.jobs().values() if isinstance(job, TrainJob)]
+    told, log = READERS[name](results.root, job), curves.read(results, job.key)
+    assert set(told) == {"ce", "loss", "seconds"}
+    assert told["ce"] == [(k + 1, pytest.approx(line["ce"])) for k, line in enumerate(log)]
+    bench(*plain, "--tracker", name)  # nothing is trained again, nor told twice
+    assert READERS[name](results.root, job) == told
+    follower = tracker.tracker(name, results)
+    assert follower is not None
+    assert list(follower.follow(iter([Event("started", job), Event("ok", job)])))  # as after a restart
+    assert READERS[name](results.root, job) == told

@@ -46,6 +46,8 @@ EXTRAS = {
     "ray": {"ray"},
     "gpu": {"nvidia-ml-py"},
     "tensorboard": {"tensorboard"},
+    "wandb": {"wandb"},
+    "mlflow": {"mlflow-skinny", "SQLAlchemy", "alembic"},
     "zoo": {"huggingface-hub", "timm"},
     "docs": {
         *("mkdocs", "mkdocs-material", "mkdocstrings-python"),
