@@ -35,9 +35,10 @@ def build(job: ImportJob, facts: Facts, state: State | None = None) -> nn.Module
     Raises ValueError in one line.
     """
     typed = job.normalization
-    with scope(seed(job.seed, "init", job.model.name)):
+    drawn = seed(job.seed, "init", job.model.name)
+    with scope(drawn):
         if job.model.sha256 is not None:
-            net = _from_file(job.model.name, job.model.sha256)
+            net = _from_file(job.model.name, job.model.sha256, drawn)
             return net if typed is None else nn.Sequential(Normalize(_inputs(facts, typed)), net)
         held = _held(state or {}, facts)
         if typed is not None and held is not None and not _agree(typed, held):
@@ -69,8 +70,9 @@ def _described(chosen: Normalization) -> str:
     return ", ".join(f"{name} {', '.join(f'{v:g}' for v in values)}" for name, values in parts.items())
 
 
-def _from_file(named: str, sha256: str) -> nn.Module:
-    """The net that the user's function returns. The file runs as the user's own code, with its folder importable."""
+def _from_file(named: str, sha256: str, drawn: int) -> nn.Module:
+    """The net that the user's function returns, called with the seed `drawn`. The file runs as the user's own code,
+    with its folder importable."""
     path = Path(os.environ.get(MODEL_FILE, ""))
     file, _, function = named.rpartition(":")
     if path.name != file or not path.is_file():
@@ -83,7 +85,8 @@ def _from_file(named: str, sha256: str) -> nn.Module:
             known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             hint = catalog.suggest(function, known)
             raise LookupError(f"no function '{function}'.{hint} Known: {', '.join(known) or 'none'}")
-        net = getattr(module, function)()
+        with scope(drawn):  # once more: the file may have drawn as it was imported, which it is once
+            net = getattr(module, function)()
         if not isinstance(net, nn.Module):
             raise TypeError(f"{function}() gave {type(net).__name__}; expected a torch.nn.Module")
     except SystemExit as error:

@@ -194,6 +194,11 @@ def other():
     scale = int.from_bytes(os.urandom(2), "big")
     return Net(lambda net, x: net(x + scale * P))
 
+drawn_as_the_file_was_imported = torch.rand(3)
+
+def unseeded():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
 def reseeds_and_draws():
     def does(net, x):
         torch.manual_seed(0)
@@ -234,3 +239,10 @@ def test_a_model_that_cannot_be_scored_is_refused(bench: Bench, name: str, optio
     outcome = bench("eval", f"models.py:{name}", *options, *CHOSEN)
     assert outcome.code == 2
     assert said in outcome.err
+
+
+def test_a_file_may_draw_as_it_is_imported(bench: Bench) -> None:
+    """It is imported once in a process and its function called twice; the first call had other random numbers."""
+    Path("models.py").write_text(FILE)
+    outcome = bench("eval", "models.py:unseeded", *CHOSEN[2:], "--attack", "clean")
+    assert outcome.code == 0, outcome.err
