@@ -50,9 +50,13 @@ def import_job(options: ModelOptions, facts: datasets.Facts) -> tuple[ImportJob,
             raise ValueError(f"--arch and --arch-set choose an architecture of bench, but {file.name} brings its own")
         architecture = PluginChoice(f"{file.name}:{function}", {}, 1, file_hash(file))
     elif options.arch is None:
+        assert named is not None  # `_files` gives one of the two
+        if not named.startswith(checkpoints.HUB):
+            checkpoints.find(named)  # a file that is missing is told first
         raise ValueError(
             f"which architecture is {named}? Add --arch, one of {', '.join(catalog.names('models'))}; or give "
-            f"your own: FILE.py:FUNCTION --checkpoint {named}"
+            f"your own: FILE.py:FUNCTION --checkpoint {named}, or FILE.py:FUNCTION alone where {named} is a whole "
+            "model or TorchScript, which your function loads"
         )
     else:
         family, own = catalog.family(options.arch)

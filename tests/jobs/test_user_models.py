@@ -184,6 +184,7 @@ def _classes(k: int) -> dict[str, Tensor]:
 
 BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     "absent": (lambda: None, "bad.pt --arch mlp", "no checkpoint bad.pt"),
+    "absent, of no architecture": (lambda: None, "bad.pt", "no checkpoint bad.pt"),
     "folder": (lambda: Path("bad.pt").mkdir(), "bad.pt --arch mlp", "checkpoint bad.pt is a folder; expected a file"),
     "empty": (lambda: Path("bad.pt").touch(), "bad.pt --arch mlp", "checkpoint bad.pt is empty"),
     "text": (
@@ -248,7 +249,8 @@ BAD: dict[str, tuple[Callable[[], object], str, str]] = {
     "no architecture": (
         lambda: _save(nets.weights()),
         "bad.pt",
-        "; or give your own: FILE.py:FUNCTION --checkpoint bad.pt",
+        "; or give your own: FILE.py:FUNCTION --checkpoint bad.pt, or FILE.py:FUNCTION alone where bad.pt is a whole "
+        "model or TorchScript, which your function loads",
     ),
     "exit": (
         lambda: Path("bad.py").write_text("import sys\nsys.exit(2)\n"),
