@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import importlib.util
 import sys
@@ -83,9 +84,10 @@ def _found(name: str) -> Distribution | None:
 def _altered(own: Distribution, folder: str) -> int:
     """Number of files of a distribution that are missing or have another SHA-256 than its RECORD."""
     count = 0
-    for file in own.files or []:
-        if str(file).startswith(folder) and file.hash is not None and file.hash.mode == "sha256":
-            path = Path(str(file.locate()))
-            digest = hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
-            count += base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value
+    # not `own.files`: the backport importlib_metadata, once imported (MLflow does), leaves missing files out of it
+    for name, digest, _ in csv.reader((own.read_text("RECORD") or "").splitlines()):
+        if name.startswith(folder) and digest.startswith("sha256="):
+            path = Path(str(own.locate_file(name)))
+            found = hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
+            count += base64.urlsafe_b64encode(found).rstrip(b"=").decode() != digest.removeprefix("sha256=")
     return count
