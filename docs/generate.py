@@ -15,6 +15,7 @@ import csv
 import itertools
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,7 @@ OPTIONS_BEGIN, OPTIONS_END = "<!-- options:begin -->", "<!-- options:end -->"
 PICTURE = "docs/report-desktop.png"
 SECTION = ("## mnist, Linf eps = 0.1", "### Deterministic")
 TOP = 5
+ACCENTS = {"`": "\u0300", "'": "\u0301", "^": "\u0302", "~": "\u0303", '"': "\u0308"}  # of LaTeX, as marks that combine
 # how the findings speak of a plug-in where it does not write its name
 SPOKEN = {
     "closed_form": "Does the closed form beat EOT",
@@ -243,6 +245,15 @@ def pages() -> dict[Path, str]:
     return found
 
 
+def accented(text: str) -> str:
+    """A text in which LaTeX writes accents, with the letters themselves: `Schönherr` for `Sch{\\"o}nherr`."""
+
+    def letter(found: re.Match[str]) -> str:
+        return unicodedata.normalize("NFC", found[2] + ACCENTS[found[1]])
+
+    return re.sub(r"\{\\([`'^~\"])(\w)\}", letter, text)
+
+
 def citation(text: str) -> str:
     """CITATION.cff with every paper of methods.bib as a reference, and who implements it."""
     plugins: dict[str, list[str]] = {}
@@ -259,7 +270,7 @@ def citation(text: str) -> str:
 def reference(entry: dict[str, str], plugins: list[str]) -> dict[str, object]:
     """A paper in the Citation File Format."""
     authors = []
-    for name in entry["author"].split(" and "):
+    for name in accented(entry["author"]).split(" and "):
         last, _, first = name.partition(", ")
         authors.append({"family-names": last, "given-names": first} if first else {"name": last})
     kind = "conference-paper" if "booktitle" in entry else "article"

@@ -68,6 +68,13 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert released[0] == f"{version} ({cited['date-released']})"
 
 
+def test_authors_are_cited_by_their_letters_and_not_by_latex() -> None:
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["references"]
+    names = {author.get("family-names", "") for paper in references for author in paper["authors"]}
+    assert {"Tramèr", "Rodríguez-Muñoz", "Schönherr"} <= names
+    assert not [name for name in names if "\\" in name]
+
+
 def test_anchors_are_those_of_github(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# `bench.load`: one *row*\n```\n# no heading\n```\n## What's 2.1? Yes\n## A_b\n## A_b\n")

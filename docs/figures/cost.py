@@ -1,12 +1,11 @@
-"""What robustness costs, with adversarial examples and without: the rows of a leaderboard against their work.
+"""What robustness costs, with adversarial examples and without: the rows of the MNIST leaderboard against their work.
 
-python docs/figures/cost.py [RESULTS] writes docs/findings/cost.md and cost_cifar10.md and draws their figures.
+python docs/figures/cost.py [RESULTS] writes docs/findings/cost.md and draws docs/findings/cost.png.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from records import FINDINGS, ROOT
@@ -17,83 +16,55 @@ from bench.results.significance import difference
 from bench.tables.leaderboard import board
 from bench.tables.markdown import table
 
-REFERENCE = "pgd_at"
+DATASET, EPS, REFERENCE = "mnist", "0.1", "pgd_at"
 # trained on images alone, or on bounds and derivatives at them
 WITHOUT = {
     "standard", "noisy", "noisy_sampled", "jacobian_penalty", "logit_squeezing", "dual_margin",
     "input_gradient_penalty", "ibp", "crown_ibp",
 }  # fmt: skip
-XTICKS, YTICKS = (25, 50, 100, 200, 400), (4, 5, 7, 10, 20, 30, 50, 60, 70, 100)
+XTICKS, YTICKS = (25, 50, 100, 200), (4, 5, 7, 10, 20, 30, 50, 70, 100)
+HEAD = """# What robustness costs, with adversarial examples and without
 
+Written by `python docs/figures/cost.py` from the records in `results/` (`bench run specs/mnist.yaml` and
+`specs/mnist_silu.yaml`, rows of Linf eps {eps}): {images} test images, {seeds}, {epochs} epochs of one shared recipe,
+the training's budget equal to that of the attack. Work is counted in forward passes F of the net over the training
+images, for the whole training; it does not depend on the machine. Robust: the worst case over clean, PGD and AutoAttack
+(a screen of all images, the full suite on 300 of the survivors), with its 95 % interval, which contains both errors.
+The last column is the row minus `pgd_at` on the same net (lenet5 or its SiLU form) and the same images, in points, with
+the 95 % interval of the paired difference; it holds for these nets, not for other seeds.
 
-@dataclass(frozen=True)
-class Page:
-    """A page of docs/findings: the rows of `dataset` at `eps` under Linf, from `specs`; `remark` ends its head."""
-
-    name: str
-    title: str
-    dataset: str
-    eps: str
-    specs: str
-    budget: str
-    remark: str
-
-
-PAGES = (
-    Page(
-        "cost", "What robustness costs, with adversarial examples and without", "mnist", "0.1",
-        "`bench run specs/mnist.yaml`, `specs/mnist_silu.yaml` and `specs/mnist_certified.yaml`",
-        "the training's budget equal to that of the attack", "",
-    ),
-    Page(
-        "cost_cifar10", "What robustness costs on CIFAR-10, on a net that a CPU trains", "folder:cifar10-jpeg", "8/255",
-        "`bench run specs/cifar10_small.yaml` and `specs/cifar10_small_fp32.yaml`", "trained at 8/255",
-        " The images are a JPEG copy of CIFAR-10, and small_cnn makes 25 million multiplications an image; for nets of "
-        "this size we know of no published accuracy under AutoAttack, so that nothing here is compared with one.",
-    ),
-)  # fmt: skip
-HEAD = """# {title}
-
-Written by `python docs/figures/cost.py` from the records in `results/` ({specs}, rows of Linf eps {eps}): {images} test
-images, {seeds}, {epochs} epochs of one shared recipe, {budget}. Work is counted in forward passes F of the net over the
-training images, for the whole training; it does not depend on the machine. Robust: the worst case over clean, PGD and
-AutoAttack (a screen of all images, the full suite on 300 of the survivors), with its 95 % interval, which contains both
-errors. The last column is the row minus `pgd_at` on the same net and the same images, in points, with the 95 % interval
-of the paired difference; it holds for these nets, not for other seeds.{remark}
-
-![robust accuracy against work]({name}.png)
+![robust accuracy against work](cost.png)
 """
 
 
 def main() -> None:
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results"))
-    rows = board(store)
-    for page in PAGES:
-        own = [row for row in rows if (row.dataset, row.norm, row.eps) == (page.dataset, "Linf", page.eps)]
-        if own:
-            write(page, own)
-        else:
-            print(f"no records of {page.dataset} at {page.eps}: {page.name}.md is not written")
-
-
-def write(page: Page, rows: list[Row]) -> None:
-    """Write the page and its figure."""
-    found = [row for row in rows if row.deploys == "deterministic" and row.accuracy.worst.values]
+    found = [row for row in board(store) if (row.dataset, row.norm, row.eps) == (DATASET, "Linf", EPS)]
+    found = [row for row in found if row.deploys == "deterministic" and row.accuracy.worst.values]
     found.sort(key=lambda row: (-row.accuracy.worst.mean, row.method))
     seeds = sorted({seed for row in found for seed in row.accuracy.worst.values})
-    facts = vars(page) | {
-        "images": found[0].accuracy.worst.n, "epochs": found[0].epochs,
+    facts = {
+        "eps": EPS, "images": found[0].accuracy.worst.n, "epochs": found[0].epochs,
         "seeds": "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds)),
     }  # fmt: skip
-    header = ["", "Method", "Net", "Adversarial examples", "Work, F", "Clean", "Robust", "Verdict"]
-    header.append(f"minus {REFERENCE}")
+    header = [
+        "",
+        "Method",
+        "Net",
+        "Adversarial examples",
+        "Work, F",
+        "Clean",
+        "Robust",
+        "Verdict",
+        f"minus {REFERENCE}",
+    ]
     lines = [[str(place), *line(row, reference(row, found))] for place, row in enumerate(found, start=1)]
     devices = sorted({row.provenance.device for row in found})
     commits = sorted({commit for row in found for commit in row.provenance.commit.split("; ")})
     origin = f"{'; '.join(devices)}, commits {', '.join(commits)}."
     text = f"{HEAD.format(**facts)}\n{table(header, lines)}\n{origin}\n"
-    (FINDINGS / f"{page.name}.md").write_text(text, encoding="utf-8")
-    draw(page, found, FINDINGS / f"{page.name}.png")
+    (FINDINGS / "cost.md").write_text(text, encoding="utf-8")
+    draw(found, FINDINGS / "cost.png")
 
 
 def without(row: Row) -> bool:
@@ -103,7 +74,7 @@ def without(row: Row) -> bool:
 
 def reference(row: Row, found: list[Row]) -> Row:
     """Adversarial training of the same net."""
-    return next(other for other in found if (other.defense, other.model) == (REFERENCE, row.model))
+    return next(other for other in found if (other.method, other.model) == (REFERENCE, row.model))
 
 
 def line(row: Row, other: Row) -> list[str]:
@@ -120,7 +91,7 @@ def line(row: Row, other: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def draw(page: Page, found: list[Row], path: Path) -> None:
+def draw(found: list[Row], path: Path) -> None:
     """Error in the worst case against work: filled where no adversarial example was made, a square for the smooth net.
     Numbers beside the marks count the lines of the page's table and of the list at the right."""
     import matplotlib
@@ -128,12 +99,11 @@ def draw(page: Page, found: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    smooth = {row.config for row in found if "silu" in row.model} if len({row.model for row in found}) > 1 else set()
     figure, axes = plt.subplots(figsize=(11, 0.17 * len(found) + 2.5))
     for number, row in enumerate(found, start=1):
         low, high = (100 * (1 - share) for share in row.accuracy.worst.interval())
         error, color = 100 * (1 - row.accuracy.worst.mean), "tab:blue" if without(row) else "tab:red"
-        mark = "s" if row.config in smooth else "o"
+        mark = "s" if "silu" in row.model else "o"
         axes.errorbar(
             row.cost.train_work, error, yerr=[[max(error - high, 0)], [max(low - error, 0)]],
             capsize=2, color=color, alpha=0.8,
@@ -141,22 +111,18 @@ def draw(page: Page, found: list[Row], path: Path) -> None:
         )  # fmt: skip
         axes.annotate(str(number), (row.cost.train_work, error), textcoords="offset points", xytext=(6, -3), fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="work of the training, F per training image, all epochs")
-    least = min(100 * (1 - row.accuracy.worst.interval()[1]) for row in found)
-    axes.set(ylabel="error in the worst case [%]", ylim=(100, 0.85 * least))
-    work = [row.cost.train_work for row in found]
-    xticks = [tick for tick in XTICKS if min(work) / 1.3 < tick < 1.3 * max(work)]
-    yticks = [tick for tick in YTICKS if tick > 0.85 * least]
-    axes.set_xticks(xticks, list(map(str, xticks)))
-    axes.set_yticks(yticks, list(map(str, yticks)))
+    axes.set(ylabel="error in the worst case [%]", ylim=(100, 3))
+    axes.set_xticks(XTICKS, list(map(str, XTICKS)))
+    axes.set_yticks(YTICKS, list(map(str, YTICKS)))
     axes.minorticks_off()
-    names = [f"{k}  {row.method}{' (SiLU)' * (row.config in smooth)}" for k, row in enumerate(found, start=1)]
+    names = [f"{number}  {row.method}{' (SiLU)' * ('silu' in row.model)}" for number, row in enumerate(found, start=1)]
     axes.text(1.02, 1.0, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8, linespacing=1.25)
     marks = [("o", "tab:red", "white", "on adversarial examples"), ("o", "tab:blue", "tab:blue", "without them")]
-    for mark, color, face, text in (*marks, *[("s", "0.3", "white", "the net with SiLU")] * bool(smooth)):
+    for mark, color, face, text in (*marks, ("s", "0.3", "white", "lenet5 with SiLU")):
         axes.plot([], [], mark, color=color, markerfacecolor=face, label=text)
     axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.3)
-    axes.set_title(f"{page.dataset}, Linf eps {page.eps}, {found[0].accuracy.worst.n} images; bars: 95 %", fontsize=9)
+    axes.set_title(f"{DATASET}, Linf eps {EPS}, {found[0].accuracy.worst.n} images; bars: 95 %", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
