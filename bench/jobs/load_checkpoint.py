@@ -14,6 +14,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from bench.data.datasets import Facts
+from bench.models.common import MAY_LACK
 from bench.terminal import counted
 
 State = dict[str, Tensor]
@@ -104,7 +105,7 @@ def fill(net: nn.Module, state: State, facts: Facts, name: str) -> None:
     fitting = unprefixed(state, set(wanted))
     # a count of batches that BatchNorm keeps for training; checkpoints of old versions of torch lack it
     optional = {key for key in wanted if key in OWN or key.endswith(".num_batches_tracked")}
-    optional |= getattr(net, "constants", set())
+    optional |= vars(net).get(MAY_LACK, set())
     missing = [key for key in wanted if key not in fitting and key not in optional]
     unexpected = [key for key in fitting if key not in wanted]
     if missing or unexpected:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bench.terminal import counted
 
 Activation = Literal["relu", "silu", "gelu", "softplus"]
+MAY_LACK = "bench_may_lack"  # attribute of a net: names in its state that a checkpoint need not have
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from bench.core.extras import imported
-from bench.models.common import Inputs
+from bench.models.common import MAY_LACK, Inputs
 
 revision = 1
 CONSTANTS = ("mu", "sigma", "mean", "std")  # last parts of names of buffers that hold a normalization
@@ -30,8 +30,7 @@ def build(inputs: Inputs, *, name: str = "", dataset: str = "cifar10", threat: s
     if not isinstance(entry.get("gdrive_id"), str):
         raise ValueError(f"robustbench:{name} is not one checkpoint; give a function that loads it: FILE.py:FUNCTION")
     net: nn.Module = entry["model"]()
-    # a checkpoint may lack them (load_checkpoint.fill)
-    net.constants = {each for each, _ in net.named_buffers() if each.rpartition(".")[2] in CONSTANTS}  # type: ignore[assignment]
+    vars(net)[MAY_LACK] = {each for each, _ in net.named_buffers() if each.rpartition(".")[2] in CONSTANTS}
     return net
 
 

@@ -587,3 +587,10 @@ def test_the_audit_of_an_imported_model_discloses_a_memory_of_the_test_set(
     record = run_evaluation(store, of_model, Path(), torch.device("cpu"), report, None)
     levels = {finding.level for finding in audit_findings(record)}
     assert levels == ({"ok", "U"} if part == "test" else {"ok"})
+
+
+def test_a_net_may_call_what_it_likes_constants() -> None:
+    net = torch.nn.Linear(2, 2)
+    net.constants = 3
+    with pytest.raises(ValueError, match=r"weights.pt does not fit this architecture: 1 missing \(first: bias\)"):
+        fill(net, {"weight": torch.ones(2, 2)}, datasets.KNOWN["digits"], "weights.pt")
