@@ -282,7 +282,7 @@ def test_it_breaks_what_the_package_breaks() -> None:
     assert float(quick.columns["forwards"][0]) < 0.6 * float(ours.columns["forwards"][0])
 
 
-@pytest.mark.parametrize("eps", ["1/255", "4/255", "8/255"])
+@pytest.mark.parametrize("eps", ["1/255", "4/255"])
 def test_a_hit_at_the_edge_of_a_small_ball_counts(eps: str) -> None:
     """x + eps, rounded to float32, lies up to 3e-8 outside a ball around an x near 1: more than a millionth of 4/255.
 
