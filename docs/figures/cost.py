@@ -25,13 +25,13 @@ WITHOUT = {
 XTICKS, YTICKS = (25, 50, 100, 200), (4, 5, 7, 10, 20, 30, 50, 70, 100)
 HEAD = """# What robustness costs, with adversarial examples and without
 
-Written by `python docs/figures/cost.py` from the records in `results/` (`bench run specs/mnist.yaml` and
-`specs/mnist_silu.yaml`, rows of Linf eps {eps}): {images} test images, {seeds}, {epochs} epochs of one shared recipe,
-the training's budget equal to that of the attack. Work is counted in forward passes F of the net over the training
-images, for the whole training; it does not depend on the machine. Robust: the worst case over clean, PGD and AutoAttack
-(a screen of all images, the full suite on 300 of the survivors), with its 95 % interval, which contains both errors.
-The last column is the row minus `pgd_at` on the same net (lenet5 or its SiLU form) and the same images, in points, with
-the 95 % interval of the paired difference; it holds for these nets, not for other seeds.
+Written by `python docs/figures/cost.py` from the records in `results/` (`bench run specs/mnist.yaml`,
+`specs/mnist_silu.yaml` and `specs/mnist_noisy.yaml`, rows of Linf eps {eps}): {images} test images, {seeds}, {epochs}
+epochs of one shared recipe, the training's budget equal to that of the attack. Work is counted in forward passes F of
+the net over the training images, for the whole training; it does not depend on the machine. Robust: the worst case over
+clean, PGD and AutoAttack (a screen of all images, the full suite on 300 of the survivors), with its 95 % interval,
+which contains both errors. The last column is the row minus `pgd_at` on the same net (lenet5 or its SiLU form) and the
+same images, in points, with the 95 % interval of the paired difference; it holds for these nets, not for other seeds.
 
 ![robust accuracy against work](cost.png)
 """
