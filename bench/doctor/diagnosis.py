@@ -7,6 +7,7 @@ is real is asked by the soundness checks of every evaluation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,9 +19,9 @@ from bench.core.rng import scope, seed
 from bench.core.stats import paired_difference, wilson
 from bench.data.datasets import Facts
 from bench.planning.job_fields import Normalization
-from bench.soundness.catalog import CHECKS
+from bench.soundness.catalog import CHECKS, LAYER_RUNS
 from bench.soundness.forward_checks import last_function
-from bench.soundness.test_time_optimization import autograd_calls
+from bench.soundness.test_time_optimization import autograd_calls, layer_runs, repeats
 from bench.terminal import counted
 
 State = Literal["OK", "WARN", "FAIL"]
@@ -84,9 +85,7 @@ def examine(
     if bad:
         return
     yield _mode(model)
-    value = f"{derivatives[0]} calls of automatic differentiation in one forward pass"
-    todo = "an evaluation marks it UNSOUND: attacks do not reach what is optimized (bench explain C6)"
-    yield _line("test-time optimization", "WARN" if derivatives[0] else "OK", value, todo)
+    yield _test_time_optimization(model, x[:1], derivatives[0], randomised)
     with scope(seed("doctor", 1)):
         gap, flips = _gap(logits, all_logits(model, x))
     yield _randomness(gap, flips, len(x), randomised)
@@ -95,6 +94,19 @@ def examine(
     yield _gradient(model, x, y, logits)
     yield _predictions(predicted(logits), y.cpu(), facts.classes)
     yield from _accuracy(model, x, y, logits, facts, applied)
+
+
+def _test_time_optimization(model: nn.Module, x: Tensor, derivatives: int, randomised: bool) -> Line:
+    """What check C6 measures: derivatives in a forward pass, and how often layers run for the one image `x`."""
+    value = f"{derivatives} calls of automatic differentiation in one forward pass"
+    todo = "an evaluation marks it UNSOUND: attacks do not reach what is optimized (bench explain C6)"
+    with scope(seed("doctor", 0)), torch.no_grad(), layer_runs(model) as runs:
+        with suppress(Exception):  # of a batch of one, which has a line of its own
+            model(x)
+    typical, _ = repeats(runs) or (0.0, 0)
+    if typical > LAYER_RUNS and not randomised:  # draws of a stochastic model repeat its layers too
+        return Line("test-time optimization", "WARN", f"layers run {counted(typical, 'time')} for one image", todo)
+    return _line("test-time optimization", "WARN" if derivatives else "OK", value, todo)
 
 
 def all_logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -37,13 +37,14 @@ class _Head(nn.Module):
         self.origin = self.direction = self.threshold = torch.zeros(())
 
     def features(self, x: Tensor) -> Tensor:
-        """Input of the layer when it runs last, `b d`."""
+        """Input of the layer when it runs last, `b d`; where it runs for parts of the batch, of all of them in turn."""
         seen: list[Tensor] = []
         with self.layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0])):
             self.model(x)
-        if not seen or seen[-1].dim() != 2 or len(seen[-1]) != len(x):
+        parts = seen[-1:] if seen and len(seen[-1]) == len(x) else seen
+        if not parts or any(part.dim() != 2 for part in parts) or sum(map(len, parts)) != len(x):
             raise NotMeasured("the last linear layer does not see one row of features for each image")
-        return seen[-1]
+        return torch.cat(parts)
 
     def fit(self, x: Tensor, threat: Threat) -> Tensor:
         """Choose one point for each image; returns for which images (bool, shape b) the guarantee holds."""

@@ -60,6 +60,8 @@ CASES = {
     "slope_of_nan": Case({"gradient": "FAIL"}, {"C3", "C4", "C9"}),
     "purifies": OPTIMIZES,
     "adapts": OPTIMIZES,
+    "one_by_one": Case(),
+    "iterates": OPTIMIZES,
     "swapped_2": Case({"class order": "FAIL"}, {"C18"}, classes=2),
     "dark_2": Case({"predictions": "WARN", "input": "FAIL"}, {"C9", "C18"}, classes=2),
     "offset_2": Case({"predictions": "WARN", "input": "FAIL"}, {"C18"}, classes=2),

@@ -285,6 +285,9 @@ def test_no_check_gives_the_model_an_empty_batch(wrong: bool) -> None:
     assert int(columns["clean"].sum()) == (0 if wrong else 3)
     assert not columns["pgd-cw@1"].any()
     assert not [finding for finding in found if "failed" in finding.note]
+    level = {finding.code: finding.level for finding in found}
+    assert level["C6"] == "ok"  # a layer that runs once for each image is not repeated
+    assert "one row of features" not in "".join(finding.note for finding in found)
 
 
 def _levels(code: str, state: Audit) -> dict[str | None, tuple[str, float | None]]:
