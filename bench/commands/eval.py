@@ -74,7 +74,8 @@ def eval_(
             note = _loaded(job, checkpoint, matrix.root)
         matrix.notes.append(note)
     if dry_run:
-        raise typer.Exit(show_plan(matrix, results_dir, False, machine))
+        backend = Local(matrix.root, machine.slots())
+        raise typer.Exit(show_plan(matrix, results_dir, False, backend, output.as_json))
     raise typer.Exit(evaluate(matrix, job, checkpoint, expected, store, mode, machine, gate))
 
 

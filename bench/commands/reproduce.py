@@ -20,6 +20,7 @@ from bench.commands.run import run_matrix
 from bench.data import datasets
 from bench.executors.clusters import Cluster, Machine, choose
 from bench.executors.devices import kind
+from bench.executors.local import Local
 from bench.planning import reproductions
 from bench.planning.checkpoints import Checkpoint
 from bench.planning.job import EvaluateJob, ImportJob
@@ -94,7 +95,8 @@ def reproduce(
             continue
         planned = _plan(each, entry, spec, zoo, data_dir)
         if dry_run:
-            codes.append(show_plan(planned.matrix, results_dir, False, machine))
+            backend = Local(planned.matrix.root, machine.slots())
+            codes.append(show_plan(planned.matrix, results_dir, False, backend, output.as_json))
             continue
         codes.append(_run(planned, results_dir, mode, machine))
         tables.append((each, entry, compare(entry, planned, Store(results_dir, read_only=True))))

@@ -57,9 +57,9 @@ def run(
     machine.seconds()  # a mistake in --time-limit comes before those in the spec
     matrix = prepare(options, data_dir)
     gate.check(matrix.spec)
+    backend = choose(executor, matrix.root, machine, cluster, runs=not dry_run)
     if dry_run:
-        raise typer.Exit(show_plan(matrix, results_dir, bool(check), machine))
-    backend = choose(executor, matrix.root, machine, cluster)
+        raise typer.Exit(show_plan(matrix, results_dir, bool(check), backend, output.as_json))
     if cluster.print_script:
         raise typer.Exit(print_script(matrix, backend, results_dir, check is not False))
     mode = output.mode(sys.stdout.isatty())

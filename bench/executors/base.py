@@ -107,6 +107,10 @@ class Backend(abc.ABC):
         """Use a finished job for later estimates. Returns True if jobs of this kind had no estimate before."""
         return False
 
+    def share(self, job: Job) -> float:
+        """Devices of its kind that a job takes, from which hours are counted: GPUs, or cores."""
+        return 1.0
+
     @property
     def unusable(self) -> str:
         """Why no job can start here any more; empty while jobs can."""

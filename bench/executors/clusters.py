@@ -130,8 +130,11 @@ class Machine:
                 raise ValueError(f"--{option} applies to this machine only; leave it out with --executor {executor}")
 
 
-def choose(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Backend:
-    """The backend that the options name. Raises ValueError, or MissingDependency without Slurm or Ray."""
+def choose(executor: str, root: Path, machine: Machine, cluster: Cluster, runs: bool = True) -> Backend:
+    """The backend that the options name; `runs`: jobs will be submitted to it.
+
+    Raises ValueError, or MissingDependency without Slurm or Ray.
+    """
     cluster.check(executor)
     machine.check(executor)
     device = machine.device
@@ -139,14 +142,14 @@ def choose(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Bac
         from bench.executors.sbatch import require
         from bench.executors.slurm import Slurm
 
-        if not cluster.print_script:
+        if runs and not cluster.print_script:
             require("sbatch")
         asked = cluster.request()
         every = (*asked.options, *(option for own in asked.of_kind.values() for option in own))
         on_gpu = any("gpu" in option for option in every if not option.startswith(("partition", "account")))
         place = device if device != "auto" else "cuda" if on_gpu else "cpu"
         return Slurm(root, asked, place, cluster.max_jobs, cluster.detach)
-    if executor == "ray":
+    if executor == "ray" and runs:  # a plan connects to no cluster: it is that of this machine
         from bench.executors.ray import Ray
 
         return Ray(root, device, cluster.address, cluster.num_gpus, cluster.num_cpus)
@@ -156,7 +159,7 @@ def choose(executor: str, root: Path, machine: Machine, cluster: Cluster) -> Bac
         slot = machine.slots()[0]
         os.environ.update(slot.environment)  # there is no worker to show the GPU to, so this process must see it
         return Debug(root, slot)
-    if executor != "local":
+    if executor not in ("local", "ray"):
         raise ValueError(f"--executor is '{executor}'; expected {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
     from bench.executors.local import Local
 

@@ -81,6 +81,10 @@ class Local(Backend):
         """See Backend."""
         return self.estimator.seconds(job)
 
+    def share(self, job: Job) -> float:
+        """See Backend. Of a GPU with several slots a job takes one of them."""
+        return 1.0 if self.kind == "cpu" else len({slot.place for slot in self.slots}) / self.lanes
+
     def learn(self, job: Job, record: Record) -> bool:
         """See Backend."""
         unknown = self.estimator.seconds(job) is None

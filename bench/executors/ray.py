@@ -66,6 +66,10 @@ class Ray(Backend):
         """See Backend."""
         return f"{self.kind}, on the nodes that Ray assigns"
 
+    def share(self, job: Job) -> float:
+        """See Backend."""
+        return float(self._share["GPU" if self.kind == "cuda" else "CPU"])
+
     def open(self, store: Store, jobs: list[Job]) -> None:
         """See Backend."""
         self.store, self._ray = store, self._connect()

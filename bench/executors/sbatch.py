@@ -47,6 +47,19 @@ class Request:
     of_kind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     running: int | None = None
 
+    def devices(self, kind: str, device: str) -> int:
+        """GPUs (`device` cuda) or cores (cpu) that a job of this kind asks for; 1 where no option says how many."""
+        found = 1
+        for option in (*self.options, *self.of_kind.get(kind, ())):  # the last one counts, as it does for sbatch
+            word, _, value = option.partition("=")
+            gpus = next((part for part in value.split(",") if word == "gres" and part.startswith("gpu")), "")
+            gpus = value if word in ("gpus", "gpus-per-node", "gpus-per-task") else gpus
+            asked = gpus if device == "cuda" else value if word == "cpus-per-task" else ""
+            if asked:
+                last = asked.rpartition(":")[2]
+                found = int(last) if last.isdecimal() else 1
+        return found
+
 
 @dataclass(frozen=True)
 class Batch:

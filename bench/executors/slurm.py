@@ -73,6 +73,10 @@ class Slurm(Backend):
         """See Backend."""
         return f"{self.kind}, on the nodes that Slurm assigns"
 
+    def share(self, job: Job) -> float:
+        """See Backend."""
+        return self.asked.devices(job.kind, self.kind)
+
     def problems(self, jobs: list[Job], store: Store, note: Callable[[str], None] = unnoted) -> list[str]:
         """See Backend. Raises SlurmError if Slurm does not answer. Slurm checks the options when the first job is
         submitted."""

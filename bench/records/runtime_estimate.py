@@ -70,7 +70,7 @@ class Estimator:
         """Add a finished job."""
         self.jobs[job.key] = job
         past = _past(job, record)
-        if job.parts or (self.device and _kind_of_device(record) not in (self.device, None)):
+        if job.parts or (self.device and kind_of_device(record) not in (self.device, None)):
             return  # the shards of an evaluation have records of their own
         if past is not None and (architecture := self._architecture(job)):
             self.finished.setdefault(architecture, {})[job.key] = past.seconds
@@ -213,6 +213,12 @@ def _expected(past: list[Past], size: float) -> float:
     return rate * size + (sum(overhead) / len(overhead) if overhead else 0.0)
 
 
+def took(job: Job, record: Record) -> float:
+    """Seconds that a finished job took on its device; the work of shards is theirs, not that of the whole."""
+    past = None if job.parts else _past(job, record)
+    return record.time.seconds or 0.0 if past is None else past.seconds + (past.overhead or 0.0)
+
+
 def cpu_name() -> str:
     """Name of the processor."""
     with contextlib.suppress(OSError):
@@ -222,7 +228,8 @@ def cpu_name() -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
-def _kind_of_device(record: Record) -> str | None:
+def kind_of_device(record: Record) -> str | None:
+    """Of a job that was run: cpu or cuda, None where the record names no device."""
     name = record.provenance.device
     return None if name is None else "cpu" if name.startswith("CPU") else "cuda"
 

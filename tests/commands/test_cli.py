@@ -184,7 +184,9 @@ def test_the_plan_shows_the_matrix_and_writes_nothing(bench: Bench) -> None:
         assert line in outcome.out.splitlines()
     clock = r"(\d+ min \d\d s|\d+ s)"
     expected = rf"time      about {clock} \({clock} to {clock}\) on \d+ slots, estimated from the cost model"
-    assert re.fullmatch(expected, outcome.out.splitlines()[-1])
+    assert re.fullmatch(expected, outcome.out.splitlines()[-2])
+    hours = r"\d(\.\d+)?"
+    assert re.fullmatch(rf"cost      about {hours} CPU hours \({hours} to {hours}\)", outcome.out.splitlines()[-1])
     assert sorted(Path().rglob("*")) == [Path("mine.yaml")]
     Path("mine.yaml").write_text(SPEC.replace("test: 20", "validation: 30, split: validation"))
     assert "attacks   clean n=9, on validation images" in bench("plan", "mine.yaml", "--n", "9").out.splitlines()

@@ -15,9 +15,14 @@ from harness import Bench, tiny, write_plugins
 
 from bench.atomic import write_json
 from bench.executors.base import Event
+from bench.executors.devices import Slot
+from bench.executors.local import Local
+from bench.executors.sbatch import Request
+from bench.executors.slurm import Slurm
 from bench.planning.evaluations import shard_of
 from bench.planning.job import Job, TrainJob
 from bench.progress import live
+from bench.progress.forecast import hours
 from bench.progress.forecast import time as forecast
 from bench.progress.live import View
 from bench.progress.remaining import TimeLeft, left, together
@@ -407,6 +412,67 @@ def test_the_plan_of_a_half_finished_run_counts_the_remaining_jobs(bench: Bench,
     shown = bench(*tiny(*plugins, "--dry-run")).out
     assert "2 done, 1 to do" in shown
     assert "time      unknown: 1 job with neither a past record nor a declared cost" in shown
+
+
+def test_device_hours_are_summed_over_jobs_with_their_range(store: Store) -> None:
+    jobs = [OLD, NEW, train(2), train(3)]
+    local = Local(Path("no-data"), [Slot("cpu")] * 4)
+    found = hours(jobs[1:], jobs, store, Estimator(store, "cpu"), local)
+    seconds = (100 + 300, 100 + 240, 100 + 375, 100)  # the fixture's training is done; the range is that of the others
+    assert found[1:5] == pytest.approx([each / 3600 for each in seconds])
+    assert str(found) == "about 0.11 CPU hours (0.094 to 0.13), of which 0.028 are spent"
+    record(store, train(4), device="GPU y", train_seconds=7200.0)
+    also = hours(jobs[1:], [*jobs, train(4)], store, Estimator(store, "cpu"), local)
+    assert str(also) == f"{found}; 2.0 GPU hours besides"
+    assert str(hours([], [OLD], store, Estimator(store, "cpu"), local)) == "0.028 CPU hours, all of them spent"
+
+
+def test_work_of_a_running_and_of_an_unheard_job_in_device_hours(store: Store) -> None:
+    says(store, NEW, share=0.5, began=time.time() - 180)
+    jobs = [NEW, evaluate(NEW, attack="unheard")]
+    found = hours(jobs, jobs, store, Estimator(store, "cpu"), Local(Path("no-data"), [Slot("cpu")]))
+    assert found.unknown == 1
+    assert found.spent == pytest.approx(180 / 3600, rel=0.01)
+    assert found.expected == pytest.approx(360 / 3600, rel=0.01)  # the other half takes as long
+    assert "+ 1 job of unknown length, of which 0.050 are spent" in str(found)
+
+
+def test_slots_of_one_gpu_share_its_hours_and_a_task_of_slurm_takes_all_it_asks_for(store: Store) -> None:
+    record(store, train(5), device="GPU y", train_seconds=3600.0)
+    estimator = Estimator(store, "cuda")
+    gpus = [Slot("cuda", (("CUDA_VISIBLE_DEVICES", name),)) for name in "01"]
+    asked = Request(("gres=lustre:4,gpu:a100:2", "cpus-per-task=8"), {"evaluate": ("gpus-per-node=1",)})
+    backends = {
+        "alone": Local(Path(), gpus),
+        "two a GPU": Local(Path(), gpus * 2),
+        "slurm": Slurm(Path(), asked, "cuda"),
+    }
+    found = {name: hours([NEW], [NEW], store, estimator, each).expected for name, each in backends.items()}
+    whole = (estimator.seconds(NEW) or 0.0) / 3600
+    assert found == pytest.approx({"alone": whole, "two a GPU": whole / 2, "slurm": 2 * whole})
+    assert [asked.devices(kind, "cuda") for kind in ("train", "evaluate")] == [2, 1]
+    assert [asked.devices("train", "cpu"), Request().devices("train", "cuda")] == [8, 1]
+
+
+def test_the_plan_as_json(bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    plugins = write_plugins(tmp_path)
+    assert bench(*tiny(*plugins)).code == 0
+    told = bench(*tiny(*plugins, "--dry-run", "--json", "--seeds", "0,1"))
+    assert (told.code, told.err) == (0, "")
+    found = json.loads(told.out)
+    assert {name: found[name] for name in ("jobs", "kinds", "done", "todo", "device")} == {
+        "jobs": 6, "kinds": {"train": 2, "evaluate": 4}, "done": 3, "todo": 3, "device": "cpu",
+    }  # fmt: skip
+    low, mean, high = (found[f"device_hours{end}"] for end in ("_low", "", "_high"))
+    assert 0 < found["device_hours_spent"] < low <= mean <= high
+    assert 3600 * (mean - found["device_hours_spent"]) >= found["seconds_left"] > 0  # on one slot or on several
+    unheard = json.loads(bench(*tiny("--dry-run", "--json", *plugins, "--results-dir", "none", attack="wobble")).out)
+    assert (unheard["seconds_left"], unheard["device_hours"], unheard["device_hours_spent"]) == (None, None, 0.0)
+    text = bench(*tiny(*plugins, "--dry-run", "--seeds", "0,1")).out.splitlines()
+    (cost,) = (line for line in text if line.startswith("cost      "))
+    assert " CPU hours (" in cost
+    assert cost.endswith(" are spent")
 
 
 def test_jobs_that_wait_for_a_run_that_ended_are_not_in_the_time_left(store: Store) -> None:
