@@ -90,6 +90,22 @@ def different_n(found: Iterable[Row]) -> list[str]:
     ]
 
 
+def chosen_by_draws(found: Iterable[Row]) -> list[str]:
+    """A note, or none, for rows whose worst case is above the accuracy under one attack on as many images: a stochastic
+    model's, where the draws that choose each image's attack are not those that judge it."""
+    told = []
+    for row in found:
+        worst = row.accuracy.worst
+        cells = {name: cell.only(worst.values) for name, cell in row.accuracy.attacks.items() if cell.n == worst.n}
+        whole = [(cell.mean, name) for name, cell in cells.items() if cell.values.keys() == worst.values.keys()]
+        lowest, attack = min(whole, default=(1.0, ""))
+        if worst.values and lowest < worst.mean:
+            told.append(f"{row.name} {100 * worst.mean:.2f}, {100 * lowest:.2f} by {attack} alone")
+    shown = "; ".join(told[:SHOWN]) + (f"; and {counted(len(told) - SHOWN, 'more row')}" if len(told) > SHOWN else "")
+    why = "the worst case chooses each image's attack by some noise draws and judges it by others, so that no luck counts"
+    return [f"{why}; one attack alone may leave less: {shown}"] if told else []
+
+
 def left_out(store: Store, known: Iterable[EvaluationResult], found: Iterable[Row]) -> list[str]:
     """Notes on what is in no row: what is outside of the scope of the store, and evaluations without a record."""
     shown = {entry.key for row in found for entry in row.evaluations}

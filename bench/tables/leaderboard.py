@@ -9,7 +9,7 @@ from bench.atomic import write_atomic
 from bench.records.store import Store
 from bench.results.certificates import RADII
 from bench.results.evaluations import Evaluations, evaluations
-from bench.results.labels import collapses, different_n, failures, left_out
+from bench.results.labels import chosen_by_draws, collapses, different_n, failures, left_out
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN
 from bench.soundness.verdicts import judged_rows
@@ -137,7 +137,7 @@ def _table(section: Section) -> list[str]:
     """The short table, its caption, what stands out, and all else folded."""
     rows, letters = section.rows, provisional_letters(section.rows)
     parts = [escape(overview.caption(section)), "", table(overview.header(section), list(overview.lines(section)))]
-    if told := [*titles(rows), *reasons(rows), *collapses(rows), *different_n(rows)]:
+    if told := [*titles(rows), *reasons(rows), *collapses(rows), *different_n(rows), *chosen_by_draws(rows)]:
         parts += [*map(item, told), ""]
     shown = columns(rows, letters)
     parts += ["<details><summary>All columns</summary>", ""]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bench.records.store import Store
 from bench.results.evaluations import evaluations
-from bench.results.labels import collapses, different_n, failures, left_out
+from bench.results.labels import chosen_by_draws, collapses, different_n, failures, left_out
 from bench.results.rows import Row
 from bench.results.seed_values import MEDIAN, SeedValues
 from bench.soundness.verdicts import judged_rows
@@ -145,7 +145,7 @@ def _matrix_notes(found: list[Row], accuracies: dict[str, Callable[[Row], SeedVa
     for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
-    return [*notes, *different_n(found), *titles(found), *not_made(found), *reasons(found), *failures(found)]
+    return [*notes, *different_n(found), *chosen_by_draws(found), *titles(found), *not_made(found), *reasons(found), *failures(found)]
 
 
 def _certificate(row: Row, cell: SeedValues | None) -> str:

@@ -872,6 +872,24 @@ def test_rows_whose_attacks_saw_the_same_images_need_no_note(store: Store) -> No
     assert "different numbers" not in markdown(store) + str(matrix(store, store.keys())[2])
 
 
+def test_a_worst_case_above_one_attack_is_explained(store: Store) -> None:
+    """The draws that choose find `steep` the stronger attack on the first image; those that judge find `flat` stronger."""
+    train = trained(store, deploys="randomised")
+    evaluated(store, train, "flat", [0, 1, 0], columns=draws([0.7, 0.9, 0.2], [0.4, 0.9, 0.2]))
+    evaluated(store, train, "steep", [1, 1, 1], columns=draws([0.6, 0.9, 0.9], [0.6, 0.9, 0.9]))
+    note = "the worst case chooses each image's attack by some noise draws and judges it by others, so that no luck counts"
+    note += "; one attack alone may leave less: guard 66.67, 33.33 by flat alone"
+    assert f"\n- {note}\n" in markdown(store)
+    assert note in matrix(store, store.keys())[2]
+
+
+def test_a_worst_case_below_all_attacks_needs_no_note(store: Store) -> None:
+    train = trained(store, deploys="randomised")
+    evaluated(store, train, "flat", [0, 1], columns=draws([0.3, 0.9], [0.2, 0.9]))
+    evaluated(store, train, "steep", [1, 1], columns=draws([0.6, 0.9], [0.6, 0.9]))
+    assert "noise draws" not in markdown(store) + str(matrix(store, store.keys())[2])
+
+
 def test_a_note_names_the_rows_whose_first_images_were_easiest(store: Store) -> None:
     for name, hits in (("guard", 150), ("other", 120), ("third", 100), ("fourth", 170)):
         train = trained(store, name)
