@@ -258,10 +258,11 @@ def _accuracy(
         losses = [f"{float(F.cross_entropy(outputs[name], labels)):.3g} at {name}" for name in ("x", lower)]
         todo = f"cross-entropy is {' and '.join(losses)}; perhaps "
     yield _line("input", state, value, todo + meanings.get(best, ""))
-    guess = guesses["x" if state == "OK" else best]
+    taken = "x" if state == "OK" else best
+    guess, given = guesses[taken], "" if taken == "x" else f" given {taken}"
     renamed = rename_classes(guess, labels, facts.classes)
     before, after = _share(guess, labels), _share(renamed, labels)
-    value = f"accuracy {before:.3f}, {after:.3f} under the best renaming of classes"
+    value = f"accuracy {before:.3f}, {after:.3f} under the best renaming of classes{given}"
     state = "OK"
     if _knows(renamed, labels, facts.classes):
         state = _better(renamed == labels, guess == labels)
@@ -269,7 +270,7 @@ def _accuracy(
     yield _line("class order", state, value, todo)
     low = state == "OK" and wilson(int((guess == labels).sum()), len(y))[0] <= _chance(guess, labels, facts.classes)
     todo = "no better than chance under every input and class order tried: other weights, another task, or not trained"
-    yield _line("accuracy", not low, f"{before:.3f} on {counted(len(y), 'image')}", todo)
+    yield _line("accuracy", not low, f"{before:.3f} on {counted(len(y), 'image')}{given}", todo)
 
 
 def _chance(guess: Tensor, labels: Tensor, classes: int) -> float:
