@@ -112,5 +112,5 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        terminal.say(f"error: {' '.join(message.split())}", sys.stderr)
     raise SystemExit(code)

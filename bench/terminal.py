@@ -33,9 +33,9 @@ def counted(count: float, noun: str) -> str:
     return f"{count:.10g} {noun}"
 
 
-def columns() -> int | None:
-    """Width of the terminal; None where stdout is none, whose lines stay whole."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def columns(stream: TextIO | None = None) -> int | None:
+    """Width of the terminal; None where the stream (default: stdout) is none, whose lines stay whole."""
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
 def wrapped(line: str, width: int | None) -> str:
@@ -54,9 +54,9 @@ def wrapped(line: str, width: int | None) -> str:
     )  # fmt: skip
 
 
-def say(line: str) -> None:
-    """Print a line for a person, wrapped on a terminal."""
-    print("\n".join(wrapped(part, columns()) for part in line.split("\n")), flush=True)
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line for a person (default: on stdout), wrapped on a terminal."""
+    print("\n".join(wrapped(part, columns(stream)) for part in line.split("\n")), file=stream, flush=True)
 
 
 class Screen:

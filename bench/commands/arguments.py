@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.terminal import say
+
 if TYPE_CHECKING:
     from bench.records.store import Store
 
@@ -98,7 +100,7 @@ def opened(folder: Path) -> Store:
 def warn(lines: list[str]) -> None:
     """Name on stderr the jobs and records that are passed over because they are damaged."""
     for line in lines:
-        print(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}", sys.stderr)
 
 
 def message_of(error: Exception) -> str:

@@ -133,11 +133,11 @@ def evaluate(
     record = store.record(job.key)
     if record is None or record.state != "done":
         if mode in ("quiet", "json"):
-            print(f"error: {record.problem if record else 'the import has no record'}", file=sys.stderr)
+            say(f"error: {record.problem if record else 'the import has no record'}", sys.stderr)
         return 1
     problem = _clean(job, train_metrics(record), expected, mode)
     if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
+        say(f"error: {problem}", sys.stderr)
         return 4
     return run_matrix(matrix, backend, store.root, mode, check=False, gate=gate, announced=True)
 

@@ -86,9 +86,9 @@ def stopped(stop: KeyboardInterrupt | SystemExit, message: str) -> NoReturn:
 def refused(problems: list[str]) -> bool:
     """Print one line for each error that would make jobs fail. Returns whether there is any."""
     for line in problems[:MOST_PROBLEMS]:
-        print(f"error: {line}", file=sys.stderr)
+        say(f"error: {line}", sys.stderr)
     if len(problems) > MOST_PROBLEMS:
-        print(f"and {len(problems) - MOST_PROBLEMS} more like these", file=sys.stderr)
+        say(f"and {len(problems) - MOST_PROBLEMS} more like these", sys.stderr)
     return bool(problems)
 
 

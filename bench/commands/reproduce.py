@@ -91,7 +91,7 @@ def reproduce(
         if obstacle and not every:
             raise ValueError(f"{each}: {obstacle}")
         if obstacle:
-            print(f"{each} is left out: {obstacle}", file=sys.stderr)
+            say(f"{each} is left out: {obstacle}", sys.stderr)
             continue
         planned = _plan(each, entry, spec, zoo, data_dir)
         if dry_run:
@@ -103,7 +103,7 @@ def reproduce(
     for each, entry, found in tables:
         _show(each, entry, found, mode)
     if not codes:
-        print("nothing could be compared", file=sys.stderr)
+        say("nothing could be compared", sys.stderr)
     agree = all(one.agrees for _, _, found in tables for one in found)
     raise typer.Exit(max([*codes, 0 if codes and agree else 1]))
 

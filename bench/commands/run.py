@@ -107,7 +107,7 @@ def run_matrix(
         stopped(stop, "\n".join([*lines, "stopped; nothing finished is lost. Resume with:"]))
     if backend.detach and view.left:
         note = f"{counted(len(view.left), 'job')} in Slurm's queue; the same command without --detach follows"
-        print(note, file=sys.stderr)
+        say(note, sys.stderr)
         return 0
     keys = [job.key for job in matrix.jobs]
     found = outcomes(store, keys, gate) if mode == "json" or gate.used else []
@@ -120,13 +120,11 @@ def run_matrix(
         say(f"{done} in {clock(time.monotonic() - began)}; records in {results}/")
     write(found, gate, matrix.source)
     if failed := view.counts["error"] + view.counts["blocked"]:
-        print(
-            f"{counted(failed, 'job')} failed or blocked; see `bench status --results-dir {results}`", file=sys.stderr
-        )
+        say(f"{counted(failed, 'job')} failed or blocked; see `bench status --results-dir {results}`", sys.stderr)
         return 1
     failures = [line for each in found for line in each.failures.values()] if gate.fails else []
     for line in failures:
-        print(f"gate: {line}", file=sys.stderr)
+        say(f"gate: {line}", sys.stderr)
     return 4 if failures else 0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from bench.core import nvml
-from bench.terminal import counted
+from bench.terminal import counted, say
 
 BUSY_MB, BUSY_SHARE = 1024.0, 0.25  # a GPU of which others use more memory or time is busy
 MOST_PACKED = 8  # jobs packed on a GPU
@@ -135,7 +135,7 @@ def gpus(ask: Callable[[], list[Gpu]] = query, believe: bool = False) -> list[Gp
         if wanted is None or not believe:
             ways = "--device cpu, or --device cuda with the GPUs in CUDA_VISIBLE_DEVICES"
             raise NoAnswer(f"{error}; repair the driver, or use {ways}") from None
-        print(f"{error}; CUDA_VISIBLE_DEVICES is used as it is", file=sys.stderr)
+        say(f"{error}; CUDA_VISIBLE_DEVICES is used as it is", sys.stderr)
         there = []
     known = {name: gpu for gpu in there for name in (gpu.index, gpu.uuid)}
     return there if wanted is None else [replace(known.get(name, Gpu(name)), index=name) for name in wanted]

@@ -132,6 +132,8 @@ def _fill_defaults(values: dict[str, Any], options: Options, root: Path, stochas
         attacks += PROTOCOL_ATTACKS
     if "smoothed" in predictors:
         attacks.append(CERTIFY)
+    adaptive = _adaptive(defenses, [entry["name"] for entry in attacks], norm)
+    attacks += [{"name": name} for name in adaptive]
     if len(_split(options.eps)) > 1:
         attacks.append({"name": "curve"})
     values["attacks"] = [
@@ -141,9 +143,22 @@ def _fill_defaults(values: dict[str, Any], options: Options, root: Path, stochas
     numbers = [f" on {counted(entry['n'], 'image')}" if "n" in entry else "" for entry in values["attacks"]]
     chosen = ", ".join(map("".join, zip(names, numbers, strict=True)))
     fewer = {2: "without the DLR loss", 3: "with the untargeted DLR loss"}.get(facts.classes)
-    suite = f" (AutoAttack for {facts.classes} classes: {fewer})" if fewer else ""
-    suite = " (AutoAttack: a screen, then all of it on 100 of those that survive)" if fast else suite
-    return [*notes, f"attacks {chosen}{suite}"]
+    told = [f"AutoAttack for {facts.classes} classes: {fewer}"] if fewer else []
+    told += ["AutoAttack: a screen, then all of it on 100 of those that survive"] if fast else []
+    told += [f"{name}: adaptive for {', '.join(of)}" for name, of in adaptive.items()]
+    return [*notes, f"attacks {chosen}" + (f" ({'; '.join(told)})" if told else "")]
+
+
+def _adaptive(defenses: list[str], attacks: list[str], norm: str) -> dict[str, list[str]]:
+    """For each defense that names attacks adapted to it, of which none is among `attacks`, the first of them that has
+    this norm; by attack."""
+    found: dict[str, list[str]] = {}
+    for defense in defenses:
+        named = str(catalog.get("defenses", defense).constant("adaptive_attacks", "")).split(", ")
+        usable = [name for name in named if (plugin := catalog.find("attacks", name)) and norm in plugin.norms]
+        if usable and not set(named) & set(attacks):
+            found.setdefault(usable[0], []).append(defense)
+    return found
 
 
 def place(name: str, root: Path) -> tuple[str, Path]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -171,11 +171,13 @@ class View:
             self.next_estimate = time.monotonic() + max(ESTIMATE_EVERY, 50 * (time.monotonic() - began))
         return f"{self.time_left.describe()}, {self.time_left.source()}"
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         done = len(self.jobs) - len(self.left)
         rest = f"; time left {self._left()}" if self.left else ""
-        table = Table(title=f"{done} of {counted(len(self.jobs), 'job')} done{rest}", box=None)
-        table.title_justify, table.title_style = "left", ""
+        heading = safe(
+            f"{done} of {counted(len(self.jobs), 'job')} done{rest}"
+        )  # a title would be as narrow as the table
+        table = Table(box=None)
         for name in ("job", "progress", "time", "detail"):
             table.add_column(name, overflow="fold", header_style="dim", justify="left" if name != "time" else "right")
         for key, began in self.running.items():
@@ -183,7 +185,7 @@ class View:
             lines = "\n".join(filter(None, (detail, self._epochs(key))))
             job, share = safe(title(self.jobs[key], self.jobs)), f"{self._share(key):.0%}"
             table.add_row(job, share, clock(time.monotonic() - began), safe(lines))
-        return table
+        return Group(heading, table)
 
     def _epochs(self, key: str) -> str:
         """Loss and validation accuracy (if measured) of the finished epochs of a training: bars and the last value."""

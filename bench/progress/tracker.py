@@ -23,7 +23,7 @@ from bench.executors.base import Event, MissingDependency
 from bench.planning.job import TrainJob
 from bench.records import training_log
 from bench.records.store import Store
-from bench.terminal import plain
+from bench.terminal import plain, say
 
 FOLDER = "tensorboard"
 PROJECT = "bench"  # of Weights & Biases; the experiment of MLflow
@@ -99,7 +99,7 @@ class Tracker:
             self._failed = True
             name = next(name for name, kind in TRACKERS.items() if isinstance(self, kind))
             what = plain(f"{type(error).__name__}: {error}".splitlines()[0])
-            print(f"warning: --tracker {name} failed and gets nothing more ({what}); the jobs go on", file=sys.stderr)
+            say(f"warning: --tracker {name} failed and gets nothing more ({what}); the jobs go on", sys.stderr)
 
     def _handle(self, event: Event) -> None:
         job = event.job

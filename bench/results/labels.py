@@ -102,7 +102,9 @@ def chosen_by_draws(found: Iterable[Row]) -> list[str]:
         if worst.values and lowest < worst.mean:
             told.append(f"{row.name} {100 * worst.mean:.2f}, {100 * lowest:.2f} by {attack} alone")
     shown = "; ".join(told[:SHOWN]) + (f"; and {counted(len(told) - SHOWN, 'more row')}" if len(told) > SHOWN else "")
-    why = "the worst case chooses each image's attack by some noise draws and judges it by others, so that no luck counts"
+    why = (
+        "the worst case chooses each image's attack by some noise draws and judges it by others, so that no luck counts"
+    )
     return [f"{why}; one attack alone may leave less: {shown}"] if told else []
 
 

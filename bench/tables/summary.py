@@ -80,6 +80,16 @@ def _best(found: list[Row], value: Callable[[Row], SeedValues | None]) -> Iterat
         yield from (place for place, text in shown.items() if text == highest and len(shown) > 1)
 
 
+def _budget(row: Row) -> str:
+    return f"{row.norm} {row.eps}" if row.norm else "–"
+
+
+def _one_budget(found: list[Row]) -> str | None:
+    """The budget under which all rows were attacked; None where there are several."""
+    budgets = {_budget(row) for row in found}
+    return next(iter(budgets)) if len(budgets) == 1 else None
+
+
 def _matrix_columns(
     found: list[Row], accuracies: dict[str, Callable[[Row], SeedValues | None]]
 ) -> dict[str, Callable[[Row], str]]:
@@ -87,7 +97,8 @@ def _matrix_columns(
     for name in ("dataset", "model"):
         if len({getattr(row, name) for row in found}) > 1:
             columns[name] = lambda row, name=name: getattr(row, name)  # type: ignore[misc]
-    columns["eps"] = lambda row: f"{row.norm} {row.eps}" if row.norm else "–"
+    if _one_budget(found) is None:  # else a note says it
+        columns["eps"] = _budget
     if any(row.train_eps not in ("–", row.eps) for row in found):
         columns["train eps"] = lambda row: row.train_eps
     for name, value in accuracies.items():
@@ -125,8 +136,12 @@ def _matrix_notes(found: list[Row], accuracies: dict[str, Callable[[Row], SeedVa
             if cell.values:
                 # certificates at all radii are over the same images
                 sizes.setdefault("certified" if name.startswith("certified ") else name, set()).add(cell.n)
-    shown = ", ".join(f"{name} {'/'.join(map(str, sorted(n)))}" for name, n in sizes.items())
-    notes = [f"percent ± half a 95 % interval; images: {shown}"] if shown else []
+    of = {name: "/".join(map(str, sorted(n))) for name, n in sizes.items()}
+    images = (
+        ", ".join(map(" ".join, of.items())) if len(set(of.values())) > 1 else f"{next(iter(of.values()), '')} each"
+    )
+    at = f"{budget}: " if (budget := _one_budget(found)) not in (None, "–") else ""
+    notes = [f"{at}percent ± half a 95 % interval; images: {images}"] if of else []
     if any(row.accuracy.acr.values for row in found):
         notes.append("ACR: average certified L2 radius in pixel units, 0 where the vote is wrong or abstains")
     partial = [row for row in found if 0 < len(row.accuracy.worst.values) < len(row.seeds)]
@@ -145,7 +160,15 @@ def _matrix_notes(found: list[Row], accuracies: dict[str, Callable[[Row], SeedVa
     for reason, methods in lacking.items():
         names = "all" if len(methods) == len(found) > 1 else ", ".join(dict.fromkeys(methods))
         notes.append(f"† {reason} ({names})")
-    return [*notes, *different_n(found), *chosen_by_draws(found), *titles(found), *not_made(found), *reasons(found), *failures(found)]
+    return [
+        *notes,
+        *different_n(found),
+        *chosen_by_draws(found),
+        *titles(found),
+        *not_made(found),
+        *reasons(found),
+        *failures(found),
+    ]
 
 
 def _certificate(row: Row, cell: SeedValues | None) -> str:

@@ -66,15 +66,27 @@ def test_without_options_there_is_a_default_matrix_with_notes() -> None:
     spec = made()
     assert (spec.data.name, [str(eps) for eps in spec.threat.eps]) == ("digits", ["0.1"])
     assert [d.name for d in spec.defenses] == ["standard", "noisy", "pgd_at"]
-    assert [a.name for a in spec.attacks][-1] == "autoattack_fast"
+    assert [a.name for a in spec.attacks][-2:] == ["autoattack_fast", "closed_form"]
     told = notes()
     for word in (
         "dataset digits",
         "defenses standard, noisy, pgd_at",
         "eps 0.1",
-        "pgd (loss=cw), autoattack_fast (audit=100) (AutoAttack: a screen, then all of it on 100 of",
+        "pgd (loss=cw), autoattack_fast (audit=100), closed_form (AutoAttack: a screen, then all of it on 100 of",
+        "; closed_form: adaptive for noisy)",
     ):
         assert word in told
+
+
+@pytest.mark.parametrize(
+    ("defense", "adaptive"),
+    [(["pgd_at"], False), (["noisy"], True), (["pgd_at", "noisy"], True), (["rse"], False), (["smoothing"], False)],
+)
+def test_attacks_adapted_to_a_defense_are_a_default(defense: list[str], adaptive: bool) -> None:
+    """Those of a stochastic defense are so already, for the randomized protocol."""
+    names = [attack.name for attack in made(defense=defense).attacks]
+    assert ("adaptive for" in notes(defense=defense)) == adaptive
+    assert names.count("closed_form") == (adaptive or defense[0] in ("rse", "smoothing"))
 
 
 @pytest.mark.parametrize("other", [{"norm": "L2"}, {"defense": ["noisy,rse"]}, {"defense": ["smoothing"]}])

@@ -75,6 +75,10 @@ def test_the_live_table_is_drawn_and_removed(folder: Path) -> None:
     order = ("^data ", "^devices ", "^time  |^checking models", "training standard seed 0", "^6 jobs run, 0 already")
     places = [next(place for place, line in enumerate(lines) if re.search(each, line)) for each in order]
     assert places == sorted(places)
+    place, heading = next((k, line) for k, line in enumerate(lines) if re.match(r"\d of 6 jobs done; ", line))
+    assert (
+        "jobs done" in lines[place + 1] or len(heading) + len(lines[place + 1].split()[0]) >= 80
+    )  # as wide as it can be
     assert "\x1b[35mNOT CHECKED" in text  # in color
     assert re.search(r"\x1b\[1m[\d.]+ ±", text)  # the best value
 
@@ -110,6 +114,14 @@ def test_an_output_fits_the_terminal(folder: Path, name: str, term: str, columns
     assert not re.search(r"\[\d*[mK]", "".join(lines))  # no escape as letters
     assert max(map(len, lines)) <= columns
     assert any(line.strip() for line in lines)
+
+
+def test_an_error_is_broken_between_words(tmp_path: Path) -> None:
+    lines = plain(output(("run", "--defense", "nosy"), tmp_path, "xterm-256color", 80, code=2))
+    told = " ".join(line.strip() for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert "Did you mean 'noisy'? Known: at_mixture, awp, crown_ibp, dual_margin, " in told
+    assert all(line.startswith("  ") for line in lines[1:] if line)
 
 
 def test_no_color_is_respected(folder: Path) -> None:

@@ -617,7 +617,7 @@ def test_matrix_has_a_line_for_each_defense_and_eps(store: Store) -> None:
     ]  # fmt: skip
     assert all(line[-2:] == ["5.0", "1.00"] and line[3].endswith("†") for line in lines)
     assert best == {(line, k) for line in range(4) for k in (2, 3, 5)}  # all tie
-    assert notes[0] == "percent ± half a 95 % interval; images: clean 100, steep (steps=40) 100, worst case 100"
+    assert notes[0] == "percent ± half a 95 % interval; images: 100 each"
     assert notes[1] == "† worst case over 100 images, ranking needs 1000 (all)"
 
 
@@ -639,7 +639,7 @@ def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
         train = trained(store, seed=seed, deploys="smoothed")
         keys.append(evaluated(store, train, "certify", [1, 1, 0, 0], columns={"radius": np.array([0.3, 0.6, 1, 1])}))
         keys.append(evaluated(store, train, "steep", [1, 1, 1, 0], state="done" if seed else "missing", n=4))
-    header, ((_, _, _, worst, *_, quarter, half, acr, _, _),), notes, best = matrix(store, keys)
+    header, ((_, _, worst, *_, quarter, half, acr, _, _),), notes, best = matrix(store, keys)
     assert best == frozenset()  # nothing to compare with
     assert header[-5:-2] == ["certified 0.25", "certified 0.5", "ACR"]
     assert acr == "0.225"  # (0.3 + 0.6 + 0 + 0) / 4: a wrong image's radius is worth nothing
@@ -873,11 +873,13 @@ def test_rows_whose_attacks_saw_the_same_images_need_no_note(store: Store) -> No
 
 
 def test_a_worst_case_above_one_attack_is_explained(store: Store) -> None:
-    """The draws that choose find `steep` the stronger attack on the first image; those that judge find `flat` stronger."""
+    """On the first image the draws that choose find `steep` stronger, those that judge find `flat` stronger."""
     train = trained(store, deploys="randomised")
     evaluated(store, train, "flat", [0, 1, 0], columns=draws([0.7, 0.9, 0.2], [0.4, 0.9, 0.2]))
     evaluated(store, train, "steep", [1, 1, 1], columns=draws([0.6, 0.9, 0.9], [0.6, 0.9, 0.9]))
-    note = "the worst case chooses each image's attack by some noise draws and judges it by others, so that no luck counts"
+    note = (
+        "the worst case chooses each image's attack by some noise draws and judges it by others, so that no luck counts"
+    )
     note += "; one attack alone may leave less: guard 66.67, 33.33 by flat alone"
     assert f"\n- {note}\n" in markdown(store)
     assert note in matrix(store, store.keys())[2]
@@ -896,6 +898,8 @@ def test_a_note_names_the_rows_whose_first_images_were_easiest(store: Store) -> 
         evaluated(store, train, "steep", [1] * hits + [0] * (200 - hits))
         evaluated(store, train, "autoattack", [1] * 100, STANDARD)
     (note,) = different_n(all_rows(store))
+    told = matrix(store, store.keys())[2][0]
+    assert told == "Linf 0.1: percent ± half a 95 % interval; images: steep 200, autoattack 100, worst case 100"
     named = note.partition("leaves less: ")[2].split("; ")
     assert [words.split()[0] for words in named] == ["third", "other", "guard", "and"]
     assert named[-1] == "and 1 more row"
