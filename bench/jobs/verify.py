@@ -51,11 +51,16 @@ def verify(store: Store, share: float, full: bool, root: Path) -> int:
         print(f"{len(chosen)} of {counted(len(found.with_images), 'evaluation')} with images and weights scored again")
     elif found.records:
         print(f"no images scored again of {counted(len(found.with_images), 'evaluation')} with images and weights here")
-    for line in found.problems[:MAX_PRINTED]:
+    return print_problems(found.problems)
+
+
+def print_problems(problems: list[str]) -> int:
+    """Print the first problems. Returns the exit code: 4 if there is any."""
+    for line in problems[:MAX_PRINTED]:
         print(f"WRONG  {line}")
-    if len(found.problems) > MAX_PRINTED:
-        print(f"and {len(found.problems) - MAX_PRINTED} more")
-    return 4 if found.problems else 0
+    if len(problems) > MAX_PRINTED:
+        print(f"and {len(problems) - MAX_PRINTED} more")
+    return 4 if problems else 0
 
 
 def checked(store: Store) -> Verdict:
