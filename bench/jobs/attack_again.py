@@ -78,10 +78,8 @@ def verify_pack(path: Path, sample: Sample | None, weights: list[str], root: Pat
         raise ValueError("--weights is for --attack-again K, which is not given")
     with tempfile.TemporaryDirectory() as place:
         store = Store(Path(place))
-        shutil.copyfile(path, store.root / "pack.zip")  # what is hashed, unpacked and attacked are the same bytes
-        digest = str(file_hash(store.root / "pack.zip"))
-        unpack_records(store, [store.root / "pack.zip"])
-        (store.root / "pack.zip").unlink()
+        digest = str(file_hash(path))
+        unpack_records(store, [path])
         found = checked(Store(store.root))
         print(f"{path.name}: {counted(found.records, 'record')} and {counted(found.files, 'file')} looked at")
         problems = found.problems

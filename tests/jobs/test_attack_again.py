@@ -173,6 +173,7 @@ def test_what_cannot_be_repeated_is_named_and_not_passed(bench: Bench, sent: Sto
 
 MISTAKES = {
     "no pack": (("verify", "other.zip"), "no pack other.zip; expected a file that `bench pack` wrote"),
+    "damaged": (("verify", "cut.zip"), "cut.zip is not a usable pack of records: "),
     "folder": (("verify", "--attack-again", 5), "--attack-again and --weights are for a pack; name it"),
     "full": (("verify", PACK, "--full"), "--full looks at stored images, which a pack has none of"),
     "none": (("verify", PACK, "--attack-again", 0, "--weights", "."), "--attack-again is 0; expected 1 or more"),
@@ -193,9 +194,10 @@ MISTAKES = {
 def test_a_mistake_is_one_line(bench: Bench, tmp_path: Path, words: tuple[object, ...], message: str) -> None:
     PACK.parent.mkdir()
     shutil.copy(ROOT / "results" / "mnist_certified.zip", PACK)
+    Path("cut.zip").write_bytes(PACK.read_bytes()[:3000])
     outcome = bench(*words)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome
-    assert outcome.err.startswith("error: ")
+    assert outcome.err.startswith(f"error: {message}" if message.startswith("cut.zip") else "error: ")
     assert message in outcome.err
 
 
