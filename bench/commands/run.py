@@ -19,7 +19,9 @@ from bench.commands.output import announce, console_of, print_script, print_tabl
 from bench.commands.plan import show_plan
 from bench.executors.base import Backend
 from bench.executors.clusters import Cluster, Machine, choose
+from bench.executors.devices import Slot
 from bench.executors.driver import drive
+from bench.executors.slurm import Slurm
 from bench.planning.typed import Options
 from bench.progress import live
 from bench.progress.cost_model import CostModel
@@ -58,6 +60,9 @@ def run(
     matrix = prepare(options, data_dir)
     gate.check(matrix.spec)
     backend = choose(executor, matrix.root, machine, cluster, runs=not dry_run)
+    if isinstance(backend, Slurm) and backend.asked.pack and not dry_run:
+        # which evaluations are short: timed on this machine's CPU, which a node with a GPU is faster than
+        backend.cost_model = CostModel(matrix.root, Slot("cpu"))
     if dry_run:
         raise typer.Exit(show_plan(matrix, results_dir, bool(check), backend, output.as_json))
     if cluster.print_script:

@@ -36,6 +36,10 @@ class Cluster:
         list[str] | None,
         typer.Option(help="slurm: an option for one kind of job, such as evaluate.time=0:20:00; repeat."),
     ] = None
+    slurm_pack: Annotated[
+        str | None,
+        typer.Option(help="slurm: evaluations expected to end within this time together are one task (5m; 0: none)."),
+    ] = None
     sbatch_option: Annotated[
         list[str] | None, typer.Option(help="slurm: any other option of sbatch, such as constraint=a100; repeat.")
     ] = None
@@ -65,7 +69,7 @@ class Cluster:
 
     def request(self) -> Request:
         """What is asked of Slurm. Raises ValueError for what is not an option of sbatch."""
-        from bench.executors.sbatch import Request, check
+        from bench.executors.sbatch import PACK, Request, check
         from bench.planning.job import Job
 
         kinds = [job.kind for job in get_args(Job)]
@@ -76,7 +80,11 @@ class Cluster:
                 expected = f"KIND.OPTION=VALUE with KIND one of {', '.join(kinds)}, such as evaluate.time=0:20:00"
                 raise ValueError(f"--slurm is {text!r}; expected {expected}")
             own[kind] = (*own.get(kind, ()), check(option))
-        return Request(self._options(), own, self.max_running)
+        try:
+            pack = PACK if self.slurm_pack is None else duration(self.slurm_pack) if self.slurm_pack != "0" else 0.0
+        except ValueError as error:
+            raise ValueError(f"--slurm-pack: {error}; 0 for one task each") from None
+        return Request(self._options(), own, self.max_running, pack)
 
     def _options(self) -> tuple[str, ...]:
         """Options of sbatch for every job, without dashes."""

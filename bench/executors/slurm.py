@@ -26,6 +26,7 @@ from bench.executors.sbatch import (
     describe_ending,
     ending,
     queue,
+    read_trail,
     script,
 )
 from bench.jobs import retries
@@ -33,6 +34,7 @@ from bench.jobs.attempt import HELD
 from bench.planning.job import Job
 from bench.records.leases import Claims, holder_of
 from bench.records.record import Retry
+from bench.records.runtime_estimate import CostModel, Estimator
 from bench.records.store import Store
 
 FASTEST, SLOWEST = 1.0, 15.0  # seconds between two looks at the queue, by the length of the run so far
@@ -45,17 +47,20 @@ NAMES = {"oom": "KilledForMemory", "timeout": "Timeout", "died": "WorkerDied"}
 @dataclass(eq=False)
 class Task(Handle):
     """A submitted job. `number`: Slurm's, such as 12_0, empty until the next `poll` submits it; `mine`: submitted by
-    this command; `lost`: when Slurm was first seen to have ended it without a record."""
+    this command; `shares`: other jobs are in the same task of Slurm's; `alone`: it has failed before, and shares none;
+    `lost`: when Slurm was first seen to have ended it without a record."""
 
     number: str = ""
     mine: bool = True
+    shares: bool = False
+    alone: bool = False
     lost: float | None = None
 
 
 @dataclass
 class Slurm(Backend):
     """Backend of Slurm. `root`: the data folder; `max_jobs`: most jobs in the queue at a time; `detach`: submit
-    everything and leave."""
+    everything and leave; `cost_model`: tells which evaluations are short where no record does."""
 
     worker_claims: ClassVar[bool] = True
     chains: ClassVar[bool] = True
@@ -65,6 +70,7 @@ class Slurm(Backend):
     kind: str = "cpu"
     max_jobs: int | None = None
     detach: bool = False
+    cost_model: CostModel | None = None
 
     def __post_init__(self) -> None:
         self.lanes = self.max_jobs or 8
@@ -87,12 +93,18 @@ class Slurm(Backend):
         """See Backend."""
         self.store, self.began = store, time.monotonic()
         self.tasks: dict[str, Task] = {}
+        self.estimator = self._estimator(store, jobs)
         self._look()
         self._pause()
 
+    def _estimator(self, store: Store, jobs: list[Job]) -> Estimator:
+        found = Estimator(store, self.kind, self.cost_model)
+        found.know([*store.jobs().values(), *jobs])  # the estimate of an evaluation depends on its training
+        return found
+
     def _look(self) -> None:
         """Ask for the states of all tasks in the queue; None while the controller does not answer."""
-        self._others: dict[str, str] | None = None
+        self._others: dict[str, tuple[str, bool]] | None = None
         self.states: dict[str, str] | None = None
         try:
             self.states = queue(self.store.root)
@@ -118,19 +130,21 @@ class Slurm(Backend):
 
     def submit(self, job: Job, attempts: Sequence[Retry]) -> Task:
         """The next `poll` submits the job; one that another command submitted and that is still queued is followed."""
-        number = self._queued().get(job.key)
-        task = Task(job, number=number or "", mine=number is None)
+        number, shares = self._queued().get(job.key, ("", False))
+        task = Task(job, number=number, mine=not number, shares=shares, alone=bool(attempts))
         self.tasks[job.key] = task
         return task
 
-    def _queued(self) -> dict[str, str]:
-        """The active tasks of this results folder by key, whoever submitted them."""
+    def _queued(self) -> dict[str, tuple[str, bool]]:
+        """The active tasks of this results folder by key, whoever submitted them: number, and whether jobs share it."""
         if self._others is None:
             self._others = {}
             for path in sorted((self.store.root / "slurm").glob("[0-9]*")):
-                for index, key in enumerate(path.read_text(encoding="utf-8").split()):
+                for index, word in enumerate(path.read_text(encoding="utf-8").split()):
                     if self.states is not None and self.states.get(f"{path.name}_{index}") in ACTIVE:
-                        self._others.setdefault(key, f"{path.name}_{index}")
+                        ended = {key for key, code in self._trail(f"{path.name}_{index}").items() if code is not None}
+                        for key in set(word.split("+")) - ended:
+                            self._others.setdefault(key, (f"{path.name}_{index}", "+" in word))
         return self._others
 
     def poll(self, seconds: float) -> list[Exit]:
@@ -156,7 +170,7 @@ class Slurm(Backend):
         while new := [task for task in self.tasks.values() if not task.number]:
             live = {key: task.number for key, task in self.tasks.items() if task.number}
             try:
-                self._sbatch(batches([task.job for task in new], live, self.asked)[0], live)
+                self._sbatch(batches([task.job for task in new], live, self.asked, self._expected)[0], live)
             except SlurmError:
                 for task in new:
                     del self.tasks[task.job.key]
@@ -165,17 +179,22 @@ class Slurm(Backend):
                 return [Exit(task, "held") for task in new]
         return []
 
+    def _expected(self, job: Job) -> float | None:
+        """Seconds of a job that may share a task: one that failed before runs alone."""
+        return None if self.tasks[job.key].alone else self.estimator.seconds(job)
+
     def _sbatch(self, batch: Batch, live: dict[str, str]) -> None:
         folder = self.store.root / "slurm"
         folder.mkdir(exist_ok=True)
         text = script(self.asked.options, self.store.root, self.root, self.kind, [])
         write_atomic(folder / "job.sh", lambda file: file.write(os.fsencode(text)))  # sbatch makes a copy of its own
-        keys = [job.key for job in batch.jobs]
-        answer = command("sbatch", *batch.options(live), str((folder / "job.sh").absolute()), *keys)
+        words = batch.words()
+        answer = command("sbatch", *batch.options(live), str((folder / "job.sh").absolute()), *words)
         number = answer.strip().partition(";")[0]  # the name of a cluster may follow
-        for index, key in enumerate(keys):
-            self.tasks[key].number = f"{number}_{index}"
-        write_atomic(folder / number, lambda file: file.write(" ".join(keys).encode()))
+        for index, jobs in enumerate(batch.tasks()):
+            for task in (self.tasks[job.key] for job in jobs):
+                task.number, task.shares = f"{number}_{index}", len(jobs) > 1
+        write_atomic(folder / number, lambda file: file.write(" ".join(words).encode()))
 
     def _end(self, task: Task) -> Exit | None:
         """Has a job ended? The store decides first, then Slurm's state of the task, if it is known."""
@@ -184,9 +203,11 @@ class Slurm(Backend):
             os.listdir(self.store.folder(task.job.key))  # makes a network file system look again
         recorded = self.store.record(task.job.key) is not None
         state = None if self.states is None else self.states.get(task.number, "")
+        if task.shares and not task.started:  # Slurm's state is that of all jobs of the task
+            task.started = task.job.key in self._trail(task.number)
         if recorded and state == "PENDING" and not task.started:
             return Exit(task, "over")
-        task.started = task.started or state == "RUNNING"
+        task.started = task.started or (state == "RUNNING" and not task.shares)
         if recorded:
             return Exit(task)
         return self._vanished(task) if state is not None and state not in ACTIVE else None
@@ -198,9 +219,14 @@ class Slurm(Backend):
         else the user decides: the same command tries it again.
         """
         found = ending(task.number)
+        code = found.get("ExitCode", "").partition(":")[0]
+        if task.shares and (trail := self._trail(task.number)):
+            if task.job.key not in trail and found.get("JobState") != "CANCELLED":
+                return Exit(task, "held")  # its turn never came
+            code = str(trail.get(task.job.key))
         dropped = found.get("Reason") == "DependencyNeverSatisfied"  # a job that it depends on did not end there
         cancelled = found.get("JobState") == "CANCELLED" and not task.mine
-        if dropped or cancelled or found.get("ExitCode") == f"{HELD}:0" or holder_of(self.store, task.job.key):
+        if dropped or cancelled or code == str(HELD) or holder_of(self.store, task.job.key):
             return Exit(task, "held")
         task.lost = task.lost or time.monotonic()
         if time.monotonic() - task.lost < GRACE:
@@ -212,12 +238,13 @@ class Slurm(Backend):
     def cancel(self, handle: Handle) -> None:
         """See Backend."""
         task = self.tasks.pop(handle.job.key, None)
-        if task is not None and task.number:
+        if task is not None and task.number and all(other.number != task.number for other in self.tasks.values()):
             _cancel([task.number])
 
     def close(self) -> None:
         """See Backend. Leaves the tasks of other commands, and with `detach` all of them, in the queue."""
-        _cancel([task.number for task in self.tasks.values() if task.mine and task.number and not self.detach])
+        mine = [task.number for task in self.tasks.values() if task.mine and task.number and not self.detach]
+        _cancel(list(dict.fromkeys(mine)))
 
     def script(self, jobs: list[Job], store: Store) -> str:
         """The script that submits the pending jobs, for clusters where people submit by hand."""
@@ -228,7 +255,12 @@ class Slurm(Backend):
         for job in waiting:  # a valid record whose files are missing would stop the worker
             if store.done(job.key) and claims.take(job.key) == "run":
                 claims.release(job.key)
-        return script(self.asked.options, store.root, self.root, self.kind, batches(waiting, (), self.asked))
+        arrays = batches(waiting, (), self.asked, self._estimator(store, jobs).seconds)
+        return script(self.asked.options, store.root, self.root, self.kind, arrays)
+
+    def _trail(self, number: str) -> dict[str, int | None]:
+        """Which jobs of a shared task have begun, and with which exit codes they ended."""
+        return read_trail(self.store.root / "slurm" / f"trail-{number}")
 
 
 def _cancel(tasks: list[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import toy_job
@@ -15,6 +18,7 @@ from bench.executors.clusters import Cluster
 from bench.executors.sbatch import (
     MOST_TASKS,
     Batch,
+    Request,
     SlurmError,
     batches,
     check,
@@ -22,9 +26,13 @@ from bench.executors.sbatch import (
     describe_ending,
     fields,
     name,
+    packed,
     parse_queue,
+    read_trail,
     script,
+    seconds_of,
 )
+from bench.planning.job import Job
 from bench.records.store import Store
 
 TRAIN, OTHER = (toy_job("train", {"seed": seed}) for seed in (0, 1))
@@ -129,13 +137,36 @@ def test_the_script_is_this_one(bare: Path, monkeypatch: pytest.MonkeyPatch) -> 
 #SBATCH '--comment=a b'
 # A job of bench. `bash FILE` submits all jobs; `sbatch --array=0-1 FILE KEY KEY` is an array of two.
 results='/shared/my results'
-if [ $# -gt 0 ]; then
-    shift "${{SLURM_ARRAY_TASK_ID:-0}}"
+run() {{
     exec >>"$results/$1/log.txt" 2>&1
     export BENCH_PLUGINS=/mine.py:/there/b.py
     export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
     cd -- /
     exec '/opt/a b/python' -m bench worker "$1" --results-dir "$results" --data-dir /data --device cuda --over-is-done
+}}
+if [ $# -gt 0 ]; then
+    shift "${{SLURM_ARRAY_TASK_ID:-0}}"
+    case "$1" in *+*) ;; *) run "$1" ;; esac
+    trail="$results/slurm/trail-${{SLURM_ARRAY_JOB_ID:-$$}}_${{SLURM_ARRAY_TASK_ID:-0}}"
+    failed=0 stopped='' worker=''
+    trap 'stopped=1; [ -z "$worker" ] || kill -TERM "$worker" 2>/dev/null' TERM
+    for key in ${{1//+/ }}; do
+        grep -qs "^$key [0-9]" "$trail" && continue
+        [ -z "$stopped" ] || exit 143
+        echo "$key" >>"$trail"
+        (run "$key") &
+        worker=$!
+        wait "$worker"
+        code=$?
+        while kill -0 "$worker" 2>/dev/null; do
+            wait "$worker"
+            code=$?
+        done
+        [ "$code" != 143 ] || exit 143
+        echo "$key $code" >>"$trail"
+        [ "$code" = 0 ] || failed=$code
+    done
+    exit "$failed"
 fi
 set -e
 mkdir -p "$results/slurm"
@@ -172,6 +203,100 @@ def test_a_task_runs_its_own_key_whatever_the_paths_are_called(bare: Path, monke
         *("-m", "bench", "worker", SECOND.key, "--results-dir", str(results)),
         *("--data-dir", str(bare / ODD), "--device", "cpu", "--over-is-done", str(bare / f"{ODD}.py"), "3", str(bare)),
     ]
+
+
+def shared(jobs: list[Job], seconds: dict[str, float], **asked: Any) -> list[list[Job]]:
+    """The tasks of jobs of known length, under the options of a run."""
+    return packed(jobs, Cluster(**asked).request(), lambda job: seconds.get(job.key))
+
+
+def test_short_evaluations_share_a_task_up_to_a_time() -> None:
+    jobs = [toy_job("evaluate", {"n": n}, (TRAIN.key,)) for n in range(1, 7)]
+    audit, shard, long, unknown = toy_job("audit", {}, (TRAIN.key,)), SHARDS[0], jobs[4], jobs[5]
+    seconds = {job.key: 100.0 for job in [*jobs[:4], audit, shard]} | {long.key: 301.0}
+    given = [jobs[0], long, jobs[1], shard, jobs[2], unknown, TRAIN, audit, jobs[3]]
+    alone = [[long], [shard], [unknown], [TRAIN]]  # too long, others need its success, unknown, not an evaluation
+    assert [task for task in shared(given, seconds) if task in alone] == alone
+    assert [task for task in shared(given, seconds) if task not in alone] == [jobs[:3], [audit, jobs[3]]]  # 5 minutes
+    assert shared(given, seconds, slurm_pack="0") == [[job] for job in given]
+    assert shared(jobs[:4], seconds, slurm_pack="400s") == [jobs[:4]]
+    assert shared(jobs[:4], seconds, slurm_pack="90s") == [[job] for job in jobs[:4]]
+    # no more than half of the time that is asked for, so that one which takes longer than expected ends no other
+    assert shared(jobs[:4], seconds, time="0:08:00") == [jobs[:2], jobs[2:4]]
+    assert shared(jobs[:4], seconds, time="0:08:00", slurm=["evaluate.time=1-0"]) == [jobs[:3], [jobs[3]]]
+    assert shared(jobs[:4], seconds, time="0:08:00", slurm=["train.time=1-0"]) == [jobs[:2], jobs[2:4]]
+
+
+def test_the_jobs_of_a_shared_task_have_its_number() -> None:
+    found = batches([TRAIN, FIRST, SECOND, LAST], (), Request(pack=60.0), lambda job: 20.0)
+    assert [batch.words() for batch in found] == [[TRAIN.key], [f"{FIRST.key}+{SECOND.key}"], [LAST.key]]
+    assert found[1].options({TRAIN.key: "1_0"})[1] == "--array=0-0"
+    assert "--dependency=afterok:1_0,afterany:2_0" in found[2].options(
+        {TRAIN.key: "1_0", FIRST.key: "2_0", SECOND.key: "2_0"}
+    )
+    text = script([], Path("results"), Path("data"), "cpu", found)
+    assert f"echo {FIRST.key}+{SECOND.key} >" in text
+    assert '"--dependency=afterok:${id0}_0,afterany:${id1}_0"' in text
+    many = [toy_job("evaluate", {"n": n}, (TRAIN.key,)) for n in range(1, 4 * MOST_TASKS + 1)]
+    parts = batches(many, (), Request(pack=60.0), lambda job: 20.0)
+    assert [len(batch.tasks()) for batch in parts] == [MOST_TASKS, -(-len(many) // 3) - MOST_TASKS]
+    assert [job for batch in parts for task in batch.tasks() for job in task] == many
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400), ("1:30", 90), ("4:00:00", 14400), ("1-12", 129600), ("1-12:30", 131400), ("1-0:0:5", 86405),
+        ("UNLIMITED", None), ("4h", None), ("", None), ("1:2:3:4", None),
+    ],
+)  # fmt: skip
+def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: float | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+def shared_task(bare: Path, monkeypatch: pytest.MonkeyPatch, worker: str) -> list[object]:
+    """The command of a task of three keys, where this shell script stands for `python -m bench worker KEY`."""
+    tool = bare / "python"
+    tool.write_text(f"#!/bin/bash\nkey=$4 folder=$6\n{worker}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tool))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    (bare / "results" / "slurm").mkdir(parents=True)
+    for job in (FIRST, SECOND, LAST):
+        (bare / "results" / job.key).mkdir()
+    (bare / "job.sh").write_text(script([], Path("results"), Path(ODD), "cpu", []))
+    return ["bash", bare / "job.sh", TRAIN.key, f"{FIRST.key}+{SECOND.key}+{LAST.key}", OTHER.key]
+
+
+def test_a_failed_job_of_a_shared_task_fails_alone(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shared_task(bare, monkeypatch, f'echo "$key"; [ "$key" != {SECOND.key} ] || kill -9 $$')
+    trail = bare / "results" / "slurm" / "trail-7_1"
+    assert subprocess.run(words, cwd="/").returncode == 137
+    assert read_trail(trail) == {FIRST.key: 0, SECOND.key: 137, LAST.key: 0}
+    for job in (FIRST, SECOND, LAST):
+        assert (bare / "results" / job.key / "log.txt").read_text() == f"{job.key}\n"
+    assert not (bare / "results" / TRAIN.key).exists()
+    subprocess.run(words, cwd="/")  # requeued after its end: nothing is begun again
+    assert (bare / "results" / LAST.key / "log.txt").read_text() == f"{LAST.key}\n"
+
+
+def test_a_stopped_shared_task_continues_where_it_was(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = f"if [ $key = {SECOND.key} ] && [ ! -e again ]; then trap 'echo kept; exit 143' TERM; touch up; "
+    words = shared_task(bare, monkeypatch, sleeps + "while :; do sleep 0.05; done; fi; echo done")
+    task = subprocess.Popen(words, cwd="/")
+    began = time.monotonic()
+    while not (bare / "up").exists() and time.monotonic() - began < 60:
+        time.sleep(0.05)
+    task.send_signal(signal.SIGTERM)  # to the shell alone
+    assert task.wait(timeout=60) == 143
+    trail = bare / "results" / "slurm" / "trail-7_1"
+    assert read_trail(trail) == {FIRST.key: 0, SECOND.key: None}
+    (bare / "again").touch()
+    assert subprocess.run(words, cwd="/").returncode == 0
+    assert read_trail(trail) == {FIRST.key: 0, SECOND.key: 0, LAST.key: 0}
+    logs = [(bare / "results" / job.key / "log.txt").read_text() for job in (FIRST, SECOND, LAST)]
+    assert logs == ["done\n", "kept\ndone\n", "done\n"]
 
 
 def test_each_results_folder_has_a_name_of_its_own_in_the_queue(bare: Path) -> None:
@@ -235,6 +360,11 @@ def test_resources_become_options_of_sbatch() -> None:
             "--gres and --gpus-per-job set the same option",
         ),
         (["--executor", "slurm", "--max-jobs", 1, "--detach"], "--max-jobs needs a driver that waits"),
+        (["--slurm-pack", "5m"], "--slurm-pack needs --executor slurm; the executor is 'local'"),
+        (
+            ["--executor", "slurm", "--slurm-pack", "soon"],
+            "--slurm-pack: 'soon' is not a duration; expected a number with a unit, such as 90s, 15m or 2h; 0 for one",
+        ),
         (["--max-running", 2], "--max-running needs --executor slurm; the executor is 'local'"),
         (["--executor", "slurm", "--slurm", "attack.time=1"], "--slurm is 'attack.time=1'; expected KIND.OPTION=VALUE"),
         (["--executor", "slurm", "--slurm", "train.array=0-1"], "--sbatch-option array is set by bench itself"),

@@ -51,6 +51,68 @@ def test_each_kind_of_job_gets_the_time_that_was_asked_for_it(bench: Bench, plug
     until(lambda: len(outcomes(store.root)) == 4)
 
 
+def shared_tasks(results: Path) -> list[set[str]]:
+    """The attacks of each task that several jobs share."""
+    store = Store(results)
+    files = [file for file in (results / "slurm").iterdir() if file.name.isdigit()]
+    words = [word.split("+") for file in files for word in file.read_text().split()]
+    return [{store.evaluation(key).attack.name for key in keys} for keys in words if len(keys) > 1]
+
+
+def learned(bench: Bench, plugins: list[object]) -> list[object]:
+    """A run of two seeds, one of which has been done here: its records tell how long each evaluation takes."""
+    attacks = "clean,wobble,fgsm"
+    assert bench(*tiny("--seeds", "0", *plugins, attack=attacks), "-q").code == 0
+    return tiny("--seeds", "0,1", *plugins, attack=attacks)
+
+
+def test_short_evaluations_share_a_task_and_one_fails_alone(
+    bench: Bench, plugins: list[object], tmp_path: Path
+) -> None:
+    words = learned(bench, plugins)
+    assert bench(*words, "--results-dir", tmp_path / "here", "-q").code == 0
+    (tmp_path / "wobble.todo").write_text("kill")
+    done = bench(*words, *ON)
+    assert done.code == 1
+    assert shared_tasks(Path("results")) == [{"clean", "wobble", "fgsm"}]
+    records = {job.attack.name: record for job, record in Store(Path("results")).records() if job.seed and job.needs}
+    assert {name: record.state for name, record in records.items()} == {
+        "clean": "done",
+        "wobble": "error",
+        "fgsm": "done",
+    }
+    assert "Slurm reports FAILED" in records["wobble"].error.message
+    (tmp_path / "wobble.todo").unlink()
+    assert bench(*words, *ON).code == 0
+    assert outcomes(Path("results")) == outcomes(tmp_path / "here")
+
+
+def test_a_requeued_shared_task_repeats_nothing(bench: Bench, plugins: list[object], tmp_path: Path) -> None:
+    words = learned(bench, plugins)
+    assert bench(*words, "--results-dir", tmp_path / "here", "-q").code == 0
+    (tmp_path / "wobble.todo").write_text("sleep")
+    driver = start(*words, *ON)
+    try:
+        until(lambda: len(Store(Path("results")).jobs()) == 8)
+        store = Store(Path("results"))
+        mine = {job.attack.name: job for job in store.jobs().values() if job.seed and job.needs}
+        until(lambda: Store(Path("results")).progress(mine["wobble"].key))
+        shown = bench("status", "--json").out
+        assert mine["wobble"].key in shown
+        (task,) = tasks("RUNNING")
+        requeue(task, meanwhile=(tmp_path / "wobble.todo").unlink)
+        out, err = driver.communicate(timeout=200)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, out + err
+    assert shared_tasks(Path("results")) == [{"clean", "wobble", "fgsm"}]
+    assert outcomes(Path("results")) == outcomes(tmp_path / "here")
+    begun = {
+        name: (store.folder(job.key) / "log.txt").read_text().count(f"{job.key} on cpu") for name, job in mine.items()
+    }
+    assert begun == {"clean": 1, "wobble": 2, "fgsm": 1}
+
+
 def _rows(out: str) -> list[list[str]]:
     """The table's cells, without the two columns of times."""
     return [line.split("│")[1:-3] for line in out.splitlines() if line.startswith("│")]

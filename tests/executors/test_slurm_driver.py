@@ -14,16 +14,19 @@ from factories import toy_job
 from bench.executors import driver, slurm
 from bench.executors.base import Event
 from bench.executors.driver import drive
+from bench.executors.sbatch import Request
 from bench.executors.slurm import Slurm
 from bench.jobs.attempt import tried
 from bench.planning.job import Job
 from bench.records.leases import claim, holder_of
 from bench.records.record import JobError, Record
+from bench.records.runtime_estimate import Estimate
 from bench.records.store import Store
 
 TRAIN, OTHER = (toy_job("train", {"seed": seed}) for seed in (0, 1))
 EVALUATE, WORST = (toy_job("evaluate", {"n": n}, (TRAIN.key,)) for n in (1, 2))
 LAST = toy_job("evaluate", {"n": 3}, (OTHER.key, WORST.key))
+THIRD = toy_job("evaluate", {"n": 4}, (TRAIN.key,))
 JOBS = [TRAIN, OTHER, EVALUATE, WORST, LAST]
 EMPTY: dict[str, Any] = {"metrics": {}, "files": {}}
 
@@ -321,3 +324,100 @@ def test_one_that_cannot_be_written_is_told_before_anything_is_submitted(store: 
     with pytest.raises(FileExistsError):
         list(drive(Slurm(store.root.parent), [TRAIN], store))
     assert not (cluster / "sbatch").exists()
+
+
+def twenty_seconds(job: Job, trained: Job) -> Estimate:
+    """A cost model."""
+    return Estimate(20.0, 20.0, 20.0, (), 0)
+
+
+def sharing(run: Callable[..., Run], store: Store, **how: Any) -> Run:
+    """A run with three evaluations in one task, whose training has ended."""
+    store.add(THIRD)
+    store.put(TRAIN, Record("done", files={}))
+    return run(TRAIN, EVALUATE, WORST, THIRD, asked=Request(pack=60.0), cost_model=twenty_seconds, **how)
+
+
+def trail(made: Run, *lines: str) -> None:
+    (made.store.root / "slurm" / f"trail-{made.tasks[THIRD.key].number}").write_text("".join(f"{x}\n" for x in lines))
+
+
+def test_each_job_of_a_shared_task_starts_and_ends_by_itself(run: Callable[..., Run], store: Store) -> None:
+    made = sharing(run, store)
+    made.round()
+    assert [line.split()[-1] for line in (made.folder / "submitted").read_text().splitlines()] == [
+        f"{EVALUATE.key}+{WORST.key}+{THIRD.key}"
+    ]
+    assert {task.number for task in made.tasks.values()} == {"1_0"}
+    trail(made, EVALUATE.key)
+    assert [(event.kind, event.job) for event in made.round("RUNNING")] == [("started", EVALUATE)]
+    store.put(EVALUATE, Record("error", error=JobError("ValueError", "broken on purpose")))
+    trail(made, EVALUATE.key, f"{EVALUATE.key} 1", WORST.key)
+    found = [(event.kind, event.job) for event in made.round("RUNNING")]
+    assert found == [("started", WORST), ("error", EVALUATE)]
+    store.put(WORST, Record("done", files={}))
+    assert [(event.kind, event.job) for event in made.round("RUNNING")] == [("ok", WORST)]
+    made.backend.close()
+    assert (made.folder / "canceled").read_text() == "1_0\n"
+
+
+@pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "CANCELLED"])
+def test_what_had_not_begun_in_a_shared_task_is_submitted_again(
+    run: Callable[..., Run], store: Store, state: str
+) -> None:
+    made = sharing(run, store)
+    made.round()
+    store.put(EVALUATE, Record("done", files={}))
+    trail(made, EVALUATE.key, f"{EVALUATE.key} 0", WORST.key)
+    (made.folder / "answer").write_text(f"JobState={state} Reason=None ExitCode=0:15\n")
+    ends = {event.job.key: event for event in made.round(state) + made.round() if event.job}
+    assert ends[EVALUATE.key].kind == "ok"
+    assert ends[WORST.key].kind == "error"
+    assert f"Slurm reports {state}" in ends[WORST.key].message
+    if state == "CANCELLED":  # by the user, who does not want it again
+        assert ends[THIRD.key].kind == "error"
+    else:
+        assert THIRD.key not in ends
+        made.round()
+        assert made.submitted()[-1] == keys(THIRD)
+    made.backend.close()
+
+
+def test_a_job_that_failed_before_shares_no_task(run: Callable[..., Run], store: Store) -> None:
+    made = sharing(run, store)
+    made.round()
+    trail(made, EVALUATE.key)
+    (made.folder / "answer").write_text("JobState=OUT_OF_MEMORY Reason=None ExitCode=0:9\n")
+    assert ("retried", EVALUATE) in [(event.kind, event.job) for event in made.round("OUT_OF_MEMORY")]
+    made.round()
+    words = [line.split()[-1] for line in (made.folder / "submitted").read_text().splitlines()[1:]]
+    words += [line.split()[-2] for line in (made.folder / "submitted").read_text().splitlines()[1:]]
+    assert {word for word in words if "/" not in word} == {EVALUATE.key, f"{WORST.key}+{THIRD.key}"}
+    assert len(tried(store, EVALUATE.key)) == 1
+    made.backend.close()
+
+
+def test_the_end_of_one_job_of_a_shared_task_cancels_no_other(run: Callable[..., Run], store: Store) -> None:
+    made = sharing(run, store)
+    made.round()
+    for job in (EVALUATE, WORST):
+        made.backend.cancel(made.tasks[job.key])
+        assert not (made.folder / "canceled").exists()
+    made.backend.cancel(made.tasks[THIRD.key])
+    assert (made.folder / "canceled").read_text() == "1_0\n"
+
+
+def test_a_shared_task_of_another_command_is_followed(run: Callable[..., Run], store: Store) -> None:
+    first = sharing(run, store, detach=True)
+    first.round()
+    store.put(EVALUATE, Record("error", error=JobError("ValueError", "broken on purpose")))
+    trail(first, EVALUATE.key, f"{EVALUATE.key} 1", WORST.key)
+    (first.folder / "states").write_text("1_0|RUNNING\n")
+    again = run(TRAIN, EVALUATE, WORST, THIRD, asked=Request(pack=60.0), cost_model=twenty_seconds)
+    again.round()
+    assert {key: task.number for key, task in again.tasks.items()} == {
+        EVALUATE.key: "2_0",  # it failed there: once more
+        WORST.key: "1_0",
+        THIRD.key: "1_0",
+    }
+    assert again.submitted()[1:] == [keys(EVALUATE)]
