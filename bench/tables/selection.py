@@ -13,6 +13,8 @@ from bench.soundness.verdicts import judged_rows
 from bench.tables.pareto import fronts
 from bench.terminal import counted
 
+NO_ROW = "no evaluation has a result here yet; `bench status` shows what is left to run"
+
 
 @dataclass(frozen=True)
 class RowFilter:
@@ -50,7 +52,9 @@ def pairs(store: Store, name_a: str, name_b: str, where: RowFilter) -> list[Pair
     known = evaluations(store)
     everything = judged_rows(store, known=known)
     found = [row for row in everything if where.takes(row)]
-    if everything and not found:
+    if not everything:
+        raise LookupError(NO_ROW)
+    if not found:
         raise LookupError(f"no row has norm {where.norm}; there are: {_places(everything)}")
     trained = {e.train_key: (e.config, e.seed) for e in known.of_split("test")}
     side_a, side_b = (_side(name, found, trained) for name in (name_a, name_b))
@@ -85,9 +89,7 @@ def _side(name: str, found: list[Row], trained: dict[str, tuple[str, int]]) -> l
         raise LookupError(f"training {name} has no evaluation with this data set, norm and eps")
     known = {row.method for row in found} | {row.defense for row in found}
     close = difflib.get_close_matches(name, sorted(known), 3, 0.5)
-    others = (
-        f"Did you mean {', '.join(close)}?" if close else f"Known: {_listed(row.defense for row in found) or 'none'}"
-    )
+    others = f"Did you mean {', '.join(close)}?" if close else f"Known: {_listed(row.defense for row in found)}"
     raise LookupError(f"no row is named '{name}'. {others}")
 
 

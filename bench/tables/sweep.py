@@ -19,7 +19,7 @@ from bench.results.grouping import flattened
 from bench.results.rows import Row
 from bench.results.seed_values import SeedValues
 from bench.results.worst_case import ByAttack, worst_case
-from bench.tables.selection import RowFilter
+from bench.tables.selection import NO_ROW, RowFilter
 
 WORST, BUDGET, TRAINED = "worst case", "eps", "train_eps"
 
@@ -114,6 +114,8 @@ def sweep(
     """
     asked = [row for row in rows if where.takes(row)]
     found = [row for row in asked if row.defense == defense]
+    if not asked and where == RowFilter():
+        raise LookupError(NO_ROW)
     if not found:
         known = sorted({row.defense for row in asked})
         said = catalog.suggest(defense, known) or f" Known: {', '.join(known) or 'none'}."

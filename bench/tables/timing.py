@@ -12,6 +12,7 @@ from bench.results.evaluations import EvaluationResult
 from bench.results.grouping import grouped
 from bench.results.rows import Row
 from bench.tables.ranking import UNRANKED
+from bench.tables.selection import NO_ROW
 from bench.tables.text import aligned, decimals, json_text, printed
 from bench.terminal import counted
 
@@ -160,7 +161,7 @@ def show(rows: list[Row], as_json: bool) -> str:
     notes = (
         "work F: of a training step per image, in forward passes of the net; robust %/h: worst case over training hours"
     )
-    return printed([*parts, notes]) if parts else "no training was timed yet"
+    return printed([*parts, notes]) if parts else NO_ROW
 
 
 def _training_title(t: Training) -> str:

@@ -15,7 +15,8 @@ from bench.core.stats import bootstrap_difference, mcnemar, paired_difference
 from bench.records.store import Store
 from bench.results.scope import scoped
 from bench.tables.compare import Comparison, CostRatio, costs, lines, show
-from bench.tables.selection import RowFilter, pairs
+from bench.tables.selection import NO_ROW, RowFilter, pairs
+from bench.tables.sweep import sweep
 
 CLEAN_A, CLEAN_B = [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 1]
 STEEP_A, STEEP_B = [1, 1, 1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0, 1, 1]
@@ -232,3 +233,11 @@ def test_a_name_cannot_steer_the_terminal(store: Store) -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "B =  [2Jbad" in text
+
+
+def test_before_the_first_evaluation_the_next_command_is_told(store: Store) -> None:
+    trained(store, "guard")
+    with pytest.raises(LookupError, match=NO_ROW):
+        pairs(store, "guard", "standard", RowFilter())
+    with pytest.raises(LookupError, match=NO_ROW):
+        sweep(store, [], "guard", "beta", RowFilter())

@@ -17,6 +17,7 @@ from bench.records.store import Store
 from bench.results.evaluations import evaluations
 from bench.soundness.checks import Finding
 from bench.tables.leaderboard import write_leaderboard
+from bench.tables.selection import NO_ROW
 from bench.tables.timing import attacks, show, trainings
 
 
@@ -128,7 +129,7 @@ def test_csv_text_and_json_hold_the_same_numbers_twice(store: Store, tmp_path: P
 
 
 def test_an_empty_folder_and_hostile_names(store: Store) -> None:
-    assert show([], False) == "no training was timed yet"
+    assert show([], False) == NO_ROW
     evaluated(store, trained(store, "\x1b[2J"), "steep", [1, 0])
     assert "\x1b" not in show(all_rows(store), False)
     json.loads(show(all_rows(store), True))
