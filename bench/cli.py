@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,8 +82,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    """Print which bench this is, and end."""
+    if asked:
+        from importlib import metadata  # not before: it takes longer than the rest of this module
+
+        print(f"bench {metadata.version('defense-bench')} from {Path(__file__).parent}")
+        raise typer.Exit
+
+
 @app.callback()
 def all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and its folder."),
+    ] = False,
     no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Ignore BENCH_PLUGINS and refuse --plugin.")] = False,
 ) -> None:
     """Train, attack, certify and time adversarial defenses under one recipe."""

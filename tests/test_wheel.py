@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def test_the_wheel_runs_a_spec_by_name_and_writes_plug_ins_into_the_working_fold
         cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()) == installed / "bench" / "__init__.py"
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert call("--version") == f"bench {version} from {installed / 'bench'}\n"
     listed = call("list", "specs", program="defense-bench")
     assert [line.split()[0] for line in listed.splitlines()] == list(shipped_specs.names())
     assert "| noisy" in call("run", "demo", "--n", "20", "--epochs", "1", "--workers", "1", "--checks", "off").replace(

@@ -115,9 +115,10 @@ def _matrix_columns(
             if row.accuracy.acr.values
             else _certificate(row, row.accuracy.certified.get(MATRIX_RADII[0]))
         )
-    seconds = {"train s": lambda row: decimals(row.cost.train_seconds, 1)}
-    ratio = {"× standard": lambda row: decimals(row.cost.ratio, 2)}
-    return columns | seconds | ratio
+    if any(row.cost.train_seconds > 0 for row in found):  # not for models that were trained elsewhere
+        columns["train s"] = lambda row: decimals(row.cost.train_seconds, 1)
+        columns["× standard"] = lambda row: decimals(row.cost.ratio, 2)
+    return columns
 
 
 def _short(row: Row, cell: SeedValues | None) -> str:

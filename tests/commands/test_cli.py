@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import Bench
+from paths import ROOT
 
 SPEC = """\
 data: {name: digits, test: 20}
@@ -168,6 +169,12 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path: Path, words: st
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.stderr in ("0 []\n", "None []\n")
     assert done.stdout
+
+
+def test_the_version_is_told_with_its_place(bench: Bench) -> None:
+    outcome = bench("--version")
+    assert outcome.code == 0
+    assert re.fullmatch(rf"bench \d+\.\d+\.\d+ from {re.escape(str(ROOT / 'bench'))}\n", outcome.out)
 
 
 def test_the_plan_shows_the_matrix_and_writes_nothing(bench: Bench) -> None:

@@ -633,6 +633,11 @@ def test_the_best_value_under_each_budget_is_marked_and_an_unsound_row_has_none(
     assert list(_best(found[1:], lambda row: row.accuracy.worst)) == []  # no other row to compare with
 
 
+def test_the_table_of_a_model_trained_elsewhere_has_no_column_of_training(store: Store) -> None:
+    keys = [evaluated(store, trained(store, seconds=0.0), "steep", [1, 0])]
+    assert matrix(store, keys).header == ["defense", "clean", "worst case", "verdict", "steep"]
+
+
 def test_matrix_shows_certified_accuracy_and_seeds(store: Store) -> None:
     keys = []
     for seed in range(2):
