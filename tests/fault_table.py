@@ -20,6 +20,7 @@ STATS, THREAT, CLASSIFIER = "tests/core/test_stats.py", "tests/core/test_threat.
 CLASSIC, TRAINING = "tests/defenses/test_classic.py", "tests/training/test_training.py"
 RESUME, STORE = "tests/training/test_resume_training.py", "tests/records/test_store.py"
 BOARD, PLAN, IMAGES = "tests/tables/test_leaderboard.py", "tests/planning/test_plan.py", "tests/data/test_images.py"
+FAST = "tests/attacks/test_autoattack_fast.py"
 PARTS, VERDICTS = "tests/soundness/test_parts.py", "tests/soundness/test_verdicts.py"
 
 # ruff: noqa: E501
@@ -125,5 +126,44 @@ FAULTS = tuple(Fault(*each) for each in (
     ("bench/soundness/gradient_checks.py", "(grad == 0).flatten(1).all(1)", "(grad == 0).flatten(1).any(1)", f"{PARTS}::test_a_gradient_is_zero_only_where_every_pixel_is"),
     ("bench/soundness/attack_strength.py", "torch.zeros_like(run.correct)) & run.correct", "torch.zeros_like(run.correct)) & ~run.correct", f"{PARTS}::test_a_lost_adversarial_point_counts_for_the_set_if_no_attack_returned_one"),
     ("bench/soundness/symptoms.py", "column.correct & (radius >= e.row.eps_value)", "column.correct", f"{VERDICTS}::test_a_certificate_counts_up_to_its_own_radius"),
+    # the fast AutoAttack
+    ("attacks/_apgd.py", "self.size / 2, self.size", "self.size / 3, self.size", f"{FAST}::test_apgd_takes_the_steps_of_the_package"),
+    ("attacks/_apgd.py", "alpha=2 * self.momentum", "alpha=self.momentum", f"{FAST}::test_apgd_takes_the_steps_of_the_package"),
+    ("attacks/_apgd.py", "(self.rises <= RISING * interval) | stuck", "(self.rises < RISING * interval) | stuck", f"{FAST}::test_the_step_is_halved_where_the_loss_rose_in_at_most_three_of_four_steps"),
+    ("attacks/_apgd.py", "self.point = torch.where(where, self.best, self.point)", "pass", f"{FAST}::test_apgd_takes_the_steps_of_the_package"),
+    ("attacks/_apgd.py", "(top[:, 2] + top[:, 3])", "(top[:, 1] + top[:, 3])", f"{FAST}::test_the_loss_of_apgd_is_the_packages"),
+    ("attacks/_apgd.py", "keep &= self.best_loss >= floor", "keep &= self.loss >= floor", f"{FAST}::test_a_row_leaves_by_its_best_loss_and_not_by_the_last"),
+    ("attacks/_fab.py", "wrong * (BACK - 1)", "wrong * (1 - BACK)", f"{FAST}::test_fab_comes_as_near_as_the_package"),
+    ("attacks/_fab.py", "(size / (size + size_center))", "(size_center / (size + size_center))", f"{FAST}::test_a_step_of_fab_mixes_both_projections_by_their_sizes"),
+    ("attacks/_fab.py", "torch.where(towards > 0, 1 - point, point)", "torch.ones_like(point)", f"{FAST}::test_the_step_to_a_plane_is_the_smallest"),
+    ("attacks/_square.py", "sum(query > bound", "sum(query >= bound", f"{FAST}::test_squares_have_the_sides_and_places_of_the_package"),
+    ("attacks/_square.py", "self.up[rows, queries][:, :, None, None], high", "~self.up[rows, queries][:, :, None, None], high", f"{FAST}::test_square_accepts_what_one_square_at_a_time_accepts"),
+    ("attacks/_square.py", "(margins < self.least[active][:, None])", "(margins <= self.least[active][:, None])", f"{FAST}::test_square_accepts_what_one_square_at_a_time_accepts"),
+    ("attacks/_square.py", "~(found > 0))  # NaN", "found < 0)  # NaN", f"{FAST}::test_an_answer_of_nan_is_an_error_of_the_model"),
+    ("attacks/_rows.py", "inside &= predicted(self.model(points)) != self.y[images]", "pass", f"{FAST}::test_every_hit_is_verified_by_the_model_itself"),
+    ("attacks/_rows.py", "seed(key, image, rank)", "seed(key, rank)", f"{FAST}::test_streams_are_keyed_by_image_and_target"),
+    ("attacks/_rows.py", "logits.argsort(dim=1, descending=True)", "logits.argsort(dim=1)", f"{FAST}::test_the_most_likely_targets_come_first"),
+    ("attacks/_rows.py", "torch.maximum(rows[..., ::2], rows[..., 1::2])", "torch.maximum(rows[..., ::2], rows[..., ::2])", f"{FAST}::test_pooling_by_slices_gives_the_same_numbers"),
+    ("attacks/autoattack_fast.py", "run.masked or not bool(", "not bool(", f"{FAST}::test_masked_gradients_are_judged_in_full"),
+    ("attacks/autoattack_fast.py", "if quick and not self.masked else", "if quick else", f"{FAST}::test_masked_gradients_are_judged_in_full"),
+    ("attacks/autoattack_fast.py", 'seed(self.ctx.seed, "audit")', 'seed("audit")', f"{FAST}::test_an_audit_judges_random_survivors_of_the_screen"),
+    ("attacks/autoattack_fast.py", "& ~audited & ~proved", "& ~audited", "tests/attacks/test_proofs.py::test_outcomes_are_those_of_the_whole_suite"),
+    ("attacks/_proofs.py", "y[part], threat, method) > 0", "y[part], threat, method) > -1", "tests/attacks/test_proofs.py"),
+    ("bench/core/stats.py", "max(low - unjudged, 0.0)", "max(low, 0.0)", f"{STATS}"),
+    # newer defenses
+    ("defenses/dual_margin.py", "logits - self.fall(gradient, adv)[:, None] * onehot", "logits + self.fall(gradient, adv)[:, None] * onehot", "tests/defenses/test_dual_margin.py::test_the_loss_equals_the_formula"),
+    ("defenses/dual_margin.py", "torch.where(gradient > 0, u, 1 - u)", "torch.where(gradient < 0, u, 1 - u)", "tests/defenses/test_dual_margin.py::test_the_fall_of_a_linear_net_is_the_largest_in_ball_and_box"),
+    ("defenses/gradalign.py", "create_graph=True", "create_graph=False", "tests/defenses/test_gradalign.py::test_the_gradient_of_the_penalty_by_differences"),
+    ("defenses/_guided.py", "self._attacks % 2 == 1", "self._attacks % 2 == 0", "tests/defenses/test_guided.py::test_images_and_loss_equal_the_formula tests/defenses/test_guided.py::test_the_distance_guides_the_attack_where_it_has_weight"),
+    ("defenses/gat.py", "progress >= self.late_from", "progress > 1 - self.late_from", "tests/defenses/test_guided.py::test_weights_follow_the_papers"),
+    ("defenses/_certified.py", "1 - share * (1 - self.kappa)", "1 - (1 - self.kappa)", "tests/defenses/test_certified.py::test_loss_equals_the_formula"),
+    ("defenses/crown_ibp.py", "(1 - share) * margins", "share * margins", "tests/defenses/test_certified.py::test_loss_equals_the_formula"),
+    ("defenses/fgsm_pgi.py", "start.detach() + self.threat.radius", "start.detach() - self.threat.radius", "tests/defenses/test_fgsm_pgi.py::test_epochs_equal_the_formula"),
+    # what a model of one's own and a gate meet
+    ("bench/commands/gate.py", "found.values and found.mean >= least", "found.mean >= least - 0.05", "tests/commands/test_gate.py::test_a_limit_is_met_by_its_own_value_and_missed_by_a_little_less"),
+    ("bench/soundness/memorization.py", "here[test.clean], there[trained.clean]", "there[trained.clean], here[test.clean]", "tests/soundness/test_memorization.py::test_a_memory_is_disclosed_by_images_that_it_cannot_hold"),
+    ("bench/soundness/test_time_optimization.py", "audit.model.predict(x[:1])", "audit.model.predict(x)", f"{PARTS}::test_no_check_gives_the_model_an_empty_batch"),
+    ("bench/data/images.py", "held_out[_permutation(len(held_out), \"validation order\", seed)]", "held_out", f"{IMAGES}::test_the_first_validation_images_of_a_folder_are_of_all_classes"),
+    ("bench/results/labels.py", "worst.values and lowest < worst.mean", "worst.values and lowest <= worst.mean", f"{BOARD}::test_a_worst_case_below_all_attacks_needs_no_note"),
 ))
 # fmt: on

@@ -119,6 +119,37 @@ def test_apgd_takes_the_steps_of_the_package(target_class: int | None) -> None:
     assert torch.allclose(losses[-1][keep], theirs[keep], atol=1e-5, rtol=1e-4)
 
 
+def test_the_step_is_halved_where_the_loss_rose_in_at_most_three_of_four_steps() -> None:
+    """Equal to the package also where it rose in exactly 12 of 16."""
+    from pyautoattack.autopgd_base import APGDAttack
+
+    ours = found(trained(), 20, "0.02")
+    count, interval = len(ours.x), 16
+    ups = torch.arange(count) % (interval + 1)  # the number of rises of each row
+    rose = torch.arange(interval)[:, None] < ups
+    losses = torch.cat([torch.zeros(1, count), torch.where(rose, 1.0, -1.0).cumsum(0)])
+    everything = torch.arange(count)
+    state = _apgd._Rows(ours, Rows(everything, torch.zeros_like(everything), None), 3, "fp32")
+    state.pass_()
+    state.begin()
+    state.rises, state.best_loss = rose.sum(0).float(), state.checked_loss + 1  # so that the best did not stand still
+    state.check(interval)
+    theirs = APGDAttack(trained(), eps=0.02, device="cpu").check_oscillation(losses, interval, interval, None)
+    assert torch.equal(state.halved, theirs.bool())
+    assert 12 in ups[state.halved]
+
+
+def test_a_row_leaves_by_its_best_loss_and_not_by_the_last() -> None:
+    ours = found(trained(), 4, "0.02")
+    everything = torch.arange(len(ours.x))
+    state = _apgd._Rows(ours, Rows(everything, torch.zeros_like(everything), None), 3, "fp32")
+    state.pass_()
+    state.begin()
+    state.best_loss, state.loss = torch.linspace(0, 1, len(ours.x)), torch.linspace(1, 0, len(ours.x))
+    assert state.shrink(0.9)
+    assert state.rows.image.tolist() == [len(ours.x) - 1]
+
+
 def test_the_loss_of_apgd_is_the_packages() -> None:
     from pyautoattack.autopgd_base import APGDAttack_targeted
 
@@ -149,6 +180,27 @@ def test_the_step_to_a_plane_is_the_smallest(scale: float) -> None:
     assert torch.allclose(single.double(), ours, atol=1e-6)
     assert float((point.float() + single).min()) >= 0
     assert float((point.float() + single).max()) <= 1
+
+
+def test_a_step_of_fab_mixes_both_projections_by_their_sizes() -> None:
+    """The formula at the top of attacks/_fab.py: a = min(|d(x_t)| / (|d(x_t)| + |d(x_0)|), 0.1); no step back."""
+    torch.manual_seed(0)
+    center = 0.5 + 0.1 * torch.rand(8, 1, 4, 4, dtype=torch.float64)
+    point = center + 0.1 * torch.randn_like(center)
+    normal = torch.randn_like(center)
+    # near the plane at first, so that a is below its limit; then far from it
+    ahead = torch.tensor([-1e-4, -1e-3, -1e-2, -0.1, -0.3, -0.5, -1.0, -2.0], dtype=torch.float64)
+    height = ahead.view(-1, 1, 1, 1)
+    d, d_0 = (
+        to_plane(point, normal, height),
+        to_plane(center, normal, height + (normal * (center - point)).sum((1, 2, 3), keepdim=True)),
+    )
+    size, size_0 = (each.abs().flatten(1).amax(1) for each in (d, d_0))
+    a = (size / (size + size_0)).clamp_max(0.1).view(-1, 1, 1, 1)
+    expected = (1 - a) * (point + 1.05 * d) + a * (center + 1.05 * d_0)
+    assert 0 < int((a < 0.1).sum()) < 8
+    moved = _fab._step(center, point, ahead, normal, torch.zeros(8, dtype=torch.bool))
+    assert torch.allclose(moved, expected.clamp(0, 1), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["noisy", "standard", "convolutions"])
@@ -182,8 +234,11 @@ def test_square_accepts_what_one_square_at_a_time_accepts(
     monkeypatch.setattr(_square, "QUERIES", 700)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 30), nn.ReLU(), nn.Linear(30, 10)).double()
-    x = torch.rand(12, 3, 8, 8, dtype=torch.float64)
-    ours = Found(net, x, net(x).argmax(1), threat("0.03"))
+    for parameter in net.parameters():  # of few bits, so that sums are exact, and equal margins are equal in any batch
+        parameter.data = (512 * parameter.data).round() / 512
+    net[1].weight.data[:, ::2] = 0  # every second column of pixels changes nothing: an equal margin is no gain
+    x = (64 * torch.rand(12, 3, 8, 8, dtype=torch.float64)).round() / 64
+    ours = Found(net, x, net(x).argmax(1), threat("0.03125"))
     with torch.inference_mode():
         search = _square._Search(ours, torch.arange(12), 5, size)
         start = search.high.clone()

@@ -87,6 +87,14 @@ def test_the_action_runs_the_command_of_the_page(net: Path) -> None:
     assert Path("bench.sarif").is_file()
 
 
+def test_a_limit_is_met_by_its_own_value_and_missed_by_a_little_less(bench: Bench, net: Path) -> None:
+    words = [*page_command(), "--attack", "clean,fgsm", "--workers", "1", "--json"]
+    outcome = bench(*words)
+    robust = json.loads(outcome.out.splitlines()[-1])["robust"]
+    assert bench(*words, "--min-robust", str(robust)).code == 0
+    assert bench(*words, "--min-robust", str(robust + 0.001)).code == 4
+
+
 def test_the_baseline_beside_other_defenses_is_not_measured_by_the_limits(bench: Bench) -> None:
     both = bench(*RUN, "--defense", "standard,noisy", "--min-robust", "0.9999", "--min-clean", "0.9999")
     assert both.code == 4

@@ -27,6 +27,13 @@ def test_the_upper_bound_is_scipys(hits: int, n: int) -> None:
     assert clopper_pearson_upper(hits, n, 0.05) == pytest.approx(exact)
 
 
+def test_the_interval_of_an_audit_is_lower_by_the_share_that_was_not_judged() -> None:
+    assert audited_interval(600, 1000, 0.0) == wilson(600, 1000)
+    exact = binomtest(600, 1000).proportion_ci(0.975, method="wilson")
+    assert audited_interval(600, 1000, 0.02) == pytest.approx((exact.low - 0.02, exact.high), abs=1e-12)
+    assert audited_interval(10, 1000, 0.02)[0] == 0.0
+
+
 def test_the_interval_of_an_audit_covers_both_errors() -> None:
     """A suite breaks a share p of what survives a screen; 100 of these are judged. The interval holds the share that is
     robust to the suite in 95 % of the runs, also where the screen misses just so much that the audit rarely sees it."""

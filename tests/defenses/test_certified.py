@@ -85,7 +85,7 @@ def _reference(model: Dense, data: Batch, kind: type[CertifiedTraining], eps: fl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("progress", [0.0, 0.2, 0.5, 0.9])
 def test_loss_equals_the_formula(kind: type[CertifiedTraining], progress: float) -> None:
     model, data = _dense(), _images(progress)
     expected = _reference(model, data, kind, 0.2, ramp=0.5)

@@ -22,7 +22,7 @@ from bench.soundness.attack_strength import _rise
 from bench.soundness.audit import Audit, Run, Snapshot, scaled, whole_box
 from bench.soundness.audit_model import MEASURES, audit
 from bench.soundness.binarization_test import _Head, border, last_linear
-from bench.soundness.catalog import CHECKS
+from bench.soundness.catalog import CHECKS, LAYER_RUNS
 from bench.soundness.checks import Check, NotMeasured
 from bench.soundness.forward_checks import last_function
 from bench.soundness.instrumented_pgd import InstrumentedPGD
@@ -276,13 +276,13 @@ class OneByOne(nn.Module):
 def test_no_check_gives_the_model_an_empty_batch(wrong: bool) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    x = torch.rand(3, 1, 4, 4)
+    x = torch.rand(LAYER_RUNS + 2, 1, 4, 4)
     y = (net(x).argmax(1) + wrong) % 3
     budget = [Threat("Linf", Epsilon(1))]  # under which the attacks misclassify every image
     found, columns = audit(
         Classifier(OneByOne(net)), x, y, budget, "quick", seed=0, claimed=None, report=lambda *progress: None
     )
-    assert int(columns["clean"].sum()) == (0 if wrong else 3)
+    assert int(columns["clean"].sum()) == (0 if wrong else len(x))
     assert not columns["pgd-cw@1"].any()
     assert not [finding for finding in found if "failed" in finding.note]
     level = {finding.code: finding.level for finding in found}
