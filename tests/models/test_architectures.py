@@ -253,6 +253,16 @@ def test_parameter_counts(module, data, expected):
         assert parameters(module.build(inputs(data))) == expected
 
 
+@pytest.mark.parametrize(("width", "million"), [(16, 6.60), (32, 25.0), (64, 97.2)])
+def test_multiplications_of_small_cnn(width, million):
+    """By hand: convolutions with `width` channels at each position, two with twice as many at a quarter; the layers."""
+    exact = 32**2 * (27 * width + 9 * width**2) + 16**2 * (18 + 36) * width**2 + 64 * 2 * width * 128 + 1280
+    assert exact / 1e6 == pytest.approx(million, rel=5e-3)
+    with FlopCounterMode(display=False) as counted, torch.device("meta"):
+        small_cnn.build(inputs("cifar10"), width=width)(torch.rand(1, 3, 32, 32))
+    assert counted.get_total_flops() == 2 * exact
+
+
 @pytest.mark.parametrize(("depth", "expected"), [(20, 0.27e6), (32, 0.46e6), (44, 0.66e6), (56, 0.85e6)])
 def test_the_nets_of_the_paper_of_resnet_cifar(depth, expected):
     with torch.device("meta"):
@@ -341,6 +351,7 @@ def test_mlp_without_hidden_layer_is_linear():
         (lambda: lenet5.build(inputs(size=12)), "lenet5 needs images of at least 14 x 14 pixels, got 12"),
         (lambda: lenet5.build(inputs(size=15)), "even side of at least 14 pixels, got 15"),
         (lambda: small_cnn.build(inputs(size=7)), "small_cnn needs images of at least 8 x 8"),
+        (lambda: small_cnn.build(inputs(), width=0), "width is 0; expected at least 1"),
         (lambda: preact_resnet18.build(inputs(size=7)), "preact_resnet18 needs images of at least 8 x 8"),
         (lambda: wide_resnet.build(inputs(size=4)), "wide_resnet needs images of at least 8 x 8"),
         (lambda: wide_resnet.build(inputs(), depth=20), "depth is 20; expected 6n"),
