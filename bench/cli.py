@@ -26,7 +26,7 @@ COMMANDS = {
     "timing": "Show the cost of trainings and attacks.",
     "explain": "Explain a soundness check.",
     "check": "Test a defense or attack against its contract.",
-    "sweep": "Show accuracy against a swept setting.",
+    "sweep": "Show accuracy against a setting, or search settings.",
     "badge": "Write a row as an SVG badge.",
     "report": "Write all tables and figures as one HTML file.",
     "eval": "Attack a model of your own like any other.",

@@ -84,7 +84,7 @@ def committed(tmp_path: Path) -> Store:
 def test_comparisons_and_sweeps_of_the_readme_are_answered_by_the_committed_records(
     committed: Store, bench: Bench
 ) -> None:
-    asked = [line for line in LINES if line.split()[1] in ("compare", "sweep")]
+    asked = [line for line in LINES if line.split()[1] in ("compare", "sweep") and "--optuna" not in line]
     assert {line.split()[1] for line in asked} == {"compare", "sweep"}
     for line in asked:
         words = [str(committed.root / word[8:]) if word.startswith("results/") else word for word in shlex.split(line)]
@@ -92,6 +92,16 @@ def test_comparisons_and_sweeps_of_the_readme_are_answered_by_the_committed_reco
         outcome = bench(*words[1:], *place)
         assert (outcome.code, outcome.err) == (0, ""), line
     assert "worst case" in outcome.out
+
+
+def test_a_search_of_the_readme_is_right_but_for_what_is_added_here(bench: Bench) -> None:
+    pytest.importorskip("optuna")
+    asked = [line for line in LINES if "--optuna" in line]
+    assert asked
+    for line in asked:
+        outcome = bench(*shlex.split(line)[1:], "--validation", 60_000)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "data.validation is 60000; expected less than the 60000 training images" in outcome.err, line
 
 
 def test_the_comparison_of_the_quick_start_is_answered_beside_the_committed_records(

@@ -31,13 +31,19 @@ class Matrix:
 
 def prepare(options: Options, data_dir: Path | None) -> Matrix:
     """Options -> jobs. Every error that can be detected is raised here, before anything is written."""
+    spec, root, notes = specified(options, data_dir)
+    return Matrix(spec, plan(spec, root), root, [*notes, *duplicates(spec)], str(options.spec or ""))
+
+
+def specified(options: Options, data_dir: Path | None) -> tuple[Spec, Path, list[str]]:
+    """Options -> their spec, the data folder, and what was chosen for the user."""
     check_options(options)
     root = datasets.data_root(data_dir)
     if data_dir is not None and not data_dir.is_dir():
         raise FileNotFoundError(f"no data folder {data_dir}; --data-dir or BENCH_DATA names an existing one")
     spec, found, notes = to_spec(options, root)
     datasets.check(spec.data.name, found, explicit=data_dir is not None)
-    return Matrix(spec, plan(spec, found), found, [*notes, *duplicates(spec)], str(options.spec or ""))
+    return spec, found, notes
 
 
 def check_options(options: Options) -> None:

@@ -6,8 +6,9 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,7 +18,7 @@ from bench.commands.matrix import Matrix, prepare
 from bench.commands.options import OutputOptions, takes_groups
 from bench.commands.output import announce, console_of, print_script, print_table, refused, stopped
 from bench.commands.plan import show_plan
-from bench.executors.base import Backend
+from bench.executors.base import Backend, Event
 from bench.executors.clusters import Cluster, Machine, choose
 from bench.executors.devices import Slot
 from bench.executors.driver import drive
@@ -105,11 +106,7 @@ def run_matrix(
             return 2
         view.follow(events)
     except (KeyboardInterrupt, SystemExit) as stop:
-        with contextlib.suppress(Exception):
-            events.close()  # type: ignore[attr-defined]
-        counts = ", ".join(f"{view.counts[kind]} {words}" for kind, words in OTHERS.items())
-        lines = [*view.kept(), f"{counted(view.counts['ok'], 'job')} run, {counts}, {len(view.left)} left"]
-        stopped(stop, "\n".join([*lines, "stopped; nothing finished is lost. Resume with:"]))
+        halted(stop, view, events)
     if backend.detach and view.left:
         note = f"{counted(len(view.left), 'job')} in Slurm's queue; the same command without --detach follows"
         say(note, sys.stderr)
@@ -131,6 +128,15 @@ def run_matrix(
     for line in failures:
         say(f"gate: {line}", sys.stderr)
     return 4 if failures else 0
+
+
+def halted(stop: KeyboardInterrupt | SystemExit, view: live.View, events: Iterator[Event]) -> NoReturn:
+    """End a run that was interrupted: what was done and kept, and the command that resumes."""
+    with contextlib.suppress(Exception):
+        events.close()  # type: ignore[attr-defined]
+    counts = ", ".join(f"{view.counts[kind]} {words}" for kind, words in OTHERS.items())
+    lines = [*view.kept(), f"{counted(view.counts['ok'], 'job')} run, {counts}, {len(view.left)} left"]
+    stopped(stop, "\n".join([*lines, "stopped; nothing finished is lost. Resume with:"]))
 
 
 def _ready(matrix: Matrix, backend: Backend, view: live.View, check: bool) -> bool:

@@ -46,7 +46,7 @@ class Options:
     )
     baseline: Annotated[bool, typer.Option(help="Add the defense `standard`, the baseline of every ratio.")] = True
     validation: Annotated[
-        int | None, typer.Option(help="Training images held out to select an epoch by validation.")
+        int | None, typer.Option(help="Training images held out, on which epochs and settings are chosen.")
     ] = None
     checks: Annotated[str | None, typer.Option(help="Soundness checks: quick, full or off (default: quick).")] = None
 

@@ -48,6 +48,7 @@ EXTRAS = {
     "tensorboard": {"tensorboard"},
     "wandb": {"wandb"},
     "mlflow": {"mlflow-skinny", "SQLAlchemy", "alembic"},
+    "sweep": {"optuna"},
     "zoo": {"huggingface-hub", "timm"},
     "docs": {
         *("mkdocs", "mkdocs-material", "mkdocstrings-python"),
