@@ -15,15 +15,16 @@ from bench.records.packs import LOG
 from bench.results.rows import Row
 
 SITES = {"first": "first layer: rescaling undoes it", "input": "input: no such freedom"}
-TERMS = {"mse": "pull of the squared error", "prob": "pull of the probability term"}
+PULLS = {"correct": "pull of correct images", "wrong": "pull of wrong images"}
 HEAD = """# Does a learned sigma settle above zero
 
 With noise at the first layer, (W1, b1) times c and the next weights by 1/c leave the net as it is and divide the effect
 of the noise by c, so that sigma has no effect on the infimum of the loss, only on the way there. At the input there is
-no such freedom. Both terms of the loss act at both sites; the rate of sigma is 10 times that of the weights. A pull is
-the derivative of that term by sigma on 64 training images at the end; a positive one lowers sigma. The noise-free net
-is deployed and attacked. Robust is the worst case over clean, PGD and AutoAttack (a screen of all images, the full
-suite on 300 of the survivors), with its 95 % interval. Differences are paired by image, in points.
+no such freedom. The rate of sigma is 10 times that of the weights. A pull is the derivative of the loss by sigma on 64
+training images at the end, apart for those that the net classifies correctly and wrongly; a positive one lowers sigma.
+The noise-free net is deployed and attacked. Robust is the worst case over clean, PGD, AutoAttack (a screen of all
+images, the full suite on 300 of the survivors) and the attack through the closed form, with its 95 % interval.
+Differences are paired by image, in points.
 
 ![sigma by epoch from three starts, at the first layer and at the input](learned_sigma.png)
 """
@@ -32,7 +33,7 @@ suite on 300 of the survivors), with its 95 % interval. Differences are paired b
 def main() -> None:
     asked = Question("learned_sigma")
     standard = next(row for row in asked.rows if row.defense == "standard")
-    header = ["Site", "Start", "End", "last epoch", *TERMS.values(), "Clean", "Robust", "Verdict", "minus standard"]
+    header = ["Site", "Start", "End", "last epoch", *PULLS.values(), "Clean", "Robust", "Verdict", "minus standard"]
     lines, curves = [], []
     for row in asked.rows:
         if row is standard:
@@ -40,7 +41,7 @@ def main() -> None:
         site, log = asked.settings(row)["site"], logged(asked, row)
         sigma = [asked.settings(row)["sigma"], *(epoch["sigma"] for epoch in log)]
         curves.append((site, sigma))
-        pulls = [sum(log[-1].get(f"d{term}_dsigma_{of}", 0.0) for of in ("correct", "wrong")) for term in TERMS]
+        pulls = [sum(log[-1].get(f"d{term}_dsigma_{of}", 0.0) for term in ("mse", "prob")) for of in PULLS]
         moved = f"{100 * (sigma[-1] / sigma[-2] - 1):+.1f} %"
         cells = [clean(row), robust(row), row.verdict, versus(row, standard)]
         lines.append([site, f"{sigma[0]:g}", f"{sigma[-1]:.3f}", moved, *(f"{pull:+.3f}" for pull in pulls), *cells])
