@@ -125,6 +125,19 @@ def download(name: str, root: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def bring(names: list[str], root: Path, note: Callable[[str], None]) -> list[str]:
+    """Download those of these data sets that are absent from `root`, each once. Returns a line for each that cannot be
+    had. `note` is called with what is downloaded."""
+    problems = []
+    for name in names:
+        note(f"downloading {name} to {root}")
+        try:
+            download(name, root)
+        except (ConnectionError, FileNotFoundError) as error:
+            problems.append(str(error))
+    return problems
+
+
 def _fetch(name: str, staging: Path, root: Path) -> None:
     for pause in (*_PAUSES, None):
         try:

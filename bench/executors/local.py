@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bench.executors import devices, processes
-from bench.executors.base import Backend, Exit, Handle
+from bench.executors.base import Backend, Exit, Handle, todo, unnoted
 from bench.executors.devices import Slot
 from bench.executors.slot_pool import Placement, SlotPool
 from bench.jobs import retries
@@ -66,6 +66,11 @@ class Local(Backend):
     def devices(self) -> str:
         """See Backend."""
         return devices.describe(self.slots)
+
+    def problems(self, jobs: list[Job], store: Store, note: Callable[[str], None] = unnoted) -> list[str]:
+        """See Backend. Data that is absent is downloaded here, once, before each worker would try it."""
+        absent = processes.bring_data(jobs, self.root, note) if todo(jobs, store) else []
+        return absent or super().problems(jobs, store, note)
 
     def open(self, store: Store, jobs: list[Job]) -> None:
         """See Backend."""

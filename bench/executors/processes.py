@@ -21,8 +21,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.data import datasets
 from bench.executors.devices import Slot
-from bench.planning.job import Job, TrainJob
+from bench.planning.job import ImportJob, Job, TrainJob
 from bench.records.record import Retry
 from bench.training import stop_signals
 
@@ -132,6 +133,14 @@ def preflight(jobs: list[Job], root: Path, note: Callable[[str], None]) -> list[
         return found
     except ChildDied:
         return []
+
+
+def bring_data(jobs: list[Job], root: Path, note: Callable[[str], None]) -> list[str]:
+    """Download the data sets of these jobs that are absent from `root`; a line for each that cannot be had."""
+    named = {job.data.name for job in jobs if isinstance(job, (TrainJob, ImportJob))}
+    absent = sorted(name for name in named if name in datasets.FILES and datasets.missing(name, root))
+    found: list[str] = ask("bench.data.vision", "bring", absent, root, note=note) if absent else []
+    return found
 
 
 def start(task: Task, work: Work | None) -> ForkServerProcess:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -326,3 +327,16 @@ def test_a_killed_driver_loses_nothing_that_was_finished(bench: Bench, plugins: 
     assert again.code == 0, again.err
     assert set(states(RESULTS).values()) == {"done"}
     assert {key: written(RESULTS)[key] for key in before} == before
+
+
+def test_a_run_whose_data_cannot_be_had_starts_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+    words = ["--dataset", "fashion_mnist", "--defense", "fast_at,trades", "--attack", "clean,fgsm", "--workers", "1"]
+    outcome = bench("run", *words)
+    assert outcome.code == 2
+    assert re.fullmatch(
+        r"error: no fashion_mnist in .*, where it cannot be written \(.*\); pass --data-dir\n", outcome.err
+    )
+    assert not Path("results").exists()

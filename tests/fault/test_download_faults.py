@@ -114,6 +114,20 @@ def test_f23_a_broken_download_is_tried_three_times_and_never_unpacked(
     assert len(net.times(NAMES[0])) == 2  # what had come whole was not fetched again by the second and third try
 
 
+def test_f23_what_is_absent_is_brought_before_a_run_or_named(
+    net: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vision, "_PAUSES", (0.01, 0.01))
+    told: list[str] = []
+    net.how = "busy"
+    (problem,) = vision.bring(["mnist"], tmp_path / "data", told.append)
+    assert problem.startswith(f"cannot download mnist (offline?, {TRIES} tries); put ")
+    net.how = ""
+    assert vision.bring(["mnist"], tmp_path / "data", told.append) == []
+    assert not datasets.missing("mnist", tmp_path / "data")
+    assert told == [f"downloading mnist to {tmp_path / 'data'}"] * 2
+
+
 def test_f23_a_net_that_comes_back_is_enough(net: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision, "_PAUSES", (0.05, 0.1))
     net.how = "cut"
