@@ -62,7 +62,7 @@ def sweep(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --optuna: trials and the front only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show accuracy against a swept setting of past runs, or search settings with --optuna.
+    """Show accuracy against a setting, or search settings on validation images.
 
     Each seed is shown. --against gives the value of another defense's setting that is equally accurate. With --optuna N
     the settings of --search are searched in N trainings, all evaluated on validation images, and the front of clean

@@ -40,7 +40,7 @@ def verify(
     data_dir: DataDir = None,
     plugin: Plugin = None,
 ) -> None:
-    """Verify checksums and evaluate stored images again, or attack again. Exit code 4 if something changed.
+    """Verify checksums, evaluate stored images again, or attack again. Exit code 4 if something changed.
 
     Example: bench verify results/mine.zip --attack-again 5 --weights results
     """

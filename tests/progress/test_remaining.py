@@ -510,6 +510,6 @@ def test_no_time_left_is_shown_when_all_jobs_are_done(store: Store) -> None:
 
     view = View(Console(), store, [OLD, NEW], "live", 1)
     view._handle(Event("skipped", OLD))
-    assert str(view._table().title).startswith("1 of 2 jobs done; time left about")
+    assert str(view._table().renderables[0]).startswith("1 of 2 jobs done; time left about")
     view._handle(Event("ok", NEW))
-    assert view._table().title == "2 of 2 jobs done"
+    assert str(view._table().renderables[0]) == "2 of 2 jobs done"

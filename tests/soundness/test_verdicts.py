@@ -722,9 +722,6 @@ def test_the_matrix_uses_the_audits_among_its_jobs_only(store: Store) -> None:
     header, (line,), notes, _ = matrix(store, keys)
     assert line[header.index("verdict")] == "NOT CHECKED"
     assert [note for note in notes if re.fullmatch(r"not checked: \d+ checks: no audit \(pgd_at\)", note)], notes
-    columns = [notes[0].index(f" {name} ") for name in header[header.index("verdict") + 1 : -2]]
-    assert columns == sorted(columns), notes[0]  # listed in the order of the columns
-    assert len(columns) > 2
     header, (line,), notes, _ = matrix(store, [*keys, *audits])
     assert line[header.index("verdict")] == "OK"
     assert not [note for note in notes if "not checked" in note]
