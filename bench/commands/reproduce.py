@@ -44,9 +44,17 @@ class Compared(NamedTuple):
     n: int
 
     @property
-    def agrees(self) -> bool:
-        """Is ours there, and within the tolerance?"""
-        return not math.isnan(self.ours) and self.published.holds(self.ours)
+    def agrees(self) -> bool | None:
+        """Is ours within the tolerance? None where there is no number of ours."""
+        return None if math.isnan(self.ours) else self.published.holds(self.ours)
+
+    def __str__(self) -> str:
+        """The outcome in words."""
+        if self.agrees is None:
+            return "no number of ours"
+        if self.published.value is None:
+            return "holds" if self.agrees else "DOES NOT HOLD"
+        return f"{'within' if self.agrees else 'NOT within'} {self.published.tolerance:g}"
 
 
 class Planned(NamedTuple):
@@ -175,17 +183,13 @@ def _show(name: str, entry: Reproduction, found: list[Compared], mode: str) -> N
     for one in found:
         figure, ours, low, high, n = one
         bound = f"at least {figure.at_least:.2f}" if figure.value is None else f"{figure.value:.2f}"
-        words = (
-            ("within " if one.agrees else "NOT within ") + f"{figure.tolerance:g}" if figure.value is not None else ""
-        )
-        words = words or ("holds" if one.agrees else "DOES NOT HOLD")
         interval = f"{decimals(low, 2)} to {decimals(high, 2)}" if n else "–"
         number = str(n) if n == figure.n else f"{n} (published {figure.n})"
-        lines.append([figure.of, bound, decimals(ours, 2), interval, number, words])
+        lines.append([figure.of, bound, decimals(ours, 2), interval, number, str(one)])
     print(printed(["", f"{name}: {entry.title}", *aligned(lines)]))
     for word, text in (("source", entry.source), ("tolerance", entry.tolerance), ("deviations", entry.deviations)):
         say(f"{word:10} {text}")
-    count = sum(one.agrees for one in found)
+    count = sum(bool(one.agrees) for one in found)
     say(f"{count} of {counted(len(found), 'published number')} reproduced")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from harness import Bench
 
 from bench.atomic import file_hash
-from bench.commands.reproduce import _plan
+from bench.commands.reproduce import Compared, _plan
 from bench.planning import reproductions
 from bench.planning.reproductions import Published
 
@@ -92,6 +93,12 @@ def test_numbers_are_compared_and_a_second_run_does_nothing(bench: Bench, zoo: P
     assert "DOES NOT HOLD" in outcome.out
     assert "0 of 2 published numbers reproduced" in outcome.out
     assert {path.name for path in Path("results").iterdir() if not path.is_dir()} <= {".gitignore"}
+
+
+def test_what_was_not_run_is_not_called_a_difference() -> None:
+    found = [Compared(Published.model_validate(figure("clean", value=90)), *[math.nan] * 3, 0)]
+    found.append(found[0]._replace(published=Published.model_validate(figure("clean", at_least=90))))
+    assert [(str(each), each.agrees) for each in found] == [("no number of ours", None)] * 2
 
 
 def test_mistakes_are_one_line_and_write_nothing(bench: Bench, zoo: Path) -> None:
