@@ -17,7 +17,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ class Trial:
     number: int
     settings: dict[str, Any]
     jobs: list[Job]
-    clean: SeedValues = SeedValues()  # noqa: RUF009 - frozen
-    worst: SeedValues = SeedValues()  # noqa: RUF009 - frozen
+    clean: SeedValues = field(default_factory=SeedValues)
+    worst: SeedValues = field(default_factory=SeedValues)
     failed: str = ""
 
     @property
@@ -126,7 +126,7 @@ def search(
     Raises:
         LookupError, ValueError: In one line, before anything is written. MissingDependency: Without optuna.
     """
-    study = _study(0)
+    study = _study()
     asked, notes = _search(options, searched, trials, data_dir)
     proposed = asked.jobs({})
     backend = Local(asked.root, machine.slots(), machine.seconds())
@@ -162,7 +162,7 @@ def search(
     return 0 if front else 1
 
 
-def _study(seed: int) -> Any:
+def _study() -> Any:
     """A study of two accuracies that are maximized, in memory. Raises MissingDependency without optuna."""
     try:
         import optuna
@@ -174,7 +174,7 @@ def _study(seed: int) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions call the constant liar an experiment
-        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # keeps a batch from one single place
+        sampler = optuna.samplers.TPESampler(seed=0, constant_liar=True)  # keeps a batch from one single place
     return optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
 
 
@@ -255,8 +255,10 @@ def _run(planned: list[Trial], backend: Backend, store: Store, model: CostModel,
     events: Iterator[Event] = iter(())
     try:
         with live.waiting(view.console, shown, "checking models, defenses and attacks") as note:
-            if backend.problems(jobs, store, note):  # of which trials is asked only then
-                found = {trial.number: backend.problems(trial.jobs, store, note) for trial in planned}
+            if problems := backend.problems(jobs, store, note):  # of which trials is asked only then
+                found = {trial.number: Backend.problems(backend, trial.jobs, store, note) for trial in planned}
+                if not any(found.values()):  # the data cannot be had, which no other point changes
+                    raise ValueError(problems[0])
                 # without the name of the defense, in which the settings stand again
                 impossible = {k: re.sub(r"^defense \w+( \(.*?\))?: ", "", each[0]) for k, each in found.items() if each}
         possible = _jobs([trial for trial in planned if trial.number not in impossible])

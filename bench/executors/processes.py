@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from bench.data import datasets
 from bench.executors.devices import Slot
-from bench.planning.job import ImportJob, Job, TrainJob
+from bench.planning.job import Job, ModelJob, TrainJob
 from bench.records.record import Retry
 from bench.training import stop_signals
 
@@ -137,7 +137,7 @@ def preflight(jobs: list[Job], root: Path, note: Callable[[str], None]) -> list[
 
 def bring_data(jobs: list[Job], root: Path, note: Callable[[str], None]) -> list[str]:
     """Download the data sets of these jobs that are absent from `root`; a line for each that cannot be had."""
-    named = {job.data.name for job in jobs if isinstance(job, (TrainJob, ImportJob))}
+    named = {job.data.name for job in jobs if isinstance(job, ModelJob)}
     absent = sorted(name for name in named if name in datasets.FILES and datasets.missing(name, root))
     found: list[str] = ask("bench.data.vision", "bring", absent, root, note=note) if absent else []
     return found

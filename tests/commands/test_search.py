@@ -197,3 +197,17 @@ def test_without_optuna_one_line_says_how_to_install_it(bench: Bench, monkeypatc
     assert outcome.err.startswith("error: --optuna needs the package optuna, which does not import")
     assert outcome.err.endswith('install it with: pip install "defense-bench[sweep]"\n')
     assert not list(Path().iterdir())
+
+
+def test_data_that_cannot_be_had_ends_a_search_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of a trial, and is tried once."""
+    pytest.importorskip("optuna")
+    Path("file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+    words = ("--attack", "clean,fgsm", "--model", "mlp", "--dataset", "fashion_mnist", "--workers", 1)
+    outcome = bench("sweep", "noisy", "--optuna", 3, *SPACE, *words)
+    assert (outcome.code, "trial 1" in outcome.out) == (2, False)
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: no fashion_mnist in ")
+    assert not Store(Path("results")).jobs()
