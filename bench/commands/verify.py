@@ -52,6 +52,8 @@ def verify(
         raise typer.Exit(verifying.verify(Store(existing(results_dir)), sample, full, root))
     if full:
         raise ValueError(f"--full looks at stored images, which a pack has none of; for {pack}: --attack-again K")
+    if attack_again is None and draw is not None:
+        raise ValueError("--draw is for --attack-again K, which is not given")
     from bench.jobs.attack_again import Sample, verify_pack
 
     chosen = secrets.randbits(32) if draw is None else draw

@@ -183,6 +183,7 @@ MISTAKES = {
         "--images is 0; expected 1 or more",
     ),
     "weights alone": (("verify", PACK, "--weights", "."), "--weights is for --attack-again K, which is not given"),
+    "draw alone": (("verify", PACK, "--draw", 1), "--draw is for --attack-again K, which is not given"),
     "no weights": (
         ("verify", PACK, "--attack-again", 5),
         "no weights named: add --weights FOLDER, or results/mine.yaml",
