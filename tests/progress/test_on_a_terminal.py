@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,10 @@ def test_the_live_table_is_drawn_and_removed(folder: Path) -> None:
     order = ("^data ", "^devices ", "^time  |^checking models", "training standard seed 0", "^6 jobs run, 0 already")
     places = [next(place for place, line in enumerate(lines) if re.search(each, line)) for each in order]
     assert places == sorted(places)
-    place, heading = next((k, line) for k, line in enumerate(lines) if re.match(r"\d of 6 jobs done; ", line))
-    assert (
-        "jobs done" in lines[place + 1] or len(heading) + len(lines[place + 1].split()[0]) >= 80
-    )  # as wide as it can be
+    first = next(place for place, line in enumerate(lines) if re.match(r"\d of 6 jobs done; ", line))
+    end = next(place for place in range(first, len(lines)) if lines[place].split()[:2] == ["job", "progress"])
+    for line, after in pairwise(lines[first:end]):  # the heading is as wide as the terminal allows
+        assert len(line.rstrip()) + len(after.split()[0]) >= 80
     assert "\x1b[35mNOT CHECKED" in text  # in color
     assert re.search(r"\x1b\[1m[\d.]+ ±", text)  # the best value
 
