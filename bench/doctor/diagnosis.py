@@ -96,7 +96,7 @@ def examine(
     yield from _accuracy(model, x, y, logits, facts, applied)
 
 
-def _test_time_optimization(model: nn.Module, x: Tensor, derivatives: int, randomised: bool) -> Line:
+def _test_time_optimization(model: nn.Module, x: Tensor, derivatives: int, stochastic: bool) -> Line:
     """What check C6 measures: derivatives in a forward pass, and how often layers run for the one image `x`."""
     value = f"{derivatives} calls of automatic differentiation in one forward pass"
     todo = "an evaluation marks it UNSOUND: attacks do not reach what is optimized (bench explain C6)"
@@ -104,7 +104,7 @@ def _test_time_optimization(model: nn.Module, x: Tensor, derivatives: int, rando
         with suppress(Exception):  # of a batch of one, which has a line of its own
             model(x)
     typical, _ = repeats(runs) or (0.0, 0)
-    if typical > LAYER_RUNS and not randomised:  # draws of a stochastic model repeat its layers too
+    if typical > LAYER_RUNS and not stochastic:  # draws repeat layers too
         return Line("test-time optimization", "WARN", f"layers run {counted(typical, 'time')} for one image", todo)
     return _line("test-time optimization", "WARN" if derivatives else "OK", value, todo)
 

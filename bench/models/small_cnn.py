@@ -3,8 +3,8 @@
 Carlini and Wagner 2017 (arXiv:1608.04644); used for MNIST by Zhang et al. 2019 (TRADES, arXiv:1901.08573)
 
 Differs from both: convolutions are padded, so that it works from 8x8 upwards, one hidden layer of 128 units instead of
-two of 200, no dropout. ReLU by default, or another `activation`; pooling precedes it (see
-lenet5). `width` is the number of channels of the first two convolutions, half that of the others.
+two of 200, no dropout. ReLU by default, or another `activation`; pooling precedes it (see lenet5). `width` is the
+number of channels of the first two convolutions, half that of the others.
 """
 
 from torch import Tensor, nn

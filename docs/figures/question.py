@@ -18,16 +18,12 @@ from bench.tables.leaderboard import board
 from bench.tables.markdown import table
 
 
-def store_of(words: list[str]) -> Store:
-    """The records that a page is made of: those of the project, or of a folder that is named."""
-    return Store(Path(words[1] if len(words) > 1 else ROOT / "results" / "questions"))
-
-
 class Question:
-    """The rows of a spec of specs/questions/ whose worst case is known, in its order, and all its jobs."""
+    """The rows of a spec of specs/questions/ whose worst case is known, in its order, and all its jobs. The records are
+    those of the project, or of a folder that the command line names."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.store = name, store_of(sys.argv)
+        self.name, self.store = name, Store(Path((*sys.argv[1:], ROOT / "results" / "questions")[0]))
         # of the data sets that the project knows, the planner needs no image
         self.jobs: list[Job] = plan(load(ROOT / "specs" / "questions" / f"{name}.yaml"), Path("no-data-needed"))
         order = {job.key: place for place, job in enumerate(self.jobs) if isinstance(job, TrainJob)}
